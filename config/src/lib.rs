@@ -1,0 +1,1 @@
+//! Configuration of the gateway and its client: TOML in, checked values out.

@@ -1,0 +1,26 @@
+//! The engine of the Tollgate gateway: what a core does, without the core.
+//!
+//! # The contract
+//!
+//! Everything here is a state machine without input or output. It reads no clock, draws no entropy but what its seed gives, starts no
+//! thread, takes no lock and makes no system call; whoever drives it does. [`Machine`] states how, once, for the gateway's [`Shard`]
+//! for the `Client`:
+//!
+//! 1. **In**: a bounded batch of `handle_*` calls, all with the `now` that the driver read once for the batch.
+//! 2. **Decide**: happens inside; every connection that the batch touched is looked at once.
+//! 3. **Out**: `poll_*` until each says `None`. Outputs are batches, never single packets.
+//!
+//! `poll_timeout` then tells when to call `handle_timeout`, and why.
+//!
+//! Input is never trusted and never panics: what cannot be used is a [`DropReason`] and a counter. A panic is a bug of this crate.
+//! Everything that grows is bounded by a `*_max` of `Params`.
+#![forbid(unsafe_code)]
+
+pub mod directory;
+pub mod machine;
+pub mod packet;
+pub mod verdict;
+
+pub use directory::{Directory, UserIndex};
+pub use machine::{Ecn, Frame, Machine, Received, Transmit, WakeReason};
+pub use verdict::{DropReason, Drops};
