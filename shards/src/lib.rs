@@ -16,11 +16,33 @@
 //! Everything that grows is bounded by a `*_max` of `Params`.
 #![forbid(unsafe_code)]
 
+pub mod admission;
+pub mod allowance;
+pub mod assignment;
+pub mod bucket;
+pub mod client;
+pub mod connection_id;
+pub mod counters;
+pub mod deadlines;
 pub mod directory;
+pub mod home;
+pub mod link;
 pub mod machine;
+pub mod message;
 pub mod packet;
+pub mod params;
+pub mod policy;
+pub mod pool;
+pub mod routes;
+pub mod shard;
+pub mod transport;
 pub mod verdict;
 
+pub use client::{Client, ClientEvent, ClientParams, CloseCause};
+pub use counters::Counters;
 pub use directory::{Directory, UserIndex};
 pub use machine::{Ecn, Frame, Machine, Received, Transmit, WakeReason};
+pub use message::Message;
+pub use params::{Params, ShardIndex};
+pub use shard::{Command, Event, Shard, ShardKeys};
 pub use verdict::{DropReason, Drops};

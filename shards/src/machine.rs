@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::verdict::DropReason;
+
 /// An ECN codepoint of the outer IP header (RFC 3168).
 pub use quinn_proto::EcnCodepoint as Ecn;
 
@@ -97,6 +99,9 @@ pub trait Machine {
 
     /// The next frame for the TUN queue. It is gone with the next call.
     fn poll_frame(&mut self) -> Option<Frame<'_>>;
+
+    /// Takes note that the driver could not deliver `packets` that it was given.
+    fn handle_drop(&mut self, reason: DropReason, packets: u64);
 
     /// When `handle_timeout` is wanted next, and why.
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)>;

@@ -23,7 +23,7 @@ pub enum DropReason {
     NoRoute,
     /// Too large for the client's path; answered with ICMP "packet too big" where that is allowed.
     TooBig,
-    /// Would not fit in the connection's datagram queue: the oldest packet made room.
+    /// The connection's queue of datagrams to send is full.
     DatagramQueueFull,
     /// The queue of packets waiting for the user's tokens is full.
     OverLimit,

@@ -2,4 +2,20 @@
 //!
 //! Nothing here knows QUIC, users or shards.
 
+pub mod checksum;
+mod flow;
+pub mod icmp;
+pub mod inner;
+pub mod merge;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod round_trip;
+pub mod split;
 pub mod vnet;
+
+pub use icmp::packet_too_big;
+pub use inner::{DestinationClass, InnerPacket, Malformed};
+pub use merge::{MergeLimits, Merger};
+pub use split::split;
+pub use vnet::VnetHeader;

@@ -1,0 +1,219 @@
+//! The users file: who may connect, how fast, and with which addresses.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ipnet::IpNet;
+use tollgate_shards::directory::{AddressRange, Directory, Fingerprint, Rate, User, UserIndex};
+
+use crate::document::{self, Report, Table};
+use crate::error::{ConfigError, Place, Problem};
+use crate::value;
+
+/// Longest users file, in bytes.
+pub const USERS_FILE_BYTES_MAX: u64 = 64 << 20;
+
+const NAME_BYTES_MAX: usize = 128;
+
+/// Lengths of Noise public keys, in bytes: standard, post-quantum, hybrid.
+const NOISE_KEY_BYTES: [usize; 3] = [32, 1184, 1216];
+
+/// A Noise public key that is authorized for a user. Kept for the day when the Noise handshake is supported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoiseKey {
+    /// Whose.
+    pub user: UserIndex,
+    /// The key: 32 bytes (standard), 1184 (post-quantum) or 1216 (hybrid).
+    pub bytes: Vec<u8>,
+}
+
+/// What a users file holds.
+#[derive(Debug, Clone, Default)]
+pub struct Users {
+    /// The users, in the order of the file.
+    pub directory: Arc<Directory>,
+    /// Their Noise keys.
+    pub noise_keys: Vec<NoiseKey>,
+}
+
+impl Users {
+    /// Reads the users file at `path` for a tunnel network whose host part is the server's address. Users without a limit of their own
+    /// get `default_limit`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or any of it is wrong: see [`ConfigError`].
+    pub fn load(path: &Path, network: IpNet, default_limit: Option<Rate>) -> Result<Self, ConfigError> {
+        let text = document::read(path, USERS_FILE_BYTES_MAX)?;
+        Users::parse(path, &text, network, default_limit)
+    }
+
+    /// As [`Users::load`], with the text of the file given.
+    pub(crate) fn parse(
+        path: &Path,
+        text: &str,
+        network: IpNet,
+        default_limit: Option<Rate>,
+    ) -> Result<Self, ConfigError> {
+        let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
+        let mut reading = Reading { network, default_limit, ..Reading::default() };
+        let mut table = root.table(&mut report, "users");
+        for (name, user) in table.tables(&mut report) {
+            reading.user(name, user, &mut report);
+        }
+        table.finish(&mut report);
+        root.finish(&mut report);
+        reading.refuse_overlaps(&mut report);
+        report.finish(Some(()))?;
+        let directory = Directory::new(reading.users).map_err(|error| {
+            ConfigError::one(Problem {
+                place: Place::File(path.into()),
+                key: "users".into(),
+                what: format!("contradict each other: {error}"),
+                remedy: "remove one of the two".into(),
+            })
+        })?;
+        Ok(Users { directory: Arc::new(directory), noise_keys: reading.noise_keys })
+    }
+}
+
+#[derive(Default)]
+struct Reading {
+    network: IpNet,
+    default_limit: Option<Rate>,
+    users: Vec<User>,
+    noise_keys: Vec<NoiseKey>,
+    by_certificate: HashMap<Fingerprint, usize>,
+    by_noise_key: HashMap<Vec<u8>, usize>,
+    claims: Vec<Claim>,
+}
+
+/// A user's claim to addresses.
+struct Claim {
+    range: AddressRange,
+    user: usize,
+    place: Place,
+    path: String,
+}
+
+impl Reading {
+    fn user(&mut self, name: String, mut table: Table<'_>, report: &mut Report<'_>) {
+        let path = format!("users.{}", document::quoted_key(&name));
+        let index = self.users.len();
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            let remedy = format!("give the user a name of 1 to {NAME_BYTES_MAX} bytes without control characters");
+            report.wrong(table.place(), &path, "is not a usable name", remedy);
+        }
+        // First the user, so that problems can name it.
+        self.users.push(User { name, certificates: Vec::new(), limit: self.default_limit, pool: Vec::new() });
+        self.noise_keys(index, &mut table, report);
+        self.certificates(index, &mut table, report);
+        if let Some(limit) = table.parsed(report, "bandwidth_limit", value::RATE, value::rate) {
+            self.users[index].limit = Some(limit);
+        }
+        let pool = table.list(report, "address_pool", value::RANGE, value::range).unwrap_or_default();
+        for (place, range) in pool {
+            let path = format!("{path}.address_pool");
+            if self.is_usable(range, &place, &path, report) {
+                self.users[index].pool.push(range);
+                self.claims.push(Claim { range, user: index, place, path });
+            }
+        }
+        table.finish(report);
+    }
+
+    fn certificates(&mut self, user: usize, table: &mut Table<'_>, report: &mut Report<'_>) {
+        let certificates = table.list(report, "authorized_certs", value::FINGERPRINT, value::fingerprint);
+        for (place, certificate) in certificates.unwrap_or_default() {
+            if let Some(first) = self.by_certificate.insert(certificate, user) {
+                self.refuse_twice(user, first, "authorized_certs", place, &certificate.to_string(), report);
+            }
+            self.users[user].certificates.push(certificate);
+        }
+    }
+
+    fn noise_keys(&mut self, user: usize, table: &mut Table<'_>, report: &mut Report<'_>) {
+        let expected = "write the base64 of a Noise public key of 32, 1184 or 1216 bytes";
+        let keys = table.list(report, "authorized_keys", expected, |text| {
+            let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| "which is not base64".to_owned())?;
+            let known = NOISE_KEY_BYTES.contains(&bytes.len());
+            if known { Ok(bytes) } else { Err(format!("which has {} bytes", bytes.len())) }
+        });
+        for (place, bytes) in keys.unwrap_or_default() {
+            if let Some(first) = self.by_noise_key.insert(bytes.clone(), user) {
+                self.refuse_twice(user, first, "authorized_keys", place, "a key", report);
+            }
+            self.noise_keys.push(NoiseKey { user: UserIndex(user as u32), bytes });
+        }
+    }
+
+    fn refuse_twice(
+        &self,
+        user: usize,
+        first: usize,
+        key: &str,
+        place: Place,
+        credential: &str,
+        report: &mut Report<'_>,
+    ) {
+        let (name, first) = (&self.users[user].name, &self.users[first].name);
+        let path = format!("users.{}.{key}", document::quoted_key(name));
+        let what = format!("lists {credential} again, which user '{first}' has already");
+        report.wrong(place, &path, what, "list it once: it tells the gateway who connects");
+    }
+
+    /// Whether a client can have every address of `range`; notes the problem otherwise.
+    fn is_usable(&self, range: AddressRange, place: &Place, path: &str, report: &mut Report<'_>) -> bool {
+        let network = self.network;
+        let (first, last) = (range.first(), range.last());
+        let remedy = format!("stay within {} and leave the server's address {} out", network.trunc(), network.addr());
+        if !network.contains(&first) || !network.contains(&last) {
+            let what = format!("has {}, which is not inside the tunnel network {}", shown(range), network.trunc());
+            report.wrong(place.clone(), path, what, remedy);
+            return false;
+        }
+        let reserved = [
+            (network.addr(), "the server's address"),
+            (network.network(), "the network's own address"),
+            (network.broadcast(), "the broadcast address"),
+        ];
+        if let Some((address, role)) = reserved.into_iter().find(|(address, _)| range.contains(*address)) {
+            let what = format!("has {}, which contains {role} {address}", shown(range));
+            report.wrong(place.clone(), path, what, remedy);
+            return false;
+        }
+        true
+    }
+
+    /// Notes each claim that overlaps one below it.
+    fn refuse_overlaps(&mut self, report: &mut Report<'_>) {
+        self.claims.sort_by_key(|claim| (claim.range.first(), claim.range.last()));
+        // The claim that reaches furthest so far: any claim that overlaps an earlier one overlaps this one.
+        let mut reach: Option<&Claim> = None;
+        for claim in &self.claims {
+            if let Some(other) = reach.filter(|other| other.range.last() >= claim.range.first()) {
+                // Blame the one further down in the file.
+                let (blamed, first) = if other.place > claim.place { (other, claim) } else { (claim, other) };
+                let (name, first_name) = (&self.users[blamed.user].name, &self.users[first.user].name);
+                let what = format!(
+                    "gives user '{name}' {}, which overlaps {} of user '{first_name}'",
+                    shown(blamed.range),
+                    shown(first.range)
+                );
+                report.wrong(blamed.place.clone(), &blamed.path, what, "give each address to one user, once");
+            }
+            if reach.is_none_or(|other| other.range.last() < claim.range.last()) {
+                reach = Some(claim);
+            }
+        }
+    }
+}
+
+fn shown(range: AddressRange) -> String {
+    let (first, last): (IpAddr, IpAddr) = (range.first(), range.last());
+    if first == last { first.to_string() } else { format!("{first} - {last}") }
+}

@@ -1,0 +1,84 @@
+//! Files in a temporary directory, and the least that a server and a client file must hold.
+
+use std::path::{Path, PathBuf};
+
+use tollgate_config::{ClientConfig, ConfigError, ServerConfig};
+
+/// A server file without its users.
+pub const SERVER: &str = r#"
+name = "test"
+tunnel_network = "198.18.0.1/24"
+[protocol]
+mode = "tls"
+certificate_file = "cert.pem"
+certificate_key_file = "key.pem"
+"#;
+
+/// A client file.
+pub const CLIENT: &str = r#"
+connection_string = "vpn.example.org:55555"
+[protocol]
+mode = "tls"
+trusted_certificate_paths = ["server.pem"]
+client_certificate_file = "cert.pem"
+client_certificate_key_file = "key.pem"
+"#;
+
+/// A temporary directory.
+pub struct Directory(tempfile::TempDir);
+
+impl Directory {
+    /// A new one, empty.
+    pub fn new() -> Self {
+        Directory(tempfile::tempdir().unwrap())
+    }
+
+    /// The path of the file `name` in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file and gives its path.
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+/// The environment with these variables and no others.
+pub fn env(variables: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> + use<> {
+    let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+    variables.iter().map(owned).collect::<Vec<_>>().into_iter()
+}
+
+/// Loads a server file. Unless it or a variable names a users file, an empty one is put in place.
+pub fn load_server(text: &str, variables: &[(&str, &str)]) -> Result<ServerConfig, ConfigError> {
+    load_server_with_users(text, "", variables)
+}
+
+/// Loads a server file with a users file.
+pub fn load_server_with_users(
+    text: &str,
+    users: &str,
+    variables: &[(&str, &str)],
+) -> Result<ServerConfig, ConfigError> {
+    let directory = Directory::new();
+    let users = directory.write("users.toml", users);
+    let mut variables = variables.to_vec();
+    if !variables.iter().any(|(name, _)| name.ends_with("_USERS_FILE")) {
+        variables.push(("QUINCY_USERS_FILE", users.to_str().unwrap()));
+    }
+    ServerConfig::load(&directory.write("server.toml", text), env(&variables))
+}
+
+/// Loads a client file.
+pub fn load_client(text: &str, variables: &[(&str, &str)]) -> Result<ClientConfig, ConfigError> {
+    let directory = Directory::new();
+    ClientConfig::load(&directory.write("client.toml", text), env(variables))
+}
+
+/// The name of a file without its directory.
+pub fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}

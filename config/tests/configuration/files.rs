@@ -1,0 +1,285 @@
+//! Whole files: the examples, files written for Quincy, overrides by the environment, the effective configuration.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
+use tollgate_config::{
+    ClientConfig, CongestionController, Connection, KeyExchange, Metrics, PemSource, ServerConfig, ShardCount, Shards,
+};
+use tollgate_shards::UserIndex;
+use tollgate_shards::directory::Rate;
+
+/// Every key that Quincy 3.1.1 knows in TLS mode, none at its default, written as its users write them.
+const QUINCY_SERVER: &str = r#"
+name = "quincy-server"
+interface_name = "quincy0"
+bind_address = "198.18.7.1"
+bind_port = 4433
+reuse_socket = true
+tunnel_network = "198.18.0.1/24"
+users_file = "USERS"
+isolate_clients = false
+default_bandwidth_limit = "50 mbps"
+
+[protocol]
+mode = "tls"
+key_exchange = "PostQuantum"
+certificate_file = "chain.pem"
+certificate = """
+-----BEGIN CERTIFICATE-----
+AAAA
+-----END CERTIFICATE-----
+"""
+certificate_key = """
+-----BEGIN PRIVATE KEY-----
+c2VjcmV0
+-----END PRIVATE KEY-----
+"""
+
+[connection]
+mtu = 1300
+congestion_controller = "NewReno"
+connection_timeout_s = 40
+keep_alive_interval_s = 20
+send_buffer_size = 1048576
+recv_buffer_size = 1048577
+datagram_send_buffer_size = 1048578
+datagram_receive_buffer_size = 1048579
+max_pending_handshakes = 128
+max_pending_handshakes_per_source = 4
+
+[log]
+level = "DEBUG"
+
+[metrics]
+enabled = true
+address = "0.0.0.0"
+port = 9100
+reporting_interval_s = 10
+idle_timeout_s = 0
+"#;
+
+const QUINCY_USERS: &str = r#"
+[users.zoe]
+authorized_keys = ["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+authorized_certs = ["sha256:ABcdef1234567890abcdef1234567890abcdef1234567890abcdef1234567890"]
+bandwidth_limit = "1.5 GBPS"
+address_pool = ["198.18.0.100/30", "198.18.0.120 - 198.18.0.122", "198.18.0.50-198.18.0.50"]
+
+[users.bob]
+authorized_keys = []
+authorized_certs = []
+"#;
+
+#[test]
+fn a_file_for_quincys_server_is_read_unchanged() {
+    let directory = Directory::new();
+    directory.write("users.toml", QUINCY_USERS);
+    let text = QUINCY_SERVER.replace("USERS", directory.path("users.toml").to_str().unwrap());
+    let config = ServerConfig::load(&directory.write("server.toml", &text), env(&[])).unwrap();
+    assert_eq!(config.name, "quincy-server");
+    assert_eq!(config.interface_name.as_deref(), Some("quincy0"));
+    assert_eq!(config.bind, "198.18.7.1:4433".parse().unwrap());
+    assert!(config.reuse_socket);
+    assert!(!config.isolate_clients);
+    assert_eq!(config.tunnel_network.to_string(), "198.18.0.1/24");
+    assert_eq!(config.default_bandwidth_limit, Rate::from_bits_per_s(50_000_000));
+    assert_eq!(config.tls.key_exchange, Some(KeyExchange::PostQuantum));
+    assert_eq!(config.tls.certificates[0], PemSource::File("chain.pem".into()));
+    assert!(matches!(config.tls.certificates[1..], [PemSource::Inline(_)]));
+    assert!(matches!(&config.tls.key, PemSource::Inline(pem) if pem.contains("c2VjcmV0")));
+    let connection = Connection {
+        mtu_bytes: 1300,
+        congestion_controller: CongestionController::NewReno,
+        connection_timeout: Duration::from_secs(40),
+        keep_alive_interval: Duration::from_secs(20),
+        send_buffer_bytes: 1_048_576,
+        recv_buffer_bytes: 1_048_577,
+        datagram_send_buffer_bytes: 1_048_578,
+        datagram_receive_buffer_bytes: 1_048_579,
+        pending_handshakes_max: 128,
+        pending_handshakes_per_source_max: 4,
+    };
+    assert_eq!(config.connection, connection);
+    assert_eq!(config.log.as_str(), "debug");
+    let metrics = Metrics {
+        enabled: true,
+        bind: SocketAddr::from(([0, 0, 0, 0], 9100)),
+        reporting_interval: Duration::from_secs(10),
+        idle_timeout: None,
+    };
+    assert_eq!(config.metrics, metrics);
+    assert_eq!(config.shards, Shards::default());
+
+    let users = config.users.directory.users();
+    assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["zoe", "bob"], "order of the file");
+    assert_eq!(users[0].limit, Rate::from_bits_per_s(1_500_000_000));
+    assert_eq!(users[1].limit, config.default_bandwidth_limit, "the default limit");
+    assert_eq!(users[0].pool.len(), 3);
+    assert_eq!(config.users.directory.find(&users[0].certificates[0]), Some(UserIndex(0)));
+    assert_eq!(config.users.noise_keys[0].user, UserIndex(0));
+    assert_eq!(config.users.noise_keys[0].bytes, [0; 32]);
+}
+
+#[test]
+fn a_file_for_quincys_client_is_read_unchanged() {
+    let text = r#"
+        connection_string = "[fd00::5]:4433"
+        [protocol]
+        mode = "tls"
+        key_exchange = "Standard"
+        trusted_certificate_paths = ["a.pem", "b.pem"]
+        trusted_certificates = ["-----BEGIN CERTIFICATE-----"]
+        client_certificate = "-----BEGIN CERTIFICATE-----"
+        client_certificate_key_file = "key.pem"
+        [connection]
+        mtu = 1500
+        max_pending_handshakes = 128
+        [network]
+        routes = ["198.18.1.0/24", "fd00:1::/64"]
+        dns_servers = ["198.18.0.53", "fd00::53"]
+        interface_name = "quincy0"
+        [log]
+        level = "warn"
+    "#;
+    let config = load_client(text, &[]).unwrap();
+    assert_eq!((config.server.host.as_str(), config.server.port), ("fd00::5", 4433));
+    assert_eq!(config.server.to_string(), "[fd00::5]:4433");
+    assert_eq!(config.tls.key_exchange, KeyExchange::Standard);
+    assert_eq!(config.tls.trusted.len(), 3);
+    assert_eq!(config.tls.key, PemSource::File("key.pem".into()));
+    assert_eq!(config.connection.mtu_bytes, 1500);
+    assert_eq!(config.network.routes.len(), 2);
+    assert_eq!(
+        config.network.dns_servers,
+        ["198.18.0.53".parse::<std::net::IpAddr>().unwrap(), "fd00::53".parse().unwrap()]
+    );
+    assert_eq!(config.network.interface_name.as_deref(), Some("quincy0"));
+}
+
+#[test]
+fn defaults_are_quincys() {
+    let config = load_server(SERVER, &[]).unwrap();
+    assert_eq!(config.bind, "0.0.0.0:55555".parse().unwrap());
+    assert!(config.isolate_clients && !config.reuse_socket);
+    assert_eq!((config.interface_name, config.default_bandwidth_limit), (None, None));
+    assert_eq!(config.tls.key_exchange, None);
+    assert_eq!(config.connection, Connection::default());
+    assert_eq!(config.metrics, Metrics::default());
+    assert_eq!(config.log.as_str(), "info");
+    assert_eq!(config.shards.count, ShardCount::Auto);
+    assert_eq!(config.shards.key_file, Path::new("/var/lib/tollgate/keys"));
+    let config = load_client(CLIENT, &[]).unwrap();
+    assert_eq!(config.tls.key_exchange, KeyExchange::Hybrid);
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
+    let variables = [
+        ("TOLLGATE_BIND_PORT", "1001"),
+        ("QUINCY_BIND_PORT", "1000"),
+        ("QUINCY_CONNECTION__MTU", "1310"),
+        ("quincy_log__level", "\"warn\""),
+        ("TOLLGATE_SHARDS__COUNT", "3"),
+        ("TOLLGATE_SHARDS__CPUS", "[1, 0]"),
+        ("QUINCY_METRICS__ENABLED", "true"),
+        ("TOLLGATE_SERVICE_HOST", "198.18.0.9"),
+        ("UNRELATED__MTU", "5"),
+    ];
+    let config = load_server(&format!("bind_port = 999\n{SERVER}"), &variables).unwrap();
+    assert_eq!(config.bind.port(), 1001);
+    assert_eq!(config.connection.mtu_bytes, 1310);
+    assert_eq!(config.log.as_str(), "warn");
+    assert_eq!(config.shards.count, ShardCount::Fixed(3.try_into().unwrap()));
+    assert_eq!(config.shards.cpus, Some(vec![1, 0]));
+    assert!(config.metrics.enabled);
+    assert_eq!(config.ignored_variables, ["TOLLGATE_SERVICE_HOST"]);
+    let config = load_client(CLIENT, &[("QUINCY_NETWORK__ROUTES", "[198.18.1.0/24,\"198.18.2.7/24\"]")]).unwrap();
+    assert_eq!(
+        config.network.routes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["198.18.1.0/24", "198.18.2.0/24"]
+    );
+}
+
+#[test]
+fn required_keys_may_come_from_the_environment_alone() {
+    let directory = Directory::new();
+    let users = directory.write("users.toml", "");
+    let file = directory.write("server.toml", "");
+    let variables = [
+        ("QUINCY_NAME", "n"),
+        ("QUINCY_TUNNEL_NETWORK", "fd00::1/64"),
+        ("QUINCY_USERS_FILE", users.to_str().unwrap()),
+        ("QUINCY_PROTOCOL__MODE", "tls"),
+        ("QUINCY_PROTOCOL__CERTIFICATE_FILE", "c.pem"),
+        ("QUINCY_PROTOCOL__CERTIFICATE_KEY", "-----BEGIN PRIVATE KEY-----"),
+    ];
+    let config = ServerConfig::load(&file, env(&variables)).unwrap();
+    assert_eq!(config.tunnel_network.to_string(), "fd00::1/64");
+    assert!(matches!(config.tls.key, PemSource::Inline(_)));
+}
+
+#[test]
+fn the_effective_configuration_masks_secrets_and_reads_back_the_same() {
+    let config = load_server(SERVER, &[("QUINCY_DEFAULT_BANDWIDTH_LIMIT", "1500 kbps")]).unwrap();
+    let effective = config.effective();
+    // The users file is a temporary one that is gone by now.
+    let directory = Directory::new();
+    let again =
+        effective.replace(config.users_file.to_str().unwrap(), directory.write("users.toml", "").to_str().unwrap());
+    let again = ServerConfig::load(&directory.write("server.toml", &again), env(&[])).unwrap();
+    let users_lines =
+        |text: &str| text.lines().filter(|line| !line.contains("users")).map(String::from).collect::<Vec<_>>();
+    assert_eq!(users_lines(&again.effective()), users_lines(&effective));
+    assert!(effective.contains("default_bandwidth_limit = \"1500 kbps\""), "{effective}");
+
+    let directory = Directory::new();
+    let users = directory.write("users.toml", QUINCY_USERS);
+    let text = QUINCY_SERVER.replace("USERS", users.to_str().unwrap());
+    let config = ServerConfig::load(&directory.write("server.toml", &text), env(&[])).unwrap();
+    for shown in [config.effective(), format!("{config:?}")] {
+        assert!(!shown.contains("c2VjcmV0"), "{shown}");
+    }
+    assert!(config.effective().contains("certificate_key = \"(masked)\""));
+
+    let client = load_client(CLIENT, &[]).unwrap().effective();
+    assert_eq!(load_client(&client, &[]).unwrap().effective(), client);
+}
+
+#[test]
+fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let read = |name: &str| std::fs::read_to_string(examples.join(name)).unwrap();
+    let users = [("TOLLGATE_USERS_FILE", examples.join("users.toml"))];
+    let users = [(users[0].0, users[0].1.to_str().unwrap())];
+    let config = load_server(&read("server.toml"), &users).unwrap();
+    assert_eq!(config.users.directory.users().len(), 3);
+    // With each commented key in force, the same comes out, but for the two whose default is to be absent.
+    let uncommented = load_server(&uncomment(&read("server.toml")), &users).unwrap();
+    assert_eq!(uncommented.tls.key_exchange, Some(KeyExchange::Hybrid));
+    assert_eq!(uncommented.shards.cpus, Some(vec![0, 1, 2, 3]));
+    let mut same = uncommented.clone();
+    same.tls.key_exchange = None;
+    same.shards.cpus = None;
+    assert_eq!(same.effective(), config.effective());
+
+    let client = ClientConfig::load(&examples.join("client.toml"), env(&[])).unwrap();
+    assert_eq!(load_client(&uncomment(&read("client.toml")), &[]).unwrap().effective(), client.effective());
+}
+
+/// Puts every commented `key = value` line in force.
+fn uncomment(text: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("# ") {
+        Some(rest)
+            if rest
+                .split_once(" = ")
+                .is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) =>
+        {
+            rest.to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    text.lines().map(|text| line(text) + "\n").collect()
+}

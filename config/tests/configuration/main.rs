@@ -1,0 +1,5 @@
+//! Tests of the configuration through its public interface.
+
+mod common;
+mod files;
+mod refusals;

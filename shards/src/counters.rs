@@ -1,0 +1,53 @@
+//! What a shard has done, in numbers. Plain integers: whoever reads them copies them out between two passes.
+//!
+//! This module decides nothing.
+
+use serde::Serialize;
+use serde::ser::SerializeMap;
+
+use crate::verdict::Drops;
+
+/// A shard's counters since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Inner packets from clients that went to the TUN.
+    pub up_packets: u64,
+    /// Their bytes.
+    pub up_bytes: u64,
+    /// Inner packets queued for clients.
+    pub down_packets: u64,
+    /// Their bytes.
+    pub down_bytes: u64,
+    /// Inner packets from one client to another.
+    pub relayed_packets: u64,
+    /// TUN frames that arrived at the wrong shard and went over the mesh.
+    pub misrouted_frames: u64,
+    /// UDP datagrams that arrived at the wrong shard and went over the mesh.
+    pub misrouted_datagrams: u64,
+    /// Retry packets sent (RFC 9000, section 8.1.2).
+    pub retries: u64,
+    /// Handshakes completed by clients with a known certificate.
+    pub handshakes: u64,
+    /// Responses outside any connection, mostly stateless resets (RFC 9000, section 10.3).
+    pub stateless_responses: u64,
+    /// ICMP "packet too big" sent.
+    pub too_big_replies: u64,
+    /// Messages sent to other shards.
+    pub messages: u64,
+    /// Connections whose user this shard is home to.
+    pub connections: u64,
+    /// Users with a session at this shard.
+    pub users: u64,
+    /// Packets dropped, by reason.
+    pub drops: Drops,
+}
+
+impl Serialize for Drops {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (reason, packets) in self.iter() {
+            map.serialize_entry(reason.name(), &packets)?;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,266 @@
+//! What decides whether a TCP segment or UDP datagram may be merged with those before it.
+//!
+//! This module compares packets. It holds none: see [`Merger`](super::merge::Merger).
+
+use super::checksum::Sum;
+use super::inner::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, InnerPacket, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol};
+
+/// Longest headers of a packet that can be merged, in bytes: IPv6 without extension headers, TCP with all options.
+pub(super) const MERGEABLE_HEADERS_BYTES_MAX: usize = IPV6_HEADER_BYTES + 60;
+
+const ACK: u16 = 0x10;
+const PSH: u16 = 0x08;
+
+/// Source and destination address as they lie in the header; an IPv4 pair fills the first word and leaves the others zero.
+pub(super) type AddressPair = [u64; 4];
+
+/// The addresses of a packet that [`InnerPacket::parse`] accepted; zeros for other bytes.
+#[inline]
+pub(super) fn address_pair(packet: &[u8], is_v6: bool) -> AddressPair {
+    let mut pair = [0; 4];
+    let addresses = if is_v6 { packet.get(8..40) } else { packet.get(12..20) };
+    let (words, _) = addresses.unwrap_or_default().as_chunks::<8>();
+    for (word, bytes) in pair.iter_mut().zip(words) {
+        *word = u64::from_ne_bytes(*bytes);
+    }
+    pair
+}
+
+/// The 5-tuple.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flow {
+    pub addresses: AddressPair,
+    pub is_v6: bool,
+    pub protocol: u8,
+    ports: u32,
+}
+
+impl Flow {
+    /// A number to tell most flows apart by. Flows that share it are still told apart, only slower.
+    #[inline]
+    pub fn tag(&self) -> u32 {
+        // The multiplier is 2^64 divided by the golden ratio: it carries every input bit into the upper half.
+        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+        let ends = u64::from(self.ports) << 8 | u64::from(self.protocol);
+        let mut mixed = ends.wrapping_mul(MULTIPLIER);
+        for word in self.addresses {
+            mixed = (mixed.rotate_left(23) ^ word).wrapping_mul(MULTIPLIER);
+        }
+        (mixed >> 32) as u32
+    }
+}
+
+/// The fixed header fields that all packets of a run have in common, besides the flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Likeness {
+    /// IPv4: type of service, flags, TTL. IPv6: the first word with traffic class and flow label, hop limit.
+    ip: u64,
+    /// TCP: header length, flags but PSH, window, urgent pointer. UDP: zero.
+    tcp: u64,
+    /// TCP: acknowledgement number.
+    ack: u32,
+}
+
+/// A TCP segment or UDP datagram as the merger sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub flow: Flow,
+    likeness: Likeness,
+    /// TCP sequence number. UDP: zero.
+    pub seq: u32,
+    /// IPv4 identification, where it has to count up.
+    counted_identification: Option<u16>,
+    /// Where the TCP or UDP header starts, in bytes.
+    pub transport_offset: usize,
+    /// Where the payload starts, in bytes.
+    pub header_bytes: usize,
+    /// Length of the payload, in bytes.
+    pub payload_bytes: usize,
+    /// Whether PSH is set, so that nothing may be appended to this segment.
+    pub push: bool,
+    /// Whether this packet, as far as its header tells, may be part of a run at all.
+    pub is_mergeable: bool,
+}
+
+impl Segment {
+    /// Reads the transport header of `packet`. `None` where it is not TCP or UDP, or the header does not fit in the packet.
+    #[inline]
+    pub fn read(packet: &[u8], inner: &InnerPacket) -> Option<Segment> {
+        let transport_offset = inner.transport_offset?;
+        let transport = packet.get(transport_offset..)?;
+        let is_v6 = inner.is_v6();
+        // The kernel merges no IPv4 packets with options either.
+        let ip_is_plain = transport_offset == if is_v6 { IPV6_HEADER_BYTES } else { IPV4_HEADER_BYTES };
+        let (ip, counted_identification) = if is_v6 { ip_v6(packet)? } else { ip_v4(packet)? };
+        let ports = u32::from_ne_bytes(*transport.first_chunk::<4>()?);
+        let flow = Flow { addresses: address_pair(packet, is_v6), is_v6, protocol: inner.protocol, ports };
+        let segment = Segment {
+            flow,
+            likeness: Likeness { ip, tcp: 0, ack: 0 },
+            seq: 0,
+            counted_identification,
+            transport_offset,
+            header_bytes: 0,
+            payload_bytes: 0,
+            push: false,
+            is_mergeable: ip_is_plain,
+        };
+        if inner.protocol == protocol::TCP { segment.with_tcp(transport) } else { segment.with_udp(transport) }
+    }
+
+    #[inline]
+    fn with_tcp(mut self, transport: &[u8]) -> Option<Segment> {
+        let tcp = transport.first_chunk::<TCP_HEADER_BYTES>()?;
+        let length_and_flags = u16::from_be_bytes([tcp[12], tcp[13]]);
+        let tcp_header_bytes = usize::from(length_and_flags >> 12) * 4;
+        if tcp_header_bytes < TCP_HEADER_BYTES || tcp_header_bytes > transport.len() {
+            return None;
+        }
+        self.seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+        let window = u64::from(u16::from_be_bytes([tcp[14], tcp[15]]));
+        let urgent = u64::from(u16::from_be_bytes([tcp[18], tcp[19]]));
+        self.likeness.tcp = u64::from(length_and_flags & !PSH) << 32 | window << 16 | urgent;
+        self.likeness.ack = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
+        self.header_bytes = self.transport_offset + tcp_header_bytes;
+        self.payload_bytes = transport.len() - tcp_header_bytes;
+        self.push = length_and_flags & PSH != 0;
+        // Of flags and reserved bits, nothing but ACK and PSH.
+        self.is_mergeable &= length_and_flags & 0x0fff & !PSH == ACK && self.payload_bytes > 0;
+        Some(self)
+    }
+
+    #[inline]
+    fn with_udp(mut self, transport: &[u8]) -> Option<Segment> {
+        let udp = transport.first_chunk::<UDP_HEADER_BYTES>()?;
+        self.header_bytes = self.transport_offset + UDP_HEADER_BYTES;
+        self.payload_bytes = transport.len() - UDP_HEADER_BYTES;
+        let length_agrees = usize::from(u16::from_be_bytes([udp[4], udp[5]])) == transport.len();
+        let has_checksum = [udp[6], udp[7]] != [0, 0];
+        self.is_mergeable &= length_agrees && has_checksum && self.payload_bytes > 0;
+        Some(self)
+    }
+
+    /// Whether `next` may come behind a run whose first packet is `self` and that has `packets` packets with `payload_bytes` of payload
+    /// already, as far as fixed header fields tell. Options, checksums and total length are still to be looked at.
+    #[inline]
+    pub fn is_continued_by(&self, next: &Segment, packets: usize, payload_bytes: usize) -> bool {
+        let seq_is_next =
+            self.flow.protocol != protocol::TCP || self.seq.wrapping_add(payload_bytes as u32) == next.seq;
+        let identification_is_next = self.counted_identification.map(|first| first.wrapping_add(packets as u16));
+        next.is_mergeable
+            && self.likeness == next.likeness
+            && seq_is_next
+            && identification_is_next == next.counted_identification
+            && next.payload_bytes <= self.payload_bytes
+    }
+
+    /// The TCP options of a packet or header that was read as this segment.
+    #[inline]
+    pub fn options<'a>(&self, headers: &'a [u8]) -> &'a [u8] {
+        match self.flow.protocol {
+            protocol::TCP => {
+                headers.get(self.transport_offset + TCP_HEADER_BYTES..self.header_bytes).unwrap_or_default()
+            }
+            _ => &[],
+        }
+    }
+
+    /// Whether the IPv4 header checksum and the transport checksum of the packet that was read as this segment are right.
+    #[inline]
+    pub fn checksums_are_valid(&self, packet: &[u8]) -> bool {
+        let Some((ip_header, transport)) = packet.split_at_checked(self.transport_offset) else { return false };
+        if !self.flow.is_v6 && !Sum::of(ip_header).is_valid() {
+            return false;
+        }
+        (self.pseudo_header(transport.len()) + Sum::of(transport)).is_valid()
+    }
+
+    /// Sum of the pseudo header for a transport header and payload of `transport_bytes`, at most 65535.
+    #[inline]
+    pub fn pseudo_header(&self, transport_bytes: usize) -> Sum {
+        let addresses = self.flow.addresses.map(u64::to_ne_bytes);
+        Sum::of(addresses.as_flattened()) + Sum::word(u16::from(self.flow.protocol)) + Sum::word(transport_bytes as u16)
+    }
+}
+
+/// What an IPv4 header must have in common with others of its run, and its identification. An atomic datagram's identification means
+/// nothing (RFC 6864 4.1), so that any may follow any.
+#[inline]
+fn ip_v4(packet: &[u8]) -> Option<(u64, Option<u16>)> {
+    let header = packet.first_chunk::<IPV4_HEADER_BYTES>()?;
+    let dont_fragment = header[6] & 0x40 != 0;
+    let common = u64::from_be_bytes([0, 0, 0, 0, header[1], header[6], header[7], header[8]]);
+    let identification = u16::from_be_bytes([header[4], header[5]]);
+    Some((common, (!dont_fragment).then_some(identification)))
+}
+
+#[inline]
+fn ip_v6(packet: &[u8]) -> Option<(u64, Option<u16>)> {
+    let header = packet.first_chunk::<IPV6_HEADER_BYTES>()?;
+    Some((u64::from_be_bytes([header[0], header[1], header[2], header[3], 0, 0, 0, header[7]]), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::oracle::{TcpSegment, UdpDatagram};
+
+    fn read(packet: &[u8]) -> Option<Segment> {
+        Segment::read(packet, &InnerPacket::parse(packet).unwrap())
+    }
+
+    #[test]
+    fn flows_differ_in_each_part_of_the_tuple() {
+        let base = TcpSegment::v4();
+        let others = [
+            TcpSegment { source_host: 9, ..base.clone() }.build(),
+            TcpSegment { destination_host: 9, ..base.clone() }.build(),
+            TcpSegment { source_port: 9, ..base.clone() }.build(),
+            TcpSegment { destination_port: 9, ..base.clone() }.build(),
+            TcpSegment { v6: true, ..base.clone() }.build(),
+            UdpDatagram::v4().build(),
+        ];
+        let flow = read(&base.build()).unwrap().flow;
+        for other in others {
+            let other = read(&other).unwrap().flow;
+            assert_ne!(flow, other);
+            assert_ne!(flow.tag(), other.tag());
+        }
+        let later = TcpSegment { seq: 9, ack: 9, ttl: 9, payload: vec![1], ..base };
+        assert_eq!(flow, read(&later.build()).unwrap().flow);
+    }
+
+    #[test]
+    fn a_tcp_header_that_does_not_fit_is_not_read() {
+        let mut packet = TcpSegment { payload: vec![1; 8], ..TcpSegment::v4() }.build();
+        for (length, is_read) in [(0x40, false), (0x50, true), (0x70, true), (0x80, false)] {
+            packet[32] = length;
+            assert_eq!(read(&packet).is_some(), is_read, "{length:#x}");
+        }
+    }
+
+    #[test]
+    fn a_packet_that_its_description_does_not_fit_is_survived() {
+        let long = TcpSegment::v6().build();
+        let inner = InnerPacket::parse(&long).unwrap();
+        for length in 0..long.len() {
+            if let Some(segment) = Segment::read(&long[..length], &inner) {
+                assert!(!segment.checksums_are_valid(&long[..length]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_byte_makes_a_checksum_invalid() {
+        for good in [TcpSegment::v4().build(), TcpSegment::v6().build(), UdpDatagram::v4().build()] {
+            let segment = read(&good).unwrap();
+            assert!(segment.checksums_are_valid(&good));
+            // The IPv6 header but its addresses is covered by no checksum.
+            for at in if segment.flow.is_v6 { 40 } else { 0 }..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 0x10;
+                assert!(!segment.checksums_are_valid(&bad), "byte {at}");
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The ICMP errors that the gateway answers with.
+//!
+//! This module limits no rate: whoever calls it does.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::checksum::Sum;
+use super::inner::{DestinationClass, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, protocol, upper_layer_v6};
+
+/// Longest ICMPv4 error, IP header included, in bytes (RFC 1812 4.3.2.3).
+pub const ERROR_V4_BYTES_MAX: usize = 576;
+/// Longest ICMPv6 error, IP header included, in bytes (RFC 4443 2.4 (c)).
+pub const ERROR_V6_BYTES_MAX: usize = 1280;
+
+/// Length of the header of an ICMP error, for both versions, in bytes.
+const ICMP_HEADER_BYTES: usize = 8;
+/// What must be quoted behind the offending IPv4 header at least (RFC 792), in bytes.
+const QUOTED_PAYLOAD_BYTES_MIN: usize = 8;
+/// TTL and hop limit of what the gateway itself sends.
+const TTL: u8 = 64;
+/// Precedence "internetwork control" (RFC 1812 4.3.2.5).
+const TRAFFIC_CLASS_V4: u8 = 0xc0;
+
+/// Builds the answer to a packet that is too large for the path behind the gateway: ICMPv4 "fragmentation needed" with the next hop's
+/// MTU (RFC 1191) or ICMPv6 "packet too big" (RFC 4443 3.2).
+///
+/// `offending` is the packet from its IP header on, or as much of its start as there is, for instance the head of a super-packet.
+/// `mtu` is what would fit, in bytes, and is told as it is. `from` is the gateway's own address inside the tunnel. An IPv4 packet is
+/// answered whether it forbids fragmentation or not, since the gateway never fragments.
+///
+/// `None` where no answer may be sent (RFC 1122 3.2.2, RFC 4443 2.4 (e)): to ICMP errors, to fragments but the first, to
+/// packets from or to a group or broadcast, to packets whose source is no single host's address. The exception that RFC 4443
+/// makes for groups is not used, since the gateway routes none. Also `None` where `from` is of the other version, or `offending` is too short to tell.
+pub fn packet_too_big(offending: &[u8], mtu: u16, from: IpAddr) -> Option<Bytes> {
+    match (offending.first()? >> 4, from) {
+        (4, IpAddr::V4(from)) => packet_too_big_v4(offending, mtu, from),
+        (6, IpAddr::V6(from)) => packet_too_big_v6(offending, mtu, from),
+        _ => None,
+    }
+}
+
+fn packet_too_big_v4(offending: &[u8], mtu: u16, from: Ipv4Addr) -> Option<Bytes> {
+    let header = offending.first_chunk::<IPV4_HEADER_BYTES>()?;
+    let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
+    let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
+    let header_bytes = usize::from(header[0] & 0x0f) * 4;
+    let is_later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
+    if header_bytes < IPV4_HEADER_BYTES || is_later_fragment || !may_be_answered(source.into(), destination.into()) {
+        return None;
+    }
+    let payload = offending.get(header_bytes..)?;
+    if payload.len() < QUOTED_PAYLOAD_BYTES_MIN || (header[9] == protocol::ICMP && is_error_v4(payload[0])) {
+        return None;
+    }
+    let quote = &offending[..offending.len().min(ERROR_V4_BYTES_MAX - IPV4_HEADER_BYTES - ICMP_HEADER_BYTES)];
+    let total_bytes = IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quote.len();
+
+    let mut packet = BytesMut::with_capacity(total_bytes);
+    packet.put_slice(&[0x45, TRAFFIC_CLASS_V4]);
+    packet.put_u16(total_bytes as u16);
+    // An atomic datagram, so that the identification is free (RFC 6864 4.1).
+    packet.put_slice(&[0, 0, 0x40, 0, TTL, protocol::ICMP, 0, 0]);
+    packet.put_slice(&from.octets());
+    packet.put_slice(&source.octets());
+    let checksum = Sum::of(&packet).checksum();
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+
+    packet.put_slice(&[3, 4, 0, 0, 0, 0]);
+    packet.put_u16(mtu);
+    packet.put_slice(quote);
+    let checksum = Sum::of(&packet[IPV4_HEADER_BYTES..]).checksum();
+    packet[22..24].copy_from_slice(&checksum.to_be_bytes());
+    Some(packet.freeze())
+}
+
+fn packet_too_big_v6(offending: &[u8], mtu: u16, from: Ipv6Addr) -> Option<Bytes> {
+    let upper = upper_layer_v6(offending)?;
+    let address = |at: usize| offending[at..].first_chunk::<16>().copied().map(Ipv6Addr::from);
+    let (source, destination) = (address(8)?, address(24)?);
+    if upper.is_later_fragment || !may_be_answered(source.into(), destination.into()) {
+        return None;
+    }
+    // RFC 4443 2.4 (e.1), (e.2): errors are the types below 128; a redirect, though above, is not answered either.
+    if upper.protocol == protocol::ICMPV6 && matches!(*offending.get(upper.offset)?, 0..=127 | 137) {
+        return None;
+    }
+    let quote = &offending[..offending.len().min(ERROR_V6_BYTES_MAX - IPV6_HEADER_BYTES - ICMP_HEADER_BYTES)];
+    let icmp_bytes = ICMP_HEADER_BYTES + quote.len();
+
+    let mut packet = BytesMut::with_capacity(IPV6_HEADER_BYTES + icmp_bytes);
+    packet.put_slice(&[0x60, 0, 0, 0]);
+    packet.put_u16(icmp_bytes as u16);
+    packet.put_slice(&[protocol::ICMPV6, TTL]);
+    packet.put_slice(&from.octets());
+    packet.put_slice(&source.octets());
+
+    packet.put_slice(&[2, 0, 0, 0]);
+    packet.put_u32(u32::from(mtu));
+    packet.put_slice(quote);
+    let addresses = packet[8..].first_chunk::<32>()?;
+    let pseudo = Sum::pseudo_v6(addresses, protocol::ICMPV6, icmp_bytes as u32);
+    let checksum = (pseudo + Sum::of(&packet[IPV6_HEADER_BYTES..])).checksum();
+    packet[42..44].copy_from_slice(&checksum.to_be_bytes());
+    Some(packet.freeze())
+}
+
+/// ICMPv4 errors: unreachable, source quench, redirect, time exceeded, parameter problem (RFC 1122 3.2.2).
+fn is_error_v4(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 5 | 11 | 12)
+}
+
+/// Whether the source is a single host's address and the destination no group's.
+fn may_be_answered(source: IpAddr, destination: IpAddr) -> bool {
+    let is_class_e = matches!(source, IpAddr::V4(source) if source.octets()[0] >= 240);
+    let source_is_a_host =
+        matches!(DestinationClass::of(source), DestinationClass::Unicast | DestinationClass::LinkLocal) && !is_class_e;
+    let destination_is_a_group =
+        matches!(DestinationClass::of(destination), DestinationClass::Multicast | DestinationClass::Broadcast);
+    source_is_a_host && !destination_is_a_group
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::oracle::{self, TcpSegment, UdpDatagram, naive_sum};
+
+    const FROM_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 254));
+    const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xfe));
+
+    #[test]
+    fn the_answer_to_an_ipv4_packet_is_exact() {
+        let offending = TcpSegment { payload: vec![], ..TcpSegment::v4() }.build();
+        let answer = packet_too_big(&offending, 1372, FROM_V4).unwrap();
+        let expected = b"\
+            \x45\xc0\x00\x44\x00\x00\x40\x00\x40\x01\xac\xd5\xc6\x12\x00\xfe\xc6\x12\x00\x01\
+            \x03\x04\x83\xe2\x00\x00\x05\x5c\x45\x00\x00\x28\x00\x64\x40\x00\x3f\x06\xaf\x44\
+            \xc6\x12\x00\x01\xc6\x12\x00\x02\x9c\x40\x01\xbb\x00\x00\x03\xe8\x00\x00\x00\x4d\
+            \x50\x10\x01\xf4\x7f\x88\x00\x00\
+        ";
+        assert_eq!(answer, &expected[..]);
+    }
+
+    #[test]
+    fn the_answer_to_an_ipv6_packet_is_exact() {
+        let offending = TcpSegment { payload: vec![], ..TcpSegment::v6() }.build();
+        let answer = packet_too_big(&offending, 1372, FROM_V6).unwrap();
+        let expected = b"\
+            \x60\x00\x00\x00\x00\x44\x3a\x40\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\
+            \x00\x00\x00\xfe\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\
+            \x02\x00\x96\xeb\x00\x00\x05\x5c\x60\x00\x00\x00\x00\x14\x06\x3f\xfd\x00\x00\x00\
+            \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\xfd\x00\x00\x00\x00\x00\x00\x00\
+            \x00\x00\x00\x00\x00\x00\x00\x02\x9c\x40\x01\xbb\x00\x00\x03\xe8\x00\x00\x00\x4d\
+            \x50\x10\x01\xf4\x11\xac\x00\x00\
+        ";
+        assert_eq!(answer, &expected[..]);
+    }
+
+    #[test]
+    fn the_quote_is_as_long_as_allowed_and_no_longer() {
+        for (offending, from, longest) in [
+            (TcpSegment { payload: vec![7; 1400], ..TcpSegment::v4() }.build(), FROM_V4, ERROR_V4_BYTES_MAX),
+            (TcpSegment { payload: vec![7; 1400], ..TcpSegment::v6() }.build(), FROM_V6, ERROR_V6_BYTES_MAX),
+        ] {
+            let answer = packet_too_big(&offending, 1300, from).unwrap();
+            assert_eq!(answer.len(), longest);
+            let header_bytes = if from.is_ipv4() { 28 } else { 48 };
+            assert_eq!(answer[header_bytes..], offending[..longest - header_bytes]);
+            assert_valid(&answer);
+        }
+    }
+
+    #[test]
+    fn the_head_of_a_super_packet_suffices() {
+        let v4 = TcpSegment { payload: vec![7; 60000], ..TcpSegment::v4() }.build();
+        assert_valid(&packet_too_big(&v4[..28], 1300, FROM_V4).unwrap());
+        assert_eq!(packet_too_big(&v4[..27], 1300, FROM_V4), None);
+        let v6 = TcpSegment { payload: vec![7; 60000], ..TcpSegment::v6() }.build();
+        assert_valid(&packet_too_big(&v6[..90], 1300, FROM_V6).unwrap());
+        assert_eq!(packet_too_big(&v6[..39], 1300, FROM_V6), None);
+    }
+
+    #[test]
+    fn an_address_of_the_other_version_gives_no_answer() {
+        assert_eq!(packet_too_big(&TcpSegment::v4().build(), 1300, FROM_V6), None);
+        assert_eq!(packet_too_big(&TcpSegment::v6().build(), 1300, FROM_V4), None);
+    }
+
+    #[test]
+    fn icmp_errors_are_not_answered_but_echoes_are() {
+        for (kind, answered) in
+            [(0, true), (8, true), (13, true), (3, false), (4, false), (5, false), (11, false), (12, false)]
+        {
+            let mut packet = UdpDatagram::v4().build();
+            packet[9] = protocol::ICMP;
+            packet[20] = kind;
+            assert_eq!(packet_too_big(&packet, 1300, FROM_V4).is_some(), answered, "ICMPv4 type {kind}");
+        }
+        for (kind, answered) in
+            [(128, true), (129, true), (1, false), (2, false), (3, false), (127, false), (137, false)]
+        {
+            let mut packet = UdpDatagram::v6().build();
+            packet[6] = protocol::ICMPV6;
+            packet[40] = kind;
+            assert_eq!(packet_too_big(&packet, 1300, FROM_V6).is_some(), answered, "ICMPv6 type {kind}");
+            let hidden =
+                oracle::with_extension(&packet, protocol::HOP_BY_HOP, &[protocol::ICMPV6, 0, 1, 4, 0, 0, 0, 0]);
+            assert_eq!(packet_too_big(&hidden, 1300, FROM_V6).is_some(), answered, "hidden ICMPv6 type {kind}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_fragment_is_answered() {
+        let mut packet = UdpDatagram::v4().build();
+        packet[6..8].copy_from_slice(&[0x20, 0]);
+        assert!(packet_too_big(&packet, 1300, FROM_V4).is_some());
+        packet[6..8].copy_from_slice(&[0x20, 1]);
+        assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None);
+
+        let first = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+        assert!(packet_too_big(&first, 1300, FROM_V6).is_some());
+        let later = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
+        assert_eq!(packet_too_big(&later, 1300, FROM_V6), None);
+    }
+
+    #[test]
+    fn groups_and_impossible_sources_are_not_answered() {
+        let sources = [[0, 0, 0, 0], [255, 255, 255, 255], [224, 0, 0, 1], [127, 0, 0, 1], [240, 0, 0, 1]];
+        let destinations = [[255, 255, 255, 255], [239, 1, 1, 1]];
+        for (at, addresses) in [(12, &sources[..]), (16, &destinations[..])] {
+            for address in addresses {
+                let mut packet = TcpSegment::v4().build();
+                packet[at..at + 4].copy_from_slice(address);
+                assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None, "{address:?}");
+            }
+        }
+        let groups = ["ff02::1", "ff0e::1"];
+        for (at, addresses) in [(8, &["::", "::1", "ff02::1"][..]), (24, &groups[..])] {
+            for address in addresses {
+                let mut packet = TcpSegment::v6().build();
+                packet[at..at + 16].copy_from_slice(&address.parse::<Ipv6Addr>().unwrap().octets());
+                assert_eq!(packet_too_big(&packet, 1300, FROM_V6), None, "{address}");
+            }
+        }
+    }
+
+    fn assert_valid(answer: &[u8]) {
+        if answer[0] >> 4 == 4 {
+            assert_eq!(usize::from(u16::from_be_bytes([answer[2], answer[3]])), answer.len());
+            assert_eq!(naive_sum(&answer[..20]), 0xffff);
+            assert_eq!(naive_sum(&answer[20..]), 0xffff);
+        } else {
+            assert_eq!(usize::from(u16::from_be_bytes([answer[4], answer[5]])) + 40, answer.len());
+            let mut covered = answer[8..40].to_vec();
+            covered.extend(((answer.len() - 40) as u32).to_be_bytes());
+            covered.extend([0, 0, 0, protocol::ICMPV6]);
+            covered.extend(&answer[40..]);
+            assert_eq!(naive_sum(&covered), 0xffff);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_answered_rightly_or_not_at_all(bytes in oracle::almost_a_packet(), mtu in any::<u16>()) {
+            for from in [FROM_V4, FROM_V6] {
+                if let Some(answer) = packet_too_big(&bytes, mtu, from) {
+                    prop_assert!(answer.len() <= ERROR_V6_BYTES_MAX);
+                    assert_valid(&answer);
+                    prop_assert!(answer.len() < 56 || packet_too_big(&answer, mtu, from).is_none(), "an error is not answered");
+                }
+            }
+        }
+    }
+}

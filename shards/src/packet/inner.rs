@@ -1,0 +1,376 @@
+//! Reading the IP header of an inner packet.
+//!
+//! This module looks at one packet at a time, never changes it, and decides nothing about it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Protocol numbers (IANA) that mean something here.
+pub mod protocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header (RFC 4302).
+    pub const AUTHENTICATION: u8 = 51;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// IPv6 destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// Length of an IPv4 header without options, in bytes.
+pub(super) const IPV4_HEADER_BYTES: usize = 20;
+/// Length of the fixed IPv6 header, in bytes.
+pub(super) const IPV6_HEADER_BYTES: usize = 40;
+/// Length of a TCP header without options, in bytes.
+pub(super) const TCP_HEADER_BYTES: usize = 20;
+/// Length of a UDP header, in bytes.
+pub(super) const UDP_HEADER_BYTES: usize = 8;
+
+/// IPv6 extension headers that [`upper_layer_v6`] passes before it gives up. RFC 8200 4.1 has each occur once, destination options twice.
+const EXTENSION_HEADERS_MAX: usize = 8;
+
+/// An inner packet, or a frame of the TUN queue, that cannot be read or contradicts itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a well-formed IP packet, or at odds with its virtio header")]
+pub struct Malformed;
+
+/// What the gateway wants to know of an inner packet's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerPacket {
+    /// Source address. Of the same version as `destination`.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// The protocol field of IPv4, the next header field of IPv6, which may name an extension header.
+    pub protocol: u8,
+    /// The type of service of IPv4, the traffic class of IPv6: DSCP and ECN.
+    pub traffic_class: u8,
+    /// Whether this is a fragment, the first one included. For IPv6 seen only where the fragment header comes first.
+    pub is_fragment: bool,
+    /// Where the TCP or UDP header starts, in bytes; `None` for other protocols, for fragments and behind IPv6 extension headers.
+    /// The transport header itself is not checked.
+    pub transport_offset: Option<usize>,
+    /// Length of the packet, in bytes: header and payload.
+    pub total_bytes: usize,
+}
+
+impl InnerPacket {
+    /// Reads the header of `packet`, which must be exactly one IP packet.
+    ///
+    /// # Errors
+    /// [`Malformed`] where the version is unknown, the header incomplete, or its length fields differ from the length of `packet`. A
+    /// wrong IPv4 header checksum is not an error here: the next router or host finds it.
+    #[inline]
+    pub fn parse(packet: &[u8]) -> Result<InnerPacket, Malformed> {
+        match packet.first().map(|first| first >> 4) {
+            Some(4) => parse_v4(packet),
+            Some(6) => parse_v6(packet),
+            _ => Err(Malformed),
+        }
+    }
+
+    /// Whether this is IPv6.
+    #[inline]
+    pub fn is_v6(&self) -> bool {
+        self.destination.is_ipv6()
+    }
+}
+
+#[inline]
+fn parse_v4(packet: &[u8]) -> Result<InnerPacket, Malformed> {
+    let header = packet.first_chunk::<IPV4_HEADER_BYTES>().ok_or(Malformed)?;
+    let header_bytes = usize::from(header[0] & 0x0f) * 4;
+    let total_bytes = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    if header_bytes < IPV4_HEADER_BYTES || header_bytes > total_bytes || total_bytes != packet.len() {
+        return Err(Malformed);
+    }
+    // "More fragments" and the offset, without the reserved bit and "don't fragment".
+    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    let protocol = header[9];
+    Ok(InnerPacket {
+        source: IpAddr::V4(Ipv4Addr::new(header[12], header[13], header[14], header[15])),
+        destination: IpAddr::V4(Ipv4Addr::new(header[16], header[17], header[18], header[19])),
+        protocol,
+        traffic_class: header[1],
+        is_fragment,
+        transport_offset: (is_tcp_or_udp(protocol) && !is_fragment).then_some(header_bytes),
+        total_bytes,
+    })
+}
+
+#[inline]
+fn parse_v6(packet: &[u8]) -> Result<InnerPacket, Malformed> {
+    let header = packet.first_chunk::<IPV6_HEADER_BYTES>().ok_or(Malformed)?;
+    let total_bytes = IPV6_HEADER_BYTES + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if total_bytes != packet.len() {
+        return Err(Malformed);
+    }
+    let protocol = header[6];
+    Ok(InnerPacket {
+        source: IpAddr::V6(address_v6(header, 8)),
+        destination: IpAddr::V6(address_v6(header, 24)),
+        protocol,
+        traffic_class: header[0] << 4 | header[1] >> 4,
+        is_fragment: protocol == protocol::FRAGMENT,
+        transport_offset: is_tcp_or_udp(protocol).then_some(IPV6_HEADER_BYTES),
+        total_bytes,
+    })
+}
+
+#[inline]
+fn address_v6(header: &[u8; IPV6_HEADER_BYTES], at: usize) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&header[at..at + 16]);
+    Ipv6Addr::from(octets)
+}
+
+#[inline]
+fn is_tcp_or_udp(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
+}
+
+/// What kind of address a packet is sent to, as far as the address alone tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DestinationClass {
+    /// None of the others: may be routed.
+    Unicast,
+    /// A group: 224.0.0.0/4, ff00::/8.
+    Multicast,
+    /// The limited broadcast 255.255.255.255. A network's own broadcast address cannot be told from a host's here.
+    Broadcast,
+    /// No address: ::, and all of 0.0.0.0/8 (RFC 1122 3.2.1.3).
+    Unspecified,
+    /// The host itself: 127.0.0.0/8, ::1.
+    Loopback,
+    /// Valid on one link only: 169.254.0.0/16, fe80::/10.
+    LinkLocal,
+}
+
+impl DestinationClass {
+    /// Classifies an address. An IPv4-mapped IPv6 address, which has no business on a wire, is unicast: no route will lead there.
+    pub fn of(destination: IpAddr) -> DestinationClass {
+        match destination {
+            IpAddr::V4(address) => match address.octets() {
+                [255, 255, 255, 255] => DestinationClass::Broadcast,
+                [0, ..] => DestinationClass::Unspecified,
+                [127, ..] => DestinationClass::Loopback,
+                [169, 254, ..] => DestinationClass::LinkLocal,
+                [224..=239, ..] => DestinationClass::Multicast,
+                _ => DestinationClass::Unicast,
+            },
+            IpAddr::V6(address) if address.is_multicast() => DestinationClass::Multicast,
+            IpAddr::V6(address) if address.is_unicast_link_local() => DestinationClass::LinkLocal,
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => DestinationClass::Unspecified,
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => DestinationClass::Loopback,
+            IpAddr::V6(_) => DestinationClass::Unicast,
+        }
+    }
+}
+
+/// What follows the extension headers of an IPv6 packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UpperLayer {
+    /// The protocol behind the last extension header.
+    pub protocol: u8,
+    /// Where it starts, in bytes.
+    pub offset: usize,
+    /// Whether a fragment header says that the bytes at `offset` are not the protocol's first.
+    pub is_later_fragment: bool,
+    /// Whether there was a fragment header.
+    pub is_fragment: bool,
+    /// Whether a routing header says that the destination is not the final one.
+    pub is_source_routed: bool,
+}
+
+/// Walks the extension headers of an IPv6 packet, which may be cut off behind them. `None` where they are incomplete or more than any
+/// honest packet has. Not for the fast path.
+pub(super) fn upper_layer_v6(packet: &[u8]) -> Option<UpperLayer> {
+    let header = packet.first_chunk::<IPV6_HEADER_BYTES>()?;
+    let mut upper = UpperLayer {
+        protocol: header[6],
+        offset: IPV6_HEADER_BYTES,
+        is_later_fragment: false,
+        is_fragment: false,
+        is_source_routed: false,
+    };
+    for _ in 0..EXTENSION_HEADERS_MAX {
+        let extension = packet.get(upper.offset..upper.offset + 8);
+        let length_bytes = match upper.protocol {
+            protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => (usize::from(extension?[1]) + 1) * 8,
+            protocol::ROUTING => {
+                upper.is_source_routed |= extension?[3] != 0;
+                (usize::from(extension?[1]) + 1) * 8
+            }
+            protocol::AUTHENTICATION => (usize::from(extension?[1]) + 2) * 4,
+            protocol::FRAGMENT => {
+                upper.is_fragment = true;
+                upper.is_later_fragment |= u16::from_be_bytes([extension?[2], extension?[3]]) & 0xfff8 != 0;
+                8
+            }
+            _ => return Some(upper),
+        };
+        upper.protocol = extension?[0];
+        upper.offset += length_bytes;
+        if upper.is_later_fragment {
+            return Some(upper);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::oracle::{self, TcpSegment, UdpDatagram};
+
+    #[test]
+    fn a_tcp_segment_over_ipv4_is_read() {
+        let packet = TcpSegment { traffic_class: 0x2e, payload: vec![1; 7], ..TcpSegment::v4() }.build();
+        let inner = InnerPacket::parse(&packet).unwrap();
+        assert_eq!(inner.source, "198.18.0.1".parse::<IpAddr>().unwrap());
+        assert_eq!(inner.destination, "198.18.0.2".parse::<IpAddr>().unwrap());
+        assert_eq!((inner.protocol, inner.traffic_class), (protocol::TCP, 0x2e));
+        assert_eq!((inner.is_fragment, inner.transport_offset, inner.total_bytes), (false, Some(20), 47));
+        assert!(!inner.is_v6());
+    }
+
+    #[test]
+    fn a_udp_datagram_over_ipv6_is_read() {
+        let packet = UdpDatagram { traffic_class: 0xb9, payload: vec![1; 7], ..UdpDatagram::v6() }.build();
+        let inner = InnerPacket::parse(&packet).unwrap();
+        assert_eq!(inner.source, "fd00::1".parse::<IpAddr>().unwrap());
+        assert_eq!(inner.destination, "fd00::2".parse::<IpAddr>().unwrap());
+        assert_eq!((inner.protocol, inner.traffic_class), (protocol::UDP, 0xb9));
+        assert_eq!((inner.is_fragment, inner.transport_offset, inner.total_bytes), (false, Some(40), 55));
+        assert!(inner.is_v6());
+    }
+
+    #[test]
+    fn a_packet_longer_or_shorter_than_it_says_is_malformed() {
+        for mut packet in [TcpSegment::v4().build(), TcpSegment::v6().build()] {
+            assert!(InnerPacket::parse(&packet).is_ok());
+            assert_eq!(InnerPacket::parse(&packet[..packet.len() - 1]), Err(Malformed));
+            packet.push(0);
+            assert_eq!(InnerPacket::parse(&packet), Err(Malformed));
+        }
+    }
+
+    #[test]
+    fn an_impossible_header_length_is_malformed() {
+        let good = TcpSegment::v4().build();
+        for version_and_length in [0x40, 0x44, 0x35, 0x05, 0x55, 0x75] {
+            let mut packet = good.clone();
+            packet[0] = version_and_length;
+            assert_eq!(InnerPacket::parse(&packet), Err(Malformed), "{version_and_length:#x}");
+        }
+        let mut header_only = good[..20].to_vec();
+        header_only[2..4].copy_from_slice(&20u16.to_be_bytes());
+        assert!(InnerPacket::parse(&header_only).is_ok());
+        header_only[0] = 0x46;
+        assert_eq!(InnerPacket::parse(&header_only), Err(Malformed));
+    }
+
+    #[test]
+    fn ipv4_options_move_the_transport_header() {
+        let packet = oracle::with_ipv4_options(&TcpSegment::v4().build(), &[1, 1, 1, 0]);
+        assert_eq!(InnerPacket::parse(&packet).unwrap().transport_offset, Some(24));
+    }
+
+    #[test]
+    fn fragments_show_no_transport_header() {
+        for flags_and_offset in [0x2000u16, 0x0001, 0x2010] {
+            let mut packet = UdpDatagram::v4().build();
+            packet[6..8].copy_from_slice(&flags_and_offset.to_be_bytes());
+            let inner = InnerPacket::parse(&packet).unwrap();
+            assert_eq!((inner.is_fragment, inner.transport_offset), (true, None), "{flags_and_offset:#x}");
+        }
+        let packet = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+        let inner = InnerPacket::parse(&packet).unwrap();
+        assert_eq!((inner.is_fragment, inner.transport_offset), (true, None));
+    }
+
+    #[test]
+    fn dont_fragment_alone_is_no_fragment() {
+        let mut packet = UdpDatagram::v4().build();
+        packet[6] = 0x40;
+        assert!(!InnerPacket::parse(&packet).unwrap().is_fragment);
+    }
+
+    #[test]
+    fn extension_headers_are_walked_up_to_the_transport() {
+        let tcp = TcpSegment::v6().build();
+        let packet = oracle::with_extension(&tcp, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let inner = InnerPacket::parse(&packet).unwrap();
+        assert_eq!((inner.protocol, inner.transport_offset), (protocol::HOP_BY_HOP, None));
+        let upper = upper_layer_v6(&packet).unwrap();
+        assert_eq!((upper.protocol, upper.offset, upper.is_fragment), (protocol::TCP, 48, false));
+
+        let routed = oracle::with_extension(&tcp, protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
+        assert!(upper_layer_v6(&routed).unwrap().is_source_routed);
+
+        let later = oracle::with_extension(&tcp, protocol::FRAGMENT, &[6, 0, 0, 8, 0, 0, 0, 0]);
+        assert!(upper_layer_v6(&later).unwrap().is_later_fragment);
+    }
+
+    #[test]
+    fn an_endless_or_cut_chain_of_extension_headers_is_given_up() {
+        let mut packet = TcpSegment::v6().build();
+        for _ in 0..EXTENSION_HEADERS_MAX {
+            let next = packet[6];
+            packet = oracle::with_extension(&packet, protocol::DESTINATION_OPTIONS, &[next, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        assert_eq!(upper_layer_v6(&packet), None);
+        let cut = oracle::with_extension(&TcpSegment::v6().build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        assert_eq!(upper_layer_v6(&cut[..47]), None);
+    }
+
+    #[test]
+    fn destinations_are_told_apart() {
+        use DestinationClass::*;
+        let expected = [
+            ("198.18.0.1", Unicast),
+            ("240.0.0.1", Unicast),
+            ("224.0.0.0", Multicast),
+            ("239.255.255.255", Multicast),
+            ("255.255.255.255", Broadcast),
+            ("0.0.0.0", Unspecified),
+            ("0.1.2.3", Unspecified),
+            ("127.3.2.1", Loopback),
+            ("169.254.169.254", LinkLocal),
+            ("169.253.0.1", Unicast),
+            ("fd00::1", Unicast),
+            ("ff02::1", Multicast),
+            ("::", Unspecified),
+            ("::1", Loopback),
+            ("fe80::1", LinkLocal),
+            ("febf::1", LinkLocal),
+            ("fec0::1", Unicast),
+        ];
+        for (address, class) in expected {
+            assert_eq!(DestinationClass::of(address.parse().unwrap()), class, "{address}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_read_or_refused(bytes in oracle::almost_a_packet()) {
+            if let Ok(inner) = InnerPacket::parse(&bytes) {
+                prop_assert_eq!(inner.total_bytes, bytes.len());
+                prop_assert!(inner.transport_offset.is_none_or(|offset| offset <= bytes.len()));
+                prop_assert_eq!(inner.source.is_ipv6(), inner.is_v6());
+            }
+            upper_layer_v6(&bytes);
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Splitting a frame of the TUN queue into the packets that it stands for.
+//!
+//! The frame is copied once, into the caller's arena, and checksums are completed there. The virtio header says what to do, but
+//! every offset that it names is checked against the packet's own headers.
+
+use bytes::{Bytes, BytesMut};
+
+use super::checksum::Sum;
+use super::inner::{
+    IPV6_HEADER_BYTES, InnerPacket, Malformed, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol, upper_layer_v6,
+};
+use super::vnet::{self, VnetHeader};
+
+/// Most segments of a TCP super-packet. Linux never goes below 8 bytes of payload a segment (`TCP_MIN_GSO_SIZE`).
+pub const TCP_SEGMENTS_MAX: usize = 65536 / 8;
+/// Most datagrams of a UDP super-packet: Linux's `UDP_MAX_SEGMENTS`.
+pub const UDP_SEGMENTS_MAX: usize = 128;
+
+/// Where the checksum is in a TCP header, in bytes.
+pub(super) const TCP_CHECKSUM_OFFSET: usize = 16;
+/// Where the checksum is in a UDP header, in bytes.
+pub(super) const UDP_CHECKSUM_OFFSET: usize = 6;
+
+const FIN_AND_PSH: u8 = 0x01 | 0x08;
+const CWR: u8 = 0x80;
+
+/// Splits `frame`, the inner packet behind the virtio header `header`, calls `emit` for each packet in order and returns their number.
+///
+/// Room for all packets is reserved in `arena` at once; each packet is then a reference into it. What `arena` held is discarded; what
+/// was split off it before lives on. Every packet has all of its lengths
+/// and checksums right, but a checksum that `header` does not say to be incomplete is passed on as it is. Segments get what Linux's
+/// own segmentation gives them: IPv4 identifications count up, FIN and PSH are on the last, CWR is on the first.
+///
+/// # Errors
+/// [`Malformed`] where the packet cannot be read, the virtio header contradicts it or asks for something never offered to the
+/// kernel, or there would be more than [`TCP_SEGMENTS_MAX`] or [`UDP_SEGMENTS_MAX`] packets. Then nothing was emitted.
+pub fn split(
+    header: &VnetHeader,
+    frame: &[u8],
+    arena: &mut BytesMut,
+    emit: &mut impl FnMut(Bytes),
+) -> Result<usize, Malformed> {
+    let inner = InnerPacket::parse(frame)?;
+    arena.clear();
+    if header.gso_type == vnet::GSO_NONE {
+        emit(copy_whole(header, frame, &inner, arena)?);
+        return Ok(1);
+    }
+    let transport = match (header.gso_type & !vnet::GSO_ECN, inner.is_v6()) {
+        (vnet::GSO_TCPV4, false) | (vnet::GSO_TCPV6, true) => Transport::Tcp,
+        (vnet::GSO_UDP_L4, _) => Transport::Udp,
+        _ => return Err(Malformed),
+    };
+    SuperPacket::read(header, frame, &inner, transport)?.segment(arena, emit)
+}
+
+/// Copies a frame that is one packet, and completes its checksum where that is wanted.
+fn copy_whole(
+    header: &VnetHeader,
+    frame: &[u8],
+    inner: &InnerPacket,
+    arena: &mut BytesMut,
+) -> Result<Bytes, Malformed> {
+    let completed = if header.needs_csum() {
+        let start = usize::from(header.csum_start);
+        let at = start + usize::from(header.csum_offset);
+        let ip_header_bytes = if inner.is_v6() { 40 } else { usize::from(frame[0] & 0x0f) * 4 };
+        if start < ip_header_bytes || at + 2 > frame.len() {
+            return Err(Malformed);
+        }
+        // The checksum's place holds the sum of the pseudo header, so that summing up the rest completes it.
+        Some((at, never_zero(Sum::of(&frame[start..]).checksum())))
+    } else {
+        None
+    };
+    arena.reserve(frame.len());
+    arena.extend_from_slice(frame);
+    let mut packet = arena.split();
+    if let Some((at, checksum)) = completed {
+        packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    Ok(packet.freeze())
+}
+
+/// A checksum as UDP wants it, for which zero says that there is none (RFC 768). For other protocols both forms are the same number.
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    fn protocol(self) -> u8 {
+        match self {
+            Transport::Tcp => protocol::TCP,
+            Transport::Udp => protocol::UDP,
+        }
+    }
+}
+
+/// A super-packet whose headers were found consistent.
+struct SuperPacket<'a> {
+    frame: &'a [u8],
+    is_v6: bool,
+    transport: Transport,
+    /// Where the TCP or UDP header starts.
+    offset: usize,
+    /// Where the payload starts.
+    header_bytes: usize,
+    /// Payload of each packet but the last. Not 0.
+    segment_bytes: usize,
+}
+
+impl<'a> SuperPacket<'a> {
+    fn read(
+        header: &VnetHeader,
+        frame: &'a [u8],
+        inner: &InnerPacket,
+        transport: Transport,
+    ) -> Result<SuperPacket<'a>, Malformed> {
+        let offset = transport_offset(frame, inner, transport).ok_or(Malformed)?;
+        let (header_bytes, checksum_offset, segments_max) = match transport {
+            Transport::Tcp => {
+                let tcp = frame.get(offset..offset + TCP_HEADER_BYTES).ok_or(Malformed)?;
+                let tcp_header_bytes = usize::from(tcp[12] >> 4) * 4;
+                if tcp_header_bytes < TCP_HEADER_BYTES {
+                    return Err(Malformed);
+                }
+                (offset + tcp_header_bytes, TCP_CHECKSUM_OFFSET, TCP_SEGMENTS_MAX)
+            }
+            Transport::Udp => (offset + UDP_HEADER_BYTES, UDP_CHECKSUM_OFFSET, UDP_SEGMENTS_MAX),
+        };
+        let segment_bytes = usize::from(header.gso_size);
+        let checksum_is_elsewhere = header.needs_csum()
+            && (usize::from(header.csum_start) != offset || usize::from(header.csum_offset) != checksum_offset);
+        if checksum_is_elsewhere || header_bytes >= frame.len() || segment_bytes == 0 {
+            return Err(Malformed);
+        }
+        if (frame.len() - header_bytes).div_ceil(segment_bytes) > segments_max {
+            return Err(Malformed);
+        }
+        Ok(SuperPacket { frame, is_v6: inner.is_v6(), transport, offset, header_bytes, segment_bytes })
+    }
+
+    fn segment(&self, arena: &mut BytesMut, emit: &mut impl FnMut(Bytes)) -> Result<usize, Malformed> {
+        let (headers, payload) = self.frame.split_at(self.header_bytes);
+        let segments = payload.len().div_ceil(self.segment_bytes);
+        arena.reserve(segments * headers.len() + payload.len());
+        let ip_sum = if self.is_v6 { Sum::default() } else { self.ip_sum() };
+        let transport_sum = self.transport_sum();
+        for (index, segment) in payload.chunks(self.segment_bytes).enumerate() {
+            arena.extend_from_slice(headers);
+            arena.extend_from_slice(segment);
+            let mut packet = arena.split();
+            self.rewrite_ip(&mut packet, index, ip_sum);
+            match self.transport {
+                Transport::Tcp => self.rewrite_tcp(&mut packet, index, index + 1 == segments, transport_sum),
+                Transport::Udp => self.rewrite_udp(&mut packet, transport_sum),
+            }
+            emit(packet.freeze());
+        }
+        Ok(segments)
+    }
+
+    /// Sum of what the IPv4 headers of all segments have in common: all but total length, identification and checksum.
+    fn ip_sum(&self) -> Sum {
+        Sum::of(&self.frame[..2]) + Sum::of(&self.frame[6..10]) + Sum::of(&self.frame[12..self.offset])
+    }
+
+    /// Sum of what the pseudo headers and transport headers of all segments have in common: all but lengths, checksum, and the
+    /// sequence number and flags of TCP.
+    fn transport_sum(&self) -> Sum {
+        let addresses = if self.is_v6 { 8..40 } else { 12..20 };
+        let pseudo = Sum::of(&self.frame[addresses]) + Sum::word(u16::from(self.transport.protocol()));
+        let header = &self.frame[self.offset..self.header_bytes];
+        match self.transport {
+            Transport::Tcp => {
+                pseudo
+                    + Sum::of(&header[..4])
+                    + Sum::of(&header[8..12])
+                    + Sum::of(&header[14..16])
+                    + Sum::of(&header[18..])
+            }
+            Transport::Udp => pseudo + Sum::of(&header[..4]),
+        }
+    }
+
+    fn rewrite_ip(&self, packet: &mut [u8], index: usize, ip_sum: Sum) {
+        if self.is_v6 {
+            let payload_bytes = (packet.len() - IPV6_HEADER_BYTES) as u16;
+            packet[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
+            return;
+        }
+        let total_bytes = packet.len() as u16;
+        let identification = u16::from_be_bytes([packet[4], packet[5]]).wrapping_add(index as u16);
+        let checksum = (ip_sum + Sum::word(total_bytes) + Sum::word(identification)).checksum();
+        packet[2..4].copy_from_slice(&total_bytes.to_be_bytes());
+        packet[4..6].copy_from_slice(&identification.to_be_bytes());
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    fn rewrite_tcp(&self, packet: &mut [u8], index: usize, is_last: bool, transport_sum: Sum) {
+        let payload_sum = Sum::of(&packet[self.header_bytes..]);
+        let tcp = &mut packet[self.offset..];
+        let transport_bytes = tcp.len() as u16;
+        let first_seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+        let seq = first_seq.wrapping_add((index * self.segment_bytes) as u32);
+        if !is_last {
+            tcp[13] &= !FIN_AND_PSH;
+        }
+        if index > 0 {
+            tcp[13] &= !CWR;
+        }
+        let sum = transport_sum
+            + Sum::word(transport_bytes)
+            + Sum::double_word(seq)
+            + Sum::word(u16::from_be_bytes([tcp[12], tcp[13]]))
+            + payload_sum;
+        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+        tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+    }
+
+    fn rewrite_udp(&self, packet: &mut [u8], transport_sum: Sum) {
+        let payload_sum = Sum::of(&packet[self.header_bytes..]);
+        let udp = &mut packet[self.offset..];
+        let transport_bytes = udp.len() as u16;
+        // The length counts twice: in the pseudo header and in the header.
+        let length = Sum::word(transport_bytes);
+        let checksum = never_zero((transport_sum + length + length + payload_sum).checksum());
+        udp[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
+        udp[6..8].copy_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+/// Where the transport header of a super-packet starts, or `None` where it does not have that transport or may not be segmented.
+fn transport_offset(frame: &[u8], inner: &InnerPacket, transport: Transport) -> Option<usize> {
+    let wanted = transport.protocol();
+    match inner.transport_offset {
+        Some(offset) => (inner.protocol == wanted).then_some(offset),
+        None if inner.is_v6() => {
+            // With a routing header the checksum covers another destination than the one in the header (RFC 8200 8.1).
+            let upper = upper_layer_v6(frame)?;
+            (upper.protocol == wanted && !upper.is_fragment && !upper.is_source_routed).then_some(upper.offset)
+        }
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::oracle::{
+        self, ACK, CWR, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet, naive_sum,
+    };
+
+    const PLAIN: VnetHeader =
+        VnetHeader { flags: 0, gso_type: vnet::GSO_NONE, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+
+    fn packets(header: &VnetHeader, frame: &[u8]) -> Result<Vec<Bytes>, Malformed> {
+        let mut packets = Vec::new();
+        let count = split(header, frame, &mut BytesMut::new(), &mut |packet| packets.push(packet));
+        assert_eq!(count.unwrap_or(0), packets.len());
+        count.map(|_| packets)
+    }
+
+    #[test]
+    fn a_single_packet_is_passed_on_unchanged() {
+        let frame = TcpSegment::v4().build();
+        assert_eq!(packets(&PLAIN, &frame).unwrap(), [frame]);
+    }
+
+    #[test]
+    fn a_single_packet_gets_its_checksum_completed() {
+        for original in [
+            TcpSegment::v4().build(),
+            TcpSegment { payload: vec![3; 33], ..TcpSegment::v6() }.build(),
+            UdpDatagram::v4().build(),
+            UdpDatagram { payload: vec![9; 1], ..UdpDatagram::v6() }.build(),
+        ] {
+            let mut frame = original.clone();
+            let header = VnetHeader { gso_type: vnet::GSO_NONE, ..into_super_packet(&mut frame, 0) };
+            assert_ne!(frame, original);
+            assert_eq!(packets(&header, &frame).unwrap(), [original]);
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_of_zero_is_sent_as_ones() {
+        // The payload's only word is chosen so that the sum comes out as ones.
+        let mut datagram = UdpDatagram { payload: vec![0, 0], ..UdpDatagram::v4() };
+        let built = datagram.build();
+        datagram.payload = u16::from_be_bytes([built[26], built[27]]).to_be_bytes().to_vec();
+        let original = datagram.build();
+        assert_eq!(&original[26..28], &[0xff, 0xff]);
+        let mut frame = original.clone();
+        let header = VnetHeader { gso_type: vnet::GSO_NONE, ..into_super_packet(&mut frame, 0) };
+        assert_eq!(packets(&header, &frame).unwrap()[0], original);
+        let as_super_packet = VnetHeader { gso_type: vnet::GSO_UDP_L4, gso_size: 2, ..header };
+        assert_eq!(packets(&as_super_packet, &frame).unwrap(), [original]);
+    }
+
+    #[test]
+    fn a_checksum_outside_of_the_transport_is_malformed() {
+        let frame = TcpSegment::v4().build();
+        let end = frame.len() as u16;
+        for (csum_start, csum_offset) in [(0, 10), (19, 16), (20, end - 21), (end, 0), (u16::MAX, u16::MAX)] {
+            let header = VnetHeader { flags: vnet::NEEDS_CSUM, csum_start, csum_offset, ..PLAIN };
+            assert_eq!(packets(&header, &frame), Err(Malformed), "{csum_start} + {csum_offset}");
+        }
+        let header = VnetHeader { flags: vnet::NEEDS_CSUM, csum_start: 20, csum_offset: end - 22, ..PLAIN };
+        assert!(packets(&header, &frame).is_ok());
+    }
+
+    #[test]
+    fn tcp_segments_carry_the_flags_and_numbers_of_their_place() {
+        for spec in [TcpSegment::v4(), TcpSegment::v6()] {
+            let spec = TcpSegment {
+                flags: ACK | PSH | FIN | CWR,
+                seq: u32::MAX - 999,
+                identification: u16::MAX,
+                options: vec![1; 12],
+                payload: (0..2500).map(|at| at as u8).collect(),
+                ..spec
+            };
+            let mut frame = spec.build();
+            let mut header = into_super_packet(&mut frame, 1000);
+            header.gso_type |= vnet::GSO_ECN;
+            let segments: Vec<_> = packets(&header, &frame).unwrap().iter().map(|packet| check(packet)).collect();
+            let flags: Vec<_> = segments.iter().map(|segment| segment.flags).collect();
+            assert_eq!(flags, [ACK | CWR, ACK, ACK | PSH | FIN]);
+            let seqs: Vec<_> = segments.iter().map(|segment| segment.seq).collect();
+            assert_eq!(seqs, [u32::MAX - 999, 0, 1000]);
+            let sizes: Vec<_> = segments.iter().map(|segment| segment.payload.len()).collect();
+            assert_eq!(sizes, [1000, 1000, 500]);
+            if !spec.v6 {
+                let identifications: Vec<_> = segments.iter().map(|segment| segment.identification.unwrap()).collect();
+                assert_eq!(identifications, [u16::MAX, 0, 1]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_super_packet_of_one_segment_is_one_whole_packet() {
+        let spec = TcpSegment { flags: ACK | PSH | FIN | CWR, ..TcpSegment::v4() };
+        let mut frame = spec.build();
+        let header = into_super_packet(&mut frame, 100);
+        assert_eq!(packets(&header, &frame).unwrap(), [spec.build()]);
+    }
+
+    #[test]
+    fn tcp_behind_ipv6_extension_headers_is_segmented() {
+        let spec = TcpSegment { payload: vec![5; 250], ..TcpSegment::v6() };
+        let mut frame = spec.build();
+        let header = into_super_packet(&mut frame, 100);
+        let frame = oracle::with_extension(&frame, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let header_behind = VnetHeader { csum_start: 48, ..header };
+        let segments = packets(&header_behind, &frame).unwrap();
+        assert_eq!(segments.len(), 3);
+        for (index, segment) in segments.iter().enumerate() {
+            assert_eq!(&segment[40..48], &[6, 0, 1, 4, 0, 0, 0, 0]);
+            let mut direct = [&segment[..40], &segment[48..]].concat();
+            direct[6] = protocol::TCP;
+            let payload_bytes = (direct.len() - 40) as u16;
+            direct[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
+            assert_eq!(check(&direct).seq, 1000 + index as u32 * 100);
+        }
+        assert_eq!(packets(&header, &frame), Err(Malformed), "the checksum is said to start in the extension");
+        let routed = oracle::with_extension(&spec.build(), protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(packets(&header_behind, &routed), Err(Malformed), "the final destination is unknown");
+    }
+
+    #[test]
+    fn a_virtio_header_at_odds_with_the_packet_is_malformed() {
+        let mut frame = TcpSegment { payload: vec![5; 250], ..TcpSegment::v4() }.build();
+        let good = into_super_packet(&mut frame, 100);
+        assert_eq!(packets(&good, &frame).unwrap().len(), 3);
+        for bad in [
+            VnetHeader { gso_size: 0, ..good },
+            VnetHeader { gso_type: vnet::GSO_TCPV6, ..good },
+            VnetHeader { gso_type: vnet::GSO_UDP, ..good },
+            VnetHeader { gso_type: vnet::GSO_UDP_L4, ..good },
+            VnetHeader { gso_type: 2, ..good },
+            VnetHeader { gso_type: vnet::GSO_NONE | vnet::GSO_ECN, ..good },
+            VnetHeader { csum_start: 24, ..good },
+            VnetHeader { csum_offset: 6, ..good },
+        ] {
+            assert_eq!(packets(&bad, &frame), Err(Malformed), "{bad:?}");
+        }
+        let mut offset_too_small = frame.clone();
+        offset_too_small[32] = 0x40;
+        assert_eq!(packets(&good, &offset_too_small), Err(Malformed));
+        let mut fragment = frame.clone();
+        fragment[6] = 0x20;
+        assert_eq!(packets(&good, &fragment), Err(Malformed));
+        let mut bare = TcpSegment { payload: vec![], ..TcpSegment::v4() }.build();
+        let header = into_super_packet(&mut bare, 100);
+        assert_eq!(packets(&header, &bare), Err(Malformed), "nothing to segment");
+    }
+
+    #[test]
+    fn the_number_of_packets_of_a_frame_is_bounded() {
+        let mut frame = UdpDatagram { payload: vec![5; 10 * UDP_SEGMENTS_MAX], ..UdpDatagram::v4() }.build();
+        let header = into_super_packet(&mut frame, 10);
+        assert_eq!(packets(&header, &frame).unwrap().len(), UDP_SEGMENTS_MAX);
+        assert_eq!(packets(&VnetHeader { gso_size: 9, ..header }, &frame), Err(Malformed));
+        let mut frame = TcpSegment { payload: vec![5; 60000], ..TcpSegment::v6() }.build();
+        let header = into_super_packet(&mut frame, 8);
+        assert_eq!(packets(&header, &frame).unwrap().len(), 7500);
+        assert_eq!(packets(&VnetHeader { gso_size: 7, ..header }, &frame), Err(Malformed));
+    }
+
+    #[test]
+    fn the_arena_is_reused_once_its_packets_are_gone() {
+        let mut frame = TcpSegment { payload: vec![5; 60000], ..TcpSegment::v4() }.build();
+        let header = into_super_packet(&mut frame, 1000);
+        let mut arena = BytesMut::with_capacity(70000);
+        let mut first_at = Vec::new();
+        for _ in 0..3 {
+            let mut held = Vec::new();
+            split(&header, &frame, &mut arena, &mut |packet| held.push(packet)).unwrap();
+            first_at.push(held[0].as_ptr());
+        }
+        assert!(first_at.iter().all(|at| *at == first_at[0]));
+    }
+
+    proptest! {
+        #[test]
+        fn random_frames_are_split_or_refused(
+            bytes in oracle::almost_a_packet(),
+            flags in 0..4u8,
+            gso_type in prop_oneof![0..6u8, any::<u8>()],
+            gso_size in prop_oneof![0..300u16, any::<u16>()],
+            csum_start in prop_oneof![Just(20u16), Just(40), Just(48), any::<u16>()],
+            csum_offset in prop_oneof![Just(6u16), Just(16), any::<u16>()],
+        ) {
+            let header = VnetHeader { flags, gso_type, hdr_len: 0, gso_size, csum_start, csum_offset };
+            if let Ok(packets) = packets(&header, &bytes) {
+                for packet in packets {
+                    prop_assert!(InnerPacket::parse(&packet).is_ok());
+                    if gso_type != vnet::GSO_NONE && packet[0] >> 4 == 4 {
+                        prop_assert_eq!(naive_sum(&packet[..usize::from(packet[0] & 15) * 4]), 0xffff);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What a shard is told at its start: its place, the tunnel, the limits.
+//!
+//! This module decides nothing.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::connection_id::ConnectionIdKey;
+use crate::packet::merge::MergeLimits;
+
+/// Index of a shard, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ShardIndex(pub u16);
+
+/// How packets of connections are sent and lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// RFC 9438.
+    #[default]
+    Cubic,
+    /// BBR, as quinn-proto has it. Draws from a global random source.
+    Bbr,
+    /// RFC 9002, appendix B.
+    NewReno,
+}
+
+/// What both ends of a connection are told about its transport.
+#[derive(Debug, Clone)]
+pub struct TransportParams {
+    /// Largest inner packet, in bytes.
+    pub mtu_bytes: u16,
+    /// A connection silent for this long is gone.
+    pub idle_timeout: Duration,
+    /// Time between keep-alives of a client; the gateway sends none.
+    pub keep_alive: Option<Duration>,
+    /// Datagrams waiting to be sent on a connection, in bytes; what comes then is dropped.
+    pub datagram_send_buffer_bytes_max: usize,
+    /// Datagrams received and not yet looked at, in bytes; the oldest gives way.
+    pub datagram_receive_buffer_bytes_max: usize,
+    /// Congestion control.
+    pub congestion: Congestion,
+}
+
+/// A shard's bounds. Everything that grows is here.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections of one shard, pending handshakes included.
+    pub connections_max: usize,
+    /// Handshakes in progress on one shard.
+    pub handshakes_max: usize,
+    /// Handshakes in progress from one source (an IPv4 address or an IPv6 /64) on one shard.
+    pub handshakes_per_source_max: usize,
+    /// Inner packets of one user that wait for tokens on one shard, in bytes.
+    pub waiting_bytes_max: usize,
+    /// Packets of one message to another shard.
+    pub hairpin_packets_max: usize,
+    /// Addresses remembered for users who may come back.
+    pub remembered_addresses_max: usize,
+    /// Bounds and switches of the merging of inner packets.
+    pub merge: MergeLimits,
+    /// Datagrams of one UDP send. At most 64 by the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
+    pub send_datagrams_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 65_536,
+            handshakes_max: 256,
+            handshakes_per_source_max: 8,
+            waiting_bytes_max: 512 * 1024,
+            hairpin_packets_max: 64,
+            remembered_addresses_max: 65_536,
+            merge: MergeLimits::default(),
+            send_datagrams_max: 64,
+        }
+    }
+}
+
+/// What a shard is told at its start.
+#[derive(Clone)]
+pub struct Params {
+    /// How many shards there are, at most 128.
+    pub shards: u16,
+    /// Which of them this is.
+    pub index: ShardIndex,
+    /// The tunnel network; its host part is the gateway's own inner address.
+    pub tunnel: IpNet,
+    /// Whether a client's packets to other clients are dropped.
+    pub isolate_clients: bool,
+    /// Addresses under which the gateway is reached from outside, as far as they are known at the start.
+    pub outer_addresses: Vec<IpAddr>,
+    /// A handshake that takes longer is given up.
+    pub handshake_timeout: Duration,
+    /// Transport parameters of every connection.
+    pub transport: TransportParams,
+    /// Bounds.
+    pub limits: Limits,
+    /// Shared by all shards, kept across restarts.
+    pub connection_id_key: ConnectionIdKey,
+    /// All of the shard's entropy. Must differ from shard to shard and, outside a simulator, from start to start.
+    pub seed: [u8; 32],
+}
+
+impl Params {
+    /// The gateway's own inner address.
+    pub fn server_address(&self) -> IpAddr {
+        self.tunnel.addr()
+    }
+}

@@ -1,0 +1,116 @@
+//! The connections that a shard owns, by slot.
+//!
+//! This module drives nothing.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use crate::admission::Source;
+use crate::deadlines::Armed;
+use crate::directory::UserIndex;
+use crate::link::Link;
+use crate::machine::WakeReason;
+use crate::params::ShardIndex;
+use crate::routes::ConnectionKey;
+
+/// A connection and where it stands.
+pub struct Owned {
+    pub key: ConnectionKey,
+    pub link: Link,
+    pub stage: Stage,
+    pub armed: Armed,
+    /// Queued to be looked at.
+    pub touched: bool,
+    /// Queued to send.
+    pub sending: bool,
+}
+
+/// Where a connection stands between its first Initial and its last CLOSE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The handshake is under way.
+    Handshaking {
+        /// Who is to be credited when it ends.
+        source: Source,
+        /// When it is given up.
+        deadline: Instant,
+    },
+    /// Logged in; the home has been asked.
+    Attaching {
+        /// As whom.
+        user: UserIndex,
+    },
+    /// Has its address.
+    Attached {
+        /// Whose.
+        user: UserIndex,
+        /// The leased inner address.
+        address: IpAddr,
+        /// Whether packets need tokens.
+        limited: bool,
+    },
+    /// Says goodbye, or waits until its last packets have died out (RFC 9000, section 10.2).
+    Closed,
+}
+
+/// All connections of a shard. Bounded by `connections_max`, through the admission of handshakes.
+#[derive(Default)]
+pub struct Connections {
+    /// Boxed, so that one can be taken out while it is driven without moving kilobytes.
+    slots: Vec<Option<Box<Owned>>>,
+    len: usize,
+    generation: u32,
+}
+
+impl Connections {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Puts a new connection into the slot that its endpoint chose.
+    pub fn insert(&mut self, owner: ShardIndex, link: Link, stage: Stage) -> u32 {
+        let slot = link.handle.0;
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.generation = self.generation.wrapping_add(1);
+        let key = ConnectionKey { owner, slot: slot as u32, generation: self.generation };
+        let owned = Owned { key, link, stage, armed: Armed::default(), touched: false, sending: false };
+        let previous = self.slots[slot].replace(Box::new(owned));
+        assert!(previous.is_none(), "the endpoint gave a slot away twice");
+        self.len += 1;
+        slot as u32
+    }
+
+    /// Takes a connection out to drive it; [`Connections::put_back`] or [`Connections::forget`] must follow.
+    pub fn take(&mut self, slot: u32) -> Option<Box<Owned>> {
+        self.slots.get_mut(slot as usize)?.take()
+    }
+
+    /// Ends what [`Connections::take`] began.
+    pub fn put_back(&mut self, owned: Box<Owned>) {
+        let slot = owned.key.slot as usize;
+        self.slots[slot] = Some(owned);
+    }
+
+    /// Ends what [`Connections::take`] began, for good.
+    pub fn forget(&mut self, owned: Box<Owned>) {
+        self.len -= 1;
+        drop(owned);
+    }
+
+    /// The connection in `slot`.
+    pub fn at(&mut self, slot: u32) -> Option<&mut Owned> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Every occupied slot, in order.
+    pub fn slots(&self) -> Vec<u32> {
+        (0..self.slots.len() as u32).filter(|&slot| self.slots[slot as usize].is_some()).collect()
+    }
+
+    /// Why the connection in `slot` wants to be woken.
+    pub fn wake_reason(&mut self, slot: u32) -> WakeReason {
+        self.at(slot).and_then(|owned| owned.armed.reason()).unwrap_or(WakeReason::Connection)
+    }
+}

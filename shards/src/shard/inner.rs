@@ -1,0 +1,225 @@
+//! A shard towards the inner network: what comes out of connections and what goes into them.
+//!
+//! Never touches a connection's state beyond its datagrams.
+
+use bytes::Bytes;
+
+use super::connections::{Owned, Stage};
+use super::outer::want_to_send;
+use super::{Shard, copied, room};
+use crate::allowance::Direction;
+use crate::directory::UserIndex;
+use crate::home::home_of;
+use crate::message::Message;
+use crate::packet::icmp::packet_too_big;
+use crate::packet::inner::InnerPacket;
+use crate::packet::split::split;
+use crate::packet::vnet::VnetHeader;
+use crate::policy::Verdict;
+use crate::routes::ConnectionKey;
+use crate::verdict::DropReason;
+
+impl Shard {
+    /// Takes every inner packet that a connection has received.
+    pub(super) fn take_inner_packets(&mut self, owned: &mut Owned) {
+        let Stage::Attached { user, limited, .. } = owned.stage else {
+            while owned.link.connection.datagrams().recv().is_some() {
+                self.counters.drops.count(DropReason::NotAttached);
+            }
+            return;
+        };
+        while let Some(packet) = owned.link.connection.datagrams().recv() {
+            if limited && !self.may_pass(user, owned.key, Direction::Up, &packet) {
+                continue;
+            }
+            self.up(owned, packet);
+        }
+        if limited {
+            self.request_lease(user);
+        }
+    }
+
+    /// Judges one inner packet of a client and sends it on.
+    fn up(&mut self, owned: &mut Owned, packet: Bytes) {
+        let Stage::Attached { address, .. } = owned.stage else {
+            return self.counters.drops.count(DropReason::NotAttached);
+        };
+        let Ok(inner) = InnerPacket::parse(&packet) else {
+            return self.counters.drops.count(DropReason::Malformed);
+        };
+        match self.policy.judge(&inner, address, owned.link.connection.local_ip(), &self.routes) {
+            Verdict::Forward => {
+                self.counters.up_packets += 1;
+                self.counters.up_bytes += packet.len() as u64;
+                self.to_tun(packet, &inner);
+            }
+            // To itself: the route is its own, and nothing would be learned from it.
+            Verdict::Deliver(connection) if connection == owned.key => self.counters.drops.count(DropReason::NoRoute),
+            Verdict::Deliver(connection) => {
+                self.counters.relayed_packets += 1;
+                let packet = copied(&mut self.arena, &packet);
+                self.deliver(connection, packet);
+            }
+            Verdict::Hairpin(connection) => {
+                self.counters.relayed_packets += 1;
+                let packet = copied(&mut self.arena, &packet);
+                self.outbox.hairpin(connection, packet, self.params.limits.hairpin_packets_max);
+            }
+            Verdict::Drop(reason) => self.counters.drops.count(reason),
+        }
+    }
+
+    fn to_tun(&mut self, packet: Bytes, inner: &InnerPacket) {
+        if self.merger.push(packet, inner).is_err() {
+            self.counters.drops.count(DropReason::TunWrite);
+        }
+    }
+
+    /// Inner packets that another shard's connection sent to one of this shard's.
+    pub(super) fn deliver_from_mesh(&mut self, connection: ConnectionKey, packets: Vec<Bytes>) {
+        packets.into_iter().for_each(|packet| self.deliver(connection, packet));
+    }
+
+    fn deliver(&mut self, connection: ConnectionKey, packet: Bytes) {
+        let Some(mut owned) = self.connections.take(connection.slot) else {
+            return self.counters.drops.count(DropReason::NoRoute);
+        };
+        if owned.key == connection {
+            if packet.len() > owned.link.inner_mtu_bytes() {
+                self.reply_too_big(&mut owned, &packet);
+            } else {
+                self.down(&mut owned, packet);
+            }
+            want_to_send(&mut self.sending, &mut owned);
+        } else {
+            self.counters.drops.count(DropReason::NoRoute);
+        }
+        self.connections.put_back(owned);
+    }
+
+    /// Queues one inner packet for a client.
+    fn down(&mut self, owned: &mut Owned, packet: Bytes) {
+        let Stage::Attached { user, limited, .. } = owned.stage else {
+            return self.counters.drops.count(DropReason::NotAttached);
+        };
+        if limited && !self.may_pass(user, owned.key, Direction::Down, &packet) {
+            return self.request_lease(user);
+        }
+        self.queue_down(owned, packet);
+    }
+
+    fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
+        self.counters.down_packets += 1;
+        self.counters.down_bytes += packet.len() as u64;
+        owned.link.send(packet, &mut self.counters.drops);
+    }
+
+    /// Takes a frame of the TUN: to a connection of this shard, or once across the mesh.
+    pub(super) fn route_frame(&mut self, frame: &[u8], may_cross: bool) {
+        let Some((header, packet)) = VnetHeader::parse(frame) else {
+            return self.counters.drops.count(DropReason::Malformed);
+        };
+        let Ok(inner) = InnerPacket::parse(packet) else {
+            return self.counters.drops.count(DropReason::Malformed);
+        };
+        let Some(connection) = self.routes.find(inner.destination) else {
+            return self.counters.drops.count(DropReason::NoRoute);
+        };
+        if connection.owner != self.params.index {
+            if may_cross {
+                self.counters.misrouted_frames += 1;
+                self.outbox.send(connection.owner, Message::Frame(copied(&mut self.arena, frame)));
+            } else {
+                self.counters.drops.count(DropReason::NoRoute);
+            }
+            return;
+        }
+        let Some(mut owned) = self.connections.take(connection.slot) else {
+            return self.counters.drops.count(DropReason::NoRoute);
+        };
+        if owned.key == connection {
+            self.frame_down(&mut owned, &header, packet);
+            want_to_send(&mut self.sending, &mut owned);
+        } else {
+            self.counters.drops.count(DropReason::NoRoute);
+        }
+        self.connections.put_back(owned);
+    }
+
+    /// Splits a frame into packets for one client, or tells its sender how long they may be.
+    fn frame_down(&mut self, owned: &mut Owned, header: &VnetHeader, packet: &[u8]) {
+        let mtu_bytes = owned.link.inner_mtu_bytes();
+        if header.segment_bytes(packet) > mtu_bytes {
+            self.counters.drops.count(DropReason::TooBig);
+            let server = self.params.server_address();
+            if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, server)
+                && let Ok(inner) = InnerPacket::parse(&reply)
+            {
+                self.counters.too_big_replies += 1;
+                self.to_tun(reply, &inner);
+            }
+            return;
+        }
+        room(&mut self.arena, 2 * packet.len());
+        let mut arena = std::mem::take(&mut self.arena);
+        if split(header, packet, &mut arena, &mut |packet| self.down(owned, packet)).is_err() {
+            self.counters.drops.count(DropReason::Malformed);
+        }
+        self.arena = arena;
+    }
+
+    /// A client's packet is too large for the client that it goes to.
+    fn reply_too_big(&mut self, owned: &mut Owned, packet: &Bytes) {
+        self.counters.drops.count(DropReason::TooBig);
+        let mtu_bytes = owned.link.inner_mtu_bytes() as u16;
+        let sender = InnerPacket::parse(packet).ok().and_then(|inner| self.routes.find(inner.source));
+        let reply = packet_too_big(packet, mtu_bytes, self.params.server_address());
+        if let (Some(sender), Some(reply)) = (sender, reply) {
+            self.counters.too_big_replies += 1;
+            self.outbox.hairpin(sender, reply, self.params.limits.hairpin_packets_max);
+        }
+    }
+
+    /// Whether a limited user's packet may go now; if not, it waits or is dropped.
+    fn may_pass(&mut self, user: UserIndex, connection: ConnectionKey, direction: Direction, packet: &[u8]) -> bool {
+        let Some(allowance) = self.allowances.get_mut(&user) else { return false };
+        if allowance.spend(packet.len()) {
+            return true;
+        }
+        if let Err(reason) = allowance.wait(connection, direction, packet, self.params.limits.waiting_bytes_max) {
+            self.counters.drops.count(reason);
+        }
+        false
+    }
+
+    fn request_lease(&mut self, user: UserIndex) {
+        if let Some(wanted_bytes) = self.allowances.get_mut(&user).and_then(|allowance| allowance.request()) {
+            let home = home_of(self.directory.user(user), self.params.shards);
+            self.outbox.send(home, Message::RequestLease { user, owner: self.params.index, wanted_bytes });
+        }
+    }
+
+    /// Tokens have come: what they pay for goes on its way.
+    pub(super) fn lease_granted(&mut self, user: UserIndex, bytes: u64) {
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        allowance.granted(bytes);
+        while !self.merger.is_full()
+            && let Some(waiting) = self.allowances.get_mut(&user).and_then(|allowance| allowance.next_affordable())
+        {
+            let Some(mut owned) = self.connections.take(waiting.connection.slot) else {
+                self.counters.drops.count(DropReason::NotAttached);
+                continue;
+            };
+            if owned.key != waiting.connection {
+                self.counters.drops.count(DropReason::NotAttached);
+            } else if waiting.direction == Direction::Up {
+                self.up(&mut owned, waiting.packet);
+            } else {
+                self.queue_down(&mut owned, waiting.packet);
+                want_to_send(&mut self.sending, &mut owned);
+            }
+            self.connections.put_back(owned);
+        }
+        self.request_lease(user);
+    }
+}

@@ -1,0 +1,174 @@
+//! A shard's connections from login to goodbye.
+//!
+//! Never looks into a packet.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent, VarInt};
+use rustls::pki_types::CertificateDer;
+
+use super::connections::{Owned, Stage};
+use super::outer::{touch, want_to_send};
+use super::{Event, Shard, close_code};
+use crate::assignment::Assignment;
+use crate::directory::Fingerprint;
+use crate::home::home_of;
+use crate::message::{CloseReason, Message};
+use crate::routes::ConnectionKey;
+
+impl Shard {
+    /// Looks at one connection that the batch touched: what happened to it, what came out of it.
+    pub(super) fn drive(&mut self, now: Instant, slot: u32) {
+        let Some(mut owned) = self.connections.take(slot) else { return };
+        owned.touched = false;
+        let drained = owned.link.exchange(&mut self.endpoint);
+        while let Some(event) = owned.link.connection.poll() {
+            match event {
+                ConnectionEvent::Connected => self.logged_in(now, &mut owned),
+                ConnectionEvent::ConnectionLost { reason } => self.lost(&mut owned, &reason),
+                _ => {}
+            }
+        }
+        if let Stage::Handshaking { deadline, .. } = owned.stage
+            && deadline <= now
+        {
+            self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
+        }
+        self.take_inner_packets(&mut owned);
+        owned.link.count_undecryptable(&mut self.counters.drops);
+        if drained {
+            self.deadlines.disarm(slot, &mut owned.armed);
+            self.connections.forget(owned);
+            return;
+        }
+        want_to_send(&mut self.sending, &mut owned);
+        self.connections.put_back(owned);
+    }
+
+    /// The handshake is complete; the client has proved that it holds the key of its certificate.
+    fn logged_in(&mut self, now: Instant, owned: &mut Owned) {
+        if let Stage::Handshaking { source, .. } = owned.stage {
+            self.admission.release(source);
+            owned.stage = Stage::Closed;
+        }
+        let Some(certificate) = fingerprint_of_peer(&owned.link.connection) else {
+            return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+        };
+        let Some(user) = self.directory.find(&certificate) else {
+            self.tell(Event::UnknownCertificate { certificate });
+            return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+        };
+        self.counters.handshakes += 1;
+        owned.stage = Stage::Attaching { user };
+        let home = home_of(self.directory.user(user), self.params.shards);
+        self.outbox.send(home, Message::Attach { user, connection: owned.key, certificate });
+    }
+
+    /// The home has taken the connection in: the client is told its address.
+    pub(super) fn attached(&mut self, now: Instant, connection: ConnectionKey, address: IpAddr, limited: bool) {
+        let Some(mut owned) = self.connections.take(connection.slot) else { return };
+        if let (true, Stage::Attaching { user }) = (owned.key == connection, owned.stage) {
+            owned.stage = Stage::Attached { user, address, limited };
+            if limited {
+                self.allowances.entry(user).or_default().connections += 1;
+            }
+            let assignment = Assignment::new(self.params.tunnel, address).to_json();
+            if send_on_first_stream(&mut owned.link.connection, &assignment) {
+                self.tell(Event::Attached { user, connection, address });
+            } else {
+                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+            }
+            touch(&mut self.touched, &mut owned);
+        }
+        self.connections.put_back(owned);
+    }
+
+    /// The home wants the connection closed.
+    pub(super) fn close_for(&mut self, now: Instant, connection: ConnectionKey, reason: CloseReason) {
+        let Some(mut owned) = self.connections.take(connection.slot) else { return };
+        if owned.key == connection {
+            if let Stage::Attaching { user } | Stage::Attached { user, .. } = owned.stage {
+                self.tell(Event::Refused { user, reason });
+            }
+            match reason {
+                CloseReason::PoolExhausted => {
+                    self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+                }
+                CloseReason::Superseded => {
+                    self.goodbye(now, &mut owned, close_code::SUPERSEDED, "Superseded by a newer connection");
+                }
+            }
+        }
+        self.connections.put_back(owned);
+    }
+
+    /// Closes every connection, and takes no new ones.
+    pub(super) fn stop(&mut self, now: Instant) {
+        self.stopping = true;
+        for slot in self.connections.slots() {
+            let Some(mut owned) = self.connections.take(slot) else { continue };
+            self.goodbye(now, &mut owned, close_code::SHUTDOWN, "Server shutdown");
+            self.connections.put_back(owned);
+        }
+    }
+
+    /// Closes a connection from this side.
+    pub(super) fn goodbye(&mut self, now: Instant, owned: &mut Owned, code: u32, reason: &'static str) {
+        if !owned.link.connection.is_closed() {
+            owned.link.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
+        }
+        self.leave(owned, &format!("closed by the gateway: {reason} (code {code:#04x})"));
+        touch(&mut self.touched, owned);
+    }
+
+    /// The other side has closed a connection, or it has died.
+    fn lost(&mut self, owned: &mut Owned, reason: &ConnectionError) {
+        let reason = match reason {
+            ConnectionError::ApplicationClosed(close) => {
+                let said = String::from_utf8_lossy(&close.reason).into_owned();
+                format!("closed by the client: {said} (code {:#04x})", close.error_code.into_inner())
+            }
+            other => other.to_string(),
+        };
+        self.leave(owned, &reason);
+    }
+
+    fn leave(&mut self, owned: &mut Owned, reason: &str) {
+        match std::mem::replace(&mut owned.stage, Stage::Closed) {
+            Stage::Handshaking { source, .. } => {
+                self.admission.release(source);
+                self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
+            }
+            stage @ (Stage::Attaching { user } | Stage::Attached { user, .. }) => {
+                if let Stage::Attached { limited: true, .. } = stage
+                    && let Some(allowance) = self.allowances.get_mut(&user)
+                {
+                    allowance.connections -= 1;
+                    if allowance.connections == 0 {
+                        self.allowances.remove(&user);
+                    }
+                }
+                let home = home_of(self.directory.user(user), self.params.shards);
+                self.outbox.send(home, Message::Detach { user, connection: owned.key });
+                self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });
+            }
+            Stage::Closed => {}
+        }
+    }
+}
+
+/// SHA-256 of the client's certificate.
+fn fingerprint_of_peer(connection: &Connection) -> Option<Fingerprint> {
+    let identity = connection.crypto_session().peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(Fingerprint::of(chain.first()?))
+}
+
+/// Writes `message` on a new unidirectional stream, whole, and finishes it.
+fn send_on_first_stream(connection: &mut Connection, message: &[u8]) -> bool {
+    let Some(stream) = connection.streams().open(Dir::Uni) else { return false };
+    let mut stream = connection.send_stream(stream);
+    stream.write(message) == Ok(message.len()) && stream.finish().is_ok()
+}

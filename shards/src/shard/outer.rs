@@ -1,0 +1,172 @@
+//! A shard towards the outer network: UDP datagrams in, UDP sends out, and everything a connection's timers want.
+//!
+//! Never looks into an inner packet.
+
+use std::time::Instant;
+
+use bytes::BytesMut;
+use quinn_proto::{DatagramEvent, Incoming};
+
+use super::connections::{Owned, Stage};
+use super::{Event, RESPONSES_MAX, Shard};
+use crate::admission::Source;
+use crate::connection_id::{Steered, steer};
+use crate::link::{Link, outgoing};
+use crate::machine::{Received, Transmit, WakeReason};
+use crate::message::Message;
+use crate::verdict::DropReason;
+
+impl Shard {
+    /// Takes one UDP receive apart. The kernel steers an aggregate by its first datagram, so each one's connection ID is looked at.
+    pub(super) fn receive_datagrams(&mut self, now: Instant, received: Received) {
+        let Received { remote, local_ip, ecn, segment_bytes, mut data } = received;
+        while !data.is_empty() {
+            let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
+            let here = self.params.index;
+            match steer(&datagram, &self.params.connection_id_key, self.params.shards, here) {
+                Steered::To(owner) if owner == here => {
+                    self.receive_datagram(now, Received { remote, local_ip, ecn, segment_bytes, data: datagram });
+                }
+                Steered::To(owner) => {
+                    self.counters.misrouted_datagrams += 1;
+                    // Copied, because shards share no buffers.
+                    let data = BytesMut::from(&datagram[..]);
+                    self.outbox.send(owner, Message::Datagram(Received { remote, local_ip, ecn, segment_bytes, data }));
+                }
+                Steered::Foreign => self.counters.drops.count(DropReason::ForeignDatagram),
+            }
+        }
+    }
+
+    /// Takes one datagram that belongs here.
+    pub(super) fn receive_datagram(&mut self, now: Instant, received: Received) {
+        let Received { remote, local_ip, ecn, data, .. } = received;
+        let mut answer = Vec::new();
+        match self.endpoint.handle(now, remote, local_ip, ecn, data, &mut answer) {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                let slot = handle.0 as u32;
+                if let Some(owned) = self.connections.at(slot) {
+                    owned.link.connection.handle_event(event);
+                    touch(&mut self.touched, owned);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming),
+            Some(DatagramEvent::Response(transmit)) => self.respond(&transmit, answer),
+            None => self.counters.drops.count(DropReason::ForeignDatagram),
+        }
+    }
+
+    /// Every source must prove its address (RFC 9000, section 8.1.2) before it costs more than a Retry.
+    fn admit(&mut self, now: Instant, incoming: Incoming) {
+        let mut answer = Vec::new();
+        if !incoming.remote_address_validated() {
+            match self.endpoint.retry(incoming, &mut answer) {
+                Ok(transmit) => {
+                    self.counters.retries += 1;
+                    self.respond(&transmit, answer);
+                }
+                Err(error) => self.endpoint.ignore(error.into_incoming()),
+            }
+            return;
+        }
+        let source = Source::of(incoming.remote_address().ip());
+        let room = !self.stopping && self.connections.len() < self.params.limits.connections_max;
+        if !room || !self.admission.admit(source) {
+            // Not refused: an honest client's next Initial may find room.
+            self.endpoint.ignore(incoming);
+            self.counters.drops.count(DropReason::HandshakeLimit);
+            return;
+        }
+        match self.endpoint.accept(incoming, now, &mut answer, None) {
+            Ok((handle, connection)) => {
+                let deadline = now + self.params.handshake_timeout;
+                let stage = Stage::Handshaking { source, deadline };
+                let slot = self.connections.insert(self.params.index, Link::new(handle, connection), stage);
+                let owned = self.connections.at(slot).expect("just inserted");
+                self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);
+                touch(&mut self.touched, owned);
+            }
+            Err(error) => {
+                self.admission.release(source);
+                self.counters.drops.count(DropReason::Undecryptable);
+                self.tell(Event::HandshakeFailed { reason: error.cause.to_string() });
+                if let Some(transmit) = error.response {
+                    self.respond(&transmit, answer);
+                }
+            }
+        }
+    }
+
+    fn respond(&mut self, transmit: &quinn_proto::Transmit, answer: Vec<u8>) {
+        if self.responses.len() < RESPONSES_MAX {
+            self.counters.stateless_responses += 1;
+            self.responses.push_back((outgoing(transmit), answer));
+        }
+    }
+
+    /// Calls every connection whose time has come.
+    pub(super) fn connection_timeouts(&mut self, now: Instant) {
+        while let Some(slot) = self.deadlines.pop_due(now) {
+            let Some(owned) = self.connections.at(slot) else { continue };
+            owned.armed.fired();
+            if owned.link.connection.poll_timeout().is_some_and(|at| at <= now) {
+                owned.link.connection.handle_timeout(now);
+            }
+            // Also re-arms what was woken in vain.
+            touch(&mut self.touched, owned);
+        }
+    }
+
+    /// The next UDP send of any connection.
+    pub(super) fn next_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        if let Some((transmit, answer)) = self.responses.pop_front() {
+            buf.extend_from_slice(&answer);
+            return Some(transmit);
+        }
+        while let Some(&slot) = self.sending.front() {
+            if let Some(owned) = self.connections.at(slot) {
+                let transmit = owned.link.poll_transmit(now, self.params.limits.send_datagrams_max, buf);
+                if transmit.is_some() {
+                    return transmit;
+                }
+                owned.sending = false;
+            }
+            self.sending.pop_front();
+            self.settle(slot);
+        }
+        None
+    }
+
+    /// What is left to do once a connection has nothing more to send in this pass.
+    fn settle(&mut self, slot: u32) {
+        let Some(mut owned) = self.connections.take(slot) else { return };
+        if owned.link.exchange(&mut self.endpoint) {
+            self.deadlines.disarm(slot, &mut owned.armed);
+            self.connections.forget(owned);
+            return;
+        }
+        if let Some(at) = owned.link.connection.poll_timeout() {
+            self.deadlines.arm(slot, &mut owned.armed, at, WakeReason::Connection);
+        }
+        if let Stage::Handshaking { deadline, .. } = owned.stage {
+            self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);
+        }
+        self.connections.put_back(owned);
+    }
+}
+
+/// Queues a connection to be looked at.
+pub(super) fn touch(touched: &mut std::collections::VecDeque<u32>, owned: &mut Owned) {
+    if !owned.touched {
+        owned.touched = true;
+        touched.push_back(owned.key.slot);
+    }
+}
+
+/// Queues a connection to send.
+pub(super) fn want_to_send(sending: &mut std::collections::VecDeque<u32>, owned: &mut Owned) {
+    if !owned.sending {
+        owned.sending = true;
+        sending.push_back(owned.key.slot);
+    }
+}

@@ -1,0 +1,407 @@
+//! Shards and clients of the real engine in one thread, under virtual time.
+
+mod world;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tollgate_shards::message::{CloseReason, Message};
+use tollgate_shards::routes::ConnectionKey;
+use tollgate_shards::{ClientEvent, CloseCause, DropReason, Event, ShardIndex, UserIndex};
+use world::{Setup, UserSpec, World, udp4};
+
+const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 9));
+
+fn closed(world: &World, client: usize) -> Option<&CloseCause> {
+    world.clients[client].events.iter().find_map(|event| match event {
+        ClientEvent::Closed(cause) => Some(cause),
+        ClientEvent::Assigned(_) => None,
+    })
+}
+
+/// Packets one way and the other, each marked; all must arrive, in order.
+fn exchange(world: &mut World, client: usize, address: IpAddr, packets: u8) {
+    world.tun.clear();
+    world.clients[client].received.clear();
+    for mark in 0..packets {
+        world.send_up(client, &udp4(address, SERVER, &[mark; 1000]));
+        world.send_down(&udp4(SERVER, address, &[mark; 900]));
+    }
+    world.run(Duration::from_secs(1));
+    let up: Vec<u8> = world
+        .tun
+        .iter()
+        .filter(|(_, packet)| packet[12..16] == octets(address))
+        .flat_map(|(_, packet)| marks(packet, 1000))
+        .collect();
+    let down: Vec<u8> = world.clients[client].received.iter().flat_map(|packet| marks(packet, 900)).collect();
+    assert_eq!(up, (0..packets).collect::<Vec<_>>());
+    assert_eq!(down, (0..packets).collect::<Vec<_>>());
+}
+
+fn octets(address: IpAddr) -> [u8; 4] {
+    match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(_) => panic!("IPv4 only"),
+    }
+}
+
+/// The marks of a frame, which may be a merged one.
+fn marks(frame: &[u8], payload_bytes: usize) -> Vec<u8> {
+    frame[28..].chunks(payload_bytes).map(|payload| payload[0]).collect()
+}
+
+#[test]
+fn every_placement_of_owner_and_home_carries_traffic() {
+    for owner in 0..2 {
+        for home in 0..2 {
+            let users = vec![UserSpec { home: Some(home), ..UserSpec::default() }];
+            let mut world = World::new(Setup { users, ..Setup::default() });
+            let (client, address) = world.attach(0, owner);
+            exchange(&mut world, client, address, 50);
+            let owned: Vec<_> = world.shards.iter().map(|shard| shard.owned_connections()).collect();
+            assert_eq!(owned[usize::from(owner)], 1, "owner {owner}, home {home}: {owned:?}");
+            assert_eq!(world.shards[usize::from(home)].counters().users, 1);
+            assert_eq!(world.shards.iter().map(|shard| shard.counters().misrouted_frames).sum::<u64>(), 0);
+        }
+    }
+}
+
+#[test]
+fn without_steering_the_mesh_carries_everything() {
+    let mut world = World::new(Setup { shards: 4, ..Setup::default() });
+    world.steering = false;
+    let (client, address) = world.attach(0, 3);
+    exchange(&mut world, client, address, 50);
+    assert_eq!(world.shards[3].owned_connections(), 1);
+    let counters = world.shards[0].counters();
+    assert!(counters.misrouted_frames >= 50 && counters.misrouted_datagrams >= 50, "{counters:?}");
+}
+
+#[test]
+fn one_aggregate_with_packets_of_two_shards_kills_neither_connection() {
+    let mut world = World::new(Setup::default());
+    let (first, first_address) = world.attach(0, 0);
+    let (second, second_address) = world.attach(1, 1);
+    world.run(Duration::from_secs(3));
+    let mut aggregate = Vec::new();
+    let mut segment_bytes = 0;
+    for (client, address) in [(first, first_address), (second, second_address)] {
+        world.clients[client].held = Some(vec![]);
+        world.send_up(client, &udp4(address, SERVER, &[7; 1000]));
+        world.step();
+        let held = world.clients[client].held.take().unwrap();
+        segment_bytes = held[0].len();
+        aggregate.extend(held.into_iter().next().unwrap());
+    }
+    world.tun.clear();
+    let remote = world.clients[first].address;
+    world.udp(remote, segment_bytes, &aggregate);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.tun.len(), 2, "both packets arrive");
+    exchange(&mut world, first, first_address, 10);
+    exchange(&mut world, second, second_address, 10);
+}
+
+#[test]
+fn a_session_lasts_from_the_first_connection_to_the_last() {
+    let mut world = World::new(Setup::default());
+    assert_eq!(world.connections(), (0, 0));
+    let clients: Vec<_> = (0..4).map(|index| world.attach(0, index % 2)).collect();
+    let addresses: std::collections::BTreeSet<_> = clients.iter().map(|(_, address)| *address).collect();
+    assert_eq!(addresses.len(), 4, "each connection has an address of its own");
+    assert_eq!(world.connections(), (4, 1));
+    assert_eq!(world.addresses_held(), 4);
+    for (left, (client, _)) in clients.into_iter().enumerate() {
+        world.clients[client].machine.close(world.now);
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.connections().0, 3 - left as u64);
+    }
+    assert_eq!(world.connections(), (0, 0));
+    assert_eq!(world.addresses_held(), 0);
+    let told = world
+        .events
+        .iter()
+        .filter(|event| matches!(event, Event::Detached { reason, .. } if reason.contains("0x01")))
+        .count();
+    assert_eq!(told, 4, "the client's close code is seen: {:?}", world.events);
+    world.run(Duration::from_secs(60));
+    assert!(world.shards.iter().all(|shard| shard.owned_connections() == 0), "nothing is left behind");
+}
+
+#[test]
+fn removing_an_unknown_connection_changes_nothing() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    let stranger = ConnectionKey { owner: ShardIndex(1), slot: 77, generation: 77 };
+    for shard in &mut world.shards {
+        for user in 0..2 {
+            shard.handle_message(world.now, Message::Detach { user: UserIndex(user), connection: stranger });
+        }
+        shard.handle_message(world.now, Message::Close { connection: stranger, reason: CloseReason::Superseded });
+        shard.handle_message(world.now, Message::Unroute { address, connection: stranger });
+        shard.handle_message(world.now, Message::Attached { connection: stranger, address, limited: false });
+    }
+    assert_eq!(world.connections(), (1, 1));
+    exchange(&mut world, client, address, 5);
+}
+
+#[test]
+fn a_client_that_vanishes_gives_its_address_back_after_the_idle_timeout() {
+    let mut world = World::new(Setup::default());
+    let (client, _) = world.attach(0, 1);
+    world.kill(client);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.addresses_held(), 1);
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.addresses_held(), 0);
+    assert_eq!(world.connections(), (0, 0));
+}
+
+#[test]
+fn a_fixed_address_goes_to_the_newest_connection_at_once() {
+    let users = vec![UserSpec { pool: Some(("198.18.0.9", "198.18.0.9")), ..UserSpec::default() }];
+    for (old_owner, new_owner) in [(0, 0), (0, 1), (1, 0)] {
+        let mut world = World::new(Setup { users: users.clone(), ..Setup::default() });
+        let (old, address) = world.attach(0, old_owner);
+        world.kill(old);
+        let (new, again) = world.attach(0, new_owner);
+        assert_eq!(again, address);
+        exchange(&mut world, new, address, 20);
+        assert_eq!(world.connections(), (1, 1), "the old connection is gone");
+        assert!(world.clients[old].received.is_empty());
+        assert!(
+            world.events.iter().any(|event| matches!(event, Event::Refused { reason: CloseReason::Superseded, .. }))
+        );
+    }
+}
+
+#[test]
+fn an_exhausted_pool_refuses_with_quincys_code() {
+    let mut world = World::new(Setup { tunnel: "198.18.0.1/30", ..Setup::default() });
+    let (_, _) = world.attach(0, 0);
+    let refused = world.connect(1, 1);
+    world.run(Duration::from_secs(2));
+    assert_eq!(
+        closed(&world, refused),
+        Some(&CloseCause::Gateway { code: 2, reason: "Session establishment failed".to_owned() })
+    );
+    assert_eq!(world.connections(), (1, 1));
+}
+
+#[test]
+fn a_stopping_gateway_tells_every_client() {
+    let mut world = World::new(Setup { shards: 3, users: vec![UserSpec::default(); 6], ..Setup::default() });
+    let clients: Vec<_> = (0..6).map(|user| world.attach(user, user as u16 % 3).0).collect();
+    world.stop();
+    world.run(Duration::from_secs(3));
+    for client in clients {
+        let expected = CloseCause::Gateway { code: 1, reason: "Server shutdown".to_owned() };
+        assert_eq!(closed(&world, client), Some(&expected));
+    }
+    assert!(world.shards.iter().all(|shard| shard.is_stopped()));
+    assert_eq!(world.addresses_held(), 0);
+}
+
+#[test]
+fn a_restarted_gateway_tells_its_old_clients_with_their_next_packet() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 1);
+    exchange(&mut world, client, address, 5);
+    world.start_shards(2);
+    world.send_up(client, &udp4(address, SERVER, &[1; 500]));
+    world.run(Duration::from_millis(100));
+    assert_eq!(closed(&world, client), Some(&CloseCause::Reset));
+}
+
+#[test]
+fn what_policy_forbids_is_not_delivered_and_counted_under_its_reason() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    let (other, other_address) = world.attach(1, 1);
+    world.tun.clear();
+    let stranger = IpAddr::from([198, 18, 0, 77]);
+    let cases: [(IpAddr, IpAddr, DropReason); 9] = [
+        (stranger, SERVER, DropReason::ForgedSource),
+        (other_address, SERVER, DropReason::ForgedSource),
+        (address, other_address, DropReason::Isolated),
+        (address, stranger, DropReason::Isolated),
+        (address, IpAddr::from([224, 0, 0, 251]), DropReason::Multicast),
+        (address, IpAddr::from([255, 255, 255, 255]), DropReason::Multicast),
+        (address, IpAddr::from([198, 19, 0, 1]), DropReason::OuterAddress),
+        (address, IpAddr::from([127, 0, 0, 1]), DropReason::Unroutable),
+        (address, IpAddr::from([169, 254, 169, 254]), DropReason::Unroutable),
+    ];
+    for (source, destination, reason) in cases {
+        let before = world.dropped(reason);
+        world.send_forged(client, &udp4(source, destination, b"forbidden"));
+        world.run(Duration::from_millis(200));
+        assert_eq!(world.dropped(reason), before + 1, "{source} -> {destination}");
+    }
+    let before = world.dropped(DropReason::ForgedSource);
+    let mut forged_v6 = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
+    forged_v6.extend([0xfd; 32]);
+    forged_v6.extend([0; 8]);
+    world.send_forged(client, &forged_v6);
+    world.run(Duration::from_millis(200));
+    assert_eq!(world.dropped(DropReason::ForgedSource), before + 1, "IPv6");
+    assert!(world.tun.is_empty(), "{:?}", world.tun);
+    assert!(world.clients[other].received.is_empty());
+    exchange(&mut world, client, address, 5);
+}
+
+#[test]
+fn without_isolation_clients_reach_each_other_within_and_across_shards() {
+    for owner in 0..2 {
+        let mut world = World::new(Setup { isolate_clients: false, ..Setup::default() });
+        let (first, first_address) = world.attach(0, 0);
+        let (second, second_address) = world.attach(1, owner);
+        for mark in 0..100 {
+            world.send_up(first, &udp4(first_address, second_address, &[mark; 1200]));
+            world.send_up(second, &udp4(second_address, first_address, &[mark; 1100]));
+        }
+        world.run(Duration::from_secs(1));
+        let at = |client: usize, bytes: usize| {
+            world.clients[client].received.iter().flat_map(|packet| marks(packet, bytes)).collect::<Vec<_>>()
+        };
+        assert_eq!(at(second, 1200), (0..100).collect::<Vec<_>>());
+        assert_eq!(at(first, 1100), (0..100).collect::<Vec<_>>());
+        assert!(world.tun.is_empty());
+    }
+}
+
+#[test]
+fn a_packet_too_large_for_the_clients_path_is_answered_and_the_connection_lives() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 1);
+    world.tun.clear();
+    world.send_down(&udp4(SERVER, address, &[1; 2000]));
+    world.run(Duration::from_millis(500));
+    assert_eq!(world.dropped(DropReason::TooBig), 1);
+    let (_, reply) = &world.tun[0];
+    assert_eq!((reply[9], reply[20], reply[21]), (1, 3, 4), "ICMP, destination unreachable, fragmentation needed");
+    assert_eq!(reply[12..16], [198, 18, 0, 1], "from the gateway's own inner address");
+    assert_eq!(reply[16..20], octets(SERVER), "to the packet's sender");
+    let mtu_bytes = u16::from_be_bytes([reply[26], reply[27]]);
+    assert!((1400..1450).contains(&mtu_bytes), "{mtu_bytes}");
+    exchange(&mut world, client, address, 5);
+}
+
+#[test]
+fn a_limited_user_gets_the_rate_over_all_connections_and_directions_and_nothing_is_lost_below_the_queue() {
+    let users =
+        vec![UserSpec { limit_bits_per_s: Some(8_000_000), home: Some(1), ..UserSpec::default() }, UserSpec::default()];
+    let mut world = World::new(Setup { users, ..Setup::default() });
+    let (first, first_address) = world.attach(0, 0);
+    let (second, second_address) = world.attach(0, 1);
+    world.tun.clear();
+    let start = world.now;
+    // The burst is 1 s of the rate, 1,000,000 bytes; 1,400 packets of 1,028 bytes need about half a second more.
+    for _ in 0..7 {
+        for mark in 0..100 {
+            world.send_up(first, &udp4(first_address, SERVER, &[mark; 1000]));
+            world.send_down(&udp4(SERVER, second_address, &[mark; 1000]));
+        }
+        world.run(Duration::from_millis(10));
+    }
+    let passed = |world: &World| {
+        world.tun.iter().map(|(_, packet)| packet.len()).sum::<usize>()
+            + world.clients[second].received.iter().map(Vec::len).sum::<usize>()
+    };
+    let elapsed = (world.now - start).as_secs_f64();
+    assert!(passed(&world) as f64 <= 1_000_000.0 * (1.0 + elapsed), "{} bytes in {elapsed} s", passed(&world));
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.dropped(DropReason::OverLimit), 0);
+    let ups: Vec<_> = world.tun.iter().flat_map(|(_, packet)| marks(packet, 1000)).collect();
+    assert_eq!(ups, (0..7).flat_map(|_| 0..100).collect::<Vec<_>>(), "all, in order");
+    let downs: Vec<_> = world.clients[second].received.iter().flat_map(|packet| marks(packet, 1000)).collect();
+    assert_eq!(downs, (0..7).flat_map(|_| 0..100).collect::<Vec<_>>(), "all, in order");
+}
+
+#[test]
+fn a_changed_port_and_address_keep_the_session() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 1);
+    for rebound in ["198.19.1.1:50000", "198.19.77.7:50000"] {
+        world.clients[client].address = rebound.parse().unwrap();
+        // The gateway learns of it from the first packet that comes the new way.
+        world.send_up(client, &udp4(address, SERVER, &[0; 1000]));
+        world.run(Duration::from_millis(1));
+        exchange(&mut world, client, address, 50);
+    }
+    let handshakes: u64 = world.shards.iter().map(|shard| shard.counters().handshakes).sum();
+    assert_eq!(handshakes, 1);
+}
+
+#[test]
+fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    world.run(Duration::from_secs(3));
+    world.clients[client].held = Some(vec![]);
+    world.send_up(client, &udp4(address, SERVER, &[1; 1000]));
+    world.step();
+    let genuine = world.clients[client].held.take().unwrap().remove(0);
+    let remote = world.clients[client].address;
+    let before = world.dropped(DropReason::Undecryptable) + world.dropped(DropReason::ForeignDatagram);
+    let mut sent = 0;
+    for bit in (0..genuine.len() * 8).step_by(61) {
+        let mut damaged = genuine.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        world.udp(remote, damaged.len(), &damaged);
+        world.step();
+        sent += 1;
+    }
+    for length in (1..genuine.len()).step_by(31) {
+        world.udp(remote, length, &genuine[..length]);
+        world.step();
+        sent += 1;
+    }
+    let mut state = 1u64;
+    for length in 1..400usize {
+        let noise: Vec<u8> = (0..length * 3).map(|_| next(&mut state)).collect();
+        world.udp(remote, noise.len(), &noise);
+        world.step();
+        sent += 1;
+    }
+    world.run(Duration::from_secs(1));
+    let counted = world.dropped(DropReason::Undecryptable) + world.dropped(DropReason::ForeignDatagram) - before;
+    let answered: u64 = world.shards.iter().map(|shard| shard.counters().stateless_responses).sum();
+    assert!(
+        counted + answered >= sent && counted > sent * 9 / 10,
+        "{counted} dropped and {answered} answered of {sent}"
+    );
+    exchange(&mut world, client, address, 20);
+}
+
+#[test]
+fn malformed_inner_packets_are_counted_and_harm_nobody() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    world.tun.clear();
+    let genuine = udp4(address, SERVER, &[1; 100]);
+    let mut malformed: Vec<Vec<u8>> = (0..genuine.len()).map(|length| genuine[..length].to_vec()).collect();
+    malformed.push([&genuine[..], &[0]].concat());
+    malformed.push(vec![0x00; 60]);
+    malformed.push(vec![0xff; 60]);
+    let sent = malformed.len() as u64;
+    for packet in &malformed {
+        world.send_forged(client, packet);
+        world.run(Duration::from_millis(20));
+    }
+    assert_eq!(world.dropped(DropReason::Malformed), sent);
+    assert!(world.tun.is_empty());
+    for packet in &malformed {
+        if packet.len() >= 20 {
+            world.send_down(packet);
+        }
+    }
+    exchange(&mut world, client, address, 20);
+}
+
+fn next(state: &mut u64) -> u8 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 24) as u8
+}

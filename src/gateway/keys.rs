@@ -1,0 +1,209 @@
+//! The keys that all shards share and that outlive a restart.
+//!
+//! One master secret in a file; everything else is derived (RFC 5869). A gateway that comes back with the same file can tell its old clients
+//! at once, by stateless reset (RFC 9000, section 10.3), that their connections are gone.
+//!
+//! This module never prints a key.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::{hkdf, hmac};
+use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use tollgate_shards::connection_id::ConnectionIdKey;
+use zeroize::Zeroizing;
+
+const MAGIC: &str = "tollgate-keys-1";
+const MASTER_BYTES: usize = 32;
+/// A key file is one short line.
+const FILE_BYTES_MAX: u64 = 1024;
+
+/// The keys of a gateway.
+pub struct Keys {
+    /// Key of the tags in connection IDs.
+    pub connection_id: ConnectionIdKey,
+    /// Key of the stateless reset tokens.
+    pub reset: Arc<dyn HmacKey>,
+    /// Key of the Retry tokens.
+    pub token: Arc<dyn HandshakeTokenKey>,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or made.
+    #[error("key file {}: {action}: {source}; set [shards] key_file to a path that this user may write", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Others may read it.
+    #[error("key file {} is open to others (mode {mode:04o}): chmod 600 it, or remove it to have new keys made", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Not a key file.
+    #[error("key file {} is not one of ours (`{MAGIC}` and 64 hex digits): remove it to have new keys made", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Keys {
+    /// Reads the keys from `path`, or makes new ones there, readable by their owner only.
+    ///
+    /// # Errors
+    ///
+    /// If the file is unusable, open to others, or something else.
+    pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
+        let unusable = |action| move |source| KeyError::Unusable { path: path.to_owned(), action, source };
+        match fs::metadata(path) {
+            Ok(metadata) => {
+                let mode = metadata.permissions().mode() & 0o777;
+                if mode & 0o077 != 0 {
+                    return Err(KeyError::Exposed { path: path.to_owned(), mode });
+                }
+                if metadata.len() > FILE_BYTES_MAX {
+                    return Err(KeyError::Malformed { path: path.to_owned() });
+                }
+                let line = Zeroizing::new(fs::read_to_string(path).map_err(unusable("cannot be read"))?);
+                let master = parse(&line).ok_or_else(|| KeyError::Malformed { path: path.to_owned() })?;
+                Ok(Keys::derive(&master))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let master = random();
+                create(path, &master).map_err(unusable("cannot be created"))?;
+                Ok(Keys::derive(&master))
+            }
+            Err(error) => Err(unusable("cannot be read")(error)),
+        }
+    }
+
+    fn derive(master: &[u8; MASTER_BYTES]) -> Self {
+        let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tollgate").extract(master);
+        let mut id_key = [0; 16];
+        expand(&root, b"connection id", &mut id_key);
+        let mut reset_key = Zeroizing::new([0; 64]);
+        expand(&root, b"stateless reset", &mut *reset_key);
+        let mut token_key = Zeroizing::new([0; 64]);
+        expand(&root, b"retry token", &mut *token_key);
+        Keys {
+            connection_id: ConnectionIdKey(id_key),
+            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &*reset_key)),
+            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&*token_key)),
+        }
+    }
+}
+
+/// A reset key for a client, which has nothing to remember.
+pub fn ephemeral_reset_key() -> Arc<dyn HmacKey> {
+    Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &*random()))
+}
+
+/// 32 bytes of the system's entropy.
+///
+/// # Panics
+///
+/// If the system has none, which does not happen once it has booted.
+pub fn random() -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(&mut *bytes).expect("the system has entropy");
+    bytes
+}
+
+fn create(path: &Path, master: &[u8; MASTER_BYTES]) -> io::Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder)?;
+    }
+    let hex: Zeroizing<String> = Zeroizing::new(master.iter().map(|byte| format!("{byte:02x}")).collect());
+    // Under another name until it is whole: a gateway that dies here must not leave half a key behind.
+    let partial = path.with_extension(format!("partial-{}", std::process::id()));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(format!("{MAGIC} {}\n", *hex).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
+}
+
+fn parse(line: &str) -> Option<Zeroizing<[u8; MASTER_BYTES]>> {
+    let hex = line.trim().strip_prefix(MAGIC)?.trim();
+    if hex.len() != 2 * MASTER_BYTES || !hex.is_ascii() {
+        return None;
+    }
+    let mut master = Zeroizing::new([0; MASTER_BYTES]);
+    for (index, byte) in master.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(master)
+}
+
+struct Bytes(usize);
+
+impl hkdf::KeyType for Bytes {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+fn expand(root: &hkdf::Prk, label: &[u8], out: &mut [u8]) {
+    let labels = [label];
+    let okm = root.expand(&labels, Bytes(out.len())).expect("64 bytes are fewer than HKDF can make");
+    okm.fill(out).expect("asked for just this length");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag_of(keys: &Keys) -> Vec<u8> {
+        let mut tag = vec![0; keys.reset.signature_len()];
+        keys.reset.sign(b"id", &mut tag);
+        tag.extend(keys.connection_id.0);
+        tag
+    }
+
+    #[test]
+    fn keys_survive_a_restart_and_are_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state/keys");
+        let first = Keys::load_or_create(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let second = Keys::load_or_create(&path).unwrap();
+        assert_eq!(tag_of(&first), tag_of(&second));
+        let other = Keys::load_or_create(&folder.path().join("other")).unwrap();
+        assert_ne!(tag_of(&first), tag_of(&other));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing half-written is left");
+    }
+
+    #[test]
+    fn a_file_that_others_may_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        Keys::load_or_create(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = Keys::load_or_create(&path).err().unwrap().to_string();
+        assert!(error.contains("chmod 600") && error.contains("0644"), "{error}");
+    }
+
+    #[test]
+    fn something_else_is_not_taken_for_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        for content in ["", "tollgate-keys-1 12", "tollgate-keys-1 zz", &"é".repeat(40), &"x".repeat(5000)] {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+            let error = Keys::load_or_create(&path).err().unwrap();
+            assert!(matches!(error, KeyError::Malformed { .. }), "{error}");
+        }
+    }
+}

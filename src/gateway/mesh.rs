@@ -1,0 +1,225 @@
+//! The mesh: a bounded channel for each ordered pair of shards, and one wake-up for a batch.
+//!
+//! This module never looks into a message beyond whether it may be lost.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use tollgate_shards::{Message, ShardIndex};
+
+use crate::io::Wake;
+
+/// Messages between two shards that the receiver has not taken yet.
+const MESSAGES_MAX: usize = 1024;
+/// Messages taken from one shard in one pass.
+const BATCH_MAX: usize = 256;
+
+/// Lets others wake a shard that sleeps.
+#[derive(Clone)]
+pub struct Bell {
+    sleeping: Arc<AtomicBool>,
+    wake: Arc<Wake>,
+}
+
+impl Bell {
+    /// A bell of a shard that is awake.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Bell { sleeping: Arc::new(AtomicBool::new(false)), wake: Arc::new(Wake::new()?) })
+    }
+
+    /// What the shard sleeps on.
+    pub fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// Wakes the shard if it sleeps. What it is to find must have been put in place before.
+    pub fn ring(&self) {
+        if self.sleeping.swap(false, Ordering::SeqCst) {
+            self.wake.notify();
+        }
+    }
+
+    /// Announces sleep: from now on others ring. The shard must look once more for what came before.
+    pub fn fall_asleep(&self) {
+        self.sleeping.store(true, Ordering::SeqCst);
+    }
+
+    /// Sleep is over.
+    pub fn wake_up(&self) {
+        if !self.sleeping.swap(false, Ordering::SeqCst) {
+            self.wake.drain();
+        }
+    }
+}
+
+/// One shard's end of the mesh.
+pub struct Mesh {
+    inboxes: Vec<Receiver<Message>>,
+    peers: Vec<Peer>,
+}
+
+struct Peer {
+    outbox: Option<Sender<Message>>,
+    bell: Bell,
+    /// Messages that must not be lost and found the channel full. Their number is bounded by the connections they speak of.
+    held: VecDeque<Message>,
+    rung: bool,
+}
+
+impl Mesh {
+    /// The ends of a mesh between the shards behind `bells`, in order.
+    pub fn between(bells: &[Bell]) -> Vec<Mesh> {
+        let shards = bells.len();
+        let mut ends: Vec<Mesh> = (0..shards).map(|_| Mesh { inboxes: Vec::new(), peers: Vec::new() }).collect();
+        for from in 0..shards {
+            for to in 0..shards {
+                let outbox = (from != to).then(|| {
+                    let (sender, receiver) = bounded(MESSAGES_MAX);
+                    ends[to].inboxes.push(receiver);
+                    sender
+                });
+                let peer = Peer { outbox, bell: bells[to].clone(), held: VecDeque::new(), rung: true };
+                ends[from].peers.push(peer);
+            }
+        }
+        ends
+    }
+
+    /// Sends `message` with the next [`Mesh::flush`]. Returns how many packets were lost because the channel is full.
+    pub fn send(&mut self, to: ShardIndex, message: Message) -> u64 {
+        let peer = &mut self.peers[usize::from(to.0)];
+        let Some(outbox) = &peer.outbox else { return 0 };
+        let expendable = message.expendable();
+        if !peer.held.is_empty() {
+            // Nothing may overtake what is held.
+            if expendable.is_none() {
+                peer.held.push_back(message);
+            }
+            return expendable.unwrap_or(0);
+        }
+        match outbox.try_send(message) {
+            Ok(()) => peer.rung = false,
+            Err(TrySendError::Full(message)) if expendable.is_none() => peer.held.push_back(message),
+            Err(_) => return expendable.unwrap_or(0),
+        }
+        0
+    }
+
+    /// Sends what was held back, as far as there is room, and wakes those who have got something. Returns whether something is still held.
+    pub fn flush(&mut self) -> bool {
+        let mut holding = false;
+        for peer in &mut self.peers {
+            let Some(outbox) = &peer.outbox else { continue };
+            while let Some(message) = peer.held.pop_front() {
+                match outbox.try_send(message) {
+                    Ok(()) => peer.rung = false,
+                    Err(TrySendError::Full(message)) => {
+                        peer.held.push_front(message);
+                        holding = true;
+                        break;
+                    }
+                    Err(TrySendError::Disconnected(_)) => {}
+                }
+            }
+            if !peer.rung {
+                peer.rung = true;
+                peer.bell.ring();
+            }
+        }
+        holding
+    }
+
+    /// Takes a bounded batch from every other shard. Returns whether there was anything.
+    pub fn receive(&mut self, mut sink: impl FnMut(Message)) -> bool {
+        let mut any = false;
+        for inbox in &self.inboxes {
+            for message in inbox.try_iter().take(BATCH_MAX) {
+                any = true;
+                sink(message);
+            }
+        }
+        any
+    }
+
+    /// Whether nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.inboxes.iter().all(Receiver::is_empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use bytes::Bytes;
+    use tollgate_shards::routes::ConnectionKey;
+
+    use super::*;
+
+    fn mesh(shards: usize) -> (Vec<Mesh>, Vec<Bell>) {
+        let bells: Vec<_> = (0..shards).map(|_| Bell::new().unwrap()).collect();
+        (Mesh::between(&bells), bells)
+    }
+
+    fn route(host: u32) -> Message {
+        let connection = ConnectionKey { owner: ShardIndex(0), slot: host, generation: 0 };
+        Message::Route { address: IpAddr::from([198, 18, 0, 1]), connection }
+    }
+
+    fn slots(mesh: &mut Mesh) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while mesh.receive(|message| {
+            if let Message::Route { connection, .. } = message {
+                slots.push(connection.slot);
+            }
+        }) {}
+        slots
+    }
+
+    #[test]
+    fn messages_reach_their_shard_in_order() {
+        let (mut ends, _bells) = mesh(3);
+        for host in 0..10 {
+            assert_eq!(ends[0].send(ShardIndex(2), route(host)), 0);
+        }
+        ends[0].flush();
+        assert_eq!(slots(&mut ends[1]), []);
+        assert_eq!(slots(&mut ends[2]), (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_full_channel_loses_packets_but_no_control_message_and_keeps_the_order() {
+        let (mut ends, _bells) = mesh(2);
+        let total = MESSAGES_MAX as u32 + 50;
+        for host in 0..total {
+            assert_eq!(ends[0].send(ShardIndex(1), route(host)), 0);
+        }
+        assert_eq!(ends[0].send(ShardIndex(1), Message::Frame(Bytes::new())), 1, "a packet is lost and counted");
+        assert!(ends[0].flush(), "the rest is held");
+        let mut received = slots(&mut ends[1]);
+        assert!(!ends[0].flush());
+        received.extend(slots(&mut ends[1]));
+        assert_eq!(received, (0..total).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_a_sleeper_is_woken_and_once_a_batch() {
+        let (mut ends, bells) = mesh(2);
+        ends[0].send(ShardIndex(1), route(1));
+        ends[0].flush();
+        assert!(!bells[1].wake().drain(), "awake: it will look by itself");
+        bells[1].fall_asleep();
+        ends[0].send(ShardIndex(1), route(2));
+        ends[0].send(ShardIndex(1), route(3));
+        ends[0].flush();
+        assert!(bells[1].wake().drain());
+        ends[0].flush();
+        assert!(!bells[1].wake().drain());
+    }
+}

@@ -1,0 +1,334 @@
+//! The gateway: sets everything up, starts a core for each shard, and waits for the order to stop.
+//!
+//! This module sees no packet.
+
+mod core;
+mod keys;
+mod mesh;
+mod status;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use glommio::ExecutorJoinHandle;
+use tollgate_config::{CongestionController, ServerConfig, ShardCount};
+use tollgate_shards::params::{Congestion, Limits, TransportParams};
+use tollgate_shards::{Params, Shard, ShardIndex, ShardKeys};
+use tracing::{info, warn};
+
+pub use self::core::Report;
+pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
+pub use status::Status;
+
+use self::core::{Core, Order};
+use self::mesh::{Bell, Mesh};
+use crate::io::{BindError, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket};
+use crate::pump::Pump;
+use crate::tls::{self, TlsError};
+
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a core may take to say how it stands.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The certificate or its key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The key file.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The UDP socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// A CPU that is not there.
+    #[error("[shards] cpus names CPU {cpu}, which this process may not use: it may use {allowed}")]
+    Cpu {
+        /// The CPU.
+        cpu: usize,
+        /// Those there are.
+        allowed: String,
+    },
+    /// glommio.
+    #[error("shard {shard} cannot start on CPU {cpu}: {reason}; each shard locks 512 KiB of memory, so `ulimit -l` must allow for all of them, and io_uring must be permitted")]
+    Executor {
+        /// The shard.
+        shard: u16,
+        /// Its CPU.
+        cpu: usize,
+        /// What glommio says.
+        reason: String,
+    },
+    /// A descriptor failed while the gateway ran.
+    #[error("shard {shard} failed: {source}")]
+    Core {
+        /// The shard.
+        shard: u16,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A core did not end as it should.
+    #[error("shard {shard} ended unexpectedly: {reason}")]
+    Lost {
+        /// The shard.
+        shard: u16,
+        /// What glommio says.
+        reason: String,
+    },
+    /// The system is out of something.
+    #[error("the gateway cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A running gateway.
+pub struct Gateway {
+    cores: Vec<Running>,
+    ended: Receiver<u16>,
+    tun: TunDevice,
+    summary: String,
+}
+
+struct Running {
+    join: ExecutorJoinHandle<io::Result<()>>,
+    orders: Sender<Order>,
+    bell: Bell,
+}
+
+impl Gateway {
+    /// Opens everything, then starts the cores. Nothing is left behind when it fails.
+    ///
+    /// # Errors
+    ///
+    /// Each with one line that says what to do.
+    pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
+        let cpus = placement(config)?;
+        let shards = cpus.len();
+        let keys = Keys::load_or_create(&config.shards.key_file)?;
+        let tls = tls::server_crypto(&config.tls)?;
+        let sockets = UdpGroup::bind(config.bind, shards, &udp_options(config))?;
+        let by_connection_id = sockets.iter().all(UdpSocket::is_steered);
+        let (mut tun, queues) =
+            TunDevice::create(config.interface_name.as_deref(), shards, config.connection.mtu_bytes, &TunOptions::default())?;
+        tun.configure(config.tunnel_network)?;
+        let steering = steer_tun(&queues);
+        tun.up()?;
+        let keys = Shared {
+            keys: ShardKeys { tls, reset: keys.reset.clone(), token: keys.token.clone() },
+            connection_id: keys.connection_id.clone(),
+        };
+        let (ended_sender, ended) = unbounded();
+        let cores = start_cores(config, &cpus, sockets, queues, steering.clone(), &keys, &ended_sender)?;
+        let summary = format!(
+            "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by {}; TUN steered by {}; TUN offloads: {}",
+            config.bind,
+            if shards == 1 { "" } else { "s" },
+            list(&cpus),
+            config.tunnel_network,
+            if config.isolate_clients { "clients isolated" } else { "clients reach each other" },
+            tun.name(),
+            if shards == 1 {
+                "nothing (one shard)"
+            } else if by_connection_id {
+                "connection ID (classic BPF)"
+            } else {
+                "4-tuple hash and mesh (classic BPF is not available)"
+            },
+            if shards == 1 {
+                "nothing (one shard)"
+            } else if steering.is_some() {
+                "inner destination (eBPF)"
+            } else {
+                "the driver's flow table and mesh (eBPF is not available)"
+            },
+            tun.offloads(),
+        );
+        info!("{summary}");
+        Ok(Gateway { cores, ended, tun, summary })
+    }
+
+    /// The line that says how the gateway runs.
+    pub fn summary(&self) -> &str {
+        &self.summary
+    }
+
+    /// The TUN interface's name.
+    pub fn interface(&self) -> &str {
+        self.tun.name()
+    }
+
+    /// Asks every core how things stand.
+    pub fn status(&self) -> Status {
+        let waiting: Vec<_> = self
+            .cores
+            .iter()
+            .map(|core| {
+                let (sender, receiver) = bounded(1);
+                let _ = core.orders.send(Order::Report(sender));
+                core.bell.ring();
+                receiver
+            })
+            .collect();
+        Status { shards: waiting.iter().filter_map(|receiver| receiver.recv_timeout(REPORT_TIMEOUT).ok()).collect() }
+    }
+
+    /// Hears from every core that ends, which none should before [`Gateway::stop`].
+    pub fn ended(&self) -> &Receiver<u16> {
+        &self.ended
+    }
+
+    /// Says goodbye to every client and ends.
+    ///
+    /// # Errors
+    ///
+    /// If a core had failed.
+    pub fn stop(self) -> Result<(), GatewayError> {
+        for core in &self.cores {
+            let _ = core.orders.send(Order::Stop);
+            core.bell.ring();
+        }
+        let mut result = Ok(());
+        for (shard, core) in self.cores.into_iter().enumerate() {
+            let shard = shard as u16;
+            let ended = match core.join.join() {
+                Ok(ended) => ended.map_err(|source| GatewayError::Core { shard, source }),
+                Err(error) => Err(GatewayError::Lost { shard, reason: error.to_string() }),
+            };
+            result = result.and(ended);
+        }
+        result
+    }
+}
+
+struct Shared {
+    keys: ShardKeys,
+    connection_id: tollgate_shards::connection_id::ConnectionIdKey,
+}
+
+fn start_cores(
+    config: &ServerConfig,
+    cpus: &[usize],
+    sockets: Vec<UdpSocket>,
+    queues: Vec<TunQueue>,
+    steering: Option<Arc<TunSteering>>,
+    shared: &Shared,
+    ended: &Sender<u16>,
+) -> Result<Vec<Running>, GatewayError> {
+    let bells = cpus.iter().map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
+    let ends = Mesh::between(&bells);
+    let now = Instant::now();
+    let mut cores = Vec::with_capacity(cpus.len());
+    let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(cpus).enumerate();
+    for (index, ((((socket, queue), mesh), bell), &cpu)) in parts {
+        let params = params(config, shared, cpus.len() as u16, index as u16);
+        let directory = config.users.directory.clone();
+        let (orders, order_receiver) = unbounded();
+        let core = Core {
+            cpu,
+            shard: Shard::new(params, &shared.keys, directory.clone(), now),
+            directory,
+            pump: Pump::new(socket, Some(queue), bell.wake())?,
+            mesh,
+            bell: bell.clone(),
+            orders: order_receiver,
+            steering: steering.clone(),
+            ended: ended.clone(),
+        };
+        cores.push(Running { join: core.spawn()?, orders, bell });
+    }
+    Ok(cores)
+}
+
+fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Params {
+    let connection = &config.connection;
+    // Initials of honest clients spread evenly, so each shard gets its part of the whole; one source may have its full number on each, since
+    // its few handshakes do not.
+    let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards));
+    Params {
+        shards,
+        index: ShardIndex(index),
+        tunnel: config.tunnel_network,
+        isolate_clients: config.isolate_clients,
+        outer_addresses: outer_addresses(config),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        transport: TransportParams {
+            mtu_bytes: connection.mtu_bytes,
+            idle_timeout: connection.connection_timeout,
+            keep_alive: None,
+            datagram_send_buffer_bytes_max: connection.datagram_send_buffer_bytes,
+            datagram_receive_buffer_bytes_max: connection.datagram_receive_buffer_bytes,
+            congestion: congestion(connection.congestion_controller),
+        },
+        limits: Limits {
+            handshakes_max,
+            handshakes_per_source_max: connection.pending_handshakes_per_source_max,
+            ..Limits::default()
+        },
+        connection_id_key: shared.connection_id.clone(),
+        seed: *random(),
+    }
+}
+
+/// The engine's name for a configured congestion controller.
+pub fn congestion(controller: CongestionController) -> Congestion {
+    match controller {
+        CongestionController::Cubic => Congestion::Cubic,
+        CongestionController::Bbr => Congestion::Bbr,
+        CongestionController::NewReno => Congestion::NewReno,
+    }
+}
+
+fn udp_options(config: &ServerConfig) -> UdpOptions {
+    UdpOptions {
+        send_buffer_bytes: config.connection.send_buffer_bytes,
+        receive_buffer_bytes: config.connection.recv_buffer_bytes,
+        ..UdpOptions::default()
+    }
+}
+
+/// What is known before the first packet; where the gateway listens on all addresses, each connection adds its own.
+fn outer_addresses(config: &ServerConfig) -> Vec<IpAddr> {
+    Some(config.bind.ip()).filter(|ip| !ip.is_unspecified()).into_iter().collect()
+}
+
+fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
+    if queues.len() < 2 {
+        return None;
+    }
+    match TunSteering::attach(&queues[0], queues.len()) {
+        Ok(steering) => Some(Arc::new(steering)),
+        Err(error) => {
+            warn!("{error}");
+            None
+        }
+    }
+}
+
+/// The CPU of each shard.
+fn placement(config: &ServerConfig) -> Result<Vec<usize>, GatewayError> {
+    let affinity = rustix::thread::sched_getaffinity(None).map_err(io::Error::from)?;
+    let allowed: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| affinity.is_set(cpu)).collect();
+    let cpus: Vec<usize> = match &config.shards.cpus {
+        Some(cpus) => cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
+        None => allowed.clone(),
+    };
+    if let Some(&cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        return Err(GatewayError::Cpu { cpu, allowed: list(&allowed) });
+    }
+    let count = match config.shards.count {
+        ShardCount::Auto => cpus.len().min(128),
+        ShardCount::Fixed(count) => usize::from(count.get()),
+    };
+    Ok(cpus.into_iter().cycle().take(count).collect())
+}
+
+fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

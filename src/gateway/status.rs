@@ -1,0 +1,66 @@
+//! How a gateway stands, for people and for machines.
+//!
+//! This module asks nobody.
+
+use std::fmt;
+
+use serde::Serialize;
+use tollgate_shards::DropReason;
+
+use super::Report;
+
+/// The reports of all cores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// One for each shard, in order.
+    pub shards: Vec<Report>,
+}
+
+impl Status {
+    /// One line of JSON.
+    ///
+    /// # Panics
+    ///
+    /// Never: numbers can always be written.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers can always be written")
+    }
+
+    /// Packets dropped for `reason`, over all shards.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.shards.iter().map(|report| report.counters.drops.of(reason)).sum()
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Report { shard, cpu, counters, traffic, owned_connections, .. } in &self.shards {
+            write!(
+                f,
+                "shard {shard} on CPU {cpu}: {owned_connections} connections, up {} packets, down {}, relayed {}, across shards {}",
+                counters.up_packets,
+                counters.down_packets,
+                counters.relayed_packets,
+                counters.misrouted_frames + counters.misrouted_datagrams,
+            )?;
+            write!(
+                f,
+                ", {:.1} datagrams a data send, {:.0} bytes a data frame up, {:.0} down; dropped",
+                ratio(traffic.udp_data_datagrams, traffic.udp_data_sends),
+                ratio(traffic.tun_data_write_bytes, traffic.tun_data_writes),
+                ratio(traffic.tun_data_read_bytes, traffic.tun_data_reads),
+            )?;
+            let mut any = false;
+            for (reason, packets) in counters.drops.iter().filter(|&(_, packets)| packets > 0) {
+                any = true;
+                write!(f, " {}={packets}", reason.name())?;
+            }
+            writeln!(f, "{}", if any { "" } else { " nothing" })?;
+        }
+        Ok(())
+    }
+}
+
+fn ratio(sum: u64, count: u64) -> f64 {
+    if count == 0 { 0.0 } else { sum as f64 / count as f64 }
+}

@@ -1,0 +1,300 @@
+//! Making certificates for gateways and clients, and naming them by fingerprint.
+//!
+//! A certificate made here is self-signed and no authority: the other side trusts or authorizes just this one.
+
+use std::fmt;
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use tempfile::NamedTempFile;
+use tollgate_config::PemSource;
+use tollgate_shards::directory::Fingerprint;
+use zeroize::Zeroizing;
+
+use crate::tls::{self, TlsError};
+
+/// How long a certificate is valid unless told otherwise, in days.
+pub const DEFAULT_VALIDITY_DAYS: u32 = 3650;
+
+/// Longest validity of a certificate, in days.
+pub const VALIDITY_DAYS_MAX: u32 = 36_500;
+
+/// Most names that a certificate may bear.
+pub const NAMES_MAX: usize = 100;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Why a certificate cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A name that no certificate can bear.
+    #[error("'{0}' is not a name for a certificate: give a DNS name or an IP address without port or brackets")]
+    BadName(String),
+    /// More than [`NAMES_MAX`] names.
+    #[error("{0} names are too many for a certificate: give at most {NAMES_MAX}")]
+    TooManyNames(usize),
+    /// A validity of no days or of more than [`VALIDITY_DAYS_MAX`].
+    #[error("a certificate cannot be valid for {0} days: give 1 to {VALIDITY_DAYS_MAX}")]
+    BadValidity(u32),
+    /// A file that is there already.
+    #[error("'{0}' exists already: choose another name, or allow overwriting with --force", .0.display())]
+    Exists(PathBuf),
+    /// A file that cannot be written.
+    #[error("cannot write '{}': {error}", path.display())]
+    Unwritable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A certificate that cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] TlsError),
+    /// The certificate could not be made.
+    #[error("cannot make the certificate: {0}")]
+    Refused(#[from] rcgen::Error),
+}
+
+/// A certificate with its key.
+pub struct Identity {
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// Its private key, PEM. Wiped from memory when dropped.
+    pub key_pem: Zeroizing<String>,
+    /// How a gateway knows the certificate.
+    pub fingerprint: Fingerprint,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Makes a certificate of subject `name`, valid for [`DEFAULT_VALIDITY_DAYS`], and a new P-256 key for it.
+    ///
+    /// `sans` are the DNS names and IP addresses that it bears: a gateway's needs those that clients connect to, a client's needs none.
+    ///
+    /// # Errors
+    ///
+    /// If a name cannot be put in a certificate.
+    pub fn generate(name: &str, sans: &[&str]) -> Result<Self, IdentityError> {
+        Identity::generate_for_days(name, sans, DEFAULT_VALIDITY_DAYS)
+    }
+
+    /// As [`Identity::generate`], valid for `days` from now; and for one day before, since clocks differ.
+    ///
+    /// # Errors
+    ///
+    /// If a name cannot be put in a certificate, or `days` is 0 or above [`VALIDITY_DAYS_MAX`].
+    pub fn generate_for_days(name: &str, sans: &[&str], days: u32) -> Result<Self, IdentityError> {
+        if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+            return Err(IdentityError::BadName(name.to_owned()));
+        }
+        if sans.len() > NAMES_MAX {
+            return Err(IdentityError::TooManyNames(sans.len()));
+        }
+        if !(1..=VALIDITY_DAYS_MAX).contains(&days) {
+            return Err(IdentityError::BadValidity(days));
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name.remove(DnType::CommonName);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = sans.iter().map(|san| subject_alt_name(san)).collect::<Result<_, _>>()?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + now.saturating_sub(DAY);
+        params.not_after = epoch + now + DAY * days;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = params.self_signed(&key)?;
+        Ok(Identity {
+            certificate_pem: certificate.pem(),
+            key_pem: Zeroizing::new(key.serialize_pem()),
+            fingerprint: Fingerprint::of(certificate.der()),
+        })
+    }
+
+    /// Writes certificate and key into two files; the key's is for its owner alone (mode 0600). Each appears whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written, or one is there already and `overwrite` is not set: then neither is touched.
+    pub fn write(&self, certificate: &Path, key: &Path, overwrite: bool) -> Result<(), IdentityError> {
+        if certificate == key {
+            return Err(IdentityError::Exists(key.to_owned()));
+        }
+        for path in [certificate, key] {
+            if !overwrite && path.symlink_metadata().is_ok() {
+                return Err(IdentityError::Exists(path.to_owned()));
+            }
+        }
+        let key_file = prepare(key, self.key_pem.as_bytes(), 0o600)?;
+        let certificate_file = prepare(certificate, self.certificate_pem.as_bytes(), 0o644)?;
+        persist(key_file, key, overwrite)?;
+        persist(certificate_file, certificate, overwrite)
+    }
+}
+
+/// Makes an identity and writes it: [`Identity::generate_for_days`], then [`Identity::write`]. Gives the fingerprint.
+///
+/// # Errors
+///
+/// As of the two.
+pub fn gencert(
+    name: &str,
+    sans: &[&str],
+    days: u32,
+    certificate: &Path,
+    key: &Path,
+    overwrite: bool,
+) -> Result<Fingerprint, IdentityError> {
+    let identity = Identity::generate_for_days(name, sans, days)?;
+    identity.write(certificate, key, overwrite)?;
+    Ok(identity.fingerprint)
+}
+
+/// The fingerprint of the first certificate in a PEM file, as `authorized_certs` of a users file wants it.
+///
+/// # Errors
+///
+/// If the file cannot be read or holds no certificate.
+pub fn fingerprint(certificate: &Path) -> Result<Fingerprint, IdentityError> {
+    let certificates = tls::certificates("certificate", &PemSource::File(certificate.to_owned()))?;
+    Ok(Fingerprint::of(&certificates[0]))
+}
+
+fn subject_alt_name(text: &str) -> Result<SanType, IdentityError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let refused = || IdentityError::BadName(text.to_owned());
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    let labels = text.strip_prefix("*.").unwrap_or(text);
+    // What looks like an address, but is none, is a slip.
+    let numeric = labels.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if text.len() > 253 || numeric || !labels.split('.').all(label) {
+        return Err(refused());
+    }
+    Ok(SanType::DnsName(text.try_into().map_err(|_| refused())?))
+}
+
+/// A file with `contents` beside `path`, ready to take its place.
+fn prepare(path: &Path, contents: &[u8], mode: u32) -> Result<NamedTempFile, IdentityError> {
+    let refused = |error| IdentityError::Unwritable { path: path.to_owned(), error };
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(directory).map_err(refused)?;
+    // The file was made with mode 0600: a key is never open to others, not even for a moment.
+    file.write_all(contents).map_err(refused)?;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).map_err(refused)?;
+    file.as_file().sync_all().map_err(refused)?;
+    Ok(file)
+}
+
+fn persist(file: NamedTempFile, path: &Path, overwrite: bool) -> Result<(), IdentityError> {
+    let result = if overwrite { file.persist(path) } else { file.persist_noclobber(path) };
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(IdentityError::Exists(path.to_owned()))
+        }
+        Err(error) => Err(IdentityError::Unwritable { path: path.to_owned(), error: error.error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn certificate_and_key_are_written_and_the_key_is_for_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("c.pem"), directory.path().join("k.pem"));
+        let made = gencert("gateway", &["vpn.example.org", "198.18.0.1"], 30, &certificate, &key, false).unwrap();
+        assert_eq!(fingerprint(&certificate).unwrap(), made);
+        assert!(made.to_string().starts_with("sha256:"));
+        assert_eq!((mode(&certificate), mode(&key)), (0o644, 0o600));
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn files_are_not_overwritten_unless_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("c.pem"), directory.path().join("k.pem"));
+        std::fs::write(&key, "precious").unwrap();
+        let error = gencert("a", &[], 30, &certificate, &key, false).unwrap_err();
+        assert!(matches!(&error, IdentityError::Exists(path) if *path == key), "{error}");
+        assert!(error.to_string().contains("k.pem' exists already"), "{error}");
+        assert!(!certificate.exists());
+        assert_eq!(std::fs::read_to_string(&key).unwrap(), "precious");
+        // A file that others may read does not stay so.
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+        gencert("a", &[], 30, &certificate, &key, true).unwrap();
+        assert!(std::fs::read_to_string(&key).unwrap().contains("PRIVATE KEY"));
+        assert_eq!(mode(&key), 0o600);
+        let error = gencert("a", &[], 30, &key, &key, true).unwrap_err();
+        assert!(matches!(error, IdentityError::Exists(_)), "one file for both: {error}");
+        let nowhere = directory.path().join("nowhere/c.pem");
+        let error = gencert("a", &[], 30, &nowhere, &key, true).unwrap_err();
+        assert!(error.to_string().contains("nowhere/c.pem': No such file"), "{error}");
+    }
+
+    #[test]
+    fn the_certificate_is_no_authority_and_bears_its_names() {
+        let identity = Identity::generate("gateway", &["vpn.example.org", "fd00::1"]).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(identity.certificate_pem.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let constraints = certificate.basic_constraints().unwrap().expect("explicit constraints");
+        assert!(!constraints.value.ca);
+        assert_eq!(certificate.subject().to_string(), "CN=gateway");
+        let names = &certificate.subject_alternative_name().unwrap().expect("names").value.general_names;
+        assert_eq!(names.len(), 2);
+        let validity = certificate.validity();
+        let seconds = validity.not_after.timestamp() - validity.not_before.timestamp();
+        assert_eq!(seconds, (i64::from(DEFAULT_VALIDITY_DAYS) + 1) * 86_400);
+        assert!(validity.is_valid());
+    }
+
+    #[test]
+    fn impossible_names_and_validities_are_refused() {
+        for san in ["", "a b", "198.18.0.300", "[fd00::1]", "vpn.example.org:5", "a..b", "ü"] {
+            assert!(matches!(Identity::generate("a", &[san]), Err(IdentityError::BadName(_))), "{san}");
+        }
+        assert!(matches!(Identity::generate("", &[]), Err(IdentityError::BadName(_))));
+        assert!(matches!(Identity::generate("a", &["b"; NAMES_MAX + 1]), Err(IdentityError::TooManyNames(101))));
+        for days in [0, VALIDITY_DAYS_MAX + 1] {
+            assert!(matches!(Identity::generate_for_days("a", &[], days), Err(IdentityError::BadValidity(_))));
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_of_what_holds_no_certificate_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("k.pem");
+        std::fs::write(&path, Identity::generate("a", &[]).unwrap().key_pem.as_bytes()).unwrap();
+        assert!(fingerprint(&path).unwrap_err().to_string().contains("no certificate"));
+        assert!(fingerprint(&directory.path().join("x")).unwrap_err().to_string().contains("cannot read"));
+    }
+
+    #[test]
+    fn an_identity_does_not_show_its_key() {
+        let identity = Identity::generate("a", &[]).unwrap();
+        assert!(!format!("{identity:?}").contains("PRIVATE"));
+    }
+}

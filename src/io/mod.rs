@@ -1,0 +1,28 @@
+//! The shell's input and output: UDP sockets, TUN queues, what steers packets to them, and how a shard sleeps on them.
+//!
+//! Everything here is a thin, counted layer over system calls. Each shard owns one [`UdpSocket`] and one [`TunQueue`] and shares
+//! neither; only [`TunSteering`] and [`Wake`] are shared. Nothing here looks at a connection, a user or a route.
+
+mod cmsg;
+mod poller;
+mod receive;
+mod reuseport;
+mod sockaddr;
+mod transmit;
+mod tun;
+mod tun_queue;
+mod tun_steering;
+mod udp;
+mod wake;
+
+#[cfg(test)]
+mod testnet;
+
+pub use poller::{Poller, Readiness};
+pub use receive::{ReceiveBatch, ReceiveCounters, ReceiveOutcome, SLOT_BYTES};
+pub use transmit::{DATA_BYTES_MIN, SendCounters, SendOutcome, TransmitBatch};
+pub use tun::{Offloads, QUEUES_MAX, TunDevice, TunError, TunOptions};
+pub use tun_queue::{FRAME_BYTES_MAX, TunCounters, TunQueue, WriteOutcome};
+pub use tun_steering::{SteeringError, TunSteering};
+pub use udp::{BindError, SHARDS_MAX, UdpGroup, UdpOptions, UdpSocket};
+pub use wake::Wake;

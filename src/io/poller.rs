@@ -1,0 +1,183 @@
+//! How a shard sleeps: one epoll descriptor over everything it owns.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use super::{TunQueue, UdpSocket, Wake};
+
+const UDP: u64 = 0;
+const TUN: u64 = 1;
+const WAKE: u64 = 2;
+/// One event for each descriptor.
+const EVENTS_MAX: usize = 3;
+
+/// What a shard may do without being refused. Errors count as readiness: the next call brings them to light.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// The UDP socket has datagrams.
+    pub udp: bool,
+    /// The UDP socket takes datagrams. Reported only while asked for.
+    pub udp_writable: bool,
+    /// The TUN queue has frames. Reported only while asked for, which it is at first.
+    pub tun: bool,
+    /// Somebody notified the [`Wake`], which is to be drained.
+    pub wake: bool,
+}
+
+/// A level-triggered epoll descriptor over a UDP socket, a TUN queue and a [`Wake`].
+///
+/// It borrows none of them; a descriptor that is closed leaves the poller by itself. It can itself be polled as a descriptor.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: OwnedFd,
+    udp: i32,
+    tun: Option<i32>,
+    udp_writable_wanted: Cell<bool>,
+    tun_wanted: Cell<bool>,
+}
+
+impl Poller {
+    /// Watches `udp` and `tun` (where there is one) for input, and `wake`. Fails only when descriptors or memory run out.
+    pub fn new(udp: &UdpSocket, tun: Option<&TunQueue>, wake: &Wake) -> io::Result<Poller> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, udp, EventData::new_u64(UDP), EventFlags::IN)?;
+        epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        if let Some(tun) = tun {
+            epoll::add(&epoll, tun, EventData::new_u64(TUN), EventFlags::IN)?;
+        }
+        Ok(Poller {
+            epoll,
+            udp: udp.as_fd().as_raw_fd(),
+            tun: tun.map(|queue| queue.as_fd().as_raw_fd()),
+            udp_writable_wanted: Cell::new(false),
+            tun_wanted: Cell::new(true),
+        })
+    }
+
+    /// Says whether to wake up when the UDP socket takes datagrams again: after a send that was refused, until one succeeds. Cheap
+    /// when nothing changes.
+    pub fn want_udp_writable(&self, wanted: bool) -> io::Result<()> {
+        if self.udp_writable_wanted.get() == wanted {
+            return Ok(());
+        }
+        let writable = if wanted { EventFlags::OUT } else { EventFlags::empty() };
+        self.modify(self.udp, UDP, EventFlags::IN | writable)?;
+        self.udp_writable_wanted.set(wanted);
+        Ok(())
+    }
+
+    /// Says whether to wake up for frames of the TUN queue: not while there is no room for what they become, or a level-triggered
+    /// poller would spin. Cheap when nothing changes.
+    pub fn want_tun(&self, wanted: bool) -> io::Result<()> {
+        let Some(tun) = self.tun.filter(|_| self.tun_wanted.get() != wanted) else { return Ok(()) };
+        self.modify(tun, TUN, if wanted { EventFlags::IN } else { EventFlags::empty() })?;
+        self.tun_wanted.set(wanted);
+        Ok(())
+    }
+
+    /// Sleeps until something is ready or `timeout` is over (never, for `None`; at once, for zero), to the nanosecond as far as the
+    /// kernel's timers go. A signal ends the sleep with nothing ready.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Readiness> {
+        let timeout = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
+        });
+        let timeout_pointer: *const libc::timespec = timeout.as_ref().map_or(std::ptr::null(), |timeout| timeout);
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
+        // SAFETY: `events` has room for `EVENTS_MAX` events, the timeout is null or outlives the call, and there is no signal mask.
+        let ready = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                EVENTS_MAX as libc::c_int,
+                timeout_pointer,
+                std::ptr::null::<libc::sigset_t>(),
+                0usize,
+            )
+        };
+        let ready = match usize::try_from(ready) {
+            Ok(ready) => ready,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => 0,
+                error => return Err(error),
+            },
+        };
+        let mut readiness = Readiness::default();
+        for event in events.iter().take(ready) {
+            let (flags, source) = (event.events as i32, event.u64);
+            let failed = flags & (libc::EPOLLERR | libc::EPOLLHUP) != 0;
+            let readable = flags & libc::EPOLLIN != 0 || failed;
+            match source {
+                UDP => {
+                    readiness.udp |= readable;
+                    readiness.udp_writable |= self.udp_writable_wanted.get() && (flags & libc::EPOLLOUT != 0 || failed);
+                }
+                TUN => readiness.tun |= readable,
+                _ => readiness.wake |= readable,
+            }
+        }
+        Ok(readiness)
+    }
+
+    fn modify(&self, fd: i32, source: u64, flags: EventFlags) -> io::Result<()> {
+        // SAFETY: the number is only handed to epoll_ctl, which refuses it when it is closed or stands for something not added.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(source), flags)?)
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::super::UdpOptions;
+    use super::*;
+
+    fn poller() -> (Poller, UdpSocket, Arc<Wake>) {
+        let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
+        let wake = Arc::new(Wake::new().unwrap());
+        (Poller::new(&socket, None, &wake).unwrap(), socket, wake)
+    }
+
+    #[test]
+    fn a_timeout_below_a_millisecond_is_slept_and_not_rounded_to_zero() {
+        let (poller, _socket, _wake) = poller();
+        let start = Instant::now();
+        assert_eq!(poller.wait(Some(Duration::from_micros(300))).unwrap(), Readiness::default());
+        assert!(start.elapsed() >= Duration::from_micros(300));
+    }
+
+    #[test]
+    fn a_notification_from_another_thread_ends_the_sleep_until_drained() {
+        let (poller, _socket, wake) = poller();
+        let other = Arc::clone(&wake);
+        let thread = std::thread::spawn(move || other.notify());
+        assert_eq!(poller.wait(None).unwrap(), Readiness { wake: true, ..Readiness::default() });
+        thread.join().unwrap();
+        assert!(poller.wait(None).unwrap().wake, "level triggered");
+        wake.drain();
+        assert!(!poller.wait(Some(Duration::ZERO)).unwrap().wake);
+    }
+
+    #[test]
+    fn writability_is_reported_only_while_wanted() {
+        let (poller, _socket, _wake) = poller();
+        assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
+        poller.want_udp_writable(true).unwrap();
+        assert!(poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
+        poller.want_udp_writable(false).unwrap();
+        assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
+    }
+}

@@ -1,0 +1,171 @@
+//! Steering of UDP packets to the sockets of a `SO_REUSEPORT` group by their QUIC connection ID.
+//!
+//! The kernel runs the program on every datagram with the UDP payload at offset 0; what it returns is the index of a socket in the
+//! order they were bound. A load beyond the payload would end the program with 0 and so give every runt to the first shard: lengths
+//! are checked first. Any index that no socket has makes the kernel choose by the hash of the 4-tuple.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// No socket's index: the 4-tuple decides.
+const BY_HASH: u32 = u32::MAX;
+
+/// Offset of the first byte of the connection ID in a short header (RFC 9000, 17.3), in bytes.
+const SHORT_ID: u32 = 1;
+/// Offset of the length of the destination connection ID in a long header (RFC 8999, 5.1), in bytes.
+const LONG_ID_LENGTH: u32 = 5;
+/// Offset of the first byte of the destination connection ID in a long header (RFC 8999, 5.1), in bytes.
+const LONG_ID: u32 = 6;
+
+/// Makes the group that `socket` is in, or will start when it is bound, steer by connection ID over `sockets` sockets (1 to 256).
+pub(super) fn attach(socket: BorrowedFd<'_>, sockets: usize) -> io::Result<()> {
+    let mut program = program(sockets as u32);
+    let descriptor = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    // SAFETY: the option's value is a `sock_fprog`, whose instructions live in `program` until the call, which copies them, returns.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const descriptor).cast(),
+            size_of_val(&descriptor) as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn program(sockets: u32) -> [libc::sock_filter; 14] {
+    let length = op(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0);
+    let byte = |offset| op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset);
+    let modulo = op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets);
+    let answer = op(libc::BPF_RET | libc::BPF_A, 0);
+    [
+        length,
+        unless(libc::BPF_JGE, SHORT_ID + 1, 11),
+        byte(0),
+        unless(libc::BPF_JSET, 0x80, 6),
+        // A long header. Without an ID there is nothing to steer by.
+        length,
+        unless(libc::BPF_JGE, LONG_ID + 1, 7),
+        byte(LONG_ID_LENGTH),
+        unless(libc::BPF_JGT, 0, 5),
+        byte(LONG_ID),
+        jump(1),
+        // A short header.
+        byte(SHORT_ID),
+        modulo,
+        answer,
+        op(libc::BPF_RET | libc::BPF_K, BY_HASH),
+    ]
+}
+
+fn op(code: u32, value: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: value }
+}
+
+/// Goes on when the comparison with `value` holds, and skips `skipped` instructions when it does not.
+fn unless(comparison: u32, value: u32, skipped: u8) -> libc::sock_filter {
+    libc::sock_filter { code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16, jt: 0, jf: skipped, k: value }
+}
+
+fn jump(skipped: u32) -> libc::sock_filter {
+    op(libc::BPF_JMP | libc::BPF_JA, skipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket as StdSocket};
+    use std::time::Duration;
+
+    use super::super::{Poller, ReceiveBatch, UdpGroup, UdpOptions, UdpSocket, Wake};
+
+    const SHARDS: usize = 3;
+
+    fn group() -> (Vec<UdpSocket>, SocketAddr) {
+        let sockets = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), SHARDS, &UdpOptions::default()).unwrap();
+        let address = sockets[0].local_address();
+        (sockets, address)
+    }
+
+    /// Which socket of the group gets `packet`.
+    fn receiver(sockets: &[UdpSocket], packet: &[u8], to: SocketAddr, from: &StdSocket) -> usize {
+        from.send_to(packet, to).unwrap();
+        let mut batch = ReceiveBatch::new(4);
+        for _ in 0..1000 {
+            for (index, socket) in sockets.iter().enumerate() {
+                let mut got = Vec::new();
+                socket.receive(&mut batch, &mut |received| got.push(received)).unwrap();
+                if let Some(first) = got.first() {
+                    assert_eq!((got.len(), &first.data[..]), (1, packet));
+                    return index;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("a packet of {} bytes reached no socket", packet.len());
+    }
+
+    fn long(id_length: u8, id: u8) -> Vec<u8> {
+        let mut packet = vec![0xc3, 0, 0, 0, 1, id_length, id];
+        packet.resize(1200, 0x55);
+        packet
+    }
+
+    fn short(id: u8) -> Vec<u8> {
+        let mut packet = vec![0x41, id];
+        packet.resize(100, 0xaa);
+        packet
+    }
+
+    #[test]
+    fn packets_reach_the_socket_that_their_connection_id_names() {
+        let (sockets, address) = group();
+        // Several senders: the 4-tuple must not matter.
+        for sender in 0..3 {
+            let client = StdSocket::bind("127.0.0.1:0").unwrap();
+            for id in (sender..=255u8).step_by(5) {
+                assert_eq!(receiver(&sockets, &long(8, id), address, &client), usize::from(id) % SHARDS, "long, {id}");
+                assert_eq!(receiver(&sockets, &short(id), address, &client), usize::from(id) % SHARDS, "short, {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_shortest_packets_that_hold_an_id_are_steered() {
+        let (sockets, address) = group();
+        let client = StdSocket::bind("127.0.0.1:0").unwrap();
+        for id in 0..6 {
+            assert_eq!(receiver(&sockets, &short(id)[..2], address, &client), usize::from(id) % SHARDS);
+            assert_eq!(receiver(&sockets, &long(1, id)[..7], address, &client), usize::from(id) % SHARDS);
+        }
+    }
+
+    #[test]
+    fn packets_without_an_id_go_by_the_4_tuple() {
+        let (sockets, address) = group();
+        let mut seen = [false; SHARDS];
+        for _ in 0..64 {
+            let client = StdSocket::bind("127.0.0.1:0").unwrap();
+            // With this ID the first is socket 1's, were it not for the length 0 in front of it; the others are too short.
+            let by_hash = receiver(&sockets, &long(0, 1), address, &client);
+            for runt in [&[0x41u8][..], &[0xc3], &long(8, 1)[..6], &long(8, 1)[..2]] {
+                assert_eq!(receiver(&sockets, runt, address, &client), by_hash);
+            }
+            seen[by_hash] = true;
+        }
+        assert_eq!(seen, [true; SHARDS], "64 senders spread over all sockets");
+    }
+
+    #[test]
+    fn a_poller_sees_only_its_own_sockets_packets() {
+        let (sockets, address) = group();
+        let client = StdSocket::bind("127.0.0.1:0").unwrap();
+        let wake = Wake::new().unwrap();
+        let pollers: Vec<_> = sockets.iter().map(|socket| Poller::new(socket, None, &wake).unwrap()).collect();
+        client.send_to(&short(1), address).unwrap();
+        assert!(pollers[1].wait(Some(Duration::from_secs(5))).unwrap().udp);
+        for other in [0, 2] {
+            assert!(!pollers[other].wait(Some(Duration::ZERO)).unwrap().udp);
+        }
+    }
+}

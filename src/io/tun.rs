@@ -1,0 +1,444 @@
+//! The TUN device: how it is made, with which offloads, and its address and state.
+//!
+//! Frames go through its [`TunQueue`]s. Name, MTU, IPv4 address and state are managed by the crate `tun`, which adopts the first
+//! queue's descriptor; it knows neither several queues nor IPv6, which are asked of the kernel here.
+
+use std::ffi::CStr;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use ipnet::IpNet;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use tollgate_shards::packet::vnet;
+use tun::AbstractDevice;
+
+use super::tun_queue::TunQueue;
+
+/// The most queues of a device: the kernel's limit.
+pub const QUEUES_MAX: usize = 256;
+
+/// `SIOCGIFTXQLEN` of `linux/sockios.h`.
+const SIOCGIFTXQLEN: libc::Ioctl = 0x8942;
+/// `SIOCSIFTXQLEN` of `linux/sockios.h`.
+const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
+/// `SIOCSIFADDR` of `linux/sockios.h`.
+const SIOCSIFADDR: libc::Ioctl = 0x8916;
+
+const CLONE_DEVICE: &CStr = c"/dev/net/tun";
+/// The same for every queue: a queue opened with others would change the framing of all.
+const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// What a TUN device is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunOptions {
+    /// Whether TCP super-packets may cross the device (TSO).
+    pub tso: bool,
+    /// Whether UDP super-packets may cross the device (USO). Kernel 6.2 and later.
+    pub uso: bool,
+    /// Frames that each queue holds for a slow shard before it drops (`txqueuelen`), super-packets counted once.
+    pub queue_frames_max: u32,
+}
+
+impl Default for TunOptions {
+    fn default() -> TunOptions {
+        TunOptions { tso: true, uso: true, queue_frames_max: 1000 }
+    }
+}
+
+/// What the kernel hands over unfinished, on this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// Packets whose TCP or UDP checksum is still to be completed. The others need it.
+    pub checksum: bool,
+    /// TCP super-packets of both families.
+    pub tso: bool,
+    /// UDP super-packets of both families.
+    pub uso: bool,
+}
+
+impl Offloads {
+    fn flags(self) -> libc::c_uint {
+        let flags = |on: bool, flags| if on { flags } else { 0 };
+        flags(self.checksum, libc::TUN_F_CSUM)
+            | flags(self.tso, libc::TUN_F_TSO4 | libc::TUN_F_TSO6)
+            | flags(self.uso, libc::TUN_F_USO4 | libc::TUN_F_USO6)
+    }
+}
+
+/// Why a TUN device could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The kernel or the container has no TUN driver.
+    #[error("/dev/net/tun cannot be opened ({source}): load the module `tun`, or give the container this device")]
+    NoDriver {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process may not make network devices.
+    #[error("TUN device {name}: {what} is not permitted: it needs CAP_NET_ADMIN (run as root, or grant it)")]
+    NotPermitted {
+        /// The device.
+        name: String,
+        /// Which step it was.
+        what: &'static str,
+    },
+    /// There is a network device of that name.
+    #[error(
+        "the network device {name} exists already: remove it (`ip link delete {name}`), stop who uses it, or choose another name"
+    )]
+    Taken {
+        /// The device.
+        name: String,
+    },
+    /// The name cannot be a network device's.
+    #[error("\"{name}\" cannot name a network device: use 1 to 15 letters, digits, `-` and `_`")]
+    Name {
+        /// What was asked for.
+        name: String,
+    },
+    /// A number that the kernel does not take.
+    #[error("a TUN device of {queues} queues: the number must be from 1 to 256")]
+    Queues {
+        /// What was asked for.
+        queues: usize,
+    },
+    /// Another system call failed.
+    #[error("TUN device {name}: {what} failed: {source}")]
+    System {
+        /// The device.
+        name: String,
+        /// Which step it was.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A multi-queue TUN device of this process. It is gone with its last queue.
+pub struct TunDevice {
+    device: tun::Device,
+    name: String,
+    index: u32,
+    offloads: Offloads,
+    queue_frames_max: u32,
+}
+
+impl TunDevice {
+    /// Makes the device `name` (where there is none: `tollgate` and a number) with `queues` queues of index 0 and up, and sets its
+    /// MTU in bytes. It has no address yet and is down.
+    ///
+    /// Closing a queue moves the last one into its place in the kernel's order, so all are to live as long as one.
+    pub fn create(
+        name: Option<&str>,
+        queues: usize,
+        mtu: u16,
+        options: &TunOptions,
+    ) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
+        if !(1..=QUEUES_MAX).contains(&queues) {
+            return Err(TunError::Queues { queues });
+        }
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        // IFF_TUN_EXCL: otherwise an existing device would take the queues in among those of another process.
+        let mut request = interface_request(name.unwrap_or("tollgate%d"));
+        let first = attach_queue(&mut request, libc::IFF_TUN_EXCL)?;
+        let name = interface_name(&request);
+        let mut fds = vec![first];
+        for _ in 1..queues {
+            fds.push(attach_queue(&mut interface_request(&name), 0)?);
+        }
+        let offloads = enable_offloads(&fds[0], &name, options)?;
+        let queue_frames_max = set_queue_length(&name, options.queue_frames_max)
+            .map_err(|error| refusal(&name, "SIOCGIFTXQLEN", error))?;
+        let index = interface_index(&name).map_err(|error| refusal(&name, "SIOCGIFINDEX", error))?;
+        let mut configuration = tun::Configuration::default();
+        configuration.raw_fd(fds[0].as_raw_fd()).close_fd_on_drop(false).tun_name(&name).mtu(mtu);
+        let device = tun::Device::new(&configuration).map_err(|error| refusal(&name, "adoption", error.into()))?;
+        let mut device = TunDevice { device, name, index, offloads, queue_frames_max };
+        let done = device.device.set_mtu(mtu);
+        device.explain("setting the MTU", done)?;
+        Ok((device, fds.into_iter().map(TunQueue::new).collect()))
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The device's MTU, in bytes, as the kernel has it.
+    pub fn mtu(&self) -> Result<u16, TunError> {
+        let mtu = self.device.mtu();
+        self.explain("reading the MTU", mtu)
+    }
+
+    /// What the kernel hands over unfinished: what the options asked for, as far as the kernel can.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Frames that each queue holds before it drops: what the options asked for, or the kernel's 500 in a user namespace, which may
+    /// not change it.
+    pub fn queue_frames_max(&self) -> u32 {
+        self.queue_frames_max
+    }
+
+    /// Gives the device an address and the network behind it. An IPv4 address replaces the one before; IPv6 addresses add up.
+    pub fn configure(&mut self, address: IpNet) -> Result<(), TunError> {
+        match address {
+            IpNet::V4(net) => {
+                let done = self.device.set_address(IpAddr::V4(net.addr()));
+                self.explain("setting the IPv4 address", done)?;
+                let done = self.device.set_netmask(IpAddr::V4(net.netmask()));
+                self.explain("setting the IPv4 netmask", done)
+            }
+            IpNet::V6(net) => add_ipv6_address(self.index, net.addr(), net.prefix_len())
+                .map_err(|error| refusal(&self.name, "adding the IPv6 address", error)),
+        }
+    }
+
+    /// Sets the device up: from now on packets flow.
+    pub fn up(&mut self) -> Result<(), TunError> {
+        let done = self.device.enabled(true);
+        self.explain("setting it up", done)
+    }
+
+    fn explain<T>(&self, what: &'static str, done: tun::Result<T>) -> Result<T, TunError> {
+        done.map_err(|error| refusal(&self.name, what, error.into()))
+    }
+}
+
+impl std::fmt::Debug for TunDevice {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let TunDevice { device: _, name, index, offloads, queue_frames_max: _ } = self;
+        formatter
+            .debug_struct("TunDevice")
+            .field("name", name)
+            .field("index", index)
+            .field("offloads", offloads)
+            .finish()
+    }
+}
+
+/// Opens a further queue of the device that `request` names; without such a device, makes it and stores its name in `request`.
+fn attach_queue(request: &mut libc::ifreq, extra_flags: libc::c_int) -> Result<OwnedFd, TunError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(CLONE_DEVICE, flags, Mode::empty())
+        .map_err(|error| TunError::NoDriver { source: error.into() })?;
+    request.ifr_ifru.ifru_flags = (QUEUE_FLAGS | extra_flags) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut *request) };
+    if done < 0 {
+        return Err(refusal(&interface_name(request), "TUNSETIFF", io::Error::last_os_error()));
+    }
+    let header_bytes = vnet::HEADER_BYTES as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives through the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes) };
+    if done < 0 {
+        return Err(refusal(&interface_name(request), "TUNSETVNETHDRSZ", io::Error::last_os_error()));
+    }
+    Ok(fd)
+}
+
+/// Switches on what `options` ask for, as far as the kernel knows it.
+///
+/// TSO with ECN (`TUN_F_TSO_ECN`) is left out: the kernel then cuts the rare super-packet that carries CWR by itself.
+fn enable_offloads(fd: &OwnedFd, name: &str, options: &TunOptions) -> Result<Offloads, TunError> {
+    let all = Offloads { checksum: true, tso: options.tso, uso: options.uso };
+    let none = Offloads { checksum: false, tso: false, uso: false };
+    let wanted = [all, Offloads { uso: false, ..all }, Offloads { checksum: true, ..none }, none];
+    let mut refused = None;
+    for offloads in wanted {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads.flags())) };
+        if done == 0 {
+            return Ok(offloads);
+        }
+        refused = Some(io::Error::last_os_error());
+    }
+    let source = refused.unwrap_or_else(|| io::Error::from(io::ErrorKind::Unsupported));
+    Err(refusal(name, "TUNSETOFFLOAD", source))
+}
+
+/// Asks for queues of `frames` frames, and returns what they hold.
+fn set_queue_length(name: &str, frames: u32) -> io::Result<u32> {
+    let control = control_socket(AddressFamily::INET)?;
+    let mut request = interface_request(name);
+    // The kernel's name for this member is `ifr_qlen`, an int.
+    request.ifr_ifru.ifru_metric = libc::c_int::try_from(frames).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the first request reads one `ifreq`, the second writes one; it lives through both calls, and its int member has a value
+    // whatever they do. The first may fail, for one in a user namespace, where only its outside may change the length: the second
+    // tells.
+    unsafe {
+        libc::ioctl(control.as_raw_fd(), SIOCSIFTXQLEN, &raw const request);
+        if libc::ioctl(control.as_raw_fd(), SIOCGIFTXQLEN, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(request.ifr_ifru.ifru_metric.unsigned_abs())
+    }
+}
+
+fn add_ipv6_address(index: u32, address: Ipv6Addr, prefix_len: u8) -> io::Result<()> {
+    let control = control_socket(AddressFamily::INET6)?;
+    let request = libc::in6_ifreq {
+        ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
+        ifr6_prefixlen: u32::from(prefix_len),
+        ifr6_ifindex: index as libc::c_int,
+    };
+    // SAFETY: on an IPv6 socket SIOCSIFADDR reads one `in6_ifreq`, which lives through the call.
+    let done = unsafe { libc::ioctl(control.as_raw_fd(), SIOCSIFADDR, &raw const request) };
+    if done == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // It has this address: what was asked for.
+        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        error => Err(error),
+    }
+}
+
+fn interface_index(name: &str) -> io::Result<u32> {
+    Ok(rustix::net::netdevice::name_to_index(control_socket(AddressFamily::INET)?, name)?)
+}
+
+/// A socket for requests about interfaces. No packet goes through it.
+pub(super) fn control_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A request about the interface `name`, of which at most 15 bytes are taken.
+pub(super) fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: `ifreq` is a name and a union of integers, addresses and a pointer, for all of which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+fn interface_name(request: &libc::ifreq) -> String {
+    request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect()
+}
+
+fn check_name(name: &str) -> Result<(), TunError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(allowed) {
+        return Err(TunError::Name { name: name.to_owned() });
+    }
+    Ok(())
+}
+
+fn refusal(name: &str, what: &'static str, source: io::Error) -> TunError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TunError::NotPermitted { name, what },
+        Some(libc::EBUSY) => TunError::Taken { name },
+        _ => TunError::System { name, what, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testnet::{in_network_namespace, skip};
+    use super::*;
+
+    fn create(name: &str, queues: usize) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
+        TunDevice::create(Some(name), queues, 1400, &TunOptions::default())
+    }
+
+    #[test]
+    fn a_device_has_what_it_was_made_with() {
+        in_network_namespace(|| {
+            let options = TunOptions { queue_frames_max: 1234, ..TunOptions::default() };
+            let (mut device, queues) = TunDevice::create(Some("tg-test"), 4, 1380, &options).unwrap();
+            assert_eq!((device.name(), queues.len(), device.mtu().unwrap()), ("tg-test", 4, 1380));
+            assert_eq!(device.offloads(), Offloads { checksum: true, tso: true, uso: true });
+            device.configure("198.18.0.1/20".parse().unwrap()).unwrap();
+            device.configure("fd00::1/112".parse().unwrap()).unwrap();
+            device.configure("fd00::1/112".parse().unwrap()).unwrap();
+            device.up().unwrap();
+            assert_eq!(device.device.address().unwrap(), IpAddr::from([198, 18, 0, 1]));
+            assert_eq!(device.device.netmask().unwrap(), IpAddr::from([255, 255, 240, 0]));
+            let addresses = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+            let ours = format!("fd000000000000000000000000000001 {:02x} 70", device.index());
+            assert!(addresses.contains(&ours), "{addresses}");
+            // Unless this is a user namespace, where the kernel's 500 stay.
+            assert!([1234, 500].contains(&device.queue_frames_max()));
+        });
+    }
+
+    #[test]
+    fn offloads_that_are_not_asked_for_stay_off() {
+        in_network_namespace(|| {
+            let options = TunOptions { uso: false, ..TunOptions::default() };
+            let (device, _queues) = TunDevice::create(None, 1, 1400, &options).unwrap();
+            assert_eq!(device.offloads(), Offloads { checksum: true, tso: true, uso: false });
+            assert_eq!(device.name(), "tollgate0");
+        });
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused_and_free_again_with_the_last_queue() {
+        in_network_namespace(|| {
+            let (device, queues) = create("tg-test", 2).unwrap();
+            let text = create("tg-test", 2).unwrap_err().to_string();
+            assert!(text.contains("tg-test exists already") && text.contains("ip link delete tg-test"), "{text}");
+            assert!(matches!(create("lo", 1), Err(TunError::Taken { .. })));
+            drop((device, queues));
+            // A child process that another test just forks may hold the queues until it executes.
+            let free = (0..2000).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                create("tg-test", 2).is_ok()
+            });
+            assert!(free);
+        });
+    }
+
+    #[test]
+    fn names_and_numbers_that_the_kernel_would_not_take_are_named() {
+        for name in ["", "sixteen-letters-", "a/b", "a b", "tun%d", ".."] {
+            assert!(matches!(create(name, 1), Err(TunError::Name { .. })), "{name:?}");
+        }
+        for queues in [0, 257] {
+            assert!(matches!(create("tg-test", queues), Err(TunError::Queues { .. })));
+        }
+    }
+
+    #[test]
+    fn without_the_privilege_the_error_names_it() {
+        in_network_namespace(|| {
+            let name = std::thread::current().name().unwrap_or("test").to_owned();
+            // A thread's own user, by the bare system call: the C library's would change all threads.
+            // SAFETY: takes no pointers.
+            if unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) } != 0 {
+                return skip(&name, &format!("setresuid: {}", io::Error::last_os_error()));
+            }
+            let error = create("tg-test", 1).unwrap_err();
+            let text = error.to_string();
+            match error {
+                TunError::NotPermitted { .. } => assert!(text.contains("CAP_NET_ADMIN"), "{text}"),
+                TunError::NoDriver { .. } => assert!(text.contains("/dev/net/tun"), "{text}"),
+                _ => panic!("{text}"),
+            }
+        });
+    }
+
+    #[test]
+    fn errors_are_one_line_and_told_apart_by_what_the_kernel_said() {
+        let text = |errno| {
+            let text = refusal("tg0", "TUNSETIFF", io::Error::from_raw_os_error(errno)).to_string();
+            assert_eq!(text.lines().count(), 1);
+            text
+        };
+        assert!(text(libc::EPERM).contains("needs CAP_NET_ADMIN"), "{}", text(libc::EPERM));
+        assert!(text(libc::EBUSY).contains("choose another name"), "{}", text(libc::EBUSY));
+        assert!(text(libc::EINVAL).contains("TUNSETIFF failed"), "{}", text(libc::EINVAL));
+    }
+}

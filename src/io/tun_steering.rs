@@ -1,0 +1,357 @@
+//! Steering of inner packets to the TUN queue of the shard that owns their destination.
+//!
+//! A BPF array, which all shards write and the kernel reads, maps the low 16 bits of an address to a queue; IPv4 and IPv6 have a half
+//! of it each. Two addresses of one family that agree in those bits share an entry: the last one set wins, and the packets of the
+//! other arrive at a wrong queue, from where its shard passes them on. So steering is exact up to a /16 or /112, and a hint beyond.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use super::tun_queue::TunQueue;
+
+/// Entries for each family: one for each value of the low 16 bits.
+const FAMILY_ENTRIES: u32 = 1 << 16;
+
+/// Why inner packets cannot be steered by their destination. The device works without: its driver remembers for each flow the queue
+/// that the flow's other direction was written to.
+#[derive(Debug, thiserror::Error)]
+pub enum SteeringError {
+    /// The kernel does not let this process load eBPF.
+    #[error(
+        "eBPF steering of the TUN device is not permitted (it needs CAP_BPF and CAP_NET_ADMIN outside of user namespaces): the TUN \
+         driver's own flow table steers in its place"
+    )]
+    NotPermitted,
+    /// The kernel cannot do it, or something is in the way.
+    #[error(
+        "eBPF steering of the TUN device: {what} failed ({source}): the TUN driver's own flow table steers in its place"
+    )]
+    System {
+        /// Which step it was.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The steering map of a TUN device. Any thread may change it, in one system call; the program in the kernel goes with the device.
+#[derive(Debug)]
+pub struct TunSteering {
+    map: OwnedFd,
+    queues: usize,
+}
+
+impl TunSteering {
+    /// Loads the program and attaches it to the device of `queue`, which has `queues` queues.
+    ///
+    /// From then on the driver's own flow table is out of use. Addresses that nobody has set are spread over the queues by their low
+    /// bits, so that a scan of unused addresses is no shard's burden alone.
+    pub fn attach(queue: &TunQueue, queues: usize) -> Result<TunSteering, SteeringError> {
+        let map = create_map().map_err(|error| refusal("creating the map", error))?;
+        let program = load_program(&map).map_err(|error| refusal("loading the program", error))?;
+        let number: libc::c_int = program.as_raw_fd();
+        // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
+        let done = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
+        if done < 0 {
+            return Err(refusal("TUNSETSTEERINGEBPF", io::Error::last_os_error()));
+        }
+        Ok(TunSteering { map, queues })
+    }
+
+    /// Sends packets to `address` to queue `queue` from now on, or, for `None`, nowhere in particular.
+    ///
+    /// Fails when there is no such queue.
+    pub fn set(&self, address: IpAddr, queue: Option<usize>) -> io::Result<()> {
+        if queue.is_some_and(|queue| queue >= self.queues) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        // 0 is unknown.
+        let value = queue.map_or(0, |queue| queue as u32 + 1);
+        let key = entry(address);
+        let mut attributes = MapElement {
+            map_fd: self.map.as_raw_fd() as u32,
+            padding: 0,
+            key: (&raw const key) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value are as long as the map was created with, and live through the call.
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+}
+
+/// The map's entry for `address`: as the program computes it.
+fn entry(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(ip) => ip.to_bits() & (FAMILY_ENTRIES - 1),
+        IpAddr::V6(ip) => (ip.to_bits() as u32 & (FAMILY_ENTRIES - 1)) | FAMILY_ENTRIES,
+    }
+}
+
+fn refusal(what: &'static str, source: io::Error) -> SteeringError {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => SteeringError::NotPermitted,
+        _ => SteeringError::System { what, source },
+    }
+}
+
+// What follows is of `linux/bpf.h`; a system call is told how much of each structure it is given, and takes the rest for 0.
+
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
+const BPF_FUNC_MAP_LOOKUP_ELEM: i32 = 1;
+
+#[repr(C)]
+struct MapCreation {
+    map_type: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries_max: u32,
+}
+
+#[repr(C)]
+struct MapElement {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct ProgramLoad {
+    program_type: u32,
+    instructions: u32,
+    instructions_pointer: u64,
+    license: u64,
+}
+
+/// One instruction of eBPF.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+/// # Safety
+///
+/// `attributes` must be what `command` reads, and what it points to must live through the call.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel reads `attributes` up to the size given; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as libc::c_uint) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
+
+fn create_map() -> io::Result<OwnedFd> {
+    let mut attributes =
+        MapCreation { map_type: BPF_MAP_TYPE_ARRAY, key_bytes: 4, value_bytes: 4, entries_max: 2 * FAMILY_ENTRIES };
+    // SAFETY: the attributes hold no pointers; the result is a descriptor that belongs to nobody else.
+    unsafe { bpf(BPF_MAP_CREATE, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+fn load_program(map: &OwnedFd) -> io::Result<OwnedFd> {
+    let program = program(map.as_raw_fd());
+    let mut attributes = ProgramLoad {
+        program_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        instructions: program.len() as u32,
+        instructions_pointer: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+    };
+    // SAFETY: instructions and license live through the call; the result is a descriptor that belongs to nobody else.
+    unsafe { bpf(BPF_PROG_LOAD, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// The program: offset 0 is the inner IP header, and what it returns is the queue, modulo their number. A load beyond the packet ends
+/// it with 0.
+fn program(map: libc::c_int) -> [Instruction; 23] {
+    const R0: u8 = 0;
+    const R1: u8 = 1;
+    const R2: u8 = 2;
+    const R6: u8 = 6;
+    const R7: u8 = 7;
+    const STACK: u8 = 10;
+    [
+        // The loads from the packet want the context in R6.
+        op(0xbf, R6, R1, 0, 0),                    // r6 = r1
+        op(0x30, R0, 0, 0, 0),                     // r0 = the first byte
+        op(0x77, R0, 0, 0, 4),                     // r0 >>= 4
+        op(0x15, R0, 0, 3, 6),                     // if r0 == 6: IPv6, skip 3
+        op(0x28, R0, 0, 0, 18),                    // r0 = the low 16 bits of the IPv4 destination
+        op(0xbf, R7, R0, 0, 0),                    // r7 = r0
+        op(0x05, 0, 0, 3, 0),                      // skip 3
+        op(0x28, R0, 0, 0, 38),                    // r0 = the low 16 bits of the IPv6 destination
+        op(0xbf, R7, R0, 0, 0),                    // r7 = r0
+        op(0x47, R7, 0, 0, FAMILY_ENTRIES as i32), // r7 |= 65536
+        op(0x63, STACK, R7, -4, 0),                // key = r7
+        op(0xbf, R2, STACK, 0, 0),                 // r2 = stack
+        op(0x07, R2, 0, 0, -4),                    // r2 += -4
+        op(0x18, R1, BPF_PSEUDO_MAP_FD, 0, map),   // r1 = map, two instructions long
+        op(0, 0, 0, 0, 0),
+        op(0x85, 0, 0, 0, BPF_FUNC_MAP_LOOKUP_ELEM), // r0 = entry
+        op(0x15, R0, 0, 4, 0),                       // if there is none: unknown, skip 4
+        op(0x61, R0, R0, 0, 0),                      // r0 = its value
+        op(0x15, R0, 0, 2, 0),                       // if 0: unknown, skip 2
+        op(0x07, R0, 0, 0, -1),                      // r0 -= 1
+        op(0x95, 0, 0, 0, 0),                        // return r0
+        op(0xbf, R0, R7, 0, 0),                      // unknown: r0 = r7
+        op(0x95, 0, 0, 0, 0),                        // return r0
+    ]
+}
+
+fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+    Instruction { code, registers, offset, immediate }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket as StdSocket;
+    use std::time::Duration;
+
+    use super::super::FRAME_BYTES_MAX;
+    use super::super::testnet::{in_network_namespace, is_udp, skip, tun};
+    use super::*;
+
+    const QUEUES: usize = 4;
+
+    /// Attaches the program, or says why the test cannot run.
+    fn attach(queues: &[TunQueue]) -> Option<TunSteering> {
+        match TunSteering::attach(&queues[0], queues.len()) {
+            Ok(steering) => Some(steering),
+            Err(SteeringError::NotPermitted) => {
+                skip(std::thread::current().name().unwrap_or("test"), "eBPF is not permitted");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// How many UDP packets each queue holds, once `total` are there.
+    fn packets(queues: &[TunQueue], total: usize) -> Vec<usize> {
+        let mut buf = vec![0; FRAME_BYTES_MAX];
+        let mut counts = vec![0; queues.len()];
+        for _ in 0..2000 {
+            for (queue, count) in queues.iter().zip(&mut counts) {
+                while let Some(bytes) = queue.read(&mut buf).unwrap() {
+                    *count += usize::from(is_udp(&buf[..bytes]));
+                }
+            }
+            if counts.iter().sum::<usize>() >= total {
+                return counts;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("{counts:?} of {total} packets came");
+    }
+
+    /// Sends packets of many flows to `address` and returns what each queue got.
+    fn flows(queues: &[TunQueue], address: IpAddr, flows: usize) -> Vec<usize> {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        for _ in 0..flows {
+            StdSocket::bind(any).unwrap().send_to(b"packet", (address, 53)).unwrap();
+        }
+        packets(queues, flows)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn packets_reach_the_queue_that_their_destination_is_mapped_to() {
+        in_network_namespace(|| {
+            let (_device, queues) = tun(QUEUES);
+            let Some(steering) = attach(&queues) else { return };
+            for (index, host) in (2..22).enumerate() {
+                for address in [ip(&format!("198.18.0.{host}")), ip(&format!("fd00::{host:x}"))] {
+                    // The families do not share entries.
+                    let queue = (index + usize::from(address.is_ipv6())) % QUEUES;
+                    steering.set(address, Some(queue)).unwrap();
+                }
+            }
+            for (index, host) in (2..22).enumerate() {
+                for address in [ip(&format!("198.18.0.{host}")), ip(&format!("fd00::{host:x}"))] {
+                    let queue = (index + usize::from(address.is_ipv6())) % QUEUES;
+                    let mut expected = vec![0; QUEUES];
+                    expected[queue] = 12;
+                    assert_eq!(flows(&queues, address, 12), expected, "{address}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_route_that_moves_takes_its_packets_along() {
+        in_network_namespace(|| {
+            let (_device, queues) = tun(QUEUES);
+            let Some(steering) = attach(&queues) else { return };
+            for address in [ip("198.18.0.77"), ip("fd00::77")] {
+                for queue in [3, 0, 2, 1] {
+                    steering.set(address, Some(queue)).unwrap();
+                    let mut expected = vec![0; QUEUES];
+                    expected[queue] = 10;
+                    assert_eq!(flows(&queues, address, 10), expected, "{address}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn unknown_destinations_spread_and_each_keeps_to_one_queue() {
+        in_network_namespace(|| {
+            let (_device, queues) = tun(QUEUES);
+            let Some(steering) = attach(&queues) else { return };
+            steering.set(ip("198.18.0.101"), Some(0)).unwrap();
+            steering.set(ip("198.18.0.101"), None).unwrap();
+            for base in ["198.18.0.", "fd00::"] {
+                let mut total = [0; QUEUES];
+                for host in 100..108 {
+                    let counts = flows(&queues, ip(&format!("{base}{host}")), 5);
+                    assert_eq!(counts.iter().filter(|count| **count > 0).count(), 1, "{counts:?}");
+                    counts.iter().zip(&mut total).for_each(|(count, total)| *total += count);
+                }
+                assert_eq!(total, [10; QUEUES]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_queue_that_does_not_exist_is_refused() {
+        in_network_namespace(|| {
+            let (_device, queues) = tun(2);
+            let Some(steering) = attach(&queues) else { return };
+            let error = steering.set(ip("198.18.0.2"), Some(2)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        });
+    }
+
+    #[test]
+    fn all_threads_may_share_the_map() {
+        fn assert_shared<T: Send + Sync>() {}
+        assert_shared::<TunSteering>();
+    }
+
+    #[test]
+    fn the_last_and_first_entries_are_within_the_map() {
+        assert_eq!((entry(ip("198.18.0.0")), entry(ip("198.18.255.255"))), (0, 65535));
+        assert_eq!((entry(ip("fd00::")), entry(ip("fd00::ffff"))), (65536, 2 * FAMILY_ENTRIES - 1));
+    }
+
+    #[test]
+    fn what_is_not_permitted_says_so_in_one_line_with_the_fallback() {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let text = refusal("loading the program", io::Error::from_raw_os_error(errno)).to_string();
+            assert!(text.contains("flow table") && text.lines().count() == 1, "{text}");
+        }
+        let text = refusal("loading the program", io::Error::from_raw_os_error(libc::EPERM)).to_string();
+        assert!(text.contains("CAP_BPF"), "{text}");
+    }
+}

@@ -1,0 +1,171 @@
+//! UDP datagrams in aggregates: one receive for many with `UDP_GRO`, one send for many with `UDP_SEGMENT`.
+
+use std::{
+    io, mem,
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+    ptr,
+};
+
+use rustix::net::{
+    SocketAddrAny,
+    addr::{SocketAddrArg, SocketAddrStorage},
+    sockopt,
+};
+
+/// The most bytes that one receive brings or one send takes.
+pub(super) const AGGREGATE_BYTES_MAX: usize = 65_535;
+
+/// The most datagrams in one send, the smallest bound of all kernels since 4.18.
+pub(super) const SEGMENTS_MAX: usize = 64;
+
+/// The socket buffers' size, enough for the bursts of a saturated link.
+const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+
+/// Room for one control message with a `c_int`.
+const CONTROL_BYTES: usize = 64;
+
+/// One aggregate: `length` bytes, all datagrams of `segment` bytes but for a shorter last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Received {
+    pub(super) length: usize,
+    pub(super) segment: usize,
+    pub(super) from: SocketAddr,
+}
+
+impl Received {
+    /// The number of datagrams.
+    pub(super) fn count(&self) -> usize {
+        self.length.div_ceil(self.segment).max(1)
+    }
+}
+
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+/// Gives a socket big buffers and lets it receive aggregates.
+pub(super) fn prepare(socket: &UdpSocket) -> io::Result<()> {
+    // Without CAP_NET_ADMIN the kernel caps the size; what it grants must do.
+    sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
+    sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
+    let on: libc::c_int = 1;
+    // SAFETY: the value is a valid `c_int` and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_GRO,
+            ptr::from_ref(&on).cast(),
+            mem::size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Receives one aggregate without waiting; `None` when there is none.
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    let mut storage = mem::MaybeUninit::<SocketAddrStorage>::zeroed();
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all fields of `msghdr` may be zero.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_name = storage.as_mut_ptr().cast();
+    message.msg_namelen = mem::size_of::<SocketAddrStorage>() as libc::socklen_t;
+    message.msg_iov = &mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_BYTES;
+    // SAFETY: name, vector and control of the message point to live buffers of the given lengths.
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+    let Ok(length) = usize::try_from(result) else {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    };
+    // SAFETY: the kernel has written an address of that length into the storage.
+    let from = unsafe { SocketAddrAny::read(storage.as_ptr(), message.msg_namelen) };
+    let from = SocketAddr::try_from(from).map_err(io::Error::from)?;
+    let segment = segment_of(&message).unwrap_or(length).max(1);
+    Ok(Some(Received { length, segment, from }))
+}
+
+/// Sends `payload` as datagrams of `segment` bytes, the last one possibly shorter. At most [`SEGMENTS_MAX`] of them.
+pub(super) fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr) -> io::Result<()> {
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut vector = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    // SAFETY: all fields of `msghdr` may be zero.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &mut vector;
+    message.msg_iovlen = 1;
+    if payload.len() > segment {
+        let segment = u16::try_from(segment).map_err(io::Error::other)?;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        // SAFETY: CMSG_SPACE only computes; the control buffer is aligned and longer than the one message written, and zeroed.
+        unsafe {
+            message.msg_controllen = libc::CMSG_SPACE(mem::size_of::<u16>() as u32) as usize;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_UDP;
+            (*header).cmsg_type = libc::UDP_SEGMENT;
+            (*header).cmsg_len = libc::CMSG_LEN(mem::size_of::<u16>() as u32) as usize;
+            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
+        }
+    }
+    // SAFETY: the closure's address is valid during the call.
+    let result = unsafe {
+        to.with_sockaddr(|address, length| {
+            message.msg_name = address.cast_mut().cast();
+            message.msg_namelen = length;
+            // SAFETY: name, vector and control of the message point to live buffers of the given lengths.
+            libc::sendmsg(socket.as_raw_fd(), &message, 0)
+        })
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The segment size that came with an aggregate.
+fn segment_of(message: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled the control buffer up to the length in `message`.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: `header` is a complete control message within the buffer.
+        let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+        if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO) {
+            // SAFETY: a UDP_GRO message holds a `c_int`.
+            let segment = unsafe { libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned() };
+            return usize::try_from(segment).ok().filter(|segment| *segment > 0);
+        }
+        // SAFETY: `header` lies within the buffer of `message`.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn an_aggregate_arrives_with_its_segments_and_sender() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (sender, receiver) = (UdpSocket::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
+            prepare(&receiver).unwrap();
+            let payload: Vec<u8> = (0..2500u32).map(|number| number as u8).collect();
+            send(&sender, &payload, 1000, receiver.local_addr().unwrap()).unwrap();
+            let mut buffer = vec![0; AGGREGATE_BYTES_MAX];
+            let (mut bytes, mut count) = (Vec::new(), 0);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while count < 3 {
+                assert!(Instant::now() < deadline, "only {count} datagrams came");
+                let Some(received) = receive(&receiver, &mut buffer).unwrap() else { continue };
+                assert_eq!(received.from, sender.local_addr().unwrap());
+                bytes.extend_from_slice(&buffer[..received.length]);
+                count += received.count();
+            }
+            assert_eq!((count, bytes), (3, payload));
+            assert_eq!(receive(&receiver, &mut buffer).unwrap(), None);
+        }
+    }
+}

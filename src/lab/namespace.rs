@@ -1,0 +1,232 @@
+//! Anonymous network namespaces: held by a descriptor, freed by the kernel when the last one closes.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::unix::fs::MetadataExt,
+    panic,
+    path::Path,
+    process::Command,
+    thread,
+};
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::{LabError, Process, privileges};
+use crate::netlink::{Netlink, NetlinkError};
+
+/// Settings that every lab namespace needs: both directions of a path may differ, and IPv6 addresses are usable at once.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+];
+
+/// A network namespace of the lab, with its loopback interface up.
+///
+/// It lives as long as this value, a socket opened in it, or a process inside it. It has no name in the file system.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    descriptor: OwnedFd,
+    inode: u64,
+}
+
+impl Namespace {
+    /// Makes a namespace; `name` appears in messages only.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Missing`] without the privilege, otherwise when the kernel refuses (`user.max_net_namespaces`).
+    pub fn new(name: &str) -> Result<Self, LabError> {
+        privileges()?;
+        let failed = |operation: &str, source| LabError::Namespace {
+            namespace: name.to_owned(),
+            operation: operation.to_owned(),
+            source,
+        };
+        let making = || -> io::Result<File> {
+            // SAFETY: the flag changes the network namespace of this short-lived thread only, neither memory nor descriptors.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+            File::open("/proc/thread-self/ns/net")
+        };
+        let file = joined(thread::scope(|scope| scope.spawn(making).join())).map_err(|e| failed("be made", e))?;
+        let inode = file.metadata().map_err(|e| failed("be identified", e))?.ino();
+        let namespace = Self { name: name.to_owned(), descriptor: file.into(), inode };
+        for (path, value) in SYSCTLS {
+            namespace.sysctl(path, value)?;
+        }
+        namespace.configure(|netlink| {
+            let loopback = netlink.link("lo")?.index;
+            netlink.set_link_up(loopback)
+        })?;
+        Ok(namespace)
+    }
+
+    /// The name given to it, for messages only.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The inode number that identifies it among all network namespaces of the machine.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Runs `action` on a thread inside the namespace and returns its value.
+    ///
+    /// Sockets opened in it, and threads started by it, stay in the namespace.
+    ///
+    /// # Panics
+    ///
+    /// When `action` panics, or when the kernel refuses the entry, which it does not to the process that made the namespace.
+    pub fn run<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            let entered = move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network));
+            assert!(entered.is_ok(), "cannot enter network namespace {}: {entered:?}", self.name);
+            action()
+        };
+        joined(thread::scope(|scope| scope.spawn(inside).join()))
+    }
+
+    /// Starts a child process inside the namespace. It is killed when the returned value is dropped, and when this process ends.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn spawn(&self, command: Command) -> Result<Process, LabError> {
+        self.spawn_pinned(command, &[])
+    }
+
+    /// Starts a child process inside the namespace, on the given CPUs only; none means all.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started, or none of the CPUs exists.
+    pub fn spawn_pinned(&self, command: Command, cpus: &[usize]) -> Result<Process, LabError> {
+        Process::start(command, self, cpus)
+    }
+
+    /// Opens a netlink connection to the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no netlink socket.
+    pub fn netlink(&self) -> Result<Netlink, LabError> {
+        self.run(Netlink::open).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
+    }
+
+    /// Changes links, addresses and routes of the namespace.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal of the kernel, with the namespace's name.
+    pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, LabError> {
+        let mut netlink = self.netlink()?;
+        change(&mut netlink).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
+    }
+
+    /// Sets a network parameter of the namespace, as in `sysctl("net/ipv4/ip_forward", "1")`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such parameter, or /proc/sys is mounted read-only and the value is not the wanted one already.
+    pub fn sysctl(&self, path: &str, value: &str) -> Result<(), LabError> {
+        let file = Path::new("/proc/sys").join(path);
+        let set = || match fs::read_to_string(&file) {
+            Ok(current) if current.trim() == value => Ok(()),
+            _ => fs::write(&file, value),
+        };
+        self.run(set).map_err(|source| match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => LabError::Missing {
+                what: format!("/proc/sys is read-only, {path} cannot be set"),
+                remedy: "start the container with --privileged",
+            },
+            _ => LabError::Namespace {
+                namespace: self.name.clone(),
+                operation: format!("set {path} to {value}"),
+                source,
+            },
+        })
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// The value of a finished thread; its panic goes on in this one.
+fn joined<T>(finished: thread::Result<T>) -> T {
+    finished.unwrap_or_else(|payload| panic::resume_unwind(payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::fd::AsFd,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{lab::require_privileges_or_skip, netlink::VethPeer};
+
+    fn own_interfaces() -> Vec<String> {
+        let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        table.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+    }
+
+    fn descriptors_of(inode: u64) -> usize {
+        let wanted = format!("net:[{inode}]");
+        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.as_os_str() == wanted.as_str()).count()
+    }
+
+    #[test]
+    fn a_namespace_has_only_a_loopback_interface_and_its_own_settings() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("quiet").unwrap();
+        assert_eq!(namespace.run(own_interfaces), ["lo"]);
+        namespace.sysctl("net/ipv4/ip_forward", "1").unwrap();
+        let other = Namespace::new("other").unwrap();
+        let forwarding = || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim().to_owned();
+        assert_eq!((namespace.run(forwarding).as_str(), other.run(forwarding).as_str()), ("1", "0"));
+        let error = namespace.sysctl("net/ipv4/no_such_thing", "1").unwrap_err().to_string();
+        assert!(error.starts_with("namespace quiet: cannot set net/ipv4/no_such_thing to 1"), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_left_behind_when_namespaces_are_dropped() {
+        require_privileges_or_skip!();
+        let before = own_interfaces();
+        let kept = Namespace::new("kept").unwrap();
+        let dropped = Namespace::new("dropped").unwrap();
+        let peer = VethPeer { name: "wan0", namespace: dropped.as_fd() };
+        kept.configure(|netlink| netlink.add_veth("wan0", peer)).unwrap();
+        let inode = dropped.inode();
+        assert_eq!(descriptors_of(inode), 1);
+        drop(dropped);
+        assert_eq!(descriptors_of(inode), 0);
+        // The kernel takes a namespace apart in the background; its end of the pair, and so ours, goes with it.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while kept.run(own_interfaces) != ["lo"] {
+            assert!(Instant::now() < deadline, "the dropped namespace lives on");
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(kept);
+        assert_eq!(own_interfaces(), before);
+    }
+
+    #[test]
+    fn a_panic_inside_goes_on_outside() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("panicking").unwrap();
+        let caught = panic::catch_unwind(|| namespace.run(|| panic!("from inside")));
+        assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"from inside"));
+    }
+}

@@ -1,0 +1,351 @@
+//! ICMP echo: round-trip times, losses, and the errors that routers send back (RFC 792, RFC 4443).
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto, socket_with, sockopt},
+};
+
+use super::LabError;
+
+/// The sequence number of an echo has 16 bits.
+const COUNT_MAX: u32 = 65_536;
+const PAYLOAD_BYTES_MAX: usize = 65_000;
+/// Every payload begins with a token, so that echoes of others are told apart.
+const TOKEN_BYTES: usize = 8;
+const ECHO_HEADER_BYTES: usize = 8;
+/// How many ICMP errors are kept.
+const REJECTIONS_MAX: usize = 1024;
+/// The longest round trip that is told apart from longer ones.
+const RTT_MAX_NS: u64 = 60_000_000_000;
+
+/// A series of echo requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PingPlan {
+    /// Whom to ask.
+    pub target: IpAddr,
+    /// How many requests, at most 65536.
+    pub count: u32,
+    /// The time from one request to the next.
+    pub interval: Duration,
+    /// The payload's length in bytes, 8 to 65000.
+    pub payload_bytes: usize,
+    /// How long to wait for replies after the last request.
+    pub timeout: Duration,
+    /// Whether packets must not be fragmented, whatever path MTU the kernel has learned.
+    pub dont_fragment: bool,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct PingReport {
+    /// Requests that the kernel took.
+    pub sent: u32,
+    /// Requests that the kernel refused, for want of a route or as too long.
+    pub refused: u32,
+    /// Requests that were answered.
+    pub received: u32,
+    /// Replies to requests that had been answered already.
+    pub duplicates: u32,
+    /// Round-trip times in nanoseconds.
+    pub rtt_ns: Histogram<u64>,
+    /// ICMP errors about the requests, at most 1024 of them.
+    pub rejections: Vec<Rejection>,
+}
+
+/// An ICMP error about one of the requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rejection {
+    /// The ICMP type, of version 4 or 6 as the target's.
+    pub kind: u8,
+    /// The ICMP code.
+    pub code: u8,
+    /// The next hop's MTU in bytes, in packet-too-big and fragmentation-needed messages.
+    pub mtu_bytes: Option<u32>,
+}
+
+impl PingPlan {
+    /// Ten requests, 10 ms apart, with 56 bytes each.
+    pub fn new(target: IpAddr) -> Self {
+        Self {
+            target,
+            count: 10,
+            interval: Duration::from_millis(10),
+            payload_bytes: 56,
+            timeout: Duration::from_secs(1),
+            dont_fragment: false,
+        }
+    }
+
+    fn check(&self) -> Result<(), LabError> {
+        let wrong = |field, value: String, bounds: String| Err(LabError::Plan { plan: "ping", field, value, bounds });
+        if self.count > COUNT_MAX {
+            return wrong("count", self.count.to_string(), format!("at most {COUNT_MAX}"));
+        }
+        if !(TOKEN_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload_bytes) {
+            return wrong("payload_bytes", self.payload_bytes.to_string(), format!("8 to {PAYLOAD_BYTES_MAX}"));
+        }
+        Ok(())
+    }
+}
+
+impl PingReport {
+    /// Requests that were sent and not answered.
+    pub fn lost(&self) -> u32 {
+        self.sent - self.received
+    }
+
+    /// The round-trip time in nanoseconds that `percentile` per cent of the replies did not exceed; 0 without replies.
+    pub fn rtt_percentile_ns(&self, percentile: f64) -> u64 {
+        self.rtt_ns.value_at_percentile(percentile)
+    }
+}
+
+/// Sends echo requests from the calling thread's network namespace and waits for the replies.
+///
+/// # Errors
+///
+/// Without the right to open raw sockets, or when receiving fails. Requests refused by the kernel are counted.
+pub fn ping(plan: &PingPlan) -> Result<PingReport, LabError> {
+    plan.check()?;
+    let mut pinger =
+        Pinger::open(plan).map_err(|error| LabError::traffic(traffic(plan), "open a raw socket", error))?;
+    pinger.run().map_err(|error| LabError::traffic(traffic(plan), "receive", error))?;
+    Ok(pinger.report)
+}
+
+fn traffic(plan: &PingPlan) -> String {
+    format!("ping of {}", plan.target)
+}
+
+struct Pinger<'a> {
+    plan: &'a PingPlan,
+    socket: OwnedFd,
+    identifier: u16,
+    token: [u8; TOKEN_BYTES],
+    /// When each request was sent; `None` once it is answered.
+    pending: Vec<Option<Instant>>,
+    report: PingReport,
+}
+
+/// An ICMP message as it concerns one of our requests.
+enum Answer {
+    Reply { sequence: u16 },
+    Rejection(Rejection),
+}
+
+impl<'a> Pinger<'a> {
+    fn open(plan: &'a PingPlan) -> io::Result<Self> {
+        let (family, protocol) = match plan.target {
+            IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+            IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+        };
+        let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
+        if plan.dont_fragment {
+            match plan.target {
+                IpAddr::V4(_) => sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::PROBE)?,
+                IpAddr::V6(_) => sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::PROBE)?,
+            }
+        }
+        let token = RandomState::new().hash_one(0u64);
+        let rtt_ns = Histogram::new_with_bounds(1, RTT_MAX_NS, 3).map_err(io::Error::other)?;
+        Ok(Self {
+            plan,
+            socket,
+            identifier: (token >> 48) as u16,
+            token: token.to_be_bytes(),
+            pending: Vec::with_capacity(plan.count as usize),
+            report: PingReport { sent: 0, refused: 0, received: 0, duplicates: 0, rtt_ns, rejections: Vec::new() },
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let start = Instant::now();
+        for index in 0..self.plan.count {
+            self.receive_until(start + self.plan.interval * index, false)?;
+            self.send(index as u16);
+        }
+        self.receive_until(Instant::now() + self.plan.timeout, true)
+    }
+
+    fn send(&mut self, sequence: u16) {
+        let request = self.request(sequence);
+        let sent_at = Instant::now();
+        let sent = sendto(&self.socket, &request, SendFlags::empty(), &SocketAddr::new(self.plan.target, 0));
+        self.pending.push(sent.is_ok().then_some(sent_at));
+        match sent {
+            Ok(_) => self.report.sent += 1,
+            Err(_) => self.report.refused += 1,
+        }
+    }
+
+    fn request(&self, sequence: u16) -> Vec<u8> {
+        let mut request = vec![0; ECHO_HEADER_BYTES + self.plan.payload_bytes];
+        request[0] = self.echo_types().0;
+        request[4..6].copy_from_slice(&self.identifier.to_be_bytes());
+        request[6..8].copy_from_slice(&sequence.to_be_bytes());
+        request[8..8 + TOKEN_BYTES].copy_from_slice(&self.token);
+        if self.plan.target.is_ipv4() {
+            // The kernel fills in the checksum of ICMPv6 only.
+            let checksum = checksum(&request);
+            request[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+        request
+    }
+
+    /// The types of an echo request and its reply.
+    fn echo_types(&self) -> (u8, u8) {
+        if self.plan.target.is_ipv4() { (8, 0) } else { (128, 129) }
+    }
+
+    /// Takes answers until `end`, or until every request is answered or rejected if that is enough.
+    fn receive_until(&mut self, end: Instant, until_complete: bool) -> io::Result<()> {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let settled = self.report.received as usize + self.report.rejections.len();
+            if until_complete && settled >= self.report.sent as usize {
+                return Ok(());
+            }
+            let remaining = end.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(remaining).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            match recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => self.take(&buffer[..length], Instant::now()),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn take(&mut self, packet: &[u8], now: Instant) {
+        match self.answer(packet) {
+            Some(Answer::Reply { sequence }) if usize::from(sequence) < self.pending.len() => {
+                let Some(sent_at) = self.pending[usize::from(sequence)].take() else {
+                    self.report.duplicates += 1;
+                    return;
+                };
+                self.report.received += 1;
+                let rtt_ns = u64::try_from((now - sent_at).as_nanos()).unwrap_or(RTT_MAX_NS);
+                self.report.rtt_ns.saturating_record(rtt_ns.max(1));
+            }
+            Some(Answer::Rejection(rejection)) if self.report.rejections.len() < REJECTIONS_MAX => {
+                self.report.rejections.push(rejection);
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads an ICMP message; `None` when it does not concern our requests.
+    fn answer(&self, packet: &[u8]) -> Option<Answer> {
+        let message = if self.plan.target.is_ipv4() { packet.get(header_bytes_v4(packet)?..)? } else { packet };
+        let (request_type, reply_type) = self.echo_types();
+        let kind = *message.first()?;
+        if kind == reply_type {
+            let ours = message.get(4..6)? == self.identifier.to_be_bytes()
+                && message.get(8..8 + TOKEN_BYTES)? == self.token.as_slice();
+            return ours.then_some(Answer::Reply { sequence: u16::from_be_bytes([message[6], message[7]]) });
+        }
+        let is_error = if self.plan.target.is_ipv4() { matches!(kind, 3 | 11 | 12) } else { kind < 128 };
+        let quoted = message.get(ECHO_HEADER_BYTES..)?;
+        let echo_at = if self.plan.target.is_ipv4() { header_bytes_v4(quoted)? } else { 40 };
+        let echo = quoted.get(echo_at..echo_at + 6)?;
+        if !is_error || echo[0] != request_type || echo[4..6] != self.identifier.to_be_bytes() {
+            return None;
+        }
+        let code = message[1];
+        let mtu_bytes = match (self.plan.target.is_ipv4(), kind, code) {
+            (true, 3, 4) => Some(u32::from(u16::from_be_bytes([message[6], message[7]]))),
+            (false, 2, _) => Some(u32::from_be_bytes([message[4], message[5], message[6], message[7]])),
+            _ => None,
+        };
+        Some(Answer::Rejection(Rejection { kind, code, mtu_bytes }))
+    }
+}
+
+fn header_bytes_v4(packet: &[u8]) -> Option<usize> {
+    Some(usize::from(packet.first()? & 0x0f) * 4)
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Namespace, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan, require_privileges_or_skip};
+
+    #[test]
+    fn echoes_cross_a_link_in_both_families() {
+        require_privileges_or_skip!();
+        let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+        for target in [IpAddr::from(SERVICE_V4), IpAddr::from(SERVICE_V6)] {
+            let interval = Duration::from_millis(1);
+            let plan = PingPlan { count: 50, interval, payload_bytes: 3001, ..PingPlan::new(target) };
+            let report = topology.clients[0].namespace.run(|| ping(&plan)).unwrap();
+            assert_eq!((report.sent, report.received, report.duplicates, report.lost()), (50, 50, 0, 0));
+            assert!(report.rtt_percentile_ns(50.0) > 0);
+            assert!(report.rtt_percentile_ns(50.0) <= report.rtt_percentile_ns(99.0));
+        }
+    }
+
+    #[test]
+    fn an_unreachable_target_is_lost_or_refused() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("lonely").unwrap();
+        let plan = PingPlan { count: 2, timeout: Duration::from_millis(1), ..PingPlan::new(SERVICE_V4.into()) };
+        let report = namespace.run(|| ping(&plan)).unwrap();
+        assert_eq!((report.sent, report.refused, report.received), (0, 2, 0));
+    }
+
+    #[test]
+    fn a_router_says_what_fits_behind_it() {
+        require_privileges_or_skip!();
+        let topology = Topology::build(&TopologyPlan::default()).unwrap();
+        let narrow = |netlink: &mut crate::netlink::Netlink| {
+            let index = netlink.link("to-client1")?.index;
+            netlink.set_link_mtu(index, 1300)
+        };
+        topology.gateway.configure(narrow).unwrap();
+        for (target, kind) in [(IpAddr::from(topology.clients[1].v4), 3), (IpAddr::from(topology.clients[1].v6), 2)] {
+            let plan = PingPlan {
+                count: 1,
+                payload_bytes: 1400,
+                dont_fragment: true,
+                timeout: Duration::from_millis(300),
+                ..PingPlan::new(target)
+            };
+            let report = topology.network.run(|| ping(&plan)).unwrap();
+            let mtu_bytes = Some(1300);
+            let [rejection] = report.rejections[..] else { panic!("{:?}", report.rejections) };
+            assert_eq!((rejection.kind, rejection.mtu_bytes), (kind, mtu_bytes));
+            assert_eq!(report.lost(), 1);
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_the_internets() {
+        // The example of RFC 1071, section 3.
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    }
+}

@@ -1,0 +1,126 @@
+//! What the lab needs from the machine: the right to make network namespaces, and a TUN driver.
+
+use std::{fs, io};
+
+use rustix::thread::UnshareFlags;
+
+use super::LabError;
+
+/// CAP_NET_ADMIN, a bit of the effective set (capabilities(7)).
+const CAP_NET_ADMIN: u64 = 1 << 12;
+/// CAP_SYS_ADMIN, a bit of the effective set.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+const ROOT_REMEDY: &str = "run as root";
+
+/// Where the right to make network namespaces comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privilege {
+    /// The process had it from the start.
+    Root,
+    /// The process moved into a user namespace of its own, in which it is root.
+    UserNamespace,
+}
+
+/// Makes sure that this process can make network namespaces: as it is, or by way of a user namespace.
+///
+/// To be called before the process has started a thread.
+///
+/// # Errors
+///
+/// [`LabError::Missing`] with the remedy, in one line.
+pub fn prepare() -> Result<Privilege, LabError> {
+    if privileges().is_ok() {
+        return Ok(Privilege::Root);
+    }
+    enter_user_namespace()?;
+    Ok(Privilege::UserNamespace)
+}
+
+/// Whether this process can make network namespaces as it is.
+///
+/// # Errors
+///
+/// [`LabError::Missing`] when it lacks CAP_SYS_ADMIN or CAP_NET_ADMIN.
+pub fn privileges() -> Result<(), LabError> {
+    let needed = CAP_NET_ADMIN | CAP_SYS_ADMIN;
+    let held = status_field("CapEff:").and_then(|field| u64::from_str_radix(&field, 16).ok()).unwrap_or(0);
+    if held & needed == needed {
+        return Ok(());
+    }
+    Err(LabError::Missing { what: "CAP_SYS_ADMIN and CAP_NET_ADMIN are missing".into(), remedy: ROOT_REMEDY })
+}
+
+/// Moves the process into a user namespace and a network namespace of its own, in which it is root.
+///
+/// To be called before the process has started a thread: the kernel moves only processes of a single one.
+///
+/// # Errors
+///
+/// [`LabError::Missing`] with the remedy, in one line.
+pub fn enter_user_namespace() -> Result<(), LabError> {
+    if status_field("Threads:").is_some_and(|threads| threads != "1") {
+        return Err(LabError::Missing {
+            what: "a process with several threads cannot enter a user namespace".into(),
+            remedy: ROOT_REMEDY,
+        });
+    }
+    let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    // SAFETY: no other thread exists that could observe the change, and neither flag affects memory or descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) }
+        .map_err(|errno| missing_user_namespaces(errno.into()))?;
+    fs::write("/proc/self/setgroups", "deny")
+        .and_then(|()| fs::write("/proc/self/uid_map", format!("0 {user} 1")))
+        .and_then(|()| fs::write("/proc/self/gid_map", format!("0 {group} 1")))
+        .map_err(missing_user_namespaces)?;
+    privileges()
+}
+
+/// Whether the TUN driver can be opened.
+///
+/// # Errors
+///
+/// [`LabError::Missing`] with the remedy, in one line.
+pub fn require_tun() -> Result<(), LabError> {
+    let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    let Err(error) = opened else { return Ok(()) };
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => "allow its use (chmod 0666 /dev/net/tun) or run as root",
+        _ => "load the driver (modprobe tun), or give it to the container (--device /dev/net/tun)",
+    };
+    Err(LabError::Missing { what: format!("/dev/net/tun cannot be opened ({error})"), remedy })
+}
+
+fn missing_user_namespaces(error: io::Error) -> LabError {
+    let restricted = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+        .is_ok_and(|value| value.trim() == "1");
+    let remedy = if restricted {
+        "run as root, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    } else {
+        "run as root, or allow them (sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone)"
+    };
+    LabError::Missing { what: format!("user namespaces are not available ({error})"), remedy }
+}
+
+/// The first word of a field of this process's status file.
+fn status_field(name: &str) -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_told_to_run_as_root() {
+        // The test runner has threads of its own, but under `--test-threads=1` it may not.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || held.recv());
+        let error = enter_user_namespace().unwrap_err();
+        assert!(error.to_string().ends_with("; run as root"), "{error}");
+        drop(release);
+        assert!(other.join().unwrap().is_err());
+    }
+}

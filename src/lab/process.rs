@@ -1,0 +1,392 @@
+//! Child processes inside a namespace: their output, their use of the machine, and their end.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::process::CommandExt,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{OnceLock, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal},
+    thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_setaffinity},
+};
+
+use super::{
+    LabError, Namespace,
+    output::{NoLine, Output},
+};
+
+/// How many of a process's last lines go into an error.
+const LAST_LINES_MAX: usize = 20;
+
+/// How often a process is asked whether it has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// A child process in a lab namespace. It is killed when this value is dropped, and by the kernel when this process ends in any way.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    output: Output,
+}
+
+impl Process {
+    /// Starts `command` inside `namespace`, on the given CPUs (none means all), with standard input closed and its output captured.
+    pub(super) fn start(mut command: Command, namespace: &Namespace, cpus: &[usize]) -> Result<Self, LabError> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let name = format!("{} in {}", program.rsplit('/').next().unwrap_or(&program), namespace.name());
+        let failed = |source| LabError::Process { process: name.clone(), operation: "start", source };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let entrance = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
+        enter_before_exec(&mut command, entrance, cpu_set(cpus));
+        let mut child = start_on_lasting_thread(command).map_err(failed)?;
+        let output = Output::default();
+        child.stdout.take().into_iter().for_each(|pipe| output.capture(pipe));
+        child.stderr.take().into_iter().for_each(|pipe| output.capture(pipe));
+        let name = format!("{name} ({})", child.id());
+        Ok(Self { name, child, output })
+    }
+
+    /// Its name and ID, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The lines of its standard output and error so far, in the order of their arrival; of very many, the last ones.
+    pub fn lines(&self) -> Vec<String> {
+        self.output.lines()
+    }
+
+    /// The number of lines so far, to wait for what comes later with [`Process::wait_for_line_from`].
+    pub fn line_count(&self) -> usize {
+        self.output.count()
+    }
+
+    /// Waits for a line that contains `pattern`, earlier ones included, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come in time, or the process closes its output.
+    pub fn wait_for_line(&self, pattern: &str, timeout: Duration) -> Result<String, LabError> {
+        self.wait_for_line_from(0, pattern, timeout)
+    }
+
+    /// Waits for a line that contains `pattern`, from line number `first` on, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come in time, or the process closes its output.
+    pub fn wait_for_line_from(&self, first: usize, pattern: &str, timeout: Duration) -> Result<String, LabError> {
+        self.output.wait_for(pattern, first, timeout).map_err(|no_line| {
+            let reason = match no_line {
+                NoLine::TimedOut => format!("{timeout:?} have passed"),
+                NoLine::Closed => "the process has closed its output".to_owned(),
+            };
+            self.awaited(format!("a line with {pattern:?}"), reason)
+        })
+    }
+
+    /// CPU time that all its threads have used, ended ones included, in user and kernel mode, in seconds of nanosecond resolution.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended and been waited for.
+    pub fn cpu_seconds(&self) -> Result<f64, LabError> {
+        cpu_seconds(self.child.id()).map_err(|source| self.failed("read the CPU time", source))
+    }
+
+    /// The most memory that it ever had resident, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn peak_memory_bytes(&self) -> Result<u64, LabError> {
+        let peak = self.status_kib("VmHWM:");
+        peak.map_err(|source| self.failed("read the peak memory", source))
+    }
+
+    /// The memory that it has resident now, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn memory_bytes(&self) -> Result<u64, LabError> {
+        let resident = self.status_kib("VmRSS:");
+        resident.map_err(|source| self.failed("read the resident memory", source))
+    }
+
+    /// The number of its open descriptors.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn open_descriptors(&self) -> Result<usize, LabError> {
+        let listing = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        Ok(listing.map_err(|source| self.failed("count the open descriptors", source))?.count())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended and been waited for.
+    pub fn signal(&self, signal: Signal) -> Result<(), LabError> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let sent = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| kill_process(pid, signal));
+        sent.map_err(|errno| self.failed("signal", errno.into()))
+    }
+
+    /// The exit status, once it has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to tell.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>, LabError> {
+        let status = self.child.try_wait();
+        status.map_err(|source| self.failed("wait for the end", source))
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Errors
+    ///
+    /// When it has not ended in time; it goes on running then.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.exit_status()? {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                return Err(self.awaited("its end".into(), format!("{timeout:?} have passed")));
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Asks it to end with SIGTERM and waits.
+    ///
+    /// # Errors
+    ///
+    /// When it has not ended in time; it is killed then.
+    pub fn stop(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
+        if let Some(status) = self.exit_status()? {
+            return Ok(status);
+        }
+        self.signal(Signal::TERM)?;
+        let ended = self.wait(timeout);
+        if ended.is_err() {
+            self.kill()?;
+        }
+        ended
+    }
+
+    /// Ends it with SIGKILL and waits for the kernel to be done with it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed.map_err(|source| self.failed("kill", source))
+    }
+
+    fn status_kib(&self, field: &str) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let value = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+        kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the process has ended"))
+    }
+
+    fn failed(&self, operation: &'static str, source: io::Error) -> LabError {
+        LabError::Process { process: self.name.clone(), operation, source }
+    }
+
+    fn awaited(&self, awaited: String, reason: String) -> LabError {
+        let lines = self.output.lines();
+        let last_lines = lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n");
+        LabError::Awaited { process: self.name.clone(), awaited, reason, last_lines }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error means that it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn cpu_set(cpus: &[usize]) -> Option<CpuSet> {
+    if cpus.is_empty() {
+        return None;
+    }
+    let mut set = CpuSet::new();
+    cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
+    Some(set)
+}
+
+/// Makes the child enter the namespace, bind its life to its parent's, and take its CPUs, before it becomes the program.
+fn enter_before_exec(command: &mut Command, entrance: OwnedFd, cpus: Option<CpuSet>) {
+    let parent = getpid();
+    let enter = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        if getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        if let Some(cpus) = &cpus {
+            sched_setaffinity(None, cpus)?;
+        }
+        move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Starts a child from a thread that lasts as long as the process, for the kernel sends the parent's death signal when the *thread* that
+/// forked ends.
+fn start_on_lasting_thread(command: Command) -> io::Result<Child> {
+    type Request = (Command, mpsc::Sender<io::Result<Child>>);
+    static STARTER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (sender, requests) = mpsc::channel::<Request>();
+        thread::spawn(move || {
+            for (mut command, answer) in requests {
+                // Whoever asked waits for the answer, so that it cannot be lost.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let (answer, child) = mpsc::channel();
+    let lost = || io::Error::other("the thread that starts processes is gone");
+    starter.send((command, answer)).map_err(|_| lost())?;
+    child.recv().map_err(|_| lost())?
+}
+
+/// CPU time of a process from its CPU clock, in seconds.
+fn cpu_seconds(id: u32) -> io::Result<f64> {
+    let pid = libc::pid_t::try_from(id).map_err(io::Error::other)?;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: `clock` is a valid place for the clock's number.
+    let errno = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
+    if errno != 0 {
+        return Err(io::Error::from_raw_os_error(errno));
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the time.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::require_privileges_or_skip;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    /// True while a process of that ID exists, one that waits to be reaped included.
+    fn exists(id: &str) -> bool {
+        fs::exists(format!("/proc/{id}")).unwrap()
+    }
+
+    fn wait_until_gone(id: &str) {
+        let deadline = Instant::now() + LONG;
+        while exists(id) {
+            assert!(Instant::now() < deadline, "process {id} lives on");
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    #[test]
+    fn a_child_runs_inside_the_namespace_and_on_its_cpus() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("home").unwrap();
+        let script = "readlink /proc/self/ns/net; grep Cpus_allowed_list /proc/self/status; echo oops >&2; exit 3";
+        let mut child = namespace.spawn_pinned(shell(script), &[0]).unwrap();
+        child.wait_for_line(&format!("net:[{}]", namespace.inode()), LONG).unwrap();
+        assert_eq!(child.wait_for_line("Cpus_allowed_list", LONG).unwrap(), "Cpus_allowed_list:\t0");
+        child.wait_for_line("oops", LONG).unwrap();
+        assert_eq!(child.wait(LONG).unwrap().code(), Some(3));
+        let error = child.wait_for_line("never", LONG).unwrap_err().to_string();
+        assert!(error.contains("closed its output") && error.contains("oops"), "{error}");
+    }
+
+    #[test]
+    fn the_use_of_cpu_memory_and_descriptors_is_measured() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("measured").unwrap();
+        let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 1000";
+        let mut child = namespace.spawn(shell(script)).unwrap();
+        child.wait_for_line("done", LONG).unwrap();
+        let used = child.cpu_seconds().unwrap();
+        assert!(used > 0.0 && used < 60.0, "{used}");
+        assert!(child.peak_memory_bytes().unwrap() >= child.memory_bytes().unwrap());
+        assert!(child.open_descriptors().unwrap() >= 3);
+        assert!(child.stop(LONG).unwrap().code().is_none());
+    }
+
+    #[test]
+    fn a_child_that_ignores_the_request_to_stop_is_killed() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("stubborn").unwrap();
+        let mut child = namespace.spawn(shell("trap '' TERM; echo ready; while :; do sleep 0.05; done")).unwrap();
+        child.wait_for_line("ready", LONG).unwrap();
+        assert!(child.stop(Duration::from_millis(50)).is_err());
+        assert!(child.exit_status().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_child_outlives_the_thread_that_started_it_but_not_its_owner() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("lasting").unwrap();
+        let mut child = namespace.run(|| namespace.spawn(shell("echo ready; exec sleep 1000"))).unwrap();
+        child.wait_for_line("ready", LONG).unwrap();
+        assert!(child.exit_status().unwrap().is_none());
+        let id = child.id().to_string();
+        drop(child);
+        assert!(!exists(&id));
+    }
+
+    #[test]
+    fn a_child_dies_when_its_parent_is_killed() {
+        const PARENT: &str = "TOLLGATE_LAB_TEST_PARENT";
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("family").unwrap();
+        if std::env::var_os(PARENT).is_some() {
+            let child = namespace.spawn(shell("echo ready; exec sleep 1000")).unwrap();
+            child.wait_for_line("ready", LONG).unwrap();
+            println!("child is {}", child.id());
+            thread::sleep(LONG);
+            return;
+        }
+        let mut parent = Command::new(std::env::current_exe().unwrap());
+        let test = "lab::process::tests::a_child_dies_when_its_parent_is_killed";
+        parent.args(["--exact", test, "--nocapture"]).env(PARENT, "1");
+        let mut parent = namespace.spawn(parent).unwrap();
+        let line = parent.wait_for_line("child is ", LONG).unwrap();
+        let (_, child) = line.rsplit_once(' ').unwrap();
+        assert!(exists(child));
+        parent.kill().unwrap();
+        wait_until_gone(child);
+    }
+}

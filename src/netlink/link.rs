@@ -1,0 +1,240 @@
+//! Links: interfaces by name and index, their state, name, MTU and namespace, and pairs of virtual Ethernet devices.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+};
+
+use super::{Netlink, NetlinkError};
+
+/// A network interface as the kernel described it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The interface index, unique in its namespace.
+    pub index: u32,
+    /// The interface name, at most 15 bytes.
+    pub name: String,
+    /// The link MTU in bytes.
+    pub mtu_bytes: u32,
+    /// Whether it is administratively up.
+    pub is_up: bool,
+    /// Whether it carries packets. The kernel gets there in the background, some time after both ends of a link are up; until then it
+    /// drops what is sent.
+    pub is_running: bool,
+}
+
+/// The far end of a pair of virtual Ethernet devices.
+#[derive(Debug, Clone, Copy)]
+pub struct VethPeer<'a> {
+    /// The name of the far end, at most 15 bytes.
+    pub name: &'a str,
+    /// The network namespace in which it is placed.
+    pub namespace: BorrowedFd<'a>,
+}
+
+impl Netlink {
+    /// Finds an interface by its name.
+    ///
+    /// # Errors
+    ///
+    /// `is_not_found()` when there is none of that name.
+    pub fn link(&mut self, name: &str) -> Result<Link, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.one_link(message, &|| format!("find interface {name}"))
+    }
+
+    /// Finds an interface by its index.
+    ///
+    /// # Errors
+    ///
+    /// `is_not_found()` when there is none.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Link, NetlinkError> {
+        self.one_link(numbered(index), &|| format!("find interface #{index}"))
+    }
+
+    /// Lists all interfaces of the namespace, in order of their index.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        let messages =
+            self.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()), &|| "list interfaces".to_owned())?;
+        let mut links: Vec<Link> = messages.iter().filter_map(described).collect();
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist, or without CAP_NET_ADMIN.
+    pub fn set_link_up(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.change(message, &|| format!("bring interface #{index} up"))
+    }
+
+    /// Takes an interface down; the kernel removes its routes and its IPv6 addresses.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist, or without CAP_NET_ADMIN.
+    pub fn set_link_down(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.header.change_mask = LinkFlags::Up;
+        self.change(message, &|| format!("take interface #{index} down"))
+    }
+
+    /// Gives an interface another name.
+    ///
+    /// # Errors
+    ///
+    /// When the name is taken or longer than 15 bytes, or, before Linux 6.0, when the interface is up.
+    pub fn rename_link(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.change(message, &|| format!("rename interface #{index} to {name}"))
+    }
+
+    /// Sets the link MTU in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the device does not support that size.
+    pub fn set_link_mtu(&mut self, index: u32, mtu_bytes: u32) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.attributes.push(LinkAttribute::Mtu(mtu_bytes));
+        self.change(message, &|| format!("set the MTU of interface #{index} to {mtu_bytes}"))
+    }
+
+    /// Moves an interface to another network namespace. It arrives there down and without addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the device is bound to its namespace, or its name is taken in the other one.
+    pub fn move_link(&mut self, index: u32, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        self.change(message, &|| format!("move interface #{index} to another network namespace"))
+    }
+
+    /// Removes an interface; the other end of a pair goes with it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist or is not a virtual device.
+    pub fn remove_link(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::DelLink(numbered(index));
+        self.request(message, 0, &|| format!("remove interface #{index}"))?;
+        Ok(())
+    }
+
+    /// Makes a pair of virtual Ethernet devices: `name` here, the peer in its namespace. Both are down.
+    ///
+    /// # Errors
+    ///
+    /// `is_exists()` when one of the names is taken; also when the kernel has no veth driver.
+    pub fn add_veth(&mut self, name: &str, peer: VethPeer<'_>) -> Result<(), NetlinkError> {
+        let mut far = LinkMessage::default();
+        far.attributes.push(LinkAttribute::IfName(peer.name.to_owned()));
+        far.attributes.push(LinkAttribute::NetNsFd(peer.namespace.as_raw_fd()));
+        let mut near = LinkMessage::default();
+        near.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        near.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]));
+        let message = RouteNetlinkMessage::NewLink(near);
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL, &|| format!("make the veth pair {name}, {}", peer.name))?;
+        Ok(())
+    }
+
+    fn change(&mut self, message: LinkMessage, operation: &dyn Fn() -> String) -> Result<(), NetlinkError> {
+        self.request(RouteNetlinkMessage::SetLink(message), 0, operation)?;
+        Ok(())
+    }
+
+    fn one_link(&mut self, message: LinkMessage, operation: &dyn Fn() -> String) -> Result<Link, NetlinkError> {
+        let messages = self.request(RouteNetlinkMessage::GetLink(message), 0, operation)?;
+        messages.iter().find_map(described).ok_or_else(|| NetlinkError::missing_answer(operation()))
+    }
+}
+
+fn numbered(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn described(message: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(link) = message else { return None };
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let mtu_bytes = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    Some(Link {
+        index: link.header.index,
+        name,
+        mtu_bytes: mtu_bytes.unwrap_or_default(),
+        is_up: link.header.flags.contains(LinkFlags::Up),
+        is_running: link.header.flags.contains(LinkFlags::Running),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::lab::{Namespace, require_privileges_or_skip};
+
+    #[test]
+    fn a_veth_pair_spans_two_namespaces_and_follows_commands() {
+        require_privileges_or_skip!();
+        let (near, far) = (Namespace::new("near").unwrap(), Namespace::new("far").unwrap());
+        let mut netlink = near.netlink().unwrap();
+        netlink.add_veth("left", VethPeer { name: "right", namespace: far.as_fd() }).unwrap();
+        let left = netlink.link("left").unwrap();
+        assert!(!left.is_up);
+        netlink.set_link_mtu(left.index, 1380).unwrap();
+        netlink.set_link_up(left.index).unwrap();
+        let up = netlink.link_by_index(left.index).unwrap();
+        assert_eq!((up.is_up, up.mtu_bytes), (true, 1380));
+        netlink.set_link_down(left.index).unwrap();
+        netlink.rename_link(left.index, "renamed").unwrap();
+        assert!(netlink.link("left").unwrap_err().is_not_found());
+
+        let mut netlink = far.netlink().unwrap();
+        let names: Vec<String> = netlink.links().unwrap().into_iter().map(|link| link.name).collect();
+        assert_eq!(names, ["lo", "right"]);
+        let right = netlink.link("right").unwrap();
+        netlink.move_link(right.index, near.as_fd()).unwrap();
+        let mut netlink = near.netlink().unwrap();
+        let right = netlink.link("right").unwrap();
+        netlink.remove_link(right.index).unwrap();
+        assert!(netlink.link("renamed").unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn a_name_taken_twice_is_refused_by_name() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("single").unwrap();
+        let mut netlink = namespace.netlink().unwrap();
+        let peer = VethPeer { name: "b", namespace: namespace.as_fd() };
+        netlink.add_veth("a", peer).unwrap();
+        let error = netlink.add_veth("a", VethPeer { name: "c", ..peer }).unwrap_err();
+        assert!(error.is_exists());
+        assert_eq!(error.to_string(), "cannot make the veth pair a, c: it exists already");
+    }
+}

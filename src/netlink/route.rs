@@ -1,0 +1,304 @@
+//! Routes: adding and removing them, listing those of an interface, and asking which way an address goes.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    },
+};
+
+use super::{Netlink, NetlinkError};
+
+/// A unicast route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads; prefix length 0 is the default route of its family.
+    pub destination: IpNet,
+    /// The next hop, of the destination's family; without one the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// The index of the outgoing interface.
+    pub interface: Option<u32>,
+    /// The preference among routes to the same destination; the lowest wins. The kernel's default is 0 for IPv4, 1024 for IPv6.
+    pub metric: Option<u32>,
+    /// The routing table; `None` is the main table (254).
+    pub table: Option<u32>,
+    /// The source address that the kernel chooses for packets on this route.
+    pub source: Option<IpAddr>,
+}
+
+/// The way that the kernel sends packets to an address at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// The index of the outgoing interface.
+    pub interface: u32,
+    /// The next hop; `None` when the address is on the link, or local.
+    pub gateway: Option<IpAddr>,
+    /// The source address that the kernel would choose.
+    pub source: Option<IpAddr>,
+    /// The table in which the route was found.
+    pub table: u32,
+}
+
+impl Route {
+    /// A route without gateway, metric, table and source: on the link of `interface`.
+    pub fn on_link(destination: IpNet, interface: u32) -> Self {
+        Self { destination, gateway: None, interface: Some(interface), metric: None, table: None, source: None }
+    }
+
+    /// A route by way of `gateway`; the kernel finds the interface.
+    pub fn via(destination: IpNet, gateway: IpAddr) -> Self {
+        Self { destination, gateway: Some(gateway), interface: None, metric: None, table: None, source: None }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {}", self.destination)?;
+        self.gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))?;
+        self.interface.map_or(Ok(()), |index| write!(f, " on interface #{index}"))?;
+        self.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;
+        self.table.map_or(Ok(()), |table| write!(f, " in table {table}"))
+    }
+}
+
+impl Netlink {
+    /// Adds a route.
+    ///
+    /// # Errors
+    ///
+    /// `is_exists()` when there is one with the same destination and metric.
+    pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::NewRoute(message(route));
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL, &|| format!("add {route}"))?;
+        Ok(())
+    }
+
+    /// Adds a route, in place of the one with the same destination and metric if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway is not reachable on the link, or without CAP_NET_ADMIN.
+    pub fn replace_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::NewRoute(message(route));
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &|| format!("set {route}"))?;
+        Ok(())
+    }
+
+    /// Removes the route that matches every field that is given.
+    ///
+    /// # Errors
+    ///
+    /// `is_not_found()` when there is none.
+    pub fn remove_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let mut message = message(route);
+        message.header.scope = RouteScope::NoWhere;
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.kind = RouteType::Unspec;
+        self.request(RouteNetlinkMessage::DelRoute(message), 0, &|| format!("remove {route}"))?;
+        Ok(())
+    }
+
+    /// Asks the kernel which way it would send a packet to `destination`.
+    ///
+    /// # Errors
+    ///
+    /// When no route leads there (`errno()` ENETUNREACH or EHOSTUNREACH).
+    pub fn route_to(&mut self, destination: IpAddr) -> Result<NextHop, NetlinkError> {
+        let operation = || format!("find the route to {destination}");
+        let host = IpNet::from(destination);
+        let mut request = RouteMessage::default();
+        request.header.address_family = family(destination);
+        request.header.destination_prefix_length = host.prefix_len();
+        request.header.flags = RouteFlags::LookupTable;
+        request.attributes.push(RouteAttribute::Destination(destination.into()));
+        let messages = self.request(RouteNetlinkMessage::GetRoute(request), 0, &operation)?;
+        let found = messages.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => described(route),
+            _ => None,
+        });
+        let found = found.ok_or_else(|| NetlinkError::missing_answer(operation()))?;
+        let interface = found.interface.ok_or_else(|| NetlinkError::missing_answer(operation()))?;
+        let table = found.table.unwrap_or_else(|| u32::from(RouteHeader::RT_TABLE_MAIN));
+        Ok(NextHop { interface, gateway: found.gateway, source: found.source, table })
+    }
+
+    /// Lists the unicast routes that leave through an interface, of all tables, local and multicast ones left out.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn routes(&mut self, interface: u32) -> Result<Vec<Route>, NetlinkError> {
+        let operation = || format!("list the routes of interface #{interface}");
+        let messages = self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), &operation)?;
+        let unicast = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => described(route),
+            _ => None,
+        });
+        Ok(unicast.filter(|route| route.interface == Some(interface)).collect())
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn message(route: &Route) -> RouteMessage {
+    let destination = route.destination.trunc();
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(destination.addr());
+    header.destination_prefix_length = destination.prefix_len();
+    header.protocol = RouteProtocol::Static;
+    header.kind = RouteType::Unicast;
+    header.scope = match (destination, route.gateway) {
+        (IpNet::V4(_), None) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    let table = route.table.unwrap_or_else(|| u32::from(RouteHeader::RT_TABLE_MAIN));
+    header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+    if header.table == RouteHeader::RT_TABLE_UNSPEC {
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    if destination.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.addr().into()));
+    }
+    message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.extend(route.interface.map(RouteAttribute::Oif));
+    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    message
+}
+
+/// Reads a route; `None` for a family other than IP.
+fn described(message: &RouteMessage) -> Option<Route> {
+    let unspecified: IpAddr = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let destination = IpNet::new(unspecified, message.header.destination_prefix_length).ok()?;
+    let mut route = Route {
+        destination,
+        gateway: None,
+        interface: None,
+        metric: None,
+        table: Some(u32::from(message.header.table)),
+        source: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                route.destination = IpNet::new(ip(address)?, message.header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::Gateway(address) => route.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Oif(index) => route.interface = Some(*index),
+            RouteAttribute::Priority(metric) => route.metric = Some(*metric),
+            RouteAttribute::Table(table) => route.table = Some(*table),
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::{
+        lab::{Namespace, require_privileges_or_skip},
+        netlink::VethPeer,
+    };
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    /// A namespace with one interface, 198.18.0.1/24 and fd00:18::1/64, up.
+    fn connected() -> (Namespace, Namespace, u32) {
+        let (near, far) = (Namespace::new("near").unwrap(), Namespace::new("far").unwrap());
+        let mut netlink = near.netlink().unwrap();
+        netlink.add_veth("wan0", VethPeer { name: "wan0", namespace: far.as_fd() }).unwrap();
+        let index = netlink.link("wan0").unwrap().index;
+        netlink.set_link_up(index).unwrap();
+        netlink.add_address(index, net("198.18.0.1/24")).unwrap();
+        netlink.add_address(index, net("fd00:18::1/64")).unwrap();
+        let mut netlink = far.netlink().unwrap();
+        let far_index = netlink.link("wan0").unwrap().index;
+        netlink.set_link_up(far_index).unwrap();
+        (near, far, index)
+    }
+
+    #[test]
+    fn the_route_to_an_address_names_interface_gateway_and_source() {
+        require_privileges_or_skip!();
+        let (near, _far, index) = connected();
+        let mut netlink = near.netlink().unwrap();
+        let server: IpAddr = "198.19.0.9".parse().unwrap();
+        assert_eq!(netlink.route_to(server).unwrap_err().errno(), Some(libc::ENETUNREACH));
+        for (destination, gateway, source, host) in [
+            ("0.0.0.0/0", "198.18.0.2", "198.18.0.1", "198.19.0.9"),
+            ("::/0", "fd00:18::2", "fd00:18::1", "fd00:19::9"),
+        ] {
+            let gateway: IpAddr = gateway.parse().unwrap();
+            netlink.add_route(&Route::via(net(destination), gateway)).unwrap();
+            let hop = netlink.route_to(host.parse().unwrap()).unwrap();
+            let source = Some(source.parse().unwrap());
+            assert_eq!(hop, NextHop { interface: index, gateway: Some(gateway), source, table: 254 });
+        }
+        let neighbour = netlink.route_to("198.18.0.7".parse().unwrap()).unwrap();
+        assert_eq!(neighbour.gateway, None);
+    }
+
+    #[test]
+    fn routes_are_added_replaced_listed_and_removed() {
+        require_privileges_or_skip!();
+        let (near, _far, index) = connected();
+        let mut netlink = near.netlink().unwrap();
+        for (destination, first, second) in
+            [("198.19.0.0/16", "198.18.0.2", "198.18.0.3"), ("fd00:19::/32", "fd00:18::2", "fd00:18::3")]
+        {
+            let metric = Some(70);
+            let route = Route { metric, ..Route::via(net(destination), first.parse().unwrap()) };
+            netlink.add_route(&route).unwrap();
+            let error = netlink.add_route(&route).unwrap_err();
+            assert!(error.is_exists(), "{error}");
+            let better = Route { metric, ..Route::via(net(destination), second.parse().unwrap()) };
+            netlink.replace_route(&better).unwrap();
+            let listed: Vec<Route> =
+                netlink.routes(index).unwrap().into_iter().filter(|r| r.destination == net(destination)).collect();
+            assert_eq!(listed, [Route { interface: Some(index), table: Some(254), ..better }]);
+            netlink.remove_route(&Route { metric: None, gateway: None, ..better }).unwrap();
+            assert!(netlink.routes(index).unwrap().iter().all(|r| r.destination != net(destination)));
+            assert!(netlink.remove_route(&better).unwrap_err().is_not_found());
+        }
+    }
+
+    #[test]
+    fn tables_beyond_255_hold_routes_with_a_chosen_source() {
+        require_privileges_or_skip!();
+        let (near, _far, index) = connected();
+        let mut netlink = near.netlink().unwrap();
+        let source = Some("198.18.0.1".parse().unwrap());
+        let route = Route { table: Some(51_820), source, ..Route::on_link(net("198.19.0.0/16"), index) };
+        netlink.add_route(&route).unwrap();
+        assert!(netlink.routes(index).unwrap().contains(&route));
+        netlink.remove_route(&route).unwrap();
+    }
+}

@@ -1,0 +1,209 @@
+//! The pass of a core: batches between a machine and its two descriptors.
+//!
+//! Gateway and client share it. It moves bytes and knows nothing of what they mean; how long to run and when to sleep is its caller's business.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tollgate_shards::{DropReason, Machine};
+
+use crate::io::{
+    FRAME_BYTES_MAX, Poller, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters, TunQueue,
+    UdpSocket, Wake, WriteOutcome,
+};
+
+/// UDP messages of one receive; each may hold 64 KiB.
+const MESSAGES_MAX: usize = 16;
+/// UDP sends gathered for one system call.
+const SENDS_MAX: usize = 16;
+/// TUN frames read in one pass. With 64 KiB each this is a congestion window's worth, and leaves the timers their turn.
+const FRAMES_MAX: usize = 16;
+
+/// A machine's descriptors and the buffers between.
+pub struct Pump {
+    udp: UdpSocket,
+    tun: Option<TunQueue>,
+    poller: Poller,
+    receive: ReceiveBatch,
+    transmit: TransmitBatch,
+    frame: Box<[u8]>,
+    udp_blocked: bool,
+    traffic: Traffic,
+}
+
+/// What a pump moved, in system calls and what they carried.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// UDP messages received, aggregates counted once.
+    pub udp_receives: u64,
+    /// UDP datagrams received.
+    pub udp_received_datagrams: u64,
+    /// UDP sends, runs counted once.
+    pub udp_sends: u64,
+    /// UDP datagrams sent.
+    pub udp_sent_datagrams: u64,
+    /// UDP sends of data.
+    pub udp_data_sends: u64,
+    /// UDP datagrams in those.
+    pub udp_data_datagrams: u64,
+    /// TUN frames read.
+    pub tun_reads: u64,
+    /// Data-carrying ones, and the bytes of those.
+    pub tun_data_reads: u64,
+    /// Bytes of the data-carrying frames read.
+    pub tun_data_read_bytes: u64,
+    /// TUN frames written.
+    pub tun_writes: u64,
+    /// Data-carrying ones.
+    pub tun_data_writes: u64,
+    /// Bytes of the data-carrying frames written.
+    pub tun_data_write_bytes: u64,
+    /// Passes made.
+    pub passes: u64,
+    /// Times slept.
+    pub sleeps: u64,
+}
+
+impl Pump {
+    /// A pump between `udp` and `tun`, to be woken by `wake`.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn new(udp: UdpSocket, tun: Option<TunQueue>, wake: &Wake) -> io::Result<Self> {
+        let poller = Poller::new(&udp, tun.as_ref(), wake)?;
+        Ok(Pump {
+            udp,
+            tun,
+            poller,
+            receive: ReceiveBatch::new(MESSAGES_MAX),
+            transmit: TransmitBatch::new(SENDS_MAX),
+            frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
+            udp_blocked: false,
+            traffic: Traffic::default(),
+        })
+    }
+
+    /// The UDP socket.
+    pub fn udp(&self) -> &UdpSocket {
+        &self.udp
+    }
+
+    /// Gives the pump its TUN queue, once there is one.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn set_tun(&mut self, tun: Option<TunQueue>, wake: &Wake) -> io::Result<()> {
+        self.poller = Poller::new(&self.udp, tun.as_ref(), wake)?;
+        self.tun = tun;
+        Ok(())
+    }
+
+    /// In: a bounded batch from both descriptors. Returns whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor is unusable for good.
+    pub fn intake(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<bool> {
+        self.traffic.passes += 1;
+        let received = self.udp.receive(&mut self.receive, &mut |received| machine.handle_udp(now, received))?;
+        if received.truncated > 0 {
+            machine.handle_drop(DropReason::UdpTruncated, received.truncated as u64);
+        }
+        let frames = self.read_frames(machine, now)?;
+        Ok(received.messages > 0 || frames > 0)
+    }
+
+    fn read_frames(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<usize> {
+        // Frames that no datagram can leave for would only grow the connections' queues; the kernel's queue is the better place to wait.
+        if self.udp_blocked {
+            return Ok(0);
+        }
+        let Some(tun) = &self.tun else { return Ok(0) };
+        for frames in 0..FRAMES_MAX {
+            match tun.read(&mut self.frame)? {
+                Some(bytes) => machine.handle_frame(now, &self.frame[..bytes]),
+                None => return Ok(frames),
+            }
+        }
+        Ok(FRAMES_MAX)
+    }
+
+    /// Out: everything the machine has for both descriptors. What the UDP socket does not take now is kept.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor is unusable for good.
+    pub fn output(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<()> {
+        self.write_frames(machine)?;
+        loop {
+            while self.transmit.fill(|buf| machine.poll_transmit(now, buf)) {}
+            if self.transmit.is_empty() {
+                break;
+            }
+            let full = self.transmit.is_full();
+            let outcome = self.udp.send(&mut self.transmit);
+            if outcome.dropped > 0 {
+                machine.handle_drop(DropReason::UdpSend, outcome.dropped as u64);
+            }
+            self.udp_blocked = outcome.blocked;
+            if outcome.blocked || !full {
+                break;
+            }
+        }
+        self.poller.want_udp_writable(self.udp_blocked)?;
+        self.poller.want_tun(!self.udp_blocked)
+    }
+
+    fn write_frames(&mut self, machine: &mut impl Machine) -> io::Result<()> {
+        let Some(tun) = &self.tun else { return Ok(()) };
+        let mut refused = 0;
+        while let Some(frame) = machine.poll_frame() {
+            match tun.write(&frame) {
+                WriteOutcome::Written => {}
+                _ => refused += 1,
+            }
+        }
+        if refused > 0 {
+            machine.handle_drop(DropReason::TunWrite, refused);
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something is ready, or `deadline` has come.
+    ///
+    /// # Errors
+    ///
+    /// When the poller is unusable.
+    pub fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {
+        self.traffic.sleeps += 1;
+        let timeout: Option<Duration> = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let ready = self.poller.wait(timeout)?;
+        self.udp_blocked &= !ready.udp_writable;
+        Ok(())
+    }
+
+    /// What was moved so far.
+    pub fn traffic(&self) -> Traffic {
+        let ReceiveCounters { messages, datagrams, .. } = self.receive.counters();
+        let sent: SendCounters = self.transmit.counters();
+        let tun: TunCounters = self.tun.as_ref().map(TunQueue::counters).unwrap_or_default();
+        Traffic {
+            udp_receives: messages,
+            udp_received_datagrams: datagrams,
+            udp_sends: sent.sends,
+            udp_sent_datagrams: sent.datagrams,
+            udp_data_sends: sent.data_sends,
+            udp_data_datagrams: sent.data_datagrams,
+            tun_reads: tun.read_frames,
+            tun_data_reads: tun.read_data_frames,
+            tun_data_read_bytes: tun.read_data_bytes,
+            tun_writes: tun.written_frames,
+            tun_data_writes: tun.written_data_frames,
+            tun_data_write_bytes: tun.written_data_bytes,
+            ..self.traffic
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! TLS 1.3 for the gateway and its client: the cipher suites, key exchanges and certificate rules that Quincy's TLS mode speaks.
+//!
+//! This module reads PEM data and builds the configurations that quinn-proto wants. It does not decide who may connect: the gateway
+//! lets every client through that holds the key of the certificate it shows, and the engine looks the certificate's fingerprint up
+//! among the users.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::Resumption;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::aws_lc_rs::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
+use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, SECP256R1, SECP384R1, X25519, X25519MLKEM768};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InconsistentKeys, RootCertStore,
+    ServerConfig, SignatureScheme, quic,
+};
+use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
+use zeroize::Zeroizing;
+
+/// The application protocol of RFC 7301 that both sides insist on.
+pub const ALPN: &[u8] = b"quincy";
+
+/// Longest PEM file, in bytes.
+pub const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Why TLS cannot be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read the {role} {origin}: {error}")]
+    Unreadable {
+        /// What the file is for.
+        role: &'static str,
+        /// Which file.
+        origin: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A file is longer than [`PEM_BYTES_MAX`].
+    #[error("the {role} {origin} is longer than {PEM_BYTES_MAX} bytes: name a PEM file")]
+    TooLong {
+        /// What the file is for.
+        role: &'static str,
+        /// Which file.
+        origin: String,
+    },
+    /// PEM data without a certificate in it.
+    #[error("no certificate in the {role} {origin}: it must hold -----BEGIN CERTIFICATE----- and what follows, whole")]
+    NoCertificate {
+        /// What the data is for.
+        role: &'static str,
+        /// Where it is.
+        origin: String,
+    },
+    /// PEM data without a private key in it.
+    #[error("no private key in the {role} {origin}: it must hold -----BEGIN PRIVATE KEY----- and what follows, whole")]
+    NoKey {
+        /// What the data is for.
+        role: &'static str,
+        /// Where it is.
+        origin: String,
+    },
+    /// A certificate that cannot be parsed.
+    #[error("the {role} {origin} is not a usable X.509 certificate: {reason}")]
+    BadCertificate {
+        /// What the certificate is for.
+        role: &'static str,
+        /// Where it is.
+        origin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A key that belongs to another certificate.
+    #[error(
+        "the key {key} does not match the certificate {certificate}: name the key that the certificate was made for"
+    )]
+    KeyMismatch {
+        /// Where the key is.
+        key: String,
+        /// Where the certificate is.
+        certificate: String,
+    },
+    /// A key of a kind that cannot sign.
+    #[error("the key {key} is of no usable kind: use ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 bits or more")]
+    UnusableKey {
+        /// Where the key is.
+        key: String,
+    },
+    /// Nothing to trust.
+    #[error("no certificate to trust is configured: name the gateway's, or that of who signed it")]
+    NothingTrusted,
+    /// TLS refuses the settings for a reason of its own.
+    #[error("TLS cannot be configured: {0}")]
+    Refused(#[from] Error),
+}
+
+/// The gateway's side: asks every client for a certificate, and takes any whose key the client proves to hold.
+///
+/// # Errors
+///
+/// If certificate or key cannot be read or do not fit together.
+pub fn server(tls: &ServerTls) -> Result<Arc<QuicServerConfig>, TlsError> {
+    let config = QuicServerConfig::with_initial(Arc::new(server_config(tls)?), initial_suite()?);
+    config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
+}
+
+/// The client's side: trusts only the configured certificates, and checks that the server's bears the name connected to.
+///
+/// # Errors
+///
+/// If a certificate or the key cannot be read, or certificate and key do not fit together.
+pub fn client(tls: &ClientTls) -> Result<Arc<QuicClientConfig>, TlsError> {
+    let config = QuicClientConfig::with_initial(Arc::new(client_config(tls)?), initial_suite()?);
+    config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
+}
+
+fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(provider(server_groups(tls.key_exchange)));
+    let verifier = Arc::new(AnyCertificate { algorithms: provider.signature_verification_algorithms });
+    let own = Own::load(&tls.certificates, &tls.key)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(own.chain, own.key)
+        .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would bring no proof of the client's key, and no certificate is looked up twice.
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for source in &tls.trusted {
+        for certificate in certificates("trusted certificate", source)? {
+            roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
+        }
+    }
+    if roots.is_empty() {
+        return Err(TlsError::NothingTrusted);
+    }
+    let own = Own::load(&tls.certificates, &tls.key)?;
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider(client_groups(tls.key_exchange))))
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(own.chain, own.key)
+        .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(config)
+}
+
+fn provider(kx_groups: Vec<&'static dyn SupportedKxGroup>) -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
+        kx_groups,
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+/// What the gateway accepts, best first: all that any client offers, unless the file asks for one key exchange.
+fn server_groups(only: Option<KeyExchange>) -> Vec<&'static dyn SupportedKxGroup> {
+    match only {
+        Some(key_exchange) => client_groups(key_exchange),
+        None => vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1, MLKEM768],
+    }
+}
+
+/// What a client offers.
+fn client_groups(key_exchange: KeyExchange) -> Vec<&'static dyn SupportedKxGroup> {
+    match key_exchange {
+        KeyExchange::Standard => vec![X25519, SECP256R1, SECP384R1, X25519MLKEM768],
+        KeyExchange::Hybrid => vec![X25519MLKEM768],
+        KeyExchange::PostQuantum => vec![MLKEM768],
+    }
+}
+
+/// The suite of Initial packets, whose keys are no secret (RFC 9001, section 5.2). It protects nothing else.
+fn initial_suite() -> Result<quic::Suite, TlsError> {
+    let suite = TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
+    suite.ok_or_else(|| Error::General("AES-128-GCM is not available for QUIC".into()).into())
+}
+
+/// What a side shows of itself.
+struct Own {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Own {
+    fn load(sources: &[PemSource], key: &PemSource) -> Result<Self, TlsError> {
+        let mut chain = Vec::new();
+        for source in sources {
+            chain.extend(certificates("certificate", source)?);
+        }
+        Ok(Own { chain, key: private_key("key", key)? })
+    }
+}
+
+/// The certificates in PEM data, in order: at least one. `role` says what they are for, should there be an error.
+///
+/// # Errors
+///
+/// If the data cannot be read, or any of it is damaged, or it holds no certificate.
+pub fn certificates(role: &'static str, source: &PemSource) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(role, source)?;
+    let absent = || TlsError::NoCertificate { role, origin: Origin(source).to_string() };
+    let certificates: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(absent()),
+    }
+}
+
+/// The first private key in PEM data: PKCS #8, PKCS #1 or SEC 1. The parser's own errors quote the data, so they are not passed on.
+fn private_key(role: &'static str, source: &PemSource) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = read(role, source)?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::NoKey { role, origin: Origin(source).to_string() })
+}
+
+fn read(role: &'static str, source: &PemSource) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    let path: &Path = match source {
+        PemSource::File(path) => path,
+        PemSource::Inline(pem) => return Ok(Zeroizing::new(pem.as_bytes().to_vec())),
+    };
+    let origin = || Origin(source).to_string();
+    // Of full size from the start: growing would leave copies of a key behind.
+    let mut pem = Zeroizing::new(Vec::with_capacity(PEM_BYTES_MAX as usize + 1));
+    File::open(path)
+        .and_then(|file| file.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem))
+        .map_err(|error| TlsError::Unreadable { role, origin: origin(), error })?;
+    if pem.len() as u64 > PEM_BYTES_MAX { Err(TlsError::TooLong { role, origin: origin() }) } else { Ok(pem) }
+}
+
+fn bad_certificate(role: &'static str, source: &PemSource, error: &Error) -> TlsError {
+    let reason = match error {
+        Error::InvalidCertificate(CertificateError::BadEncoding) => "it is damaged".into(),
+        error => error.to_string(),
+    };
+    TlsError::BadCertificate { role, origin: Origin(source).to_string(), reason }
+}
+
+/// What a refusal of certificate and key together means.
+fn refused_key(error: Error, certificates: &[PemSource], key: &PemSource) -> TlsError {
+    let Some(certificate) = certificates.first() else { return error.into() };
+    match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            TlsError::KeyMismatch { key: Origin(key).to_string(), certificate: Origin(certificate).to_string() }
+        }
+        Error::InvalidCertificate(_) => bad_certificate("certificate", certificate, &error),
+        _ => TlsError::UnusableKey { key: Origin(key).to_string() },
+    }
+}
+
+/// Where PEM data is, for people.
+struct Origin<'a>(&'a PemSource);
+
+impl fmt::Display for Origin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            PemSource::File(path) => write!(f, "'{}'", path.display()),
+            PemSource::Inline(_) => f.write_str("given in the configuration"),
+        }
+    }
+}
+
+/// Asks for a certificate and takes any, expired or not, whoever signed it, as long as the client proves to hold its key.
+#[derive(Debug)]
+struct AnyCertificate {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for AnyCertificate {
+    fn client_auth_mandatory(&self) -> bool {
+        true
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests;
