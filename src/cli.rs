@@ -29,19 +29,13 @@ enum Command {
     ///
     /// Reads Quincy's server.toml and users.toml as they are, and a table [shards] of its own. SIGUSR1 prints the counters of every shard as
     /// one line of JSON on standard output. Needs root, or CAP_NET_ADMIN for the TUN device and CAP_BPF for steering.
-    Serve(ConfigFile),
+    Serve(ServerFile),
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
     ///
     /// Reads Quincy's client.toml as it is. Brings up a TUN interface, routes and DNS, and takes them away again.
-    Connect(ConfigFile),
+    Connect(ClientFile),
     /// Validate a configuration file and print what it amounts to, secrets masked.
-    Check {
-        #[command(flatten)]
-        file: ConfigFile,
-        /// The file is a client's, not a gateway's.
-        #[arg(long)]
-        client: bool,
-    },
+    Check(CheckedFile),
     /// Make and inspect certificates.
     #[command(subcommand)]
     Identity(crate::identity::Command),
@@ -51,22 +45,71 @@ enum Command {
     Demo(crate::demo::Options),
 }
 
-/// Where the configuration is.
+/// Where a gateway's configuration is.
 #[derive(Debug, Args)]
-struct ConfigFile {
-    /// The configuration file (TOML). Every key can be overridden by an environment variable, as in
-    /// QUINCY_CONNECTION__MTU=1300 or TOLLGATE_CONNECTION__MTU=1300.
-    #[arg(long, visible_alias = "config-path", value_name = "FILE")]
+struct ServerFile {
+    /// The configuration file.
+    #[arg(long, visible_alias = "config-path", value_name = "FILE", default_value = "server.toml")]
     config: PathBuf,
+    #[command(flatten)]
+    environment: Environment,
 }
 
-impl ConfigFile {
-    fn server(&self) -> Result<ServerConfig, tollgate_config::ConfigError> {
-        ServerConfig::load(&self.config, environment())
-    }
+/// What to check.
+#[derive(Debug, Args)]
+struct CheckedFile {
+    /// The configuration file.
+    #[arg(long, visible_alias = "config-path", value_name = "FILE", default_value = "server.toml")]
+    config: PathBuf,
+    /// The file is a client's, not a gateway's.
+    #[arg(long)]
+    client: bool,
+    #[command(flatten)]
+    environment: Environment,
+}
 
-    fn client(&self) -> Result<ClientConfig, tollgate_config::ConfigError> {
-        ClientConfig::load(&self.config, environment())
+/// Where a client's configuration is.
+#[derive(Debug, Args)]
+struct ClientFile {
+    /// The configuration file.
+    #[arg(long, visible_alias = "config-path", value_name = "FILE", default_value = "client.toml")]
+    config: PathBuf,
+    #[command(flatten)]
+    environment: Environment,
+}
+
+#[derive(Debug, Args)]
+struct Environment {
+    /// Environment variables that begin with this override keys of the file, as in QUINCY_CONNECTION__MTU=1300; those that begin with
+    /// TOLLGATE_ do so always, and win.
+    #[arg(long, value_name = "PREFIX", default_value = QUINCY_PREFIX)]
+    env_prefix: String,
+}
+
+const QUINCY_PREFIX: &str = "QUINCY_";
+
+impl Environment {
+    /// The variables as the configuration knows them. Only what is valid UTF-8 can name a key.
+    fn variables(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        std::env::vars_os().filter_map(|(name, value)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            if name.starts_with("TOLLGATE_") {
+                return Some((name, value));
+            }
+            Some((format!("{QUINCY_PREFIX}{}", name.strip_prefix(&self.env_prefix)?), value))
+        })
+    }
+}
+
+impl ServerFile {
+    fn load(&self) -> Result<ServerConfig, tollgate_config::ConfigError> {
+        ServerConfig::load(&self.config, self.environment.variables())
+    }
+}
+
+impl ClientFile {
+    fn load(&self) -> Result<ClientConfig, tollgate_config::ConfigError> {
+        ClientConfig::load(&self.config, self.environment.variables())
     }
 }
 
@@ -78,13 +121,13 @@ impl Cli {
     /// Whatever ended it, in one line.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Serve(file) => serve(&file.server()?),
+            Command::Serve(file) => serve(&file.load()?),
             Command::Connect(file) => {
-                let config = file.client()?;
+                let config = file.load()?;
                 start_log(&config.log);
                 Ok(crate::connect::run(&config, &signals()?)?)
             }
-            Command::Check { file, client } => check(&file, client),
+            Command::Check(file) => check(&file),
             Command::Identity(command) => Ok(command.run()?),
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
@@ -120,24 +163,19 @@ fn serve(config: &ServerConfig) -> anyhow::Result<()> {
     Ok(gateway.stop()?)
 }
 
-fn check(file: &ConfigFile, client: bool) -> anyhow::Result<()> {
-    let effective = if client {
-        let config = file.client()?;
-        crate::tls::client_crypto(&config.tls)?;
+fn check(file: &CheckedFile) -> anyhow::Result<()> {
+    let effective = if file.client {
+        let config = ClientConfig::load(&file.config, file.environment.variables())?;
+        crate::tls::client(&config.tls)?;
         config.effective()
     } else {
-        let config = file.server()?;
-        crate::tls::server_crypto(&config.tls)?;
+        let config = ServerConfig::load(&file.config, file.environment.variables())?;
+        crate::tls::server(&config.tls)?;
         config.effective()
     };
     println!("# {} is valid. Effective configuration:", file.config.display());
     println!("{effective}");
     Ok(())
-}
-
-/// Only what is valid UTF-8 can name a key.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Writes the log to standard error; `RUST_LOG` wins over the configuration.

@@ -43,7 +43,7 @@ pub enum IdentityError {
     #[error("a certificate cannot be valid for {0} days: give 1 to {VALIDITY_DAYS_MAX}")]
     BadValidity(u32),
     /// A file that is there already.
-    #[error("'{0}' exists already: choose another name, or allow overwriting with --force", .0.display())]
+    #[error("'{}' exists already: choose another name, or allow overwriting with --force", .0.display())]
     Exists(PathBuf),
     /// A file that cannot be written.
     #[error("cannot write '{}': {error}", path.display())]
@@ -59,6 +59,63 @@ pub enum IdentityError {
     /// The certificate could not be made.
     #[error("cannot make the certificate: {0}")]
     Refused(#[from] rcgen::Error),
+}
+
+/// What can be done with certificates on the command line.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a self-signed certificate and its key, and print the certificate's fingerprint.
+    ///
+    /// A gateway's certificate needs a --san for each name or address that clients connect to; a client's needs none.
+    Gencert(Gencert),
+    /// Print the fingerprint of a certificate, as `authorized_certs` in users.toml wants it.
+    Fingerprint {
+        /// The certificate, a PEM file.
+        #[arg(value_name = "FILE")]
+        certificate: PathBuf,
+    },
+}
+
+/// Which certificate to make.
+#[derive(Debug, clap::Args)]
+pub struct Gencert {
+    /// The subject's common name, for people.
+    #[arg(long, visible_alias = "cn")]
+    name: String,
+    /// A DNS name or an IP address that the certificate bears. May be given several times.
+    #[arg(long = "san", value_name = "NAME")]
+    sans: Vec<String>,
+    /// How long the certificate is valid.
+    #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS)]
+    days: u32,
+    /// Where to write the certificate.
+    #[arg(long, value_name = "FILE")]
+    out_cert: PathBuf,
+    /// Where to write the key, readable by its owner alone.
+    #[arg(long, value_name = "FILE")]
+    out_key: PathBuf,
+    /// Overwrite files that exist.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Command {
+    /// Does it, and prints the fingerprint on standard output.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read or written, or what was asked for is no certificate.
+    pub fn run(self) -> Result<(), IdentityError> {
+        let fingerprint = match self {
+            Command::Gencert(Gencert { name, sans, days, out_cert, out_key, force }) => {
+                let sans: Vec<&str> = sans.iter().map(String::as_str).collect();
+                gencert(&name, &sans, days, &out_cert, &out_key, force)?
+            }
+            Command::Fingerprint { certificate } => fingerprint(&certificate)?,
+        };
+        println!("{fingerprint}");
+        Ok(())
+    }
 }
 
 /// A certificate with its key.
@@ -231,6 +288,28 @@ mod tests {
         assert!(made.to_string().starts_with("sha256:"));
         assert_eq!((mode(&certificate), mode(&key)), (0o644, 0o600));
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn the_commands_take_the_options_that_the_examples_show() {
+        #[derive(Debug, clap::Parser)]
+        struct Cli {
+            #[command(subcommand)]
+            command: Command,
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("c.pem"), directory.path().join("k.pem"));
+        let run = |line: &str| {
+            let line = line.replace("CERT", certificate.to_str().unwrap()).replace("KEY", key.to_str().unwrap());
+            let cli = <Cli as clap::Parser>::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+            cli.command.run().map_err(|error| error.to_string())
+        };
+        run("x gencert --name vpn.example.org --san vpn.example.org --san 198.18.0.1 --out-cert CERT --out-key KEY")
+            .unwrap();
+        run("x fingerprint CERT").unwrap();
+        assert!(run("x gencert --cn alice --out-cert CERT --out-key KEY").unwrap_err().contains("--force"));
+        run("x gencert --cn alice --days 5 --force --out-cert CERT --out-key KEY").unwrap();
+        assert!(run("x fingerprint KEY").unwrap_err().contains("no certificate"));
     }
 
     #[test]

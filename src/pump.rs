@@ -5,11 +5,11 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tollgate_shards::{DropReason, Machine};
 
 use crate::io::{
-    FRAME_BYTES_MAX, Poller, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters, TunQueue,
+    FRAME_BYTES_MAX, Poller, Readiness, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters, TunQueue,
     UdpSocket, Wake, WriteOutcome,
 };
 
@@ -29,11 +29,15 @@ pub struct Pump {
     transmit: TransmitBatch,
     frame: Box<[u8]>,
     udp_blocked: bool,
+    woken: bool,
+    ready: Readiness,
+    /// Whether `ready` is this pass's.
+    fresh: bool,
     traffic: Traffic,
 }
 
 /// What a pump moved, in system calls and what they carried.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// UDP messages received, aggregates counted once.
     pub udp_receives: u64,
@@ -81,6 +85,9 @@ impl Pump {
             transmit: TransmitBatch::new(SENDS_MAX),
             frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
             udp_blocked: false,
+            woken: false,
+            ready: Readiness::default(),
+            fresh: false,
             traffic: Traffic::default(),
         })
     }
@@ -101,6 +108,18 @@ impl Pump {
         Ok(())
     }
 
+    /// Gives the pump another UDP socket. What the old one had not taken yet goes out through the new one.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn set_udp(&mut self, udp: UdpSocket, wake: &Wake) -> io::Result<()> {
+        self.poller = Poller::new(&udp, self.tun.as_ref(), wake)?;
+        self.udp = udp;
+        self.udp_blocked = false;
+        Ok(())
+    }
+
     /// In: a bounded batch from both descriptors. Returns whether there was anything.
     ///
     /// # Errors
@@ -108,24 +127,45 @@ impl Pump {
     /// When a descriptor is unusable for good.
     pub fn intake(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<bool> {
         self.traffic.passes += 1;
+        if !std::mem::take(&mut self.fresh) {
+            self.look(Some(Duration::ZERO))?;
+            self.fresh = false;
+        }
+        let messages = self.receive_messages(machine, now)?;
+        let frames = self.read_frames(machine, now)?;
+        Ok(messages > 0 || frames > 0)
+    }
+
+    /// Whether the last intake left something behind.
+    pub fn has_more(&self) -> bool {
+        self.ready.udp || (self.ready.tun && !self.udp_blocked)
+    }
+
+    fn receive_messages(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<usize> {
+        if !self.ready.udp {
+            return Ok(0);
+        }
         let received = self.udp.receive(&mut self.receive, &mut |received| machine.handle_udp(now, received))?;
         if received.truncated > 0 {
             machine.handle_drop(DropReason::UdpTruncated, received.truncated as u64);
         }
-        let frames = self.read_frames(machine, now)?;
-        Ok(received.messages > 0 || frames > 0)
+        self.ready.udp = received.messages + received.truncated >= MESSAGES_MAX;
+        Ok(received.messages)
     }
 
     fn read_frames(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<usize> {
         // Frames that no datagram can leave for would only grow the connections' queues; the kernel's queue is the better place to wait.
-        if self.udp_blocked {
+        if self.udp_blocked || !self.ready.tun {
             return Ok(0);
         }
         let Some(tun) = &self.tun else { return Ok(0) };
         for frames in 0..FRAMES_MAX {
             match tun.read(&mut self.frame)? {
                 Some(bytes) => machine.handle_frame(now, &self.frame[..bytes]),
-                None => return Ok(frames),
+                None => {
+                    self.ready.tun = false;
+                    return Ok(frames);
+                }
             }
         }
         Ok(FRAMES_MAX)
@@ -179,10 +219,23 @@ impl Pump {
     /// When the poller is unusable.
     pub fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {
         self.traffic.sleeps += 1;
-        let timeout: Option<Duration> = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        self.look(deadline.map(|deadline| deadline.saturating_duration_since(now)))
+    }
+
+    /// One system call tells what both descriptors have, sleeping or not; asking each of them for what it has not would cost one each.
+    fn look(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let ready = self.poller.wait(timeout)?;
         self.udp_blocked &= !ready.udp_writable;
+        self.woken |= ready.wake;
+        self.ready.udp |= ready.udp;
+        self.ready.tun |= ready.tun;
+        self.fresh = true;
         Ok(())
+    }
+
+    /// Whether a sleep was ended by the wake-up since this was last asked. It is to be drained then.
+    pub fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
     }
 
     /// What was moved so far.

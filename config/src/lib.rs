@@ -17,6 +17,7 @@ mod effective;
 mod error;
 mod protocol;
 mod server;
+mod setting;
 mod shards;
 mod users;
 mod value;

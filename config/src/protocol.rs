@@ -127,7 +127,7 @@ fn reads_tls(table: &mut Table<'_>, report: &mut Report<'_>) -> bool {
     let (place, path) = (setting.place.clone(), setting.path.clone());
     let mode = setting.parsed(report, expected, |text| value::one_of(&MODES, text));
     if mode == Some(Mode::Noise) {
-        let remedy = "write mode = \"tls\" and give a certificate and its key; `tollgate gencert` makes both";
+        let remedy = "write mode = \"tls\" and give a certificate and its key; `tollgate identity gencert` makes both";
         report.wrong(place, &path, "is \"noise\", which is not supported yet", remedy);
     }
     mode != Some(Mode::Noise)

@@ -78,7 +78,7 @@ pub(crate) fn range(text: &str) -> Result<AddressRange, String> {
 
 /// What a fingerprint looks like.
 pub(crate) const FINGERPRINT: &str =
-    "write \"sha256:\" and 64 hexadecimal digits, as `tollgate fingerprint CERTIFICATE` prints it";
+    "write \"sha256:\" and 64 hexadecimal digits, as `tollgate identity fingerprint CERTIFICATE` prints it";
 
 /// The fingerprint of a certificate. Capital hexadecimal digits are accepted.
 pub(crate) fn fingerprint(text: &str) -> Result<Fingerprint, String> {

@@ -1,4 +1,4 @@
-//! A user's token bucket, at the user's home. A token is a byte of inner IP packet.
+//! Token buckets: a user's, at the user's home, where a token is a byte of inner IP packet; and whatever else is to be bounded in time.
 //!
 //! This module reads no clock: the bucket's time is what its caller last said.
 
@@ -23,7 +23,7 @@ impl Clock for ToldTime {
     }
 }
 
-/// A token bucket of one user: `rate`, and a burst of max(1 s of rate, 64 KiB), full at the start.
+/// A token bucket, full at the start.
 pub struct Bucket {
     limiter: Ratelimiter<ToldTime>,
     time: ToldTime,
@@ -31,13 +31,17 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket.
-    pub fn new(rate: Rate, now: Instant) -> Self {
-        let burst_bytes = rate.bytes_per_s().max(BURST_BYTES_MIN);
+    /// A user's bucket: a token a byte, and a burst of max(1 s of rate, 64 KiB).
+    pub fn for_user(rate: Rate, now: Instant) -> Self {
+        Bucket::new(rate.bytes_per_s(), rate.bytes_per_s().max(BURST_BYTES_MIN), now)
+    }
+
+    /// A bucket of `tokens_per_s`, neither it nor `burst` being 0.
+    pub fn new(tokens_per_s: u64, burst: u64, now: Instant) -> Self {
         let time = ToldTime::default();
-        let limiter = ratelimit::Builder::with_clock(rate.bytes_per_s(), time.clone())
-            .max_tokens(burst_bytes)
-            .initial_available(burst_bytes)
+        let limiter = ratelimit::Builder::with_clock(tokens_per_s, time.clone())
+            .max_tokens(burst)
+            .initial_available(burst)
             .build()
             .expect("the burst is positive and holds the initial tokens");
         Bucket { limiter, time, created: now }
@@ -48,8 +52,7 @@ impl Bucket {
     /// `least` is capped at the burst, so that every request can succeed at some time.
     pub fn take(&mut self, now: Instant, wanted: u64, least: u64) -> Result<u64, Instant> {
         self.time.0.store(now.saturating_duration_since(self.created).as_nanos() as u64, Ordering::Relaxed);
-        let burst_bytes = self.limiter.max_tokens();
-        let least = least.min(burst_bytes).max(1);
+        let least = least.min(self.limiter.max_tokens()).max(1);
         self.limiter.try_wait_n(least).map_err(|error| match error {
             TryWaitError::Insufficient(wait) => now + wait,
             error => unreachable!("a request was capped at the burst: {error}"),
@@ -69,7 +72,7 @@ mod tests {
     fn bucket(bits_per_s: u64) -> (Bucket, Instant) {
         #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
         let now = Instant::now();
-        (Bucket::new(Rate::from_bits_per_s(bits_per_s).unwrap(), now), now)
+        (Bucket::for_user(Rate::from_bits_per_s(bits_per_s).unwrap(), now), now)
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! This module decides nothing.
 
-use serde::Serialize;
-use serde::ser::SerializeMap;
+use std::fmt;
 
-use crate::verdict::Drops;
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize};
+
+use crate::verdict::{DropReason, Drops};
 
 /// A shard's counters since its start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Inner packets from clients that went to the TUN.
     pub up_packets: u64,
@@ -49,5 +52,29 @@ impl Serialize for Drops {
             map.serialize_entry(reason.name(), &packets)?;
         }
         map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Drops {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ByReason;
+
+        impl<'de> Visitor<'de> for ByReason {
+            type Value = Drops;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("packets dropped, by reason")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Drops, A::Error> {
+                let mut drops = Drops::default();
+                while let Some((reason, packets)) = map.next_entry::<DropReason, u64>()? {
+                    drops.add(reason, packets);
+                }
+                Ok(drops)
+            }
+        }
+
+        deserializer.deserialize_map(ByReason)
     }
 }

@@ -15,7 +15,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::bucket::Bucket;
 use crate::directory::{Directory, Fingerprint, Rate, User, UserIndex};
-use crate::message::{CloseReason, Message, Outbox};
+use crate::message::{CloseReason, Login, Message, Outbox};
 use crate::params::ShardIndex;
 use crate::routes::ConnectionKey;
 
@@ -91,19 +91,12 @@ impl Home {
     }
 
     /// A client has logged in as `user`: it joins the user's session, and the keeper is asked for an address.
-    pub fn attach(
-        &mut self,
-        now: Instant,
-        directory: &Directory,
-        user: UserIndex,
-        connection: ConnectionKey,
-        certificate: Fingerprint,
-        outbox: &mut Outbox,
-    ) {
+    pub fn attach(&mut self, now: Instant, directory: &Directory, login: Login, outbox: &mut Outbox) {
+        let Login { user, connection, certificate } = login;
         let session = self.sessions.entry(user).or_insert_with(|| {
             let rate = directory.user(user).limit;
             Session {
-                bucket: rate.map(|rate| Bucket::new(rate, now)),
+                bucket: rate.map(|rate| Bucket::for_user(rate, now)),
                 rate,
                 members: Vec::new(),
                 requests: VecDeque::new(),
@@ -115,21 +108,19 @@ impl Home {
         }
         session.members.push(Member { connection, certificate, address: None });
         self.connections += 1;
-        let home = self.here;
-        outbox.send(KEEPER, Message::AllocateAddress { user, connection, certificate, home });
+        outbox.send(KEEPER, Message::AllocateAddress { login, home: self.here });
     }
 
     /// The keeper's answer. Where a user's one fixed address is out, the newest connection wins it at once.
     pub fn address_allocated(
         &mut self,
         directory: &Directory,
-        user: UserIndex,
-        connection: ConnectionKey,
-        certificate: Fingerprint,
+        login: Login,
         address: Option<IpAddr>,
         outbox: &mut Outbox,
         steer: &mut VecDeque<Steer>,
     ) {
+        let Login { user, connection, certificate } = login;
         let session = self.sessions.get_mut(&user);
         let member = session.and_then(|session| {
             let place = session.members.iter().position(|member| member.connection == connection)?;

@@ -15,6 +15,7 @@
 //! Input is never trusted and never panics: what cannot be used is a [`DropReason`] and a counter. A panic is a bug of this crate.
 //! Everything that grows is bounded by a `*_max` of `Params`.
 #![forbid(unsafe_code)]
+#![warn(clippy::iter_over_hash_type)]
 
 pub mod admission;
 pub mod allowance;

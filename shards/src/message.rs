@@ -12,18 +12,22 @@ use crate::machine::Received;
 use crate::params::ShardIndex;
 use crate::routes::ConnectionKey;
 
+/// A client that has proved who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Login {
+    /// As whom.
+    pub user: UserIndex,
+    /// On which connection.
+    pub connection: ConnectionKey,
+    /// By which certificate.
+    pub certificate: Fingerprint,
+}
+
 /// A message to another shard.
 #[derive(Debug)]
 pub enum Message {
     /// Owner to home: a client has logged in.
-    Attach {
-        /// As whom.
-        user: UserIndex,
-        /// On which connection.
-        connection: ConnectionKey,
-        /// By which certificate.
-        certificate: Fingerprint,
-    },
+    Attach(Login),
     /// Owner to home: a connection is gone.
     Detach {
         /// Whose.
@@ -33,24 +37,16 @@ pub enum Message {
     },
     /// Home to keeper: a connection needs an address.
     AllocateAddress {
-        /// Whose.
-        user: UserIndex,
-        /// Which.
-        connection: ConnectionKey,
-        /// By which certificate it logged in.
-        certificate: Fingerprint,
+        /// For whom.
+        login: Login,
         /// Whom to answer.
         home: ShardIndex,
     },
-    /// Keeper to home: the answer, `None` when the pool is exhausted.
+    /// Keeper to home: the answer.
     AddressAllocated {
-        /// Whose.
-        user: UserIndex,
-        /// Which.
-        connection: ConnectionKey,
-        /// By which certificate it logged in.
-        certificate: Fingerprint,
-        /// What it gets.
+        /// For whom.
+        login: Login,
+        /// The address; `None` when the pool is exhausted.
         address: Option<IpAddr>,
     },
     /// Home to keeper: an address is free again.

@@ -35,6 +35,9 @@ pub struct TransportParams {
     pub idle_timeout: Duration,
     /// Time between keep-alives of a client; the gateway sends none.
     pub keep_alive: Option<Duration>,
+    /// The round-trip time to reckon with until one is measured; `None` for the 333 ms of RFC 9002, section 6.2.2. It decides how soon a lost
+    /// first packet is repeated.
+    pub initial_rtt: Option<Duration>,
     /// Datagrams waiting to be sent on a connection, in bytes; what comes then is dropped.
     pub datagram_send_buffer_bytes_max: usize,
     /// Datagrams received and not yet looked at, in bytes; the oldest gives way.

@@ -37,6 +37,9 @@ pub fn transport(params: &TransportParams) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .ack_frequency_config(Some(acknowledgements));
+    if let Some(initial_rtt) = params.initial_rtt {
+        config.initial_rtt(initial_rtt);
+    }
     match params.congestion {
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),

@@ -3,7 +3,7 @@
 //! This module decides nothing.
 
 /// Why a packet was dropped. Each reason is a counter; none is an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(usize)]
 pub enum DropReason {
@@ -37,6 +37,10 @@ pub enum DropReason {
     Undecryptable,
     /// Handshake refused because too many are pending.
     HandshakeLimit,
+    /// Answer outside any connection (Retry, stateless reset) for which there is no room.
+    ResponseQueueFull,
+    /// ICMP "packet too big" not sent, because too many were already (RFC 4443, section 2.4 f).
+    ReplyLimit,
     /// The kernel refused a UDP send.
     UdpSend,
     /// UDP receive was cut off because it was larger than the buffer.
@@ -47,7 +51,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 18] = [
+    pub const ALL: [DropReason; 20] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -63,6 +67,8 @@ impl DropReason {
         DropReason::ForeignDatagram,
         DropReason::Undecryptable,
         DropReason::HandshakeLimit,
+        DropReason::ResponseQueueFull,
+        DropReason::ReplyLimit,
         DropReason::UdpSend,
         DropReason::UdpTruncated,
         DropReason::TunWrite,
@@ -86,6 +92,8 @@ impl DropReason {
             DropReason::ForeignDatagram => "foreign_datagram",
             DropReason::Undecryptable => "undecryptable",
             DropReason::HandshakeLimit => "handshake_limit",
+            DropReason::ResponseQueueFull => "response_queue_full",
+            DropReason::ReplyLimit => "reply_limit",
             DropReason::UdpSend => "udp_send",
             DropReason::UdpTruncated => "udp_truncated",
             DropReason::TunWrite => "tun_write",

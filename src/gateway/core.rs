@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tollgate_shards::home::Steer;
 use tollgate_shards::{Command, Counters, Directory, Event, Machine, Shard};
 use tracing::{debug, info, warn};
@@ -20,8 +20,6 @@ use crate::pump::{Pump, Traffic};
 
 /// glommio's own I/O memory, in bytes. The data path does its own system calls and needs none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
-/// How long a busy executor lets its other tasks and foreign wake-ups wait.
-const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
 /// How soon held messages are tried again.
@@ -36,7 +34,7 @@ pub enum Order {
 }
 
 /// How things stand on one core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The shard.
     pub shard: u16,
@@ -85,7 +83,6 @@ impl Core {
         LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name(&format!("tollgate-{shard}"))
             .io_memory(IO_MEMORY_BYTES)
-            .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
                 let _abort = AbortOnPanic;
                 let ended = self.ended.clone();
@@ -102,12 +99,14 @@ impl Core {
         loop {
             let now = Instant::now();
             let busy = self.pass(now, &mut stop_by)?;
-            if stop_by.is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped())) {
+            if stop_by
+                .is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped()))
+            {
                 return Ok(());
             }
             let holding = self.mesh.flush();
-            if busy {
-                // Other tasks of this executor get their turn, and glommio its look at the clock.
+            if busy || self.pump.has_more() {
+                // Nothing else on this executor is in a hurry; a long stretch of work must not keep it from its own affairs all the same.
                 glommio::yield_if_needed().await;
                 continue;
             }
@@ -117,10 +116,10 @@ impl Core {
         }
     }
 
-    /// In, decide, out. Returns whether there was anything to do.
+    /// In, decide, out. Returns whether other shards or the control thread may have more.
     fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> io::Result<bool> {
-        let mut busy = self.pump.intake(&mut self.shard, now)?;
-        busy |= self.mesh.receive(|message| self.shard.handle_message(now, message));
+        self.pump.intake(&mut self.shard, now)?;
+        let mut busy = self.mesh.receive(|message| self.shard.handle_message(now, message));
         busy |= self.take_orders(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);

@@ -25,7 +25,7 @@ pub use status::Status;
 
 use self::core::{Core, Order};
 use self::mesh::{Bell, Mesh};
-use crate::io::{BindError, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket};
+use crate::io::{BindError, Offloads, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket};
 use crate::pump::Pump;
 use crate::tls::{self, TlsError};
 
@@ -58,7 +58,9 @@ pub enum GatewayError {
         allowed: String,
     },
     /// glommio.
-    #[error("shard {shard} cannot start on CPU {cpu}: {reason}; each shard locks 512 KiB of memory, so `ulimit -l` must allow for all of them, and io_uring must be permitted")]
+    #[error(
+        "shard {shard} cannot start on CPU {cpu}: {reason}; each shard locks 512 KiB of memory, so `ulimit -l` must allow for all of them, and io_uring must be permitted"
+    )]
     Executor {
         /// The shard.
         shard: u16,
@@ -112,11 +114,14 @@ impl Gateway {
         let cpus = placement(config)?;
         let shards = cpus.len();
         let keys = Keys::load_or_create(&config.shards.key_file)?;
-        let tls = tls::server_crypto(&config.tls)?;
+        let tls = tls::server(&config.tls)?;
         let sockets = UdpGroup::bind(config.bind, shards, &udp_options(config))?;
-        let by_connection_id = sockets.iter().all(UdpSocket::is_steered);
-        let (mut tun, queues) =
-            TunDevice::create(config.interface_name.as_deref(), shards, config.connection.mtu_bytes, &TunOptions::default())?;
+        let (mut tun, queues) = TunDevice::create(
+            config.interface_name.as_deref(),
+            shards,
+            config.connection.mtu_bytes,
+            &TunOptions::default(),
+        )?;
         tun.configure(config.tunnel_network)?;
         let steering = steer_tun(&queues);
         tun.up()?;
@@ -127,7 +132,7 @@ impl Gateway {
         let (ended_sender, ended) = unbounded();
         let cores = start_cores(config, &cpus, sockets, queues, steering.clone(), &keys, &ended_sender)?;
         let summary = format!(
-            "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by {}; TUN steered by {}; TUN offloads: {}",
+            "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by connection ID (classic BPF); TUN steered by {}; TUN offloads: {}",
             config.bind,
             if shards == 1 { "" } else { "s" },
             list(&cpus),
@@ -136,19 +141,12 @@ impl Gateway {
             tun.name(),
             if shards == 1 {
                 "nothing (one shard)"
-            } else if by_connection_id {
-                "connection ID (classic BPF)"
-            } else {
-                "4-tuple hash and mesh (classic BPF is not available)"
-            },
-            if shards == 1 {
-                "nothing (one shard)"
             } else if steering.is_some() {
                 "inner destination (eBPF)"
             } else {
                 "the driver's flow table and mesh (eBPF is not available)"
             },
-            tun.offloads(),
+            offloads(tun.offloads()),
         );
         info!("{summary}");
         Ok(Gateway { cores, ended, tun, summary })
@@ -262,6 +260,7 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
             mtu_bytes: connection.mtu_bytes,
             idle_timeout: connection.connection_timeout,
             keep_alive: None,
+            initial_rtt: None,
             datagram_send_buffer_bytes_max: connection.datagram_send_buffer_bytes,
             datagram_receive_buffer_bytes_max: connection.datagram_receive_buffer_bytes,
             congestion: congestion(connection.congestion_controller),
@@ -327,6 +326,14 @@ fn placement(config: &ServerConfig) -> Result<Vec<usize>, GatewayError> {
         ShardCount::Fixed(count) => usize::from(count.get()),
     };
     Ok(cpus.into_iter().cycle().take(count).collect())
+}
+
+fn offloads(offloads: Offloads) -> String {
+    let active: Vec<_> = [(offloads.checksum, "checksum"), (offloads.tso, "TSO"), (offloads.uso, "USO")]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect();
+    if active.is_empty() { "none".to_owned() } else { active.join(", ") }
 }
 
 fn list(cpus: &[usize]) -> String {

@@ -11,8 +11,8 @@ use std::{
 /// How many lines are kept; the oldest go first.
 const LINES_MAX: usize = 65_536;
 
-/// How long a line may be in bytes; a longer one is broken up.
-const LINE_BYTES_MAX: u64 = 16_384;
+/// How long a line may be in bytes; a longer one is broken up. A gateway's counters are one line of up to 2 KiB for each of 128 shards.
+const LINE_BYTES_MAX: u64 = 262_144;
 
 /// Why a wait for a line ended without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

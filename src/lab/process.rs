@@ -11,8 +11,8 @@ use std::{
 };
 
 use rustix::{
-    process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal},
-    thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_setaffinity},
+    process::{Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal},
+    thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_getaffinity, sched_setaffinity},
 };
 
 use super::{
@@ -40,7 +40,8 @@ impl Process {
         let program = command.get_program().to_string_lossy().into_owned();
         let name = format!("{} in {}", program.rsplit('/').next().unwrap_or(&program), namespace.name());
         let failed = |source| LabError::Process { process: name.clone(), operation: "start", source };
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: an interrupt at the terminal does not reach it, and its own children end with it.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let entrance = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
         enter_before_exec(&mut command, entrance, cpu_set(cpus));
         let mut child = start_on_lasting_thread(command).map_err(failed)?;
@@ -140,8 +141,7 @@ impl Process {
     ///
     /// When it has ended and been waited for.
     pub fn signal(&self, signal: Signal) -> Result<(), LabError> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let sent = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| kill_process(pid, signal));
+        let sent = self.pid().and_then(|pid| kill_process(pid, signal));
         sent.map_err(|errno| self.failed("signal", errno.into()))
     }
 
@@ -190,14 +190,22 @@ impl Process {
         ended
     }
 
-    /// Ends it with SIGKILL and waits for the kernel to be done with it.
+    /// Ends it, and the children that it has at this moment, with SIGKILL, and waits for the kernel to be done with it.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
     pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
-        let killed = self.child.kill().and_then(|()| self.child.wait());
+        if let Some(status) = self.exit_status()? {
+            return Ok(status);
+        }
+        let killed = self.pid().and_then(|pid| kill_process_group(pid, Signal::KILL));
+        let killed = killed.map_err(io::Error::from).and_then(|()| self.child.wait());
         killed.map_err(|source| self.failed("kill", source))
+    }
+
+    fn pid(&self) -> rustix::io::Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)
     }
 
     fn status_kib(&self, field: &str) -> io::Result<u64> {
@@ -220,9 +228,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it has ended already, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Only a process that is gone already cannot be killed by its parent.
+        let _ = self.kill();
     }
 }
 
@@ -261,6 +268,7 @@ fn start_on_lasting_thread(command: Command) -> io::Result<Child> {
     let starter = STARTER.get_or_init(|| {
         let (sender, requests) = mpsc::channel::<Request>();
         thread::spawn(move || {
+            resemble_main_thread();
             for (mut command, answer) in requests {
                 // Whoever asked waits for the answer, so that it cannot be lost.
                 let _ = answer.send(command.spawn());
@@ -272,6 +280,14 @@ fn start_on_lasting_thread(command: Command) -> io::Result<Child> {
     let lost = || io::Error::other("the thread that starts processes is gone");
     starter.send((command, answer)).map_err(|_| lost())?;
     child.recv().map_err(|_| lost())?
+}
+
+/// Gives this thread the main thread's namespace and CPUs, whichever thread it was started by: it would keep a lab namespace alive, and
+/// pass its CPUs on to children.
+fn resemble_main_thread() {
+    // Where the main thread has ended there is nothing to take; children enter their namespace anyway.
+    let _ = fs::File::open("/proc/self/ns/net").map(|own| move_into_link_name_space(own.as_fd(), None));
+    let _ = sched_getaffinity(Some(getpid())).and_then(|cpus| sched_setaffinity(None, &cpus));
 }
 
 /// CPU time of a process from its CPU clock, in seconds.
@@ -309,6 +325,12 @@ mod tests {
         fs::exists(format!("/proc/{id}")).unwrap()
     }
 
+    fn threads_inside(inode: u64) -> usize {
+        let wanted = format!("net:[{inode}]");
+        let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+        tasks.filter(|task| fs::read_link(task.path().join("ns/net")).is_ok_and(|link| *link == *wanted)).count()
+    }
+
     fn wait_until_gone(id: &str) {
         let deadline = Instant::now() + LONG;
         while exists(id) {
@@ -335,14 +357,15 @@ mod tests {
     fn the_use_of_cpu_memory_and_descriptors_is_measured() {
         require_privileges_or_skip!();
         let namespace = Namespace::new("measured").unwrap();
-        let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 1000";
+        let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; kill -STOP $$";
         let mut child = namespace.spawn(shell(script)).unwrap();
         child.wait_for_line("done", LONG).unwrap();
         let used = child.cpu_seconds().unwrap();
         assert!(used > 0.0 && used < 60.0, "{used}");
-        assert!(child.peak_memory_bytes().unwrap() >= child.memory_bytes().unwrap());
+        let resident = child.memory_bytes().unwrap();
+        assert!(resident > 0 && child.peak_memory_bytes().unwrap() >= resident);
         assert!(child.open_descriptors().unwrap() >= 3);
-        assert!(child.stop(LONG).unwrap().code().is_none());
+        assert!(child.kill().unwrap().code().is_none());
     }
 
     #[test]
@@ -359,12 +382,20 @@ mod tests {
     fn a_child_outlives_the_thread_that_started_it_but_not_its_owner() {
         require_privileges_or_skip!();
         let namespace = Namespace::new("lasting").unwrap();
-        let mut child = namespace.run(|| namespace.spawn(shell("echo ready; exec sleep 1000"))).unwrap();
-        child.wait_for_line("ready", LONG).unwrap();
-        assert!(child.exit_status().unwrap().is_none());
+        let script = "sleep 1000 & echo grandchild is $!; wait";
+        let mut child = namespace.run(|| namespace.spawn(shell(script))).unwrap();
+        let line = child.wait_for_line("grandchild is ", LONG).unwrap();
+        let (_, grandchild) = line.rsplit_once(' ').unwrap();
+        assert!(child.exit_status().unwrap().is_none() && exists(grandchild));
         let id = child.id().to_string();
         drop(child);
         assert!(!exists(&id));
+        wait_until_gone(grandchild);
+        let deadline = Instant::now() + LONG;
+        while threads_inside(namespace.inode()) > 0 {
+            assert!(Instant::now() < deadline, "a thread stays in the namespace");
+            thread::sleep(POLL_INTERVAL);
+        }
     }
 
     #[test]

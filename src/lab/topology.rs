@@ -9,6 +9,7 @@
 //! Only the gateway knows the server's network: what reaches it from a client went through a tunnel.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     thread,
@@ -45,7 +46,7 @@ const CLIENTS_MAX: usize = 200;
 const NETWORK_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
 const NETWORK_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1);
 /// How long the kernel may take to activate a link.
-const RUNNING_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The link between router and gateway has a client link's numbers, beyond those of the clients.
 const ROUTER_LINK: u8 = 250;
 
@@ -236,14 +237,15 @@ fn link(near: &End<'_>, far: &End<'_>, mtu_bytes: u32) -> Result<(), LabError> {
             end.addresses.iter().try_for_each(|address| netlink.add_address(index, *address))
         })?;
     }
-    wait_until_running(near)?;
-    wait_until_running(far)
+    wait_until_ready(near)?;
+    wait_until_ready(far)
 }
 
-/// Waits until packets can cross: before, a first ARP request would be lost, and repeated only a second later.
-fn wait_until_running(end: &End<'_>) -> Result<(), LabError> {
-    let deadline = Instant::now() + RUNNING_TIMEOUT;
-    while !end.namespace.configure(|netlink| netlink.link(end.interface))?.is_running {
+/// Waits for what the kernel does in the background: it activates the link, and joins the groups in which IPv6 neighbours look for its
+/// addresses (RFC 4861, section 7.2.1). Before, a first request for a link-layer address would be lost, and repeated only a second later.
+fn wait_until_ready(end: &End<'_>) -> Result<(), LabError> {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    while !end.namespace.configure(|netlink| netlink.link(end.interface))?.is_running || !is_joined(end) {
         if Instant::now() >= deadline {
             return Err(LabError::timed_out(
                 format!("link {} of {}", end.interface, end.namespace.name()),
@@ -254,6 +256,19 @@ fn wait_until_running(end: &End<'_>) -> Result<(), LabError> {
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// True when the interface is a member of the solicited-node group of each of its IPv6 addresses (RFC 4291, section 2.7.1).
+fn is_joined(end: &End<'_>) -> bool {
+    let groups = end.namespace.run(|| fs::read_to_string("/proc/thread-self/net/igmp6")).unwrap_or_default();
+    let joined = |group: &str| {
+        let mut memberships = groups.lines().map(|line| line.split_whitespace().skip(1));
+        memberships.any(|mut fields| fields.next() == Some(end.interface) && fields.next() == Some(group))
+    };
+    end.addresses.iter().all(|address| match address.addr() {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => joined(&format!("ff0200000000000000000001ff{:06x}", address.to_bits() & 0xff_ffff)),
+    })
 }
 
 fn link_addresses(link: u8, host: u8) -> (Ipv4Addr, Ipv6Addr) {

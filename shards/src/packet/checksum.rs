@@ -137,6 +137,13 @@ mod tests {
         assert_eq!(Sum::of(&bytes).folded(), naive_sum(&bytes));
     }
 
+    #[test]
+    fn the_carry_out_of_64_bits_comes_back_in() {
+        let words = [u64::MAX, u64::MAX, u64::MAX, 2];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
+        assert_eq!(Sum::of(&bytes).folded(), naive_sum(&bytes));
+    }
+
     proptest! {
         #[test]
         fn sums_agree_with_the_definition(bytes in prop::collection::vec(any::<u8>(), 0..3000), skipped in 0usize..16) {
@@ -145,7 +152,10 @@ mod tests {
         }
 
         #[test]
-        fn a_split_at_any_byte_changes_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>()) {
+        fn a_split_at_any_byte_changes_nothing(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            at in any::<prop::sample::Index>(),
+        ) {
             let at = at.index(bytes.len() + 1);
             let (front, back) = bytes.split_at(at);
             let back = if at % 2 == 0 { Sum::of(back) } else { Sum::of(back).at_odd_offset() };
@@ -176,7 +186,11 @@ mod tests {
         }
 
         #[test]
-        fn an_updated_checksum_is_still_valid(mut words in prop::collection::vec(any::<u16>(), 2..40), new in any::<u16>(), at in any::<prop::sample::Index>()) {
+        fn an_updated_checksum_is_still_valid(
+            mut words in prop::collection::vec(any::<u16>(), 2..40),
+            new in any::<u16>(),
+            at in any::<prop::sample::Index>(),
+        ) {
             let bytes = |words: &[u16]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
             let checksum = Sum::of(&bytes(&words)).checksum();
             let at = at.index(words.len());

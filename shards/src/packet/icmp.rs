@@ -30,9 +30,9 @@ const TRAFFIC_CLASS_V4: u8 = 0xc0;
 /// `mtu` is what would fit, in bytes, and is told as it is. `from` is the gateway's own address inside the tunnel. An IPv4 packet is
 /// answered whether it forbids fragmentation or not, since the gateway never fragments.
 ///
-/// `None` where no answer may be sent (RFC 1122 3.2.2, RFC 4443 2.4 (e)): to ICMP errors, to fragments but the first, to
-/// packets from or to a group or broadcast, to packets whose source is no single host's address. The exception that RFC 4443
-/// makes for groups is not used, since the gateway routes none. Also `None` where `from` is of the other version, or `offending` is too short to tell.
+/// `None` where no answer may be sent (RFC 1122 3.2.2, RFC 4443 2.4 (e)): to ICMP errors, to fragments but the first, to packets from
+/// or to a group or broadcast, to packets whose source is no single host's address. The exception that RFC 4443 makes for groups is
+/// not used, since the gateway routes none. Also `None` where `from` is of the other version, or `offending` is too short to tell.
 pub fn packet_too_big(offending: &[u8], mtu: u16, from: IpAddr) -> Option<Bytes> {
     match (offending.first()? >> 4, from) {
         (4, IpAddr::V4(from)) => packet_too_big_v4(offending, mtu, from),

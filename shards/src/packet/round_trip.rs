@@ -131,7 +131,8 @@ proptest! {
             prop_assert_eq!(&segment.rest, &first.rest);
             prop_assert_eq!(segment.seq, spec.seq.wrapping_add(index as u32 * u32::from(gso_size)));
             prop_assert_eq!(segment.identification, first.identification.map(|first| first.wrapping_add(index as u16)));
-            prop_assert_eq!(segment.payload.len() == usize::from(gso_size), index < last || spec.payload.len().is_multiple_of(usize::from(gso_size)));
+            let is_full = index < last || spec.payload.len().is_multiple_of(usize::from(gso_size));
+            prop_assert_eq!(segment.payload.len() == usize::from(gso_size), is_full);
             let only_last = if index == last { PSH | FIN } else { 0 };
             let only_first = if index == 0 { CWR } else { 0 };
             prop_assert_eq!(segment.flags, spec.flags & (ACK | only_last | only_first));

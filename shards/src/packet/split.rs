@@ -420,10 +420,12 @@ mod tests {
         let mut frame = TcpSegment { payload: vec![5; 60000], ..TcpSegment::v4() }.build();
         let header = into_super_packet(&mut frame, 1000);
         let mut arena = BytesMut::with_capacity(70000);
+        arena.extend_from_slice(b"left over from something else");
         let mut first_at = Vec::new();
         for _ in 0..3 {
             let mut held = Vec::new();
             split(&header, &frame, &mut arena, &mut |packet| held.push(packet)).unwrap();
+            assert_eq!(check(&held[0]).payload, [5; 1000]);
             first_at.push(held[0].as_ptr());
         }
         assert!(first_at.iter().all(|at| *at == first_at[0]));

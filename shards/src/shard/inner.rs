@@ -20,23 +20,25 @@ use crate::routes::ConnectionKey;
 use crate::verdict::DropReason;
 
 impl Shard {
-    /// Takes every inner packet that a connection has received.
-    pub(super) fn take_inner_packets(&mut self, owned: &mut Owned) {
+    /// Takes the inner packets that a connection has received, while there is room for what becomes of them. Returns whether some are left.
+    #[must_use]
+    pub(super) fn take_inner_packets(&mut self, owned: &mut Owned) -> bool {
         let Stage::Attached { user, limited, .. } = owned.stage else {
             while owned.link.connection.datagrams().recv().is_some() {
                 self.counters.drops.count(DropReason::NotAttached);
             }
-            return;
+            return false;
         };
-        while let Some(packet) = owned.link.connection.datagrams().recv() {
-            if limited && !self.may_pass(user, owned.key, Direction::Up, &packet) {
-                continue;
+        while !self.merger.is_full() {
+            let Some(packet) = owned.link.connection.datagrams().recv() else { break };
+            if !limited || self.may_pass(user, owned.key, Direction::Up, &packet) {
+                self.up(owned, packet);
             }
-            self.up(owned, packet);
         }
         if limited {
             self.request_lease(user);
         }
+        self.merger.is_full()
     }
 
     /// Judges one inner packet of a client and sends it on.
@@ -51,7 +53,7 @@ impl Shard {
             Verdict::Forward => {
                 self.counters.up_packets += 1;
                 self.counters.up_bytes += packet.len() as u64;
-                self.to_tun(packet, &inner);
+                self.write_to_tun(packet, &inner);
             }
             // To itself: the route is its own, and nothing would be learned from it.
             Verdict::Deliver(connection) if connection == owned.key => self.counters.drops.count(DropReason::NoRoute),
@@ -69,7 +71,7 @@ impl Shard {
         }
     }
 
-    fn to_tun(&mut self, packet: Bytes, inner: &InnerPacket) {
+    fn write_to_tun(&mut self, packet: Bytes, inner: &InnerPacket) {
         if self.merger.push(packet, inner).is_err() {
             self.counters.drops.count(DropReason::TunWrite);
         }
@@ -151,12 +153,10 @@ impl Shard {
         let mtu_bytes = owned.link.inner_mtu_bytes();
         if header.segment_bytes(packet) > mtu_bytes {
             self.counters.drops.count(DropReason::TooBig);
-            let server = self.params.server_address();
-            if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, server)
+            if let Some(reply) = self.too_big_reply(packet, mtu_bytes)
                 && let Ok(inner) = InnerPacket::parse(&reply)
             {
-                self.counters.too_big_replies += 1;
-                self.to_tun(reply, &inner);
+                self.write_to_tun(reply, &inner);
             }
             return;
         }
@@ -171,13 +171,24 @@ impl Shard {
     /// A client's packet is too large for the client that it goes to.
     fn reply_too_big(&mut self, owned: &mut Owned, packet: &Bytes) {
         self.counters.drops.count(DropReason::TooBig);
-        let mtu_bytes = owned.link.inner_mtu_bytes() as u16;
+        let mtu_bytes = owned.link.inner_mtu_bytes();
         let sender = InnerPacket::parse(packet).ok().and_then(|inner| self.routes.find(inner.source));
-        let reply = packet_too_big(packet, mtu_bytes, self.params.server_address());
-        if let (Some(sender), Some(reply)) = (sender, reply) {
-            self.counters.too_big_replies += 1;
+        if let Some(sender) = sender
+            && let Some(reply) = self.too_big_reply(packet, mtu_bytes)
+        {
             self.outbox.hairpin(sender, reply, self.params.limits.hairpin_packets_max);
         }
+    }
+
+    /// The ICMP message that answers `packet`, where one is allowed and not too many were sent.
+    fn too_big_reply(&mut self, packet: &[u8], mtu_bytes: usize) -> Option<Bytes> {
+        let reply = packet_too_big(packet, mtu_bytes as u16, self.params.server_address())?;
+        if self.replies.take(self.now, 1, 1).is_err() {
+            self.counters.drops.count(DropReason::ReplyLimit);
+            return None;
+        }
+        self.counters.too_big_replies += 1;
+        Some(reply)
     }
 
     /// Whether a limited user's packet may go now; if not, it waits or is dropped.

@@ -15,7 +15,7 @@ use super::{Event, Shard, close_code};
 use crate::assignment::Assignment;
 use crate::directory::Fingerprint;
 use crate::home::home_of;
-use crate::message::{CloseReason, Message};
+use crate::message::{CloseReason, Login, Message};
 use crate::routes::ConnectionKey;
 
 impl Shard {
@@ -36,7 +36,9 @@ impl Shard {
         {
             self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
         }
-        self.take_inner_packets(&mut owned);
+        if self.take_inner_packets(&mut owned) {
+            touch(&mut self.touched, &mut owned);
+        }
         owned.link.count_undecryptable(&mut self.counters.drops);
         if drained {
             self.deadlines.disarm(slot, &mut owned.armed);
@@ -63,7 +65,7 @@ impl Shard {
         self.counters.handshakes += 1;
         owned.stage = Stage::Attaching { user };
         let home = home_of(self.directory.user(user), self.params.shards);
-        self.outbox.send(home, Message::Attach { user, connection: owned.key, certificate });
+        self.outbox.send(home, Message::Attach(Login { user, connection: owned.key, certificate }));
     }
 
     /// The home has taken the connection in: the client is told its address.

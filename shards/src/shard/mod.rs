@@ -23,6 +23,7 @@ use rustc_hash::FxHashMap;
 
 use crate::admission::Admission;
 use crate::allowance::Allowance;
+use crate::bucket::Bucket;
 use crate::connection_id::SteeringIds;
 use crate::counters::Counters;
 use crate::deadlines::Deadlines;
@@ -46,8 +47,13 @@ const RESPONSES_MAX: usize = 256;
 /// Events that nobody has asked for yet; the oldest are forgotten.
 const EVENTS_MAX: usize = 4096;
 
-/// Inner packets are built and copied in chunks of this size, in bytes: four super-packets.
-const ARENA_BYTES: usize = 256 * 1024;
+/// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
+const REPLIES_PER_S: u64 = 1000;
+const REPLIES_BURST: u64 = 100;
+
+/// Inner packets are built and copied in chunks of this size, in bytes: two super-packets. A packet
+/// that stays queued keeps its whole chunk alive.
+const ARENA_BYTES: usize = 128 * 1024;
 
 /// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
 const RESET_INTERVAL: std::time::Duration = std::time::Duration::from_micros(100);
@@ -143,6 +149,7 @@ pub struct Shard {
     events: VecDeque<Event>,
     merger: Merger,
     arena: BytesMut,
+    replies: Bucket,
     counters: Counters,
     now: Instant,
     stopping: bool,
@@ -182,6 +189,7 @@ impl Shard {
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),
             arena: BytesMut::with_capacity(ARENA_BYTES),
+            replies: Bucket::new(REPLIES_PER_S, REPLIES_BURST, now),
             counters: Counters::default(),
             now,
             stopping: false,
@@ -270,16 +278,15 @@ impl Shard {
     fn receive(&mut self, now: Instant, message: Message) {
         let Shard { home, directory, outbox, steers, routes, .. } = self;
         match message {
-            Message::Attach { user, connection, certificate } => {
-                home.attach(now, directory, user, connection, certificate, outbox);
-            }
+            Message::Attach(login) => home.attach(now, directory, login, outbox),
             Message::Detach { user, connection } => home.detach(user, connection, outbox, steers),
-            Message::AllocateAddress { user, connection, certificate, home } => {
-                let address = self.keeper.as_mut().and_then(|keeper| keeper.allocate(user, certificate));
-                outbox.send(home, Message::AddressAllocated { user, connection, certificate, address });
+            Message::AllocateAddress { login, home } => {
+                let keeper = self.keeper.as_mut();
+                let address = keeper.and_then(|keeper| keeper.allocate(login.user, login.certificate));
+                outbox.send(home, Message::AddressAllocated { login, address });
             }
-            Message::AddressAllocated { user, connection, certificate, address } => {
-                home.address_allocated(directory, user, connection, certificate, address, outbox, steers);
+            Message::AddressAllocated { login, address } => {
+                home.address_allocated(directory, login, address, outbox, steers);
             }
             Message::ReleaseAddress { user, certificate, address } => {
                 if let Some(keeper) = &mut self.keeper {

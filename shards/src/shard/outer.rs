@@ -98,10 +98,11 @@ impl Shard {
     }
 
     fn respond(&mut self, transmit: &quinn_proto::Transmit, answer: Vec<u8>) {
-        if self.responses.len() < RESPONSES_MAX {
-            self.counters.stateless_responses += 1;
-            self.responses.push_back((outgoing(transmit), answer));
+        if self.responses.len() >= RESPONSES_MAX {
+            return self.counters.drops.count(DropReason::ResponseQueueFull);
         }
+        self.counters.stateless_responses += 1;
+        self.responses.push_back((outgoing(transmit), answer));
     }
 
     /// Calls every connection whose time has come.

@@ -288,6 +288,19 @@ fn a_packet_too_large_for_the_clients_path_is_answered_and_the_connection_lives(
 }
 
 #[test]
+fn a_flood_of_too_large_packets_is_not_answered_with_a_flood() {
+    let mut world = World::new(Setup::default());
+    let (_, address) = world.attach(0, 0);
+    world.tun.clear();
+    for _ in 0..1000 {
+        world.send_down(&udp4(SERVER, address, &[1; 2000]));
+        world.step();
+    }
+    assert_eq!(world.tun.len() as u64 + world.dropped(DropReason::ReplyLimit), 1000);
+    assert!(world.tun.len() <= 100, "{}", world.tun.len());
+}
+
+#[test]
 fn a_limited_user_gets_the_rate_over_all_connections_and_directions_and_nothing_is_lost_below_the_queue() {
     let users =
         vec![UserSpec { limit_bits_per_s: Some(8_000_000), home: Some(1), ..UserSpec::default() }, UserSpec::default()];

@@ -385,6 +385,7 @@ fn transport(keep_alive: Option<Duration>) -> TransportParams {
         mtu_bytes: 1400,
         idle_timeout: Duration::from_secs(30),
         keep_alive,
+        initial_rtt: None,
         datagram_send_buffer_bytes_max: 4 << 20,
         datagram_receive_buffer_bytes_max: 4 << 20,
         congestion: Congestion::Cubic,

@@ -243,8 +243,16 @@ fn a_datagram_without_checksum_or_with_a_wrong_length_passes_alone() {
     let mut without = base.build();
     without[26..28].fill(0);
     assert_eq!(sizes([base.build(), without, base.build(), base.build()]), [1, 1, 2]);
+    // The same where the absent checksum happens to be right: the payload makes the sum come out as ones.
+    let two_bytes = UdpDatagram { payload: vec![0, 0], ..base.clone() };
+    let payload = two_bytes.build()[26..28].to_vec();
+    let mut without = UdpDatagram { payload, ..two_bytes.clone() }.build();
+    assert_eq!(without[26..28], [0xff, 0xff]);
+    without[26..28].fill(0);
+    assert_eq!(sizes([two_bytes.build(), without, two_bytes.build()]), [1, 1, 1]);
     let mut wrong = base.build();
     wrong[25] -= 1;
+    oracle::complete(&mut wrong);
     assert_eq!(sizes([base.build(), wrong, base.build()]), [1, 1, 1]);
     let empty = UdpDatagram { payload: vec![], ..base.clone() };
     assert_eq!(sizes([empty.build(), empty.build(), base.build()]), [1, 1, 1]);
@@ -265,6 +273,33 @@ fn interleaved_flows_are_merged_side_by_side_in_order_of_their_first_packets() {
         let start = if flow.v6 { 40 } else { 20 };
         assert_eq!(frame.packet[..start].last(), flow.build()[..start].last());
         assert_eq!(frame.packet[start..start + 2], flow.source_port.to_be_bytes());
+    }
+}
+
+#[test]
+fn flows_that_share_a_tag_are_still_told_apart() {
+    let base = TcpSegment::v4();
+    let other = TcpSegment { source_port: 1, ..nth(&base, 1) };
+    let packet = other.build();
+    let tag = Segment::read(&packet, &InnerPacket::parse(&packet).unwrap()).unwrap().flow.tag();
+    let mut merger = Merger::new(MergeLimits::default());
+    push(&mut merger, base.build());
+    merger.tags[0] = tag;
+    push(&mut merger, packet);
+    push(&mut merger, nth(&other, 1).build());
+    let sizes: Vec<_> = drain(&mut merger).iter().map(|frame| frame.parts).collect();
+    assert_eq!(sizes, [1, 2]);
+}
+
+#[test]
+fn nothing_of_one_batch_shows_in_the_next() {
+    let old = TcpSegment { ack: 1, ..TcpSegment::v6() };
+    let new = TcpSegment::v4();
+    let mut merger = Merger::new(MergeLimits::default());
+    for batch in [&[&old, &nth(&old, 1)][..], &[&new], &[&new, &nth(&new, 1)]] {
+        let packets: Vec<_> = batch.iter().map(|segment| segment.build()).collect();
+        packets.iter().for_each(|packet| push(&mut merger, packet.clone()));
+        assert_eq!(drain(&mut merger), merge(packets));
     }
 }
 

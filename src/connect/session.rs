@@ -1,0 +1,172 @@
+//! One connection, from its first packet to its last: the passes of a client machine with a pump.
+//!
+//! This module knows no interface and no route, and never reconnects.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn_proto::ConnectError as RefusedStart;
+use quinn_proto::crypto::ClientConfig as CryptoConfig;
+use tollgate_config::ClientConfig;
+use tollgate_shards::assignment::Assignment;
+use tollgate_shards::client::ClientParams;
+use tollgate_shards::packet::merge::MergeLimits;
+use tollgate_shards::params::TransportParams;
+use tollgate_shards::{Client, ClientEvent, CloseCause, Counters, Machine};
+
+use super::control::Control;
+use crate::cli::Signal;
+use crate::gateway::{congestion, ephemeral_reset_key, random};
+use crate::pump::Pump;
+
+/// How long an attempt may take, from the first packet to the address.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the first packet's repetition reckons with. A third of RFC 9002's: a gateway that is just starting is found sooner.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// How long a client that stops repeats its goodbye to a gateway that has not heard it.
+const LINGER: Duration = Duration::from_millis(300);
+/// Datagrams of one UDP send: the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
+const SEND_DATAGRAMS_MAX: usize = 64;
+
+/// What a session stops for.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The tunnel is up. To be run on.
+    Assigned(Assignment),
+    /// Somebody wants something. To be run on.
+    Signal(Signal),
+    /// The connection is over.
+    Closed(CloseCause),
+    /// No tunnel came up in time.
+    Late,
+}
+
+/// A connection to a gateway.
+pub struct Session {
+    client: Client,
+    /// Until when the tunnel must be up, while it is not.
+    late_at: Option<Instant>,
+}
+
+impl Session {
+    /// Begins the handshake with the gateway at `remote`.
+    ///
+    /// # Errors
+    ///
+    /// If the address or the name in `connection_string` cannot be used.
+    pub fn new(
+        config: &ClientConfig,
+        remote: SocketAddr,
+        tls: Arc<dyn CryptoConfig>,
+        now: Instant,
+    ) -> Result<Self, RefusedStart> {
+        let params = ClientParams {
+            remote,
+            server_name: config.server.host.clone(),
+            transport: transport(config),
+            merge: MergeLimits::default(),
+            send_datagrams_max: SEND_DATAGRAMS_MAX,
+            seed: *random(),
+        };
+        let client = Client::new(params, tls, ephemeral_reset_key(), now)?;
+        Ok(Session { client, late_at: Some(now + ATTEMPT_TIMEOUT) })
+    }
+
+    /// What the connection has carried so far.
+    pub fn counters(&self) -> Counters {
+        self.client.counters()
+    }
+
+    /// Runs until something happens that its caller must know.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor is unusable for good.
+    pub fn run(&mut self, pump: &mut Pump, control: &Control<'_>) -> io::Result<Outcome> {
+        loop {
+            if let Some(signal) = control.take() {
+                return Ok(Outcome::Signal(signal));
+            }
+            let now = Instant::now();
+            let busy = self.pass(pump, now)?;
+            match self.client.poll_event() {
+                Some(ClientEvent::Assigned(assignment)) => {
+                    self.late_at = None;
+                    return Ok(Outcome::Assigned(assignment));
+                }
+                Some(ClientEvent::Closed(cause)) => return Ok(Outcome::Closed(cause)),
+                None => {}
+            }
+            if self.late_at.is_some_and(|at| at <= now) {
+                self.client.close(now);
+                self.pass(pump, now)?;
+                return Ok(Outcome::Late);
+            }
+            if !busy {
+                self.sleep(pump, control, now, self.late_at)?;
+            }
+        }
+    }
+
+    /// Says goodbye, and stays until the gateway can be expected to have heard it.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor is unusable for good.
+    pub fn say_goodbye(&mut self, pump: &mut Pump, control: &Control<'_>) -> io::Result<()> {
+        let mut now = Instant::now();
+        let end = now + LINGER;
+        self.client.close(now);
+        while now < end && !self.client.is_drained() {
+            // Whoever asks again to stop is stopping already.
+            while control.take().is_some() {}
+            if !self.pass(pump, now)? {
+                self.sleep(pump, control, now, Some(end))?;
+            }
+            now = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// In, decide, out. Returns whether there was anything to do.
+    fn pass(&mut self, pump: &mut Pump, now: Instant) -> io::Result<bool> {
+        let busy = pump.intake(&mut self.client, now)?;
+        if self.client.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.client.handle_timeout(now);
+        }
+        self.client.decide(now);
+        pump.output(&mut self.client, now)?;
+        Ok(busy)
+    }
+
+    fn sleep(
+        &mut self,
+        pump: &mut Pump,
+        control: &Control<'_>,
+        now: Instant,
+        until: Option<Instant>,
+    ) -> io::Result<()> {
+        let deadline = self.client.poll_timeout().map(|(at, _)| at);
+        pump.sleep(now, [deadline, until].into_iter().flatten().min())?;
+        if pump.take_woken() {
+            // What it announced is in the channel already.
+            control.wake().drain();
+        }
+        Ok(())
+    }
+}
+
+fn transport(config: &ClientConfig) -> TransportParams {
+    let connection = &config.connection;
+    TransportParams {
+        mtu_bytes: connection.mtu_bytes,
+        idle_timeout: connection.connection_timeout,
+        keep_alive: Some(connection.keep_alive_interval),
+        initial_rtt: Some(INITIAL_RTT),
+        datagram_send_buffer_bytes_max: connection.datagram_send_buffer_bytes,
+        datagram_receive_buffer_bytes_max: connection.datagram_receive_buffer_bytes,
+        congestion: congestion(connection.congestion_controller),
+    }
+}

@@ -1,0 +1,93 @@
+//! How a client stands, for machines.
+//!
+//! This module asks nobody.
+
+use serde::Serialize;
+use tollgate_shards::Counters;
+use tollgate_shards::assignment::Assignment;
+
+use crate::pump::Traffic;
+
+/// What a client is doing.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A handshake is under way, or the gateway's name is being resolved.
+    #[default]
+    Connecting,
+    /// The tunnel is up.
+    Connected,
+    /// The next attempt is due later.
+    Waiting,
+}
+
+/// How a client stands. Counters are those of all its connections together.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Status {
+    /// What it is doing.
+    pub state: State,
+    /// The addresses of its tunnel, kept while it is down.
+    pub assignment: Option<Assignment>,
+    /// The interface's name, once there is one.
+    pub interface: Option<String>,
+    /// Attempts to connect.
+    pub attempts: u64,
+    /// Those that brought a tunnel.
+    pub tunnels: u64,
+    /// What the engine counted. Up is towards the gateway.
+    pub counters: Counters,
+    /// What the descriptors moved.
+    pub traffic: Traffic,
+}
+
+impl Status {
+    /// One line of JSON.
+    ///
+    /// # Panics
+    ///
+    /// Never: numbers, addresses and names can always be written.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers, addresses and names can always be written")
+    }
+
+    /// Adds what one more connection has counted. Only what a client counts at all is added.
+    pub(super) fn add(&mut self, connection: Counters) {
+        let total = &mut self.counters;
+        total.up_packets += connection.up_packets;
+        total.up_bytes += connection.up_bytes;
+        total.down_packets += connection.down_packets;
+        total.down_bytes += connection.down_bytes;
+        total.too_big_replies += connection.too_big_replies;
+        for (reason, packets) in connection.drops.iter() {
+            total.drops.add(reason, packets);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_shards::DropReason;
+
+    use super::*;
+
+    #[test]
+    fn the_counters_of_connections_add_up() {
+        let mut connection =
+            Counters { up_packets: 1, up_bytes: 2, down_packets: 3, down_bytes: 4, ..Counters::default() };
+        connection.too_big_replies = 5;
+        connection.drops.add(DropReason::ForgedSource, 6);
+        let mut status = Status::default();
+        status.add(connection);
+        status.add(connection);
+        let total = status.counters;
+        assert_eq!((total.up_packets, total.up_bytes, total.down_packets, total.down_bytes), (2, 4, 6, 8));
+        assert_eq!((total.too_big_replies, total.drops.of(DropReason::ForgedSource)), (10, 12));
+    }
+
+    #[test]
+    fn a_status_is_one_line_of_json() {
+        let json = Status::default().to_json();
+        assert!(json.starts_with(r#"{"state":"connecting","assignment":null,"interface":null,"attempts":0"#), "{json}");
+        assert!(!json.contains('\n'));
+    }
+}
