@@ -3,17 +3,15 @@
 //! This module starts things and prints; it does none of the work.
 
 use std::path::PathBuf;
-use std::sync::Once;
 
 use clap::{Args, Parser, Subcommand};
-use crossbeam_channel::{Receiver, select, unbounded};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
+use crossbeam_channel::select;
 use tollgate_config::{ClientConfig, LogFilter, ServerConfig};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::gateway::Gateway;
+pub use crate::signals::{Signal, signals};
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -124,7 +122,7 @@ impl Cli {
             Command::Serve(file) => serve(&file.load()?),
             Command::Connect(file) => {
                 let config = file.load()?;
-                start_log(&config.log);
+                start_log(&config.log, &config.ignored_variables);
                 Ok(crate::connect::run(&config, &signals()?)?)
             }
             Command::Check(file) => check(&file),
@@ -134,17 +132,8 @@ impl Cli {
     }
 }
 
-/// What somebody outside wants of a running command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    /// End, with goodbyes.
-    Stop,
-    /// Say how things stand.
-    Report,
-}
-
 fn serve(config: &ServerConfig) -> anyhow::Result<()> {
-    start_log(&config.log);
+    start_log(&config.log, &config.ignored_variables);
     let signals = signals()?;
     let gateway = Gateway::start(config)?;
     loop {
@@ -178,30 +167,11 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the log to standard error; `RUST_LOG` wins over the configuration.
-pub fn start_log(filter: &LogFilter) {
-    static STARTED: Once = Once::new();
-    STARTED.call_once(|| {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter.as_str()));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    });
-}
-
-/// Signals as messages: SIGINT and SIGTERM to stop, SIGUSR1 to report.
-///
-/// # Errors
-///
-/// If the handlers cannot be installed.
-pub fn signals() -> std::io::Result<Receiver<Signal>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
-    let (sender, receiver) = unbounded();
-    std::thread::Builder::new().name("tollgate-signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            let wanted = if signal == SIGUSR1 { Signal::Report } else { Signal::Stop };
-            if sender.send(wanted).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(receiver)
+/// Writes the log to standard error; `RUST_LOG` wins over the configuration. Begins with what was ignored.
+fn start_log(filter: &LogFilter, ignored_variables: &[String]) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter.as_str()));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    for variable in ignored_variables {
+        warn!(variable, "this environment variable names no setting and is ignored");
+    }
 }

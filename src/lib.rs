@@ -12,4 +12,5 @@ pub mod io;
 pub mod lab;
 pub mod netlink;
 pub mod pump;
+pub mod signals;
 pub mod tls;

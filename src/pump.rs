@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tollgate_shards::{DropReason, Machine};
 
 use crate::io::{
-    FRAME_BYTES_MAX, Poller, Readiness, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters, TunQueue,
-    UdpSocket, Wake, WriteOutcome,
+    FRAME_BYTES_MAX, Poller, Readiness, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters,
+    TunQueue, UdpSocket, Wake, WriteOutcome,
 };
 
 /// UDP messages of one receive; each may hold 64 KiB.

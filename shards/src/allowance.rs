@@ -97,7 +97,7 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::ShardIndex;
+    use crate::connection_id::ShardIndex;
 
     const CONNECTION: ConnectionKey = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 0 };
 

@@ -16,7 +16,7 @@ use quinn_proto::{
 };
 
 use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
-use crate::connection_id::{ConnectionIdKey, SteeringIds};
+use crate::connection_id::{ConnectionIdKey, ShardIndex, SteeringIds};
 use crate::counters::Counters;
 use crate::link::{Link, outgoing};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
@@ -25,7 +25,7 @@ use crate::packet::inner::InnerPacket;
 use crate::packet::merge::{MergeLimits, Merger};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
-use crate::params::{ShardIndex, TransportParams};
+use crate::params::TransportParams;
 use crate::shard::close_code;
 use crate::transport::transport;
 use crate::verdict::DropReason;
@@ -84,7 +84,13 @@ pub enum CloseCause {
     /// The gateway's message makes no sense.
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
-    /// Anything else, a refused certificate above all.
+    /// TLS failed, on either side: a certificate, a name, no common key exchange (RFC 9001, section 4.8).
+    #[error("{0}")]
+    Tls(String),
+    /// The server speaks no version of QUIC that this client does.
+    #[error("the server speaks another version of QUIC")]
+    Version,
+    /// Anything else.
     #[error("{0}")]
     Other(String),
 }
@@ -375,9 +381,17 @@ impl From<quinn_proto::ConnectionError> for CloseCause {
             E::Reset => CloseCause::Reset,
             E::TimedOut => CloseCause::TimedOut,
             E::LocallyClosed => CloseCause::Local,
+            E::VersionMismatch => CloseCause::Version,
+            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Tls(error.to_string()),
+            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Tls(error.to_string()),
             other => CloseCause::Other(other.to_string()),
         }
     }
+}
+
+/// RFC 9000, section 20.1: CRYPTO_ERROR.
+fn is_tls_alert(code: quinn_proto::TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
 }
 
 fn endpoint(params: &ClientParams, reset_key: Arc<dyn HmacKey>) -> Endpoint {

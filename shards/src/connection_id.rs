@@ -11,7 +11,9 @@ use std::hash::Hasher;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use siphasher::sip::SipHasher24;
 
-use crate::params::ShardIndex;
+/// Index of a shard, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ShardIndex(pub u16);
 
 /// Length of every connection ID of ours, in bytes.
 pub const CONNECTION_ID_BYTES: usize = 8;

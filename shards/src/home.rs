@@ -14,9 +14,9 @@ use rustc_hash::FxHashMap;
 use siphasher::sip::SipHasher13;
 
 use crate::bucket::Bucket;
+use crate::connection_id::ShardIndex;
 use crate::directory::{Directory, Fingerprint, Rate, User, UserIndex};
 use crate::message::{CloseReason, Login, Message, Outbox};
-use crate::params::ShardIndex;
 use crate::routes::ConnectionKey;
 
 /// The shard that keeps the addresses.

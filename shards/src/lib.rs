@@ -40,10 +40,11 @@ pub mod transport;
 pub mod verdict;
 
 pub use client::{Client, ClientEvent, ClientParams, CloseCause};
+pub use connection_id::ShardIndex;
 pub use counters::Counters;
 pub use directory::{Directory, UserIndex};
 pub use machine::{Ecn, Frame, Machine, Received, Transmit, WakeReason};
 pub use message::Message;
-pub use params::{Params, ShardIndex};
+pub use params::Params;
 pub use shard::{Command, Event, Shard, ShardKeys};
 pub use verdict::{DropReason, Drops};

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
+use crate::connection_id::ShardIndex;
 use crate::directory::{Fingerprint, UserIndex};
 use crate::machine::Received;
-use crate::params::ShardIndex;
 use crate::routes::ConnectionKey;
 
 /// A client that has proved who it is.

@@ -7,12 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::connection_id::ConnectionIdKey;
+use crate::connection_id::{ConnectionIdKey, ShardIndex};
 use crate::packet::merge::MergeLimits;
-
-/// Index of a shard, from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct ShardIndex(pub u16);
 
 /// How packets of connections are sent and lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

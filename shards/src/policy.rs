@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::connection_id::ShardIndex;
 use crate::packet::inner::{DestinationClass, InnerPacket};
-use crate::params::{Params, ShardIndex};
+use crate::params::Params;
 use crate::routes::{ConnectionKey, Routes};
 use crate::verdict::DropReason;
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use crate::cli::Signal;
 use crate::io::Wake;
+use crate::signals::Signal;
 
 /// The end at which the client takes signals.
 #[derive(Debug)]

@@ -6,11 +6,6 @@ use tollgate_shards::shard::close_code;
 
 use crate::io::BindError;
 
-/// What quinn-proto calls a TLS alert, sent (RFC 9001, section 4.8) or received. It passes on no code, only words.
-const TLS_WORDS: &str = "the cryptographic handshake failed";
-/// What it calls the refusal of QUIC version 1.
-const VERSION_WORDS: &str = "any supported version";
-
 /// Refusals in a row until they count as final: a first one may be about an address that is still leased to this client's predecessor.
 const REFUSALS_MAX: u32 = 2;
 
@@ -37,8 +32,8 @@ pub enum Failure {
     )]
     Tls(String),
     /// Something that speaks QUIC, but another version of it.
-    #[error("the server speaks no QUIC version 1 ({0}): check connection_string, and that its mode is \"tls\"")]
-    Version(String),
+    #[error("the server speaks no QUIC version 1: check connection_string, and that its mode is \"tls\"")]
+    Version,
     /// The gateway has nothing for this client.
     #[error(
         "the gateway refused this client ({0}): a user of its must have this client's certificate among the authorized_certs, and an address must be free"
@@ -61,8 +56,8 @@ impl Failure {
                 Failure::Refused(reason)
             }
             CloseCause::Assignment(error) => Failure::Assignment(error),
-            CloseCause::Other(words) if words.contains(TLS_WORDS) => Failure::Tls(words),
-            CloseCause::Other(words) if words.contains(VERSION_WORDS) => Failure::Version(words),
+            CloseCause::Tls(words) => Failure::Tls(words),
+            CloseCause::Version => Failure::Version,
             cause => Failure::Closed(cause),
         }
     }
@@ -71,7 +66,7 @@ impl Failure {
     /// [`Failure::Refused`] there were in a row, this one included.
     pub fn is_final(&self, refusals: u32) -> bool {
         match self {
-            Failure::Tls(_) | Failure::Version(_) | Failure::Assignment(_) => true,
+            Failure::Tls(_) | Failure::Version | Failure::Assignment(_) => true,
             Failure::Refused(_) => refusals >= REFUSALS_MAX,
             Failure::Unresolved(_) | Failure::Socket(_) | Failure::NoWay | Failure::Silent | Failure::Closed(_) => {
                 false
@@ -104,7 +99,7 @@ mod tests {
     #[test]
     fn another_quic_version_is_final() {
         let failure = Failure::of(ConnectionError::VersionMismatch.into());
-        assert!(matches!(failure, Failure::Version(_)) && failure.is_final(0), "{failure}");
+        assert!(matches!(failure, Failure::Version) && failure.is_final(0), "{failure}");
     }
 
     #[test]

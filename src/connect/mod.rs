@@ -34,10 +34,10 @@ use self::control::{Control, relay};
 use self::network::Network;
 use self::resolve::{Picked, Resolver};
 use self::session::{Outcome, Session};
-use crate::cli::Signal;
 use crate::gateway::random;
 use crate::io::{UdpOptions, UdpSocket, Wake};
 use crate::pump::Pump;
+use crate::signals::Signal;
 use crate::tls::{self, TlsError};
 
 /// Why the client has given up.

@@ -13,7 +13,7 @@ use tollgate_config::ServerAddress;
 
 use super::control::Control;
 use super::failure::Failure;
-use crate::cli::Signal;
+use crate::signals::Signal;
 
 /// How long to wait for the resolver while no address is known.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);

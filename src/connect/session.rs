@@ -17,9 +17,9 @@ use tollgate_shards::params::TransportParams;
 use tollgate_shards::{Client, ClientEvent, CloseCause, Counters, Machine};
 
 use super::control::Control;
-use crate::cli::Signal;
 use crate::gateway::{congestion, ephemeral_reset_key, random};
 use crate::pump::Pump;
+use crate::signals::Signal;
 
 /// How long an attempt may take, from the first packet to the address.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);

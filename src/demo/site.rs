@@ -42,7 +42,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const SLICE: Duration = Duration::from_millis(100);
 /// How long to pause after a look that ended at once.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How many of a process's last lines go into an error.
+/// How the gateway's line of counters begins.
+const COUNTERS: &str = "{\"shards\":";
+/// How many of a process's last lines go into an error, counters left out.
 const LAST_LINES_MAX: usize = 12;
 
 /// Namespaces, files and processes. Dropping it kills the processes and removes the rest.
@@ -117,7 +119,7 @@ impl Site {
         let Some(gateway) = &mut self.gateway else { return Ok(Status { shards: Vec::new() }) };
         let first = gateway.line_count();
         gateway.signal(Signal::USR1)?;
-        let line = wait_for_line(gateway, first, "{\"shards\":", REPORT_TIMEOUT, interrupt)?;
+        let line = wait_for_line(gateway, first, COUNTERS, REPORT_TIMEOUT, interrupt)?;
         let status: Status = serde_json::from_str(&line)?;
         let answered = status.shards.len();
         if answered < self.shards {
@@ -150,12 +152,15 @@ impl Site {
         };
         let shell = |namespace: &Namespace| format!("{enter} --net=/proc/{own}/fd/{}", namespace.as_fd().as_raw_fd());
         let mut text = "everything stays up until Ctrl-C; from another terminal:\n".to_owned();
+        let mut line = |who: &str, how: String| {
+            let _ = writeln!(text, "  {who:<16}{how}");
+        };
         for (index, (client, user)) in self.topology.clients.iter().zip(CLIENTS).enumerate() {
-            let _ = writeln!(text, "  client {index} ({user})  {} ping {SERVER_V4}", shell(&client.namespace));
+            line(&format!("client {index}, {user}"), format!("{} ping {SERVER_V4}", shell(&client.namespace)));
         }
-        let _ = writeln!(text, "  gateway           {} ip address", shell(&self.topology.gateway));
-        let _ = writeln!(text, "  network behind    {} ip address", shell(&self.topology.network));
-        let _ = write!(text, "  counters          kill -USR1 {own}");
+        line("gateway", format!("{} ip address", shell(&self.topology.gateway)));
+        line("network behind", format!("{} ip address", shell(&self.topology.network)));
+        let _ = write!(text, "  {:<16}kill -USR1 {own}", "counters");
         text
     }
 
@@ -306,6 +311,7 @@ fn ended(process: &Process, status: std::process::ExitStatus) -> DemoError {
 
 fn last_lines(process: &Process) -> (String, Vec<String>) {
     let mut lines = process.lines();
+    lines.retain(|line| !line.starts_with(COUNTERS));
     lines.drain(..lines.len().saturating_sub(LAST_LINES_MAX));
     (process.name().to_owned(), lines)
 }

@@ -25,7 +25,9 @@ pub use status::Status;
 
 use self::core::{Core, Order};
 use self::mesh::{Bell, Mesh};
-use crate::io::{BindError, Offloads, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket};
+use crate::io::{
+    BindError, Offloads, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket,
+};
 use crate::pump::Pump;
 use crate::tls::{self, TlsError};
 

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::admission::Source;
+use crate::connection_id::ShardIndex;
 use crate::deadlines::Armed;
 use crate::directory::UserIndex;
 use crate::link::Link;
 use crate::machine::WakeReason;
-use crate::params::ShardIndex;
 use crate::routes::ConnectionKey;
 
 /// A connection and where it stands.
