@@ -2,6 +2,7 @@
 //!
 //! This module starts things and prints; it does none of the work.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::gateway::Gateway;
-pub use crate::signals::{Signal, signals};
+use crate::signals::{Signal, signals};
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -170,7 +171,13 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
 /// Writes the log to standard error; `RUST_LOG` wins over the configuration. Begins with what was ignored.
 fn start_log(filter: &LogFilter, ignored_variables: &[String]) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter.as_str()));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .with_target(false)
+        .init();
     for variable in ignored_variables {
         warn!(variable, "this environment variable names no setting and is ignored");
     }

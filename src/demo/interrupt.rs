@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::DemoError;
-use crate::cli::Signal;
+use crate::signals::Signal;
 
 /// Whether the demo shall end.
 pub(super) struct Interrupt {

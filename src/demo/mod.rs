@@ -24,10 +24,10 @@ use self::interrupt::Interrupt;
 use self::progress::Progress;
 use self::site::Site;
 use self::table::Findings;
-use crate::cli::Signal;
 use crate::identity::IdentityError;
 use crate::lab::bulk::Direction;
 use crate::lab::{self, LabError, Privilege};
+use crate::signals::Signal;
 
 /// How often a demo on hold looks after its processes.
 const HOLD_INTERVAL: Duration = Duration::from_millis(200);
@@ -169,7 +169,8 @@ impl fmt::Display for Logs {
 pub fn run(options: &Options) -> Result<(), DemoError> {
     let privilege = lab::prepare()?;
     lab::require_tun()?;
-    let signals = crate::cli::signals().map_err(|source| DemoError::System { operation: "watch signals", source })?;
+    let signals =
+        crate::signals::signals().map_err(|source| DemoError::System { operation: "watch signals", source })?;
     let interrupt = Interrupt::new(signals);
     let mut progress = Progress::new();
     progress.step("building network namespaces");
