@@ -135,6 +135,9 @@ impl Cli {
 
 fn serve(config: &ServerConfig) -> anyhow::Result<()> {
     start_log(&config.log, &config.ignored_variables);
+    if config.reuse_socket {
+        warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
+    }
     let signals = signals()?;
     let gateway = Gateway::start(config)?;
     loop {

@@ -197,17 +197,14 @@ impl Core {
             Event::UnknownCertificate { certificate } => {
                 warn!(%certificate, "client refused: no user has this certificate");
             }
-            Event::Refused { user, reason } => warn!(user = name(user), reason = words(reason), "client refused"),
+            Event::PoolExhausted { user } => {
+                warn!(
+                    user = name(user),
+                    "client refused: no address is free; widen tunnel_network or the user's address_pool"
+                );
+            }
             Event::HandshakeFailed { reason } => debug!(reason, "handshake failed"),
         }
-    }
-}
-
-fn words(reason: tollgate_shards::message::CloseReason) -> &'static str {
-    use tollgate_shards::message::CloseReason;
-    match reason {
-        CloseReason::PoolExhausted => "no address is free: widen tunnel_network or the user's address_pool",
-        CloseReason::Superseded => "its fixed address has gone to a newer connection of the same user",
     }
 }
 

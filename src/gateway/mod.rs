@@ -96,8 +96,8 @@ pub enum GatewayError {
 pub struct Gateway {
     cores: Vec<Running>,
     ended: Receiver<u16>,
-    tun: TunDevice,
-    summary: String,
+    /// Manages the interface that the cores' queues belong to; both live as long as the gateway.
+    _tun: TunDevice,
 }
 
 struct Running {
@@ -133,35 +133,8 @@ impl Gateway {
         };
         let (ended_sender, ended) = unbounded();
         let cores = start_cores(config, &cpus, sockets, queues, steering.clone(), &keys, &ended_sender)?;
-        let summary = format!(
-            "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by connection ID (classic BPF); TUN steered by {}; TUN offloads: {}",
-            config.bind,
-            if shards == 1 { "" } else { "s" },
-            list(&cpus),
-            config.tunnel_network,
-            if config.isolate_clients { "clients isolated" } else { "clients reach each other" },
-            tun.name(),
-            if shards == 1 {
-                "nothing (one shard)"
-            } else if steering.is_some() {
-                "inner destination (eBPF)"
-            } else {
-                "the driver's flow table and mesh (eBPF is not available)"
-            },
-            offloads(tun.offloads()),
-        );
-        info!("{summary}");
-        Ok(Gateway { cores, ended, tun, summary })
-    }
-
-    /// The line that says how the gateway runs.
-    pub fn summary(&self) -> &str {
-        &self.summary
-    }
-
-    /// The TUN interface's name.
-    pub fn interface(&self) -> &str {
-        self.tun.name()
+        announce(config, &cpus, &tun, steering.is_some());
+        Ok(Gateway { cores, ended, _tun: tun })
     }
 
     /// Asks every core how things stand.
@@ -328,6 +301,27 @@ fn placement(config: &ServerConfig) -> Result<Vec<usize>, GatewayError> {
         ShardCount::Fixed(count) => usize::from(count.get()),
     };
     Ok(cpus.into_iter().cycle().take(count).collect())
+}
+
+/// Says how the gateway runs, in one line.
+fn announce(config: &ServerConfig, cpus: &[usize], tun: &TunDevice, steered: bool) {
+    let shards = cpus.len();
+    info!(
+        "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by connection ID (classic BPF); \
+         TUN steered by {}; TUN offloads: {}",
+        config.bind,
+        if shards == 1 { "" } else { "s" },
+        list(cpus),
+        config.tunnel_network,
+        if config.isolate_clients { "clients isolated" } else { "clients reach each other" },
+        tun.name(),
+        match (shards, steered) {
+            (1, _) => "nothing (one shard)",
+            (_, true) => "inner destination (eBPF)",
+            (_, false) => "the driver's flow table and mesh (eBPF is not available)",
+        },
+        offloads(tun.offloads()),
+    );
 }
 
 fn offloads(offloads: Offloads) -> String {

@@ -91,11 +91,11 @@ impl Shard {
     pub(super) fn close_for(&mut self, now: Instant, connection: ConnectionKey, reason: CloseReason) {
         let Some(mut owned) = self.connections.take(connection.slot) else { return };
         if owned.key == connection {
-            if let Stage::Attaching { user } | Stage::Attached { user, .. } = owned.stage {
-                self.tell(Event::Refused { user, reason });
-            }
             match reason {
                 CloseReason::PoolExhausted => {
+                    if let Stage::Attaching { user } = owned.stage {
+                        self.tell(Event::PoolExhausted { user });
+                    }
                     self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
                 }
                 CloseReason::Superseded => {
@@ -154,7 +154,9 @@ impl Shard {
                 }
                 let home = home_of(self.directory.user(user), self.params.shards);
                 self.outbox.send(home, Message::Detach { user, connection: owned.key });
-                self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });
+                if let Stage::Attached { .. } = stage {
+                    self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });
+                }
             }
             Stage::Closed => {}
         }

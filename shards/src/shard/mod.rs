@@ -113,12 +113,10 @@ pub enum Event {
         /// Its fingerprint.
         certificate: crate::directory::Fingerprint,
     },
-    /// A client was turned away after its login.
-    Refused {
+    /// A client was turned away after its login, because no address is free.
+    PoolExhausted {
         /// Who.
         user: UserIndex,
-        /// Why.
-        reason: crate::message::CloseReason,
     },
     /// A handshake came to nothing.
     HandshakeFailed {

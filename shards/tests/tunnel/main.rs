@@ -170,9 +170,9 @@ fn a_fixed_address_goes_to_the_newest_connection_at_once() {
         exchange(&mut world, new, address, 20);
         assert_eq!(world.connections(), (1, 1), "the old connection is gone");
         assert!(world.clients[old].received.is_empty());
-        assert!(
-            world.events.iter().any(|event| matches!(event, Event::Refused { reason: CloseReason::Superseded, .. }))
-        );
+        let superseded =
+            |event: &Event| matches!(event, Event::Detached { reason, .. } if reason.contains("Superseded"));
+        assert_eq!(world.events.iter().filter(|event| superseded(event)).count(), 1);
     }
 }
 
@@ -187,6 +187,7 @@ fn an_exhausted_pool_refuses_with_quincys_code() {
         Some(&CloseCause::Gateway { code: 2, reason: "Session establishment failed".to_owned() })
     );
     assert_eq!(world.connections(), (1, 1));
+    assert!(world.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
 }
 
 #[test]
