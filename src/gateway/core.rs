@@ -198,10 +198,8 @@ impl Core {
                 warn!(%certificate, "client refused: no user has this certificate");
             }
             Event::PoolExhausted { user } => {
-                warn!(
-                    user = name(user),
-                    "client refused: no address is free; widen tunnel_network or the user's address_pool"
-                );
+                let reason = "no address is free: widen tunnel_network or the user's address_pool";
+                warn!(user = name(user), reason, "client refused");
             }
             Event::HandshakeFailed { reason } => debug!(reason, "handshake failed"),
         }
