@@ -22,6 +22,8 @@ use crate::pump::{Pump, Traffic};
 const IO_MEMORY_BYTES: usize = 64 * 1024;
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
+/// Longer than it takes to start on the busiest machine: a core is its executor's only task and is never preempted.
+const PREEMPT_TIMER: Duration = Duration::from_secs(3600);
 /// How soon held messages are tried again.
 const HELD_RETRY: Duration = Duration::from_micros(200);
 
@@ -83,6 +85,7 @@ impl Core {
         LocalExecutorBuilder::new(Placement::Fixed(cpu))
             .name(&format!("tollgate-{shard}"))
             .io_memory(IO_MEMORY_BYTES)
+            .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
                 let _abort = AbortOnPanic;
                 let ended = self.ended.clone();
@@ -106,8 +109,8 @@ impl Core {
             }
             let holding = self.mesh.flush();
             if busy || self.pump.has_more() {
-                // Nothing else on this executor is in a hurry; a long stretch of work must not keep it from its own affairs all the same.
-                glommio::yield_if_needed().await;
+                // Never back to the executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
+                // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
                 continue;
             }
             let deadline = self.shard.poll_timeout().map(|(at, _)| at);

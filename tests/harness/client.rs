@@ -1,0 +1,95 @@
+//! quincy-client, the real program, in a namespace.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use ipnet::IpNet;
+use tollgate::lab::{Namespace, Process};
+
+use super::deployment::{CLIENT_TUN, Deployment};
+use super::gateway::Gateway;
+use super::peers::Peers;
+use super::{PATIENCE, eventually};
+
+/// How a client connects.
+#[derive(Debug, Clone, Copy)]
+pub struct Login<'a> {
+    /// As whom.
+    pub user: &'a str,
+    /// Where to, as in `connection_string`.
+    pub endpoint: &'a str,
+    /// With which key exchange.
+    pub key_exchange: &'a str,
+}
+
+impl<'a> Login<'a> {
+    /// To the gateway's IPv4 address, with the client's own default of key exchange.
+    pub fn of(user: &'a str) -> Self {
+        Login { user, endpoint: "198.18.0.1:55555", key_exchange: "hybrid" }
+    }
+}
+
+/// A running client.
+#[derive(Debug)]
+pub struct Client {
+    /// Its process.
+    pub process: Process,
+}
+
+/// A client that has its address.
+#[derive(Debug)]
+pub struct Attached {
+    /// The client.
+    pub client: Client,
+    /// Its inner address.
+    pub address: IpAddr,
+    /// The shard that owns its connection.
+    pub owner: usize,
+}
+
+impl Client {
+    /// Starts it in `namespace`.
+    pub fn start(peers: &Peers, deployment: &Deployment, namespace: &Namespace, login: Login<'_>) -> Self {
+        let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+        let mut command = Command::new(peers.client());
+        command.arg("--config-path").arg(config).env("NO_COLOR", "1").current_dir(deployment.folder());
+        Client { process: namespace.spawn(command).expect("quincy-client starts") }
+    }
+
+    /// Waits until it says which address it has received.
+    pub fn wait_for_address(&self) -> IpAddr {
+        let line = self.process.wait_for_line("Received client address: ", PATIENCE).expect("an address");
+        let (_, address) = line.rsplit_once("Received client address: ").expect("just found");
+        let address: String = address.chars().take_while(|c| c.is_ascii_hexdigit() || ".:/".contains(*c)).collect();
+        address.parse::<IpNet>().unwrap_or_else(|error| panic!("{line:?}: {error}")).addr()
+    }
+}
+
+impl Attached {
+    /// Starts a client and waits until its interface is up with the address that it was given.
+    pub fn start(
+        peers: &Peers,
+        deployment: &Deployment,
+        namespace: &Namespace,
+        gateway: &Gateway,
+        login: Login<'_>,
+    ) -> Self {
+        let first = gateway.process.line_count();
+        let client = Client::start(peers, deployment, namespace, login);
+        let address = client.wait_for_address();
+        let connected = gateway.wait_for_client(first);
+        assert_eq!(connected.user, login.user);
+        assert!(eventually(PATIENCE, || has_address(namespace, address)), "{:#?}", client.process.lines());
+        Attached { client, address, owner: connected.owner }
+    }
+}
+
+/// Whether the TUN interface in `namespace` is up and has `address`.
+fn has_address(namespace: &Namespace, address: IpAddr) -> bool {
+    namespace
+        .configure(|netlink| {
+            let link = netlink.link(CLIENT_TUN)?;
+            Ok(link.is_up && netlink.addresses(link.index)?.iter().any(|found| found.addr() == address))
+        })
+        .unwrap_or(false)
+}

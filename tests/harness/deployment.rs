@@ -1,0 +1,194 @@
+//! The files of a gateway and its clients, in a folder of their own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use tollgate::identity::Identity;
+
+use super::peers::Peers;
+
+/// The port that gateways listen on.
+pub const PORT: u16 = 55_555;
+
+/// What a gateway's configuration says.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How many shards.
+    pub shards: u16,
+    /// The gateway's inner address with its prefix length.
+    pub tunnel: &'static str,
+    /// Where it listens.
+    pub bind: &'static str,
+    /// The one key exchange to accept; `None` accepts all.
+    pub key_exchange: Option<&'static str>,
+    /// Whether clients are kept apart.
+    pub isolate_clients: bool,
+    /// Users, each with an address pool of its own or none.
+    pub users: Vec<(String, Option<&'static str>)>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            shards: 2,
+            tunnel: "198.19.128.1/24",
+            bind: "0.0.0.0",
+            key_exchange: None,
+            isolate_clients: true,
+            users: vec![("alice".to_owned(), None), ("bob".to_owned(), None)],
+        }
+    }
+}
+
+/// A folder with a gateway's configuration, and with the identities of all.
+#[derive(Debug)]
+pub struct Deployment {
+    folder: TempDir,
+    tunnel: &'static str,
+    fingerprints: BTreeMap<String, String>,
+}
+
+impl Deployment {
+    /// Writes everything that `plan` asks for. The gateway's certificate bears all addresses of it that the lab has.
+    pub fn write(plan: &Plan) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut deployment = Deployment { folder, tunnel: plan.tunnel, fingerprints: BTreeMap::new() };
+        deployment.write_identity("server", &["198.18.0.1", "fd00:18::1", "198.18.1.1", "fd00:18:1::1"]);
+        for (name, _) in &plan.users {
+            deployment.write_identity(name, &[]);
+        }
+        deployment.write_users(&plan.users);
+        deployment.write_server(plan);
+        deployment
+    }
+
+    /// A file of the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Replaces `from` in the gateway's configuration.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    pub fn edit_server(&self, from: &str, to: &str) {
+        let path = self.path("server.toml");
+        let text = fs::read_to_string(&path).expect("the configuration");
+        assert!(text.contains(from), "{from} is not in {text}");
+        fs::write(&path, text.replace(from, to)).expect("the configuration");
+    }
+
+    /// Makes a certificate `{name}_cert.pem` with its key `{name}_key.pem`.
+    pub fn write_identity(&mut self, name: &str, sans: &[&str]) {
+        let identity = Identity::generate(name, sans).expect("an identity");
+        let (certificate, key) = (self.path(&format!("{name}_cert.pem")), self.path(&format!("{name}_key.pem")));
+        identity.write(&certificate, &key, true).expect("an identity");
+        self.fingerprints.insert(name.to_owned(), identity.fingerprint.to_string());
+    }
+
+    /// Replaces `name`'s certificate and key by such as Quincy's own program makes.
+    pub fn write_quincy_identity(&mut self, peers: &Peers, name: &str) {
+        let (certificate, key) = (self.path(&format!("{name}_cert.pem")), self.path(&format!("{name}_key.pem")));
+        // It does not overwrite.
+        for path in [&certificate, &key] {
+            fs::remove_file(path).expect("an identity to replace");
+        }
+        let quincy = |arguments: &[&OsStr]| {
+            let output = Command::new(peers.identity()).arg("tls").args(arguments).output().expect("quincy-identity");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{output:?}");
+            said
+        };
+        let option = OsStr::new;
+        quincy(&[
+            option("gencert"),
+            option("--out-cert"),
+            certificate.as_os_str(),
+            option("--out-key"),
+            key.as_os_str(),
+        ]);
+        let said = quincy(&[option("fingerprint"), option("--cert"), certificate.as_os_str()]);
+        let fingerprint = said.split_whitespace().find(|word| word.starts_with("sha256:"));
+        let fingerprint = fingerprint.unwrap_or_else(|| panic!("no fingerprint in {said:?}"));
+        self.fingerprints.insert(name.to_owned(), fingerprint.to_owned());
+    }
+
+    /// Writes users.toml: each user with the certificate of that name.
+    pub fn write_users(&self, users: &[(String, Option<&'static str>)]) {
+        let mut text = String::new();
+        for (name, pool) in users {
+            let fingerprint = &self.fingerprints[name];
+            writeln!(text, "[users.{name}]\nauthorized_certs = [\"{fingerprint}\"]")
+                .expect("a string takes everything");
+            if let Some(pool) = pool {
+                writeln!(text, "address_pool = [\"{pool}\"]").expect("a string takes everything");
+            }
+        }
+        fs::write(self.path("users.toml"), text).expect("users.toml");
+    }
+
+    fn write_server(&self, plan: &Plan) {
+        let Plan { shards, tunnel, bind, isolate_clients, .. } = plan;
+        let folder = self.folder().display();
+        let key_exchange = plan.key_exchange.map(|name| format!("key_exchange = \"{name}\"")).unwrap_or_default();
+        let text = format!(
+            r#"name = "test"
+tunnel_network = "{tunnel}"
+users_file = "{folder}/users.toml"
+bind_address = "{bind}"
+bind_port = {PORT}
+interface_name = "tollgate0"
+isolate_clients = {isolate_clients}
+[protocol]
+mode = "tls"
+certificate_file = "{folder}/server_cert.pem"
+certificate_key_file = "{folder}/server_key.pem"
+{key_exchange}
+[shards]
+count = {shards}
+key_file = "{folder}/keys"
+"#
+        );
+        fs::write(self.path("server.toml"), text).expect("server.toml");
+    }
+
+    /// Writes the configuration of a Quincy client that logs in as `user`, and returns its path.
+    pub fn write_client(&self, user: &str, endpoint: &str, key_exchange: &str) -> PathBuf {
+        let folder = self.folder().display();
+        let routes = if self.tunnel.contains(':') { "\"fd00:19::/64\"" } else { "\"198.19.0.0/24\"" };
+        let text = format!(
+            r#"connection_string = "{endpoint}"
+[protocol]
+mode = "tls"
+key_exchange = "{key_exchange}"
+trusted_certificate_paths = ["{folder}/server_cert.pem"]
+client_certificate_file = "{folder}/{user}_cert.pem"
+client_certificate_key_file = "{folder}/{user}_key.pem"
+[connection]
+mtu = 1400
+[network]
+routes = [{routes}]
+interface_name = "{CLIENT_TUN}"
+[log]
+level = "info"
+"#
+        );
+        let path = self.path(&format!("client_{user}.toml"));
+        fs::write(&path, text).expect("client.toml");
+        path
+    }
+}
+
+/// The name of a client's TUN interface, in a namespace of its own.
+pub const CLIENT_TUN: &str = "quincy0";

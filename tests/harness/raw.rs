@@ -1,0 +1,245 @@
+//! Packet sockets: whole IP packets put on an interface as they are, and seen on one as they are.
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::net::sockopt;
+
+use tollgate::lab::Namespace;
+
+use super::eventually;
+
+/// The largest packet that is seen whole.
+const PACKET_BYTES_MAX: usize = 65_536;
+
+/// Room for what is seen faster than it is read, in bytes.
+const BUFFER_BYTES: usize = 256 << 20;
+/// As much of a packet as holds the headers of IPv4 and TCP.
+const HEADER_BYTES_MAX: usize = 120;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// A packet socket (packet(7)) on one interface of a namespace; packets begin with their IP header.
+#[derive(Debug)]
+pub struct PacketSocket {
+    socket: OwnedFd,
+    interface: i32,
+}
+
+impl PacketSocket {
+    /// Opens one on `interface`.
+    ///
+    /// # Panics
+    ///
+    /// Without the right, or without that interface.
+    pub fn open(namespace: &Namespace, interface: &str) -> Self {
+        let index = namespace.configure(|netlink| netlink.link(interface)).expect("the interface").index;
+        namespace.run(|| Self::bind(index as i32)).expect("a packet socket")
+    }
+
+    fn bind(interface: i32) -> io::Result<Self> {
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        // SAFETY: the call takes plain numbers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, protocol.into()) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just opened and is nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let address = link_address(interface, protocol);
+        let length = mem::size_of_val(&address) as libc::socklen_t;
+        // SAFETY: `address` is a valid link-layer address of the given length.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), ptr::from_ref(&address).cast(), length) };
+        if bound != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES)?;
+        Ok(PacketSocket { socket, interface })
+    }
+
+    /// Puts `packet` on the interface, as if the kernel had routed it there.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses it.
+    pub fn send(&self, packet: &[u8]) {
+        let version_6 = packet.first().is_some_and(|first| first >> 4 == 6);
+        let protocol = if version_6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP } as u16;
+        let address = link_address(self.interface, protocol.to_be());
+        let length = mem::size_of_val(&address) as libc::socklen_t;
+        let (start, bytes) = (packet.as_ptr().cast(), packet.len());
+        // SAFETY: packet and address are valid for their lengths.
+        let sent =
+            unsafe { libc::sendto(self.socket.as_raw_fd(), start, bytes, 0, ptr::from_ref(&address).cast(), length) };
+        assert_eq!(sent, packet.len() as isize, "{}", io::Error::last_os_error());
+    }
+
+    /// The next packet that was seen, in or out; `None` when there is none now.
+    pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; PACKET_BYTES_MAX];
+        let length = self.receive_into(&mut packet)?;
+        packet.truncate(length);
+        Some(packet)
+    }
+
+    /// Reads as much of the next packet as fits; the rest is lost.
+    fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
+        let start = buffer.as_mut_ptr().cast();
+        // SAFETY: the buffer is valid for its length.
+        let received = unsafe { libc::recv(self.socket.as_raw_fd(), start, buffer.len(), libc::MSG_DONTWAIT) };
+        usize::try_from(received).ok()
+    }
+
+    /// Waits until a packet with `token` in it is seen.
+    pub fn sees(&self, token: &[u8], limit: Duration) -> bool {
+        eventually(limit, || std::iter::from_fn(|| self.receive()).any(|packet| contains(&packet, token)))
+    }
+}
+
+/// The order of one host's TCP data as it was seen on an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SeenOrder {
+    /// Packets with data.
+    pub packets: u64,
+    /// How many of them began before the one ahead of them: retransmitted, or overtaken.
+    pub steps_back: u64,
+}
+
+/// Looks at the order of one host's TCP data, of one connection, until it is finished.
+#[derive(Debug)]
+pub struct OrderWatch {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<SeenOrder>,
+}
+
+impl OrderWatch {
+    /// Starts with what `source` sends over `socket`'s interface from now on.
+    pub fn start(socket: PacketSocket, source: Ipv4Addr) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let finished = Arc::clone(&done);
+        let thread = thread::spawn(move || {
+            let (mut order, mut last) = (SeenOrder::default(), None);
+            loop {
+                let ending = finished.load(Ordering::Acquire);
+                let mut head = [0; HEADER_BYTES_MAX];
+                while let Some(length) = socket.receive_into(&mut head) {
+                    let Some(sequence) = tcp_data_sequence(&head[..length], source) else { continue };
+                    order.packets += 1;
+                    order.steps_back += u64::from(last.is_some_and(|last| (sequence.wrapping_sub(last) as i32) < 0));
+                    last = Some(sequence);
+                }
+                if ending {
+                    return order;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        OrderWatch { done, thread }
+    }
+
+    /// What has been seen.
+    pub fn finish(self) -> SeenOrder {
+        self.done.store(true, Ordering::Release);
+        self.thread.join().expect("the watch goes on")
+    }
+}
+
+/// The sequence number of a TCP packet from `source` that carries data. IPv4 only.
+fn tcp_data_sequence(head: &[u8], source: Ipv4Addr) -> Option<u32> {
+    let is_wanted = head.len() >= 40 && head[0] >> 4 == 4 && head[9] == TCP && head[12..16] == source.octets();
+    let ip_header = usize::from(head[0] & 0xf) * 4;
+    let tcp = head.get(ip_header..).filter(|tcp| is_wanted && tcp.len() >= 20)?;
+    let headers = ip_header + usize::from(tcp[12] >> 4) * 4;
+    // A super-packet's total length may be 0: longer than 64 KiB.
+    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
+    (total == 0 || total > headers).then(|| u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]))
+}
+
+/// Whether `token` occurs in `packet`.
+pub fn contains(packet: &[u8], token: &[u8]) -> bool {
+    packet.windows(token.len()).any(|window| window == token)
+}
+
+/// The payloads of UDP packets to `port` among `packets`, which begin with an IPv4 header.
+pub fn udp_payloads_to(port: u16, packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+    let payload = |packet: Vec<u8>| {
+        let header = usize::from(packet.first()? & 0xf) * 4;
+        let is_wanted = *packet.get(9)? == UDP && packet.get(header + 2..header + 4)? == port.to_be_bytes();
+        is_wanted.then(|| packet[header + 8..].to_vec())
+    };
+    packets.into_iter().filter_map(payload).collect()
+}
+
+/// A UDP packet from `source` to `destination` with correct checksums, but for the UDP one of IPv4, which may be absent.
+///
+/// # Panics
+///
+/// If the addresses are of different families.
+pub fn udp_packet(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => udp_packet_v4(source, destination, payload),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => udp_packet_v6(source, destination, payload),
+        _ => panic!("{source} and {destination} are of different families"),
+    }
+}
+
+fn udp_packet_v4(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let length = (28 + payload.len()) as u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, UDP, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    let checksum = !sum(&packet, 0);
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend(udp_header(payload));
+    packet.extend(payload);
+    packet
+}
+
+fn udp_packet_v6(source: Ipv6Addr, destination: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    let length = (8 + payload.len()) as u16;
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([UDP, 64]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(udp_header(payload));
+    packet.extend(payload);
+    let pseudo = u32::from(length) + u32::from(UDP);
+    let checksum = !sum(&packet[8..], pseudo);
+    packet[46..48].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
+
+fn udp_header(payload: &[u8]) -> [u8; 8] {
+    let [high, low] = ((8 + payload.len()) as u16).to_be_bytes();
+    [0x30, 0x39, 0x30, 0x3a, high, low, 0, 0]
+}
+
+/// The Internet checksum's sum (RFC 1071).
+fn sum(bytes: &[u8], start: u32) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
+    let mut total = words.fold(start, |total, word| total + word);
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+fn link_address(interface: i32, protocol: u16) -> libc::sockaddr_ll {
+    // SAFETY: all fields of `sockaddr_ll` may be zero.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = interface;
+    address
+}

@@ -1,0 +1,55 @@
+//! A gateway's counters, as it prints them.
+
+use serde_json::Value;
+
+/// The counters of all shards at one moment.
+#[derive(Debug, Clone)]
+pub struct Status(Value);
+
+impl Status {
+    /// Reads a line of JSON.
+    pub fn parse(line: &str) -> Self {
+        Status(serde_json::from_str(line).expect("the gateway prints JSON"))
+    }
+
+    /// The number at `pointer` (RFC 6901) in the report of shard `index`.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn of_shard(&self, index: usize, pointer: &str) -> u64 {
+        let number = self.0["shards"][index].pointer(pointer).and_then(Value::as_u64);
+        number.unwrap_or_else(|| panic!("shard {index} reports no {pointer}: {}", self.0))
+    }
+
+    /// The sum over all shards.
+    pub fn sum(&self, pointer: &str) -> u64 {
+        (0..self.shards()).map(|index| self.of_shard(index, pointer)).sum()
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.0["shards"].as_array().map_or(0, Vec::len)
+    }
+
+    /// Packets dropped for `reason`.
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.sum(&format!("/counters/drops/{reason}"))
+    }
+
+    /// What was counted under `numerator` for each of `denominator` since `earlier`; 0 if nothing was.
+    pub fn mean_since(&self, earlier: &Status, numerator: &str, denominator: &str) -> f64 {
+        let since = |pointer| (self.sum(pointer) - earlier.sum(pointer)) as f64;
+        since(numerator) / since(denominator).max(1.0)
+    }
+
+    /// Every drop reason that has counted since `earlier`, for messages.
+    pub fn drops_since(&self, earlier: &Status) -> String {
+        let reasons = self.0["shards"][0]["counters"]["drops"].as_object().into_iter().flat_map(|drops| drops.keys());
+        reasons
+            .map(|reason| (reason, self.dropped(reason) - earlier.dropped(reason)))
+            .filter(|(_, packets)| *packets > 0)
+            .map(|(reason, packets)| format!("{reason}={packets} "))
+            .collect()
+    }
+}

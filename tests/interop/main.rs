@@ -1,0 +1,14 @@
+//! The unmodified Quincy client, 3.1.1, through the real gateway, in private network namespaces.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod exchanges;
+mod families;
+mod hostile;
+mod lifecycle;
+mod noise;
+mod ordering;
+mod placement;
+mod rebinding;
+mod refusals;

@@ -1,0 +1,110 @@
+//! A NAT between client and gateway changes its mapping under load.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tollgate::lab::bulk::Direction;
+use tollgate::lab::datagrams::{DatagramReceiver, FlowCounts};
+use tollgate::lab::relay::{Relay, RelayPlan};
+use tollgate::lab::{
+    Namespace, PathToGateway, ROUTER_ALTERNATE_V4, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan,
+};
+
+use crate::harness::client::{Attached, Login};
+use crate::harness::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use crate::harness::gateway::Gateway;
+use crate::harness::peers::Peers;
+use crate::harness::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
+use crate::harness::{queue, turn};
+
+const DATAGRAMS_PER_S: u32 = 2000;
+/// How long the load lasts, in seconds; the mapping changes after a third and after two.
+const LOAD_S: u32 = 6;
+/// Datagrams that one change of the mapping may cost in one direction: what was under way, and no more.
+const LOST_MAX: u64 = 20;
+
+#[test]
+fn a_session_survives_a_change_of_port_and_of_address_under_load() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
+    let topology = Topology::build(&plan).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let site = &topology.clients[0];
+    let relay = Relay::start(
+        topology.router.as_ref().expect("the path has one"),
+        RelayPlan {
+            listen: SocketAddr::new(site.first_hop_v4.into(), PORT),
+            gateway: SocketAddr::new(SERVICE_V4.into(), PORT),
+            source: ROUTER_V4.into(),
+        },
+    )
+    .unwrap();
+    let endpoint = relay.address().to_string();
+    let login = Login { endpoint: &endpoint, ..Login::of("alice") };
+    let mut attached = Attached::start(&peers, &deployment, &site.namespace, &gateway, login);
+    wait_for_ping(&site.namespace, SERVER_V4);
+    queue::lengthen(&site.namespace, CLIENT_TUN, 50_000);
+
+    let up = datagram_receiver(&topology.network, SERVER_V4);
+    let down = datagram_receiver(&site.namespace, attached.address);
+    let [lost_up, lost_down] = under_load(&topology, &up, &down, || {
+        let before = relay.sources().unwrap();
+        let moved = relay.rebind_port().unwrap();
+        assert_eq!((moved.len(), moved[0].ip()), (1, before[0].ip()));
+        assert_ne!(moved[0].port(), before[0].port());
+        thread::sleep(third());
+        let moved = relay.rebind_address(ROUTER_ALTERNATE_V4.into()).unwrap();
+        assert_eq!(moved[0].ip(), IpAddr::from(ROUTER_ALTERNATE_V4));
+    });
+    println!("lost: {lost_up} up, {lost_down} down, relay {:?}", relay.counts());
+    assert!(lost_up <= 2 * LOST_MAX && lost_down <= 2 * LOST_MAX, "lost: {lost_up} up, {lost_down} down");
+
+    assert_eq!(gateway.status().sum("/counters/handshakes"), 1);
+    assert_eq!(gateway.count_lines("client connected"), 1);
+    assert_eq!(gateway.count_lines("client disconnected"), 0);
+    assert_eq!(attached.client.process.exit_status().unwrap(), None);
+    gateway.assert_sound();
+}
+
+/// Runs bulk TCP and a paced flow both ways, and `change` after a third of the time. Returns the datagrams lost, up and down.
+fn under_load(topology: &Topology, up: &DatagramReceiver, down: &DatagramReceiver, change: impl FnOnce()) -> [u64; 2] {
+    let (inside, network) = (&topology.clients[0].namespace, &topology.network);
+    let bulk_server = bulk_server(network, SERVER_V4);
+    let server = bulk_server.address();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let busy = |direction| {
+            let done = &done;
+            move || {
+                while !done.load(Ordering::Relaxed) {
+                    bulk(inside, server, direction, 10_000_000);
+                }
+            }
+        };
+        let tcp = [scope.spawn(busy(Direction::Upload)), scope.spawn(busy(Direction::Download))];
+        let flow_up = scope.spawn(|| flow(inside, up));
+        let flow_down = scope.spawn(|| flow(network, down));
+        thread::sleep(third());
+        change();
+        let lost = [flow_up, flow_down].map(|flow| {
+            let (lost, counts) = flow.join().unwrap();
+            assert_eq!((counts.duplicated, counts.corrupted), (0, 0));
+            lost
+        });
+        done.store(true, Ordering::Relaxed);
+        tcp.into_iter().for_each(|tcp| tcp.join().unwrap());
+        lost
+    })
+}
+
+fn flow(from: &Namespace, receiver: &DatagramReceiver) -> (u64, FlowCounts) {
+    paced_flow(from, receiver, 1, u64::from(LOAD_S * DATAGRAMS_PER_S), DATAGRAMS_PER_S)
+}
+
+fn third() -> Duration {
+    Duration::from_secs((LOAD_S / 3).into())
+}
