@@ -52,13 +52,13 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key.as_str() {
-            "" => write!(f, "{}: {}\n  {}", self.place, self.what, self.remedy),
-            key => write!(f, "{}: `{key}` {}\n  {}", self.place, self.what, self.remedy),
+            "" => write!(f, "{}: {}; {}", self.place, self.what, self.remedy),
+            key => write!(f, "{}: `{key}` {}; {}", self.place, self.what, self.remedy),
         }
     }
 }
 
-/// A configuration that cannot be used. Its text has two lines for each problem: place, key and what is wrong, then what would be right.
+/// A configuration that cannot be used. Its text has a line for each problem: place, key, what is wrong, what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     problems: Vec<Problem>,

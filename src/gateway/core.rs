@@ -89,7 +89,7 @@ impl Core {
             .spawn(move || async move {
                 let _abort = AbortOnPanic;
                 let ended = self.ended.clone();
-                let result = self.run().await;
+                let result = self.run();
                 // The control thread may be past listening.
                 let _ = ended.send(shard);
                 result
@@ -97,7 +97,7 @@ impl Core {
             .map_err(|error| GatewayError::Executor { shard, cpu, reason: error.to_string() })
     }
 
-    async fn run(mut self) -> io::Result<()> {
+    fn run(mut self) -> io::Result<()> {
         let mut stop_by = None;
         loop {
             let now = Instant::now();

@@ -24,6 +24,9 @@ const BUFFER_BYTES: usize = 256 << 20;
 /// As much of a packet as holds the headers of IPv4 and TCP.
 const HEADER_BYTES_MAX: usize = 120;
 
+/// Where the UDP packets made here go.
+pub const UDP_PORT: u16 = 12_346;
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -222,7 +225,8 @@ fn udp_packet_v6(source: Ipv6Addr, destination: Ipv6Addr, payload: &[u8]) -> Vec
 
 fn udp_header(payload: &[u8]) -> [u8; 8] {
     let [high, low] = ((8 + payload.len()) as u16).to_be_bytes();
-    [0x30, 0x39, 0x30, 0x3a, high, low, 0, 0]
+    let [port_high, port_low] = UDP_PORT.to_be_bytes();
+    [0x30, 0x39, port_high, port_low, high, low, 0, 0]
 }
 
 /// The Internet checksum's sum (RFC 1071).

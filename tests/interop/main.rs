@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod aggregate;
 mod exchanges;
 mod families;
 mod hostile;

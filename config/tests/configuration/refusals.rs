@@ -240,7 +240,7 @@ fn an_unknown_key_is_answered_with_the_nearest_known_one_or_its_table() {
 fn a_problem_is_rendered_with_file_line_column_key_and_remedy() {
     let error = load_server(&format!("{SERVER}[connection]\n  mtu = 99"), &[]).unwrap_err().to_string();
     let (_, error) = error.split_once("server.toml").unwrap();
-    let expected = ":9:9: `connection.mtu` is 99, which is too small\n  write a whole number of bytes from 576 to 9000";
+    let expected = ":9:9: `connection.mtu` is 99, which is too small; write a whole number of bytes from 576 to 9000";
     assert_eq!(error, expected);
 }
 

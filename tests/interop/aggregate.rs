@@ -1,0 +1,200 @@
+//! One aggregate with packets for connections of two shards, made by the real kernel.
+//!
+//! Two clients share one UDP socket, so that one `UDP_SEGMENT` send can carry a packet of each. The gateway's kernel steers what arrives by
+//! its first packet only. Quincy's client has a socket of its own; the engine's client machine is driven here.
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket as StdUdpSocket};
+use std::time::{Duration, Instant};
+
+use tollgate::gateway::{ephemeral_reset_key, random};
+use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket};
+use tollgate::lab::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate::tls;
+use tollgate_config::{ClientTls, KeyExchange, PemSource};
+use tollgate_shards::client::ClientParams;
+use tollgate_shards::packet::merge::MergeLimits;
+use tollgate_shards::params::{Congestion, TransportParams};
+use tollgate_shards::{Client, Machine, Received, Transmit};
+
+use crate::harness::PATIENCE;
+use crate::harness::deployment::{Deployment, PORT, Plan};
+use crate::harness::gateway::Gateway;
+use crate::harness::peers::Peers;
+use crate::harness::raw;
+use crate::harness::turn;
+
+#[test]
+fn one_aggregate_for_two_shards_kills_neither_connection() {
+    let Some(_) = Peers::find() else { return };
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let server = topology.network.run(|| StdUdpSocket::bind((Ipv4Addr::UNSPECIFIED, raw::UDP_PORT)).unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let remote = (SERVICE_V4, PORT).into();
+    let socket = topology.clients[0].namespace.run(|| UdpSocket::for_remote(remote, &UdpOptions::default()).unwrap());
+
+    let mut pair = Pair::new(&deployment, socket);
+    pair.drive_until(|pair| pair.addresses().is_some());
+    // Until nothing is left of the handshakes that would go along with the packets.
+    pair.drive_for(Duration::from_millis(500));
+    let before = gateway.status();
+    assert_eq!([0, 1].map(|shard| before.of_shard(shard, "/owned_connections")), [1, 1], "an owner each");
+
+    let addresses = pair.addresses().unwrap();
+    pair.send_in_one_aggregate(addresses);
+    let mut seen = [0, 1].map(|_| receive(&server));
+    seen.sort_unstable();
+    assert_eq!(seen, addresses, "a packet of each");
+    let after = gateway.status();
+    let crossed = after.sum("/counters/misrouted_datagrams") - before.sum("/counters/misrouted_datagrams");
+    assert_eq!(crossed, 1, "the kernel gave the second packet to the first one's shard");
+
+    // Had one been answered with a stateless reset, its client would know by now.
+    pair.drive_for(Duration::from_millis(300));
+    for (client, address) in pair.clients.iter_mut().zip(addresses) {
+        client.handle_frame(Instant::now(), &frame(address));
+    }
+    pair.drive_for(Duration::from_millis(300));
+    let mut seen = [0, 1].map(|_| receive(&server));
+    seen.sort_unstable();
+    assert_eq!(seen, addresses, "both live on");
+    assert_eq!(gateway.status().sum("/counters/stateless_responses"), before.sum("/counters/stateless_responses"));
+    gateway.assert_sound();
+}
+
+/// Two clients, whose connections have different owners, on one socket.
+struct Pair {
+    clients: [Client; 2],
+    socket: UdpSocket,
+    receive: ReceiveBatch,
+    transmit: TransmitBatch,
+}
+
+impl Pair {
+    fn new(deployment: &Deployment, socket: UdpSocket) -> Self {
+        let clients = [("alice", 0), ("bob", 1)].map(|(user, owner)| client(deployment, user, owner));
+        Pair { clients, socket, receive: ReceiveBatch::new(16), transmit: TransmitBatch::new(16) }
+    }
+
+    /// The clients' inner addresses, ascending, once both have one.
+    fn addresses(&self) -> Option<[IpAddr; 2]> {
+        let mut addresses = [None, None];
+        for (address, client) in addresses.iter_mut().zip(&self.clients) {
+            *address = Some(client.assignment()?.client_address.addr());
+        }
+        Some(addresses.map(|address| address.expect("both are there")))
+    }
+
+    fn drive_until(&mut self, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < deadline, "the clients get no addresses");
+            self.pass();
+        }
+    }
+
+    fn drive_for(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.pass();
+        }
+    }
+
+    fn pass(&mut self) {
+        let now = Instant::now();
+        let clients = &mut self.clients;
+        self.socket
+            .receive(&mut self.receive, &mut |received| {
+                // Each takes what carries its own connection ID.
+                let copy = Received { data: received.data[..].into(), ..received };
+                clients[0].handle_udp(now, copy);
+                clients[1].handle_udp(now, received);
+            })
+            .unwrap();
+        for client in clients {
+            client.handle_timeout(now);
+            client.decide(now);
+            while client.poll_frame().is_some() {}
+            while self.transmit.fill(|buf| client.poll_transmit(now, buf)) {}
+            self.socket.send(&mut self.transmit);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
+    /// Has each client make one packet, and sends both in one piece.
+    fn send_in_one_aggregate(&mut self, addresses: [IpAddr; 2]) {
+        let now = Instant::now();
+        let mut both = Vec::new();
+        let mut first = None;
+        for (client, address) in self.clients.iter_mut().zip(addresses) {
+            client.handle_frame(now, &frame(address));
+            client.decide(now);
+            let mut buf = Vec::new();
+            let transmit = client.poll_transmit(now, &mut buf).expect("a packet");
+            assert_eq!((transmit.datagrams(), buf.len()), (1, transmit.bytes));
+            assert!(first.is_none_or(|first: Transmit| first.bytes == transmit.bytes), "equal in size");
+            first = Some(transmit);
+            both.extend(buf);
+        }
+        let one = first.expect("two packets");
+        let run = Transmit { bytes: both.len(), segment_bytes: one.bytes, ..one };
+        assert!(self.transmit.fill(|buf| {
+            buf.extend_from_slice(&both);
+            Some(run)
+        }));
+        let outcome = self.socket.send(&mut self.transmit);
+        assert_eq!((outcome.sends, outcome.datagrams), (1, 2), "one piece");
+    }
+}
+
+/// A client whose first packet, and so its connection, goes to shard `owner` of two.
+fn client(deployment: &Deployment, user: &str, owner: u8) -> Client {
+    let file = |name: &str| PemSource::File(deployment.path(name));
+    let tls = tls::client(&ClientTls {
+        key_exchange: KeyExchange::Hybrid,
+        trusted: vec![file("server_cert.pem")],
+        certificates: vec![file(&format!("{user}_cert.pem"))],
+        key: file(&format!("{user}_key.pem")),
+    })
+    .unwrap();
+    let make = |seed: [u8; 32]| {
+        let params = ClientParams {
+            remote: (SERVICE_V4, PORT).into(),
+            server_name: SERVICE_V4.to_string(),
+            transport: TransportParams {
+                mtu_bytes: 1400,
+                idle_timeout: Duration::from_secs(30),
+                keep_alive: None,
+                initial_rtt: None,
+                datagram_send_buffer_bytes_max: 1 << 20,
+                datagram_receive_buffer_bytes_max: 1 << 20,
+                congestion: Congestion::Cubic,
+            },
+            merge: MergeLimits::default(),
+            send_datagrams_max: 64,
+            seed,
+        };
+        Client::new(params, tls.clone(), ephemeral_reset_key(), Instant::now()).unwrap()
+    };
+    loop {
+        let seed = *random();
+        // The first connection ID depends on the seed alone, and its first byte picks the owner.
+        let mut initial = Vec::new();
+        make(seed).poll_transmit(Instant::now(), &mut initial).expect("an Initial");
+        if initial[6] % 2 == owner {
+            return make(seed);
+        }
+    }
+}
+
+/// A frame with a UDP packet from `source` to the server. The virtio header asks for nothing.
+fn frame(source: IpAddr) -> Vec<u8> {
+    [&[0; 10], &raw::udp_packet(source, SERVER_V4.into(), &[7; 1000])[..]].concat()
+}
+
+fn receive(server: &StdUdpSocket) -> IpAddr {
+    let mut buffer = [0; 2000];
+    server.recv_from(&mut buffer).expect("a packet of a client").1.ip()
+}
