@@ -3,17 +3,17 @@
 //! # The contract
 //!
 //! Everything here is a state machine without input or output. It reads no clock, draws no entropy but what its seed gives, starts no
-//! thread, takes no lock and makes no system call; whoever drives it does. [`Machine`] states how, once, for the gateway's [`Shard`]
-//! for the `Client`:
+//! thread, takes no lock and makes no system call; whoever drives it does. [`Machine`] states how, once, for the gateway's [`Shard`] and
+//! for the [`Client`]:
 //!
 //! 1. **In**: a bounded batch of `handle_*` calls, all with the `now` that the driver read once for the batch.
-//! 2. **Decide**: happens inside; every connection that the batch touched is looked at once.
+//! 2. **Decide**: one call; every connection that the batch touched is looked at once.
 //! 3. **Out**: `poll_*` until each says `None`. Outputs are batches, never single packets.
 //!
-//! `poll_timeout` then tells when to call `handle_timeout`, and why.
+//! `poll_timeout` then tells when to call `handle_timeout`, and why. A [`Shard`] asserts this order in debug builds.
 //!
 //! Input is never trusted and never panics: what cannot be used is a [`DropReason`] and a counter. A panic is a bug of this crate.
-//! Everything that grows is bounded by a `*_max` of `Params`.
+//! Everything that grows is bounded by a `*_max` of [`Params`].
 #![forbid(unsafe_code)]
 #![warn(clippy::iter_over_hash_type)]
 

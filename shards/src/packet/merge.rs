@@ -1,6 +1,6 @@
 //! Merging consecutive packets of a flow into super-packets for the TUN queue.
 //!
-//! This is the counterpart of [`split`](super::split): a run of TCP segments becomes a TSO frame, a run of UDP datagrams a USO frame,
+//! This is the counterpart of [`split`](mod@super::split): a run of TCP segments becomes a TSO frame, a run of UDP datagrams a USO frame,
 //! every other packet a frame of its own. No payload is copied.
 //!
 //! **Within a flow nothing is ever reordered.** Frames come out in the order in which their first packets came in. Of each flow at

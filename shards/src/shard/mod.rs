@@ -151,6 +151,8 @@ pub struct Shard {
     replies: Bucket,
     counters: Counters,
     now: Instant,
+    /// Whether anything was handled since the last decision.
+    undecided: bool,
     stopping: bool,
 }
 
@@ -191,6 +193,7 @@ impl Shard {
             replies: Bucket::new(REPLIES_PER_S, REPLIES_BURST, now),
             counters: Counters::default(),
             now,
+            undecided: false,
             stopping: false,
             directory,
             params,
@@ -230,14 +233,14 @@ impl Shard {
 
     /// Takes a message from another shard.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.now = now;
+        self.begin(now);
         self.receive(now, message);
         self.receive_local(now);
     }
 
     /// Takes an order from outside.
     pub fn handle_command(&mut self, now: Instant, command: Command) {
-        self.now = now;
+        self.begin(now);
         match command {
             Command::Stop => self.stop(now),
         }
@@ -246,6 +249,7 @@ impl Shard {
 
     /// The next message for another shard. To be polled after [`Shard::poll_steer`] is idle: a message may release what a steering entry held.
     pub fn poll_message(&mut self) -> Option<(ShardIndex, Message)> {
+        debug_assert!(self.steers.is_empty(), "steering comes before messages");
         let message = self.outbox.poll_remote();
         self.counters.messages += u64::from(message.is_some());
         message
@@ -259,6 +263,11 @@ impl Shard {
     /// The next event for the log.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.now = now;
+        self.undecided = true;
     }
 
     fn tell(&mut self, event: Event) {
@@ -309,23 +318,24 @@ impl Shard {
 
 impl Machine for Shard {
     fn handle_udp(&mut self, now: Instant, received: Received) {
-        self.now = now;
+        self.begin(now);
         self.receive_datagrams(now, received);
     }
 
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        self.now = now;
+        self.begin(now);
         self.route_frame(frame, true);
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
+        self.begin(now);
         self.connection_timeouts(now);
         self.home.handle_timeout(now, &mut self.outbox);
         self.receive_local(now);
     }
 
     fn decide(&mut self, now: Instant) {
+        self.undecided = false;
         self.now = now;
         while !self.merger.is_full()
             && let Some(slot) = self.touched.pop_front()
@@ -336,6 +346,8 @@ impl Machine for Shard {
     }
 
     fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        debug_assert!(!self.undecided, "decide comes before poll");
+        debug_assert!(buf.is_empty(), "each send has a buffer of its own");
         self.next_transmit(now, buf)
     }
 
