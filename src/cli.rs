@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use crossbeam_channel::select;
 use tollgate_config::{ClientConfig, LogFilter, ServerConfig};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::gateway::Gateway;
@@ -182,6 +182,7 @@ fn start_log(filter: &LogFilter, ignored_variables: &[String]) {
         .with_target(false)
         .init();
     for variable in ignored_variables {
-        warn!(variable, "this environment variable names no setting and is ignored");
+        // Not a warning: an orchestrator's own variables may begin like ours. One that resembles a setting is an error before this.
+        debug!(variable, "this environment variable names no setting and is ignored");
     }
 }
