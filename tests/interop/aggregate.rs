@@ -122,27 +122,36 @@ impl Pair {
 
     /// Has each client make one packet, and sends both in one piece.
     fn send_in_one_aggregate(&mut self, addresses: [IpAddr; 2]) {
-        let now = Instant::now();
-        let mut both = Vec::new();
-        let mut first = None;
-        for (client, address) in self.clients.iter_mut().zip(addresses) {
-            client.handle_frame(now, &frame(address));
-            client.decide(now);
-            let mut buf = Vec::new();
-            let transmit = client.poll_transmit(now, &mut buf).expect("a packet");
-            assert_eq!((transmit.datagrams(), buf.len()), (1, transmit.bytes));
-            assert!(first.is_none_or(|first: Transmit| first.bytes == transmit.bytes), "equal in size");
-            first = Some(transmit);
-            both.extend(buf);
+        const TRIES_MAX: usize = 50;
+        for _ in 0..TRIES_MAX {
+            let packets = [0, 1].map(|index| self.packet_of(index, addresses[index]));
+            let (first, second) = match packets {
+                [Some(first), Some(second)] if first.0.bytes == second.0.bytes => (first, second),
+                // One had to acknowledge something as well, or to wait. Datagrams may get lost: these do.
+                _ => {
+                    self.drive_for(Duration::from_millis(50));
+                    continue;
+                }
+            };
+            let run = Transmit { bytes: 2 * first.0.bytes, segment_bytes: first.0.bytes, ..first.0 };
+            assert!(self.transmit.fill(|buf| {
+                buf.extend(first.1.iter().chain(&second.1));
+                Some(run)
+            }));
+            let outcome = self.socket.send(&mut self.transmit);
+            assert_eq!((outcome.sends, outcome.datagrams), (1, 2), "one piece");
+            return;
         }
-        let one = first.expect("two packets");
-        let run = Transmit { bytes: both.len(), segment_bytes: one.bytes, ..one };
-        assert!(self.transmit.fill(|buf| {
-            buf.extend_from_slice(&both);
-            Some(run)
-        }));
-        let outcome = self.socket.send(&mut self.transmit);
-        assert_eq!((outcome.sends, outcome.datagrams), (1, 2), "one piece");
+        panic!("no two packets of equal size in {TRIES_MAX} tries");
+    }
+
+    fn packet_of(&mut self, index: usize, address: IpAddr) -> Option<(Transmit, Vec<u8>)> {
+        let (client, now) = (&mut self.clients[index], Instant::now());
+        client.handle_frame(now, &frame(address));
+        client.decide(now);
+        let mut packet = Vec::new();
+        let transmit = client.poll_transmit(now, &mut packet)?;
+        (transmit.datagrams() == 1).then_some((transmit, packet))
     }
 }
 
