@@ -22,6 +22,23 @@ const LIKENESS_MIN: f64 = 0.6;
 /// Prefixes of environment variables that override settings. A later one wins over an earlier one.
 const PREFIXES: [&str; 2] = ["QUINCY_", "TOLLGATE_"];
 
+/// Has `read` make a value of the file at `path`, overridden by `env`. Returns with it the variables that were ignored.
+///
+/// # Errors
+///
+/// If the file cannot be read, or anything in it or in the variables is wrong.
+pub(crate) fn load<T>(
+    path: &Path,
+    bytes_max: u64,
+    env: impl Iterator<Item = (String, String)>,
+    read_root: impl FnOnce(Table<'_>, &mut Report<'_>) -> Option<T>,
+) -> Result<(T, Vec<String>), ConfigError> {
+    let text = read(path, bytes_max)?;
+    let (mut report, root) = Report::open(path, &text, env)?;
+    let value = read_root(root, &mut report);
+    report.finish(value)
+}
+
 /// The text of the file at `path`, which must be UTF-8 and no longer than `bytes_max`.
 ///
 /// # Errors

@@ -90,10 +90,7 @@ impl ServerConfig {
     ///
     /// If a file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let text = document::read(path, FILE_BYTES_MAX)?;
-        let (mut report, root) = Report::open(path, &text, env)?;
-        let config = Self::read(root, &mut report);
-        let (mut config, ignored_variables) = report.finish(config)?;
+        let (mut config, ignored_variables) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
         config.ignored_variables = ignored_variables;
         Ok(config)
     }
