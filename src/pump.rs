@@ -31,7 +31,7 @@ pub struct Pump {
     udp_blocked: bool,
     woken: bool,
     ready: Readiness,
-    /// Whether `ready` is this pass's.
+    /// Whether `ready` is of a sleep that no intake has followed yet.
     fresh: bool,
     traffic: Traffic,
 }
@@ -92,11 +92,6 @@ impl Pump {
         })
     }
 
-    /// The UDP socket.
-    pub fn udp(&self) -> &UdpSocket {
-        &self.udp
-    }
-
     /// Gives the pump its TUN queue, once there is one.
     ///
     /// # Errors
@@ -129,7 +124,6 @@ impl Pump {
         self.traffic.passes += 1;
         if !std::mem::take(&mut self.fresh) {
             self.look(Some(Duration::ZERO))?;
-            self.fresh = false;
         }
         let messages = self.receive_messages(machine, now)?;
         let frames = self.read_frames(machine, now)?;
@@ -219,7 +213,9 @@ impl Pump {
     /// When the poller is unusable.
     pub fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {
         self.traffic.sleeps += 1;
-        self.look(deadline.map(|deadline| deadline.saturating_duration_since(now)))
+        self.look(deadline.map(|deadline| deadline.saturating_duration_since(now)))?;
+        self.fresh = true;
+        Ok(())
     }
 
     /// One system call tells what both descriptors have, sleeping or not; asking each of them for what it has not would cost one each.
@@ -229,7 +225,6 @@ impl Pump {
         self.woken |= ready.wake;
         self.ready.udp |= ready.udp;
         self.ready.tun |= ready.tun;
-        self.fresh = true;
         Ok(())
     }
 

@@ -173,11 +173,6 @@ impl Client {
         self.link.send(packet, &mut self.counters.drops);
     }
 
-    /// Takes note that the driver's own address has changed.
-    pub fn local_address_changed(&mut self) {
-        self.link.connection.local_address_changed();
-    }
-
     /// Whether the connection is over and everything said.
     pub fn is_drained(&self) -> bool {
         self.drained

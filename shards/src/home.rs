@@ -51,8 +51,8 @@ pub struct Home {
 }
 
 struct Session {
-    bucket: Option<Bucket>,
-    rate: Option<Rate>,
+    /// The limit, where there is one.
+    bucket: Option<(Rate, Bucket)>,
     members: Vec<Member>,
     /// Owners whose packets wait for tokens, first come first served; one entry an owner.
     requests: VecDeque<(ShardIndex, u64)>,
@@ -93,15 +93,11 @@ impl Home {
     /// A client has logged in as `user`: it joins the user's session, and the keeper is asked for an address.
     pub fn attach(&mut self, now: Instant, directory: &Directory, login: Login, outbox: &mut Outbox) {
         let Login { user, connection, certificate } = login;
-        let session = self.sessions.entry(user).or_insert_with(|| {
-            let rate = directory.user(user).limit;
-            Session {
-                bucket: rate.map(|rate| Bucket::for_user(rate, now)),
-                rate,
-                members: Vec::new(),
-                requests: VecDeque::new(),
-                due: None,
-            }
+        let session = self.sessions.entry(user).or_insert_with(|| Session {
+            bucket: directory.user(user).limit.map(|rate| (rate, Bucket::for_user(rate, now))),
+            members: Vec::new(),
+            requests: VecDeque::new(),
+            due: None,
         });
         if session.members.iter().any(|member| member.connection == connection) {
             return;
@@ -209,8 +205,8 @@ impl Home {
         if let Some(due) = session.due.take() {
             self.due.remove(&(due, user));
         }
-        let (Some(bucket), Some(rate)) = (&mut session.bucket, session.rate) else { return };
-        let lease = lease_bytes(rate);
+        let Some((rate, bucket)) = &mut session.bucket else { return };
+        let lease = lease_bytes(*rate);
         while let Some(&(owner, wanted)) = session.requests.front() {
             let wanted = wanted.clamp(1, lease);
             // A slow user's first packet goes as soon as its own tokens are there, a fast user's wait for a worthwhile grant.

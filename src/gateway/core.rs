@@ -119,11 +119,11 @@ impl Core {
         }
     }
 
-    /// In, decide, out. Returns whether other shards or the control thread may have more.
+    /// In, decide, out. Returns whether other shards may have more.
     fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> io::Result<bool> {
         self.pump.intake(&mut self.shard, now)?;
-        let mut busy = self.mesh.receive(|message| self.shard.handle_message(now, message));
-        busy |= self.take_orders(now, stop_by);
+        let busy = self.mesh.receive(|message| self.shard.handle_message(now, message));
+        self.take_orders(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
@@ -151,7 +151,7 @@ impl Core {
         slept
     }
 
-    fn take_orders(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> bool {
+    fn take_orders(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
         loop {
             match self.orders.try_recv() {
                 Ok(Order::Report(to)) => {
@@ -163,7 +163,7 @@ impl Core {
                     self.shard.handle_command(now, Command::Stop);
                 }
                 Ok(Order::Stop) => {}
-                Err(_) => return false,
+                Err(_) => return,
             }
         }
     }

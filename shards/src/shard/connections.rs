@@ -82,6 +82,12 @@ impl Connections {
         slot as u32
     }
 
+    /// Takes out the connection of `key`, if it still is the one in its slot; [`Connections::put_back`] must follow.
+    pub fn take_exact(&mut self, key: ConnectionKey) -> Option<Box<Owned>> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        slot.take_if(|owned| owned.key == key)
+    }
+
     /// Takes a connection out to drive it; [`Connections::put_back`] or [`Connections::forget`] must follow.
     pub fn take(&mut self, slot: u32) -> Option<Box<Owned>> {
         self.slots.get_mut(slot as usize)?.take()

@@ -83,19 +83,15 @@ impl Shard {
     }
 
     fn deliver(&mut self, connection: ConnectionKey, packet: Bytes) {
-        let Some(mut owned) = self.connections.take(connection.slot) else {
+        let Some(mut owned) = self.connections.take_exact(connection) else {
             return self.counters.drops.count(DropReason::NoRoute);
         };
-        if owned.key == connection {
-            if packet.len() > owned.link.inner_mtu_bytes() {
-                self.reply_too_big(&mut owned, &packet);
-            } else {
-                self.down(&mut owned, packet);
-            }
-            want_to_send(&mut self.sending, &mut owned);
+        if packet.len() > owned.link.inner_mtu_bytes() {
+            self.reply_too_big(&mut owned, &packet);
         } else {
-            self.counters.drops.count(DropReason::NoRoute);
+            self.down(&mut owned, packet);
         }
+        want_to_send(&mut self.sending, &mut owned);
         self.connections.put_back(owned);
     }
 
@@ -136,15 +132,11 @@ impl Shard {
             }
             return;
         }
-        let Some(mut owned) = self.connections.take(connection.slot) else {
+        let Some(mut owned) = self.connections.take_exact(connection) else {
             return self.counters.drops.count(DropReason::NoRoute);
         };
-        if owned.key == connection {
-            self.frame_down(&mut owned, &header, packet);
-            want_to_send(&mut self.sending, &mut owned);
-        } else {
-            self.counters.drops.count(DropReason::NoRoute);
-        }
+        self.frame_down(&mut owned, &header, packet);
+        want_to_send(&mut self.sending, &mut owned);
         self.connections.put_back(owned);
     }
 
@@ -217,13 +209,11 @@ impl Shard {
         while !self.merger.is_full()
             && let Some(waiting) = self.allowances.get_mut(&user).and_then(|allowance| allowance.next_affordable())
         {
-            let Some(mut owned) = self.connections.take(waiting.connection.slot) else {
+            let Some(mut owned) = self.connections.take_exact(waiting.connection) else {
                 self.counters.drops.count(DropReason::NotAttached);
                 continue;
             };
-            if owned.key != waiting.connection {
-                self.counters.drops.count(DropReason::NotAttached);
-            } else if waiting.direction == Direction::Up {
+            if waiting.direction == Direction::Up {
                 self.up(&mut owned, waiting.packet);
             } else {
                 self.queue_down(&mut owned, waiting.packet);

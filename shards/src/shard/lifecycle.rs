@@ -70,8 +70,8 @@ impl Shard {
 
     /// The home has taken the connection in: the client is told its address.
     pub(super) fn attached(&mut self, now: Instant, connection: ConnectionKey, address: IpAddr, limited: bool) {
-        let Some(mut owned) = self.connections.take(connection.slot) else { return };
-        if let (true, Stage::Attaching { user }) = (owned.key == connection, owned.stage) {
+        let Some(mut owned) = self.connections.take_exact(connection) else { return };
+        if let Stage::Attaching { user } = owned.stage {
             owned.stage = Stage::Attached { user, address, limited };
             if limited {
                 self.allowances.entry(user).or_default().connections += 1;
@@ -89,18 +89,16 @@ impl Shard {
 
     /// The home wants the connection closed.
     pub(super) fn close_for(&mut self, now: Instant, connection: ConnectionKey, reason: CloseReason) {
-        let Some(mut owned) = self.connections.take(connection.slot) else { return };
-        if owned.key == connection {
-            match reason {
-                CloseReason::PoolExhausted => {
-                    if let Stage::Attaching { user } = owned.stage {
-                        self.tell(Event::PoolExhausted { user });
-                    }
-                    self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+        let Some(mut owned) = self.connections.take_exact(connection) else { return };
+        match reason {
+            CloseReason::PoolExhausted => {
+                if let Stage::Attaching { user } = owned.stage {
+                    self.tell(Event::PoolExhausted { user });
                 }
-                CloseReason::Superseded => {
-                    self.goodbye(now, &mut owned, close_code::SUPERSEDED, "Superseded by a newer connection");
-                }
+                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+            }
+            CloseReason::Superseded => {
+                self.goodbye(now, &mut owned, close_code::SUPERSEDED, "Superseded by a newer connection");
             }
         }
         self.connections.put_back(owned);
