@@ -197,7 +197,8 @@ impl Pump {
         while let Some(frame) = machine.poll_frame() {
             match tun.write(&frame) {
                 WriteOutcome::Written => {}
-                _ => refused += 1,
+                // One payload to each packet that was merged.
+                _ => refused += frame.payloads.len() as u64,
             }
         }
         if refused > 0 {

@@ -92,6 +92,20 @@ impl Allowance {
         self.waiting_bytes -= bytes;
         self.waiting.pop_front()
     }
+
+    /// One of the connections that share it is closed: its packets wait no longer.
+    pub fn leave(&mut self, connection: ConnectionKey, dropped: &mut impl FnMut(&Waiting)) {
+        self.connections -= 1;
+        let waiting_bytes = &mut self.waiting_bytes;
+        self.waiting.retain(|waiting| {
+            let stays = waiting.connection != connection;
+            if !stays {
+                *waiting_bytes -= waiting.packet.len();
+                dropped(waiting);
+            }
+            stays
+        });
+    }
 }
 
 #[cfg(test)]
@@ -115,6 +129,22 @@ mod tests {
         allowance.granted(10);
         assert_eq!(allowance.next_affordable().unwrap().packet.len(), 50);
         assert!(!allowance.spend(1), "all tokens are spent");
+    }
+
+    #[test]
+    fn packets_of_a_connection_that_leaves_wait_no_longer() {
+        let mut allowance = Allowance { connections: 2, ..Allowance::default() };
+        let other = ConnectionKey { slot: 1, ..CONNECTION };
+        for (connection, bytes) in [(CONNECTION, 100), (other, 200), (CONNECTION, 300)] {
+            allowance.wait(connection, Direction::Down, &vec![0; bytes], 600).unwrap();
+        }
+        let mut left = Vec::new();
+        allowance.leave(CONNECTION, &mut |waiting| left.push(waiting.packet.len()));
+        assert_eq!((left, allowance.connections), (vec![100, 300], 1));
+        assert_eq!(allowance.request(), Some(200), "only the other's bytes are wanted");
+        assert!(allowance.wait(other, Direction::Up, &[0; 400], 600).is_ok(), "there is room again");
+        allowance.granted(600);
+        assert_eq!(allowance.next_affordable().unwrap().connection, other);
     }
 
     #[test]

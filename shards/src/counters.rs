@@ -17,10 +17,14 @@ pub struct Counters {
     pub up_packets: u64,
     /// Their bytes.
     pub up_bytes: u64,
-    /// Inner packets queued for clients.
+    /// Inner packets queued for clients. Each is then in a DATAGRAM frame that was sent, or dropped when its connection closed.
     pub down_packets: u64,
     /// Their bytes.
     pub down_bytes: u64,
+    /// DATAGRAM frames received (RFC 9221), one to an inner packet, over all connections there were.
+    pub datagrams_received: u64,
+    /// DATAGRAM frames sent, likewise.
+    pub datagrams_sent: u64,
     /// Inner packets from one client to another.
     pub relayed_packets: u64,
     /// TUN frames that arrived at the wrong shard and went over the mesh.

@@ -39,7 +39,7 @@ pub mod shard;
 pub mod transport;
 pub mod verdict;
 
-pub use client::{Client, ClientEvent, ClientParams, CloseCause};
+pub use client::{Client, ClientEvent, ClientParams, CloseCause, Tunnel, TunnelParams};
 pub use connection_id::ShardIndex;
 pub use counters::Counters;
 pub use directory::{Directory, UserIndex};

@@ -5,8 +5,9 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use quinn_proto::{Connection, ConnectionHandle, Endpoint, SendDatagramError};
+use quinn_proto::{Connection, ConnectionEvent, ConnectionHandle, ConnectionStats, Endpoint, SendDatagramError};
 
+use crate::counters::Counters;
 use crate::machine::Transmit;
 use crate::verdict::{DropReason, Drops};
 
@@ -19,14 +20,45 @@ pub struct Link {
     pub connection: Connection,
     /// Its name at the endpoint.
     pub handle: ConnectionHandle,
-    datagrams_seen: u64,
-    frames_seen: u64,
+    counted: Counted,
+    /// Packets taken out of the receive queue, and those that it lost.
+    taken: u64,
+    /// Whether the receive queue is known to hold nothing.
+    emptied: bool,
+    /// Packets that the send queue took and did not drop.
+    queued: u64,
+    /// Free space of an empty send queue, in bytes.
+    send_room_bytes_max: usize,
+}
+
+/// How far quinn-proto's statistics have been carried over into the counters.
+#[derive(Default)]
+struct Counted {
+    udp_datagrams: u64,
+    frames: u64,
+    datagrams_received: u64,
+    datagrams_sent: u64,
 }
 
 impl Link {
     /// Takes over a new connection.
-    pub fn new(handle: ConnectionHandle, connection: Connection) -> Self {
-        Link { connection, handle, datagrams_seen: 0, frames_seen: 0 }
+    pub fn new(handle: ConnectionHandle, mut connection: Connection) -> Self {
+        let send_room_bytes_max = connection.datagrams().send_buffer_space();
+        Link {
+            connection,
+            handle,
+            counted: Counted::default(),
+            taken: 0,
+            emptied: true,
+            queued: 0,
+            send_room_bytes_max,
+        }
+    }
+
+    /// Gives the connection what the endpoint has for it.
+    pub fn handle_event(&mut self, event: ConnectionEvent) {
+        self.emptied = false;
+        self.connection.handle_event(event);
     }
 
     /// Carries messages between the connection and its endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.
@@ -49,15 +81,38 @@ impl Link {
         self.connection.datagrams().max_size().unwrap_or(0)
     }
 
-    /// Queues an inner packet, if there is room.
-    pub fn send(&mut self, packet: Bytes, drops: &mut Drops) {
+    /// The next inner packet received, in order of arrival.
+    pub fn recv(&mut self) -> Option<Bytes> {
+        let packet = self.connection.datagrams().recv();
+        match packet {
+            Some(_) => self.taken += 1,
+            None => self.emptied = true,
+        }
+        packet
+    }
+
+    /// Queues an inner packet, if there is room. Returns whether there was; if not, a drop has been counted.
+    pub fn send(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
+        if self.connection.is_closed() {
+            drops.count(DropReason::NotAttached);
+            return false;
+        }
         // The newest gives way rather than the oldest: quinn-proto does not say how many old ones it drops, and every drop is counted here.
         match self.connection.datagrams().send(packet, false) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.queued += 1;
+                return true;
+            }
             Err(SendDatagramError::Blocked(_)) => drops.count(DropReason::DatagramQueueFull),
             Err(SendDatagramError::TooLarge) => drops.count(DropReason::TooBig),
             Err(_) => drops.count(DropReason::NotAttached),
         }
+        false
+    }
+
+    /// Free space of the send queue, in bytes: a packet of this length finds room.
+    pub fn send_room_bytes(&mut self) -> usize {
+        self.connection.datagrams().send_buffer_space()
     }
 
     /// Appends the next run of datagrams to `buf`.
@@ -68,11 +123,34 @@ impl Link {
         Some(outgoing(&transmit))
     }
 
+    /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and
+    /// before the link is dropped.
+    pub fn count(&mut self, counters: &mut Counters) {
+        let stats = self.connection.stats();
+        let (received, sent) = (stats.frame_rx.datagram, stats.frame_tx.datagram);
+        counters.datagrams_received += received - self.counted.datagrams_received;
+        counters.datagrams_sent += sent - self.counted.datagrams_sent;
+        (self.counted.datagrams_received, self.counted.datagrams_sent) = (received, sent);
+        self.count_undecryptable(&stats, &mut counters.drops);
+        let closed = self.connection.is_closed();
+        if self.emptied && received > self.taken {
+            // A closed connection's last frames are counted by quinn-proto, but no longer queued.
+            let reason = if closed { DropReason::NotAttached } else { DropReason::ReceiveQueueFull };
+            counters.drops.add(reason, received - self.taken);
+            self.taken = received;
+        }
+        if self.queued > sent && (closed || self.send_room_bytes() == self.send_room_bytes_max) {
+            // Of an open connection, quinn-proto drops what no longer fits when the path changes.
+            let reason = if closed { DropReason::ConnectionClosed } else { DropReason::TooBig };
+            counters.drops.add(reason, self.queued - sent);
+            self.queued = sent;
+        }
+    }
+
     /// Counts the UDP datagrams of the last batch that brought no frame at all: what did not authenticate, and duplicates.
     ///
     /// quinn-proto does not tell of them one by one, so packets with several frames may hide some: the count is a lower bound.
-    pub fn count_undecryptable(&mut self, drops: &mut Drops) {
-        let stats = self.connection.stats();
+    fn count_undecryptable(&mut self, stats: &ConnectionStats, drops: &mut Drops) {
         let rx = &stats.frame_rx;
         let frames = rx.acks
             + rx.ack_frequency
@@ -99,10 +177,9 @@ impl Link {
             + rx.stop_sending
             + rx.stream;
         let datagrams = stats.udp_rx.datagrams;
-        let barren =
-            datagrams.saturating_sub(self.datagrams_seen).saturating_sub(frames.saturating_sub(self.frames_seen));
+        let barren = (datagrams - self.counted.udp_datagrams).saturating_sub(frames - self.counted.frames);
         drops.add(DropReason::Undecryptable, barren);
-        (self.datagrams_seen, self.frames_seen) = (datagrams, frames);
+        (self.counted.udp_datagrams, self.counted.frames) = (datagrams, frames);
     }
 }
 

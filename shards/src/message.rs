@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::connection_id::ShardIndex;
 use crate::directory::{Fingerprint, UserIndex};
 use crate::machine::Received;
+use crate::packet::vnet::VnetHeader;
 use crate::routes::ConnectionKey;
 
 /// A client that has proved who it is.
@@ -122,7 +123,10 @@ impl Message {
     pub fn expendable(&self) -> Option<u64> {
         match self {
             Message::Hairpin { packets, .. } => Some(packets.len() as u64),
-            Message::Frame(_) | Message::Datagram(_) => Some(1),
+            Message::Frame(frame) => {
+                Some(VnetHeader::parse(frame).map_or(1, |(header, packet)| header.packets(packet)))
+            }
+            Message::Datagram(_) => Some(1),
             _ => None,
         }
     }

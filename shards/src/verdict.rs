@@ -47,11 +47,15 @@ pub enum DropReason {
     UdpTruncated,
     /// The kernel refused a TUN write.
     TunWrite,
+    /// The connection's queue of datagrams received was full; the oldest gave way.
+    ReceiveQueueFull,
+    /// The connection ended while the packet was queued to be sent on it, or waited for the tokens to be.
+    ConnectionClosed,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 20] = [
+    pub const ALL: [DropReason; 22] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -72,6 +76,8 @@ impl DropReason {
         DropReason::UdpSend,
         DropReason::UdpTruncated,
         DropReason::TunWrite,
+        DropReason::ReceiveQueueFull,
+        DropReason::ConnectionClosed,
     ];
 
     /// The reason's name in logs, tables and metrics.
@@ -97,6 +103,8 @@ impl DropReason {
             DropReason::UdpSend => "udp_send",
             DropReason::UdpTruncated => "udp_truncated",
             DropReason::TunWrite => "tun_write",
+            DropReason::ReceiveQueueFull => "receive_queue_full",
+            DropReason::ConnectionClosed => "connection_closed",
         }
     }
 }

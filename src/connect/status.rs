@@ -57,6 +57,8 @@ impl Status {
         total.up_bytes += connection.up_bytes;
         total.down_packets += connection.down_packets;
         total.down_bytes += connection.down_bytes;
+        total.datagrams_received += connection.datagrams_received;
+        total.datagrams_sent += connection.datagrams_sent;
         total.too_big_replies += connection.too_big_replies;
         for (reason, packets) in connection.drops.iter() {
             total.drops.add(reason, packets);
@@ -75,12 +77,14 @@ mod tests {
         let mut connection =
             Counters { up_packets: 1, up_bytes: 2, down_packets: 3, down_bytes: 4, ..Counters::default() };
         connection.too_big_replies = 5;
+        (connection.datagrams_received, connection.datagrams_sent) = (7, 8);
         connection.drops.add(DropReason::ForgedSource, 6);
         let mut status = Status::default();
         status.add(connection);
         status.add(connection);
         let total = status.counters;
         assert_eq!((total.up_packets, total.up_bytes, total.down_packets, total.down_bytes), (2, 4, 6, 8));
+        assert_eq!((total.datagrams_received, total.datagrams_sent), (14, 16));
         assert_eq!((total.too_big_replies, total.drops.of(DropReason::ForgedSource)), (10, 12));
     }
 

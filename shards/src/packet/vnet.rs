@@ -69,16 +69,28 @@ impl VnetHeader {
 
     /// Length of the largest IP packet that `packet`, the frame behind this header, is to be split into, in bytes.
     pub fn segment_bytes(&self, packet: &[u8]) -> usize {
-        let transport = usize::from(self.csum_start);
-        let header_bytes = match self.gso_type & !GSO_ECN {
-            GSO_TCPV4 | GSO_TCPV6 => packet.get(transport + 12).map(|offset| usize::from(offset >> 4) * 4),
-            GSO_UDP_L4 => Some(8),
-            _ => None,
-        };
-        match header_bytes {
-            Some(bytes) => packet.len().min(transport + bytes + usize::from(self.gso_size)),
+        match self.gso_header_bytes(packet) {
+            Some(bytes) => packet.len().min(bytes + usize::from(self.gso_size)),
             None => packet.len(),
         }
+    }
+
+    /// How many packets `packet`, the frame behind this header, stands for.
+    pub fn packets(&self, packet: &[u8]) -> u64 {
+        let Some(header_bytes) = self.gso_header_bytes(packet) else { return 1 };
+        let payload_bytes = packet.len().saturating_sub(header_bytes);
+        payload_bytes.div_ceil(usize::from(self.gso_size).max(1)).max(1) as u64
+    }
+
+    /// Length of the headers that each packet of a super-packet gets, in bytes; `None` of a frame that is one packet.
+    fn gso_header_bytes(&self, packet: &[u8]) -> Option<usize> {
+        let transport = usize::from(self.csum_start);
+        let bytes = match self.gso_type & !GSO_ECN {
+            GSO_TCPV4 | GSO_TCPV6 => usize::from(packet.get(transport + 12)? >> 4) * 4,
+            GSO_UDP_L4 => 8,
+            _ => return None,
+        };
+        Some(transport + bytes)
     }
 
     /// Whether the transport checksum must be completed.

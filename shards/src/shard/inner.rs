@@ -24,13 +24,13 @@ impl Shard {
     #[must_use]
     pub(super) fn take_inner_packets(&mut self, owned: &mut Owned) -> bool {
         let Stage::Attached { user, limited, .. } = owned.stage else {
-            while owned.link.connection.datagrams().recv().is_some() {
+            while owned.link.recv().is_some() {
                 self.counters.drops.count(DropReason::NotAttached);
             }
             return false;
         };
         while !self.merger.is_full() {
-            let Some(packet) = owned.link.connection.datagrams().recv() else { break };
+            let Some(packet) = owned.link.recv() else { break };
             if !limited || self.may_pass(user, owned.key, Direction::Up, &packet) {
                 self.up(owned, packet);
             }
@@ -107,9 +107,11 @@ impl Shard {
     }
 
     fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
-        self.counters.down_packets += 1;
-        self.counters.down_bytes += packet.len() as u64;
-        owned.link.send(packet, &mut self.counters.drops);
+        let bytes = packet.len() as u64;
+        if owned.link.send(packet, &mut self.counters.drops) {
+            self.counters.down_packets += 1;
+            self.counters.down_bytes += bytes;
+        }
     }
 
     /// Takes a frame of the TUN: to a connection of this shard, or once across the mesh.
@@ -117,47 +119,51 @@ impl Shard {
         let Some((header, packet)) = VnetHeader::parse(frame) else {
             return self.counters.drops.count(DropReason::Malformed);
         };
-        let Ok(inner) = InnerPacket::parse(packet) else {
-            return self.counters.drops.count(DropReason::Malformed);
-        };
-        let Some(connection) = self.routes.find(inner.destination) else {
-            return self.counters.drops.count(DropReason::NoRoute);
-        };
-        if connection.owner != self.params.index {
-            if may_cross {
-                self.counters.misrouted_frames += 1;
-                self.outbox.send(connection.owner, Message::Frame(copied(&mut self.arena, frame)));
-            } else {
-                self.counters.drops.count(DropReason::NoRoute);
-            }
-            return;
+        if let Err(reason) = self.route_packet(&header, packet, frame, may_cross) {
+            self.counters.drops.add(reason, header.packets(packet));
         }
-        let Some(mut owned) = self.connections.take_exact(connection) else {
-            return self.counters.drops.count(DropReason::NoRoute);
-        };
-        self.frame_down(&mut owned, &header, packet);
+    }
+
+    fn route_packet(
+        &mut self,
+        header: &VnetHeader,
+        packet: &[u8],
+        frame: &[u8],
+        may_cross: bool,
+    ) -> Result<(), DropReason> {
+        let inner = InnerPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
+        let connection = self.routes.find(inner.destination).ok_or(DropReason::NoRoute)?;
+        if connection.owner != self.params.index {
+            if !may_cross {
+                return Err(DropReason::NoRoute);
+            }
+            self.counters.misrouted_frames += 1;
+            self.outbox.send(connection.owner, Message::Frame(copied(&mut self.arena, frame)));
+            return Ok(());
+        }
+        let mut owned = self.connections.take_exact(connection).ok_or(DropReason::NoRoute)?;
+        let sent = self.frame_down(&mut owned, header, packet);
         want_to_send(&mut self.sending, &mut owned);
         self.connections.put_back(owned);
+        sent
     }
 
     /// Splits a frame into packets for one client, or tells its sender how long they may be.
-    fn frame_down(&mut self, owned: &mut Owned, header: &VnetHeader, packet: &[u8]) {
+    fn frame_down(&mut self, owned: &mut Owned, header: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let mtu_bytes = owned.link.inner_mtu_bytes();
         if header.segment_bytes(packet) > mtu_bytes {
-            self.counters.drops.count(DropReason::TooBig);
             if let Some(reply) = self.too_big_reply(packet, mtu_bytes)
                 && let Ok(inner) = InnerPacket::parse(&reply)
             {
                 self.write_to_tun(reply, &inner);
             }
-            return;
+            return Err(DropReason::TooBig);
         }
         room(&mut self.arena, 2 * packet.len());
         let mut arena = std::mem::take(&mut self.arena);
-        if split(header, packet, &mut arena, &mut |packet| self.down(owned, packet)).is_err() {
-            self.counters.drops.count(DropReason::Malformed);
-        }
+        let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
         self.arena = arena;
+        sent.map(|_| ()).map_err(|_| DropReason::Malformed)
     }
 
     /// A client's packet is too large for the client that it goes to.
@@ -222,5 +228,22 @@ impl Shard {
             self.connections.put_back(owned);
         }
         self.request_lease(user);
+    }
+
+    /// A limited user's connection is closed: what waits for tokens on its behalf goes nowhere.
+    pub(super) fn leave_allowance(&mut self, user: UserIndex, connection: ConnectionKey) {
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        let counters = &mut self.counters;
+        allowance.leave(connection, &mut |waiting| match waiting.direction {
+            Direction::Up => counters.drops.count(DropReason::NotAttached),
+            Direction::Down => {
+                counters.down_packets += 1;
+                counters.down_bytes += waiting.packet.len() as u64;
+                counters.drops.count(DropReason::ConnectionClosed);
+            }
+        });
+        if allowance.connections == 0 {
+            self.allowances.remove(&user);
+        }
     }
 }

@@ -39,11 +39,8 @@ impl Shard {
         if self.take_inner_packets(&mut owned) {
             touch(&mut self.touched, &mut owned);
         }
-        owned.link.count_undecryptable(&mut self.counters.drops);
         if drained {
-            self.deadlines.disarm(slot, &mut owned.armed);
-            self.connections.forget(owned);
-            return;
+            return self.forget(owned);
         }
         want_to_send(&mut self.sending, &mut owned);
         self.connections.put_back(owned);
@@ -142,13 +139,8 @@ impl Shard {
                 self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
             }
             stage @ (Stage::Attaching { user } | Stage::Attached { user, .. }) => {
-                if let Stage::Attached { limited: true, .. } = stage
-                    && let Some(allowance) = self.allowances.get_mut(&user)
-                {
-                    allowance.connections -= 1;
-                    if allowance.connections == 0 {
-                        self.allowances.remove(&user);
-                    }
+                if let Stage::Attached { limited: true, .. } = stage {
+                    self.leave_allowance(user, owned.key);
                 }
                 let home = home_of(self.directory.user(user), self.params.shards);
                 self.outbox.send(home, Message::Detach { user, connection: owned.key });

@@ -46,7 +46,7 @@ impl Shard {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 let slot = handle.0 as u32;
                 if let Some(owned) = self.connections.at(slot) {
-                    owned.link.connection.handle_event(event);
+                    owned.link.handle_event(event);
                     touch(&mut self.touched, owned);
                 }
             }
@@ -138,14 +138,23 @@ impl Shard {
         None
     }
 
+    /// Ends what taking a connection out began, for good.
+    pub(super) fn forget(&mut self, mut owned: Box<Owned>) {
+        while owned.link.recv().is_some() {
+            self.counters.drops.count(DropReason::NotAttached);
+        }
+        owned.link.count(&mut self.counters);
+        self.deadlines.disarm(owned.key.slot, &mut owned.armed);
+        self.connections.forget(owned);
+    }
+
     /// What is left to do once a connection has nothing more to send in this pass.
     fn settle(&mut self, slot: u32) {
         let Some(mut owned) = self.connections.take(slot) else { return };
         if owned.link.exchange(&mut self.endpoint) {
-            self.deadlines.disarm(slot, &mut owned.armed);
-            self.connections.forget(owned);
-            return;
+            return self.forget(owned);
         }
+        owned.link.count(&mut self.counters);
         if let Some(at) = owned.link.connection.poll_timeout() {
             self.deadlines.arm(slot, &mut owned.armed, at, WakeReason::Connection);
         }

@@ -1,5 +1,6 @@
 //! Shards and clients of the real engine in one thread, under virtual time.
 
+mod balance;
 mod world;
 
 use std::net::IpAddr;

@@ -16,7 +16,8 @@ use tollgate_shards::home::home_of;
 use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
 use tollgate_shards::{
-    Client, ClientEvent, Command, Directory, DropReason, Event, Machine, Params, Received, Shard, ShardIndex, ShardKeys,
+    Client, ClientEvent, Command, Counters, Directory, DropReason, Event, Machine, Params, Received, Shard, ShardIndex,
+    ShardKeys,
 };
 
 /// A virtio header that asks for nothing.
@@ -29,6 +30,8 @@ pub struct World {
     /// Inner packets that went to the gateway's TUN, with the shard that wrote them.
     pub tun: Vec<(usize, Vec<u8>)>,
     pub events: Vec<Event>,
+    /// UDP datagrams that reached a client after its connection was over.
+    pub late_datagrams: u64,
     /// Whether the kernel steers; without it everything arrives at shard 0.
     pub steering: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
@@ -77,11 +80,19 @@ pub struct Setup {
     pub tunnel: &'static str,
     pub isolate_clients: bool,
     pub users: Vec<UserSpec>,
+    /// Bound of the queue of datagrams received, of each connection at either end.
+    pub datagram_receive_buffer_bytes: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Setup { shards: 2, tunnel: "198.18.0.1/24", isolate_clients: true, users: vec![UserSpec::default(); 2] }
+        Setup {
+            shards: 2,
+            tunnel: "198.18.0.1/24",
+            isolate_clients: true,
+            users: vec![UserSpec::default(); 2],
+            datagram_receive_buffer_bytes: 4 << 20,
+        }
     }
 }
 
@@ -127,7 +138,7 @@ impl World {
             isolate_clients: setup.isolate_clients,
             outer_addresses: vec!["198.19.0.1".parse().unwrap()],
             handshake_timeout: Duration::from_secs(10),
-            transport: transport(None),
+            transport: transport(setup.datagram_receive_buffer_bytes),
             limits: Limits::default(),
             connection_id_key: ConnectionIdKey([5; 16]),
             seed: [0; 32],
@@ -138,6 +149,7 @@ impl World {
             clients: Vec::new(),
             tun: Vec::new(),
             events: Vec::new(),
+            late_datagrams: 0,
             steering: true,
             steered: BTreeMap::new(),
             users: Arc::new(Directory::new(users.collect()).unwrap()),
@@ -194,7 +206,7 @@ impl World {
         let params = ClientParams {
             remote: "198.19.0.1:55555".parse().unwrap(),
             server_name: "gateway".to_owned(),
-            transport: transport(Some(Duration::from_secs(25))),
+            transport: TransportParams { keep_alive: Some(Duration::from_secs(25)), ..self.params.transport.clone() },
             merge: MergeLimits::default(),
             send_datagrams_max: 64,
             seed,
@@ -292,6 +304,7 @@ impl World {
             let Some(client) = self.clients.iter_mut().find(|client| client.alive && client.address == remote) else {
                 continue;
             };
+            self.late_datagrams += u64::from(client.machine.is_drained());
             let segment_bytes = datagram.len();
             let received = Received {
                 remote: "198.19.0.1:55555".parse().unwrap(),
@@ -370,6 +383,16 @@ impl World {
         self.shards.iter().map(|shard| shard.counters().drops.of(reason)).sum()
     }
 
+    /// The sum of one counter over the shards.
+    pub fn sum(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
+        self.shards.iter().map(|shard| counter(&shard.counters())).sum()
+    }
+
+    /// The sum of one counter over the clients.
+    pub fn sum_clients(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
+        self.clients.iter().map(|client| counter(&client.machine.counters())).sum()
+    }
+
     pub fn connections(&self) -> (u64, u64) {
         let counters = self.shards.iter().map(Shard::counters);
         counters.fold((0, 0), |(connections, users), one| (connections + one.connections, users + one.users))
@@ -380,14 +403,14 @@ impl World {
     }
 }
 
-fn transport(keep_alive: Option<Duration>) -> TransportParams {
+fn transport(datagram_receive_buffer_bytes: usize) -> TransportParams {
     TransportParams {
         mtu_bytes: 1400,
         idle_timeout: Duration::from_secs(30),
-        keep_alive,
+        keep_alive: None,
         initial_rtt: None,
         datagram_send_buffer_bytes_max: 4 << 20,
-        datagram_receive_buffer_bytes_max: 4 << 20,
+        datagram_receive_buffer_bytes_max: datagram_receive_buffer_bytes,
         congestion: Congestion::Cubic,
     }
 }

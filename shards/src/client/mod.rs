@@ -1,0 +1,262 @@
+//! The client's end of the tunnel: one connection, one address, one TUN queue.
+//!
+//! [`Tunnel`] is the connection; [`Client`] puts a TUN queue to it. `tollgate connect` is a shell around a client, the load generator one
+//! around thousands of tunnels. Neither ever reconnects by itself: whoever drives it decides whether and when to make a new one.
+
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::ConnectError;
+use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
+
+use crate::assignment::{Assignment, AssignmentError};
+use crate::counters::Counters;
+use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::packet::icmp::packet_too_big;
+use crate::packet::inner::InnerPacket;
+use crate::packet::merge::{MergeLimits, Merger};
+use crate::packet::split::split;
+use crate::packet::vnet::VnetHeader;
+use crate::params::TransportParams;
+use crate::transport::transport;
+use crate::verdict::DropReason;
+
+pub use tunnel::{Tunnel, TunnelParams};
+
+/// Super-packets are split in chunks of this size, in bytes.
+const ARENA_BYTES: usize = 256 * 1024;
+
+/// What a client is told at its start.
+pub struct ClientParams {
+    /// The gateway's outer address.
+    pub remote: SocketAddr,
+    /// The name that the gateway's certificate must carry.
+    pub server_name: String,
+    /// Transport parameters.
+    pub transport: TransportParams,
+    /// Bounds and switches of the merging of inner packets.
+    pub merge: MergeLimits,
+    /// Datagrams of one UDP send.
+    pub send_datagrams_max: usize,
+    /// All of the client's entropy but TLS's.
+    pub seed: [u8; 32],
+}
+
+/// Something the driver must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientEvent {
+    /// The tunnel is up: these are its addresses.
+    Assigned(Assignment),
+    /// The tunnel is down for good.
+    Closed(CloseCause),
+}
+
+/// What ended a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseCause {
+    /// This side closed it.
+    #[error("closed by this client")]
+    Local,
+    /// The gateway closed it, with an application code.
+    #[error("closed by the gateway: {reason} (code {code:#04x})")]
+    Gateway {
+        /// The code.
+        code: u64,
+        /// Its words.
+        reason: String,
+    },
+    /// The gateway has forgotten the connection (RFC 9000, section 10.3): it has been restarted.
+    #[error("the gateway has forgotten this connection: it was restarted")]
+    Reset,
+    /// Nothing was heard for the idle timeout, or the handshake got no answer.
+    #[error("the gateway does not answer")]
+    TimedOut,
+    /// The gateway's message makes no sense.
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    /// TLS failed, on either side: a certificate, a name, no common key exchange (RFC 9001, section 4.8).
+    #[error("{0}")]
+    Tls(String),
+    /// The server speaks no version of QUIC that this client does.
+    #[error("the server speaks another version of QUIC")]
+    Version,
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A client of one gateway. See the crate's documentation for how to drive it.
+pub struct Client {
+    tunnel: Tunnel,
+    merger: Merger,
+    arena: BytesMut,
+}
+
+impl Client {
+    /// Begins the handshake.
+    ///
+    /// # Errors
+    ///
+    /// If the remote address or the server name cannot be used.
+    pub fn new(
+        params: ClientParams,
+        tls: Arc<dyn CryptoConfig>,
+        reset_key: Arc<dyn HmacKey>,
+        now: Instant,
+    ) -> Result<Self, ConnectError> {
+        let ClientParams { remote, server_name, transport: parameters, merge, send_datagrams_max, seed } = params;
+        let transport = Arc::new(transport(&parameters));
+        let params = TunnelParams { remote, server_name, transport, send_datagrams_max, seed };
+        Ok(Client {
+            tunnel: Tunnel::new(params, tls, reset_key, now)?,
+            merger: Merger::new(merge),
+            arena: BytesMut::with_capacity(ARENA_BYTES),
+        })
+    }
+
+    /// The addresses, once the tunnel is up.
+    pub fn assignment(&self) -> Option<Assignment> {
+        self.tunnel.assignment()
+    }
+
+    /// The counters as they stand. Up is towards the gateway.
+    pub fn counters(&self) -> Counters {
+        self.tunnel.counters()
+    }
+
+    /// Says goodbye, as Quincy's client does.
+    pub fn close(&mut self, now: Instant) {
+        self.tunnel.close(now);
+    }
+
+    /// Sends an inner packet that no check of this side has seen. For clients that cheat on purpose, in tests of gateways.
+    pub fn send_unchecked(&mut self, packet: Bytes) {
+        self.tunnel.send(packet);
+    }
+
+    /// Whether the connection is over and everything said.
+    pub fn is_drained(&self) -> bool {
+        self.tunnel.is_drained()
+    }
+
+    /// The next thing the driver must know.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.tunnel.poll_event()
+    }
+
+    /// Splits a frame into packets for the gateway, or tells its sender how long they may be.
+    fn send_frame(&mut self, header: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
+        let assignment = self.tunnel.assignment().ok_or(DropReason::NotAttached)?;
+        let inner = InnerPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
+        if inner.source != assignment.client_address.addr() {
+            return Err(DropReason::ForgedSource);
+        }
+        let mtu_bytes = self.tunnel.inner_mtu_bytes();
+        if header.segment_bytes(packet) > mtu_bytes {
+            if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, assignment.server_address.addr())
+                && let Ok(inner) = InnerPacket::parse(&reply)
+                && self.merger.push(reply, &inner).is_ok()
+            {
+                self.tunnel.counters.too_big_replies += 1;
+            }
+            return Err(DropReason::TooBig);
+        }
+        let tunnel = &mut self.tunnel;
+        split(header, packet, &mut self.arena, &mut |packet| tunnel.send(packet)).map_err(|_| DropReason::Malformed)?;
+        Ok(())
+    }
+
+    fn take_inner_packets(&mut self) {
+        while !self.merger.is_full()
+            && let Some(packet) = self.tunnel.recv()
+        {
+            let address = self.tunnel.assignment().map(|assignment| assignment.client_address.addr());
+            let counters = &mut self.tunnel.counters;
+            let Ok(inner) = InnerPacket::parse(&packet) else {
+                counters.drops.count(DropReason::Malformed);
+                continue;
+            };
+            if address != Some(inner.destination) {
+                counters.drops.count(DropReason::NoRoute);
+                continue;
+            }
+            counters.down_packets += 1;
+            counters.down_bytes += packet.len() as u64;
+            if self.merger.push(packet, &inner).is_err() {
+                counters.drops.count(DropReason::TunWrite);
+            }
+        }
+    }
+}
+
+impl Machine for Client {
+    fn handle_udp(&mut self, now: Instant, received: Received) {
+        self.tunnel.handle_udp(now, received);
+    }
+
+    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        let Some((header, packet)) = VnetHeader::parse(frame) else {
+            return self.tunnel.counters.drops.count(DropReason::Malformed);
+        };
+        if let Err(reason) = self.send_frame(&header, packet) {
+            self.tunnel.counters.drops.add(reason, header.packets(packet));
+        }
+        self.tunnel.touch(now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.tunnel.handle_timeout(now);
+    }
+
+    fn decide(&mut self, now: Instant) {
+        self.tunnel.decide(now);
+        self.take_inner_packets();
+        if self.merger.is_full() {
+            self.tunnel.touch(now);
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        self.tunnel.poll_transmit(now, buf)
+    }
+
+    fn poll_frame(&mut self) -> Option<Frame<'_>> {
+        self.merger.poll_frame()
+    }
+
+    fn handle_drop(&mut self, reason: DropReason, packets: u64) {
+        self.tunnel.counters.drops.add(reason, packets);
+    }
+
+    fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
+        self.tunnel.poll_timeout()
+    }
+}
+
+impl From<quinn_proto::ConnectionError> for CloseCause {
+    fn from(error: quinn_proto::ConnectionError) -> Self {
+        use quinn_proto::ConnectionError as E;
+        match error {
+            E::ApplicationClosed(close) => CloseCause::Gateway {
+                code: close.error_code.into_inner(),
+                reason: String::from_utf8_lossy(&close.reason).into_owned(),
+            },
+            E::Reset => CloseCause::Reset,
+            E::TimedOut => CloseCause::TimedOut,
+            E::LocallyClosed => CloseCause::Local,
+            E::VersionMismatch => CloseCause::Version,
+            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Tls(error.to_string()),
+            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Tls(error.to_string()),
+            other => CloseCause::Other(other.to_string()),
+        }
+    }
+}
+
+/// RFC 9000, section 20.1: CRYPTO_ERROR.
+fn is_tls_alert(code: quinn_proto::TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
+}

@@ -1,0 +1,316 @@
+//! The client's connection: handshake, address, inner packets in and out, one by one.
+//!
+//! This module knows no TUN queue, and checks no inner packet.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
+use quinn_proto::{
+    ClientConfig, ConnectError, ConnectionId, ConnectionIdGenerator, DatagramEvent, Dir, Endpoint, EndpointConfig,
+    Event as ConnectionEvent, StreamEvent, StreamId, TransportConfig, VarInt,
+};
+
+use super::{ClientEvent, CloseCause};
+use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
+use crate::connection_id::{ConnectionIdKey, ShardIndex, SteeringIds};
+use crate::counters::Counters;
+use crate::link::{Link, outgoing};
+use crate::machine::{Received, Transmit, WakeReason};
+use crate::shard::close_code;
+use crate::verdict::DropReason;
+
+/// How long a client waits for its address after the handshake.
+const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a tunnel is told at its start.
+pub struct TunnelParams {
+    /// The gateway's outer address.
+    pub remote: SocketAddr,
+    /// The name that the gateway's certificate must carry.
+    pub server_name: String,
+    /// Transport parameters, from [`crate::transport::transport`]. Tunnels may share them.
+    pub transport: Arc<TransportConfig>,
+    /// Datagrams of one UDP send.
+    pub send_datagrams_max: usize,
+    /// All of the tunnel's entropy but TLS's.
+    pub seed: [u8; 32],
+}
+
+/// One connection to a gateway, without frames: whoever drives it has the inner packets themselves.
+///
+/// It is driven like a [`Machine`](crate::machine::Machine), in the same order: a batch of `handle_*`, [`send`](Tunnel::send) and
+/// [`close`](Tunnel::close), then [`decide`](Tunnel::decide), then each `poll_*` until it says `None`. It allocates nothing for packets to
+/// come, so that a process can hold thousands.
+pub struct Tunnel {
+    endpoint: Endpoint,
+    link: Link,
+    assignment: Option<Assignment>,
+    assignment_stream: Option<StreamId>,
+    assignment_json: Vec<u8>,
+    assignment_deadline: Option<Instant>,
+    /// An answer outside the connection; one at a time.
+    response: Option<(Transmit, Vec<u8>)>,
+    events: VecDeque<ClientEvent>,
+    pub(super) counters: Counters,
+    send_datagrams_max: usize,
+    closed: bool,
+    drained: bool,
+    undecided: Option<Instant>,
+    /// Whether the connection has done anything that its counters do not show.
+    uncounted: bool,
+}
+
+impl Tunnel {
+    /// Begins the handshake.
+    ///
+    /// # Errors
+    ///
+    /// If the remote address or the server name cannot be used.
+    pub fn new(
+        params: TunnelParams,
+        tls: Arc<dyn CryptoConfig>,
+        reset_key: Arc<dyn HmacKey>,
+        now: Instant,
+    ) -> Result<Self, ConnectError> {
+        let mut endpoint = endpoint(&params.seed, reset_key);
+        let mut config = ClientConfig::new(tls);
+        config.transport_config(params.transport);
+        let initial_id = initial_id(&params.seed);
+        config.initial_dst_cid_provider(Arc::new(move || initial_id));
+        let (handle, connection) = endpoint.connect(now, config, params.remote, &params.server_name)?;
+        Ok(Tunnel {
+            endpoint,
+            link: Link::new(handle, connection),
+            assignment: None,
+            assignment_stream: None,
+            assignment_json: Vec::new(),
+            assignment_deadline: None,
+            response: None,
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            send_datagrams_max: params.send_datagrams_max,
+            closed: false,
+            drained: false,
+            undecided: Some(now),
+            uncounted: false,
+        })
+    }
+
+    /// The addresses, once the tunnel is up.
+    pub fn assignment(&self) -> Option<Assignment> {
+        self.assignment
+    }
+
+    /// The counters as of the last [`Tunnel::poll_transmit`] that said `None`. Up is towards the gateway: `up_packets` were queued to be
+    /// sent, `down_packets` handed out.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Largest inner packet that fits the path now, in bytes. 0 before the handshake is complete.
+    pub fn inner_mtu_bytes(&mut self) -> usize {
+        self.link.inner_mtu_bytes()
+    }
+
+    /// Free space of the send queue, in bytes: a packet of this length finds room.
+    pub fn send_room_bytes(&mut self) -> usize {
+        self.link.send_room_bytes()
+    }
+
+    /// Whether the connection is over and everything said.
+    pub fn is_drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Says goodbye, as Quincy's client does. What is still queued to be sent is dropped.
+    pub fn close(&mut self, now: Instant) {
+        self.link.connection.close(now, VarInt::from_u32(close_code::SHUTDOWN), Bytes::from_static(b"Client shutdown"));
+        self.close_because(CloseCause::Local);
+        self.touch(now);
+    }
+
+    /// Queues an inner packet, unchecked. If there is no room, or no tunnel, a drop is counted.
+    pub fn send(&mut self, packet: Bytes) {
+        let bytes = packet.len() as u64;
+        if self.link.send(packet, &mut self.counters.drops) {
+            self.counters.up_packets += 1;
+            self.counters.up_bytes += bytes;
+        }
+    }
+
+    /// Takes one UDP receive. It is decrypted in place.
+    pub fn handle_udp(&mut self, now: Instant, received: Received) {
+        let Received { remote, local_ip, ecn, segment_bytes, mut data } = received;
+        while !data.is_empty() {
+            let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
+            let mut answer = Vec::new();
+            match self.endpoint.handle(now, remote, local_ip, ecn, datagram, &mut answer) {
+                Some(DatagramEvent::ConnectionEvent(_, event)) => self.link.handle_event(event),
+                Some(DatagramEvent::Response(transmit)) if self.response.is_none() => {
+                    self.response = Some((outgoing(&transmit), answer));
+                }
+                _ => self.counters.drops.count(DropReason::ForeignDatagram),
+            }
+        }
+        self.touch(now);
+    }
+
+    /// Takes note that `now` has come. Cheap when nothing is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.link.connection.poll_timeout().is_some_and(|at| at <= now) {
+            self.link.connection.handle_timeout(now);
+            self.touch(now);
+        }
+        if self.assignment_deadline.is_some_and(|at| at <= now) {
+            self.assignment_deadline = None;
+            self.fail(now, CloseCause::Other("the gateway assigned no address within 10 s".to_owned()));
+            self.touch(now);
+        }
+    }
+
+    /// Looks at what has happened to the connection. To be called once between a batch's last `handle_*` and its first `poll_*`.
+    pub fn decide(&mut self, now: Instant) {
+        self.undecided = None;
+        self.drained |= self.link.exchange(&mut self.endpoint);
+        self.take_connection_events(now);
+    }
+
+    /// The next thing the driver must know.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.events.pop_front()
+    }
+
+    /// The next inner packet from the gateway, in order of arrival, exactly as it came.
+    pub fn poll_packet(&mut self) -> Option<Bytes> {
+        let packet = self.recv()?;
+        self.counters.down_packets += 1;
+        self.counters.down_bytes += packet.len() as u64;
+        Some(packet)
+    }
+
+    /// The same, but it does not count as handed out.
+    pub(super) fn recv(&mut self) -> Option<Bytes> {
+        self.link.recv()
+    }
+
+    /// Appends the next UDP send to `buf`, which must be empty, or says that there is none.
+    pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        if let Some((transmit, answer)) = self.response.take() {
+            buf.extend_from_slice(&answer);
+            return Some(transmit);
+        }
+        if !self.drained {
+            let transmit = self.link.poll_transmit(now, self.send_datagrams_max, buf);
+            if transmit.is_some() {
+                self.uncounted = true;
+                return transmit;
+            }
+            self.drained |= self.link.exchange(&mut self.endpoint);
+        }
+        if std::mem::take(&mut self.uncounted) {
+            self.link.count(&mut self.counters);
+        }
+        None
+    }
+
+    /// When [`Tunnel::handle_timeout`] is wanted next, and why.
+    pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
+        if self.drained {
+            return None;
+        }
+        let connection = self.link.connection.poll_timeout().map(|at| (at, WakeReason::Connection));
+        let assignment = self.assignment_deadline.map(|at| (at, WakeReason::Handshake));
+        let undecided = self.undecided.map(|at| (at, WakeReason::Connection));
+        [undecided, connection, assignment].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    /// Something has happened that is to be decided on, and counted.
+    pub(super) fn touch(&mut self, now: Instant) {
+        self.undecided = Some(now);
+        self.uncounted = true;
+    }
+
+    fn close_because(&mut self, cause: CloseCause) {
+        if !self.closed {
+            self.closed = true;
+            self.events.push_back(ClientEvent::Closed(cause));
+        }
+    }
+
+    fn fail(&mut self, now: Instant, cause: CloseCause) {
+        self.link.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
+        self.close_because(cause);
+    }
+
+    fn take_connection_events(&mut self, now: Instant) {
+        while let Some(event) = self.link.connection.poll() {
+            match event {
+                ConnectionEvent::Connected => self.assignment_deadline = Some(now + ASSIGNMENT_TIMEOUT),
+                ConnectionEvent::ConnectionLost { reason } => self.close_because(CloseCause::from(reason)),
+                ConnectionEvent::Stream(StreamEvent::Opened { dir: Dir::Uni }) => {
+                    self.assignment_stream = self.link.connection.streams().accept(Dir::Uni);
+                    self.read_assignment(now);
+                }
+                ConnectionEvent::Stream(StreamEvent::Readable { id }) if Some(id) == self.assignment_stream => {
+                    self.read_assignment(now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn read_assignment(&mut self, now: Instant) {
+        let Some(id) = self.assignment_stream else { return };
+        let mut stream = self.link.connection.recv_stream(id);
+        let Ok(mut chunks) = stream.read(true) else { return };
+        let finished = loop {
+            match chunks.next(usize::MAX) {
+                Ok(Some(chunk)) if self.assignment_json.len() + chunk.bytes.len() > ASSIGNMENT_BYTES_MAX => {
+                    let _ = chunks.finalize();
+                    return self.fail(now, AssignmentError::TooLong.into());
+                }
+                Ok(Some(chunk)) => self.assignment_json.extend_from_slice(&chunk.bytes),
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+        let _ = chunks.finalize();
+        if !finished {
+            return;
+        }
+        self.assignment_stream = None;
+        self.assignment_deadline = None;
+        match Assignment::from_json(&std::mem::take(&mut self.assignment_json)) {
+            Ok(assignment) => {
+                self.assignment = Some(assignment);
+                self.events.push_back(ClientEvent::Assigned(assignment));
+            }
+            Err(error) => self.fail(now, error.into()),
+        }
+    }
+}
+
+fn endpoint(seed: &[u8; 32], reset_key: Arc<dyn HmacKey>) -> Endpoint {
+    let (id_key, nonce_key) = (half(seed, 0), half(seed, 1));
+    let mut config = EndpointConfig::new(reset_key);
+    config
+        .cid_generator(move || Box::new(SteeringIds::new(ConnectionIdKey(id_key), 1, ShardIndex(0), nonce_key)))
+        .rng_seed(Some(*seed));
+    config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
+    Endpoint::new(Arc::new(config), None, true, None)
+}
+
+/// The random ID that the first Initial is sent to (RFC 9000, section 7.2). Its first byte picks the owner among the gateway's shards.
+fn initial_id(seed: &[u8; 32]) -> ConnectionId {
+    let mut nonce_key = half(seed, 1);
+    nonce_key.reverse();
+    SteeringIds::new(ConnectionIdKey(half(seed, 0)), 1, ShardIndex(0), nonce_key).generate_cid()
+}
+
+fn half(seed: &[u8; 32], which: usize) -> [u8; 16] {
+    seed[16 * which..][..16].try_into().expect("a seed has two halves")
+}
