@@ -21,6 +21,7 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InconsistentKeys, RootCertStore,
@@ -122,7 +123,67 @@ pub fn server(tls: &ServerTls) -> Result<Arc<QuicServerConfig>, TlsError> {
 ///
 /// If a certificate or the key cannot be read, or certificate and key do not fit together.
 pub fn client(tls: &ClientTls) -> Result<Arc<QuicClientConfig>, TlsError> {
-    let config = QuicClientConfig::with_initial(Arc::new(client_config(tls)?), initial_suite()?);
+    quic_client(client_config(tls)?)
+}
+
+/// The client's side of many clients in one process, that trust the same certificates: those are kept once.
+#[derive(Debug)]
+pub struct Clients {
+    /// Of a client that shows no certificate.
+    config: ClientConfig,
+}
+
+impl Clients {
+    /// Of clients that trust only the certificates in `trusted`, and offer `key_exchange`.
+    ///
+    /// # Errors
+    ///
+    /// If a certificate cannot be read, or there is none.
+    pub fn new(trusted: &[PemSource], key_exchange: KeyExchange) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for source in trusted {
+            for certificate in certificates("trusted certificate", source)? {
+                roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
+            }
+        }
+        if roots.is_empty() {
+            return Err(TlsError::NothingTrusted);
+        }
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider(client_groups(key_exchange))))
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        Ok(Clients { config })
+    }
+
+    /// The one that shows `chain`, its own certificate first, whose key is `key`.
+    ///
+    /// # Errors
+    ///
+    /// If a certificate or the key cannot be read, or they do not fit together.
+    pub fn client(&self, chain: &[PemSource], key: &PemSource) -> Result<Arc<QuicClientConfig>, TlsError> {
+        quic_client(self.client_config(chain, key)?)
+    }
+
+    fn client_config(&self, chain: &[PemSource], key: &PemSource) -> Result<ClientConfig, TlsError> {
+        let own = Own::load(chain, key)?;
+        let certified = CertifiedKey::from_der(own.chain, own.key, self.config.crypto_provider())
+            .map_err(|error| refused_key(error, chain, key))?;
+        let mut config = self.config.clone();
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        Ok(config)
+    }
+}
+
+fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
+    Clients::new(&tls.trusted, tls.key_exchange)?.client_config(&tls.certificates, &tls.key)
+}
+
+fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>, TlsError> {
+    let config = QuicClientConfig::with_initial(Arc::new(config), initial_suite()?);
     config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
 }
 
@@ -139,28 +200,6 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
     // A resumed session would bring no proof of the client's key, and no certificate is looked up twice.
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    Ok(config)
-}
-
-fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for source in &tls.trusted {
-        for certificate in certificates("trusted certificate", source)? {
-            roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(TlsError::NothingTrusted);
-    }
-    let own = Own::load(&tls.certificates, &tls.key)?;
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider(client_groups(tls.key_exchange))))
-        .with_protocol_versions(&[&TLS13])?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(own.chain, own.key)
-        .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_early_data = false;
     Ok(config)
 }
 

@@ -27,7 +27,7 @@ const PREFIXES: [&str; 2] = ["QUINCY_", "TOLLGATE_"];
 /// # Errors
 ///
 /// If the file cannot be read, or anything in it or in the variables is wrong.
-pub(crate) fn load<T>(
+pub fn load<T>(
     path: &Path,
     bytes_max: u64,
     env: impl Iterator<Item = (String, String)>,
@@ -71,7 +71,7 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, Con
 }
 
 /// What is known of a file while it is being read.
-pub(crate) struct Report<'i> {
+pub struct Report<'i> {
     file: &'i Path,
     text: &'i str,
     line_starts: Vec<usize>,
@@ -134,7 +134,7 @@ impl<'i> Report<'i> {
     }
 
     /// Notes a problem with the key at `path`.
-    pub(crate) fn wrong(&mut self, place: Place, path: &str, what: impl Into<String>, remedy: impl Into<String>) {
+    pub fn wrong(&mut self, place: Place, path: &str, what: impl Into<String>, remedy: impl Into<String>) {
         if self.problems.len() == PROBLEMS_MAX {
             self.omitted += 1;
             return;
@@ -261,7 +261,7 @@ fn likeness(a: &str, b: &str) -> f64 {
 }
 
 /// A table with the settings that were not asked for yet.
-pub(crate) struct Table<'i> {
+pub struct Table<'i> {
     path: String,
     /// The path with `*` in place of user names.
     schema: String,
@@ -293,7 +293,7 @@ impl<'i> Table<'i> {
     }
 
     /// Takes a setting out, if it is set: by a variable, or else by the file.
-    pub(crate) fn take(&mut self, report: &mut Report<'_>, key: &str) -> Option<Setting<'i>> {
+    pub fn take(&mut self, report: &mut Report<'_>, key: &str) -> Option<Setting<'i>> {
         report.known.insert(join(&self.schema, key));
         let path = join(&self.path, key);
         let entry = self.entries.remove(key);
@@ -304,31 +304,39 @@ impl<'i> Table<'i> {
     }
 
     /// Notes a problem if `key` is not set. To be called before it is taken.
-    pub(crate) fn require(&self, report: &mut Report<'_>, key: &str, remedy: &str) {
+    pub fn require(&self, report: &mut Report<'_>, key: &str, remedy: &str) {
         if !self.is_set(report, key) {
             report.wrong(self.place.clone(), &join(&self.path, key), "is missing", remedy);
         }
     }
 
+    /// Takes a setting out that means nothing here, and notes a problem if it is set.
+    pub fn refuse(&mut self, report: &mut Report<'_>, key: &str, what: &str, remedy: &str) {
+        let place = self.place_of(key);
+        if let Some(setting) = self.take(report, key) {
+            report.wrong(place, &setting.path, what, remedy);
+        }
+    }
+
     /// Whether `key` is set and was not taken yet.
-    pub(crate) fn is_set(&self, report: &Report<'_>, key: &str) -> bool {
+    pub fn is_set(&self, report: &Report<'_>, key: &str) -> bool {
         let (path, below) = (join(&self.path, key), format!("{}.", join(&self.path, key)));
         let overridden = |(found, _): (&String, &Override)| *found == path || found.starts_with(&below);
         self.entries.contains_key(key) || report.overrides.range(path.clone()..).next().is_some_and(overridden)
     }
 
     /// Where `key` is set in the file, if it is and was not taken yet; otherwise where the table begins.
-    pub(crate) fn place_of(&self, key: &str) -> Place {
+    pub fn place_of(&self, key: &str) -> Place {
         self.entries.get(key).map_or_else(|| self.place.clone(), |entry| entry.key.clone())
     }
 
     /// Where the table begins.
-    pub(crate) fn place(&self) -> Place {
+    pub fn place(&self) -> Place {
         self.place.clone()
     }
 
     /// Takes a table out; an empty one if it is absent.
-    pub(crate) fn table(&mut self, report: &mut Report<'_>, key: &str) -> Table<'i> {
+    pub fn table(&mut self, report: &mut Report<'_>, key: &str) -> Table<'i> {
         let path = join(&self.path, key);
         let schema = join(&self.schema, key);
         report.known.insert(schema.clone());
@@ -341,6 +349,26 @@ impl<'i> Table<'i> {
             }
             None => Table { path, schema, place: Place::File(report.file.into()), entries: BTreeMap::new() },
         }
+    }
+
+    /// Takes an array of tables out; none if it is absent.
+    pub fn array(&mut self, report: &mut Report<'_>, key: &str) -> Vec<Table<'i>> {
+        let schema = join(&self.schema, key);
+        report.known.insert(schema.clone());
+        let expected = format!("write a line [[{schema}]] for each, and the table's keys below it");
+        let elements = self.take(report, key).and_then(|setting| setting.elements(report, &expected));
+        let mut tables = Vec::new();
+        for element in elements.unwrap_or_default() {
+            match element.value {
+                Value::Toml(DeValue::Table(table)) => {
+                    tables.push(Table::new(element.path, schema.clone(), element.place, table, report));
+                }
+                _ => {
+                    element.refuse_type::<()>(report, &expected);
+                }
+            }
+        }
+        tables
     }
 
     /// Takes all entries out as tables with their names, in the order of the file.
@@ -368,7 +396,7 @@ impl<'i> Table<'i> {
     }
 
     /// Ends the reading of the table: what is left in it is unknown.
-    pub(crate) fn finish(self, report: &mut Report<'_>) {
+    pub fn finish(self, report: &mut Report<'_>) {
         for (key, entry) in self.entries {
             report.unknown.push(Unknown {
                 path: join(&self.path, &quoted_key(&key)),
@@ -385,7 +413,7 @@ impl<'i> Table<'i> {
     }
 
     /// An integer within `range`, if set and right. `unit` names what it counts.
-    pub(crate) fn integer(
+    pub fn integer(
         &mut self,
         report: &mut Report<'_>,
         key: &str,
@@ -395,8 +423,19 @@ impl<'i> Table<'i> {
         self.take(report, key)?.integer(report, range, unit)
     }
 
+    /// A number, whole or not, within `range`, if set and right. `unit` names what it counts.
+    pub fn number(
+        &mut self,
+        report: &mut Report<'_>,
+        key: &str,
+        range: RangeInclusive<f64>,
+        unit: &str,
+    ) -> Option<f64> {
+        self.take(report, key)?.number(report, range, unit)
+    }
+
     /// `true` or `false`, if set and right.
-    pub(crate) fn boolean(&mut self, report: &mut Report<'_>, key: &str) -> Option<bool> {
+    pub fn boolean(&mut self, report: &mut Report<'_>, key: &str) -> Option<bool> {
         let setting = self.take(report, key)?;
         let value = match &setting.value {
             Value::Toml(DeValue::Boolean(value)) => Some(*value),
@@ -407,7 +446,7 @@ impl<'i> Table<'i> {
     }
 
     /// A string that `parse` understands, if set and right.
-    pub(crate) fn parsed<T>(
+    pub fn parsed<T>(
         &mut self,
         report: &mut Report<'_>,
         key: &str,

@@ -30,3 +30,10 @@ pub use server::{FILE_BYTES_MAX, Metrics, ServerConfig};
 pub use shards::{CPUS_MAX, DEFAULT_KEY_FILE, SHARDS_MAX, ShardCount, Shards};
 pub use users::{NoiseKey, USERS_FILE_BYTES_MAX, Users};
 pub use value::{LogFilter, RATE_BITS_PER_S_MAX};
+
+/// The reader behind all of these, for other TOML files: it reports every mistake with its place and its remedy.
+pub mod reading {
+    pub use crate::document::{Report, Table, load};
+    pub use crate::setting::Setting;
+    pub use crate::value::{RATE, rate};
+}

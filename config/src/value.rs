@@ -15,12 +15,16 @@ use crate::document::nearest;
 pub const RATE_BITS_PER_S_MAX: u64 = 1_000_000_000_000;
 
 /// What a rate looks like.
-pub(crate) const RATE: &str = "write a number and bps, kbps, mbps or gbps, for example \"10 mbps\"";
+pub const RATE: &str = "write a number and bps, kbps, mbps or gbps, for example \"10 mbps\"";
 
 const RATE_UNITS: [(&str, u64); 4] = [("gbps", 1_000_000_000), ("mbps", 1_000_000), ("kbps", 1000), ("bps", 1)];
 
 /// A rate: a number, possibly with a fraction, and a unit.
-pub(crate) fn rate(text: &str) -> Result<Rate, String> {
+///
+/// # Errors
+///
+/// What is wrong with it, as the end of a sentence.
+pub fn rate(text: &str) -> Result<Rate, String> {
     let text = text.trim();
     let Some(unit_at) = text.find(|c: char| c.is_ascii_alphabetic()) else {
         return Err("which has no unit".into());

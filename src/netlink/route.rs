@@ -13,6 +13,9 @@ use netlink_packet_route::{
 
 use super::{Netlink, NetlinkError};
 
+/// The kernel's table of its own addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
+const TABLE_LOCAL: u32 = 255;
+
 /// A unicast route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
@@ -85,6 +88,22 @@ impl Netlink {
     pub fn replace_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::NewRoute(message(route));
         self.request(message, NLM_F_CREATE | NLM_F_REPLACE, &|| format!("set {route}"))?;
+        Ok(())
+    }
+
+    /// Makes every address of `network` this host's own, as if `interface` had them all: what is sent there is delivered here. Sockets may
+    /// also send from any of them if they are of IPv4; in IPv6 the kernel wants `IPV6_FREEBIND` for that.
+    ///
+    /// # Errors
+    ///
+    /// `is_exists()` when the network is this host's already.
+    pub fn add_local_network(&mut self, network: IpNet, interface: u32) -> Result<(), NetlinkError> {
+        let table = Some(TABLE_LOCAL);
+        let mut message = message(&Route { table, ..Route::on_link(network, interface) });
+        message.header.kind = RouteType::Local;
+        message.header.scope = RouteScope::Host;
+        let operation = || format!("make {network} local on interface #{interface}");
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL, &operation)?;
         Ok(())
     }
 
@@ -288,6 +307,29 @@ mod tests {
             assert!(netlink.routes(index).unwrap().iter().all(|r| r.destination != net(destination)));
             assert!(netlink.remove_route(&better).unwrap_err().is_not_found());
         }
+    }
+
+    #[test]
+    fn every_address_of_a_local_network_is_the_hosts_own() {
+        require_privileges_or_skip!();
+        let namespace = Namespace::new("anyip").unwrap();
+        let mut netlink = namespace.netlink().unwrap();
+        let loopback = netlink.link("lo").unwrap().index;
+        let talk = |address: &str, source: &str| {
+            let (address, source): (IpAddr, IpAddr) = (address.parse().unwrap(), source.parse().unwrap());
+            namespace.run(|| {
+                let sockets = [address, source].map(|ip| std::net::UdpSocket::bind((ip, 0)));
+                let [receiver, sender] = sockets.map(|socket| socket.map_err(|_| "no such address"));
+                let (receiver, sender) = (receiver?, sender?);
+                sender.send_to(b"x", receiver.local_addr().unwrap()).map_err(|_| "no route")?;
+                Ok::<_, &str>(receiver.recv_from(&mut [0; 1]).unwrap().1.ip() == source)
+            })
+        };
+        let (network, first, last) = (net("198.18.64.0/18"), "198.18.64.1", "198.18.127.254");
+        assert_eq!(talk(last, first), Err("no such address"));
+        netlink.add_local_network(network, loopback).unwrap();
+        assert_eq!(talk(last, first), Ok(true));
+        assert!(netlink.add_local_network(network, loopback).unwrap_err().is_exists());
     }
 
     #[test]
