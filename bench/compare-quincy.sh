@@ -1,6 +1,6 @@
 #!/bin/sh
-# Compares tollgate with quincy-server, each pinned to one CPU, in one run: CPU seconds per GB and throughput, up and down, ratios pair by
-# pair. Options go to `tollgate-bench gateway`: --pairs N, --seconds N, --cpu C, --json FILE ...
+# Compares tollgate with quincy-server, each pinned to one CPU, in one run: CPU seconds per GB and throughput, up, down and both ways, ratios
+# pair by pair, and the machine's floor. Options go to `tollgate-bench gateway`: --pairs N, --seconds N, --cpu C, --json FILE ...
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 "$root/bench/install-peers.sh"

@@ -1,22 +1,53 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks compare with into .peers, which git ignores. Does nothing for what is there already.
+# Installs the programs that tests and benchmarks compare with into .peers, which git ignores: Quincy's; with --wireguard also WireGuard in
+# user space (boringtun-cli, gotatun, and Debian's wireguard-go, which goes where Debian puts it). Does nothing for what is there already.
 set -eu
 cd "$(dirname "$0")/.."
 
-version=3.1.1
+wireguard=
+case "$#:${1:-}" in
+    0:) ;;
+    1:--wireguard) wireguard=yes ;;
+    *) echo "usage: $0 [--wireguard]" >&2; exit 2 ;;
+esac
+
 missing=
-for name in quincy-client quincy-identity quincy-server; do
-    # Cargo's record tells the version; the programs do not. But most contain it, in the paths of their sources, and may have been copied here.
-    if [ -x ".peers/bin/$name" ] && { grep -qsF "\"$name $version " .peers/.crates.toml || grep -qaF "/$name-$version/" ".peers/bin/$name"; }; then
-        echo "$name $version is there" >&2
+# want PACKAGE VERSION PROGRAM: from crates.io.
+want() {
+    # Cargo's record tells the version; Quincy's programs do not. But most contain it, in the paths of their sources, and may have been
+    # copied here.
+    if [ -x ".peers/bin/$3" ] && { grep -qsF "\"$1 $2 " .peers/.crates.toml || grep -qaF "/$1-$2/" ".peers/bin/$3"; }; then
+        echo "$3 $2 is there" >&2
     else
-        missing="$missing $name@$version"
+        missing="$missing $1@$2"
     fi
+}
+
+for name in quincy-client quincy-identity quincy-server; do
+    want "$name" 3.1.1 "$name"
 done
+if [ -n "$wireguard" ]; then
+    want boringtun-cli 0.7.1 boringtun-cli
+    # Needs Rust 1.95.
+    want gotatun-cli 0.10.2 gotatun
+fi
 if [ -n "$missing" ]; then
     echo "installing$missing: this takes a few minutes" >&2
     # One build folder: most of what they are made of is common to all.
     # shellcheck disable=SC2086 # the list is meant to be split
     CARGO_TARGET_DIR=$PWD/.peers/build cargo install $missing --locked --root .peers --force
     rm -rf .peers/build
+fi
+
+if [ -n "$wireguard" ]; then
+    if command -v wireguard-go >/dev/null; then
+        echo "wireguard-go is there" >&2
+    else
+        if [ "$(id -u)" -ne 0 ]; then
+            echo "wireguard-go is missing: run apt-get install wireguard-go as root" >&2
+            exit 1
+        fi
+        apt-get update -q >&2
+        apt-get install -qy --no-install-recommends wireguard-go >&2
+    fi
 fi

@@ -1,19 +1,12 @@
-//! The load-test harness of Tollgate: its command line.
-//!
-//! Everything is measured from outside, on the real programs, in network namespaces made for the run.
+//! The command line of the load-test harness.
 
 #![forbid(unsafe_code)]
-
-mod gateway;
-mod machine;
-mod peers;
-mod progress;
-mod site;
-mod table;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tollgate_bench::load::options as load;
+use tollgate_bench::{engine, far_end, floor, gateway, identities, idle, latency, report, scale, soak, storm};
 
 /// Measures Tollgate, side by side with its peers.
 #[derive(Debug, Parser)]
@@ -25,21 +18,91 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure what this machine's kernel and ciphers allow one core of a gateway, whoever wrote it.
+    ///
+    /// Each stage of a packet's way is measured by itself, on one thread pinned to one CPU, by that thread's CPU time: TUN writes and
+    /// reads, UDP sends and receives, with super-packets and without, ciphers. The stages that a gateway's core cannot do without add up
+    /// to its floor in each direction. Needs no root where user namespaces are allowed, but /dev/net/tun.
+    Floor(floor::Options),
     /// Compare the CPU time per gigabyte, and the throughput, of two gateways that are each pinned to one CPU.
     ///
-    /// The gateways run in turn (A B A B ...), each in fresh network namespaces between a client and a server, from the same configuration
-    /// files, with the same kind of client: quincy-client. Bulk TCP goes up, then down, through the tunnel; every byte is verified. Only
-    /// the gateway is pinned: client, sender, receiver and kernel use every CPU.
+    /// The gateways run in turn (A B A B ...), each in fresh network namespaces between a client and a server. Ours and quincy-server read
+    /// the same configuration files and have the same kind of client, quincy-client; a WireGuard program has itself as its client. Bulk
+    /// TCP goes up, down, then both ways at once through the tunnel; every byte is verified. Before each pair, the machine's floor is
+    /// measured on the gateway's CPU (see `floor`). Client, sender and receiver have the other CPUs; where those are too few for them to
+    /// keep the gateway busy, it works in smaller batches, and a gigabyte costs it more than at full load.
     ///
     /// The figure to trust is the ratio within a pair: on a shared machine absolute figures drift by tens of per cent, ratios hardly.
     /// Progress goes to standard error, results to standard output. The exit status is 0 only if every byte of every transfer was right.
-    /// Needs no root where user namespaces are allowed, but /dev/net/tun. Nothing is left behind.
+    /// Needs no root where user namespaces are allowed (WireGuard programs do), but /dev/net/tun. Nothing is left behind.
     Gateway(gateway::Options),
+    /// Load a gateway with thousands of clients, as a scenario says, and account for every packet.
+    ///
+    /// Starts the gateway in namespaces made for the run, unless the scenario names one that runs already. Clients have identities of their own
+    /// and no TUN interface: inner traffic is made and checked in this process. The exit status is 0 only if both ends agree on every packet,
+    /// up and down (sent = received + counted drops), and everything holds that the scenario demands. bench/README.md has all keys.
+    Load(load::Options),
+    /// Measure one offered load over more and more shards on one CPU, and over more and more clients.
+    ///
+    /// CPU time for each gigabyte must not grow with shards. All points run in turn, round by round; ratios are to the first point of the
+    /// same round.
+    Scale(scale::Options),
+    /// Measure how many full handshakes a core takes, alone and while forwarding, and what forwarding loses meanwhile.
+    Storm(storm::Options),
+    /// Measure what idle connections and users cost in memory, and keep-alives in CPU time.
+    Idle(idle::Options),
+    /// Measure round trips through the tunnel while it is idle, half loaded and saturated.
+    ///
+    /// Each is counted from when its request was due, not from when it was sent.
+    Latency(latency::Options),
+    /// Let connections come and go for hours: memory, descriptors, addresses and sessions must stay as they are.
+    ///
+    /// With --json the file is written anew every minute, so that an interrupted soak keeps its figures.
+    Soak(soak::Options),
+    /// Be the other end of all traffic of `load`, behind a gateway that a scenario names.
+    ///
+    /// Receives, checks, counts and answers UDP datagrams until SIGINT or SIGTERM; SIGUSR1 prints how things stand. It answers whoever asks:
+    /// for a test's network only.
+    FarEnd(far_end::Options),
+    /// Issue certificates and a users file for many users, for a gateway that a scenario names.
+    ///
+    /// Writes users.toml, in Quincy's format, and a certificate and a key for each user (u00001, u00002 ...), and says what to do with
+    /// them. A scenario whose gateway is started for it needs none of this.
+    Identities(identities::Options),
+    /// Count the instructions of the engine, without input and output, and hold them against recorded ones.
+    ///
+    /// Real shards and a real client are wired together in memory, under virtual time. Each benchmark runs under callgrind (Debian's package
+    /// valgrind), which counts the instructions of the gateway's part alone; the table shows them for each packet or handshake. A count
+    /// repeats within 0.1 %, whatever else the machine does. It is no time: it knows neither caches nor the kernel, and valgrind's
+    /// processor lacks AVX-512.
+    ///
+    /// The exit status is 0 only if no benchmark costs more than the share allowed in the file of recorded counts above what is recorded
+    /// there. The file belongs to a compiler, a profile and a target; with others, nothing is compared. The gate runs
+    /// `cargo run --release -p tollgate-bench -- engine`; after a change that costs more on purpose, or with a new compiler, add --record.
+    Engine(engine::Options),
+    /// Turn results into one HTML page with plots and tables, or one of the plots into an SVG file.
+    ///
+    /// The page needs nothing else: no script, no network. Results of several peers are shown in one plot; results from different machines
+    /// or commits are shown apart. Nothing is written unless every file is a result.
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Gateway(options) } = Cli::parse();
-    match gateway::run(&options) {
+    let done = match Cli::parse().command {
+        Command::Floor(options) => floor::run(&options),
+        Command::Gateway(options) => gateway::run(&options),
+        Command::Load(options) => load::run(&options),
+        Command::Scale(options) => scale::run(&options),
+        Command::Storm(options) => storm::run(&options),
+        Command::Idle(options) => idle::run(&options),
+        Command::Latency(options) => latency::run(&options),
+        Command::Soak(options) => soak::run(&options),
+        Command::FarEnd(options) => far_end::run(&options),
+        Command::Identities(options) => identities::run(&options),
+        Command::Engine(options) => engine::run(&options),
+        Command::Report(options) => report::run(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tollgate-bench: {error:#}");

@@ -1,4 +1,4 @@
-//! Finding the programs to compare, and telling their versions. This module starts none of Quincy's.
+//! Finding the programs to compare, and telling their versions. Quincy's are not started for that.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,6 +15,12 @@ const PROGRAM_BYTES_MAX: u64 = 512 << 20;
 
 /// The gateway's program, beside this one.
 const GATEWAY: &str = "tollgate";
+
+/// The script that installs the peers.
+const INSTALL: &str = "bench/install-peers.sh";
+
+/// Peers that the script installs only when told to.
+const WIREGUARD: [&str; 3] = ["boringtun-cli", "gotatun", "wireguard-go"];
 
 /// Where peers' programs may be, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +54,9 @@ impl Places {
         }
         let found = self.folders.iter().map(|folder| folder.join(program)).find(|path| is_executable(path));
         let Some(found) = found else {
+            let told = if WIREGUARD.contains(&program) { " --wireguard" } else { "" };
             bail!(
-                "{program} is in none of $TOLLGATE_PEERS, .peers/bin and $PATH: install it with bench/install-peers.sh, or give its path with {option}"
+                "{program} is in none of $TOLLGATE_PEERS, .peers/bin and $PATH: install it with {INSTALL}{told}, or give its path with {option}"
             );
         };
         Ok(std::path::absolute(found)?)
@@ -182,6 +189,8 @@ mod tests {
         let error = places.find(NAME, None, "--peer-binary").unwrap_err().to_string();
         assert!(error.starts_with("quincy-server is in none of "), "{error}");
         assert!(error.contains("bench/install-peers.sh") && error.lines().count() == 1, "{error}");
+        let error = places.find("wireguard-go", None, "--peer-binary").unwrap_err().to_string();
+        assert!(error.contains("install it with bench/install-peers.sh --wireguard, or"), "{error}");
         let error = places.find(NAME, Some(Path::new("/nowhere/x")), "--peer-binary").unwrap_err().to_string();
         assert_eq!(error, "--peer-binary is /nowhere/x, which is not an executable file");
         let error = own_gateway(None, "--gateway").unwrap_err().to_string();

@@ -16,6 +16,12 @@ pub struct Progress {
     updated_at: Instant,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Progress::new()
+    }
+}
+
 impl Progress {
     /// Says nothing yet.
     pub fn new() -> Self {

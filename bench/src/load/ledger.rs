@@ -1,0 +1,465 @@
+//! Where every packet went: what one end gave to the tunnel against what the other got out of it, stage by stage, by the counters of all
+//! who took part.
+//!
+//! A drop that somebody counted as a packet is taken as it is. A loss between two counters is a drop only if there is evidence of one: a
+//! kernel counter that rose, or a loss that was wanted. Such evidence is in datagrams or aggregates, so it explains up to as many packets
+//! as those can hold. What is not explained stays unaccounted, and so does a drop that nothing is missing for.
+
+use std::collections::BTreeMap;
+
+use tollgate::gateway::Status;
+use tollgate_shards::DropReason::{
+    ConnectionClosed, DatagramQueueFull, ForeignDatagram, ForgedSource, Isolated, Malformed, MeshFull, Multicast,
+    NoRoute, NotAttached, OuterAddress, OverLimit, ReceiveQueueFull, TooBig, TunWrite, UdpSend, UdpTruncated,
+    Unroutable,
+};
+use tollgate_shards::{Counters, DropReason};
+
+use super::crowd::CrowdCounts;
+use super::sizes::INNER_BYTES_MIN;
+use crate::deployment::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place};
+use crate::results::Ledger;
+
+/// Drops of a tunnel's sending side.
+const TUNNEL_UP: [DropReason; 3] = [DatagramQueueFull, TooBig, ConnectionClosed];
+/// Drops that a gateway counts of packets from clients only, before it counts them as on their way up.
+const GATEWAY_UP: [DropReason; 6] = [ForgedSource, Isolated, Multicast, OuterAddress, Unroutable, ReceiveQueueFull];
+/// Drops that a gateway counts of packets to clients only.
+const GATEWAY_DOWN: [DropReason; 3] = [DatagramQueueFull, TooBig, ConnectionClosed];
+/// Drops that a gateway counts of both. How many of them were on the way up, the counts around tell.
+const GATEWAY_BOTH: [DropReason; 4] = [NotAttached, OverLimit, NoRoute, Malformed];
+
+/// What both ends counted of packets inside the tunnel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Given to tunnels by clients.
+    pub up_sent: u64,
+    /// Received by the far end.
+    pub up_received: u64,
+    /// Sent by the far end.
+    pub down_sent: u64,
+    /// Handed out to clients.
+    pub down_received: u64,
+}
+
+/// Everything that was counted anywhere, over the whole run.
+#[derive(Debug, Clone, Copy)]
+pub struct Accounts<'a> {
+    /// Both ends.
+    pub ends: Ends,
+    /// All tunnels of clients.
+    pub tunnels: &'a Counters,
+    /// The crowds.
+    pub crowds: &'a CrowdCounts,
+    /// The gateway, where it tells.
+    pub gateway: Option<&'a Status>,
+    /// The kernel, where all namespaces are the run's own. `None` also means that `ends` has payload only, and the others all messages.
+    pub kernel: Option<&'a KernelDrops>,
+    /// Inner MTU in bytes.
+    pub mtu_bytes: u16,
+}
+
+impl Accounts<'_> {
+    /// The ledgers, up and down.
+    pub fn ledgers(&self) -> (Ledger, Ledger) {
+        let Ends { up_sent, up_received, down_sent, down_received } = self.ends;
+        let (mut up, mut down) = (Page::default(), Page::default());
+        let mut shared = self.shared();
+        match (self.kernel, self.gateway) {
+            (None, _) => {
+                up.stage(up_sent, up_received, &self.of_tunnels(&TUNNEL_UP));
+                shared.explain_tunnels(&mut up);
+                down.stage(down_sent, down_received, &self.of_tunnels(&[ReceiveQueueFull]));
+            }
+            (Some(kernel), gateway) => {
+                up.stage(up_sent, self.tunnels.datagrams_sent, &self.of_tunnels(&TUNNEL_UP));
+                shared.explain_tunnels(&mut up);
+                match gateway {
+                    Some(gateway) => self.through_gateway(gateway, kernel, &mut shared, &mut up, &mut down),
+                    None => self.through_peer(kernel, &mut up, &mut down),
+                }
+                let tunnels = self.tunnels;
+                let late: Vec<_> = shared.tunnels.take().into_iter().collect();
+                let counted = [self.of_tunnels(&[ReceiveQueueFull]), late].concat();
+                down.stage(tunnels.datagrams_received, tunnels.down_packets, &counted);
+                down.stage(tunnels.down_packets, down_received, &[]);
+            }
+        }
+        (up.close(up_sent, up_received), down.close(down_sent, down_received))
+    }
+
+    /// From the tunnels' frames to the far end, and back, past the counters of a gateway of ours.
+    fn through_gateway(
+        &self,
+        gateway: &Status,
+        kernel: &KernelDrops,
+        shared: &mut Shared,
+        up: &mut Page,
+        down: &mut Page,
+    ) {
+        let sum =
+            |count: fn(&Counters) -> u64| gateway.shards.iter().map(|report| count(&report.counters)).sum::<u64>();
+        let of = |reasons: &[DropReason]| counts_of(reasons, "gateway", |reason| gateway.dropped(reason));
+        let (received, sent) = (sum(|counters| counters.datagrams_received), sum(|counters| counters.datagrams_sent));
+        let judged = sum(|counters| counters.up_packets + counters.relayed_packets);
+
+        up.stage(self.tunnels.datagrams_sent, received, &[]);
+        self.explain_outer_up(up);
+        // The mesh counts what it had no room for as it came: a datagram, a frame, a packet.
+        for (what, count) in of(&[ForeignDatagram, UdpTruncated, MeshFull]) {
+            up.explain(&what, count, self.frames_max());
+        }
+        up.explain_all(kernel, Place::OuterUp, PACKETS_OF_A_DROP_MAX * self.frames_max());
+        up.stage(received, judged, &of(&GATEWAY_UP));
+        shared.explain_gateway(up);
+        up.stage(judged, self.ends.up_received, &of(&[TunWrite]));
+        up.explain_all(kernel, Place::InnerUp, PACKETS_OF_A_DROP_MAX);
+
+        let counted: Vec<_> = of(&GATEWAY_DOWN).into_iter().chain(shared.gateway.drain(..)).collect();
+        down.stage(self.ends.down_sent, sent, &counted);
+        for (what, count) in of(&[MeshFull]) {
+            down.explain(&what, count, PACKETS_OF_A_DROP_MAX);
+        }
+        down.explain_all(kernel, Place::InnerDown, PACKETS_OF_A_DROP_MAX);
+        down.stage(sent, self.tunnels.datagrams_received, &[]);
+        self.explain_outer_down(down);
+        for (what, count) in of(&[UdpSend]) {
+            down.explain(&what, count, self.frames_max());
+        }
+        down.explain_all(kernel, Place::OuterDown, PACKETS_OF_A_DROP_MAX * self.frames_max());
+    }
+
+    /// The same past a gateway that tells nothing: only what the kernel dropped is known. Of datagrams lost on purpose, nobody knows how many
+    /// packets they had.
+    fn through_peer(&self, kernel: &KernelDrops, up: &mut Page, down: &mut Page) {
+        let outer = PACKETS_OF_A_DROP_MAX * self.frames_max();
+        up.stage(self.tunnels.datagrams_sent, self.ends.up_received, &[]);
+        up.explain_all(kernel, Place::OuterUp, outer);
+        up.explain_all(kernel, Place::InnerUp, PACKETS_OF_A_DROP_MAX);
+        down.stage(self.ends.down_sent, self.tunnels.datagrams_received, &[]);
+        down.explain_all(kernel, Place::InnerDown, PACKETS_OF_A_DROP_MAX);
+        down.explain_all(kernel, Place::OuterDown, outer);
+    }
+
+    fn explain_outer_up(&self, up: &mut Page) {
+        up.explain("outer: lost on purpose", self.crowds.injected_lost_up, self.frames_max());
+        up.explain("outer: refused by the clients' kernel", self.crowds.outer_refused_datagrams, self.frames_max());
+    }
+
+    fn explain_outer_down(&self, down: &mut Page) {
+        let frames_max = self.frames_max();
+        down.explain("outer: lost on purpose", self.crowds.injected_lost_down, frames_max);
+        let late = self.crowds.outer_stray_datagrams + self.tunnels.drops.of(ForeignDatagram);
+        down.explain("outer: for a connection that was over", late, frames_max);
+        let errors = self.crowds.receive_errors;
+        down.explain("outer: not handed out by the clients' kernel", errors, PACKETS_OF_A_DROP_MAX * frames_max);
+    }
+
+    /// The most inner packets that one outer datagram carries: the shortest, each with a frame's type and length.
+    fn frames_max(&self) -> u64 {
+        (u64::from(self.mtu_bytes) + 50) / (u64::from(INNER_BYTES_MIN) + 2)
+    }
+
+    fn of_tunnels(&self, reasons: &[DropReason]) -> Vec<(String, u64)> {
+        counts_of(reasons, "client", |reason| self.tunnels.drops.of(reason))
+    }
+
+    fn shared(&self) -> Shared {
+        let gateway = |gateway: &Status| counts_of(&GATEWAY_BOTH, "gateway", |reason| gateway.dropped(reason));
+        Shared {
+            tunnels: self.of_tunnels(&[NotAttached]).pop(),
+            gateway: self.gateway.map(gateway).unwrap_or_default(),
+        }
+    }
+}
+
+/// Those of `reasons` that were counted.
+fn counts_of(reasons: &[DropReason], who: &str, count: impl Fn(DropReason) -> u64) -> Vec<(String, u64)> {
+    let named = reasons.iter().map(|reason| (format!("{who}: {}", reason.name()), count(*reason)));
+    named.filter(|(_, count)| *count > 0).collect()
+}
+
+/// Drops that were counted without saying in which direction. What is not taken for the way up is of the way down.
+struct Shared {
+    tunnels: Option<(String, u64)>,
+    gateway: Vec<(String, u64)>,
+}
+
+impl Shared {
+    fn explain_tunnels(&mut self, up: &mut Page) {
+        if let Some((what, count)) = &mut self.tunnels {
+            *count -= up.explain(what, *count, 1);
+        }
+    }
+
+    fn explain_gateway(&mut self, up: &mut Page) {
+        for (what, count) in &mut self.gateway {
+            *count -= up.explain(what, *count, 1);
+        }
+    }
+}
+
+/// A ledger in the making.
+#[derive(Default)]
+struct Page {
+    drops: BTreeMap<String, u64>,
+    /// What is missing at the present stage and not explained yet.
+    missing: i64,
+}
+
+impl Page {
+    /// Goes on to the next stage: so many went in and came out, and so many were counted as dropped in between.
+    fn stage(&mut self, entered: u64, left: u64, counted: &[(String, u64)]) {
+        self.missing = entered as i64 - left as i64;
+        for (what, count) in counted {
+            self.drop(what, *count);
+        }
+    }
+
+    /// Explains what is missing at this stage by `count` events that each took at most `packets_max`. Returns how many packets they explain.
+    fn explain(&mut self, what: &str, count: u64, packets_max: u64) -> u64 {
+        let explained = count.saturating_mul(packets_max).min(self.missing.max(0) as u64);
+        self.drop(what, explained);
+        explained
+    }
+
+    fn explain_all(&mut self, kernel: &KernelDrops, place: Place, packets_max: u64) {
+        for (what, count) in kernel.at(place) {
+            self.explain(&format!("kernel: {what}"), count, packets_max);
+        }
+    }
+
+    fn drop(&mut self, what: &str, packets: u64) {
+        self.missing -= packets as i64;
+        if packets > 0 {
+            *self.drops.entry(what.to_owned()).or_default() += packets;
+        }
+    }
+
+    fn close(self, sent: u64, received: u64) -> Ledger {
+        let dropped: u64 = self.drops.values().sum();
+        Ledger { sent, received, drops: self.drops, unaccounted: sent as i64 - received as i64 - dropped as i64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate::gateway::Report;
+
+    use super::*;
+
+    /// A run of 1,000 packets each way, through a gateway of two shards, without any drop.
+    struct Run {
+        ends: Ends,
+        tunnels: Counters,
+        crowds: CrowdCounts,
+        gateway: Counters,
+        kernel: KernelDrops,
+    }
+
+    impl Run {
+        fn whole() -> Self {
+            let n = 1000;
+            Run {
+                ends: Ends { up_sent: n, up_received: n, down_sent: n, down_received: n },
+                tunnels: Counters {
+                    up_packets: n,
+                    datagrams_sent: n,
+                    datagrams_received: n,
+                    down_packets: n,
+                    ..Counters::default()
+                },
+                crowds: CrowdCounts::default(),
+                gateway: Counters {
+                    up_packets: n,
+                    datagrams_received: n,
+                    datagrams_sent: n,
+                    down_packets: n,
+                    ..Counters::default()
+                },
+                kernel: KernelDrops::default(),
+            }
+        }
+
+        fn ledgers(&self) -> (Ledger, Ledger) {
+            let report = |shard, counters| Report {
+                shard,
+                cpu: 0,
+                owned_connections: 0,
+                addresses_held: None,
+                counters,
+                traffic: Default::default(),
+            };
+            // All shards count together.
+            let status = Status { shards: vec![report(0, self.gateway), report(1, Counters::default())] };
+            self.accounts(Some(&status), Some(&self.kernel))
+        }
+
+        fn accounts(&self, gateway: Option<&Status>, kernel: Option<&KernelDrops>) -> (Ledger, Ledger) {
+            let Run { ends, tunnels, crowds, .. } = self;
+            Accounts { ends: *ends, tunnels, crowds, gateway, kernel, mtu_bytes: 1400 }.ledgers()
+        }
+
+        fn with_peer(&self) -> (Ledger, Ledger) {
+            self.accounts(None, Some(&self.kernel))
+        }
+    }
+
+    fn drops(ledger: &Ledger) -> Vec<(&str, u64)> {
+        ledger.drops.iter().map(|(what, count)| (what.as_str(), *count)).collect()
+    }
+
+    #[test]
+    fn what_all_arrives_balances() {
+        for (up, down) in [Run::whole().ledgers(), Run::whole().with_peer(), Run::whole().accounts(None, None)] {
+            let expected = Ledger { sent: 1000, received: 1000, ..Ledger::default() };
+            assert_eq!((up, down), (expected.clone(), expected));
+        }
+    }
+
+    #[test]
+    fn a_packet_that_nobody_counted_is_unaccounted() {
+        let mut run = Run::whole();
+        run.ends.up_received -= 1;
+        run.ends.down_received -= 2;
+        for (up, down) in [run.ledgers(), run.with_peer(), run.accounts(None, None)] {
+            assert_eq!((up.unaccounted, down.unaccounted), (1, 2));
+            assert!(drops(&up).is_empty() && drops(&down).is_empty() && !up.is_exact());
+        }
+    }
+
+    #[test]
+    fn a_packet_that_came_twice_is_unaccounted_too() {
+        let mut run = Run::whole();
+        run.ends.up_received += 1;
+        assert_eq!(run.ledgers().0.unaccounted, -1);
+    }
+
+    #[test]
+    fn each_counted_drop_is_counted_once_and_where_it_happened() {
+        let mut run = Run::whole();
+        // Up: one lost to each in turn.
+        run.tunnels.drops.add(DatagramQueueFull, 1);
+        run.tunnels.up_packets = 999;
+        run.tunnels.drops.add(ConnectionClosed, 1);
+        run.tunnels.datagrams_sent = 998;
+        run.gateway.datagrams_received = 998;
+        run.gateway.drops.add(ForgedSource, 1);
+        run.gateway.up_packets = 997;
+        run.gateway.drops.add(TunWrite, 1);
+        run.ends.up_received = 996;
+        // Down likewise.
+        run.gateway.drops.add(TooBig, 2);
+        run.gateway.datagrams_sent = 998;
+        run.tunnels.datagrams_received = 998;
+        run.tunnels.drops.add(ReceiveQueueFull, 3);
+        run.tunnels.down_packets = 995;
+        run.ends.down_received = 995;
+        let (up, down) = run.ledgers();
+        assert_eq!(
+            drops(&up),
+            [
+                ("client: connection_closed", 1),
+                ("client: datagram_queue_full", 1),
+                ("gateway: forged_source", 1),
+                ("gateway: tun_write", 1)
+            ]
+        );
+        assert_eq!(drops(&down), [("client: receive_queue_full", 3), ("gateway: too_big", 2)]);
+        assert!(up.is_exact() && down.is_exact());
+    }
+
+    #[test]
+    fn a_reason_of_both_directions_is_parted_by_the_counts_around_it() {
+        let mut run = Run::whole();
+        run.gateway.drops.add(OverLimit, 100);
+        run.gateway.up_packets = 970;
+        run.ends.up_received = 970;
+        run.gateway.datagrams_sent = 930;
+        run.tunnels.datagrams_received = 930;
+        run.tunnels.down_packets = 930;
+        run.ends.down_received = 930;
+        let (up, down) = run.ledgers();
+        assert_eq!(drops(&up), [("gateway: over_limit", 30)]);
+        assert_eq!(drops(&down), [("gateway: over_limit", 70)]);
+        assert!(up.is_exact() && down.is_exact());
+        // The same of a tunnel: 4 were sent too early, 6 came too late.
+        let mut run = Run::whole();
+        run.tunnels.drops.add(NotAttached, 10);
+        run.ends.up_sent = 1004;
+        run.tunnels.down_packets = 994;
+        run.ends.down_received = 994;
+        let (up, down) = run.ledgers();
+        assert_eq!((drops(&up), drops(&down)), (vec![("client: not_attached", 4)], vec![("client: not_attached", 6)]));
+        assert!(up.is_exact() && down.is_exact());
+    }
+
+    #[test]
+    fn a_drop_that_nothing_is_missing_for_is_unaccounted() {
+        let mut run = Run::whole();
+        run.gateway.drops.add(OverLimit, 1);
+        assert_eq!(run.ledgers().1.unaccounted, -1);
+        let mut run = Run::whole();
+        run.gateway.drops.add(Isolated, 1);
+        assert_eq!(run.ledgers().0.unaccounted, -1);
+    }
+
+    #[test]
+    fn a_loss_outside_needs_evidence() {
+        let mut run = Run::whole();
+        run.gateway.datagrams_received = 990;
+        run.gateway.up_packets = 990;
+        run.ends.up_received = 990;
+        assert_eq!(run.ledgers().0.unaccounted, 10);
+        // One datagram has no more than 26 packets of the shortest length.
+        run.crowds.injected_lost_up = 1;
+        let (up, _) = run.ledgers();
+        assert_eq!((drops(&up), up.unaccounted), (vec![("outer: lost on purpose", 10)], 0));
+        run.gateway.datagrams_received = 900;
+        run.gateway.up_packets = 900;
+        run.ends.up_received = 900;
+        assert_eq!(run.ledgers().0.unaccounted, 100 - 26);
+        run.kernel.add(Place::OuterUp, "gateway: Udp InErrors", 1);
+        let (up, _) = run.ledgers();
+        assert_eq!(drops(&up), [("kernel: gateway: Udp InErrors", 74), ("outer: lost on purpose", 26)]);
+        assert!(up.is_exact());
+    }
+
+    #[test]
+    fn evidence_of_another_place_explains_nothing() {
+        let mut run = Run::whole();
+        run.ends.up_received = 999;
+        run.crowds.injected_lost_up = 50;
+        run.gateway.drops.add(ForeignDatagram, 50);
+        for place in [Place::OuterUp, Place::OuterDown, Place::InnerDown] {
+            run.kernel.add(place, "x", 50);
+        }
+        let (up, down) = run.ledgers();
+        assert_eq!((up.unaccounted, down.unaccounted), (1, 0));
+        assert!(drops(&up).is_empty() && drops(&down).is_empty());
+    }
+
+    #[test]
+    fn what_a_peer_loses_is_explained_by_the_kernel_only() {
+        let mut run = Run::whole();
+        run.ends.up_received = 997;
+        run.crowds.injected_lost_up = 3;
+        assert_eq!(run.with_peer().0.unaccounted, 3);
+        run.kernel.add(Place::InnerUp, "network: Udp InErrors", 3);
+        let (up, _) = run.with_peer();
+        assert_eq!((drops(&up), up.unaccounted), (vec![("kernel: network: Udp InErrors", 3)], 0));
+    }
+
+    #[test]
+    fn a_super_packet_that_found_no_room_explains_its_packets() {
+        let mut run = Run::whole();
+        run.gateway.down_packets = 950;
+        run.gateway.datagrams_sent = 950;
+        run.tunnels.datagrams_received = 950;
+        run.tunnels.down_packets = 950;
+        run.ends.down_received = 950;
+        run.kernel.add(Place::InnerDown, "gateway: tunnel0 queue", 1);
+        let (_, down) = run.ledgers();
+        assert_eq!((drops(&down), down.unaccounted), (vec![("kernel: gateway: tunnel0 queue", 50)], 0));
+    }
+}

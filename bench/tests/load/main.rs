@@ -1,0 +1,6 @@
+//! Whole loads against real gateways, healthy and faulty, in namespaces of their own.
+
+mod balance;
+mod faults;
+mod harness;
+mod named;
