@@ -179,6 +179,7 @@ pub(crate) mod fixture {
             down: Ledger::default(),
             gateway_usage: Some(Usage { cpu_seconds: 5.0, cpu_share: 0.5, ..Usage::default() }),
             harness_usage: Usage { cpu_seconds: 2.0, cpu_share: 0.2, ..Usage::default() },
+            far_end_cpu_seconds: 0.5,
             limited_by: LimitedBy::Scenario,
             shards: Some(ShardFigures { shards: 1, crossed: 25, arrived: 100, ..ShardFigures::default() }),
             samples: Vec::new(),

@@ -149,10 +149,11 @@ fn usage(f: &mut fmt::Formatter<'_>, result: &LoadResult) -> fmt::Result {
     }
     line("harness", result.harness_usage, result.harness_cpu_seconds_per_gigabyte())?;
     if let Some(gateway) = result.gateway_usage.filter(|gateway| gateway.cpu_seconds > 0.0) {
-        let ratio = result.harness_usage.cpu_seconds / gateway.cpu_seconds;
+        let far_end = result.far_end_cpu_seconds / gateway.cpu_seconds;
+        let clients = (result.harness_usage.cpu_seconds / gateway.cpu_seconds - far_end).max(0.0);
         writeln!(
             f,
-            "{:LABEL$}a packet costs the harness, both ends together, {ratio:.2} times what it costs the gateway",
+            "{:LABEL$}a packet costs the clients {clients:.2} and the far end {far_end:.2} times what it costs the gateway",
             ""
         )?;
     }
@@ -230,6 +231,7 @@ mod tests {
             down: Ledger { sent: 12_500, received: 12_500, ..Ledger::default() },
             gateway_usage: Some(Usage { cpu_seconds: 4.0, cpu_share: 0.4, memory_bytes: 50_000_000, descriptors: 30 }),
             harness_usage: Usage { cpu_seconds: 2.0, cpu_share: 0.2, memory_bytes: 200_000_000, descriptors: 99 },
+            far_end_cpu_seconds: 0.48,
             limited_by: LimitedBy::Scenario,
             shards: Some(ShardFigures { shards: 2, crossed: 50, arrived: 100, ..ShardFigures::default() }),
             samples: Vec::new(),
@@ -258,7 +260,7 @@ every inner packet, the harness's own messages too              up          down
 
 gateway  4.00 s of CPU time, 40 % of its CPUs, 2.00 s/GB; 50.0 MB, 30 descriptors
 harness  2.00 s of CPU time, 20 % of its CPUs, 1.00 s/GB; 200 MB, 99 descriptors
-         a packet costs the harness, both ends together, 0.50 times what it costs the gateway
+         a packet costs the clients 0.38 and the far end 0.12 times what it costs the gateway
 shards   2; 50 % of what arrived crossed to another
 limit    the scenario: all that was to be sent was sent in time
 result   success: both ends agree on every packet, and everything demanded holds

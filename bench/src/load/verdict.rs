@@ -214,6 +214,7 @@ mod tests {
             down: ledger,
             gateway_usage: Some(Usage::default()),
             harness_usage: Usage::default(),
+            far_end_cpu_seconds: 0.0,
             limited_by: LimitedBy::Scenario,
             shards: None,
             samples: Vec::new(),

@@ -41,6 +41,9 @@ pub struct LoadResult {
     pub gateway_usage: Option<Usage>,
     /// What the harness used meanwhile: clients, far end and all.
     pub harness_usage: Usage,
+    /// The far end's part of the harness's CPU time, in seconds; 0 of one elsewhere.
+    #[serde(default)]
+    pub far_end_cpu_seconds: f64,
     /// What kept the traffic from being more.
     pub limited_by: LimitedBy,
     /// What the gateway itself says; `None` of a peer.

@@ -309,6 +309,7 @@ pub fn load_result() -> LoadResult {
             descriptors: 33,
         }),
         harness_usage: Usage { cpu_seconds: 19.03, cpu_share: 0.3171, memory_bytes: 612_368_384, descriptors: 41 },
+        far_end_cpu_seconds: 4.31,
         limited_by: LimitedBy::Scenario,
         shards: Some(ShardFigures {
             shards: 2,

@@ -24,12 +24,11 @@ use super::report::CrowdCounts;
 use super::trouble::Loss;
 use crate::scenario::Sources;
 
-/// Messages of a `recvmmsg`, each an aggregate.
-const RECEIVES_MAX: usize = 16;
-/// Runs of a `sendmmsg`.
+/// Messages of a `recvmmsg`, each an aggregate in 64 KiB of its own: more of them would not stay in a core's cache.
+const RECEIVES_MAX: usize = 8;
+/// Runs of a `sendmmsg`, and the bytes after which no more wait: the kernel is to find them in the core's cache.
 const SENDS_MAX: usize = 32;
-/// `recvmmsg` calls of one pass on one socket, before timers and flows have their turn.
-const ROUNDS_MAX: usize = 4;
+const SEND_BYTES_MAX: usize = 256 << 10;
 /// Sockets that one sleep tells of.
 const EVENTS_MAX: usize = 256;
 /// Buffers of a socket that all clients share, in bytes, each way.
@@ -75,8 +74,9 @@ pub(super) struct Outlets {
     readable: VecDeque<usize>,
     receives: ReceiveBatch,
     sends: TransmitBatch,
-    /// The outlet that `sends` is for.
+    /// The outlet that `sends` is for, and how much waits in it.
     sends_outlet: usize,
+    sends_bytes: usize,
 }
 
 impl Outlets {
@@ -104,6 +104,7 @@ impl Outlets {
             receives: ReceiveBatch::new(RECEIVES_MAX),
             sends: TransmitBatch::new(SENDS_MAX),
             sends_outlet: 0,
+            sends_bytes: 0,
         };
         match how {
             Sources::Addresses => outlets.open_shared(sources)?,
@@ -228,17 +229,12 @@ impl Outlets {
                     sink(client, received);
                 }
             };
-            for round in 1..=ROUNDS_MAX {
-                match socket.receive(&mut self.receives, &mut hand_out) {
-                    Ok(outcome) if outcome.messages < RECEIVES_MAX => break,
-                    Ok(_) if round == ROUNDS_MAX => self.readable.push_back(readable),
-                    Ok(_) => {}
-                    // An error that the network reported. It is gone now.
-                    Err(_) => {
-                        counts.receive_errors += 1;
-                        break;
-                    }
-                }
+            // One call a pass: what it brought is done with, and its buffers are free, before the next.
+            match socket.receive(&mut self.receives, &mut hand_out) {
+                Ok(outcome) if outcome.messages < RECEIVES_MAX => {}
+                Ok(_) => self.readable.push_back(readable),
+                // An error that the network reported. It is gone now.
+                Err(_) => counts.receive_errors += 1,
             }
         }
     }
@@ -253,11 +249,13 @@ impl Outlets {
     ) -> Result<()> {
         let Exit { outlet, source } = self.exits[client as usize];
         loop {
-            if self.sends.is_full() || (self.sends_outlet != outlet && !self.sends.is_empty()) {
+            let is_full = self.sends.is_full() || self.sends_bytes >= SEND_BYTES_MAX;
+            if is_full || (self.sends_outlet != outlet && !self.sends.is_empty()) {
                 self.flush(counts)?;
             }
             self.sends_outlet = outlet;
             let mut is_polled_empty = true;
+            let sends_bytes = &mut self.sends_bytes;
             let is_filled = self.sends.fill(|buf| {
                 while let Some(mut transmit) = poll(buf) {
                     transmit.local_ip = source;
@@ -268,6 +266,7 @@ impl Outlets {
                         transmit.bytes = left;
                     }
                     if transmit.bytes > 0 {
+                        *sends_bytes += transmit.bytes;
                         is_polled_empty = false;
                         return Some(transmit);
                     }
@@ -285,6 +284,7 @@ impl Outlets {
     pub fn flush(&mut self, counts: &mut CrowdCounts) -> Result<()> {
         let Some(Outlet { socket, .. }) = self.outlets.get(self.sends_outlet) else { return Ok(()) };
         let mut waits = 0;
+        self.sends_bytes = 0;
         while !self.sends.is_empty() {
             let outcome = socket.send(&mut self.sends);
             counts.outer_sent_datagrams += outcome.datagrams as u64;

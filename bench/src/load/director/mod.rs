@@ -128,6 +128,7 @@ impl<'a> Director<'a> {
             down: Ledger::default(),
             gateway_usage: None,
             harness_usage: Usage::default(),
+            far_end_cpu_seconds: 0.0,
             limited_by: LimitedBy::Window,
             shards: None,
             samples: Vec::new(),
@@ -241,6 +242,7 @@ impl<'a> Director<'a> {
         self.result.seconds = (after.at - started).as_secs_f64();
         self.result.gateway_usage = self.gateway_usage(&before, &after);
         self.result.harness_usage = self.harness_usage(&before, &after)?;
+        self.result.far_end_cpu_seconds = (after.far.cpu_ns - before.far.cpu_ns) as f64 / 1e9;
         Ok(self.effort(&before, &after))
     }
 

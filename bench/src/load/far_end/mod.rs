@@ -41,12 +41,12 @@ pub const LATE_AFTER: Duration = Duration::from_millis(10);
 const SLEEP_MIN: Duration = Duration::from_micros(200);
 /// How long a thread sleeps at most.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// Messages of a `recvmmsg`, each an aggregate.
-const RECEIVES_MAX: usize = 16;
-/// Runs of a `sendmmsg`.
-const SENDS_MAX: usize = 16;
+/// Messages of a `recvmmsg`, each an aggregate in 64 KiB of its own: more of them would not stay in a core's cache.
+const RECEIVES_MAX: usize = 8;
+/// Runs of a `sendmmsg`, likewise.
+const SENDS_MAX: usize = 8;
 /// System calls in a row for one direction, before the other has its turn.
-const ROUNDS_MAX: usize = 4;
+const ROUNDS_MAX: usize = 8;
 /// How often a thread reads its CPU clock.
 const CPU_INTERVAL: Duration = Duration::from_millis(100);
 

@@ -235,6 +235,8 @@ fn usage(load: &LoadResult) -> Table {
     });
     row("Resident memory at the end", &|usage| Unit::Bytes.text(usage.memory_bytes as f64));
     row("Open descriptors at the end", &|usage| count(usage.descriptors));
+    let far_end = Unit::Plain.text(load.far_end_cpu_seconds);
+    table.row(["CPU seconds of the far end, of the harness's".to_owned(), NONE.to_owned(), far_end]);
     table
 }
 

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs every benchmark against every peer, in about 12 minutes, and makes bench/results/: a JSON file each, report.html, and the README's plot.
+# Needs root (WireGuard programs do) and a machine with nothing else to do. Progress goes to standard error.
+set -eu
+cd "$(dirname "$0")/.."
+bench/install-peers.sh --wireguard
+cargo build --release -p tollgate -p tollgate-bench
+bench=${CARGO_TARGET_DIR:-target}/release/tollgate-bench
+results=bench/results
+mkdir -p "$results"
+
+"$bench" gateway --peer quincy --json "$results/gateway-quincy.json"
+for peer in boringtun gotatun wireguard-go; do
+    "$bench" gateway --peer "$peer" --pairs 3 --seconds 2 --json "$results/gateway-$peer.json"
+done
+"$bench" load "bench/scenarios/clients-10k.toml" --json "$results/load-clients-10k.json"
+"$bench" latency --peer quincy --json "$results/latency.json"
+"$bench" storm --peer quincy --json "$results/storm.json"
+"$bench" idle --peer quincy --json "$results/idle.json"
+"$bench" scale --json "$results/scale.json"
+"$bench" soak --duration "2 min" --json "$results/soak.json"
+"$bench" engine --json "$results/engine.json"
+"$bench" report --out "$results/report.html" --plot cpu_per_gigabyte --svg "$results/cpu-per-gigabyte.svg" "$results"/*.json
