@@ -15,9 +15,9 @@ for peer in boringtun gotatun wireguard-go; do
 done
 "$bench" load "bench/scenarios/clients-10k.toml" --json "$results/load-clients-10k.json"
 "$bench" latency --peer quincy --json "$results/latency.json"
-"$bench" storm --peer quincy --json "$results/storm.json"
+"$bench" storm --peer quincy --rounds 2 --json "$results/storm.json"
 "$bench" idle --peer quincy --json "$results/idle.json"
-"$bench" scale --json "$results/scale.json"
-"$bench" soak --duration "2 min" --json "$results/soak.json"
+"$bench" scale --rounds 2 --json "$results/scale.json"
+"$bench" soak --duration "1 min" --json "$results/soak.json"
 "$bench" engine --json "$results/engine.json"
 "$bench" report --out "$results/report.html" --plot cpu_per_gigabyte --svg "$results/cpu-per-gigabyte.svg" "$results"/*.json
