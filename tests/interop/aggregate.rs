@@ -24,6 +24,9 @@ use crate::harness::peers::Peers;
 use crate::harness::raw;
 use crate::harness::turn;
 
+/// How often two packets of equal size are tried for. Also the mark of packets that none of the tries made.
+const TRIES_MAX: u8 = 50;
+
 #[test]
 fn one_aggregate_for_two_shards_kills_neither_connection() {
     let Some(_) = Peers::find() else { return };
@@ -44,8 +47,8 @@ fn one_aggregate_for_two_shards_kills_neither_connection() {
     assert_eq!([0, 1].map(|shard| before.of_shard(shard, "/owned_connections")), [1, 1], "an owner each");
 
     let addresses = pair.addresses().unwrap();
-    pair.send_in_one_aggregate(addresses);
-    assert_eq!(receive_two(&server), BTreeSet::from(addresses), "a packet of each");
+    let mark = pair.send_in_one_aggregate(addresses);
+    assert_eq!(receive_of_each(&server, mark), BTreeSet::from(addresses), "a packet of each");
     let after = gateway.status();
     let crossed = after.sum("/counters/misrouted_datagrams") - before.sum("/counters/misrouted_datagrams");
     assert_eq!(crossed, 1, "the kernel gave the second packet to the first one's shard");
@@ -53,10 +56,10 @@ fn one_aggregate_for_two_shards_kills_neither_connection() {
     // Had one been answered with a stateless reset, its client would know by now.
     pair.drive_for(Duration::from_millis(300));
     for (client, address) in pair.clients.iter_mut().zip(addresses) {
-        client.handle_frame(Instant::now(), &frame(address));
+        client.handle_frame(Instant::now(), &frame(address, TRIES_MAX));
     }
     pair.drive_for(Duration::from_millis(300));
-    assert_eq!(receive_two(&server), BTreeSet::from(addresses), "both live on");
+    assert_eq!(receive_of_each(&server, TRIES_MAX), BTreeSet::from(addresses), "both live on");
     assert_eq!(gateway.status().sum("/counters/stateless_responses"), before.sum("/counters/stateless_responses"));
     gateway.assert_sound();
 }
@@ -120,14 +123,14 @@ impl Pair {
         std::thread::sleep(Duration::from_millis(1));
     }
 
-    /// Has each client make one packet, and sends both in one piece.
-    fn send_in_one_aggregate(&mut self, addresses: [IpAddr; 2]) {
-        const TRIES_MAX: usize = 50;
-        for _ in 0..TRIES_MAX {
-            let packets = [0, 1].map(|index| self.packet_of(index, addresses[index]));
+    /// Has each client make one packet, and sends both in one piece. Returns the packets' mark.
+    fn send_in_one_aggregate(&mut self, addresses: [IpAddr; 2]) -> u8 {
+        for mark in 0..TRIES_MAX {
+            let packets = [0, 1].map(|index| self.packet_of(index, addresses[index], mark));
             let (first, second) = match packets {
                 [Some(first), Some(second)] if first.0.bytes == second.0.bytes => (first, second),
-                // One had to acknowledge something as well, or to wait. Datagrams may get lost: these do.
+                // One had to acknowledge something as well, or to wait: what it has made is lost, as datagrams may be, and what it has
+                // not made yet goes out alone.
                 _ => {
                     self.drive_for(Duration::from_millis(50));
                     continue;
@@ -140,14 +143,14 @@ impl Pair {
             }));
             let outcome = self.socket.send(&mut self.transmit);
             assert_eq!((outcome.sends, outcome.datagrams), (1, 2), "one piece");
-            return;
+            return mark;
         }
         panic!("no two packets of equal size in {TRIES_MAX} tries");
     }
 
-    fn packet_of(&mut self, index: usize, address: IpAddr) -> Option<(Transmit, Vec<u8>)> {
+    fn packet_of(&mut self, index: usize, address: IpAddr, mark: u8) -> Option<(Transmit, Vec<u8>)> {
         let (client, now) = (&mut self.clients[index], Instant::now());
-        client.handle_frame(now, &frame(address));
+        client.handle_frame(now, &frame(address, mark));
         client.decide(now);
         let mut packet = Vec::new();
         let transmit = client.poll_transmit(now, &mut packet)?;
@@ -195,13 +198,17 @@ fn client(deployment: &Deployment, user: &str, owner: u8) -> Client {
     }
 }
 
-/// A frame with a UDP packet from `source` to the server. The virtio header asks for nothing.
-fn frame(source: IpAddr) -> Vec<u8> {
-    [&[0; 10], &raw::udp_packet(source, SERVER_V4.into(), &[7; 1000])[..]].concat()
+/// A frame with a UDP packet from `source` to the server, full of `mark`. The virtio header asks for nothing.
+fn frame(source: IpAddr, mark: u8) -> Vec<u8> {
+    [&[0; 10], &raw::udp_packet(source, SERVER_V4.into(), &[mark; 1000])[..]].concat()
 }
 
-/// Whom the next two packets are from.
-fn receive_two(server: &StdUdpSocket) -> BTreeSet<IpAddr> {
+/// Whom the next two packets of `mark` are from.
+fn receive_of_each(server: &StdUdpSocket, mark: u8) -> BTreeSet<IpAddr> {
     let mut buffer = [0; 2000];
-    (0..2).map(|_| server.recv_from(&mut buffer).expect("a packet of a client").1.ip()).collect()
+    let received = std::iter::repeat_with(|| {
+        let (bytes, from) = server.recv_from(&mut buffer).expect("a packet of a client");
+        (bytes > 0 && buffer[0] == mark).then_some(from.ip())
+    });
+    received.flatten().take(2).collect()
 }
