@@ -2,17 +2,17 @@
 //!
 //! This module starts things and prints; it does none of the work.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use crossbeam_channel::select;
-use tollgate_config::{ClientConfig, LogFilter, ServerConfig};
-use tracing::{debug, info, warn};
-use tracing_subscriber::EnvFilter;
+use tollgate_config::{ClientConfig, ServerConfig};
+use tracing::warn;
 
+use crate::control::{Control, Request, ask, socket_of};
 use crate::gateway::Gateway;
-use crate::signals::{Signal, signals};
+use crate::log::Log;
+use crate::signals::signals;
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -26,9 +26,23 @@ pub struct Cli {
 enum Command {
     /// Run the gateway until SIGINT or SIGTERM.
     ///
-    /// Reads Quincy's server.toml and users.toml as they are, and a table [shards] of its own. SIGUSR1 prints the counters of every shard as
-    /// one line of JSON on standard output. Needs root, or CAP_NET_ADMIN for the TUN device and CAP_BPF for steering.
+    /// Reads Quincy's server.toml and users.toml as they are, and tables of its own. SIGHUP reloads them, as `tollgate reload` does. SIGUSR1
+    /// prints the counters of every shard as one line of JSON on standard output. Needs root, or CAP_NET_ADMIN for the TUN device and
+    /// CAP_BPF for steering.
     Serve(ServerFile),
+    /// Have a running gateway read its configuration again and put it in force, without a break.
+    ///
+    /// It is checked whole first and put in force on all shards at once, or not at all. Users, certificates and keys, limits, isolation and
+    /// the log's level can change; what needs a restart is refused by name. When this command ends well, no packet passes any more that the
+    /// new configuration forbids.
+    Reload(Operator),
+    /// Close all connections of a user at a running gateway. Whoever is still in its users file may log in again.
+    Kick {
+        /// The user's name.
+        user: String,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
     ///
     /// Reads Quincy's client.toml as it is. Brings up a TUN interface, routes and DNS, and takes them away again.
@@ -50,6 +64,25 @@ struct ServerFile {
     /// The configuration file.
     #[arg(long, visible_alias = "config-path", value_name = "FILE", default_value = "server.toml")]
     config: PathBuf,
+    #[command(flatten)]
+    environment: Environment,
+}
+
+/// Which running gateway is meant.
+#[derive(Debug, Args)]
+struct Operator {
+    /// The gateway's configuration file, which names its control socket.
+    #[arg(
+        long,
+        visible_alias = "config-path",
+        value_name = "FILE",
+        default_value = "server.toml",
+        conflicts_with = "socket"
+    )]
+    config: PathBuf,
+    /// The gateway's control socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
     #[command(flatten)]
     environment: Environment,
 }
@@ -120,10 +153,12 @@ impl Cli {
     /// Whatever ended it, in one line.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Serve(file) => serve(&file.load()?),
+            Command::Serve(file) => serve(&file),
+            Command::Reload(operator) => operator.order(&Request::Reload),
+            Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
             Command::Connect(file) => {
                 let config = file.load()?;
-                start_log(&config.log, &config.ignored_variables);
+                Log::start(&config.log, &config.ignored_variables);
                 Ok(crate::connect::run(&config, &signals()?)?)
             }
             Command::Check(file) => check(&file),
@@ -133,27 +168,35 @@ impl Cli {
     }
 }
 
-fn serve(config: &ServerConfig) -> anyhow::Result<()> {
-    start_log(&config.log, &config.ignored_variables);
+impl Operator {
+    /// Has the gateway carry out `request`, and prints what it says.
+    fn order(&self, request: &Request) -> anyhow::Result<()> {
+        let socket =
+            self.socket().context("the gateway's control socket is not known, name it by --config or --socket")?;
+        let answer = ask(&socket, request)?;
+        let lines = answer.lines.join("\n");
+        anyhow::ensure!(answer.done, lines);
+        println!("{lines}");
+        Ok(())
+    }
+
+    fn socket(&self) -> Result<PathBuf, tollgate_config::ConfigError> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => socket_of(&self.config, self.environment.variables()),
+        }
+    }
+}
+
+fn serve(file: &ServerFile) -> anyhow::Result<()> {
+    let config = file.load()?;
+    let log = Log::start(&config.log, &config.ignored_variables);
     if config.reuse_socket {
         warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
     }
-    let signals = signals()?;
-    let gateway = Gateway::start(config)?;
-    loop {
-        select! {
-            recv(signals) -> signal => match signal? {
-                Signal::Report => println!("{}", gateway.status().to_json()),
-                Signal::Stop => break,
-            },
-            recv(gateway.ended()) -> _ => break,
-        }
-    }
-    for line in gateway.status().to_string().lines() {
-        info!("{line}");
-    }
-    info!("stopping: every client is told");
-    Ok(gateway.stop()?)
+    let control = Control::open(&config)?;
+    let gateway = Gateway::start(&config)?;
+    Ok(control.run(gateway, log, || file.load())?)
 }
 
 fn check(file: &CheckedFile) -> anyhow::Result<()> {
@@ -169,20 +212,4 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
     println!("# {} is valid. Effective configuration:", file.config.display());
     println!("{effective}");
     Ok(())
-}
-
-/// Writes the log to standard error; `RUST_LOG` wins over the configuration. Begins with what was ignored.
-fn start_log(filter: &LogFilter, ignored_variables: &[String]) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter.as_str()));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .with_target(false)
-        .init();
-    for variable in ignored_variables {
-        // Not a warning: an orchestrator's own variables may begin like ours. One that resembles a setting is an error before this.
-        debug!(variable, "this environment variable names no setting and is ignored");
-    }
 }

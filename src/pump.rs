@@ -234,6 +234,11 @@ impl Pump {
         std::mem::take(&mut self.woken)
     }
 
+    /// Whether the kernel has taken all that the machine has handed out.
+    pub fn is_flushed(&self) -> bool {
+        self.transmit.is_empty()
+    }
+
     /// What was moved so far.
     pub fn traffic(&self) -> Traffic {
         let ReceiveCounters { messages, datagrams, .. } = self.receive.counters();

@@ -2,8 +2,8 @@
 //!
 //! This module acts on none of them.
 
-use crossbeam_channel::{Receiver, unbounded};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 /// What somebody outside wants of a running command.
@@ -29,6 +29,23 @@ pub fn signals() -> std::io::Result<Receiver<Signal>> {
             if sender.send(wanted).is_err() {
                 return;
             }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// SIGHUP, which ends a command that does not ask for this. Several that nobody has taken yet are one.
+///
+/// # Errors
+///
+/// If the handler cannot be installed.
+pub fn hangups() -> std::io::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGHUP])?;
+    let (sender, receiver) = bounded(1);
+    std::thread::Builder::new().name("tollgate-hangups".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            // The one that waits stands for this one too.
+            let _ = sender.try_send(());
         }
     })?;
     Ok(receiver)

@@ -63,6 +63,8 @@ impl Site {
                 [shards]
                 count = 2
                 key_file = "keys"
+                [control]
+                socket = "control"
                 "#
             ),
         );

@@ -74,7 +74,7 @@ fn main() -> Result<()> {
     tracing_subscriber::registry().with(leak.then_some(Leak)).with(log).init();
     let mut config = ServerConfig::load(&config, env::vars().filter(|(name, _)| name.starts_with("TOLLGATE_")))?;
     if no_limits {
-        let users = config.users.directory.users().iter().map(|user| User { limit: None, ..user.clone() });
+        let users = config.users.directory.users().map(|(_, user)| User { limit: None, ..user.clone() });
         config.users.directory = Arc::new(Directory::new(users.collect())?);
     }
     let signals = signals()?;

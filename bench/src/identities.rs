@@ -221,7 +221,7 @@ fn next_steps(users: u32, folder: &Path) -> String {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use tollgate_config::Users;
+    use tollgate_config::{Defaults, Users};
 
     use super::*;
 
@@ -233,7 +233,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(USERS_FILE);
         fs::write(&path, text).unwrap();
-        Users::load(&path, "198.19.128.1/24".parse().unwrap(), None).unwrap()
+        Users::load(&path, "198.19.128.1/24".parse().unwrap(), Defaults::default()).unwrap()
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
         let read = Identities::load(&folder, 2).unwrap();
         assert_eq!(read.users(), 2);
         assert_eq!([0, 1].map(|user| read.fingerprint(user)), [0, 1].map(|user| made.fingerprint(user)));
-        assert_eq!(parsed(&fs::read_to_string(folder.join(USERS_FILE)).unwrap()).directory.users().len(), 3);
+        assert_eq!(parsed(&fs::read_to_string(folder.join(USERS_FILE)).unwrap()).directory.len(), 3);
         let error = Identities::load(&folder, 4).unwrap_err().to_string();
         assert!(
             error.contains("u00004_cert.pem, of user 4 of 4: `tollgate-bench identities --users 4 OUT`"),
@@ -271,10 +271,10 @@ mod tests {
     fn the_users_file_has_everybody_with_the_limit_and_those_who_never_come() {
         let made = generate(2);
         let users = parsed(&made.users_file(Some("80 mbps"), 3));
-        assert_eq!(users.directory.users().len(), 5);
+        assert_eq!(users.directory.len(), 5);
         let found = users.directory.find(&made.fingerprint(1)).expect("the second user");
-        let user = users.directory.user(found);
-        assert_eq!((user.name.as_str(), user.limit.map(|limit| limit.bits_per_s())), ("u00002", Some(80_000_000)));
+        let user = users.directory.user(found).unwrap();
+        assert_eq!((user.name.as_str(), user.limit.map(|limit| limit.rate.bits_per_s())), ("u00002", Some(80_000_000)));
     }
 
     #[test]

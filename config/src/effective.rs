@@ -7,6 +7,7 @@ use crate::client::ClientConfig;
 use crate::connection::Connection;
 use crate::protocol::PemSource;
 use crate::server::{Metrics, ServerConfig};
+use crate::sessions::{Sessions, when_reached_name};
 use crate::shards::{ShardCount, Shards};
 use crate::value::rate_text;
 
@@ -24,8 +25,8 @@ impl ServerConfig {
         text.bare("reuse_socket", self.reuse_socket);
         text.string("tunnel_network", self.tunnel_network);
         text.path("users_file", &self.users_file);
-        let users = self.users.directory.users();
-        let certificates: usize = users.iter().map(|user| user.certificates.len()).sum();
+        let users = &self.users.directory;
+        let certificates: usize = users.users().map(|(_, user)| user.certificates.len()).sum();
         text.comment(&format!("{} users with {certificates} certificates", users.len()));
         text.bare("isolate_clients", self.isolate_clients);
         let limit = self.default_bandwidth_limit.map(rate_text);
@@ -45,6 +46,10 @@ impl ServerConfig {
         text.string("level", &self.log);
         metrics(&mut text, &self.metrics);
         shards(&mut text, &self.shards);
+        sessions(&mut text, &self.sessions);
+        text.table("control");
+        text.path("socket", &self.control.socket);
+        text.bare("watch_users_file", self.control.watch_users_file);
         text.0
     }
 }
@@ -115,6 +120,19 @@ fn shards(text: &mut Text, shards: &Shards) {
         None => text.comment("cpus: all that the process may use"),
     }
     text.path("key_file", &shards.key_file);
+}
+
+fn sessions(text: &mut Text, sessions: &Sessions) {
+    text.table("sessions");
+    match sessions.connections_max {
+        Some(count) => {
+            text.bare("max_connections", count);
+            text.string("when_reached", when_reached_name(sessions.when_reached));
+        }
+        None => text.comment("max_connections: as many as there are addresses"),
+    }
+    text.bare("burst_ms", sessions.burst.as_millis());
+    text.bare("burst_bytes_min", sessions.burst_bytes_min);
 }
 
 /// Lines of TOML.

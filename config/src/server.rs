@@ -8,11 +8,13 @@ use ipnet::IpNet;
 use tollgate_shards::directory::Rate;
 
 use crate::connection::{self, Connection};
+use crate::control::{self, Control};
 use crate::document::{self, Report, Table};
 use crate::error::ConfigError;
 use crate::protocol::{self, ServerTls};
+use crate::sessions::{self, Sessions};
 use crate::shards::{self, Shards};
-use crate::users::{USERS_FILE_BYTES_MAX, Users};
+use crate::users::{Defaults, USERS_FILE_BYTES_MAX, Users};
 use crate::value::{self, LogFilter};
 
 /// Longest server or client file, in bytes.
@@ -52,6 +54,10 @@ pub struct ServerConfig {
     pub metrics: Metrics,
     /// Cores.
     pub shards: Shards,
+    /// Bounds of users' sessions.
+    pub sessions: Sessions,
+    /// How the running gateway is told what to do.
+    pub control: Control,
     /// Environment variables that begin like ours but name no setting, and were ignored. Worth a line in the log.
     pub ignored_variables: Vec<String>,
 }
@@ -103,7 +109,9 @@ impl ServerConfig {
         let isolate_clients = root.boolean(report, "isolate_clients").unwrap_or(true);
         let tunnel_network = read_network(&mut root, report);
         let default_bandwidth_limit = root.parsed(report, "default_bandwidth_limit", value::RATE, value::rate);
-        let users = read_users(&mut root, report, tunnel_network, default_bandwidth_limit);
+        let sessions = sessions::read(root.table(report, "sessions"), report);
+        let defaults = Defaults { limit: default_bandwidth_limit, sessions };
+        let users = read_users(&mut root, report, tunnel_network, defaults);
         let expected = "write a table [protocol] with mode = \"tls\", certificate_file and certificate_key_file";
         root.require(report, "protocol", expected);
         let tls = if root.is_set(report, "protocol") {
@@ -116,6 +124,7 @@ impl ServerConfig {
         let log = read_log(root.table(report, "log"), report);
         let metrics = read_metrics(root.table(report, "metrics"), report);
         let shards = shards::read(root.table(report, "shards"), report);
+        let control = control::read(root.table(report, "control"), report, bind.port());
         root.finish(report);
         let (users_file, users) = users?;
         Some(ServerConfig {
@@ -133,6 +142,8 @@ impl ServerConfig {
             log,
             metrics,
             shards,
+            sessions,
+            control,
             ignored_variables: Vec::new(),
         })
     }
@@ -199,7 +210,7 @@ fn read_users(
     root: &mut Table<'_>,
     report: &mut Report<'_>,
     network: Option<IpNet>,
-    default_limit: Option<Rate>,
+    defaults: Defaults,
 ) -> Option<(PathBuf, Users)> {
     let expected = "write the path of the users file, for example users_file = \"users.toml\"";
     root.require(report, "users_file", expected);
@@ -217,7 +228,7 @@ fn read_users(
             return None;
         }
     };
-    match Users::parse(&path, &text, network?, default_limit) {
+    match Users::parse(&path, &text, network?, defaults) {
         Ok(users) => Some((path, users)),
         Err(error) => {
             report.absorb(error);

@@ -12,6 +12,7 @@ use tollgate_shards::directory::{AddressRange, Directory, Fingerprint, Rate, Use
 
 use crate::document::{self, Report, Table};
 use crate::error::{ConfigError, Place, Problem};
+use crate::sessions::Sessions;
 use crate::value;
 
 /// Longest users file, in bytes.
@@ -41,26 +42,21 @@ pub struct Users {
 }
 
 impl Users {
-    /// Reads the users file at `path` for a tunnel network whose host part is the server's address. Users without a limit of their own
-    /// get `default_limit`.
+    /// Reads the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of their own
+    /// is as in `defaults`.
     ///
     /// # Errors
     ///
     /// If the file cannot be read or any of it is wrong: see [`ConfigError`].
-    pub fn load(path: &Path, network: IpNet, default_limit: Option<Rate>) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
         let text = document::read(path, USERS_FILE_BYTES_MAX)?;
-        Users::parse(path, &text, network, default_limit)
+        Users::parse(path, &text, network, defaults)
     }
 
     /// As [`Users::load`], with the text of the file given.
-    pub(crate) fn parse(
-        path: &Path,
-        text: &str,
-        network: IpNet,
-        default_limit: Option<Rate>,
-    ) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
         let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
-        let mut reading = Reading { network, default_limit, ..Reading::default() };
+        let mut reading = Reading { network, defaults, ..Reading::default() };
         let mut table = root.table(&mut report, "users");
         for (name, user) in table.tables(&mut report) {
             reading.user(name, user, &mut report);
@@ -81,10 +77,19 @@ impl Users {
     }
 }
 
+/// What users have who have nothing of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Defaults {
+    /// The limit; `None` for no limit.
+    pub limit: Option<Rate>,
+    /// Connections and bursts.
+    pub sessions: Sessions,
+}
+
 #[derive(Default)]
 struct Reading {
     network: IpNet,
-    default_limit: Option<Rate>,
+    defaults: Defaults,
     users: Vec<User>,
     noise_keys: Vec<NoiseKey>,
     by_certificate: HashMap<Fingerprint, usize>,
@@ -109,12 +114,14 @@ impl Reading {
             report.wrong(table.place(), &path, "is not a usable name", remedy);
         }
         // First the user, so that problems can name it.
-        self.users.push(User { name, certificates: Vec::new(), limit: self.default_limit, pool: Vec::new() });
+        self.users.push(User { name, ..User::default() });
         self.noise_keys(index, &mut table, report);
         self.certificates(index, &mut table, report);
-        if let Some(limit) = table.parsed(report, "bandwidth_limit", value::RATE, value::rate) {
-            self.users[index].limit = Some(limit);
-        }
+        let mut sessions = self.defaults.sessions;
+        sessions.read_own(&mut table, report);
+        let rate = table.parsed(report, "bandwidth_limit", value::RATE, value::rate).or(self.defaults.limit);
+        self.users[index].limit = rate.map(|rate| sessions.limit(rate));
+        self.users[index].connection_limit = sessions.connection_limit();
         let pool = table.list(report, "address_pool", value::RANGE, value::range).unwrap_or_default();
         for (place, range) in pool {
             let path = format!("{path}.address_pool");

@@ -52,6 +52,11 @@ impl Admission {
         admitted
     }
 
+    /// Handshakes in progress.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
     /// A handshake that was admitted is over, one way or the other.
     pub fn release(&mut self, source: Source) {
         self.pending -= 1;

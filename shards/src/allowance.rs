@@ -1,16 +1,22 @@
 //! A limited user at an owner: the tokens on lease, and the packets that wait for more.
 //!
-//! This module mints no tokens.
+//! All connections of the user on this shard share one, in both directions. Each direction has a queue of its own; tokens go to both in turn.
+//!
+//! This module mints no tokens, and judges no packet.
 
-use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::connection_id::ShardIndex;
+use crate::directory::{Limit, UserIndex};
+use crate::lease::{Lease, LeaseId};
 use crate::routes::ConnectionKey;
+use crate::shaper::{Shaper, ShaperLimits, Waiting};
 use crate::verdict::DropReason;
 
 /// Which way a packet goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// From the client.
     Up,
@@ -18,139 +24,168 @@ pub enum Direction {
     Down,
 }
 
-/// A packet that waits for tokens.
-#[derive(Debug)]
-pub struct Waiting {
-    /// Whose connection it came from or goes to.
-    pub connection: ConnectionKey,
-    /// Which way.
-    pub direction: Direction,
-    /// The inner packet.
-    pub packet: Bytes,
+/// What the queues of a shard's limited users have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Queues {
+    /// Their bounds.
+    pub limits: ShaperLimits,
+    /// Decides which flows share a queue when there are too many.
+    pub perturbation: u64,
 }
 
-/// All connections of one limited user on one shard share one.
-#[derive(Debug, Default)]
+/// Takes note of a packet that waited and goes nowhere.
+pub type Dropped<'a> = dyn FnMut(Direction, DropReason, Waiting) + 'a;
+
+/// A limited user's tokens and queues on one shard.
 pub struct Allowance {
-    tokens_bytes: u64,
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
-    requested: bool,
-    /// Connections that share it; the last one takes it away.
+    /// The tokens.
+    pub lease: Lease,
+    /// Where they come from.
+    pub home: ShardIndex,
+    /// Connections that share the allowance; the last one takes it away.
     pub connections: usize,
+    /// Queued to be served.
+    pub ready: bool,
+    /// When it wants to be served without having been touched.
+    pub armed: Option<Instant>,
+    limit: Limit,
+    up: Shaper,
+    down: Shaper,
+    /// Bytes by which one direction is ahead of the other while both wait: positive when it is up.
+    lead_bytes: i64,
 }
 
 impl Allowance {
+    /// An allowance without tokens.
+    pub fn new(user: UserIndex, home: ShardIndex, lease: LeaseId, limit: Limit, queues: Queues) -> Self {
+        let mut allowance = Allowance {
+            lease: Lease::new(user, lease),
+            home,
+            connections: 0,
+            ready: false,
+            armed: None,
+            limit,
+            up: Shaper::new(queues.limits, queues.perturbation),
+            down: Shaper::new(queues.limits, queues.perturbation),
+            lead_bytes: 0,
+        };
+        allowance.set_limit(limit);
+        allowance
+    }
+
+    /// Takes the user's limit. Says whether it is another one.
+    pub fn set_limit(&mut self, limit: Limit) -> bool {
+        self.up.set_rate(limit.rate);
+        self.down.set_rate(limit.rate);
+        std::mem::replace(&mut self.limit, limit) != limit
+    }
+
+    /// Whether packets wait.
+    pub fn is_waiting(&self) -> bool {
+        !self.up.is_empty() || !self.down.is_empty()
+    }
+
+    /// What waits in both directions, in bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.up.waiting_bytes() + self.down.waiting_bytes()
+    }
+
+    /// What waits in one direction, in packets.
+    pub fn waiting_packets(&self, direction: Direction) -> usize {
+        match direction {
+            Direction::Up => self.up.waiting_packets(),
+            Direction::Down => self.down.waiting_packets(),
+        }
+    }
+
     /// Pays for a packet of `bytes`, unless it must wait: for tokens, or for those that came before it.
     pub fn spend(&mut self, bytes: usize) -> bool {
-        let affordable = self.waiting.is_empty() && self.tokens_bytes >= bytes as u64;
-        if affordable {
-            self.tokens_bytes -= bytes as u64;
-        }
-        affordable
+        !self.is_waiting() && self.lease.spend(bytes as u64)
     }
 
-    /// Lets a packet wait, while there is room for it in `waiting_bytes_max`.
+    /// Lets a packet wait. It is to be a copy: a slice would pin a receive buffer of 64 KiB for as long as it waits.
     pub fn wait(
         &mut self,
-        connection: ConnectionKey,
+        now: Instant,
         direction: Direction,
-        packet: &[u8],
-        waiting_bytes_max: usize,
-    ) -> Result<(), DropReason> {
-        if self.waiting_bytes + packet.len() > waiting_bytes_max {
-            return Err(DropReason::OverLimit);
-        }
-        self.waiting_bytes += packet.len();
-        // Copied, because it would otherwise pin a receive buffer of 64 KiB for as long as it waits.
-        self.waiting.push_back(Waiting { connection, direction, packet: Bytes::copy_from_slice(packet) });
-        Ok(())
+        connection: ConnectionKey,
+        packet: Bytes,
+        dropped: &mut Dropped<'_>,
+    ) {
+        let queue = self.queue(direction);
+        queue.push(now, connection, packet, &mut |reason, waiting| dropped(direction, reason, waiting));
     }
 
-    /// How many tokens to ask the home for; `None` if nothing waits or the answer is still under way.
-    pub fn request(&mut self) -> Option<u64> {
-        if self.requested || self.waiting.is_empty() {
-            return None;
+    /// The next packet that the tokens pay for; it has been paid for.
+    pub fn next_affordable(&mut self, now: Instant, dropped: &mut Dropped<'_>) -> Option<(Direction, Waiting)> {
+        while let Some(direction) = self.turn() {
+            let tokens_bytes = self.lease.available_bytes();
+            let queue = self.queue(direction);
+            let next = queue.pop(now, tokens_bytes, &mut |reason, waiting| dropped(direction, reason, waiting));
+            match next {
+                Some(waiting) => {
+                    let bytes = waiting.packet.len();
+                    let paid = self.lease.spend(bytes as u64);
+                    debug_assert!(paid, "a packet was released without tokens");
+                    self.lead_bytes += if direction == Direction::Up { bytes as i64 } else { -(bytes as i64) };
+                    return Some((direction, waiting));
+                }
+                // Too few tokens. Where the queue has emptied itself instead, the other one may have something.
+                None if !self.queue(direction).is_empty() => return None,
+                None => {}
+            }
         }
-        self.requested = true;
-        Some((self.waiting_bytes as u64).saturating_sub(self.tokens_bytes).max(1))
+        self.lead_bytes = 0;
+        None
     }
 
-    /// Takes a lease.
-    pub fn granted(&mut self, bytes: u64) {
-        self.requested = false;
-        self.tokens_bytes += bytes;
+    /// Drops what has waited too long.
+    pub fn expire(&mut self, now: Instant, dropped: &mut Dropped<'_>) {
+        self.up.expire(now, &mut |reason, waiting| dropped(Direction::Up, reason, waiting));
+        self.down.expire(now, &mut |reason, waiting| dropped(Direction::Down, reason, waiting));
     }
 
-    /// Pays for the packet that has waited longest, if the tokens suffice.
-    pub fn next_affordable(&mut self) -> Option<Waiting> {
-        let bytes = self.waiting.front()?.packet.len();
-        if self.tokens_bytes < bytes as u64 {
-            return None;
+    /// The length of the packet that goes next.
+    pub fn head_bytes(&self) -> Option<usize> {
+        match self.turn()? {
+            Direction::Up => self.up.head_bytes(),
+            Direction::Down => self.down.head_bytes(),
         }
-        self.tokens_bytes -= bytes as u64;
-        self.waiting_bytes -= bytes;
-        self.waiting.pop_front()
+    }
+
+    /// When it wants to be served, tokens or not.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.lease.poll_timeout(), self.up.expires_at(), self.down.expires_at()].into_iter().flatten().min()
     }
 
     /// One of the connections that share it is closed: its packets wait no longer.
-    pub fn leave(&mut self, connection: ConnectionKey, dropped: &mut impl FnMut(&Waiting)) {
+    pub fn leave(&mut self, connection: ConnectionKey, left: &mut impl FnMut(Direction, Waiting)) {
         self.connections -= 1;
-        let waiting_bytes = &mut self.waiting_bytes;
-        self.waiting.retain(|waiting| {
-            let stays = waiting.connection != connection;
-            if !stays {
-                *waiting_bytes -= waiting.packet.len();
-                dropped(waiting);
-            }
-            stays
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::connection_id::ShardIndex;
-
-    const CONNECTION: ConnectionKey = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 0 };
-
-    #[test]
-    fn packets_never_overtake_one_that_waits() {
-        let mut allowance = Allowance::default();
-        allowance.granted(100);
-        assert!(allowance.spend(60));
-        assert!(!allowance.spend(50));
-        allowance.wait(CONNECTION, Direction::Up, &[0; 50], 1000).unwrap();
-        assert!(!allowance.spend(1), "a small packet would overtake the large one");
-        assert_eq!(allowance.request(), Some(10));
-        assert_eq!(allowance.request(), None, "one request at a time");
-        assert!(allowance.next_affordable().is_none());
-        allowance.granted(10);
-        assert_eq!(allowance.next_affordable().unwrap().packet.len(), 50);
-        assert!(!allowance.spend(1), "all tokens are spent");
+        self.up.leave(connection, &mut |waiting| left(Direction::Up, waiting));
+        self.down.leave(connection, &mut |waiting| left(Direction::Down, waiting));
     }
 
-    #[test]
-    fn packets_of_a_connection_that_leaves_wait_no_longer() {
-        let mut allowance = Allowance { connections: 2, ..Allowance::default() };
-        let other = ConnectionKey { slot: 1, ..CONNECTION };
-        for (connection, bytes) in [(CONNECTION, 100), (other, 200), (CONNECTION, 300)] {
-            allowance.wait(connection, Direction::Down, &vec![0; bytes], 600).unwrap();
+    /// Lets everything go that waits, unpaid: the limit was lifted.
+    pub fn drain(&mut self, released: &mut impl FnMut(Direction, Waiting)) {
+        self.up.drain(&mut |waiting| released(Direction::Up, waiting));
+        self.down.drain(&mut |waiting| released(Direction::Down, waiting));
+    }
+
+    /// The direction whose packet goes next.
+    fn turn(&self) -> Option<Direction> {
+        match (self.up.is_empty(), self.down.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(Direction::Up),
+            (true, false) => Some(Direction::Down),
+            (false, false) if self.lead_bytes > 0 => Some(Direction::Down),
+            (false, false) => Some(Direction::Up),
         }
-        let mut left = Vec::new();
-        allowance.leave(CONNECTION, &mut |waiting| left.push(waiting.packet.len()));
-        assert_eq!((left, allowance.connections), (vec![100, 300], 1));
-        assert_eq!(allowance.request(), Some(200), "only the other's bytes are wanted");
-        assert!(allowance.wait(other, Direction::Up, &[0; 400], 600).is_ok(), "there is room again");
-        allowance.granted(600);
-        assert_eq!(allowance.next_affordable().unwrap().connection, other);
     }
 
-    #[test]
-    fn what_waits_is_bounded() {
-        let mut allowance = Allowance::default();
-        allowance.wait(CONNECTION, Direction::Down, &[0; 600], 1000).unwrap();
-        assert_eq!(allowance.wait(CONNECTION, Direction::Down, &[0; 600], 1000), Err(DropReason::OverLimit));
+    fn queue(&mut self, direction: Direction) -> &mut Shaper {
+        match direction {
+            Direction::Up => &mut self.up,
+            Direction::Down => &mut self.down,
+        }
     }
 }

@@ -1,10 +1,15 @@
 //! The users a gateway knows: names, certificates, limits, addresses. Read-only; all shards share one through an `Arc`.
 //!
+//! When the users change while the gateway runs, the new directory [succeeds](Directory::succeed) the old one: whoever is in both keeps the
+//! same [`UserIndex`], and one that is gone keeps its index to itself, so that an index never means two users.
+//!
 //! This module never reads files: the configuration crate fills it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
@@ -58,6 +63,51 @@ impl Rate {
     }
 }
 
+/// Smallest burst by default, in bytes: one super-packet.
+pub const BURST_BYTES_MIN: u64 = 64 * 1024;
+
+/// What a limited user may send and receive, all connections and both directions together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// In the long run.
+    pub rate: Rate,
+    /// At once, after a silence, in bytes.
+    pub burst_bytes: u64,
+}
+
+impl Limit {
+    /// `rate`, with a burst of a second's worth, or of one super-packet where that is more.
+    pub fn new(rate: Rate) -> Self {
+        Limit::with_burst(rate, Duration::from_secs(1), BURST_BYTES_MIN)
+    }
+
+    /// `rate`, with a burst that takes `burst` to come back, and of `burst_bytes_min` at least.
+    pub fn with_burst(rate: Rate, burst: Duration, burst_bytes_min: u64) -> Self {
+        let bits = u128::from(rate.bits_per_s()) * burst.as_nanos() / 1_000_000_000;
+        let burst_bytes = u64::try_from(bits / 8).unwrap_or(u64::MAX).max(burst_bytes_min);
+        Limit { rate, burst_bytes }
+    }
+}
+
+/// How many connections a user may have at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// So many.
+    pub connections_max: NonZeroU32,
+    /// What becomes of one more.
+    pub when_reached: WhenReached,
+}
+
+/// What happens when a user who has all the connections allowed logs in once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenReached {
+    /// The new connection is refused.
+    #[default]
+    RefuseNew,
+    /// The oldest connection is closed, and the new one takes its place.
+    CloseOldest,
+}
+
 /// An inclusive range of addresses of one family, `first <= last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressRange {
@@ -88,14 +138,16 @@ impl AddressRange {
 }
 
 /// One user, as configured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
     /// The name, unique in the directory.
     pub name: String,
     /// Certificates that log this user in.
     pub certificates: Vec<Fingerprint>,
     /// Limit over all of the user's connections and both directions; `None` for no limit.
-    pub limit: Option<Rate>,
+    pub limit: Option<Limit>,
+    /// Limit to the connections; `None` for as many as there are addresses.
+    pub connection_limit: Option<ConnectionLimit>,
     /// Addresses that this user's connections get, and nobody else's; empty for the tunnel network's pool.
     pub pool: Vec<AddressRange>,
 }
@@ -125,8 +177,19 @@ pub enum DirectoryError {
 /// All users.
 #[derive(Debug, Default)]
 pub struct Directory {
-    users: Vec<User>,
+    entries: Vec<Entry>,
+    by_name: FxHashMap<String, UserIndex>,
     by_certificate: FxHashMap<Fingerprint, UserIndex>,
+    /// Users' own addresses, by the first of each range. Disjoint.
+    claims: BTreeMap<IpAddr, (IpAddr, UserIndex)>,
+}
+
+/// A place in the directory. It outlasts its user.
+#[derive(Debug)]
+enum Entry {
+    Present(User),
+    /// One of an earlier directory, by name. Its index must not come to mean somebody else.
+    Gone(String),
 }
 
 impl Directory {
@@ -136,24 +199,43 @@ impl Directory {
     ///
     /// If two share a name or a certificate.
     pub fn new(users: Vec<User>) -> Result<Self, DirectoryError> {
-        let mut by_certificate = FxHashMap::default();
-        let mut by_name = FxHashMap::default();
-        for (index, user) in users.iter().enumerate() {
-            if by_name.insert(user.name.as_str(), index).is_some() {
-                return Err(DirectoryError::DuplicateName(user.name.clone()));
-            }
-            for fingerprint in &user.certificates {
-                if let Some(UserIndex(first)) = by_certificate.insert(*fingerprint, UserIndex(index as u32)) {
-                    return Err(DirectoryError::DuplicateCertificate {
-                        fingerprint: *fingerprint,
-                        first: users[first as usize].name.clone(),
-                        second: user.name.clone(),
-                    });
-                }
+        Directory::default().succeed(users)
+    }
+
+    /// The directory of `users` that takes the place of this one: users of the same name keep their index.
+    ///
+    /// # Errors
+    ///
+    /// If two share a name or a certificate.
+    pub fn succeed(&self, users: Vec<User>) -> Result<Self, DirectoryError> {
+        let mut next = Directory {
+            entries: self.entries.iter().map(|entry| Entry::Gone(entry.name().to_owned())).collect(),
+            by_name: self.by_name.clone(),
+            by_certificate: FxHashMap::default(),
+            claims: BTreeMap::new(),
+        };
+        users.into_iter().try_for_each(|user| next.insert(user))?;
+        Ok(next)
+    }
+
+    fn insert(&mut self, user: User) -> Result<(), DirectoryError> {
+        let index = *self.by_name.entry(user.name.clone()).or_insert(UserIndex(self.entries.len() as u32));
+        for fingerprint in &user.certificates {
+            if let Some(first) = self.by_certificate.insert(*fingerprint, index) {
+                return Err(DirectoryError::DuplicateCertificate {
+                    fingerprint: *fingerprint,
+                    first: self.entries.get(first.0 as usize).map_or(&user.name[..], Entry::name).to_owned(),
+                    second: user.name.clone(),
+                });
             }
         }
-        drop(by_name);
-        Ok(Directory { users, by_certificate })
+        self.claims.extend(user.pool.iter().map(|range| (range.first(), (range.last(), index))));
+        match self.entries.get_mut(index.0 as usize) {
+            None => self.entries.push(Entry::Present(user)),
+            Some(Entry::Present(_)) => return Err(DirectoryError::DuplicateName(user.name)),
+            Some(gone) => *gone = Entry::Present(user),
+        }
+        Ok(())
     }
 
     /// The user whom a certificate logs in.
@@ -161,17 +243,128 @@ impl Directory {
         self.by_certificate.get(certificate).copied()
     }
 
-    /// The user at `index`.
-    ///
-    /// # Panics
-    ///
-    /// If `index` is not of this directory.
-    pub fn user(&self, index: UserIndex) -> &User {
-        &self.users[index.0 as usize]
+    /// The user whose own address it is.
+    pub fn claimant(&self, address: IpAddr) -> Option<UserIndex> {
+        let (_, &(last, user)) = self.claims.range(..=address).next_back()?;
+        (last.is_ipv4() == address.is_ipv4() && address <= last).then_some(user)
     }
 
-    /// All users, in configured order.
-    pub fn users(&self) -> &[User] {
-        &self.users
+    /// Whether a connection of the user may have an address of the tunnel network: one of the user's own, or one that is nobody's where the user
+    /// has none.
+    pub fn allows(&self, user: UserIndex, address: IpAddr) -> bool {
+        match self.claimant(address) {
+            Some(claimant) => claimant == user,
+            None => self.user(user).is_some_and(|user| user.pool.is_empty()),
+        }
+    }
+
+    /// The user of a name.
+    pub fn find_name(&self, name: &str) -> Option<UserIndex> {
+        self.by_name.get(name).copied().filter(|&index| self.user(index).is_some())
+    }
+
+    /// The user at `index`; `None` if it is gone, or not known yet.
+    pub fn user(&self, index: UserIndex) -> Option<&User> {
+        match self.entries.get(index.0 as usize)? {
+            Entry::Present(user) => Some(user),
+            Entry::Gone(_) => None,
+        }
+    }
+
+    /// The name at `index`, also of a user who is gone. For the log.
+    pub fn name(&self, index: UserIndex) -> &str {
+        self.entries.get(index.0 as usize).map_or("unknown", Entry::name)
+    }
+
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.users().count()
+    }
+
+    /// Whether there is no user.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All users, in the order of their indices.
+    pub fn users(&self) -> impl Iterator<Item = (UserIndex, &User)> {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| match entry {
+            Entry::Present(user) => Some((UserIndex(index as u32), user)),
+            Entry::Gone(_) => None,
+        })
+    }
+}
+
+impl Entry {
+    fn name(&self) -> &str {
+        match self {
+            Entry::Present(user) => &user.name,
+            Entry::Gone(name) => name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str, certificate: u8) -> User {
+        User { name: name.to_owned(), certificates: vec![Fingerprint([certificate; 32])], ..User::default() }
+    }
+
+    #[test]
+    fn a_user_keeps_its_index_through_every_change() {
+        let first = Directory::new(vec![user("alice", 1), user("bob", 2)]).unwrap();
+        let second = first.succeed(vec![user("carol", 3), user("bob", 4)]).unwrap();
+        let third = second.succeed(vec![user("alice", 5), user("carol", 3)]).unwrap();
+        assert_eq!(second.find(&Fingerprint([4; 32])), Some(UserIndex(1)));
+        assert_eq!((second.user(UserIndex(0)), second.name(UserIndex(0))), (None, "alice"));
+        assert_eq!(second.find(&Fingerprint([2; 32])), None, "an old certificate");
+        assert_eq!(third.find_name("alice"), Some(UserIndex(0)));
+        assert_eq!(third.find_name("bob"), None);
+        assert_eq!(third.users().map(|(index, _)| index.0).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn names_and_certificates_belong_to_one_user() {
+        let twice = Directory::new(vec![user("alice", 1), user("alice", 2)]).unwrap_err();
+        assert_eq!(twice, DirectoryError::DuplicateName("alice".to_owned()));
+        let shared = Directory::new(vec![user("alice", 1), user("bob", 1)]).unwrap_err();
+        assert!(
+            matches!(shared, DirectoryError::DuplicateCertificate { first, second, .. } if first == "alice" && second == "bob")
+        );
+        let own = User { certificates: vec![Fingerprint([7; 32]); 2], ..user("alice", 1) };
+        assert!(Directory::new(vec![own]).is_err());
+    }
+
+    #[test]
+    fn an_address_is_for_its_claimant_or_for_whoever_has_none_of_their_own() {
+        let range = |first: &str, last: &str| AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap();
+        let pool = vec![range("198.18.0.8", "198.18.0.11"), range("198.18.0.20", "198.18.0.20")];
+        let directory = Directory::new(vec![User { pool, ..user("alice", 1) }, user("bob", 2)]).unwrap();
+        let (alice, bob) = (UserIndex(0), UserIndex(1));
+        for (address, by) in [
+            ("198.18.0.7", bob),
+            ("198.18.0.8", alice),
+            ("198.18.0.11", alice),
+            ("198.18.0.12", bob),
+            ("198.18.0.20", alice),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(
+                (directory.allows(alice, address), directory.allows(bob, address)),
+                (by == alice, by == bob),
+                "{address}"
+            );
+        }
+        assert_eq!(directory.claimant("fd00::1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_burst_is_a_second_of_rate_and_a_super_packet_at_least() {
+        let rate = |bits| Rate::from_bits_per_s(bits).unwrap();
+        assert_eq!(Limit::new(rate(100_000_000_000)).burst_bytes, 12_500_000_000);
+        assert_eq!(Limit::new(rate(1_000)).burst_bytes, BURST_BYTES_MIN);
+        assert_eq!(Limit::with_burst(rate(80_000_000), Duration::from_millis(10), 1500).burst_bytes, 100_000);
     }
 }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 
 use crate::connection_id::ShardIndex;
 use crate::directory::{Fingerprint, UserIndex};
+use crate::epoch::Ticket;
+use crate::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::machine::Received;
 use crate::packet::vnet::VnetHeader;
 use crate::routes::ConnectionKey;
@@ -28,7 +30,14 @@ pub struct Login {
 #[derive(Debug)]
 pub enum Message {
     /// Owner to home: a client has logged in.
-    Attach(Login),
+    Attach {
+        /// Who, where.
+        login: Login,
+        /// The epoch of the owner's look-up. A home that is behind takes the message when it has caught up.
+        epoch: u64,
+        /// The address that the connection has already, where the home has lost its memory.
+        address: Option<IpAddr>,
+    },
     /// Owner to home: a connection is gone.
     Detach {
         /// Whose.
@@ -42,6 +51,8 @@ pub enum Message {
         login: Login,
         /// Whom to answer.
         home: ShardIndex,
+        /// The home's epoch. A keeper that is behind takes the message when it has caught up.
+        epoch: u64,
     },
     /// Keeper to home: the answer.
     AddressAllocated {
@@ -52,12 +63,19 @@ pub enum Message {
     },
     /// Home to keeper: an address is free again.
     ReleaseAddress {
-        /// Whose it was.
-        user: UserIndex,
-        /// By which certificate.
-        certificate: Fingerprint,
+        /// Who had it.
+        login: Login,
         /// Which.
         address: IpAddr,
+    },
+    /// Home to keeper: an address is held, which the keeper has forgotten, or which the home has moved from one connection of a user to another.
+    HoldAddress {
+        /// By whom, where.
+        login: Login,
+        /// Which.
+        address: IpAddr,
+        /// Where the session is.
+        home: ShardIndex,
     },
     /// Home to owner: the session has taken the connection in.
     Attached {
@@ -65,8 +83,6 @@ pub enum Message {
         connection: ConnectionKey,
         /// Its inner address.
         address: IpAddr,
-        /// Whether its packets need tokens.
-        limited: bool,
     },
     /// Home to owner: the connection is to be closed.
     Close {
@@ -75,35 +91,57 @@ pub enum Message {
         /// Why.
         reason: CloseReason,
     },
-    /// Home to every shard: who has an address now.
+    /// Keeper to every shard: who has an address now.
     Route {
         /// The address.
         address: IpAddr,
         /// Who has it.
         connection: ConnectionKey,
     },
-    /// Home to every shard: an address has left a connection.
+    /// Keeper to every shard: an address has left a connection.
     Unroute {
         /// The address.
         address: IpAddr,
         /// Who had it.
         connection: ConnectionKey,
     },
-    /// Owner to home: packets wait for tokens.
-    RequestLease {
-        /// Whose.
-        user: UserIndex,
-        /// Where the packets wait.
-        owner: ShardIndex,
-        /// Tokens wanted, in bytes.
-        wanted_bytes: u64,
+    /// Keeper that has lost its memory to every shard: every route there is has been told.
+    RoutesTold,
+    /// Owner to home: how a lease stands, and what is wanted. May be lost.
+    LeaseReport(LeaseReport),
+    /// Home to owner: tokens. May be lost.
+    LeaseGrant(LeaseGrant),
+    /// Owner to home: a lease is closed.
+    LeaseClose(LeaseClose),
+    /// To every shard: what the sender sent before it carried out an order, it has sent before this.
+    Fence {
+        /// Who says so.
+        from: ShardIndex,
+        /// The order.
+        ticket: Ticket,
     },
-    /// Home to owner: tokens, debited from the bucket.
-    GrantLease {
-        /// Whose.
-        user: UserIndex,
-        /// Tokens lent, in bytes.
-        bytes: u64,
+    /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
+    Restarted {
+        /// Which.
+        shard: ShardIndex,
+        /// How often it has been by now.
+        incarnation: u32,
+    },
+    /// Owner to a home that has lost its memory: every connection of its users has been attached again.
+    Reattached {
+        /// Who says so.
+        owner: ShardIndex,
+        /// The owner's incarnation.
+        owner_incarnation: u32,
+        /// The incarnation of the home that is answered. What was meant for an earlier one is void.
+        home_incarnation: u32,
+    },
+    /// Home to keeper, after either has lost its memory: every address that the home holds has been said.
+    Held {
+        /// Who says so.
+        home: ShardIndex,
+        /// The incarnation of the keeper that it was said to. What was meant for an earlier one is void.
+        keeper_incarnation: u32,
     },
     /// Inner packets for a connection of another shard, in order.
     Hairpin {
@@ -119,7 +157,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// Inner packets or UDP datagrams that are lost if the message is: `None` if it must not be lost.
+    /// Inner packets or UDP datagrams that are lost if the message is: `None` if it must not be lost. Of leases, the next message repairs it.
     pub fn expendable(&self) -> Option<u64> {
         match self {
             Message::Hairpin { packets, .. } => Some(packets.len() as u64),
@@ -127,6 +165,7 @@ impl Message {
                 Some(VnetHeader::parse(frame).map_or(1, |(header, packet)| header.packets(packet)))
             }
             Message::Datagram(_) => Some(1),
+            Message::LeaseReport(_) | Message::LeaseGrant(_) => Some(0),
             _ => None,
         }
     }
@@ -137,8 +176,12 @@ impl Message {
 pub enum CloseReason {
     /// No address is free.
     PoolExhausted,
-    /// The user's fixed address has gone to a newer connection.
+    /// The user's fixed address, or the place of its oldest connection, has gone to a newer connection.
     Superseded,
+    /// The user has as many connections as allowed.
+    TooManyConnections,
+    /// The user is not known any more.
+    Revoked,
 }
 
 /// Messages on their way out, and those of a shard to itself.

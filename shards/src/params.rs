@@ -3,12 +3,13 @@
 //! This module decides nothing.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
 use crate::connection_id::{ConnectionIdKey, ShardIndex};
 use crate::packet::merge::MergeLimits;
+use crate::shaper::ShaperLimits;
 
 /// How packets of connections are sent and lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,8 +52,8 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// Handshakes in progress from one source (an IPv4 address or an IPv6 /64) on one shard.
     pub handshakes_per_source_max: usize,
-    /// Inner packets of one user that wait for tokens on one shard, in bytes.
-    pub waiting_bytes_max: usize,
+    /// Bounds of the queues in which a limited user's packets wait for tokens, for each user, shard and direction.
+    pub waiting: ShaperLimits,
     /// Packets of one message to another shard.
     pub hairpin_packets_max: usize,
     /// Addresses remembered for users who may come back.
@@ -69,7 +70,7 @@ impl Default for Limits {
             connections_max: 65_536,
             handshakes_max: 256,
             handshakes_per_source_max: 8,
-            waiting_bytes_max: 512 * 1024,
+            waiting: ShaperLimits::default(),
             hairpin_packets_max: 64,
             remembered_addresses_max: 65_536,
             merge: MergeLimits::default(),
@@ -87,8 +88,6 @@ pub struct Params {
     pub index: ShardIndex,
     /// The tunnel network; its host part is the gateway's own inner address.
     pub tunnel: IpNet,
-    /// Whether a client's packets to other clients are dropped.
-    pub isolate_clients: bool,
     /// Addresses under which the gateway is reached from outside, as far as they are known at the start.
     pub outer_addresses: Vec<IpAddr>,
     /// A handshake that takes longer is given up.
@@ -99,6 +98,10 @@ pub struct Params {
     pub limits: Limits,
     /// Shared by all shards, kept across restarts.
     pub connection_id_key: ConnectionIdKey,
+    /// How often the shard has been started anew while its siblings lived on.
+    pub incarnation: u32,
+    /// The time of day when the shard is made. From then on it goes with `now`.
+    pub wall_clock: SystemTime,
     /// All of the shard's entropy. Must differ from shard to shard and, outside a simulator, from start to start.
     pub seed: [u8; 32],
 }

@@ -35,12 +35,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The rules that `params` ask for.
-    pub fn new(params: &Params) -> Self {
+    /// The rules that `params` ask for, and the epoch.
+    pub fn new(params: &Params, isolate_clients: bool) -> Self {
         Policy {
             here: params.index,
             tunnel: params.tunnel,
-            isolate_clients: params.isolate_clients,
+            isolate_clients,
             outer_addresses: params.outer_addresses.iter().map(|address| address.to_canonical()).collect(),
         }
     }

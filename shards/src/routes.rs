@@ -15,40 +15,72 @@ pub struct ConnectionKey {
     pub owner: ShardIndex,
     /// Its place at the owner.
     pub slot: u32,
-    /// Tells successive connections in one place apart.
-    pub generation: u32,
+    /// Tells successive connections in one place apart, across restarts of the shard too.
+    pub generation: u64,
 }
 
 /// All routes. Bounded by the addresses of the pool.
 #[derive(Debug, Default)]
-pub struct Routes(FxHashMap<IpAddr, ConnectionKey>);
+pub struct Routes {
+    known: FxHashMap<IpAddr, ConnectionKey>,
+    /// Told by a keeper that has died, and not yet by the one in its place. They hold until that one has told all.
+    doubtful: FxHashMap<IpAddr, ConnectionKey>,
+}
 
 impl Routes {
     /// Who has `address`.
     pub fn find(&self, address: IpAddr) -> Option<ConnectionKey> {
-        self.0.get(&address).copied()
+        self.known.get(&address).or_else(|| self.doubtful.get(&address)).copied()
     }
 
     /// Gives `address` to `connection`, whoever had it.
     pub fn insert(&mut self, address: IpAddr, connection: ConnectionKey) {
-        self.0.insert(address, connection);
+        self.known.insert(address, connection);
+    }
+
+    /// Forgets every route to a connection of `owner`.
+    #[expect(clippy::disallowed_methods, reason = "what is forgotten does not depend on the order")]
+    pub fn forget_owner(&mut self, owner: ShardIndex) {
+        self.known.retain(|_, connection| connection.owner != owner);
+        self.doubtful.retain(|_, connection| connection.owner != owner);
+    }
+
+    /// The keeper has died: whatever it told may be out of date.
+    #[expect(clippy::disallowed_methods, reason = "all of them go to one place")]
+    pub fn doubt(&mut self) {
+        self.doubtful.extend(self.known.drain());
+    }
+
+    /// The keeper has told all routes.
+    pub fn told(&mut self) {
+        self.doubtful.clear();
     }
 
     /// Takes `address` from `connection`; changes nothing if somebody else has it by now.
     pub fn remove(&mut self, address: IpAddr, connection: ConnectionKey) {
-        if self.0.get(&address) == Some(&connection) {
-            self.0.remove(&address);
+        for routes in [&mut self.known, &mut self.doubtful] {
+            if routes.get(&address) == Some(&connection) {
+                routes.remove(&address);
+            }
         }
+    }
+
+    /// Every route, by address.
+    #[expect(clippy::disallowed_methods, reason = "sorted at once")]
+    pub fn all(&self) -> Vec<(IpAddr, ConnectionKey)> {
+        let mut all: Vec<_> = self.known.iter().map(|(&address, &connection)| (address, connection)).collect();
+        all.sort_unstable();
+        all
     }
 
     /// How many addresses have a route.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.known.len()
     }
 
     /// Whether no address has a route.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.known.is_empty()
     }
 }
 

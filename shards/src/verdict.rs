@@ -27,6 +27,10 @@ pub enum DropReason {
     DatagramQueueFull,
     /// The queue of packets waiting for the user's tokens is full.
     OverLimit,
+    /// It waited for the user's tokens, and was dropped to shorten a standing queue (CoDel, RFC 8289).
+    QueueDelay,
+    /// It waited for the user's tokens for longer than the queue's bound in time.
+    WaitedTooLong,
     /// The mesh to the destination's shard is full.
     MeshFull,
     /// The connection is gone or has no address yet.
@@ -55,7 +59,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 22] = [
+    pub const ALL: [DropReason; 24] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -66,6 +70,8 @@ impl DropReason {
         DropReason::TooBig,
         DropReason::DatagramQueueFull,
         DropReason::OverLimit,
+        DropReason::QueueDelay,
+        DropReason::WaitedTooLong,
         DropReason::MeshFull,
         DropReason::NotAttached,
         DropReason::ForeignDatagram,
@@ -93,6 +99,8 @@ impl DropReason {
             DropReason::TooBig => "too_big",
             DropReason::DatagramQueueFull => "datagram_queue_full",
             DropReason::OverLimit => "over_limit",
+            DropReason::QueueDelay => "queue_delay",
+            DropReason::WaitedTooLong => "waited_too_long",
             DropReason::MeshFull => "mesh_full",
             DropReason::NotAttached => "not_attached",
             DropReason::ForeignDatagram => "foreign_datagram",

@@ -239,6 +239,9 @@ certificate_key_file = "gateway_key.pem"
 [shards]
 count = {count}
 key_file = "shard_keys"
+
+[control]
+socket = "control"
 "#
     )
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use serde::{Deserialize, Serialize};
-use tollgate_shards::home::Steer;
-use tollgate_shards::{Command, Counters, Directory, Event, Machine, Shard};
+use tollgate_shards::keeper::Steer;
+use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
 use tracing::{debug, info, warn};
 
 use super::GatewayError;
@@ -33,6 +33,48 @@ pub enum Order {
     Stop,
     /// Wants to know how things stand.
     Report(Sender<Report>),
+    /// Goes over to another epoch. Answered when every shard has, and nothing that the new one forbids is under way any more.
+    Apply {
+        /// The order's number.
+        ticket: Ticket,
+        /// The next epoch.
+        epoch: Arc<Epoch>,
+        /// Where the answer goes.
+        done: Sender<Carried>,
+    },
+    /// Closes a user's connections. Answered likewise.
+    Kick {
+        /// The order's number.
+        ticket: Ticket,
+        /// Whose.
+        user: UserIndex,
+        /// Where the answer goes.
+        done: Sender<Carried>,
+    },
+}
+
+/// A core's word that an order has been carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// The shard.
+    pub shard: u16,
+    /// Connections of this shard that were closed for it.
+    pub closed_connections: u64,
+}
+
+/// An order that was given to the shard and not answered yet.
+pub struct Awaited {
+    ticket: Ticket,
+    done: Sender<Carried>,
+    concerned: Concerned,
+    closed_connections: u64,
+}
+
+/// Whose connections an order may close.
+enum Concerned {
+    User(UserIndex),
+    /// Whoever is not as in this earlier epoch.
+    ChangedSince(Arc<Epoch>),
 }
 
 /// How things stand on one core.
@@ -58,8 +100,8 @@ pub struct Core {
     pub cpu: usize,
     /// The shard.
     pub shard: Shard,
-    /// The users, for the log.
-    pub directory: Arc<Directory>,
+    /// The newest epoch that was ordered, for the log: it knows the users of all earlier ones.
+    pub epoch: Arc<Epoch>,
     /// The shard's descriptors.
     pub pump: Pump,
     /// Its end of the mesh.
@@ -68,6 +110,8 @@ pub struct Core {
     pub bell: Bell,
     /// Where the control thread's orders come from.
     pub orders: Receiver<Order>,
+    /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
+    pub awaited: Option<Awaited>,
     /// The kernel's steering of inner addresses, where there is one.
     pub steering: Option<Arc<TunSteering>>,
     /// Who is told when the core has ended.
@@ -108,6 +152,7 @@ impl Core {
                 return Ok(());
             }
             let holding = self.mesh.flush();
+            self.answer();
             if busy || self.pump.has_more() {
                 // Never back to the executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
                 // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
@@ -153,19 +198,56 @@ impl Core {
 
     fn take_orders(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
         loop {
-            match self.orders.try_recv() {
-                Ok(Order::Report(to)) => {
-                    // Whoever asked may have given up waiting.
-                    let _ = to.send(self.report());
-                }
-                Ok(Order::Stop) | Err(TryRecvError::Disconnected) if stop_by.is_none() => {
+            let order = match self.orders.try_recv() {
+                Ok(order) => order,
+                Err(TryRecvError::Disconnected) if stop_by.is_none() => Order::Stop,
+                Err(_) => return,
+            };
+            match order {
+                Order::Stop if stop_by.is_some() => {}
+                Order::Stop => {
                     *stop_by = Some(now + LINGER);
                     self.shard.handle_command(now, Command::Stop);
                 }
-                Ok(Order::Stop) => {}
-                Err(_) => return,
+                Order::Report(to) => {
+                    // Whoever asked may have given up waiting.
+                    let _ = to.send(self.report());
+                }
+                Order::Apply { ticket, epoch, done } => {
+                    let before = std::mem::replace(&mut self.epoch, epoch.clone());
+                    self.await_order(ticket, done, Concerned::ChangedSince(before));
+                    self.shard.handle_command(now, Command::Apply { ticket, epoch });
+                }
+                Order::Kick { ticket, user, done } => {
+                    self.await_order(ticket, done, Concerned::User(user));
+                    self.shard.handle_command(now, Command::Kick { ticket, user });
+                }
             }
         }
+    }
+
+    fn await_order(&mut self, ticket: Ticket, done: Sender<Carried>, concerned: Concerned) {
+        self.awaited = Some(Awaited { ticket, done, concerned, closed_connections: 0 });
+    }
+
+    /// Answers the order under way, once every shard has carried it out and what this one has handed out is out.
+    fn answer(&mut self) {
+        let Core { awaited, shard, pump, .. } = self;
+        let carried_out = |order: &mut Awaited| shard.settled() >= order.ticket && pump.is_flushed();
+        if let Some(Awaited { done, closed_connections, .. }) = awaited.take_if(carried_out) {
+            // Whoever gave it may have given up waiting.
+            let _ = done.send(Carried { shard: shard.index().0, closed_connections });
+        }
+    }
+
+    /// Counts a connection that has ended as closed by the order under way, if it concerns the connection's user.
+    fn count_closed(&mut self, user: UserIndex) {
+        let Some(awaited) = &mut self.awaited else { return };
+        let concerned = match &awaited.concerned {
+            Concerned::User(kicked) => *kicked == user,
+            Concerned::ChangedSince(before) => before.directory.user(user) != self.epoch.directory.user(user),
+        };
+        awaited.closed_connections += u64::from(concerned);
     }
 
     fn report(&self) -> Report {
@@ -187,8 +269,11 @@ impl Core {
         }
     }
 
-    fn log(&self, event: Event) {
-        let name = |user| self.directory.user(user).name.as_str();
+    fn log(&mut self, event: Event) {
+        if let Event::Detached { user, .. } = event {
+            self.count_closed(user);
+        }
+        let name = |user| self.epoch.directory.name(user);
         match event {
             Event::Attached { user, connection, address } => {
                 info!(user = name(user), shard = connection.owner.0, "client connected");
@@ -202,6 +287,10 @@ impl Core {
             }
             Event::PoolExhausted { user } => {
                 let reason = "no address is free: widen tunnel_network or the user's address_pool";
+                warn!(user = name(user), reason, "client refused");
+            }
+            Event::TooManyConnections { user } => {
+                let reason = "the user has all the connections that max_connections allows";
                 warn!(user = name(user), reason, "client refused");
             }
             Event::HandshakeFailed { reason } => debug!(reason, "handshake failed"),

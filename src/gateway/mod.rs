@@ -1,26 +1,30 @@
-//! The gateway: sets everything up, starts a core for each shard, and waits for the order to stop.
+//! The gateway: sets everything up, starts a core for each shard, and gives orders to all of them.
 //!
 //! This module sees no packet.
 
 mod core;
 mod keys;
 mod mesh;
+mod reload;
 mod status;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use glommio::ExecutorJoinHandle;
-use tollgate_config::{CongestionController, ServerConfig, ShardCount};
+use rustls::pki_types::CertificateDer;
+use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
+use tollgate_shards::connection_id::ConnectionIdKey;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
-use tollgate_shards::{Params, Shard, ShardIndex, ShardKeys};
+use tollgate_shards::{Epoch, Params, Shard, ShardIndex, ShardKeys, Ticket};
 use tracing::{info, warn};
 
 pub use self::core::Report;
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
+pub use reload::{KickError, Kicked, ReloadError, Reloaded, Unanswered};
 pub use status::Status;
 
 use self::core::{Core, Order};
@@ -96,6 +100,14 @@ pub enum GatewayError {
 pub struct Gateway {
     cores: Vec<Running>,
     ended: Receiver<u16>,
+    /// The configuration in force.
+    config: ServerConfig,
+    /// What of it the shards know.
+    epoch: Arc<Epoch>,
+    /// The gateway's own certificate and those that vouch for it, as clients see them.
+    certificates: Vec<CertificateDer<'static>>,
+    /// The last order's.
+    ticket: Ticket,
     /// Manages the interface that the cores' queues belong to; both live as long as the gateway.
     _tun: TunDevice,
 }
@@ -116,7 +128,13 @@ impl Gateway {
         let cpus = placement(config)?;
         let shards = cpus.len();
         let keys = Keys::load_or_create(&config.shards.key_file)?;
-        let tls = tls::server(&config.tls)?;
+        let certificates = chain(&config.tls)?;
+        let epoch = Arc::new(Epoch {
+            number: 0,
+            directory: config.users.directory.clone(),
+            isolate_clients: config.isolate_clients,
+            tls: tls::server(&config.tls)?,
+        });
         let sockets = UdpGroup::bind(config.bind, shards, &udp_options(config))?;
         let (mut tun, queues) = TunDevice::create(
             config.interface_name.as_deref(),
@@ -127,14 +145,18 @@ impl Gateway {
         tun.configure(config.tunnel_network)?;
         let steering = steer_tun(&queues);
         tun.up()?;
-        let keys = Shared {
-            keys: ShardKeys { tls, reset: keys.reset.clone(), token: keys.token.clone() },
-            connection_id: keys.connection_id.clone(),
-        };
         let (ended_sender, ended) = unbounded();
-        let cores = start_cores(config, &cpus, sockets, queues, steering.clone(), &keys, &ended_sender)?;
-        announce(config, &cpus, &tun, steering.is_some());
-        Ok(Gateway { cores, ended, _tun: tun })
+        let shared = Shared {
+            keys: ShardKeys { reset: keys.reset, token: keys.token },
+            connection_id: keys.connection_id,
+            epoch: epoch.clone(),
+            steering,
+            ended: ended_sender,
+        };
+        let cores = start_cores(config, &cpus, sockets, queues, &shared)?;
+        announce(config, &cpus, &tun, shared.steering.is_some());
+        let config = config.clone();
+        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), _tun: tun })
     }
 
     /// Asks every core how things stand.
@@ -180,9 +202,13 @@ impl Gateway {
     }
 }
 
+/// What all cores start with.
 struct Shared {
     keys: ShardKeys,
-    connection_id: tollgate_shards::connection_id::ConnectionIdKey,
+    connection_id: ConnectionIdKey,
+    epoch: Arc<Epoch>,
+    steering: Option<Arc<TunSteering>>,
+    ended: Sender<u16>,
 }
 
 fn start_cores(
@@ -190,9 +216,7 @@ fn start_cores(
     cpus: &[usize],
     sockets: Vec<UdpSocket>,
     queues: Vec<TunQueue>,
-    steering: Option<Arc<TunSteering>>,
     shared: &Shared,
-    ended: &Sender<u16>,
 ) -> Result<Vec<Running>, GatewayError> {
     let bells = cpus.iter().map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
     let ends = Mesh::between(&bells);
@@ -201,18 +225,18 @@ fn start_cores(
     let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(cpus).enumerate();
     for (index, ((((socket, queue), mesh), bell), &cpu)) in parts {
         let params = params(config, shared, cpus.len() as u16, index as u16);
-        let directory = config.users.directory.clone();
         let (orders, order_receiver) = unbounded();
         let core = Core {
             cpu,
-            shard: Shard::new(params, &shared.keys, directory.clone(), now),
-            directory,
+            shard: Shard::new(params, &shared.keys, shared.epoch.clone(), now),
+            epoch: shared.epoch.clone(),
             pump: Pump::new(socket, Some(queue), bell.wake())?,
             mesh,
             bell: bell.clone(),
             orders: order_receiver,
-            steering: steering.clone(),
-            ended: ended.clone(),
+            awaited: None,
+            steering: shared.steering.clone(),
+            ended: shared.ended.clone(),
         };
         cores.push(Running { join: core.spawn()?, orders, bell });
     }
@@ -228,7 +252,6 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
         shards,
         index: ShardIndex(index),
         tunnel: config.tunnel_network,
-        isolate_clients: config.isolate_clients,
         outer_addresses: outer_addresses(config),
         handshake_timeout: HANDSHAKE_TIMEOUT,
         transport: TransportParams {
@@ -246,6 +269,8 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
             ..Limits::default()
         },
         connection_id_key: shared.connection_id.clone(),
+        incarnation: 0,
+        wall_clock: SystemTime::now(),
         seed: *random(),
     }
 }
@@ -257,6 +282,12 @@ pub fn congestion(controller: CongestionController) -> Congestion {
         CongestionController::Bbr => Congestion::Bbr,
         CongestionController::NewReno => Congestion::NewReno,
     }
+}
+
+/// The gateway's certificate and those that vouch for it.
+fn chain(tls: &ServerTls) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chains = tls.certificates.iter().map(|source| tls::certificates("certificate", source));
+    Ok(chains.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 fn udp_options(config: &ServerConfig) -> UdpOptions {

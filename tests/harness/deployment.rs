@@ -83,10 +83,25 @@ impl Deployment {
     ///
     /// If it is not there.
     pub fn edit_server(&self, from: &str, to: &str) {
-        let path = self.path("server.toml");
-        let text = fs::read_to_string(&path).expect("the configuration");
+        self.edit("server.toml", from, to);
+    }
+
+    /// Replaces `from` in the file `name`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let path = self.path(name);
+        let text = fs::read_to_string(&path).expect("a file to edit");
         assert!(text.contains(from), "{from} is not in {text}");
-        fs::write(&path, text.replace(from, to)).expect("the configuration");
+        fs::write(&path, text.replace(from, to)).expect("a file to edit");
+    }
+
+    /// Gives `user` the further `setting` in users.toml, as in `bandwidth_limit = "1 mbps"`.
+    pub fn edit_user(&self, user: &str, setting: &str) {
+        let heading = format!("[users.{user}]\n");
+        self.edit("users.toml", &heading, &format!("{heading}{setting}\n"));
     }
 
     /// Makes a certificate `{name}_cert.pem` with its key `{name}_key.pem`.
@@ -158,6 +173,8 @@ certificate_key_file = "{folder}/server_key.pem"
 [shards]
 count = {shards}
 key_file = "{folder}/keys"
+[control]
+socket = "{folder}/control"
 "#
         );
         fs::write(self.path("server.toml"), text).expect("server.toml");

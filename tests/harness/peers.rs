@@ -23,18 +23,15 @@ impl Peers {
         let folder = env::var_os("TOLLGATE_PEERS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin"), PathBuf::from);
         let peers = Peers { folder };
-        let missing = match (lab::privileges().and_then(|()| lab::require_tun()), peers.client().is_file()) {
-            (Err(missing), _) => missing.to_string(),
-            (Ok(()), false) => format!(
-                "{} is missing; cargo install quincy-client@3.1.1 quincy-identity@3.1.1 --locked --root .peers",
-                peers.client().display()
-            ),
-            (Ok(()), true) => return Some(peers),
-        };
-        assert!(!is_required(), "nothing may be skipped here: {missing}");
-        // Past the test runner, which keeps what passing tests print to itself.
-        let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-        None
+        if !gateways_can_run() {
+            return None;
+        }
+        if !peers.client().is_file() {
+            let remedy = "cargo install quincy-client@3.1.1 quincy-identity@3.1.1 --locked --root .peers";
+            skip(&format!("{} is missing; {remedy}", peers.client().display()));
+            return None;
+        }
+        Some(peers)
     }
 
     /// The client.
@@ -46,6 +43,21 @@ impl Peers {
     pub fn identity(&self) -> PathBuf {
         self.folder.join("quincy-identity")
     }
+}
+
+/// Whether there is the right to make namespaces, and a TUN driver. Without them the test is to end at once: a line says why.
+///
+/// # Panics
+///
+/// If they are missing on a machine that must have them, as in [`Peers::find`].
+pub fn gateways_can_run() -> bool {
+    lab::privileges().and_then(|()| lab::require_tun()).map_err(|missing| skip(&missing.to_string())).is_ok()
+}
+
+fn skip(missing: &str) {
+    assert!(!is_required(), "nothing may be skipped here: {missing}");
+    // Past the test runner, which keeps what passing tests print to itself.
+    let _ = writeln!(std::io::stderr(), "skipped: {missing}");
 }
 
 fn is_required() -> bool {

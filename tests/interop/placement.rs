@@ -4,7 +4,6 @@ use std::thread;
 
 use rustix::process::Signal;
 use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
-use tollgate_shards::directory::User;
 use tollgate_shards::home::home_of;
 
 use crate::harness::client::{Attached, Login};
@@ -111,7 +110,6 @@ fn disconnect(mut attached: Attached, gateway: &Gateway) {
 
 /// The name of a user whose home is that shard.
 pub fn user_at_home(home: u16, shards: u16) -> String {
-    let user = |name| User { name, certificates: Vec::new(), limit: None, pool: Vec::new() };
     let mut names = (0..).map(|number| format!("user{number}"));
-    names.find(|name| home_of(&user(name.clone()), shards).0 == home).expect("some name hashes to every shard")
+    names.find(|name| home_of(name, shards).0 == home).expect("some name hashes to every shard")
 }

@@ -68,6 +68,11 @@ impl GatewayFiles {
         self.path("keys")
     }
 
+    /// Where Tollgate takes orders.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path("control")
+    }
+
     /// The folder with everything in it.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -132,7 +137,7 @@ mod tests {
         let idle_timeout = Duration::from_millis(1500);
         let files = GatewayFiles::write(&FilesPlan { users: &users, mtu_bytes: 1280, idle_timeout }).unwrap();
         let config = ServerConfig::load(&files.config(), [].into_iter()).unwrap();
-        assert_eq!(config.users.directory.users().len(), 5);
+        assert_eq!(config.users.directory.len(), 5);
         assert_eq!((config.connection.mtu_bytes, config.connection.connection_timeout.as_secs()), (1280, 2));
         assert_eq!(config.bind.port(), PORT);
         assert_eq!(config.tunnel_network.to_string(), "198.19.128.1/17");

@@ -101,6 +101,7 @@ impl Contender {
             Kind::Tollgate => {
                 command.arg("serve").arg("--config").arg(files.config());
                 command.env("TOLLGATE_SHARDS__KEY_FILE", files.key_file());
+                command.env("TOLLGATE_CONTROL__SOCKET", files.control_socket());
                 if let Some(shards) = plan.shards {
                     command.env("TOLLGATE_SHARDS__COUNT", shards.to_string());
                 }
@@ -272,6 +273,7 @@ mod tests {
         let config = tollgate_config::ServerConfig::load(&files.config(), ours.into_iter()).unwrap();
         assert_eq!(config.shards.cpus, Some(vec![0, 2]));
         assert_eq!(config.shards.key_file, files.key_file());
+        assert_eq!(config.control.socket, files.control_socket());
         let peers = variables(Contender::quincy("/bin/true".into()));
         assert!(peers.keys().all(|name| !name.starts_with("TOLLGATE_")), "{peers:?}");
     }

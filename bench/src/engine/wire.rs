@@ -22,7 +22,7 @@ use tollgate_shards::message::Message;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
 use tollgate_shards::transport::transport;
 use tollgate_shards::{
-    Directory, Event, Machine, Params, Received, Shard, ShardIndex, ShardKeys, Transmit, Tunnel, TunnelParams,
+    Directory, Epoch, Event, Machine, Params, Received, Shard, ShardIndex, ShardKeys, Transmit, Tunnel, TunnelParams,
 };
 use zeroize::Zeroizing;
 
@@ -77,26 +77,27 @@ impl Wire {
             key: inline(&user.key_pem),
         })?;
         let keys = ShardKeys {
-            tls: tls::server(&server_tls)?,
             reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
             token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
         };
         let certificates = vec![user.fingerprint];
-        let user = User { name: "user".to_owned(), certificates, limit: None, pool: Vec::new() };
+        let user = User { name: "user".to_owned(), certificates, ..User::default() };
         let directory = Arc::new(Directory::new(vec![user])?);
+        let epoch = Arc::new(Epoch { number: 0, directory, isolate_clients: true, tls: tls::server(&server_tls)? });
         let params = |index| Params {
             shards,
             index: ShardIndex(index),
             tunnel: "198.18.0.1/24".parse().expect("a network"),
-            isolate_clients: true,
             outer_addresses: vec![GATEWAY.ip()],
             handshake_timeout: Duration::from_secs(10),
             transport: transport_params(None),
             limits: Limits::default(),
             connection_id_key: ConnectionIdKey([5; 16]),
+            incarnation: 0,
+            wall_clock: std::time::UNIX_EPOCH,
             seed: [index as u8 + 1; 32],
         };
-        let shards = (0..shards).map(|index| Shard::new(params(index), &keys, directory.clone(), now)).collect();
+        let shards = (0..shards).map(|index| Shard::new(params(index), &keys, epoch.clone(), now)).collect();
         let transport = Arc::new(transport(&transport_params(Some(Duration::from_secs(25)))));
         let client = tunnel(0, &client_tls, &transport, now)?;
         let to_client = Vec::new();

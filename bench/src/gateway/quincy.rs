@@ -47,10 +47,11 @@ fn gateway_command(contender: &Contender, deployment: &Deployment) -> Command {
     let mut command = bare_command(&contender.program);
     let config = deployment.path("quincy.toml");
     match contender.kind {
-        // The one setting that the peer's files lack: the default is a file of this machine, which is not ours to make.
+        // What the peer's files lack: the defaults are files of this machine, which are not ours to make.
         Kind::Tollgate => {
             command.arg("serve").arg("--config").arg(config);
             command.env("TOLLGATE_SHARDS__KEY_FILE", deployment.path("keys"));
+            command.env("TOLLGATE_CONTROL__SOCKET", deployment.path("control"));
         }
         _ => {
             command.arg("--config-path").arg(config);

@@ -66,7 +66,7 @@ pub fn load_server_with_users(
     let directory = Directory::new();
     let users = directory.write("users.toml", users);
     let mut variables = variables.to_vec();
-    if !variables.iter().any(|(name, _)| name.ends_with("_USERS_FILE")) {
+    if !variables.iter().any(|(name, _)| ["TOLLGATE_USERS_FILE", "QUINCY_USERS_FILE"].contains(name)) {
         variables.push(("QUINCY_USERS_FILE", users.to_str().unwrap()));
     }
     ServerConfig::load(&directory.write("server.toml", text), env(&variables))

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
 use tollgate_config::{
-    ClientConfig, CongestionController, Connection, KeyExchange, Metrics, PemSource, ServerConfig, ShardCount, Shards,
+    ClientConfig, CongestionController, Connection, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
+    ShardCount, Shards,
 };
 use tollgate_shards::UserIndex;
-use tollgate_shards::directory::Rate;
+use tollgate_shards::directory::{Limit, Rate};
 
 /// Every key that Quincy 3.1.1 knows in TLS mode, none at its default, written as its users write them.
 const QUINCY_SERVER: &str = r#"
@@ -113,10 +114,10 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     assert_eq!(config.metrics, metrics);
     assert_eq!(config.shards, Shards::default());
 
-    let users = config.users.directory.users();
+    let users: Vec<_> = config.users.directory.users().map(|(_, user)| user).collect();
     assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["zoe", "bob"], "order of the file");
-    assert_eq!(users[0].limit, Rate::from_bits_per_s(1_500_000_000));
-    assert_eq!(users[1].limit, config.default_bandwidth_limit, "the default limit");
+    assert_eq!(users[0].limit, Rate::from_bits_per_s(1_500_000_000).map(Limit::new));
+    assert_eq!(users[1].limit, config.default_bandwidth_limit.map(Limit::new), "the default limit");
     assert_eq!(users[0].pool.len(), 3);
     assert_eq!(config.users.directory.find(&users[0].certificates[0]), Some(UserIndex(0)));
     assert_eq!(config.users.noise_keys[0].user, UserIndex(0));
@@ -171,6 +172,9 @@ fn defaults_are_quincys() {
     assert_eq!(config.log.as_str(), "info");
     assert_eq!(config.shards.count, ShardCount::Auto);
     assert_eq!(config.shards.key_file, Path::new("/var/lib/tollgate/keys"));
+    assert_eq!(config.sessions, Sessions::default());
+    assert_eq!(config.control.socket, Path::new("/run/tollgate/55555.sock"));
+    assert!(!config.control.watch_users_file);
     let config = load_client(CLIENT, &[]).unwrap();
     assert_eq!(config.tls.key_exchange, KeyExchange::Hybrid);
 }
@@ -255,14 +259,16 @@ fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
     let users = [("TOLLGATE_USERS_FILE", examples.join("users.toml"))];
     let users = [(users[0].0, users[0].1.to_str().unwrap())];
     let config = load_server(&read("server.toml"), &users).unwrap();
-    assert_eq!(config.users.directory.users().len(), 3);
-    // With each commented key in force, the same comes out, but for the two whose default is to be absent.
+    assert_eq!(config.users.directory.len(), 3);
+    // With each commented key in force, the same comes out, but for the three whose default is to be absent.
     let uncommented = load_server(&uncomment(&read("server.toml")), &users).unwrap();
     assert_eq!(uncommented.tls.key_exchange, Some(KeyExchange::Hybrid));
     assert_eq!(uncommented.shards.cpus, Some(vec![0, 1, 2, 3]));
     let mut same = uncommented.clone();
     same.tls.key_exchange = None;
     same.shards.cpus = None;
+    assert_eq!(uncommented.sessions.connections_max.map(|count| count.get()), Some(16));
+    same.sessions.connections_max = None;
     assert_eq!(same.effective(), config.effective());
 
     let client = ClientConfig::load(&examples.join("client.toml"), env(&[])).unwrap();

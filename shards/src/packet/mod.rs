@@ -3,12 +3,13 @@
 //! Nothing here knows QUIC, users or shards.
 
 pub mod checksum;
+pub mod ecn;
 mod flow;
 pub mod icmp;
 pub mod inner;
 pub mod merge;
 #[cfg(test)]
-mod oracle;
+pub(crate) mod oracle;
 #[cfg(test)]
 mod round_trip;
 pub mod split;

@@ -8,9 +8,10 @@ use std::time::Instant;
 use crate::admission::Source;
 use crate::connection_id::ShardIndex;
 use crate::deadlines::Armed;
-use crate::directory::UserIndex;
+use crate::directory::{Fingerprint, UserIndex};
 use crate::link::Link;
 use crate::machine::WakeReason;
+use crate::message::Login;
 use crate::routes::ConnectionKey;
 
 /// A connection and where it stands.
@@ -36,14 +37,11 @@ pub enum Stage {
         deadline: Instant,
     },
     /// Logged in; the home has been asked.
-    Attaching {
-        /// As whom.
-        user: UserIndex,
-    },
+    Attaching(Member),
     /// Has its address.
     Attached {
         /// Whose.
-        user: UserIndex,
+        member: Member,
         /// The leased inner address.
         address: IpAddr,
         /// Whether packets need tokens.
@@ -53,16 +51,49 @@ pub enum Stage {
     Closed,
 }
 
+/// A connection's place in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Whose session.
+    pub user: UserIndex,
+    /// Where the session is.
+    pub home: ShardIndex,
+    /// By which certificate the client logged in.
+    pub certificate: Fingerprint,
+}
+
+impl Owned {
+    /// Whose connection it is, once somebody has logged in.
+    pub fn member(&self) -> Option<Member> {
+        match self.stage {
+            Stage::Attaching(member) | Stage::Attached { member, .. } => Some(member),
+            Stage::Handshaking { .. } | Stage::Closed => None,
+        }
+    }
+
+    /// What the home is told of a connection that has logged in.
+    pub fn login(&self) -> Option<(Login, ShardIndex)> {
+        let Member { user, home, certificate } = self.member()?;
+        Some((Login { user, connection: self.key, certificate }, home))
+    }
+}
+
 /// All connections of a shard. Bounded by `connections_max`, through the admission of handshakes.
-#[derive(Default)]
 pub struct Connections {
     /// Boxed, so that one can be taken out while it is driven without moving kilobytes.
     slots: Vec<Option<Box<Owned>>>,
     len: usize,
-    generation: u32,
+    generation: u64,
 }
 
+/// The upper half of a generation is the shard's incarnation.
+const INCARNATION_SHIFT: u32 = 32;
+
 impl Connections {
+    pub fn new(incarnation: u32) -> Self {
+        Connections { slots: Vec::new(), len: 0, generation: u64::from(incarnation) << INCARNATION_SHIFT }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -73,7 +104,7 @@ impl Connections {
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
         }
-        self.generation = self.generation.wrapping_add(1);
+        self.generation += 1;
         let key = ConnectionKey { owner, slot: slot as u32, generation: self.generation };
         let owned = Owned { key, link, stage, armed: Armed::default(), touched: false, sending: false };
         let previous = self.slots[slot].replace(Box::new(owned));
@@ -108,6 +139,11 @@ impl Connections {
     /// The connection in `slot`.
     pub fn at(&mut self, slot: u32) -> Option<&mut Owned> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Every connection, in the order of the slots.
+    pub fn iter(&self) -> impl Iterator<Item = &Owned> {
+        self.slots.iter().flatten().map(|owned| &**owned)
     }
 
     /// Every occupied slot, in order.

@@ -8,8 +8,6 @@ use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
 use super::{Shard, copied, room};
 use crate::allowance::Direction;
-use crate::directory::UserIndex;
-use crate::home::home_of;
 use crate::message::Message;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
@@ -23,7 +21,7 @@ impl Shard {
     /// Takes the inner packets that a connection has received, while there is room for what becomes of them. Returns whether some are left.
     #[must_use]
     pub(super) fn take_inner_packets(&mut self, owned: &mut Owned) -> bool {
-        let Stage::Attached { user, limited, .. } = owned.stage else {
+        let Stage::Attached { limited, .. } = owned.stage else {
             while owned.link.recv().is_some() {
                 self.counters.drops.count(DropReason::NotAttached);
             }
@@ -31,25 +29,25 @@ impl Shard {
         };
         while !self.merger.is_full() {
             let Some(packet) = owned.link.recv() else { break };
-            if !limited || self.may_pass(user, owned.key, Direction::Up, &packet) {
-                self.up(owned, packet);
-            }
-        }
-        if limited {
-            self.request_lease(user);
+            self.up(owned, packet, limited);
         }
         self.merger.is_full()
     }
 
-    /// Judges one inner packet of a client and sends it on.
-    fn up(&mut self, owned: &mut Owned, packet: Bytes) {
+    /// Judges one inner packet of a client, has it pay where its user is limited, and sends it on.
+    fn up(&mut self, owned: &mut Owned, packet: Bytes, pays: bool) {
         let Stage::Attached { address, .. } = owned.stage else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
         let Ok(inner) = InnerPacket::parse(&packet) else {
             return self.counters.drops.count(DropReason::Malformed);
         };
-        match self.policy.judge(&inner, address, owned.link.connection.local_ip(), &self.routes) {
+        let verdict = self.policy.judge(&inner, address, owned.link.connection.local_ip(), &self.routes);
+        // Judged first: what goes nowhere costs nothing. What waits now is judged again when it goes.
+        if pays && !matches!(verdict, Verdict::Drop(_)) && !self.pays(owned, Direction::Up, &packet) {
+            return;
+        }
+        match verdict {
             Verdict::Forward => {
                 self.counters.up_packets += 1;
                 self.counters.up_bytes += packet.len() as u64;
@@ -97,16 +95,21 @@ impl Shard {
 
     /// Queues one inner packet for a client.
     fn down(&mut self, owned: &mut Owned, packet: Bytes) {
-        let Stage::Attached { user, limited, .. } = owned.stage else {
+        let Stage::Attached { limited, .. } = owned.stage else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
-        if limited && !self.may_pass(user, owned.key, Direction::Down, &packet) {
-            return self.request_lease(user);
+        if limited && !self.pays(owned, Direction::Down, &packet) {
+            return;
         }
         self.queue_down(owned, packet);
     }
 
-    fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
+    /// A client's packet that has paid, or need not.
+    pub(super) fn send_up(&mut self, owned: &mut Owned, packet: Bytes) {
+        self.up(owned, packet, false);
+    }
+
+    pub(super) fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
         let bytes = packet.len() as u64;
         if owned.link.send(packet, &mut self.counters.drops) {
             self.counters.down_packets += 1;
@@ -181,69 +184,11 @@ impl Shard {
     /// The ICMP message that answers `packet`, where one is allowed and not too many were sent.
     fn too_big_reply(&mut self, packet: &[u8], mtu_bytes: usize) -> Option<Bytes> {
         let reply = packet_too_big(packet, mtu_bytes as u16, self.params.server_address())?;
-        if self.replies.take(self.now, 1, 1).is_err() {
+        if !self.replies.allows(self.now) {
             self.counters.drops.count(DropReason::ReplyLimit);
             return None;
         }
         self.counters.too_big_replies += 1;
         Some(reply)
-    }
-
-    /// Whether a limited user's packet may go now; if not, it waits or is dropped.
-    fn may_pass(&mut self, user: UserIndex, connection: ConnectionKey, direction: Direction, packet: &[u8]) -> bool {
-        let Some(allowance) = self.allowances.get_mut(&user) else { return false };
-        if allowance.spend(packet.len()) {
-            return true;
-        }
-        if let Err(reason) = allowance.wait(connection, direction, packet, self.params.limits.waiting_bytes_max) {
-            self.counters.drops.count(reason);
-        }
-        false
-    }
-
-    fn request_lease(&mut self, user: UserIndex) {
-        if let Some(wanted_bytes) = self.allowances.get_mut(&user).and_then(|allowance| allowance.request()) {
-            let home = home_of(self.directory.user(user), self.params.shards);
-            self.outbox.send(home, Message::RequestLease { user, owner: self.params.index, wanted_bytes });
-        }
-    }
-
-    /// Tokens have come: what they pay for goes on its way.
-    pub(super) fn lease_granted(&mut self, user: UserIndex, bytes: u64) {
-        let Some(allowance) = self.allowances.get_mut(&user) else { return };
-        allowance.granted(bytes);
-        while !self.merger.is_full()
-            && let Some(waiting) = self.allowances.get_mut(&user).and_then(|allowance| allowance.next_affordable())
-        {
-            let Some(mut owned) = self.connections.take_exact(waiting.connection) else {
-                self.counters.drops.count(DropReason::NotAttached);
-                continue;
-            };
-            if waiting.direction == Direction::Up {
-                self.up(&mut owned, waiting.packet);
-            } else {
-                self.queue_down(&mut owned, waiting.packet);
-                want_to_send(&mut self.sending, &mut owned);
-            }
-            self.connections.put_back(owned);
-        }
-        self.request_lease(user);
-    }
-
-    /// A limited user's connection is closed: what waits for tokens on its behalf goes nowhere.
-    pub(super) fn leave_allowance(&mut self, user: UserIndex, connection: ConnectionKey) {
-        let Some(allowance) = self.allowances.get_mut(&user) else { return };
-        let counters = &mut self.counters;
-        allowance.leave(connection, &mut |waiting| match waiting.direction {
-            Direction::Up => counters.drops.count(DropReason::NotAttached),
-            Direction::Down => {
-                counters.down_packets += 1;
-                counters.down_bytes += waiting.packet.len() as u64;
-                counters.drops.count(DropReason::ConnectionClosed);
-            }
-        });
-        if allowance.connections == 0 {
-            self.allowances.remove(&user);
-        }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent, VarInt};
 use rustls::pki_types::CertificateDer;
 
-use super::connections::{Owned, Stage};
+use super::connections::{Member, Owned, Stage};
 use super::outer::{touch, want_to_send};
 use super::{Event, Shard, close_code};
 use crate::assignment::Assignment;
@@ -55,33 +55,43 @@ impl Shard {
         let Some(certificate) = fingerprint_of_peer(&owned.link.connection) else {
             return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         };
-        let Some(user) = self.directory.find(&certificate) else {
+        let Some(user) = self.epoch.directory.find(&certificate) else {
             self.tell(Event::UnknownCertificate { certificate });
             return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         };
         self.counters.handshakes += 1;
-        owned.stage = Stage::Attaching { user };
-        let home = home_of(self.directory.user(user), self.params.shards);
-        self.outbox.send(home, Message::Attach(Login { user, connection: owned.key, certificate }));
+        let home = home_of(self.epoch.directory.name(user), self.params.shards);
+        owned.stage = Stage::Attaching(Member { user, home, certificate });
+        let login = Login { user, connection: owned.key, certificate };
+        self.outbox.send(home, Message::Attach { login, epoch: self.epoch.number, address: None });
     }
 
     /// The home has taken the connection in: the client is told its address.
-    pub(super) fn attached(&mut self, now: Instant, connection: ConnectionKey, address: IpAddr, limited: bool) {
+    pub(super) fn attached(&mut self, now: Instant, connection: ConnectionKey, address: IpAddr) {
         let Some(mut owned) = self.connections.take_exact(connection) else { return };
-        if let Stage::Attaching { user } = owned.stage {
-            owned.stage = Stage::Attached { user, address, limited };
-            if limited {
-                self.allowances.entry(user).or_default().connections += 1;
-            }
-            let assignment = Assignment::new(self.params.tunnel, address).to_json();
-            if send_on_first_stream(&mut owned.link.connection, &assignment) {
-                self.tell(Event::Attached { user, connection, address });
-            } else {
-                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
-            }
+        if let Stage::Attaching(member) = owned.stage {
+            self.welcome(now, &mut owned, member, address);
             touch(&mut self.touched, &mut owned);
         }
         self.connections.put_back(owned);
+    }
+
+    fn welcome(&mut self, now: Instant, owned: &mut Owned, member: Member, address: IpAddr) {
+        let user = member.user;
+        // The home may be an epoch behind.
+        if !self.epoch.directory.allows(user, address) {
+            return self.goodbye(now, owned, close_code::REVOKED, "Access revoked");
+        }
+        let assignment = Assignment::new(self.params.tunnel, address).to_json();
+        if !send_on_first_stream(&mut owned.link.connection, &assignment) {
+            return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+        }
+        let limit = self.epoch.directory.user(user).and_then(|user| user.limit);
+        owned.stage = Stage::Attached { member, address, limited: limit.is_some() };
+        if let Some(limit) = limit {
+            self.join_allowance(&member, limit);
+        }
+        self.tell(Event::Attached { user, connection: owned.key, address });
     }
 
     /// The home wants the connection closed.
@@ -89,11 +99,18 @@ impl Shard {
         let Some(mut owned) = self.connections.take_exact(connection) else { return };
         match reason {
             CloseReason::PoolExhausted => {
-                if let Stage::Attaching { user } = owned.stage {
+                if let Some(Member { user, .. }) = owned.member() {
                     self.tell(Event::PoolExhausted { user });
                 }
                 self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
             }
+            CloseReason::TooManyConnections => {
+                if let Some(Member { user, .. }) = owned.member() {
+                    self.tell(Event::TooManyConnections { user });
+                }
+                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Too many connections");
+            }
+            CloseReason::Revoked => self.goodbye(now, &mut owned, close_code::REVOKED, "Access revoked"),
             CloseReason::Superseded => {
                 self.goodbye(now, &mut owned, close_code::SUPERSEDED, "Superseded by a newer connection");
             }
@@ -138,11 +155,11 @@ impl Shard {
                 self.admission.release(source);
                 self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
             }
-            stage @ (Stage::Attaching { user } | Stage::Attached { user, .. }) => {
+            stage @ (Stage::Attaching(member) | Stage::Attached { member, .. }) => {
+                let Member { user, home, .. } = member;
                 if let Stage::Attached { limited: true, .. } = stage {
                     self.leave_allowance(user, owned.key);
                 }
-                let home = home_of(self.directory.user(user), self.params.shards);
                 self.outbox.send(home, Message::Detach { user, connection: owned.key });
                 if let Stage::Attached { .. } = stage {
                     self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });

@@ -9,38 +9,45 @@
 mod connections;
 mod inner;
 mod lifecycle;
+mod limited;
+pub mod oracle;
+mod orders;
 mod outer;
+mod roles;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::crypto::{HandshakeTokenKey, HmacKey, ServerConfig as CryptoConfig};
+use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use rustc_hash::FxHashMap;
 
 use crate::admission::Admission;
-use crate::allowance::Allowance;
-use crate::bucket::Bucket;
+use crate::allowance::{Allowance, Queues};
+use crate::bucket::Pace;
 use crate::connection_id::ShardIndex;
 use crate::connection_id::SteeringIds;
 use crate::counters::Counters;
 use crate::deadlines::Deadlines;
-use crate::directory::{Directory, UserIndex};
-use crate::home::{Home, KEEPER, Steer};
+use crate::directory::UserIndex;
+use crate::epoch::{Epoch, Ticket};
+use crate::home::{Home, KEEPER};
+use crate::keeper::{Keeper, Steer};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
 use crate::message::{Message, Outbox};
 use crate::packet::merge::Merger;
 use crate::params::Params;
 use crate::policy::Policy;
-use crate::pool::Keeper;
 use crate::routes::{ConnectionKey, Routes};
 use crate::transport::transport;
 use crate::verdict::DropReason;
+use crate::wall_clock::WallClock;
 
 use connections::Connections;
+use roles::Roles;
 
 /// Answers outside any connection (Retry, version negotiation, stateless reset) that wait to be sent.
 const RESPONSES_MAX: usize = 256;
@@ -65,15 +72,15 @@ pub mod close_code {
     pub const SHUTDOWN: u32 = 0x01;
     /// The certificate is nobody's, or there is no address.
     pub const ESTABLISHMENT_FAILED: u32 = 0x02;
-    /// The user's fixed address has gone to a newer connection.
+    /// The user's fixed address, or the place of its oldest connection, has gone to a newer one.
     pub const SUPERSEDED: u32 = 0x03;
+    /// The user, the certificate or the address is not valid any more, or the operator has sent the user away.
+    pub const REVOKED: u32 = 0x04;
 }
 
 /// What a shard's cryptography needs, shared by all shards of a gateway.
 #[derive(Clone)]
 pub struct ShardKeys {
-    /// TLS.
-    pub tls: Arc<dyn CryptoConfig>,
     /// Key of the stateless reset tokens, kept across restarts.
     pub reset: Arc<dyn HmacKey>,
     /// Key of the Retry tokens.
@@ -81,10 +88,24 @@ pub struct ShardKeys {
 }
 
 /// An order from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Command {
     /// Close every connection and take no new ones.
     Stop,
+    /// Go over to another epoch: who is not in it any more is closed, limits and addresses are those of the new one.
+    Apply {
+        /// The order's number.
+        ticket: Ticket,
+        /// The next epoch.
+        epoch: Arc<Epoch>,
+    },
+    /// Close a user's connections.
+    Kick {
+        /// The order's number.
+        ticket: Ticket,
+        /// Whose.
+        user: UserIndex,
+    },
 }
 
 /// Something to log.
@@ -118,6 +139,11 @@ pub enum Event {
         /// Who.
         user: UserIndex,
     },
+    /// A client was turned away after its login, because its user has all the connections allowed.
+    TooManyConnections {
+        /// Who.
+        user: UserIndex,
+    },
     /// A handshake came to nothing.
     HandshakeFailed {
         /// Why.
@@ -129,11 +155,19 @@ pub enum Event {
 pub struct Shard {
     params: Params,
     policy: Policy,
-    directory: Arc<Directory>,
+    epoch: Arc<Epoch>,
     endpoint: Endpoint,
+    keys: ShardKeys,
     connections: Connections,
     admission: Admission,
     allowances: FxHashMap<UserIndex, Allowance>,
+    /// Limited users to be served, because their packets, tokens or time have changed. One entry a user.
+    ready: VecDeque<UserIndex>,
+    /// When an allowance wants to be served without that. One entry a user.
+    allowances_due: BTreeSet<(Instant, UserIndex)>,
+    queues: Queues,
+    /// Number of the last lease.
+    leases: u64,
     deadlines: Deadlines,
     routes: Routes,
     home: Home,
@@ -148,12 +182,15 @@ pub struct Shard {
     events: VecDeque<Event>,
     merger: Merger,
     arena: BytesMut,
-    replies: Bucket,
+    replies: Pace,
     counters: Counters,
     now: Instant,
+    wall_clock: WallClock,
     /// Whether anything was handled since the last decision.
     undecided: bool,
     stopping: bool,
+    /// The last order that each shard, this one included, has said it has carried out.
+    fences: Vec<Ticket>,
 }
 
 impl Shard {
@@ -162,27 +199,35 @@ impl Shard {
     /// # Panics
     ///
     /// If `params` names more than 128 shards, or an index that is not one of them.
-    pub fn new(params: Params, keys: &ShardKeys, directory: Arc<Directory>, now: Instant) -> Self {
+    pub fn new(params: Params, keys: &ShardKeys, epoch: Arc<Epoch>, now: Instant) -> Self {
         assert!(
             params.shards <= 128 && params.index.0 < params.shards,
             "shard {:?} of {}",
             params.index,
             params.shards
         );
+        let remembered_max = params.limits.remembered_addresses_max;
         let keeper = (params.index == KEEPER)
-            .then(|| Keeper::new(params.tunnel, &directory, params.limits.remembered_addresses_max));
+            .then(|| Keeper::new(params.tunnel, &epoch.directory, remembered_max, params.shards, params.incarnation));
         let limits = &params.limits;
+        let wall_clock = WallClock::new(params.wall_clock, now);
+        let config = Arc::new(server_config(&params, keys, &epoch, &wall_clock));
         Shard {
-            policy: Policy::new(&params),
-            endpoint: endpoint(&params, keys),
-            connections: Connections::default(),
+            policy: Policy::new(&params, epoch.isolate_clients),
+            endpoint: endpoint(&params, keys, config),
+            keys: keys.clone(),
+            connections: Connections::new(params.incarnation),
             admission: Admission::new(limits.handshakes_max, limits.handshakes_per_source_max),
             allowances: FxHashMap::default(),
+            ready: VecDeque::new(),
+            allowances_due: BTreeSet::new(),
+            queues: Queues { limits: limits.waiting, perturbation: perturbation(&params.seed) },
+            leases: u64::from(params.incarnation) << 32,
             deadlines: Deadlines::default(),
             routes: Routes::default(),
-            home: Home::new(params.index),
+            home: Home::new(params.index, params.shards, params.incarnation, now),
             keeper,
-            outbox: Outbox::new(params.index, params.shards),
+            outbox: first_words(&params),
             touched: VecDeque::new(),
             sending: VecDeque::new(),
             responses: VecDeque::new(),
@@ -190,12 +235,14 @@ impl Shard {
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),
             arena: BytesMut::with_capacity(ARENA_BYTES),
-            replies: Bucket::new(REPLIES_PER_S, REPLIES_BURST, now),
+            replies: Pace::new(REPLIES_PER_S, REPLIES_BURST, now),
             counters: Counters::default(),
             now,
             undecided: false,
             stopping: false,
-            directory,
+            fences: vec![Ticket::default(); usize::from(params.shards)],
+            wall_clock,
+            epoch,
             params,
         }
     }
@@ -231,6 +278,12 @@ impl Shard {
         self.stopping && self.sending.is_empty() && self.touched.is_empty()
     }
 
+    /// The last order that every shard has carried out, as far as this one has heard, with nothing under way to it from before. What the order
+    /// forbids passes this shard no more, once the outputs of the pass are out.
+    pub fn settled(&self) -> Ticket {
+        self.fences.iter().copied().min().unwrap_or_default()
+    }
+
     /// Takes a message from another shard.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         self.begin(now);
@@ -243,6 +296,8 @@ impl Shard {
         self.begin(now);
         match command {
             Command::Stop => self.stop(now),
+            Command::Apply { ticket, epoch } => self.apply(now, ticket, epoch),
+            Command::Kick { ticket, user } => self.kick(now, ticket, user),
         }
         self.receive_local(now);
     }
@@ -266,7 +321,10 @@ impl Shard {
     }
 
     fn begin(&mut self, now: Instant) {
-        self.now = now;
+        if now != self.now {
+            self.now = now;
+            self.wall_clock.set(now);
+        }
         self.undecided = true;
     }
 
@@ -284,34 +342,28 @@ impl Shard {
     }
 
     fn receive(&mut self, now: Instant, message: Message) {
-        let Shard { home, directory, outbox, steers, routes, .. } = self;
         match message {
-            Message::Attach(login) => home.attach(now, directory, login, outbox),
-            Message::Detach { user, connection } => home.detach(user, connection, outbox, steers),
-            Message::AllocateAddress { login, home } => {
-                let keeper = self.keeper.as_mut();
-                let address = keeper.and_then(|keeper| keeper.allocate(login.user, login.certificate));
-                outbox.send(home, Message::AddressAllocated { login, address });
-            }
-            Message::AddressAllocated { login, address } => {
-                home.address_allocated(directory, login, address, outbox, steers);
-            }
-            Message::ReleaseAddress { user, certificate, address } => {
-                if let Some(keeper) = &mut self.keeper {
-                    keeper.release(user, certificate, address);
-                }
-            }
-            Message::Route { address, connection } => routes.insert(address, connection),
-            Message::Unroute { address, connection } => routes.remove(address, connection),
-            Message::RequestLease { user, owner, wanted_bytes } => {
-                home.request_lease(now, user, owner, wanted_bytes, outbox);
-            }
-            Message::GrantLease { user, bytes } => self.lease_granted(user, bytes),
-            Message::Attached { connection, address, limited } => self.attached(now, connection, address, limited),
+            Message::Attached { connection, address } => self.attached(now, connection, address),
             Message::Close { connection, reason } => self.close_for(now, connection, reason),
+            Message::Route { address, connection } => self.routes.insert(address, connection),
+            Message::Unroute { address, connection } => self.routes.remove(address, connection),
+            Message::RoutesTold => self.routes.told(),
+            Message::LeaseGrant(grant) => self.lease_granted(&grant),
+            Message::Fence { from, ticket } => self.fenced(from, ticket),
+            Message::Restarted { shard, incarnation } => self.sibling_restarted(now, shard, incarnation),
             Message::Hairpin { connection, packets } => self.deliver_from_mesh(connection, packets),
             Message::Frame(frame) => self.route_frame(&frame, false),
             Message::Datagram(received) => self.receive_datagram(now, received),
+            Message::Attach { .. }
+            | Message::Detach { .. }
+            | Message::AddressAllocated { .. }
+            | Message::LeaseReport(_)
+            | Message::LeaseClose(_)
+            | Message::Reattached { .. } => self.receive_as_home(now, message),
+            Message::AllocateAddress { .. }
+            | Message::ReleaseAddress { .. }
+            | Message::HoldAddress { .. }
+            | Message::Held { .. } => self.receive_as_keeper(now, message),
         }
     }
 }
@@ -330,7 +382,9 @@ impl Machine for Shard {
     fn handle_timeout(&mut self, now: Instant) {
         self.begin(now);
         self.connection_timeouts(now);
-        self.home.handle_timeout(now, &mut self.outbox);
+        self.allowance_timeouts(now);
+        let Roles { mut context, home, .. } = self.roles(now);
+        home.handle_timeout(&mut context);
         self.receive_local(now);
     }
 
@@ -341,6 +395,12 @@ impl Machine for Shard {
             && let Some(slot) = self.touched.pop_front()
         {
             self.drive(now, slot);
+            self.receive_local(now);
+        }
+        while !self.merger.is_full()
+            && let Some(user) = self.ready.pop_front()
+        {
+            self.serve(now, user);
             self.receive_local(now);
         }
     }
@@ -363,9 +423,13 @@ impl Machine for Shard {
         if !self.touched.is_empty() {
             return Some((self.now, WakeReason::Connection));
         }
+        if !self.ready.is_empty() {
+            return Some((self.now, WakeReason::Tokens));
+        }
         let connection = self.deadlines.next().map(|(at, slot)| (at, self.connections.wake_reason(slot)));
         let tokens = self.home.poll_timeout().map(|at| (at, WakeReason::Tokens));
-        [connection, tokens].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let waiting = self.allowances_due.first().map(|&(at, _)| (at, WakeReason::Tokens));
+        [connection, tokens, waiting].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 }
 
@@ -383,7 +447,24 @@ fn room(arena: &mut BytesMut, bytes: usize) {
     }
 }
 
-fn endpoint(params: &Params, keys: &ShardKeys) -> Endpoint {
+/// The outbox of a new shard. One that was started anew beside its siblings tells them so before anything else.
+fn first_words(params: &Params) -> Outbox {
+    let mut outbox = Outbox::new(params.index, params.shards);
+    if params.incarnation > 0 {
+        let siblings = (0..params.shards).map(ShardIndex).filter(|&sibling| sibling != params.index);
+        siblings.for_each(|sibling| {
+            outbox.send(sibling, Message::Restarted { shard: params.index, incarnation: params.incarnation })
+        });
+    }
+    outbox
+}
+
+/// The part of the seed that the endpoint does not use for itself alone: nobody sees it.
+fn perturbation(seed: &[u8; 32]) -> u64 {
+    u64::from_le_bytes(seed[16..24].try_into().expect("a seed has 32 bytes"))
+}
+
+fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
     let (shards, index, id_key) = (params.shards, params.index, params.connection_id_key.clone());
     let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
     let mut config = EndpointConfig::new(keys.reset.clone());
@@ -392,12 +473,17 @@ fn endpoint(params: &Params, keys: &ShardKeys) -> Endpoint {
         .rng_seed(Some(params.seed))
         .min_reset_interval(RESET_INTERVAL);
     config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
-    let mut server = ServerConfig::new(keys.tls.clone(), keys.token.clone());
+    Endpoint::new(Arc::new(config), Some(server), true, None)
+}
+
+fn server_config(params: &Params, keys: &ShardKeys, epoch: &Epoch, wall_clock: &WallClock) -> ServerConfig {
+    let mut server = ServerConfig::new(epoch.tls.clone(), keys.token.clone());
     server
         .transport_config(Arc::new(transport(&params.transport)))
         .migration(true)
         .max_incoming(params.limits.handshakes_max)
         .incoming_buffer_size(64 * 1024)
-        .incoming_buffer_size_total(1024 * 1024);
-    Endpoint::new(Arc::new(config), Some(Arc::new(server)), true, None)
+        .incoming_buffer_size_total(1024 * 1024)
+        .time_source(Arc::new(wall_clock.clone()));
+    server
 }

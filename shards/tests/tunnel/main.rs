@@ -141,7 +141,7 @@ fn removing_an_unknown_connection_changes_nothing() {
         }
         shard.handle_message(world.now, Message::Close { connection: stranger, reason: CloseReason::Superseded });
         shard.handle_message(world.now, Message::Unroute { address, connection: stranger });
-        shard.handle_message(world.now, Message::Attached { connection: stranger, address, limited: false });
+        shard.handle_message(world.now, Message::Attached { connection: stranger, address });
     }
     assert_eq!(world.connections(), (1, 1));
     exchange(&mut world, client, address, 5);
@@ -303,7 +303,7 @@ fn a_flood_of_too_large_packets_is_not_answered_with_a_flood() {
 }
 
 #[test]
-fn a_limited_user_gets_the_rate_over_all_connections_and_directions_and_nothing_is_lost_below_the_queue() {
+fn a_limited_user_gets_the_rate_over_all_connections_and_directions_in_order() {
     let users =
         vec![UserSpec { limit_bits_per_s: Some(8_000_000), home: Some(1), ..UserSpec::default() }, UserSpec::default()];
     let mut world = World::new(Setup { users, ..Setup::default() });
@@ -328,9 +328,15 @@ fn a_limited_user_gets_the_rate_over_all_connections_and_directions_and_nothing_
     world.run(Duration::from_secs(3));
     assert_eq!(world.dropped(DropReason::OverLimit), 0);
     let ups: Vec<_> = world.tun.iter().flat_map(|(_, packet)| marks(packet, 1000)).collect();
-    assert_eq!(ups, (0..7).flat_map(|_| 0..100).collect::<Vec<_>>(), "all, in order");
     let downs: Vec<_> = world.clients[second].received.iter().flat_map(|packet| marks(packet, 1000)).collect();
-    assert_eq!(downs, (0..7).flat_map(|_| 0..100).collect::<Vec<_>>(), "all, in order");
+    for marks in [&ups, &downs] {
+        let mut sent = (0..7).flat_map(|_| 0..100);
+        assert!(marks.iter().all(|mark| sent.any(|sent| sent == *mark)), "in order: {marks:?}");
+    }
+    // These flows do not slow down when they are told to, so the queue is shortened.
+    let dropped = world.dropped(DropReason::QueueDelay) as usize;
+    assert!((1..100).contains(&dropped), "{dropped}");
+    assert_eq!(ups.len() + downs.len() + dropped, 1400);
 }
 
 #[test]

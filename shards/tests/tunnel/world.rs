@@ -11,13 +11,13 @@ use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tollgate_shards::client::ClientParams;
 use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::directory::{AddressRange, Fingerprint, Rate, User};
+use tollgate_shards::directory::{AddressRange, Fingerprint, Limit, Rate, User};
 use tollgate_shards::home::home_of;
 use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
 use tollgate_shards::{
-    Client, ClientEvent, Command, Counters, Directory, DropReason, Event, Machine, Params, Received, Shard, ShardIndex,
-    ShardKeys,
+    Client, ClientEvent, Command, Counters, Directory, DropReason, Epoch, Event, Machine, Params, Received, Shard,
+    ShardIndex, ShardKeys,
 };
 
 /// A virtio header that asks for nothing.
@@ -35,7 +35,7 @@ pub struct World {
     /// Whether the kernel steers; without it everything arrives at shard 0.
     pub steering: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
-    users: Arc<Directory>,
+    epoch: Arc<Epoch>,
     params: Params,
     identities: Vec<Identity>,
     keys: ShardKeys,
@@ -104,14 +104,15 @@ impl World {
             let mut user = User {
                 name: format!("user{index}"),
                 certificates: vec![Fingerprint::of(&identity.certificate)],
-                limit: spec.limit_bits_per_s.and_then(Rate::from_bits_per_s),
+                limit: spec.limit_bits_per_s.and_then(Rate::from_bits_per_s).map(Limit::new),
                 pool: spec
                     .pool
                     .iter()
                     .filter_map(|(a, b)| AddressRange::new(a.parse().unwrap(), b.parse().unwrap()))
                     .collect(),
+                ..User::default()
             };
-            while spec.home.is_some_and(|home| home_of(&user, setup.shards).0 != home) {
+            while spec.home.is_some_and(|home| home_of(&user.name, setup.shards).0 != home) {
                 user.name.push('x');
             }
             user
@@ -127,7 +128,6 @@ impl World {
             .unwrap();
         tls.alpn_protocols = vec![b"quincy".to_vec()];
         let keys = ShardKeys {
-            tls: Arc::new(QuicServerConfig::try_from(tls).unwrap()),
             reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
             token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
         };
@@ -135,13 +135,20 @@ impl World {
             shards: setup.shards,
             index: ShardIndex(0),
             tunnel: setup.tunnel.parse().unwrap(),
-            isolate_clients: setup.isolate_clients,
             outer_addresses: vec!["198.19.0.1".parse().unwrap()],
             handshake_timeout: Duration::from_secs(10),
             transport: transport(setup.datagram_receive_buffer_bytes),
             limits: Limits::default(),
             connection_id_key: ConnectionIdKey([5; 16]),
+            incarnation: 0,
+            wall_clock: std::time::UNIX_EPOCH,
             seed: [0; 32],
+        };
+        let epoch = Epoch {
+            number: 0,
+            directory: Arc::new(Directory::new(users.collect()).unwrap()),
+            isolate_clients: setup.isolate_clients,
+            tls: Arc::new(QuicServerConfig::try_from(tls).unwrap()),
         };
         let mut world = World {
             now: origin(),
@@ -152,7 +159,7 @@ impl World {
             late_datagrams: 0,
             steering: true,
             steered: BTreeMap::new(),
-            users: Arc::new(Directory::new(users.collect()).unwrap()),
+            epoch: Arc::new(epoch),
             params,
             identities,
             keys,
@@ -168,7 +175,7 @@ impl World {
             .map(|index| {
                 let seed = [generation.wrapping_mul(16).wrapping_add(index as u8 + 1); 32];
                 let params = Params { index: ShardIndex(index), seed, ..self.params.clone() };
-                Shard::new(params, &self.keys, self.users.clone(), self.now)
+                Shard::new(params, &self.keys, self.epoch.clone(), self.now)
             })
             .collect();
         self.steered.clear();

@@ -1,0 +1,111 @@
+//! The calm at the end of a run: who must get through, how long that may take, and the leave that all take.
+//!
+//! This module injects no fault.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::client::Act;
+use crate::world::{Event, World};
+
+impl World {
+    /// No fault happens from now on, and no traffic but what [`World::exchange`] sends. Of each user, as many devices as may be connected at
+    /// once are wanted; the others leave.
+    pub(crate) fn calm_down(&mut self) {
+        self.is_calm = true;
+        self.mesh.calm();
+        self.gateway.calm();
+        let wanted = self.wanted();
+        for index in 0..self.devices.len() as u32 {
+            let device = &mut self.devices[index as usize];
+            device.up.calm();
+            device.down.calm();
+            device.exchanged = (0, 0);
+            device.wanted = wanted.contains(&index);
+            let act = if device.wanted { Act::Connect } else { Act::Close };
+            self.schedule.at(self.now, Event::Device(index, act));
+        }
+    }
+
+    /// The devices that must get through: all that may log in, as far as there is room for them.
+    fn wanted(&self) -> Vec<u32> {
+        let mut left: BTreeMap<usize, u64> = BTreeMap::new();
+        let own: u64 =
+            (0..self.plan.users.len()).filter_map(|user| self.gateway.population.user(user)).map(own_addresses).sum();
+        let mut shared = self.plan.tunnel_hosts().saturating_sub(own);
+        let mut wanted = Vec::new();
+        for (index, device) in self.plan.devices.iter().enumerate() {
+            let population = &self.gateway.population;
+            let Some(user) = population.user(device.user).filter(|_| population.may_log_in(index)) else { continue };
+            let allowed = user.connection_limit.map_or(u64::MAX, |limit| u64::from(limit.connections_max.get()));
+            let addresses = if user.pool.is_empty() { shared } else { u64::MAX };
+            let own = if user.pool.is_empty() { u64::MAX } else { own_addresses(user) };
+            let left = left.entry(device.user).or_insert(allowed.min(own));
+            if *left == 0 || addresses == 0 {
+                continue;
+            }
+            *left -= 1;
+            shared -= u64::from(user.pool.is_empty());
+            wanted.push(index as u32);
+        }
+        wanted
+    }
+
+    /// How long it may take until everybody has got through: old connections must time out, queues must drain.
+    pub(crate) fn patience(&self) -> Duration {
+        let waiting = self.plan.limits.waiting.wait_max * 10;
+        self.plan.transport.idle_timeout * 4 + Duration::from_secs(150) + waiting
+    }
+
+    /// The wanted devices that have not exchanged packets both ways since it is calm.
+    pub(crate) fn missing(&self) -> Vec<u32> {
+        let missing = self.devices.iter().enumerate().filter_map(|(index, device)| {
+            let done = !device.wanted || device.address().is_some() && device.exchanged.0 > 0 && device.exchanged.1 > 0;
+            (!done).then_some(index as u32)
+        });
+        missing.collect()
+    }
+
+    /// What keeps the calm from its end.
+    pub(crate) fn describe_missing(&self, missing: &[u32]) -> String {
+        let mut words: Vec<String> = missing
+            .iter()
+            .map(|&index| {
+                let user = self.plan.devices[index as usize].user;
+                let device = &self.devices[index as usize];
+                let (up, down) = device.exchanged;
+                let address = device.address();
+                format!(
+                    "device {index} of user{user}: address {address:?}, {up} packets up, {down} down since it is calm"
+                )
+            })
+            .collect();
+        for pending in &self.gateway.pending {
+            let settled: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.settled().0).collect();
+            words.push(format!("order {} of {} is not settled: {settled:?}", pending.ticket.0, pending.given));
+        }
+        words.join("; ")
+    }
+
+    /// Whether no connection and no message is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mesh.under_way == 0 && self.gateway.cores.iter().all(|core| core.shard.owned_connections() == 0)
+    }
+
+    /// Everybody leaves.
+    pub(crate) fn close_all(&mut self) {
+        for index in 0..self.devices.len() as u32 {
+            self.devices[index as usize].wanted = false;
+            self.schedule.at(self.now, Event::Device(index, Act::Close));
+        }
+    }
+}
+
+fn own_addresses(user: &tollgate_shards::directory::User) -> u64 {
+    let size = |range: &tollgate_shards::directory::AddressRange| match (range.first(), range.last()) {
+        (std::net::IpAddr::V4(first), std::net::IpAddr::V4(last)) => u64::from(u32::from(last) - u32::from(first)) + 1,
+        (std::net::IpAddr::V6(first), std::net::IpAddr::V6(last)) => (u128::from(last) - u128::from(first)) as u64 + 1,
+        _ => 0,
+    };
+    user.pool.iter().map(size).sum()
+}

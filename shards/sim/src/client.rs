@@ -1,0 +1,128 @@
+//! A simulated device: it connects as one user, stays or vanishes, comes back, and changes its outer address.
+//!
+//! This module judges nothing that the gateway does.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn_proto::TransportConfig;
+use tollgate_shards::{Tunnel, TunnelParams};
+
+use crate::gateway::GATEWAY;
+use crate::identity::{Identity, reset_key};
+use crate::link::Link;
+use crate::plan::DevicePlan;
+use crate::random::Stream;
+use crate::schedule::Time;
+
+/// What a device decides to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Connect, if it is not connected.
+    Connect,
+    /// Say goodbye.
+    Close,
+    /// Lose everything without a word.
+    Vanish,
+    /// Change the outer address.
+    Rebind,
+}
+
+/// A connection as the device sees it.
+pub struct Session {
+    /// The real client.
+    pub tunnel: Tunnel,
+    /// The address that it was told.
+    pub address: Option<IpAddr>,
+    /// Whether it is over, but for what it still says.
+    pub over: bool,
+    /// Tells the device's sessions apart.
+    pub number: u64,
+}
+
+/// A device and its link.
+pub struct Device {
+    /// What was planned for it.
+    pub plan: DevicePlan,
+    /// Its connection.
+    pub session: Option<Session>,
+    /// The last inner address that it had.
+    pub last_address: Option<IpAddr>,
+    /// Where its datagrams seem to come from.
+    pub outer: SocketAddr,
+    /// To the gateway.
+    pub up: Link,
+    /// From the gateway.
+    pub down: Link,
+    /// Its choices.
+    pub random: Stream,
+    /// When the driver is to look at it next.
+    pub wake: Option<Time>,
+    /// Whether something has happened to it.
+    pub dirty: bool,
+    /// Whether it wants to be connected at all.
+    pub wanted: bool,
+    /// Whether the next attempt has been scheduled.
+    pub returning: bool,
+    /// Sessions so far.
+    pub sessions: u64,
+    /// Inner packets of the calm phase that arrived: up, down.
+    pub exchanged: (u64, u64),
+}
+
+impl Device {
+    /// A device that has not connected yet.
+    pub fn new(index: u32, plan: DevicePlan, outer: SocketAddr, seed: u64) -> Self {
+        let stream = |name| Stream::numbered(seed, name, u64::from(index));
+        Device {
+            session: None,
+            last_address: None,
+            outer,
+            up: Link::new(plan.link, stream("link.up")),
+            down: Link::new(plan.link, stream("link.down")),
+            random: stream("device"),
+            wake: None,
+            dirty: false,
+            wanted: true,
+            returning: false,
+            sessions: 0,
+            exchanged: (0, 0),
+            plan,
+        }
+    }
+
+    /// Begins a handshake, whatever became of the session before.
+    pub fn connect(&mut self, identity: &Identity, transport: Arc<TransportConfig>, now: Instant) {
+        let seed = self.random.seed();
+        let params = TunnelParams {
+            remote: GATEWAY,
+            server_name: "gateway".to_owned(),
+            transport,
+            send_datagrams_max: 64,
+            seed,
+        };
+        let tunnel = Tunnel::new(params, identity.client(), reset_key(&seed), now).expect("a usable name and address");
+        self.sessions += 1;
+        self.session = Some(Session { tunnel, address: None, over: false, number: self.sessions });
+    }
+
+    /// The session, if it is up.
+    pub fn attached(&mut self) -> Option<(&mut Session, IpAddr)> {
+        let session = self.session.as_mut().filter(|session| !session.over)?;
+        let address = session.address?;
+        Some((session, address))
+    }
+
+    /// The inner address, while the session is up.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.session.as_ref().filter(|session| !session.over)?.address
+    }
+
+    /// When the session that begins now ends, and how.
+    pub fn draw_end(&mut self) -> Option<(Duration, Act)> {
+        let after = self.random.around(self.plan.stays?);
+        let vanish = self.random.permille(self.plan.vanish_permille);
+        Some((after, if vanish { Act::Vanish } else { Act::Close }))
+    }
+}

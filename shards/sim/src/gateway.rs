@@ -1,0 +1,256 @@
+//! The gateway: its shards, the kernel that steers to them, the epochs and orders that an operator sends, deaths and restarts.
+//!
+//! This module draws no packets.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tollgate_shards::connection_id::ConnectionIdKey;
+use tollgate_shards::{Command, Directory, Epoch, Params, Shard, ShardIndex, ShardKeys, Ticket};
+
+use crate::identity::{Identity, shard_keys};
+use crate::plan::Plan;
+use crate::population::Population;
+use crate::random::Stream;
+use crate::schedule::Time;
+
+/// Where the gateway is reached.
+pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
+
+/// The identity of the gateway itself.
+const GATEWAY_IDENTITY: u64 = u64::MAX;
+
+/// A shard and what its core knows of it.
+pub struct Core {
+    /// The real engine.
+    pub shard: Shard,
+    /// When the driver is to look at it next.
+    pub wake: Option<Time>,
+    /// Whether something has been given to it since.
+    pub dirty: bool,
+    incarnation: u32,
+    /// Orders under way, in order.
+    orders: VecDeque<(Time, Command)>,
+}
+
+/// An order that has been given and not acknowledged.
+pub struct Pending {
+    /// Its number.
+    pub ticket: Ticket,
+    /// When it was given.
+    pub given: Time,
+    /// What it is.
+    pub order: Order,
+}
+
+/// What an operator wants.
+pub enum Order {
+    /// Another epoch.
+    Apply(Arc<Epoch>),
+    /// A user's connections closed.
+    Kick(tollgate_shards::UserIndex),
+}
+
+impl Order {
+    fn command(&self, ticket: Ticket) -> Command {
+        match self {
+            Order::Apply(epoch) => Command::Apply { ticket, epoch: epoch.clone() },
+            Order::Kick(user) => Command::Kick { ticket, user: *user },
+        }
+    }
+}
+
+/// All shards, and the kernel around them.
+pub struct Gateway {
+    /// The shards.
+    pub cores: Vec<Core>,
+    /// The users as the operator has them.
+    pub population: Population,
+    /// The newest epoch.
+    pub epoch: Arc<Epoch>,
+    /// The last epoch that was acknowledged.
+    in_force: Arc<Epoch>,
+    /// Orders that are not acknowledged yet.
+    pub pending: Vec<Pending>,
+    /// Restarts so far.
+    pub restarts: u64,
+    /// Orders so far.
+    pub tickets: u64,
+    steered: BTreeMap<IpAddr, ShardIndex>,
+    keys: ShardKeys,
+    params: Params,
+    random: Stream,
+    steering: Stream,
+    misrouted_permille: u32,
+    order_spread: Duration,
+    origin: Instant,
+}
+
+impl Gateway {
+    /// A gateway without connections.
+    pub fn new(plan: &Plan, origin: Instant) -> Self {
+        let population = Population::new(plan);
+        let epoch = Arc::new(Epoch {
+            number: 0,
+            directory: Arc::new(population.directory(&Directory::default())),
+            isolate_clients: plan.isolate_clients,
+            tls: Identity::cached(GATEWAY_IDENTITY).server(),
+        });
+        let params = Params {
+            shards: plan.shards,
+            index: ShardIndex(0),
+            tunnel: plan.tunnel,
+            outer_addresses: vec![GATEWAY.ip()],
+            handshake_timeout: Duration::from_secs(10),
+            transport: plan.transport.clone(),
+            limits: plan.limits.clone(),
+            connection_id_key: ConnectionIdKey([5; 16]),
+            incarnation: 0,
+            wall_clock: SystemTime::UNIX_EPOCH,
+            seed: [0; 32],
+        };
+        let mut gateway = Gateway {
+            cores: Vec::new(),
+            population,
+            in_force: epoch.clone(),
+            epoch,
+            pending: Vec::new(),
+            restarts: 0,
+            tickets: 0,
+            steered: BTreeMap::new(),
+            keys: shard_keys(),
+            params,
+            random: Stream::new(plan.seed, "gateway"),
+            steering: Stream::new(plan.seed, "steering"),
+            misrouted_permille: plan.disturbances.misrouted_permille,
+            order_spread: plan.disturbances.order_spread,
+            origin,
+        };
+        for index in 0..plan.shards {
+            let shard = gateway.start(index, 0, Time::default());
+            gateway.cores.push(Core { shard, wake: None, dirty: false, incarnation: 0, orders: VecDeque::new() });
+        }
+        gateway
+    }
+
+    fn start(&mut self, index: u16, incarnation: u32, now: Time) -> Shard {
+        let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + now.since_start();
+        let seed = self.random.seed();
+        let params = Params { index: ShardIndex(index), incarnation, wall_clock, seed, ..self.params.clone() };
+        Shard::new(params, &self.keys, self.epoch.clone(), self.origin + now.since_start())
+    }
+
+    /// A shard dies and is started anew, with the newest epoch. What it had not said by then is lost. Orders that are not acknowledged are given to
+    /// it again.
+    pub fn restart(&mut self, index: u16, now: Time) {
+        let incarnation = self.cores[usize::from(index)].incarnation + 1;
+        let shard = self.start(index, incarnation, now);
+        self.restarts += 1;
+        let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.ticket))).collect();
+        self.cores[usize::from(index)] = Core { shard, wake: None, dirty: false, incarnation, orders };
+    }
+
+    /// The shard that the kernel gives a run of datagrams to: that of the first one's connection ID, but for mistakes.
+    pub fn steer_udp(&mut self, datagram: &[u8]) -> u16 {
+        let long = datagram.first().is_some_and(|first| first & 0x80 != 0);
+        let byte = datagram.get(if long { 6 } else { 1 }).copied().unwrap_or(0);
+        self.mistaken(u16::from(byte) % self.params.shards)
+    }
+
+    /// The shard whose TUN queue gets a packet to `destination`, but for mistakes.
+    pub fn steer_tun(&mut self, destination: IpAddr) -> u16 {
+        let shard = self.steered.get(&destination).map_or(0, |owner| owner.0);
+        self.mistaken(shard)
+    }
+
+    fn mistaken(&mut self, shard: u16) -> u16 {
+        if self.misrouted_permille > 0 && self.steering.permille(self.misrouted_permille) {
+            self.steering.between(0, u64::from(self.params.shards)) as u16
+        } else {
+            shard
+        }
+    }
+
+    /// The kernel makes no mistakes any more.
+    pub fn calm(&mut self) {
+        self.misrouted_permille = 0;
+    }
+
+    /// The kernel is told where an inner address belongs.
+    pub fn steer(&mut self, address: IpAddr, owner: Option<ShardIndex>) {
+        match owner {
+            Some(owner) => self.steered.insert(address, owner),
+            None => self.steered.remove(&address),
+        };
+    }
+
+    /// Inner addresses that the kernel steers.
+    pub fn steered(&self) -> usize {
+        self.steered.len()
+    }
+
+    /// Gives an order to every shard. Returns when it reaches each.
+    pub fn give(&mut self, now: Time, order: Order) -> Vec<(Time, u16)> {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        let mut arrivals = Vec::new();
+        for index in 0..self.params.shards {
+            let after = self.random.duration(Duration::ZERO, self.order_spread);
+            let core = &mut self.cores[usize::from(index)];
+            let at = (now + after).max(core.orders.back().map_or(now, |&(at, _)| at));
+            core.orders.push_back((at, order.command(ticket)));
+            arrivals.push((at, index));
+        }
+        self.pending.push(Pending { ticket, given: now, order });
+        arrivals
+    }
+
+    /// The next order that has reached a shard.
+    pub fn next_order(&mut self, index: u16, now: Time) -> Option<Command> {
+        let orders = &mut self.cores[usize::from(index)].orders;
+        orders.front().filter(|(at, _)| *at <= now)?;
+        orders.pop_front().map(|(_, command)| command)
+    }
+
+    /// Whether every shard has carried out every order.
+    pub fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The next order that all shards have carried out.
+    pub fn acknowledge(&mut self) -> Option<Pending> {
+        let ticket = self.pending.first()?.ticket;
+        if self.cores.iter().any(|core| core.shard.settled() < ticket) {
+            return None;
+        }
+        let pending = self.pending.remove(0);
+        if let Order::Apply(epoch) = &pending.order {
+            self.in_force = epoch.clone();
+        }
+        Some(pending)
+    }
+
+    /// The epochs that some shard may go by: the last one acknowledged, and those given since.
+    pub fn epochs(&self) -> impl Iterator<Item = &Epoch> {
+        let given = self.pending.iter().filter_map(|pending| match &pending.order {
+            Order::Apply(epoch) => Some(&**epoch),
+            Order::Kick(_) => None,
+        });
+        given.chain([&*self.in_force])
+    }
+
+    /// The next epoch, after some change.
+    pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Epoch>, String) {
+        let what = self.population.change(plan, random);
+        let epoch = Arc::new(Epoch {
+            number: self.epoch.number + 1,
+            directory: Arc::new(self.population.directory(&self.epoch.directory)),
+            isolate_clients: self.population.isolate_clients,
+            tls: self.epoch.tls.clone(),
+        });
+        self.epoch = epoch.clone();
+        (epoch, what)
+    }
+}

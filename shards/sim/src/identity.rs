@@ -1,0 +1,254 @@
+//! Certificates and TLS of which nothing is left to chance: keys come from seeds, and what rustls draws, from a stream of the run's.
+//!
+//! The key exchange is a stand-in without security, because a real one draws from the system; signatures are real.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::hash::Hasher;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::aws_lc_rs::signature::Ed25519KeyPair;
+use ::aws_lc_rs::{hkdf, hmac};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use rustls::crypto::{
+    ActiveKeyExchange, CryptoProvider, GetRandomFailed, SecureRandom, SharedSecret, SupportedKxGroup, aws_lc_rs,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, SignatureScheme};
+use siphasher::sip::SipHasher13;
+use tollgate_shards::ShardKeys;
+use tollgate_shards::directory::Fingerprint;
+
+use crate::random::Stream;
+
+thread_local! {
+    /// Identities are the same in every run, and making one takes two signatures.
+    static IDENTITIES: RefCell<BTreeMap<u64, Rc<Identity>>> = const { RefCell::new(BTreeMap::new()) };
+    /// What rustls draws from. It asks for a `'static` source, and a run stays in its thread.
+    static TLS_RANDOM: RefCell<Stream> = RefCell::new(Stream::new(0, "tls"));
+}
+
+/// Lets TLS of this thread draw from the run of `seed` from now on.
+pub fn begin(seed: u64) {
+    TLS_RANDOM.set(Stream::new(seed, "tls"));
+}
+
+/// A key and its certificate.
+#[derive(Debug)]
+pub struct Identity {
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    /// How the gateway knows it.
+    pub fingerprint: Fingerprint,
+}
+
+impl Identity {
+    /// Identity `number`, the same in every run.
+    pub fn new(number: u64) -> Self {
+        let key = Ed25519KeyPair::from_seed_unchecked(&Stream::numbered(0, "identity", number).seed())
+            .and_then(|key| key.to_pkcs8v1().map_err(Into::into))
+            .expect("32 bytes make a key");
+        let key = PrivatePkcs8KeyDer::from(key.as_ref().to_vec());
+        let signer = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519).expect("just made");
+        let parameters = rcgen::CertificateParams::new(vec!["gateway".to_owned()]).expect("a DNS name");
+        let certificate = parameters.self_signed(&signer).expect("a complete certificate").der().clone();
+        Identity { fingerprint: Fingerprint::of(&certificate), certificate, key: PrivateKeyDer::Pkcs8(key) }
+    }
+
+    /// Identity `number`, made once in a thread.
+    pub fn cached(number: u64) -> Rc<Self> {
+        IDENTITIES.with_borrow_mut(|all| all.entry(number).or_insert_with(|| Rc::new(Identity::new(number))).clone())
+    }
+
+    /// TLS of a client that shows this certificate.
+    pub fn client(&self) -> Arc<QuicClientConfig> {
+        let provider = provider();
+        let mut config = rustls::ClientConfig::builder_with_details(provider, Arc::new(StoppedClock))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyGateway))
+            .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .expect("a key and its certificate");
+        config.alpn_protocols = vec![b"quincy".to_vec()];
+        config.resumption = Resumption::disabled();
+        Arc::new(QuicClientConfig::try_from(config).expect("AES-128-GCM is there"))
+    }
+
+    /// TLS of a gateway that shows this certificate.
+    pub fn server(&self) -> Arc<QuicServerConfig> {
+        let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(StoppedClock))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_client_cert_verifier(Arc::new(AnyClient))
+            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .expect("a key and its certificate");
+        config.alpn_protocols = vec![b"quincy".to_vec()];
+        config.send_tls13_tickets = 0;
+        Arc::new(QuicServerConfig::try_from(config).expect("AES-128-GCM is there"))
+    }
+}
+
+/// The keys that all shards share.
+pub fn shard_keys() -> ShardKeys {
+    ShardKeys {
+        reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
+        token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
+    }
+}
+
+/// A key of reset tokens.
+pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {
+    Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![&StandIn],
+        secure_random: &SeededRandom,
+        ..aws_lc_rs::default_provider()
+    })
+}
+
+#[derive(Debug)]
+struct SeededRandom;
+
+impl SecureRandom for SeededRandom {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+        TLS_RANDOM.with_borrow_mut(|random| random.fill(bytes));
+        Ok(())
+    }
+}
+
+/// A key exchange of X25519's lengths. Both sides' public keys make the secret, so anybody can know it.
+#[derive(Debug)]
+struct StandIn;
+
+#[derive(Debug)]
+struct StandInKey([u8; 32]);
+
+impl SupportedKxGroup for StandIn {
+    fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, rustls::Error> {
+        Ok(Box::new(StandInKey(TLS_RANDOM.with_borrow_mut(Stream::seed))))
+    }
+
+    fn name(&self) -> NamedGroup {
+        NamedGroup::X25519
+    }
+}
+
+impl ActiveKeyExchange for StandInKey {
+    fn complete(self: Box<Self>, peer: &[u8]) -> Result<SharedSecret, rustls::Error> {
+        let both: Vec<u8> = self.0.iter().zip(peer).map(|(own, peer)| own ^ peer).collect();
+        let secret = (0..4u64).flat_map(|part| {
+            let mut hasher = SipHasher13::new_with_keys(part, 0);
+            hasher.write(&both);
+            hasher.finish().to_le_bytes()
+        });
+        Ok(SharedSecret::from(secret.collect::<Vec<u8>>()))
+    }
+
+    fn pub_key(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn group(&self) -> NamedGroup {
+        NamedGroup::X25519
+    }
+}
+
+#[derive(Debug)]
+struct StoppedClock;
+
+impl rustls::time_provider::TimeProvider for StoppedClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_700_000_000)))
+    }
+}
+
+/// Takes any gateway: what a client makes of the gateway's certificate is no matter of the gateway's.
+#[derive(Debug)]
+struct AnyGateway;
+
+impl ServerCertVerifier for AnyGateway {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+/// Takes any client that holds its certificate's key; the engine looks up the fingerprint.
+#[derive(Debug)]
+struct AnyClient;
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}

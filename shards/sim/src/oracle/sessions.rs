@@ -1,0 +1,122 @@
+//! Homes, owners, keeper and the book of the oracles agree on who is connected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use tollgate_shards::UserIndex;
+use tollgate_shards::directory::Fingerprint;
+use tollgate_shards::routes::ConnectionKey;
+use tollgate_shards::shard::oracle::{OwnedStage, SessionMember};
+
+use super::Violation;
+use crate::gateway::Gateway;
+use crate::world::World;
+
+/// With no message under way, homes' members are the owners' logged-in connections, and every shard has the same routes to them.
+pub(super) fn agree(world: &World) -> Result<(), Violation> {
+    let mut owned: BTreeMap<ConnectionKey, (UserIndex, Option<IpAddr>)> = BTreeMap::new();
+    let mut members = BTreeMap::new();
+    let mut users = BTreeSet::new();
+    for core in &world.gateway.cores {
+        for (connection, stage) in core.shard.owned() {
+            match stage {
+                OwnedStage::Attaching(user) => owned.insert(connection, (user, None)),
+                OwnedStage::Attached(user, address) => owned.insert(connection, (user, Some(address))),
+                OwnedStage::Handshaking | OwnedStage::Closed => None,
+            };
+        }
+        for SessionMember { user, connection, address, .. } in core.shard.members() {
+            users.insert(user);
+            if members.insert(connection, (user, address)).is_some() {
+                return Err(violation(format!("{connection:?} is a member of two sessions")));
+            }
+        }
+    }
+    same("owned connections and members of sessions", &owned, &members)?;
+    let attached: BTreeMap<_, _> =
+        world.oracle.attached().map(|(connection, user, address)| (connection, (user, Some(address)))).collect();
+    owned.retain(|_, (_, address)| address.is_some());
+    same("owned connections and what was told of them", &owned, &attached)?;
+    let routes: BTreeMap<_, _> = attached.iter().filter_map(|(&key, (_, address))| Some(((*address)?, key))).collect();
+    for core in &world.gateway.cores {
+        same("routes and connections", &core.shard.routes().into_iter().collect(), &routes)?;
+    }
+    let counted: u64 = world.gateway.cores.iter().map(|core| core.shard.counters().connections).sum();
+    if counted != members.len() as u64 {
+        return Err(violation(format!("homes count {counted} connections and have {}", members.len())));
+    }
+    let holdings = world.gateway.cores.iter().flat_map(|core| core.shard.holdings());
+    same("addresses held and connections", &holdings.map(|(address, key, _)| (address, key)).collect(), &routes)?;
+    let counted: u64 = world.gateway.cores.iter().map(|core| core.shard.counters().users).sum();
+    if counted != users.len() as u64 {
+        return Err(violation(format!("homes count {counted} users, {} are connected", users.len())));
+    }
+    Ok(())
+}
+
+fn same<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+    what: &str,
+    left: &BTreeMap<K, V>,
+    right: &BTreeMap<K, V>,
+) -> Result<(), Violation> {
+    let mut keys: BTreeSet<&K> = left.keys().collect();
+    keys.extend(right.keys());
+    match keys.into_iter().find(|key| left.get(key) != right.get(key)) {
+        Some(key) => {
+            let (left, right) = (left.get(key), right.get(key));
+            Err(violation(format!("{what} disagree about {key:?}: {left:?} and {right:?}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whoever has an address logged in with a certificate that is good for that by some epoch that may still be in force.
+pub(super) fn certificates_allowed(gateway: &Gateway) -> Result<(), Violation> {
+    let members = gateway.cores.iter().flat_map(|core| core.shard.members());
+    let shown: BTreeMap<ConnectionKey, Fingerprint> =
+        members.map(|member| (member.connection, member.certificate)).collect();
+    for (connection, stage) in gateway.cores.iter().flat_map(|core| core.shard.owned()) {
+        let OwnedStage::Attached(user, _) = stage else { continue };
+        let Some(certificate) = shown.get(&connection) else { continue };
+        if !gateway.epochs().any(|epoch| epoch.directory.find(certificate) == Some(user)) {
+            let what =
+                format!("{connection:?} of {user:?} is attached by {certificate}, which is not good for that any more");
+            return Err(violation(what));
+        }
+    }
+    Ok(())
+}
+
+/// Nobody is left, nor anything of anybody's.
+pub(super) fn none(world: &World) -> Result<(), Violation> {
+    agree(world)?;
+    for core in &world.gateway.cores {
+        let counters = core.shard.counters();
+        let index = core.shard.index();
+        let left = [
+            ("connections of its users", counters.connections),
+            ("users", counters.users),
+            ("connections that it owns", core.shard.owned_connections() as u64),
+            ("addresses held", core.shard.addresses_held().unwrap_or(0)),
+            ("routes", core.shard.routes().len() as u64),
+            ("users' tokens or waiting packets", core.shard.allowances() as u64),
+            ("handshakes", core.shard.handshakes_admitted() as u64),
+        ];
+        if let Some((what, count)) = left.into_iter().find(|(_, count)| *count > 0) {
+            let owned = core.shard.owned();
+            return Err(violation(format!("{count} {what} are left at the end with {index:?}: {owned:?}")));
+        }
+    }
+    // A dead home tells nobody where its users' addresses no longer are; the mesh carries what is steered wrongly.
+    if world.gateway.restarts == 0 && world.gateway.steered() > 0 {
+        return Err(violation(format!("{} addresses are still steered at the end", world.gateway.steered())));
+    }
+    match world.mesh.under_way {
+        0 => Ok(()),
+        messages => Err(violation(format!("{messages} messages are under way at the end"))),
+    }
+}
+
+fn violation(what: String) -> Violation {
+    Violation::new("sessions", what)
+}

@@ -1,0 +1,231 @@
+//! Inner packets with marks, and the oracle that follows them: each arrives once at most, as it was sent, where it may, and in the order of its
+//! flow.
+//!
+//! Only what identifies a packet is kept of it; what it must look like is made again when it arrives.
+
+mod make;
+
+use std::net::IpAddr;
+
+use bytes::BytesMut;
+use rustc_hash::FxHashMap;
+use tollgate_shards::machine::Ecn;
+use tollgate_shards::packet::ecn;
+use tollgate_shards::packet::split::split;
+use tollgate_shards::packet::vnet::VnetHeader;
+
+pub use make::FlowSpec;
+
+/// Where a packet is made or arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The gateway's networks.
+    Tun,
+    /// A client.
+    Client(u32),
+}
+
+#[derive(Debug)]
+struct Sent {
+    flow: FlowSpec,
+    payload_bytes: usize,
+    from: Place,
+    arrived: bool,
+}
+
+/// All inner packets of a run.
+#[derive(Debug, Default)]
+pub struct Packets {
+    keeps_order: bool,
+    /// Packets that have arrived.
+    pub delivered: u64,
+    /// By mark, which is the place and one more.
+    sent: Vec<Sent>,
+    /// The last mark of each flow that has arrived, by place: an address may have gone from one client to another meanwhile.
+    last: FxHashMap<(FlowSpec, Place), u64>,
+}
+
+impl Packets {
+    /// None yet. `keeps_order` says whether no flow's packets may arrive in another order than they were sent in.
+    pub fn new(keeps_order: bool) -> Self {
+        Packets { keeps_order, ..Packets::default() }
+    }
+
+    /// Packets that were made.
+    pub fn made(&self) -> u64 {
+        self.sent.len() as u64
+    }
+
+    /// Makes a packet of `flow` with at least the eight bytes of its mark as payload.
+    pub fn make(&mut self, flow: FlowSpec, payload_bytes: usize, from: Place) -> Vec<u8> {
+        let payload_bytes = payload_bytes.max(make::MARK_BYTES);
+        self.sent.push(Sent { flow, payload_bytes, from, arrived: false });
+        make::udp(&flow, self.made(), payload_bytes)
+    }
+
+    /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame.
+    pub fn handle_arrival(&mut self, at: Place, header: &[u8], packet: &[u8]) -> Result<(), String> {
+        let frame = [header, packet].concat();
+        let Some((header, packet)) = VnetHeader::parse(&frame) else {
+            return Err(format!("a frame at {at:?} has no virtio header: {header:?}"));
+        };
+        if make::mark_of(packet).is_none() {
+            // An ICMP message of the gateway's.
+            return Ok(());
+        }
+        let mut arena = BytesMut::with_capacity(2 * packet.len());
+        let mut result = Ok(());
+        let taken_apart = split(&header, packet, &mut arena, &mut |packet| {
+            if result.is_ok() {
+                result = self.arrived(at, &packet);
+            }
+        });
+        taken_apart.map_err(|error| format!("a frame at {at:?} cannot be taken apart: {error:?}"))?;
+        result
+    }
+
+    fn arrived(&mut self, at: Place, packet: &[u8]) -> Result<(), String> {
+        let mark = make::mark_of(packet).ok_or("a part of a frame has no mark")?;
+        let place = usize::try_from(mark).ok().and_then(|mark| mark.checked_sub(1));
+        let Some(sent) = place.and_then(|place| self.sent.get_mut(place)) else {
+            return Err(format!("packet {mark}, which nobody sent, arrived at {at:?}"));
+        };
+        if sent.from == at {
+            return Err(format!("packet {mark} arrived where it came from, {at:?}"));
+        }
+        if std::mem::replace(&mut sent.arrived, true) {
+            return Err(format!("packet {mark} arrived twice, now at {at:?}"));
+        }
+        let flow = sent.flow;
+        is_unchanged(&make::udp(&flow, mark, sent.payload_bytes), packet)
+            .map_err(|what| format!("packet {mark} arrived changed at {at:?}: {what}"))?;
+        self.delivered += 1;
+        let last = self.last.insert((flow, at), mark).unwrap_or(0);
+        if self.keeps_order && last > mark {
+            return Err(format!("packet {mark} arrived at {at:?} behind packet {last} of its flow {flow:?}"));
+        }
+        Ok(())
+    }
+}
+
+/// On the way a packet may be marked with "congestion experienced" if it is ECN-capable (RFC 3168), and taking a super-packet apart numbers IPv4
+/// packets anew. Nothing else.
+fn is_unchanged(sent: &[u8], arrived: &[u8]) -> Result<(), String> {
+    let mut expected = sent.to_vec();
+    if ecn::codepoint(arrived) != ecn::codepoint(sent) {
+        if ecn::codepoint(arrived) != Some(Ecn::Ce) {
+            return Err(format!("ECN went from {:?} to {:?}", ecn::codepoint(sent), ecn::codepoint(arrived)));
+        }
+        if !ecn::mark_ce(&mut expected) {
+            return Err("a packet was marked that is not ECN-capable".to_owned());
+        }
+    }
+    if expected.len() != arrived.len() {
+        return Err(format!("{} bytes instead of {}", arrived.len(), expected.len()));
+    }
+    if expected[0] >> 4 == 4 {
+        if !make::header_checksum_is_right(arrived) {
+            return Err("a wrong IPv4 header checksum".to_owned());
+        }
+        expected[4..6].copy_from_slice(&arrived[4..6]);
+        expected[10..12].copy_from_slice(&arrived[10..12]);
+    }
+    match expected.iter().zip(arrived).position(|(expected, arrived)| expected != arrived) {
+        Some(place) => Err(format!("byte {place} is {:#04x} instead of {:#04x}", arrived[place], expected[place])),
+        None => Ok(()),
+    }
+}
+
+/// The source of an inner packet.
+pub fn source_of(packet: &[u8]) -> Option<IpAddr> {
+    make::addresses_of(packet).map(|(source, _)| source)
+}
+
+/// The destination of an inner packet.
+pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
+    make::addresses_of(packet).map(|(_, destination)| destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: [u8; 10] = [0; 10];
+
+    fn flow(port: u16) -> FlowSpec {
+        FlowSpec {
+            source: "198.18.0.2".parse().unwrap(),
+            destination: "198.19.9.9".parse().unwrap(),
+            source_port: port,
+            destination_port: 7,
+            session: 1,
+        }
+    }
+
+    fn sent(port: u16, count: usize) -> (Packets, Vec<Vec<u8>>) {
+        let mut packets = Packets::new(true);
+        let made = (0..count).map(|_| packets.make(flow(port), 100, Place::Client(3))).collect();
+        (packets, made)
+    }
+
+    #[test]
+    fn what_arrives_as_it_was_sent_is_right() {
+        let (mut packets, made) = sent(1, 3);
+        made.iter().for_each(|packet| packets.handle_arrival(Place::Tun, &HEADER, packet).unwrap());
+        assert_eq!((packets.made(), packets.delivered), (3, 3));
+    }
+
+    #[test]
+    fn a_packet_that_arrives_twice_is_found() {
+        let (mut packets, made) = sent(1, 1);
+        packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap();
+        assert!(packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn a_packet_out_of_order_is_found_unless_order_may_change() {
+        let (mut packets, made) = sent(1, 2);
+        packets.handle_arrival(Place::Tun, &HEADER, &made[1]).unwrap();
+        assert!(packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap_err().contains("behind"));
+        let (mut packets, made) = sent(1, 2);
+        packets.keeps_order = false;
+        packets.handle_arrival(Place::Tun, &HEADER, &made[1]).unwrap();
+        packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap();
+    }
+
+    #[test]
+    fn every_changed_byte_is_found() {
+        for port in [1, 2] {
+            for place in 0..128 {
+                let (mut packets, made) = sent(port, 1);
+                let mut changed = made[0].clone();
+                changed[place] ^= 0x10;
+                // The number of an IPv4 packet may change, with its checksum, but not alone.
+                assert!(
+                    packets.handle_arrival(Place::Tun, &HEADER, &changed).is_err() || place == 9,
+                    "{port}, {place}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_mark_is_right_on_an_ecn_capable_packet_only() {
+        let (mut packets, made) = sent(1, 1);
+        let mut marked = made[0].clone();
+        assert!(ecn::mark_ce(&mut marked), "odd ports are ECN-capable");
+        packets.handle_arrival(Place::Tun, &HEADER, &marked).unwrap();
+        let (mut packets, made) = sent(2, 1);
+        let mut marked = made[0].clone();
+        marked[1] |= 3;
+        assert!(packets.handle_arrival(Place::Tun, &HEADER, &marked).is_err());
+    }
+
+    #[test]
+    fn what_nobody_sent_and_what_comes_back_is_found() {
+        let (mut packets, made) = sent(1, 1);
+        assert!(packets.handle_arrival(Place::Client(3), &HEADER, &made[0]).unwrap_err().contains("came from"));
+        let foreign = make::udp(&flow(1), 77, 100);
+        assert!(packets.handle_arrival(Place::Tun, &HEADER, &foreign).unwrap_err().contains("nobody"));
+    }
+}

@@ -1,0 +1,592 @@
+//! What a run is made of: every parameter is drawn from the seed. Each seed switches features on or off and draws how strong they are, so that
+//! rare combinations get their turn. A feature that is switched off by hand shifts no other choice.
+//!
+//! This module runs nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tollgate_shards::directory::{AddressRange, BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, User, WhenReached};
+use tollgate_shards::params::{Congestion, Limits, TransportParams};
+
+use tollgate_shards::shaper::ShaperLimits;
+
+use crate::random::Stream;
+
+/// Something that may happen in a run, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Feature {
+    /// Links lose datagrams.
+    Loss,
+    /// Links' delays vary.
+    Jitter,
+    /// Links deliver datagrams twice.
+    Duplication,
+    /// Links deliver datagrams out of order.
+    Reordering,
+    /// Links mark datagrams with "congestion experienced".
+    Congestion,
+    /// Clients' outer addresses and ports change.
+    Rebinding,
+    /// The kernel gives datagrams and frames to the wrong shards.
+    Misrouting,
+    /// Messages between shards take time.
+    MeshDelay,
+    /// Messages between shards that may be lost are.
+    MeshLoss,
+    /// Users have rates.
+    Limits,
+    /// Users have addresses of their own.
+    Pools,
+    /// Users have as many connections as allowed and no more.
+    ConnectionLimits,
+    /// The tunnel network has hardly more addresses than there are clients.
+    Scarcity,
+    /// The tunnel network is of IPv6.
+    Ipv6,
+    /// Clients talk to each other.
+    Peers,
+    /// Traffic comes in bursts.
+    Bursts,
+    /// Packets are too large.
+    Oversize,
+    /// Clients say goodbye and come back.
+    Close,
+    /// Clients vanish without a word and come back.
+    Vanish,
+    /// Time goes by in large steps, so that batches are large.
+    Ticks,
+    /// The users, and what may change with them, are replaced.
+    Reload,
+    /// Users are kicked.
+    Kick,
+    /// Shards die and are started anew.
+    Restart,
+}
+
+impl Feature {
+    /// Every feature.
+    pub const ALL: [Feature; 23] = [
+        Feature::Loss,
+        Feature::Jitter,
+        Feature::Duplication,
+        Feature::Reordering,
+        Feature::Congestion,
+        Feature::Rebinding,
+        Feature::Misrouting,
+        Feature::MeshDelay,
+        Feature::MeshLoss,
+        Feature::Limits,
+        Feature::Pools,
+        Feature::ConnectionLimits,
+        Feature::Scarcity,
+        Feature::Ipv6,
+        Feature::Peers,
+        Feature::Bursts,
+        Feature::Oversize,
+        Feature::Close,
+        Feature::Vanish,
+        Feature::Ticks,
+        Feature::Reload,
+        Feature::Kick,
+        Feature::Restart,
+    ];
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Feature::Loss => "loss",
+            Feature::Jitter => "jitter",
+            Feature::Duplication => "duplication",
+            Feature::Reordering => "reordering",
+            Feature::Congestion => "congestion",
+            Feature::Rebinding => "rebinding",
+            Feature::Misrouting => "misrouting",
+            Feature::MeshDelay => "mesh-delay",
+            Feature::MeshLoss => "mesh-loss",
+            Feature::Limits => "limits",
+            Feature::Pools => "pools",
+            Feature::ConnectionLimits => "connection-limits",
+            Feature::Scarcity => "scarcity",
+            Feature::Ipv6 => "ipv6",
+            Feature::Peers => "peers",
+            Feature::Bursts => "bursts",
+            Feature::Oversize => "oversize",
+            Feature::Close => "close",
+            Feature::Vanish => "vanish",
+            Feature::Ticks => "ticks",
+            Feature::Reload => "reload",
+            Feature::Kick => "kick",
+            Feature::Restart => "restart",
+        }
+    }
+}
+
+impl FromStr for Feature {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Feature::ALL
+            .into_iter()
+            .find(|feature| feature.name() == name)
+            .ok_or_else(|| format!("no such feature; there are {}", Feature::ALL.map(Feature::name).join(", ")))
+    }
+}
+
+/// A set of features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features(u32);
+
+impl Features {
+    /// All there are.
+    pub const ALL: Features = Features((1 << Feature::ALL.len()) - 1);
+
+    /// Exactly `features`.
+    pub fn of(features: &[Feature]) -> Self {
+        Features(features.iter().fold(0, |bits, &feature| bits | 1 << feature as u32))
+    }
+
+    /// Whether `feature` is among them.
+    pub fn has(self, feature: Feature) -> bool {
+        self.0 & 1 << feature as u32 != 0
+    }
+
+    /// These but `features`.
+    #[must_use]
+    pub fn without(self, features: &[Feature]) -> Self {
+        Features(self.0 & !Features::of(features).0)
+    }
+
+    /// Those of these that are among `others`.
+    #[must_use]
+    pub fn and(self, others: Features) -> Self {
+        Features(self.0 & others.0)
+    }
+
+    /// Their names.
+    pub fn names(self) -> Vec<&'static str> {
+        Feature::ALL.into_iter().filter(|&feature| self.has(feature)).map(Feature::name).collect()
+    }
+}
+
+/// A device of a user: what connects.
+#[derive(Debug, Clone)]
+pub struct DevicePlan {
+    /// Whose, as an index into the plan's users.
+    pub user: usize,
+    /// The number of its certificate.
+    pub identity: u64,
+    /// When it first connects.
+    pub first_connect: Duration,
+    /// How long a connection lasts, about; `None` for as long as it can.
+    pub stays: Option<Duration>,
+    /// In so many of a thousand cases it vanishes rather than say goodbye.
+    pub vanish_permille: u32,
+    /// How long it stays away, about.
+    pub pause: Duration,
+    /// Time between changes of its outer address, about.
+    pub rebind_every: Option<Duration>,
+    /// Its link.
+    pub link: LinkPlan,
+}
+
+/// A client's link to the gateway, each way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkPlan {
+    /// One way.
+    pub delay: Duration,
+    /// What may come on top of it.
+    pub jitter: Duration,
+    /// Datagrams lost, of a million.
+    pub loss_ppm: u32,
+    /// Datagrams delivered twice, of a million.
+    pub duplicate_ppm: u32,
+    /// Datagrams delayed so that others overtake them, of a million.
+    pub reorder_ppm: u32,
+    /// Runs of datagrams that are marked, of a million.
+    pub mark_ppm: u32,
+}
+
+/// The other end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A host of the gateway's networks.
+    Network(IpAddr),
+    /// Another device, by index.
+    Device(usize),
+}
+
+/// One flow of inner packets, one way.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowPlan {
+    /// A device.
+    pub device: usize,
+    /// The other end.
+    pub peer: Peer,
+    /// From the network to the device; with a device at the other end there is only up.
+    pub down: bool,
+    /// Time between its bursts, about.
+    pub every: Duration,
+    /// Packets sent at once, at most.
+    pub burst: u64,
+    /// Payload of its packets in bytes: from, to.
+    pub payload_bytes: (u64, u64),
+    /// Tells flows between the same ends apart.
+    pub port: u16,
+}
+
+/// How often something happens, about, and how strongly.
+#[derive(Debug, Clone, Copy)]
+pub struct Disturbances {
+    /// Time between reloads.
+    pub reload_every: Duration,
+    /// Time between kicks.
+    pub kick_every: Duration,
+    /// Time between deaths of shards.
+    pub restart_every: Duration,
+    /// An order reaches the shards within this time.
+    pub order_spread: Duration,
+    /// Messages between shards take this long at most.
+    pub mesh_delay: Duration,
+    /// Messages lost among those that may be, of a million.
+    pub mesh_loss_ppm: u32,
+    /// Frames and aggregates given to the wrong shard, of a thousand.
+    pub misrouted_permille: u32,
+}
+
+/// Everything that is decided before a run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where it all comes from.
+    pub seed: u64,
+    /// What happens.
+    pub features: Features,
+    /// How long faults go on.
+    pub safety: Duration,
+    /// Events happen at multiples of this.
+    pub tick: Duration,
+    /// How many shards.
+    pub shards: u16,
+    /// The tunnel network.
+    pub tunnel: IpNet,
+    /// Whether clients are kept apart at first.
+    pub isolate_clients: bool,
+    /// Transport of gateway and clients.
+    pub transport: TransportParams,
+    /// The clients' keep-alive.
+    pub keep_alive: Duration,
+    /// Bounds of each shard.
+    pub limits: Limits,
+    /// The users at first. Their certificates follow from the devices.
+    pub users: Vec<User>,
+    /// All devices there will ever be.
+    pub devices: Vec<DevicePlan>,
+    /// All flows there will ever be.
+    pub flows: Vec<FlowPlan>,
+    /// What else goes on.
+    pub disturbances: Disturbances,
+}
+
+impl Plan {
+    /// Whether packets of a flow arrive in the order in which they were sent, if they do: nothing on their way changes it on purpose.
+    pub fn keeps_order(&self) -> bool {
+        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting];
+        !disorder.iter().any(|&feature| self.features.has(feature))
+    }
+
+    /// The plan of `seed`, with no features but those `allowed`, for `safety` of simulated time before it gets calm.
+    pub fn new(seed: u64, allowed: Features, safety: Duration) -> Self {
+        let mut random = Stream::new(seed, "plan.features");
+        let drawn: Vec<_> = Feature::ALL.into_iter().filter(|&feature| random.permille(chance(feature))).collect();
+        let features = Features::of(&drawn).and(allowed);
+        let mut random = Stream::new(seed, "plan.world");
+        let shards = random.pick(&[1, 2, 2, 3, 4, 4, 5, 8]);
+        let ticks = [Duration::from_micros(100), Duration::from_millis(1), Duration::from_millis(5)];
+        let tick = random.pick(&ticks);
+        let idle_timeout = random.duration(Duration::from_secs(3), Duration::from_secs(12));
+        let transport = TransportParams {
+            mtu_bytes: 1400,
+            idle_timeout,
+            keep_alive: None,
+            initial_rtt: random.permille(500).then_some(Duration::from_millis(100)),
+            datagram_send_buffer_bytes_max: random.log_uniform(64 << 10, 4 << 20) as usize,
+            datagram_receive_buffer_bytes_max: random.log_uniform(64 << 10, 4 << 20) as usize,
+            congestion: random.pick(&[Congestion::Cubic, Congestion::NewReno]),
+        };
+        let isolate_clients = random.permille(500) || !features.has(Feature::Peers);
+        let limits = Limits {
+            waiting: draw_waiting(&mut random),
+            hairpin_packets_max: random.log_uniform(1, 64) as usize,
+            ..Limits::default()
+        };
+        let mut plan = Plan {
+            seed,
+            features,
+            safety,
+            tick: if features.has(Feature::Ticks) { tick } else { Duration::from_micros(1) },
+            shards,
+            tunnel: tunnel(features, &mut random),
+            isolate_clients,
+            keep_alive: idle_timeout / 3,
+            transport,
+            limits,
+            users: Vec::new(),
+            devices: Vec::new(),
+            flows: Vec::new(),
+            disturbances: disturbances(features, &mut Stream::new(seed, "plan.disturbances")),
+        };
+        plan.draw_users();
+        plan.draw_devices();
+        plan.draw_flows();
+        plan
+    }
+
+    /// Addresses that the tunnel network's pool has, own pools not deducted.
+    pub fn tunnel_hosts(&self) -> u64 {
+        let bits = (self.tunnel.max_prefix_len() - self.tunnel.prefix_len()).min(32);
+        (1u64 << bits).saturating_sub(3)
+    }
+
+    fn draw_users(&mut self) {
+        let mut random = Stream::new(self.seed, "plan.users");
+        let count = random.log_uniform(1, 16) as usize;
+        for index in 0..count {
+            let user = draw_user(index, self.tunnel, self.features, &mut random);
+            self.users.push(user);
+        }
+    }
+
+    fn draw_devices(&mut self) {
+        let mut random = Stream::new(self.seed, "plan.devices");
+        for user in 0..self.users.len() {
+            let count = random.pick(&[1, 1, 1, 2, 2, 3, 4]);
+            let shared = random.permille(300);
+            for number in 0..count {
+                let device = self.draw_device(user, &mut random);
+                let identity =
+                    if shared && number > 0 { self.devices[self.devices.len() - 1].identity } else { device.identity };
+                self.devices.push(DevicePlan { identity, ..device });
+            }
+        }
+        for device in &self.devices {
+            let user = &mut self.users[device.user];
+            let fingerprint = crate::identity::Identity::cached(device.identity).fingerprint;
+            if !user.certificates.contains(&fingerprint) {
+                user.certificates.push(fingerprint);
+            }
+        }
+    }
+
+    fn draw_device(&self, user: usize, random: &mut Stream) -> DevicePlan {
+        let features = self.features;
+        let seconds = Duration::from_secs;
+        let first_connect = random.duration(Duration::ZERO, self.safety / 4);
+        let stays =
+            random.permille(700).then(|| random.log_duration(Duration::from_millis(500), self.safety.max(seconds(1))));
+        let vanish_permille = random.between(100, 1000) as u32;
+        let vanish_permille = match (features.has(Feature::Vanish), features.has(Feature::Close)) {
+            (true, true) => vanish_permille,
+            (true, false) => 1000,
+            _ => 0,
+        };
+        let ends = features.has(Feature::Vanish) || features.has(Feature::Close);
+        let pause = random.log_duration(Duration::from_millis(100), seconds(10));
+        let rebind_every = random.permille(600).then(|| random.log_duration(Duration::from_millis(50), seconds(30)));
+        DevicePlan {
+            user,
+            identity: self.devices.len() as u64,
+            first_connect,
+            stays: stays.filter(|_| ends),
+            vanish_permille,
+            pause,
+            rebind_every: rebind_every.filter(|_| features.has(Feature::Rebinding)),
+            link: draw_link(features, random),
+        }
+    }
+
+    fn draw_flows(&mut self) {
+        let mut random = Stream::new(self.seed, "plan.flows");
+        let packets = random.log_uniform(1_000, 16_000);
+        let count = random.between(1, 3 * self.devices.len() as u64 + 2) as usize;
+        for number in 0..count {
+            let share = 1 + random.between(0, 2 * packets / count as u64);
+            let device = random.index(self.devices.len());
+            let other = random.index(self.devices.len());
+            let between_devices = random.permille(400) && self.features.has(Feature::Peers);
+            let peer = if between_devices {
+                Peer::Device(other)
+            } else {
+                Peer::Network(self.network_host(random.between(0, 5) as u8))
+            };
+            let bursts = random.log_uniform(1, 64);
+            let burst = if self.features.has(Feature::Bursts) { bursts } else { 1 + bursts / 32 };
+            let top = if self.features.has(Feature::Oversize) { 2000 } else { 1340 };
+            let low = random.log_uniform(1, 1340);
+            let high = if random.permille(500) { low } else { random.between(low, top) };
+            self.flows.push(FlowPlan {
+                device,
+                peer,
+                down: random.permille(500),
+                every: (self.safety * burst.min(u64::from(u32::MAX)) as u32 / 2 / share as u32)
+                    .max(Duration::from_micros(200)),
+                burst,
+                payload_bytes: (low, high + 1),
+                port: 1000 + number as u16,
+            });
+        }
+    }
+
+    /// A host of the networks behind the gateway.
+    pub fn network_host(&self, number: u8) -> IpAddr {
+        if self.tunnel.addr().is_ipv4() {
+            IpAddr::from(Ipv4Addr::new(192, 0, 2, number + 1))
+        } else {
+            IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number) + 1))
+        }
+    }
+}
+
+fn draw_waiting(random: &mut Stream) -> ShaperLimits {
+    ShaperLimits {
+        bytes_max: random.log_uniform(8 << 10, 512 << 10) as usize,
+        packets_max: random.log_uniform(8, 1024) as usize,
+        wait_max: random.log_duration(Duration::from_millis(50), Duration::from_secs(1)),
+        flows_max: random.log_uniform(1, 64) as u16,
+    }
+}
+
+/// How often a feature is on, of a thousand runs.
+fn chance(feature: Feature) -> u32 {
+    match feature {
+        Feature::Ipv6 | Feature::Scarcity | Feature::Oversize => 250,
+        Feature::MeshDelay | Feature::Limits => 700,
+        _ => 500,
+    }
+}
+
+fn tunnel(features: Features, random: &mut Stream) -> IpNet {
+    let scarce = features.has(Feature::Scarcity) && !features.has(Feature::Pools);
+    let prefix = random.pick(&[27, 28, 29]);
+    let roomy = random.pick(&[24, 24, 20, 16]);
+    let v4 = if scarce { prefix } else { roomy };
+    let text = if features.has(Feature::Ipv6) { format!("fd00:77::1/{}", v4 + 96) } else { format!("10.77.0.1/{v4}") };
+    text.parse().expect("a network")
+}
+
+/// A user as drawn, without certificates.
+pub fn draw_user(index: usize, tunnel: IpNet, features: Features, random: &mut Stream) -> User {
+    let limit = random.permille(600).then(|| draw_limit(random));
+    let length = random.pick(&[1, 1, 1, 2, 3, 4]);
+    let pool = random.permille(400).then(|| own_range(index, length, tunnel));
+    let connections_max = NonZeroU32::new(random.between(1, 4) as u32).expect("1 at least");
+    let when_reached = random.pick(&[WhenReached::RefuseNew, WhenReached::CloseOldest]);
+    let connection_limit = random.permille(400).then_some(ConnectionLimit { connections_max, when_reached });
+    User {
+        name: format!("user{index}"),
+        limit: limit.filter(|_| features.has(Feature::Limits)),
+        pool: pool.filter(|_| features.has(Feature::Pools)).into_iter().collect(),
+        connection_limit: connection_limit.filter(|_| features.has(Feature::ConnectionLimits)),
+        ..User::default()
+    }
+}
+
+/// Anything from 64 kbps to 1 gbps, with a burst from a packet to a second's worth.
+pub fn draw_limit(random: &mut Stream) -> Limit {
+    let rate = Rate::from_bits_per_s(random.log_uniform(64_000, 1_000_000_000)).expect("not 0");
+    let burst = random.log_duration(Duration::from_millis(10), Duration::from_secs(1));
+    let least = random.pick(&[1500, 4096, BURST_BYTES_MIN]);
+    Limit::with_burst(rate, burst, least)
+}
+
+/// The user's own addresses: `length` of them, from 64 on, 8 apart.
+fn own_range(index: usize, length: u32, tunnel: IpNet) -> AddressRange {
+    let first = 64 + 8 * index as u32;
+    let at = |offset: u32| match tunnel.network() {
+        IpAddr::V4(network) => IpAddr::from(Ipv4Addr::from(u32::from(network) + offset)),
+        IpAddr::V6(network) => IpAddr::from(Ipv6Addr::from(u128::from(network) + u128::from(offset))),
+    };
+    AddressRange::new(at(first), at(first + length - 1)).expect("in order")
+}
+
+fn draw_link(features: Features, random: &mut Stream) -> LinkPlan {
+    let delay = random.log_duration(Duration::from_micros(50), Duration::from_millis(80));
+    let jitter = random.log_duration(Duration::from_micros(1), Duration::from_millis(20));
+    let loss_ppm = random.log_uniform(100, 150_000) as u32;
+    let duplicate_ppm = random.log_uniform(100, 50_000) as u32;
+    let reorder_ppm = random.log_uniform(100, 50_000) as u32;
+    let mark_ppm = random.log_uniform(100, 100_000) as u32;
+    let on = |feature, ppm| if features.has(feature) { ppm } else { 0 };
+    LinkPlan {
+        delay,
+        jitter: if features.has(Feature::Jitter) { jitter } else { Duration::ZERO },
+        loss_ppm: on(Feature::Loss, loss_ppm),
+        duplicate_ppm: on(Feature::Duplication, duplicate_ppm),
+        reorder_ppm: on(Feature::Reordering, reorder_ppm),
+        mark_ppm: on(Feature::Congestion, mark_ppm),
+    }
+}
+
+fn disturbances(features: Features, random: &mut Stream) -> Disturbances {
+    let mut every = || random.log_duration(Duration::from_secs(1), Duration::from_secs(30));
+    let (reload_every, kick_every, restart_every) = (every(), every(), every());
+    let order_spread = random.log_duration(Duration::from_micros(1), Duration::from_secs(1));
+    let mesh_delay = random.log_duration(Duration::from_micros(1), Duration::from_millis(10));
+    let mesh_loss_ppm = random.log_uniform(1_000, 300_000) as u32;
+    let misrouted_permille = random.log_uniform(1, 500) as u32;
+    Disturbances {
+        reload_every,
+        kick_every,
+        restart_every,
+        order_spread,
+        mesh_delay: if features.has(Feature::MeshDelay) { mesh_delay } else { Duration::ZERO },
+        mesh_loss_ppm: if features.has(Feature::MeshLoss) { mesh_loss_ppm } else { 0 },
+        misrouted_permille: if features.has(Feature::Misrouting) { misrouted_permille } else { 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAFETY: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn leaving_a_feature_out_changes_nothing_else() {
+        for seed in 0..50 {
+            let with = Plan::new(seed, Features::ALL, SAFETY);
+            let without = Plan::new(seed, Features::ALL.without(&[Feature::Loss, Feature::Limits]), SAFETY);
+            let links = |plan: &Plan| plan.devices.iter().map(|device| device.link.delay).collect::<Vec<_>>();
+            let pools = |plan: &Plan| plan.users.iter().map(|user| user.pool.clone()).collect::<Vec<_>>();
+            assert_eq!((links(&with), pools(&with), with.tunnel), (links(&without), pools(&without), without.tunnel));
+            assert_eq!(format!("{:?}", with.flows), format!("{:?}", without.flows));
+            assert!(without.devices.iter().all(|device| device.link.loss_ppm == 0));
+            assert!(without.users.iter().all(|user| user.limit.is_none()));
+        }
+    }
+
+    #[test]
+    fn every_feature_is_on_in_some_runs_and_off_in_others() {
+        let plans: Vec<_> = (0..100).map(|seed| Plan::new(seed, Features::ALL, SAFETY)).collect();
+        for feature in Feature::ALL {
+            let on = plans.iter().filter(|plan| plan.features.has(feature)).count();
+            assert!((5..95).contains(&on), "{}: {on}", feature.name());
+            assert_eq!(feature.name().parse(), Ok(feature));
+        }
+    }
+
+    #[test]
+    fn addresses_of_users_own_are_inside_the_tunnel_and_disjoint() {
+        for seed in 0..100 {
+            let plan = Plan::new(seed, Features::ALL, SAFETY);
+            let ranges: Vec<_> = plan.users.iter().flat_map(|user| &user.pool).collect();
+            assert!(
+                ranges.iter().all(|range| plan.tunnel.contains(&range.first()) && plan.tunnel.contains(&range.last()))
+            );
+            assert!(ranges.windows(2).all(|pair| pair[0].last() < pair[1].first()));
+        }
+    }
+}

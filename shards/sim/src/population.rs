@@ -1,0 +1,133 @@
+//! The users as they stand, and how they change.
+//!
+//! This module tells no shard.
+
+use std::net::IpAddr;
+
+use tollgate_shards::Directory;
+use tollgate_shards::directory::{Fingerprint, User};
+
+use crate::identity::Identity;
+use crate::plan::{DevicePlan, Feature, Plan, draw_limit, draw_user};
+use crate::random::Stream;
+
+/// Certificates that replace others have numbers from here on, so many for each device.
+const RENEWED: u64 = 1 << 32;
+
+/// All users there are, and were.
+#[derive(Debug)]
+pub struct Population {
+    users: Vec<User>,
+    present: Vec<bool>,
+    /// The identity that each device shows now.
+    identities: Vec<u64>,
+    /// Whose each device is.
+    owners: Vec<usize>,
+    /// Whether clients are kept apart.
+    pub isolate_clients: bool,
+    renewals: u64,
+}
+
+impl Population {
+    /// The users of `plan`.
+    pub fn new(plan: &Plan) -> Self {
+        Population {
+            users: plan.users.clone(),
+            present: vec![true; plan.users.len()],
+            identities: plan.devices.iter().map(|device: &DevicePlan| device.identity).collect(),
+            owners: plan.devices.iter().map(|device| device.user).collect(),
+            isolate_clients: plan.isolate_clients,
+            renewals: 0,
+        }
+    }
+
+    /// The directory that succeeds `before`.
+    pub fn directory(&self, before: &Directory) -> Directory {
+        before.succeed(self.present().cloned().collect()).expect("names and certificates are unique")
+    }
+
+    fn present(&self) -> impl Iterator<Item = &User> {
+        self.users.iter().zip(&self.present).filter(|(_, present)| **present).map(|(user, _)| user)
+    }
+
+    /// The user at `index`, if it is there now.
+    pub fn user(&self, index: usize) -> Option<&User> {
+        self.users.get(index).filter(|_| self.present[index])
+    }
+
+    /// The certificate that a device shows now.
+    pub fn identity(&self, device: usize) -> u64 {
+        self.identities[device]
+    }
+
+    /// Whether a device may log in.
+    pub fn may_log_in(&self, device: usize) -> bool {
+        let shown = Identity::cached(self.identities[device]).fingerprint;
+        self.user(self.owners[device]).is_some_and(|user| user.certificates.contains(&shown))
+    }
+
+    /// Whether some user who is there now may have `address` as its own.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.present().any(|user| user.pool.iter().any(|range| range.contains(address)))
+    }
+
+    /// Changes some of it. Returns what, in words.
+    pub fn change(&mut self, plan: &Plan, random: &mut Stream) -> String {
+        let mut words = Vec::new();
+        for _ in 0..random.between(1, 4) {
+            let index = random.index(self.users.len());
+            let name = self.users[index].name.clone();
+            let what = match random.between(0, 8) {
+                0 | 1 => self.come_or_go(index),
+                2 | 3 if plan.features.has(Feature::Limits) => self.change_limit(index, random),
+                4 if plan.features.has(Feature::Pools) || plan.features.has(Feature::ConnectionLimits) => {
+                    let drawn = draw_user(index, plan.tunnel, plan.features, random);
+                    let user = &mut self.users[index];
+                    (user.pool, user.connection_limit) = (drawn.pool, drawn.connection_limit);
+                    "other addresses and connections"
+                }
+                5 | 6 => self.renew(index, random),
+                _ if plan.features.has(Feature::Peers) => {
+                    self.isolate_clients = !self.isolate_clients;
+                    "isolation flipped"
+                }
+                _ => self.come_or_go(index),
+            };
+            words.push(format!("{name}: {what}"));
+        }
+        words.join("; ")
+    }
+
+    fn come_or_go(&mut self, index: usize) -> &'static str {
+        self.present[index] = !self.present[index];
+        if self.present[index] { "comes back" } else { "goes" }
+    }
+
+    fn change_limit(&mut self, index: usize, random: &mut Stream) -> &'static str {
+        let limit = draw_limit(random);
+        self.users[index].limit = random.permille(800).then_some(limit);
+        "another limit"
+    }
+
+    /// A device's certificate is replaced at the gateway; the device learns of it now or never.
+    fn renew(&mut self, index: usize, random: &mut Stream) -> &'static str {
+        let devices: Vec<usize> = (0..self.owners.len()).filter(|&device| self.owners[device] == index).collect();
+        let device = random.pick(&devices);
+        self.renewals += 1;
+        let identity = RENEWED + self.renewals;
+        let known = random.permille(700);
+        if known {
+            self.identities[device] = identity;
+        }
+        let certificates = devices.iter().map(|&device| Identity::cached(self.identities[device]).fingerprint);
+        let mut certificates: Vec<Fingerprint> = certificates.collect();
+        if !known {
+            certificates.retain(|&certificate| certificate != Identity::cached(self.identities[device]).fingerprint);
+            certificates.push(Identity::cached(identity).fingerprint);
+        }
+        certificates.sort_unstable();
+        certificates.dedup();
+        self.users[index].certificates = certificates;
+        if known { "a device's certificate renewed" } else { "a device's certificate revoked" }
+    }
+}

@@ -1,0 +1,122 @@
+//! A run: first a time of faults in which nothing forbidden may happen, then calm in which everything allowed must.
+
+use std::time::Duration;
+
+use crate::identity;
+use crate::oracle::{self, Violation};
+use crate::plan::Plan;
+use crate::schedule::Time;
+use crate::world::{Event, World};
+
+/// After so long, all that is left of connections must be gone. Their last timers run for three probe timeouts (RFC 9000, section 10.2), and where
+/// an address changed, an acknowledgement that was lost and came again with a keep-alive may have made those long.
+const LEAVE: Duration = Duration::from_secs(300);
+
+/// What a run amounted to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Everything that was observed, as a number.
+    pub trace_hash: u64,
+    /// How much was observed.
+    pub events: u64,
+    /// Inner packets sent.
+    pub packets_sent: u64,
+    /// Inner packets that arrived.
+    pub packets_delivered: u64,
+    /// UDP datagrams that links carried or lost.
+    pub datagrams: u64,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Messages between shards.
+    pub messages: u64,
+    /// Orders given.
+    pub orders: u64,
+    /// Shards started anew.
+    pub restarts: u64,
+    /// When it was over.
+    pub simulated: Duration,
+}
+
+/// Something of the simulator's own that is broken on purpose, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Planted {
+    /// The mesh delivers inner packets twice.
+    HairpinTwice,
+    /// A bit of an inner packet changes at the TUN.
+    ChangedAtTun,
+    /// The driver forgets to tell a shard of an order.
+    OrderNotTold,
+    /// The driver panics.
+    Panic,
+}
+
+/// How a run is to go.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Whether everything is printed.
+    pub print: bool,
+    /// What is broken.
+    pub planted: Option<Planted>,
+}
+
+/// Runs `plan` to its end.
+///
+/// # Errors
+///
+/// The first violation of what must hold.
+///
+/// # Panics
+///
+/// When the engine does.
+pub fn run(plan: Plan, options: Options) -> Result<Facts, Violation> {
+    identity::begin(plan.seed);
+    let safety = plan.safety;
+    let mut world = World::new(plan, options);
+    world.begin();
+    let result = world.run_until(Time::default() + safety).and_then(|()| calm(&mut world));
+    result.map_err(|violation| violation.at(world.now))?;
+    Ok(world.facts())
+}
+
+/// Faults stop. Whoever may be connected must get there and exchange packets both ways; then all say goodbye, and nothing must be left.
+fn calm(world: &mut World) -> Result<(), Violation> {
+    world.calm_down();
+    let deadline = world.now + world.patience();
+    loop {
+        let missing = world.missing();
+        if missing.is_empty() && world.gateway.is_settled() {
+            break;
+        }
+        if world.now >= deadline {
+            return Err(Violation::new("liveness", world.describe_missing(&missing)));
+        }
+        world.exchange()?;
+        world.run_until(world.now + Duration::from_millis(500))?;
+    }
+    oracle::at_rest(world)?;
+    world.close_all();
+    let deadline = world.now + LEAVE;
+    while world.now < deadline && !world.is_empty() {
+        world.run_until(world.now + Duration::from_secs(5))?;
+    }
+    oracle::at_end(world)
+}
+
+impl World {
+    /// Schedules what happens without anybody's doing.
+    fn begin(&mut self) {
+        for (index, device) in self.plan.devices.iter().enumerate() {
+            let at = Time::default() + device.first_connect;
+            self.schedule.at(at, Event::Device(index as u32, crate::client::Act::Connect));
+            if let Some(every) = device.rebind_every {
+                self.schedule.at(Time::default() + every, Event::Device(index as u32, crate::client::Act::Rebind));
+            }
+        }
+        for index in 0..self.plan.flows.len() {
+            let at = Time::default() + self.plan.flows[index].every;
+            self.schedule.at(at, Event::Flow(index as u32));
+        }
+        self.schedule_disturbances();
+        self.schedule.at(Time::default() + Duration::from_millis(777), Event::Inspect);
+    }
+}

@@ -1,0 +1,124 @@
+//! The inner packets of a run: who sends what, and where it arrives.
+//!
+//! This module knows no QUIC.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use tollgate_shards::Machine;
+use tollgate_shards::packet::vnet::HEADER_BYTES;
+
+use crate::client::Device;
+use crate::oracle::Violation;
+use crate::packets::{FlowSpec, Place, destination_of, source_of};
+use crate::plan::{FlowPlan, Peer};
+use crate::trace::Who;
+use crate::world::{Event, World};
+
+impl World {
+    /// A flow's time has come.
+    pub(crate) fn flow(&mut self, index: u32) {
+        if self.is_calm {
+            return;
+        }
+        let flow = self.plan.flows[index as usize];
+        let burst = self.traffic.between(1, flow.burst + 1);
+        let pause = self.traffic.around(flow.every);
+        self.schedule.at(self.now + pause + std::time::Duration::from_micros(1), Event::Flow(index));
+        for _ in 0..burst {
+            let payload_bytes = self.traffic.between(flow.payload_bytes.0, flow.payload_bytes.1) as usize;
+            self.send(flow, payload_bytes);
+        }
+    }
+
+    /// Sends one packet of `flow`, if its ends have addresses.
+    fn send(&mut self, flow: FlowPlan, payload_bytes: usize) {
+        let device = flow.device as u32;
+        match flow.peer {
+            Peer::Network(host) if flow.down => {
+                // To where it was last, even if it is not there any more.
+                if let Some(destination) = self.devices[flow.device].last_address {
+                    self.send_down(host, destination, flow.port, payload_bytes);
+                }
+            }
+            Peer::Network(host) => self.send_up(device, host, flow.port, payload_bytes),
+            Peer::Device(other) => {
+                if let Some(destination) = self.devices[other].last_address {
+                    self.send_up(device, destination, flow.port, payload_bytes);
+                }
+            }
+        }
+    }
+
+    fn send_up(&mut self, device: u32, destination: IpAddr, port: u16, payload_bytes: usize) {
+        let Some((session, source)) = self.devices[device as usize].attached() else { return };
+        let session_number = session.number;
+        let spec = FlowSpec { source, destination, source_port: port, destination_port: 7, session: session_number };
+        let packet = self.packets.make(spec, payload_bytes, Place::Client(device));
+        self.trace.note(self.now, Who::Device(device), "sends", packet.len() as u64);
+        session.tunnel.send(Bytes::from(packet));
+        self.touch_device(device);
+    }
+
+    fn send_down(&mut self, source: IpAddr, destination: IpAddr, port: u16, payload_bytes: usize) {
+        let of_client = |device: &&Device| device.last_address == Some(destination);
+        let session = self.devices.iter().find(of_client).and_then(|device| device.session.as_ref());
+        let session = session.map_or(0, |session| session.number);
+        let spec = FlowSpec { source, destination, source_port: port ^ 0x8000, destination_port: port, session };
+        let packet = self.packets.make(spec, payload_bytes, Place::Tun);
+        let index = self.gateway.steer_tun(destination);
+        self.trace.note(self.now, Who::Shard(index), "tun in", packet.len() as u64);
+        let frame = [&[0; HEADER_BYTES], &packet[..]].concat();
+        self.frames_in += 1;
+        let now = self.instant();
+        self.gateway.cores[usize::from(index)].shard.handle_frame(now, &frame);
+        self.touch_shard(index);
+    }
+
+    /// A shard has written a frame to its TUN queue.
+    pub(crate) fn arrive_at_tun(&mut self, index: u16, frame: &[u8]) -> Result<(), Violation> {
+        let (header, packet) = frame.split_at(HEADER_BYTES);
+        self.oracle.at_tun(self.now, index, packet)?;
+        if self.is_calm
+            && let Some(source) = source_of(packet)
+            && let Some(device) = self.devices.iter_mut().find(|device| device.address() == Some(source))
+        {
+            device.exchanged.0 += 1;
+        }
+        let arrival = self.packets.handle_arrival(Place::Tun, header, packet);
+        arrival.map_err(|violation| Violation::new("packets", violation))
+    }
+
+    /// A device has got an inner packet.
+    pub(crate) fn arrive_at_device(&mut self, index: u32, packet: &[u8]) -> Result<(), Violation> {
+        let device = &mut self.devices[index as usize];
+        if self.is_calm {
+            device.exchanged.1 += 1;
+        }
+        let destination = destination_of(packet);
+        // Datagrams may arrive before the stream that tells the address.
+        if device.address().is_some() && destination != device.address() {
+            let what = format!("device {index} with {:?} got a packet for {destination:?}", device.address());
+            return Err(Violation::new("packets", what));
+        }
+        let arrival = self.packets.handle_arrival(Place::Client(index), &[0; HEADER_BYTES], packet);
+        arrival.map_err(|violation| Violation::new("packets", violation))
+    }
+
+    /// In calm, whoever is attached and has not yet exchanged packets tries.
+    pub(crate) fn exchange(&mut self) -> Result<(), Violation> {
+        let host = self.plan.network_host(0);
+        for index in 0..self.devices.len() as u32 {
+            let device = &mut self.devices[index as usize];
+            let (up, down) = device.exchanged;
+            let Some((_, address)) = device.attached() else { continue };
+            if up == 0 {
+                self.send_up(index, host, 9000 + index as u16, 100);
+            }
+            if down == 0 {
+                self.send_down(host, address, 9000 + index as u16, 100);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! Explicit congestion notification of an inner packet (RFC 3168): reading its codepoint, and saying that it met congestion.
+//!
+//! This module never clears a codepoint, never makes a transport ECN-capable that is not, and never decides what is congestion.
+
+use super::checksum;
+use super::inner::InnerPacket;
+use crate::machine::Ecn;
+
+/// The ECN field of the IPv4 type of service.
+const ECN_V4: u8 = 0b11;
+/// The ECN field in the second byte of an IPv6 header, which holds the lower half of the traffic class.
+const ECN_V6: u8 = ECN_V4 << 4;
+
+/// The codepoint of an inner packet; `None` for Not-ECT, and for what is no IP packet.
+#[inline]
+pub fn codepoint(packet: &[u8]) -> Option<Ecn> {
+    Ecn::from_bits(InnerPacket::parse(packet).ok()?.traffic_class)
+}
+
+/// Says "congestion experienced" on a packet whose transport is ECN-capable (RFC 3168, section 5). Returns whether the packet says so
+/// now, which it may have before; if not, nothing was changed.
+///
+/// The IPv4 header checksum follows incrementally (RFC 1624), so that one that was wrong stays wrong.
+pub fn mark_ce(packet: &mut [u8]) -> bool {
+    if codepoint(packet).is_none() {
+        return false;
+    }
+    // The packet was parsed: it has a whole header.
+    if packet[0] >> 4 == 6 {
+        packet[1] |= ECN_V6;
+        return true;
+    }
+    let word = |at: usize, packet: &[u8]| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let (old, header_checksum) = (word(0, packet), word(10, packet));
+    packet[1] |= ECN_V4;
+    let header_checksum = checksum::update(header_checksum, old, word(0, packet));
+    packet[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::oracle::{self, TcpSegment, UdpDatagram};
+
+    const NOT_ECT: u8 = 0b00;
+    const ECT_1: u8 = 0b01;
+    const ECT_0: u8 = 0b10;
+    const CE: u8 = 0b11;
+
+    fn packets(traffic_class: u8) -> [Vec<u8>; 4] {
+        [
+            TcpSegment { traffic_class, ..TcpSegment::v4() }.build(),
+            TcpSegment { traffic_class, flow_label: 0xabcde, ..TcpSegment::v6() }.build(),
+            oracle::with_ipv4_options(&UdpDatagram { traffic_class, ..UdpDatagram::v4() }.build(), &[1; 4]),
+            UdpDatagram { traffic_class, ..UdpDatagram::v6() }.build(),
+        ]
+    }
+
+    #[test]
+    fn codepoints_are_read_beside_any_dscp() {
+        for dscp in [0x00, 0xb8, 0xfc] {
+            let expected = [(NOT_ECT, None), (ECT_1, Some(Ecn::Ect1)), (ECT_0, Some(Ecn::Ect0)), (CE, Some(Ecn::Ce))];
+            for (bits, expected) in expected {
+                packets(dscp | bits).iter().for_each(|packet| assert_eq!(codepoint(packet), expected));
+            }
+        }
+    }
+
+    #[test]
+    fn a_marked_packet_is_the_one_that_its_sender_would_have_built_with_ce() {
+        for dscp in [0x00, 0xb8, 0xfc] {
+            for bits in [ECT_1, ECT_0, CE] {
+                for (mut marked, expected) in packets(dscp | bits).into_iter().zip(packets(dscp | CE)) {
+                    assert!(mark_ce(&mut marked));
+                    assert_eq!(marked, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_not_ecn_capable_is_left_alone() {
+        for packet in packets(0xb8 | NOT_ECT) {
+            let mut marked = packet.clone();
+            assert!(!mark_ce(&mut marked));
+            assert_eq!(marked, packet);
+        }
+    }
+
+    #[test]
+    fn a_wrong_header_checksum_is_not_made_right() {
+        let mut packet = TcpSegment { traffic_class: ECT_0, ..TcpSegment::v4() }.build();
+        packet[11] ^= 0x10;
+        assert!(mark_ce(&mut packet));
+        assert_ne!(oracle::naive_sum(&packet[..20]), 0xffff);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_the_field_and_its_checksum_ever_changes(packet in oracle::almost_a_packet()) {
+            let mut marked = packet.clone();
+            let is_marked = mark_ce(&mut marked);
+            prop_assert_eq!(is_marked, codepoint(&packet).is_some());
+            prop_assert_eq!(is_marked, codepoint(&marked) == Some(Ecn::Ce));
+            let mut expected = packet.clone();
+            if is_marked && packet[0] >> 4 == 4 {
+                expected[1] |= 0x03;
+                expected[10..12].copy_from_slice(&marked[10..12]);
+                // As right, or as wrong, as it was.
+                let header_bytes = usize::from(packet[0] & 15) * 4;
+                prop_assert_eq!(oracle::naive_sum(&marked[..header_bytes]), oracle::naive_sum(&packet[..header_bytes]));
+            } else if is_marked {
+                expected[1] |= 0x30;
+            }
+            prop_assert_eq!(marked, expected);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A shard as the owner of limited users' connections: packets pay with tokens on lease, or wait for them.
+//!
+//! Never asks the bucket: that is the home's.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::Shard;
+use super::connections::{Member, Owned};
+use super::outer::want_to_send;
+use crate::allowance::{Allowance, Direction};
+use crate::directory::{Limit, UserIndex};
+use crate::lease::{LeaseGrant, LeaseId};
+use crate::message::Message;
+use crate::routes::ConnectionKey;
+use crate::shaper::Waiting;
+use crate::verdict::DropReason;
+
+impl Shard {
+    /// One more connection shares the user's allowance here.
+    pub(super) fn join_allowance(&mut self, member: &Member, limit: Limit) {
+        let Member { user, home, .. } = *member;
+        if !self.allowances.contains_key(&user) {
+            let lease = self.next_lease();
+            let allowance = Allowance::new(user, home, lease, limit, self.queues);
+            self.allowances.insert(user, allowance);
+        }
+        if let Some(allowance) = self.allowances.get_mut(&user) {
+            allowance.connections += 1;
+        }
+    }
+
+    /// A name for a lease that this shard has never used, nor an earlier incarnation of it.
+    pub(super) fn next_lease(&mut self) -> LeaseId {
+        self.leases += 1;
+        LeaseId { holder: self.params.index, number: self.leases }
+    }
+
+    /// Whether a limited user's packet may go now; if not, a copy of it waits.
+    pub(super) fn pays(&mut self, owned: &Owned, direction: Direction, packet: &[u8]) -> bool {
+        let Some(Member { user, .. }) = owned.member() else { return false };
+        let Some(allowance) = self.allowances.get_mut(&user) else { return false };
+        if !allowance.ready {
+            allowance.ready = true;
+            self.ready.push_back(user);
+        }
+        if allowance.spend(packet.len()) {
+            return true;
+        }
+        let drops = &mut self.counters.drops;
+        let packet = Bytes::copy_from_slice(packet);
+        allowance.wait(self.now, direction, owned.key, packet, &mut |_, reason, _| drops.count(reason));
+        false
+    }
+
+    /// Queues a limited user to be served: its packets, its tokens or its time have changed.
+    pub(super) fn want_service(&mut self, user: UserIndex) {
+        if let Some(allowance) = self.allowances.get_mut(&user)
+            && !allowance.ready
+        {
+            allowance.ready = true;
+            self.ready.push_back(user);
+        }
+    }
+
+    /// Tokens have come, or are wanted back.
+    pub(super) fn lease_granted(&mut self, grant: &LeaseGrant) {
+        let Some(allowance) = self.allowances.get_mut(&grant.user) else { return };
+        allowance.lease.handle_grant(grant);
+        self.want_service(grant.user);
+    }
+
+    /// Queues the limited users whose time has come.
+    pub(super) fn allowance_timeouts(&mut self, now: Instant) {
+        while let Some(&(at, user)) = self.allowances_due.first()
+            && at <= now
+        {
+            self.allowances_due.pop_first();
+            if let Some(allowance) = self.allowances.get_mut(&user) {
+                allowance.armed = None;
+            }
+            self.want_service(user);
+        }
+    }
+
+    /// Sends on what the tokens of `user` pay for, and asks for more.
+    pub(super) fn serve(&mut self, now: Instant, user: UserIndex) {
+        let drops = &mut self.counters.drops;
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        allowance.ready = false;
+        allowance.expire(now, &mut |_, reason, _| drops.count(reason));
+        while !self.merger.is_full() {
+            let drops = &mut self.counters.drops;
+            let next = self
+                .allowances
+                .get_mut(&user)
+                .and_then(|allowance| allowance.next_affordable(now, &mut |_, reason, _| drops.count(reason)));
+            let Some((direction, waiting)) = next else { break };
+            self.release(direction, waiting);
+        }
+        if self.merger.is_full() {
+            self.want_service(user);
+        }
+        self.ask_for_tokens(now, user);
+    }
+
+    /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
+    fn release(&mut self, direction: Direction, waiting: Waiting) {
+        let Some(mut owned) = self.connections.take_exact(waiting.connection) else {
+            return self.counters.drops.count(DropReason::NotAttached);
+        };
+        match direction {
+            Direction::Up => self.send_up(&mut owned, waiting.packet),
+            Direction::Down => {
+                self.queue_down(&mut owned, waiting.packet);
+                want_to_send(&mut self.sending, &mut owned);
+            }
+        }
+        self.connections.put_back(owned);
+    }
+
+    fn ask_for_tokens(&mut self, now: Instant, user: UserIndex) {
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        let (waiting_bytes, head_bytes) = (allowance.waiting_bytes(), allowance.head_bytes().unwrap_or(0));
+        if let Some(report) = allowance.lease.poll_report(now, waiting_bytes as u64, head_bytes as u64) {
+            self.outbox.send(allowance.home, Message::LeaseReport(report));
+        }
+        let due = allowance.poll_timeout();
+        if due != allowance.armed {
+            if let Some(armed) = allowance.armed {
+                self.allowances_due.remove(&(armed, user));
+            }
+            self.allowances_due.extend(due.map(|at| (at, user)));
+            allowance.armed = due;
+        }
+    }
+
+    /// A limited user's connection is closed: what waits for tokens on its behalf goes nowhere, and the last one gives the lease back.
+    pub(super) fn leave_allowance(&mut self, user: UserIndex, connection: ConnectionKey) {
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        let counters = &mut self.counters;
+        allowance.leave(connection, &mut |direction, waiting| match direction {
+            Direction::Up => counters.drops.count(DropReason::NotAttached),
+            Direction::Down => {
+                counters.down_packets += 1;
+                counters.down_bytes += waiting.packet.len() as u64;
+                counters.drops.count(DropReason::ConnectionClosed);
+            }
+        });
+        if allowance.connections == 0 {
+            self.close_allowance(user);
+        }
+    }
+
+    /// A limit holds from now on for a user of whom a connection is here; `None` lets everything go that waits. Tokens of another limit go back:
+    /// they may be worth seconds of the new one.
+    pub(super) fn change_limit(&mut self, user: UserIndex, limit: Option<Limit>) {
+        let lease = self.next_lease();
+        let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        match limit {
+            Some(limit) => {
+                if allowance.set_limit(limit) {
+                    self.outbox.send(allowance.home, Message::LeaseClose(allowance.lease.close()));
+                    allowance.lease.expire(lease);
+                }
+                self.want_service(user);
+            }
+            None => {
+                let mut released = Vec::new();
+                allowance.drain(&mut |direction, waiting| released.push((direction, waiting)));
+                self.close_allowance(user);
+                released.into_iter().for_each(|(direction, waiting)| self.release(direction, waiting));
+            }
+        }
+    }
+
+    fn close_allowance(&mut self, user: UserIndex) {
+        let Some(mut allowance) = self.allowances.remove(&user) else { return };
+        if let Some(armed) = allowance.armed.take() {
+            self.allowances_due.remove(&(armed, user));
+        }
+        self.outbox.send(allowance.home, Message::LeaseClose(allowance.lease.close()));
+    }
+
+    /// The home of some users has died: what their leases from it held is void.
+    pub(super) fn expire_leases(&mut self, users: impl IntoIterator<Item = UserIndex>) {
+        for user in users {
+            let lease = self.next_lease();
+            if let Some(allowance) = self.allowances.get_mut(&user) {
+                allowance.lease.expire(lease);
+            }
+            self.want_service(user);
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! One walk: a user, a home, some owners, the channels between them.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tollgate_shards::bucket::units;
+use tollgate_shards::directory::{Limit, Rate};
+use tollgate_shards::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
+use tollgate_shards::ledger::Ledger;
+use tollgate_shards::{ShardIndex, UserIndex};
+
+const USER: UserIndex = UserIndex(0);
+const STEPS: usize = 60;
+
+/// A fault put into the model, to see that it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    Nothing,
+    /// An owner takes what a grant brings twice.
+    DoubleGrant,
+    /// A home that was started anew begins with a burst.
+    HomeStartsFull,
+    /// A home that was started anew grants before every owner has let go of its old leases.
+    HomeMintsEarly,
+    /// What a dead holder held goes back into the bucket.
+    LostLeaseComesBack,
+}
+
+/// SplitMix64: cheap enough to make millions of choices.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// From 1 kbps to 100 gbps, every magnitude alike.
+    fn limit(&mut self) -> Limit {
+        let magnitude = 10u64.pow(3 + self.below(8) as u32);
+        let rate = Rate::from_bits_per_s(magnitude + self.below(magnitude * 9)).unwrap();
+        match self.below(3) {
+            0 => Limit::with_burst(rate, Duration::from_millis(1 + self.below(50)), 65_536),
+            _ => Limit::new(rate),
+        }
+    }
+}
+
+/// What any token bucket of the rate and burst would have left: it must never be overdrawn.
+struct Ideal {
+    limit: Limit,
+    level: i128,
+    at: Instant,
+}
+
+impl Ideal {
+    fn accrue(&mut self, now: Instant) {
+        let fresh = u128::from(self.limit.rate.bits_per_s()) * now.duration_since(self.at).as_nanos();
+        let full = units(self.limit.burst_bytes) as i128;
+        self.level = self.level.max((self.level + fresh as i128).min(full));
+        self.at = now;
+    }
+
+    fn spend(&mut self, now: Instant, bytes: u64) -> Result<(), String> {
+        self.accrue(now);
+        self.level -= units(bytes) as i128;
+        if self.level < 0 { Err(format!("overdrawn by {} units", -self.level)) } else { Ok(()) }
+    }
+}
+
+enum Upward {
+    Report(LeaseReport),
+    Close(LeaseClose),
+    /// The owner was started anew.
+    Restarted,
+    /// The owner has let go of the leases of a home that died.
+    Reattached,
+}
+
+enum Downward {
+    Grant(LeaseGrant),
+    /// The home was started anew.
+    Restarted,
+    /// Another limit holds: what is left of the old lease goes back.
+    Limit,
+}
+
+#[derive(Default)]
+struct Owner {
+    lease: Option<Lease>,
+    numbers: u64,
+    waiting: VecDeque<u64>,
+    upward: VecDeque<Upward>,
+    downward: VecDeque<Downward>,
+}
+
+enum Home {
+    Lives(Ledger),
+    /// Started anew; hears from owners one by one before it mints.
+    Learns {
+        missing: Vec<bool>,
+    },
+}
+
+struct Walk {
+    random: Random,
+    plant: Plant,
+    now: Instant,
+    limit: Limit,
+    home: Home,
+    owners: Vec<Owner>,
+    ideal: Ideal,
+    lossy: bool,
+    /// Everything that happened, in one number.
+    trace: u64,
+}
+
+/// Walks. Returns what identifies the walk, or what went wrong.
+pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
+    let mut random = Random(seed);
+    let now = origin();
+    let limit = random.limit();
+    let owners = (0..1 + random.below(8)).map(|_| Owner::default()).collect();
+    let mut walk = Walk {
+        plant,
+        now,
+        limit,
+        home: Home::Lives(Ledger::full(USER, limit, now)),
+        owners,
+        ideal: Ideal { limit, level: units(limit.burst_bytes) as i128, at: now },
+        lossy: random.one_in(2),
+        random,
+        trace: 0,
+    };
+    for _ in 0..STEPS {
+        walk.step()?;
+        walk.check()?;
+    }
+    walk.calm_down()?;
+    Ok(walk.trace)
+}
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin; time is virtual from here on")]
+fn origin() -> Instant {
+    static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}
+
+impl Walk {
+    fn step(&mut self) -> Result<(), String> {
+        let place = self.random.below(self.owners.len() as u64) as usize;
+        match self.random.below(40) {
+            0..4 => self.attach(place),
+            4 => self.detach(place),
+            5 if self.random.one_in(3) => self.owner_dies(place),
+            6 if self.random.one_in(6) => self.home_dies(),
+            7 if self.random.one_in(3) => self.change_limit(),
+            8..20 => {
+                let packets = 1 + self.random.below(40);
+                return self.packets_arrive(place, packets);
+            }
+            20..34 => {
+                for _ in 0..1 + self.random.below(4) {
+                    self.deliver_up(place, self.lossy)?;
+                    self.deliver_down(place, self.lossy)?;
+                }
+            }
+            _ => return self.time_passes(),
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, place: usize) {
+        let owner = &mut self.owners[place];
+        if owner.lease.is_none() {
+            owner.numbers += 1;
+            let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
+            owner.lease = Some(Lease::new(USER, id));
+        }
+    }
+
+    fn detach(&mut self, place: usize) {
+        let owner = &mut self.owners[place];
+        if let Some(lease) = owner.lease.take() {
+            owner.upward.push_back(Upward::Close(lease.close()));
+        }
+        owner.waiting.clear();
+    }
+
+    fn owner_dies(&mut self, place: usize) {
+        let owner = &mut self.owners[place];
+        // What it had said last may never arrive.
+        let heard = self.random.below(owner.upward.len() as u64 + 1) as usize;
+        owner.upward.truncate(heard);
+        owner.upward.push_back(Upward::Restarted);
+        owner.lease = None;
+        owner.waiting.clear();
+        if matches!(self.home, Home::Learns { .. }) {
+            owner.upward.push_back(Upward::Reattached);
+        }
+    }
+
+    fn home_dies(&mut self) {
+        let missing = vec![self.plant != Plant::HomeMintsEarly; self.owners.len()];
+        for owner in &mut self.owners {
+            let heard = self.random.below(owner.downward.len() as u64 + 1) as usize;
+            owner.downward.truncate(heard);
+            owner.downward.push_back(Downward::Restarted);
+            // What is under way to the old home reaches the new one, or nobody.
+            if self.random.one_in(2) {
+                owner.upward.clear();
+            }
+        }
+        self.home = Home::Learns { missing };
+        self.begin_to_mint();
+    }
+
+    fn begin_to_mint(&mut self) {
+        if let Home::Learns { missing } = &self.home
+            && missing.iter().all(|missing| !missing)
+        {
+            self.home = Home::Lives(match self.plant {
+                Plant::HomeStartsFull | Plant::HomeMintsEarly => Ledger::full(USER, self.limit, self.now),
+                _ => Ledger::empty(USER, self.limit, self.now),
+            });
+        }
+    }
+
+    fn change_limit(&mut self) {
+        self.limit = self.random.limit();
+        self.ideal.accrue(self.now);
+        let (limit, now) = (self.limit, self.now);
+        let held = match &mut self.home {
+            Home::Lives(ledger) => {
+                let owners = &mut self.owners;
+                ledger.set_limit(now, limit, &mut |grant| send(owners, grant));
+                ledger.audit().outstanding_bytes
+            }
+            // What owners still hold from the old home.
+            Home::Learns { .. } => self.owners.iter().flat_map(|owner| &owner.lease).map(Lease::available_bytes).sum(),
+        };
+        let room = units(self.limit.burst_bytes.max(held)) as i128;
+        self.ideal.level = self.ideal.level.min(room);
+        self.ideal.limit = self.limit;
+        self.owners.iter_mut().for_each(|owner| owner.downward.push_back(Downward::Limit));
+    }
+
+    fn packets_arrive(&mut self, place: usize, packets: u64) -> Result<(), String> {
+        if self.owners[place].lease.is_none() {
+            return Ok(());
+        }
+        let large = self.random.one_in(2);
+        for _ in 0..packets {
+            let bytes = if large { 1400 } else { 20 + self.random.below(1481) };
+            self.owners[place].waiting.push_back(bytes);
+        }
+        self.owners[place].waiting.truncate(400);
+        self.serve(place)
+    }
+
+    /// An owner sends what it can pay for, and asks for more.
+    fn serve(&mut self, place: usize) -> Result<(), String> {
+        let now = self.now;
+        let owner = &mut self.owners[place];
+        let Some(lease) = &mut owner.lease else { return Ok(()) };
+        while let Some(&bytes) = owner.waiting.front()
+            && lease.spend(bytes)
+        {
+            owner.waiting.pop_front();
+            self.ideal.spend(now, bytes)?;
+            self.trace = self.trace.rotate_left(5) ^ bytes;
+        }
+        let (waiting, head) = (owner.waiting.iter().sum(), owner.waiting.front().copied().unwrap_or(0));
+        if let Some(report) = lease.poll_report(now, waiting, head) {
+            owner.upward.push_back(Upward::Report(report));
+        }
+        Ok(())
+    }
+
+    fn deliver_up(&mut self, place: usize, lossy: bool) -> Result<(), String> {
+        let Some(message) = self.owners[place].upward.pop_front() else { return Ok(()) };
+        let lost = lossy && self.random.one_in(4);
+        let (owners, now) = (&mut self.owners, self.now);
+        let shard = ShardIndex(place as u16);
+        match (message, &mut self.home) {
+            (Upward::Report(report), Home::Lives(ledger)) if !lost => {
+                ledger.report(now, &report, &mut |grant| send(owners, grant));
+            }
+            (Upward::Close(close), Home::Lives(ledger)) => {
+                ledger.close(now, &close, &mut |grant| send(owners, grant));
+            }
+            (Upward::Restarted, Home::Lives(ledger)) => {
+                if self.plant == Plant::LostLeaseComesBack {
+                    let lease = ledger.leases().find(|(lease, _)| lease.holder == shard);
+                    if let Some((lease, _)) = lease {
+                        let close = LeaseClose { user: USER, lease, spent_bytes: 0 };
+                        ledger.close(now, &close, &mut |grant| send(owners, grant));
+                    }
+                }
+                ledger.holder_lost(now, shard, &mut |grant| send(owners, grant));
+            }
+            (Upward::Reattached | Upward::Restarted, Home::Learns { missing }) => {
+                missing[place] = false;
+                self.begin_to_mint();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn deliver_down(&mut self, place: usize, lossy: bool) -> Result<(), String> {
+        let lost = lossy && self.random.one_in(4);
+        let owner = &mut self.owners[place];
+        match owner.downward.pop_front() {
+            Some(Downward::Grant(_)) if lost => {}
+            Some(Downward::Grant(mut grant)) => {
+                let Some(lease) = &mut owner.lease else { return Ok(()) };
+                if self.plant == Plant::DoubleGrant {
+                    grant.granted_bytes += grant.granted_bytes.saturating_sub(lease.granted_bytes());
+                }
+                lease.handle_grant(&grant);
+                self.serve(place)?;
+            }
+            Some(Downward::Restarted) => {
+                owner.numbers += 1;
+                let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
+                if let Some(lease) = &mut owner.lease {
+                    lease.expire(id);
+                }
+                owner.upward.push_back(Upward::Reattached);
+                self.serve(place)?;
+            }
+            Some(Downward::Limit) => {
+                owner.numbers += 1;
+                let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
+                if let Some(lease) = &mut owner.lease {
+                    owner.upward.push_back(Upward::Close(lease.close()));
+                    lease.expire(id);
+                }
+                self.serve(place)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// To the next time that somebody waits for, or some other.
+    fn time_passes(&mut self) -> Result<(), String> {
+        let next = self.next_timeout();
+        self.now = match next {
+            Some(at) if self.random.one_in(2) => at.max(self.now),
+            _ => self.now + Duration::from_nanos(self.random.next() >> (25 + self.random.below(35))),
+        };
+        self.timeouts()
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let home = match &self.home {
+            Home::Lives(ledger) => ledger.poll_timeout(),
+            Home::Learns { .. } => None,
+        };
+        let owners = self.owners.iter().filter_map(|owner| owner.lease.as_ref()?.poll_timeout());
+        owners.chain(home).min()
+    }
+
+    fn timeouts(&mut self) -> Result<(), String> {
+        let (owners, now) = (&mut self.owners, self.now);
+        if let Home::Lives(ledger) = &mut self.home {
+            ledger.handle_timeout(now, &mut |grant| send(owners, grant));
+        }
+        (0..self.owners.len()).try_for_each(|place| self.serve(place))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Home::Lives(ledger) = &self.home else { return Ok(()) };
+        let audit = ledger.audit();
+        if !audit.is_conserved() || !audit.is_within_burst() {
+            return Err(format!("{audit:?}"));
+        }
+        for lease in self.owners.iter().filter_map(|owner| owner.lease.as_ref()) {
+            let granted = ledger.leases().find(|(id, _)| *id == lease.id()).map_or(0, |(_, granted)| granted);
+            if granted < lease.granted_bytes() {
+                return Err(format!("{lease:?} has more than the {granted} granted"));
+            }
+        }
+        let held: u64 = self.owners.iter().flat_map(|owner| &owner.lease).map(Lease::available_bytes).sum();
+        if held > audit.outstanding_bytes {
+            return Err(format!("{held} held of {audit:?}"));
+        }
+        Ok(())
+    }
+
+    /// Nothing is lost any more: everything that waits must go, in the time that its tokens take.
+    fn calm_down(&mut self) -> Result<(), String> {
+        let waiting: u64 = self.owners.iter().flat_map(|owner| &owner.waiting).sum();
+        let patience = Duration::from_secs_f64(waiting as f64 * 8.0 / self.limit.rate.bits_per_s() as f64)
+            + Duration::from_millis(200 * (1 + self.owners.len() as u64));
+        let end = self.now + patience;
+        for _ in 0..1_000_000 {
+            while self.owners.iter().any(|owner| !owner.upward.is_empty() || !owner.downward.is_empty()) {
+                for place in 0..self.owners.len() {
+                    self.deliver_up(place, false)?;
+                    self.deliver_down(place, false)?;
+                    self.check()?;
+                }
+            }
+            if self.owners.iter().all(|owner| owner.waiting.is_empty()) {
+                return Ok(());
+            }
+            match self.next_timeout() {
+                Some(at) if at <= end => self.now = at.max(self.now + Duration::from_nanos(1)),
+                next => return Err(format!("packets wait in vain after {patience:?}; next is {next:?} of {end:?}")),
+            }
+            self.timeouts()?;
+        }
+        Err("the walk does not come to rest".to_owned())
+    }
+}
+
+fn send(owners: &mut [Owner], grant: LeaseGrant) {
+    owners[usize::from(grant.lease.holder.0)].downward.push_back(Downward::Grant(grant));
+}

@@ -1,0 +1,8 @@
+//! Homes and the keeper under every order of messages: logins that race, users and pools that change, shards that die.
+
+mod churn;
+mod limits;
+mod race;
+mod reload;
+mod restart;
+mod world;

@@ -1,0 +1,477 @@
+//! Real homes and a real keeper on several shards, joined by one ordered queue for each pair. The owners' side is a model: it attaches, believes that
+//! it holds an address when it is told so, and detaches. Every choice comes from one seed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tollgate_shards::context::Context;
+use tollgate_shards::directory::{AddressRange, Fingerprint, User};
+use tollgate_shards::home::{Home, KEEPER, home_of};
+use tollgate_shards::keeper::{Keeper, Steer};
+use tollgate_shards::message::{CloseReason, Login, Message, Outbox};
+use tollgate_shards::routes::{ConnectionKey, Routes};
+use tollgate_shards::{Directory, ShardIndex};
+
+/// A small generator: the tests need no good one, but the same one everywhere.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// SplitMix64.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    pub fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+}
+
+pub fn certificate(number: u8) -> Fingerprint {
+    Fingerprint([number; 32])
+}
+
+/// The user of certificate `number`, with addresses of its own, if any.
+pub fn user(number: u8, pool: &[(&str, &str)]) -> User {
+    let range = |&(first, last): &(&str, &str)| AddressRange::new(first.parse().unwrap(), last.parse().unwrap());
+    User {
+        name: format!("user{number}"),
+        certificates: vec![certificate(number)],
+        pool: pool.iter().map(|pair| range(pair).unwrap()).collect(),
+        ..User::default()
+    }
+}
+
+/// A connection, from its owner's view.
+#[derive(Debug, Clone, Copy)]
+pub struct Owned {
+    pub login: Login,
+    home: ShardIndex,
+    pub address: Option<IpAddr>,
+    /// Its end was confirmed though it lives on: only where a fault is planted.
+    lingers: bool,
+}
+
+/// A shard without packets.
+pub struct Node {
+    pub home: Home,
+    pub keeper: Option<Keeper>,
+    pub routes: Routes,
+    pub connections: BTreeMap<ConnectionKey, Owned>,
+    pub epoch: usize,
+    incarnation: u32,
+    opened: u64,
+    outbox: Outbox,
+    steers: VecDeque<Steer>,
+}
+
+pub struct World {
+    pub random: Random,
+    pub nodes: Vec<Node>,
+    /// Number and users of every epoch so far.
+    pub epochs: Vec<Arc<Directory>>,
+    /// Which connection is sure to hold each address. Two are a violation.
+    pub beliefs: BTreeMap<IpAddr, ConnectionKey>,
+    /// The order in which the homes heard of connections.
+    pub arrivals: Vec<ConnectionKey>,
+    pub closed: Vec<(ConnectionKey, CloseReason)>,
+    /// What went wrong first.
+    pub violation: Option<String>,
+    /// A fault to plant: owners confirm that a connection is gone while it still has its address.
+    pub confirms_early: bool,
+    /// From `from * shards + to`.
+    channels: Vec<VecDeque<Message>>,
+    /// How soon each channel is served, relative to others.
+    weights: Vec<usize>,
+    now: Instant,
+    tunnel: IpNet,
+}
+
+impl World {
+    pub fn new(seed: u64, shards: u16, tunnel: &str, users: Vec<User>) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        let mut random = Random::new(seed);
+        let tunnel: IpNet = tunnel.parse().unwrap();
+        let directory = Arc::new(Directory::new(users).unwrap());
+        let pairs = usize::from(shards) * usize::from(shards);
+        let weights = (0..pairs).map(|_| [1, 10, 10, 100][random.below(4)]).collect();
+        let nodes = (0..shards).map(|index| Node::new(index, shards, tunnel, &directory, 0, 0, now)).collect();
+        World {
+            random,
+            nodes,
+            epochs: vec![directory],
+            beliefs: BTreeMap::new(),
+            arrivals: Vec::new(),
+            closed: Vec::new(),
+            violation: None,
+            confirms_early: false,
+            channels: (0..pairs).map(|_| VecDeque::new()).collect(),
+            weights,
+            now,
+            tunnel,
+        }
+    }
+
+    /// A client logs in at `shard`; `None` if the shard does not know its certificate.
+    pub fn login(&mut self, shard: usize, certificate: Fingerprint) -> Option<ConnectionKey> {
+        let shards = self.nodes.len() as u16;
+        let node = &mut self.nodes[shard];
+        let directory = &self.epochs[node.epoch];
+        let user = directory.find(&certificate)?;
+        node.opened += 1;
+        let generation = (u64::from(node.incarnation) << 32) + node.opened;
+        let connection = ConnectionKey { owner: ShardIndex(shard as u16), slot: 0, generation };
+        let login = Login { user, connection, certificate };
+        let home = home_of(directory.name(user), shards);
+        node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
+        node.outbox.send(home, Message::Attach { login, epoch: node.epoch as u64, address: None });
+        self.flush(shard);
+        Some(connection)
+    }
+
+    /// A client goes, or the owner closes the connection. What is gone already stays so.
+    pub fn disconnect(&mut self, connection: ConnectionKey) {
+        let shard = usize::from(connection.owner.0);
+        let Some(owned) = self.nodes[shard].connections.remove(&connection) else { return };
+        self.forget_belief(connection, owned.address);
+        if !owned.lingers {
+            self.confirm(shard, &owned);
+        }
+    }
+
+    fn confirm(&mut self, shard: usize, owned: &Owned) {
+        let Login { user, connection, .. } = owned.login;
+        self.nodes[shard].outbox.send(owned.home, Message::Detach { user, connection });
+        self.flush(shard);
+    }
+
+    /// The users of the next epoch. No shard has entered it yet.
+    pub fn announce(&mut self, users: Vec<User>) {
+        let next = self.epochs.last().unwrap().succeed(users).unwrap();
+        self.epochs.push(Arc::new(next));
+    }
+
+    /// A shard enters its next epoch, if there is one.
+    pub fn apply_next(&mut self, shard: usize) {
+        let next = self.nodes[shard].epoch + 1;
+        let Some(directory) = self.epochs.get(next).cloned() else { return };
+        self.nodes[shard].epoch = next;
+        for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
+            let Login { user, connection, certificate } = owned.login;
+            let allowed = owned.address.is_none_or(|address| directory.allows(user, address));
+            if directory.find(&certificate) != Some(user) || !allowed {
+                self.disconnect(connection);
+            }
+        }
+        self.with_roles(shard, |home, keeper, context| {
+            home.apply(context);
+            if let Some(keeper) = keeper {
+                keeper.apply(context);
+            }
+        });
+    }
+
+    /// A shard dies and is started anew. Of what was under way, the last part from it and the first part to it may be lost.
+    pub fn restart(&mut self, shard: usize) {
+        let shards = self.nodes.len();
+        for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
+            self.forget_belief(owned.login.connection, owned.address);
+        }
+        for other in 0..shards {
+            let from = &mut self.channels[shard * shards + other];
+            let left = self.random.below(from.len() + 1);
+            from.truncate(left);
+            let to = &mut self.channels[other * shards + shard];
+            let lost = if self.random.percent(50) { self.random.below(to.len() + 1) } else { 0 };
+            to.drain(..lost);
+        }
+        let Node { epoch, incarnation, .. } = self.nodes[shard];
+        let epoch = if self.random.percent(50) { epoch } else { self.epochs.len() - 1 };
+        let directory = &self.epochs[epoch];
+        let index = ShardIndex(shard as u16);
+        let mut node = Node::new(index.0, shards as u16, self.tunnel, directory, epoch, incarnation + 1, self.now);
+        for other in (0..shards as u16).map(ShardIndex).filter(|&other| other != index) {
+            node.outbox.send(other, Message::Restarted { shard: index, incarnation: incarnation + 1 });
+        }
+        self.nodes[shard] = node;
+        self.flush(shard);
+    }
+
+    /// Delivers the oldest message of some channel. Says whether there was one.
+    pub fn deliver(&mut self) -> bool {
+        let weight = |(channel, weight): (&VecDeque<Message>, &usize)| if channel.is_empty() { 0 } else { *weight };
+        let total: usize = self.channels.iter().zip(&self.weights).map(weight).sum();
+        if total == 0 {
+            return false;
+        }
+        let mut pick = self.random.below(total);
+        let picked = self.channels.iter().zip(&self.weights).position(|pair| match weight(pair) {
+            weight if pick < weight => true,
+            weight => {
+                pick -= weight;
+                false
+            }
+        });
+        let picked = picked.expect("the pick is below the sum");
+        let message = self.channels[picked].pop_front().expect("an empty channel has no weight");
+        self.receive(picked % self.nodes.len(), message);
+        self.flush(picked % self.nodes.len());
+        true
+    }
+
+    /// Delivers all that is under way.
+    pub fn settle(&mut self) {
+        while self.deliver() {}
+        for connection in self.lingering() {
+            self.disconnect(connection);
+        }
+    }
+
+    /// Connections that live on though their end was confirmed.
+    pub fn lingering(&self) -> Vec<ConnectionKey> {
+        self.live().filter(|owned| owned.lingers).map(|owned| owned.login.connection).collect()
+    }
+
+    /// Every connection that its owner has not closed.
+    pub fn live(&self) -> impl Iterator<Item = &Owned> {
+        self.nodes.iter().flat_map(|node| node.connections.values())
+    }
+
+    /// A packet for `address` arrives at every shard, which follows its route, be it stale. It must reach the holder, or nobody.
+    pub fn send_packet(&mut self, address: IpAddr) {
+        for shard in 0..self.nodes.len() {
+            let Some(connection) = self.nodes[shard].routes.find(address) else { continue };
+            let owned = self.nodes[usize::from(connection.owner.0)].connections.get(&connection);
+            let reached = owned.and_then(|owned| owned.address);
+            if reached.is_some_and(|reached| reached != address) {
+                self.fail(format!("a packet for {address} reached {owned:?}"));
+            }
+        }
+    }
+
+    /// Whether every limit to connections is kept at every home that can know.
+    pub fn check_limits(&mut self) {
+        let mut over = None;
+        for node in &self.nodes {
+            let directory = &self.epochs[node.epoch];
+            for (user, session) in node.home.sessions().filter(|_| !node.home.is_recovering()) {
+                let limit = directory.user(user).and_then(|user| user.connection_limit);
+                let judged = session.members().iter().filter(|member| member.epoch() <= node.epoch as u64);
+                let live = judged.filter(|member| !member.is_closing()).count();
+                if limit.is_some_and(|limit| live > limit.connections_max.get() as usize) {
+                    over = Some(format!("{live} connections of {user:?}"));
+                }
+            }
+        }
+        over.into_iter().for_each(|what| self.fail(what));
+    }
+
+    /// With nothing under way, everybody agrees on who holds what, and nobody waits.
+    pub fn check_at_rest(&mut self) {
+        let live: BTreeMap<_, _> = self.live().map(|owned| (owned.login.connection, owned.address)).collect();
+        let mut members = BTreeMap::new();
+        let mut counted = (0, 0);
+        for node in &self.nodes {
+            counted.0 += node.home.connections();
+            counted.1 += node.home.users();
+            for (_, session) in node.home.sessions() {
+                members.extend(session.members().iter().map(|member| (member.login().connection, member.address())));
+            }
+        }
+        let users = self.live().map(|owned| owned.login.user).collect::<std::collections::BTreeSet<_>>().len();
+        let keeper = self.nodes[usize::from(KEEPER.0)].keeper.as_ref().unwrap();
+        let held: BTreeMap<_, _> = keeper.holdings().map(|(address, held)| (address, held.login.connection)).collect();
+        let unconfirmed = keeper.holdings().filter(|(_, held)| !held.confirmed).count();
+        let mut wrong = Vec::new();
+        if live.values().any(Option::is_none) {
+            wrong.push(format!("somebody waits for ever: {live:?}"));
+        }
+        if members != live || counted != (live.len(), users) {
+            wrong.push(format!("homes have {members:?}, and count {counted:?}; owners have {live:?} of {users}"));
+        }
+        if held != self.beliefs || unconfirmed > 0 {
+            wrong.push(format!("the keeper has {held:?}, {unconfirmed} unconfirmed; owners have {:?}", self.beliefs));
+        }
+        for (shard, node) in self.nodes.iter().enumerate() {
+            let agrees = |(&address, &connection)| node.routes.find(address) == Some(connection);
+            if node.routes.len() != held.len() || !held.iter().all(agrees) {
+                wrong.push(format!("shard {shard} has other routes than {held:?}: {:?}", node.routes));
+            }
+        }
+        wrong.into_iter().for_each(|what| self.fail(what));
+    }
+
+    /// With everybody gone, nothing is left anywhere.
+    pub fn check_empty(&mut self) {
+        for connection in self.live().map(|owned| owned.login.connection).collect::<Vec<_>>() {
+            self.disconnect(connection);
+        }
+        self.settle();
+        self.check_at_rest();
+        let sessions: usize = self.nodes.iter().map(|node| node.home.sessions().count()).sum();
+        let held = self.nodes[0].keeper.as_ref().unwrap().held();
+        if sessions > 0 || held > 0 {
+            self.fail(format!("{sessions} sessions and {held} addresses are left"));
+        }
+    }
+
+    pub fn fail(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    fn flush(&mut self, shard: usize) {
+        while let Some(message) = self.nodes[shard].outbox.poll_local() {
+            self.receive(shard, message);
+        }
+        let shards = self.nodes.len();
+        let Node { outbox, steers, .. } = &mut self.nodes[shard];
+        steers.clear();
+        while let Some((to, message)) = outbox.poll_remote() {
+            self.channels[shard * shards + usize::from(to.0)].push_back(message);
+        }
+    }
+
+    fn receive(&mut self, shard: usize, message: Message) {
+        match message {
+            Message::Attached { connection, address } => self.attached(connection, address),
+            Message::Close { connection, reason } => self.close(connection, reason),
+            Message::Restarted { shard: sibling, incarnation } => self.sibling_restarted(shard, sibling, incarnation),
+            Message::Route { address, connection } => self.nodes[shard].routes.insert(address, connection),
+            Message::Unroute { address, connection } => self.nodes[shard].routes.remove(address, connection),
+            Message::RoutesTold => self.nodes[shard].routes.told(),
+            message => {
+                if let Message::Attach { login, .. } = message {
+                    self.arrivals.push(login.connection);
+                }
+                self.with_roles(shard, |home, keeper, context| receive_as_role(home, keeper, context, message));
+            }
+        }
+    }
+
+    fn attached(&mut self, connection: ConnectionKey, address: IpAddr) {
+        let node = &mut self.nodes[usize::from(connection.owner.0)];
+        let directory = &self.epochs[node.epoch];
+        let Some(owned) = node.connections.get_mut(&connection) else { return };
+        match owned.address {
+            None if !directory.allows(owned.login.user, address) => self.disconnect(connection),
+            None => {
+                owned.address = Some(address);
+                if let Some(other) = self.beliefs.insert(address, connection) {
+                    self.fail(format!("{connection:?} and {other:?} hold {address} both"));
+                }
+            }
+            Some(has) if has == address => {}
+            Some(has) => self.fail(format!("{connection:?} has {has}, and is told {address}")),
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionKey, reason: CloseReason) {
+        let shard = usize::from(connection.owner.0);
+        let Some(owned) = self.nodes[shard].connections.get_mut(&connection) else { return };
+        self.closed.push((connection, reason));
+        if self.confirms_early && !owned.lingers {
+            owned.lingers = true;
+            let owned = *owned;
+            self.confirm(shard, &owned);
+        } else {
+            self.disconnect(connection);
+        }
+    }
+
+    fn sibling_restarted(&mut self, shard: usize, sibling: ShardIndex, incarnation: u32) {
+        let node = &mut self.nodes[shard];
+        for owned in node.connections.values().filter(|owned| owned.home == sibling) {
+            let Owned { login, address, .. } = *owned;
+            node.outbox.send(sibling, Message::Attach { login, epoch: node.epoch as u64, address });
+        }
+        let (owner, owner_incarnation) = (ShardIndex(shard as u16), node.incarnation);
+        let reattached = Message::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
+        node.outbox.send(sibling, reattached);
+        if sibling == KEEPER {
+            node.routes.doubt();
+        }
+        self.with_roles(shard, |home, keeper, context| {
+            home.shard_restarted(context, sibling, incarnation);
+            if let Some(keeper) = keeper {
+                keeper.shard_restarted(context, sibling);
+            }
+        });
+    }
+
+    fn with_roles(&mut self, shard: usize, act: impl FnOnce(&mut Home, Option<&mut Keeper>, &mut Context<'_>)) {
+        self.now += Duration::from_nanos(1);
+        let Node { home, keeper, epoch, outbox, steers, .. } = &mut self.nodes[shard];
+        let (number, directory) = (*epoch as u64, &self.epochs[*epoch]);
+        act(home, keeper.as_mut(), &mut Context { now: self.now, epoch: number, directory, outbox, steers });
+        self.flush(shard);
+    }
+
+    fn forget_belief(&mut self, connection: ConnectionKey, address: Option<IpAddr>) {
+        if let Some(address) = address.filter(|address| self.beliefs.get(address) == Some(&connection)) {
+            self.beliefs.remove(&address);
+        }
+    }
+}
+
+impl Node {
+    fn new(
+        index: u16,
+        shards: u16,
+        tunnel: IpNet,
+        directory: &Directory,
+        epoch: usize,
+        incarnation: u32,
+        now: Instant,
+    ) -> Self {
+        let index = ShardIndex(index);
+        Node {
+            home: Home::new(index, shards, incarnation, now),
+            keeper: (index == KEEPER).then(|| Keeper::new(tunnel, directory, 64, shards, incarnation)),
+            routes: Routes::default(),
+            connections: BTreeMap::new(),
+            epoch,
+            incarnation,
+            opened: 0,
+            outbox: Outbox::new(index, shards),
+            steers: VecDeque::new(),
+        }
+    }
+}
+
+fn receive_as_role(home: &mut Home, keeper: Option<&mut Keeper>, context: &mut Context<'_>, message: Message) {
+    match (message, keeper) {
+        (Message::Attach { login, epoch, address }, _) => home.attach(context, login, epoch, address),
+        (Message::Detach { user, connection }, _) => home.detach(context, user, connection),
+        (Message::AddressAllocated { login, address }, _) => home.address_allocated(context, login, address),
+        (Message::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
+            home.reattached(context, owner, owner_incarnation, home_incarnation);
+        }
+        (Message::AllocateAddress { login, home, epoch }, Some(keeper)) => {
+            keeper.allocate(context, login, home, epoch);
+        }
+        (Message::ReleaseAddress { login, address }, Some(keeper)) => {
+            keeper.release(context, login, address);
+        }
+        (Message::HoldAddress { login, address, home }, Some(keeper)) => {
+            keeper.hold(context, login, address, home);
+        }
+        (Message::Held { home, keeper_incarnation }, Some(keeper)) => {
+            keeper.home_held(context, home, keeper_incarnation);
+        }
+        (message, _) => panic!("nobody sends {message:?} here"),
+    }
+}

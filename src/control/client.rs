@@ -1,0 +1,173 @@
+//! The operator's side of the control socket.
+//!
+//! This module never decides what an answer means for its caller.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tollgate_config::{ConfigError, FILE_BYTES_MAX, reading};
+
+use super::protocol::{ANSWER_BYTES_MAX, Answer, Lines, Request, encode};
+
+/// How long a gateway may take to answer: it may have a long file of users to read, and other orders before this one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The port of a gateway that names none.
+const DEFAULT_PORT: u64 = 55_555;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nothing is there.
+    #[error(
+        "no gateway runs with the control socket {}: start it with `tollgate serve`; if one runs with another file, or ran before its port \
+         was changed here, name its socket by --socket", path.display()
+    )]
+    NoSocket {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The socket of a gateway that has died.
+    #[error(
+        "no gateway runs with the control socket {}: the one that made it ended without a goodbye; start it with `tollgate serve`",
+        path.display()
+    )]
+    Dead {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Somebody else's gateway.
+    #[error("the control socket {} is not for this user: run as root, or as the user whom the gateway runs as", path.display())]
+    Forbidden {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("the control socket {}: {source}; name a gateway's socket by --socket", path.display())]
+    Connect {
+        /// Where.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The gateway did not answer.
+    #[error("the gateway at {} does not answer: {reason}; its log may say why", path.display())]
+    NoAnswer {
+        /// Where.
+        path: PathBuf,
+        /// What came instead.
+        reason: String,
+    },
+}
+
+/// The control socket that the gateway's configuration file at `path` names. Nothing else in the file needs to be right: a gateway may run
+/// with what it was before.
+///
+/// # Errors
+///
+/// If the file cannot be read or is not TOML, or what it says of the socket is wrong.
+pub fn socket_of(path: &Path, variables: impl Iterator<Item = (String, String)>) -> Result<PathBuf, ConfigError> {
+    let concerned = |name: &str| ["_CONTROL__SOCKET", "_BIND_PORT"].iter().any(|key| name.ends_with(key));
+    let variables = variables.filter(|(name, _)| concerned(&name.to_ascii_uppercase()));
+    let (socket, _) = reading::load(path, FILE_BYTES_MAX, variables, |mut root, report| {
+        let port = root.integer(report, "bind_port", 1..=u16::MAX.into(), "a port").unwrap_or(DEFAULT_PORT);
+        let mut control = root.table(report, "control");
+        let socket = control.parsed(report, "socket", "write the path of a Unix socket", |text| Ok(text.into()));
+        Some(socket.unwrap_or_else(|| format!("/run/tollgate/{port}.sock").into()))
+    })?;
+    Ok(socket)
+}
+
+/// Has the gateway that listens at `path` carry out `request`, and waits for its answer.
+///
+/// # Errors
+///
+/// If there is no gateway, or no answer.
+pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
+    let mut stream = UnixStream::connect(path).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => AskError::NoSocket { path },
+            io::ErrorKind::ConnectionRefused => AskError::Dead { path },
+            io::ErrorKind::PermissionDenied => AskError::Forbidden { path },
+            _ => AskError::Connect { path, source },
+        }
+    })?;
+    let no_answer = |reason: String| AskError::NoAnswer { path: path.to_owned(), reason };
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(|error| no_answer(error.to_string()))?;
+    // A gateway that refuses to listen says why before it closes.
+    let written = stream.write_all(&encode(request));
+    let line = match Lines::new(&stream, ANSWER_BYTES_MAX).next(ANSWER_TIMEOUT) {
+        Ok(Some(line)) => line,
+        Ok(None) => return Err(no_answer(written.map_or_else(|e| e.to_string(), |()| "it has ended".to_owned()))),
+        Err(error) => return Err(no_answer(error.to_string())),
+    };
+    serde_json::from_slice(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use tollgate_config::ServerConfig;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let ask = |path: &Path| ask(path, &Request::Reload).unwrap_err().to_string();
+        let missing = ask(&path);
+        assert!(missing.contains("no gateway runs") && missing.contains("tollgate serve"), "{missing}");
+        drop(UnixListener::bind(&path).unwrap());
+        let dead = ask(&path);
+        assert!(dead.contains("without a goodbye"), "{dead}");
+        assert!(!missing.contains('\n') && !dead.contains('\n'));
+    }
+
+    #[test]
+    fn the_socket_is_the_gateways_even_if_all_else_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, users) = (folder.path().join("server.toml"), folder.path().join("users.toml"));
+        std::fs::write(&users, "").unwrap();
+        let protocol = "[protocol]\nmode = \"tls\"\ncertificate_file = \"c\"\ncertificate_key_file = \"k\"";
+        let rest = format!("name = \"a\"\ntunnel_network = \"198.18.0.1/24\"\nusers_file = {users:?}");
+        for (port, socket, variable) in [
+            ("", "", None),
+            ("bind_port = 7", "", None),
+            ("", "socket = \"here\"", None),
+            ("bind_port = 7", "", Some(("QUINCY_BIND_PORT", "8"))),
+            ("", "socket = \"here\"", Some(("TOLLGATE_CONTROL__SOCKET", "there"))),
+        ] {
+            let variables = || variable.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter();
+            let text = format!("{port}\n{rest}\n{protocol}\n[control]\n{socket}\n");
+            std::fs::write(&path, &text).unwrap();
+            let config = ServerConfig::load(&path, variables()).unwrap();
+            assert_eq!(socket_of(&path, variables()).unwrap(), config.control.socket, "{text}");
+            std::fs::write(&path, text.replace("name", "mane").replace("tls", "slt") + "watch = 3").unwrap();
+            assert_eq!(socket_of(&path, variables()).unwrap(), config.control.socket, "{text}");
+        }
+        std::fs::write(&path, "[control]\nsocket = 3").unwrap();
+        assert!(socket_of(&path, std::iter::empty()).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_an_error() {
+        for (said, expected) in [("", "it has ended"), ("good morning\n", "no answer")] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("control");
+            let listener = UnixListener::bind(&path).unwrap();
+            let other = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                Lines::new(&stream.try_clone().unwrap(), 1000).next(ANSWER_TIMEOUT).unwrap();
+                stream.write_all(said.as_bytes()).unwrap();
+            });
+            let error = ask(&path, &Request::Reload).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            other.join().unwrap();
+        }
+    }
+}

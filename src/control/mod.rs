@@ -1,0 +1,224 @@
+//! The control thread of a running gateway: signals, orders from its control socket, and a watched users file, one at a time.
+//!
+//! This module sees no packet, and judges no configuration: the configuration crate and the gateway do.
+
+mod client;
+mod protocol;
+mod socket;
+mod watch;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crossbeam_channel::{Receiver, never, select};
+use tollgate_config::{ConfigError, LogFilter, ServerConfig};
+use tracing::{error, info, warn};
+
+pub use client::{AskError, ask, socket_of};
+pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
+pub use socket::{CLIENT_TIMEOUT, CLIENTS_MAX, SocketError};
+pub use watch::QUIET;
+
+use self::socket::ControlSocket;
+use self::watch::Watch;
+use crate::gateway::{Gateway, GatewayError, ReloadError};
+use crate::log::Log;
+use crate::signals::{Signal, hangups, signals};
+
+/// Why a gateway cannot be controlled.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The users file.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// The system is out of something.
+    #[error("signals cannot be received: {0}")]
+    Signals(#[from] io::Error),
+}
+
+/// The users file cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("the folder of {} cannot be watched: {source}; set [control] watch_users_file = false to do without", path.display())]
+pub struct WatchError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Everything that tells a gateway what to do, open.
+#[derive(Debug)]
+pub struct Control {
+    signals: Receiver<Signal>,
+    hangups: Receiver<()>,
+    socket: ControlSocket,
+    watch: Option<Watch>,
+    level: LogFilter,
+}
+
+impl Control {
+    /// Opens what `config` asks for. To be called before the gateway starts, so that one that cannot be controlled does not.
+    ///
+    /// # Errors
+    ///
+    /// In one line that says what to do.
+    pub fn open(config: &ServerConfig) -> Result<Self, ControlError> {
+        Ok(Control {
+            signals: signals()?,
+            hangups: hangups()?,
+            socket: ControlSocket::listen(&config.control.socket)?,
+            watch: watch(config)?,
+            level: config.log.clone(),
+        })
+    }
+
+    /// Has `gateway` do what is asked for until somebody wants it to stop or a core has ended; then stops it. `load` reads the
+    /// configuration again.
+    ///
+    /// # Errors
+    ///
+    /// If a core had failed.
+    pub fn run<L>(self, gateway: Gateway, log: Log, load: L) -> Result<(), GatewayError>
+    where
+        L: Fn() -> Result<ServerConfig, ConfigError>,
+    {
+        let Control { signals, hangups, socket, watch, level } = self;
+        let mut running = Running { gateway, log, level, load, watch };
+        loop {
+            let changes = running.watch.as_ref().map_or_else(never, |watch| watch.changes().clone());
+            select! {
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Report) => println!("{}", running.gateway.status().to_json()),
+                    // Where nobody can send signals any more, nobody could stop the gateway.
+                    Ok(Signal::Stop) | Err(_) => break,
+                },
+                recv(hangups) -> _ => drop(running.reload("SIGHUP")),
+                recv(changes) -> change => running.users_changed(change.is_ok()),
+                recv(socket.requests()) -> asked => if let Ok(asked) = asked {
+                    // Whoever asked may be gone.
+                    let _ = asked.answer.send(running.carry_out(&asked.request));
+                },
+                recv(running.gateway.ended()) -> _ => break,
+            }
+        }
+        // Nobody shall wait for an answer of a gateway that is about to go.
+        drop(socket);
+        let gateway = running.gateway;
+        for line in gateway.status().to_string().lines() {
+            info!("{line}");
+        }
+        info!("stopping: every client is told");
+        gateway.stop()
+    }
+}
+
+/// A running gateway, and what else may change with its configuration.
+struct Running<L> {
+    gateway: Gateway,
+    log: Log,
+    /// The log's, as configured.
+    level: LogFilter,
+    watch: Option<Watch>,
+    load: L,
+}
+
+impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
+    fn carry_out(&mut self, request: &Request) -> Answer {
+        match request {
+            Request::Reload => self.reload("order"),
+            Request::Kick { user } => self.kick(user),
+        }
+    }
+
+    fn users_changed(&mut self, is_watched: bool) {
+        if is_watched {
+            self.reload("a change of the users file");
+        } else {
+            // The folder is gone. The next reload watches again where there is one.
+            self.watch = None;
+        }
+    }
+
+    fn kick(&mut self, user: &str) -> Answer {
+        match self.gateway.kick(user) {
+            Ok(kicked) => {
+                info!("{kicked}, by order");
+                Answer {
+                    done: true,
+                    lines: vec![kicked.to_string()],
+                    closed_connections: Some(kicked.closed_connections),
+                    took_ms: Some(kicked.took.as_secs_f64() * 1e3),
+                    ..Answer::default()
+                }
+            }
+            Err(error) => {
+                warn!("an order to kick was not carried out: {error}");
+                Answer::refused(vec![error.to_string()])
+            }
+        }
+    }
+
+    /// Reads the configuration again and puts it in force, on some `occasion`.
+    fn reload(&mut self, occasion: &str) -> Answer {
+        match self.try_reload() {
+            Ok(answer) => {
+                answer.lines.iter().for_each(|line| info!("reloaded on {occasion}: {line}"));
+                answer
+            }
+            Err(reasons) => {
+                reasons.iter().for_each(|reason| error!("not reloaded on {occasion}: {reason}"));
+                Answer::refused(reasons)
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<Answer, Vec<String>> {
+        let next = (self.load)().map_err(|error| reasons(&error))?;
+        let is_watched = watched_file(&next) == self.watch.as_ref().map(Watch::path);
+        let watch = if is_watched { None } else { Some(watch(&next).map_err(|error| vec![error.to_string()])?) };
+        let level = next.log.clone();
+        let result = self.gateway.reload(next);
+        if let Err(ReloadError::Refused(reasons)) = result {
+            return Err(reasons);
+        }
+        // Even where a shard has not said so yet, the configuration is in force from here on.
+        if let Some(watch) = watch {
+            self.watch = watch;
+        }
+        let is_same_level = std::mem::replace(&mut self.level, level) == self.level;
+        let is_governed = !self.log.set(&self.level);
+        let reloaded = result.map_err(|error| vec![error.to_string()])?;
+        let mut lines = vec![reloaded.to_string()];
+        if is_governed && !is_same_level {
+            lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
+        }
+        Ok(Answer {
+            done: true,
+            lines,
+            epoch: Some(reloaded.epoch),
+            closed_connections: Some(reloaded.closed_connections),
+            took_ms: Some(reloaded.took.as_secs_f64() * 1e3),
+        })
+    }
+}
+
+/// Every problem of a configuration, as `tollgate check` prints them.
+fn reasons(error: &ConfigError) -> Vec<String> {
+    let mut reasons: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
+    if error.omitted() > 0 {
+        reasons.push(format!("and {} more problems", error.omitted()));
+    }
+    reasons
+}
+
+/// The file whose change is to be noticed.
+fn watched_file(config: &ServerConfig) -> Option<&Path> {
+    config.control.watch_users_file.then_some(&config.users_file)
+}
+
+fn watch(config: &ServerConfig) -> Result<Option<Watch>, WatchError> {
+    let watch = watched_file(config)
+        .map(|path| Watch::start(path).map_err(|source| WatchError { path: path.to_owned(), source }));
+    watch.transpose()
+}

@@ -1,0 +1,195 @@
+//! What an operator and a running gateway say to each other: one JSON object a line each way, an [`Answer`] to each [`Request`], in order.
+//!
+//! Keys that a side does not know are ignored, and keys may be left out where a default is named, so that either side may be the newer one.
+//!
+//! This module never waits longer than it is told to.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request, in bytes, the end of the line not counted.
+pub const REQUEST_BYTES_MAX: usize = 4096;
+
+/// Longest answer, in bytes, the end of the line not counted. All problems of a configuration that is broken everywhere fit in.
+pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes read at a time.
+const CHUNK_BYTES: usize = 1024;
+
+/// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"kick","user":"alice"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Request {
+    /// Read the configuration again and put it in force.
+    Reload,
+    /// Close a user's connections.
+    Kick {
+        /// The user's name.
+        user: String,
+    },
+}
+
+/// What came of it. On the line: `{"done":true,"lines":["..."],"epoch":3,"closed_connections":2,"took_ms":1.5}`, or
+/// `{"done":false,"lines":["..."]}` with every reason why not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether the order was carried out, on every shard.
+    pub done: bool,
+    /// For people: what was done, or each reason why not.
+    #[serde(default)]
+    pub lines: Vec<String>,
+    /// The number of the epoch in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Connections that were closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_connections: Option<u64>,
+    /// From the order to its acknowledgement by the last shard, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<f64>,
+}
+
+impl Answer {
+    /// A refusal.
+    pub fn refused(reasons: Vec<String>) -> Self {
+        Answer { lines: reasons, ..Answer::default() }
+    }
+}
+
+/// `message` as it goes on the line.
+///
+/// # Panics
+///
+/// Never: requests and answers can always be written.
+pub fn encode(message: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(message).expect("strings and numbers can always be written");
+    line.push(b'\n');
+    line
+}
+
+/// Why there is no line.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// It is too long.
+    #[error("a line may have at most {0} bytes")]
+    TooLong(usize),
+    /// It has not come in time.
+    #[error("no whole line has come within {0:?}")]
+    Late(Duration),
+    /// The connection has failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The lines of a connection.
+#[derive(Debug)]
+pub struct Lines<'a> {
+    stream: &'a UnixStream,
+    /// What has come and was not asked for yet; never much more than a line.
+    read: Vec<u8>,
+    line_bytes_max: usize,
+}
+
+impl<'a> Lines<'a> {
+    /// Lines of `stream` of at most `line_bytes_max`.
+    pub fn new(stream: &'a UnixStream, line_bytes_max: usize) -> Self {
+        Lines { stream, read: Vec::new(), line_bytes_max }
+    }
+
+    /// The next line, without its end; the last one need not have one. `None` when the other side has said all.
+    ///
+    /// # Errors
+    ///
+    /// If it is too long, has not come whole within `patience`, or the connection fails.
+    pub fn next(&mut self, patience: Duration) -> Result<Option<Vec<u8>>, LineError> {
+        let deadline = Instant::now() + patience;
+        let mut searched = 0;
+        loop {
+            let end = self.read[searched..].iter().position(|byte| *byte == b'\n').map(|found| searched + found);
+            if end.unwrap_or(self.read.len()) > self.line_bytes_max {
+                return Err(LineError::TooLong(self.line_bytes_max));
+            }
+            if let Some(end) = end {
+                let rest = self.read.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.read, rest);
+                line.truncate(end);
+                return Ok(Some(line));
+            }
+            searched = self.read.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LineError::Late(patience));
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let mut chunk = [0; CHUNK_BYTES];
+            let mut stream = self.stream;
+            match stream.read(&mut chunk) {
+                Ok(0) => return Ok(Some(std::mem::take(&mut self.read)).filter(|line| !line.is_empty())),
+                Ok(bytes) => self.read.extend_from_slice(&chunk[..bytes]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn both_sides_ignore_what_they_do_not_know() {
+        let request: Request = serde_json::from_str(r#"{"order":"kick","user":"alice","politely":true}"#).unwrap();
+        assert_eq!(request, Request::Kick { user: "alice".into() });
+        let answer: Answer = serde_json::from_str(r#"{"done":true,"mood":"good"}"#).unwrap();
+        assert_eq!(answer, Answer { done: true, ..Answer::default() });
+        let unknown = serde_json::from_str::<Request>(r#"{"order":"drain"}"#).unwrap_err().to_string();
+        assert!(unknown.contains("drain") && unknown.contains("reload"), "{unknown}");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let answer = Answer { done: true, lines: vec!["a\nb".into()], epoch: Some(3), ..Answer::default() };
+        let line = encode(&answer);
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(serde_json::from_slice::<Answer>(&line).unwrap(), answer);
+        let request = Request::Kick { user: "Zoë \"z\"".into() };
+        assert_eq!(serde_json::from_slice::<Request>(&encode(&request)).unwrap(), request);
+    }
+
+    #[test]
+    fn lines_come_whole_however_they_were_cut() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(b"one\ntwo").unwrap();
+        let mut lines = Lines::new(&here, 10);
+        assert_eq!(lines.next(LONG).unwrap().as_deref(), Some(&b"one"[..]));
+        assert!(matches!(lines.next(Duration::from_millis(1)), Err(LineError::Late(_))));
+        there.write_all(b"\n\nlast").unwrap();
+        drop(there);
+        for expected in [&b"two"[..], b"", b"last"] {
+            assert_eq!(lines.next(LONG).unwrap().as_deref(), Some(expected));
+        }
+        assert!(lines.next(LONG).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_not_gathered() {
+        for bytes in [11, 100_000] {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let writer = std::thread::spawn(move || there.write_all(&vec![b'x'; bytes]));
+            let mut lines = Lines::new(&here, 10);
+            assert!(matches!(lines.next(LONG), Err(LineError::TooLong(10))));
+            assert!(lines.read.len() <= 10 + CHUNK_BYTES);
+            drop(here);
+            // The rest of it may have found the connection closed.
+            let _ = writer.join().unwrap();
+        }
+    }
+}

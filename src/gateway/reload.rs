@@ -1,0 +1,243 @@
+//! Changes while the gateway runs: another configuration for all shards at once, and connections closed by order.
+//!
+//! Whatever can fail is done before a shard hears of a change: a configuration that is refused has changed nothing. A change is
+//! acknowledged when every shard has carried it out and nothing that it forbids is under way any more.
+//!
+//! This module reads no configuration file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use rustls::pki_types::CertificateDer;
+use tollgate_config::{ServerConfig, UserChanges};
+use tollgate_shards::{Directory, Epoch, Ticket};
+
+use super::core::{Carried, Order};
+use super::{Gateway, chain};
+use crate::tls;
+
+/// How long all shards together may take to carry an order out.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// From which likeness on a user's name is suggested for another.
+const LIKENESS_MIN: f64 = 0.8;
+
+/// Another configuration is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The number of the epoch that it is.
+    pub epoch: u64,
+    /// On how many shards.
+    pub shards: usize,
+    /// What is different now, for people.
+    pub changes: Vec<String>,
+    /// Connections that were closed because their users are gone or may not have them any more.
+    pub closed_connections: u64,
+    /// From the order to its acknowledgement by the last shard.
+    pub took: Duration,
+}
+
+impl fmt::Display for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Reloaded { epoch, shards, changes, closed_connections, took } = self;
+        let changes = if changes.is_empty() { "nothing has changed".to_owned() } else { changes.join("; ") };
+        let (shards, closed) = (counted(*shards as u64, "shard"), counted(*closed_connections, "connection"));
+        write!(f, "{changes}; {closed} closed; epoch {epoch} is in force on {shards} after {took:.1?}")
+    }
+}
+
+/// Why another configuration is not in force, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Every reason against it, in a line each. Nothing has changed.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
+    /// The shards have the order, but not all have said that they carried it out.
+    #[error("epoch {epoch} was ordered, but {unanswered}")]
+    Unanswered {
+        /// The number of the epoch.
+        epoch: u64,
+        /// Who is silent.
+        unanswered: Unanswered,
+    },
+}
+
+/// Shards that have not carried an order out in time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("shard {} did not say within {ORDER_TIMEOUT:?} that the order is carried out", list(.shards))]
+pub struct Unanswered {
+    /// Which, in order.
+    pub shards: BTreeSet<u16>,
+}
+
+/// A user's connections were closed. They may log in again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kicked {
+    /// Whose.
+    pub user: String,
+    /// How many.
+    pub closed_connections: u64,
+    /// From the order to its acknowledgement by the last shard.
+    pub took: Duration,
+}
+
+impl fmt::Display for Kicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let closed = counted(self.closed_connections, "connection");
+        write!(f, "{closed} of user '{}' closed after {:.1?}", self.user, self.took)
+    }
+}
+
+/// Why nobody was thrown out, or not for certain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KickError {
+    /// There is no such user.
+    #[error("no user is named {name:?}{}", .near.as_ref().map(|near| format!(": did you mean {near:?}?")).unwrap_or_default())]
+    Unknown {
+        /// Who was asked for.
+        name: String,
+        /// Who may have been meant.
+        near: Option<String>,
+    },
+    /// Not all shards have said that they carried it out.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+}
+
+impl Gateway {
+    /// Puts `next` in force on every shard, as one epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`ReloadError::Refused`] if it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
+    pub fn reload(&mut self, next: ServerConfig) -> Result<Reloaded, ReloadError> {
+        let restart = self.config.restart_needed(&next);
+        let mut reasons: Vec<String> =
+            restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
+        let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
+        let users = next.users.directory.users().map(|(_, user)| user.clone()).collect();
+        let directory = self.epoch.directory.succeed(users);
+        let (tls, certificates, directory) = match (tls, directory) {
+            (Ok((tls, certificates)), Ok(directory)) if reasons.is_empty() => (tls, certificates, directory),
+            (tls, directory) => {
+                reasons.extend(tls.err().map(|error| error.to_string()));
+                reasons.extend(directory.err().map(|error| error.to_string()));
+                return Err(ReloadError::Refused(reasons));
+            }
+        };
+
+        let changes = self.changes(&next, &certificates);
+        let number = self.epoch.number + 1;
+        let directory = Arc::new(directory);
+        self.epoch = Arc::new(Epoch { number, directory, isolate_clients: next.isolate_clients, tls });
+        (self.config, self.certificates) = (next, certificates);
+        let start = Instant::now();
+        let epoch = self.epoch.clone();
+        let closed_connections = self
+            .order(|ticket, done| Order::Apply { ticket, epoch: epoch.clone(), done })
+            .map_err(|unanswered| ReloadError::Unanswered { epoch: number, unanswered })?;
+        let took = start.elapsed();
+        Ok(Reloaded { epoch: number, shards: self.cores.len(), changes, closed_connections, took })
+    }
+
+    /// Closes every connection of the user `name`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such user.
+    pub fn kick(&mut self, name: &str) -> Result<Kicked, KickError> {
+        let Some(user) = self.epoch.directory.find_name(name) else {
+            return Err(KickError::Unknown { name: name.to_owned(), near: nearest(name, &self.epoch.directory) });
+        };
+        let start = Instant::now();
+        let closed_connections = self.order(|ticket, done| Order::Kick { ticket, user, done })?;
+        Ok(Kicked { user: name.to_owned(), closed_connections, took: start.elapsed() })
+    }
+
+    /// In what `next`, with the certificates that it names, is different from what is in force.
+    fn changes(&self, next: &ServerConfig, certificates: &[CertificateDer<'_>]) -> Vec<String> {
+        let users = Some(self.config.user_changes(next)).filter(|users| *users != UserChanges::default());
+        let keys = self.config.live_changes(next);
+        let mut changes: Vec<String> = users.iter().map(ToString::to_string).collect();
+        changes.extend(keys.iter().map(ToString::to_string));
+        if certificates != self.certificates {
+            changes.push("the gateway's certificate replaced".to_owned());
+        }
+        changes
+    }
+
+    /// Gives every core what `order` makes and waits until all have carried it out. Returns how many connections were closed for it.
+    fn order(&mut self, order: impl Fn(Ticket, Sender<Carried>) -> Order) -> Result<u64, Unanswered> {
+        self.ticket.0 += 1;
+        let (done, carried) = bounded(self.cores.len());
+        for core in &self.cores {
+            // A core that has ended does not answer either.
+            let _ = core.orders.send(order(self.ticket, done.clone()));
+            core.bell.ring();
+        }
+        drop(done);
+        let deadline = Instant::now() + ORDER_TIMEOUT;
+        let mut shards: BTreeSet<u16> = (0..self.cores.len() as u16).collect();
+        let mut closed = 0;
+        while !shards.is_empty() {
+            let Ok(Carried { shard, closed_connections }) = carried.recv_deadline(deadline) else {
+                return Err(Unanswered { shards });
+            };
+            shards.remove(&shard);
+            closed += closed_connections;
+        }
+        Ok(closed)
+    }
+}
+
+/// The user whose name is most like `name`, if any is like enough.
+fn nearest(name: &str, directory: &Directory) -> Option<String> {
+    let name = name.to_lowercase();
+    directory
+        .users()
+        .map(|(_, user)| (strsim::jaro_winkler(&name, &user.name.to_lowercase()), &user.name))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, near)| near.clone())
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn list(shards: &BTreeSet<u16>) -> String {
+    shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_shards::directory::User;
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_like_a_users_finds_it() {
+        let users = ["alice", "bob", "Carol"].map(|name| User { name: name.to_owned(), ..User::default() });
+        let directory = Directory::new(users.to_vec()).unwrap();
+        for (name, expected) in [("alcie", Some("alice")), ("carol", Some("Carol")), ("zed", None), ("", None)] {
+            assert_eq!(nearest(name, &directory).as_deref(), expected, "{name}");
+        }
+        let error = KickError::Unknown { name: "bbo".to_owned(), near: Some("bob".to_owned()) };
+        assert_eq!(error.to_string(), "no user is named \"bbo\": did you mean \"bob\"?");
+    }
+
+    #[test]
+    fn results_are_sentences() {
+        let took = Duration::from_micros(1500);
+        let reloaded = Reloaded { epoch: 3, shards: 1, changes: Vec::new(), closed_connections: 0, took };
+        let expected = "nothing has changed; 0 connections closed; epoch 3 is in force on 1 shard after 1.5ms";
+        assert_eq!(reloaded.to_string(), expected);
+        let kicked = Kicked { user: "bob".to_owned(), closed_connections: 1, took };
+        assert_eq!(kicked.to_string(), "1 connection of user 'bob' closed after 1.5ms");
+        let unanswered = Unanswered { shards: [0, 2].into() };
+        assert_eq!(unanswered.to_string(), "shard 0, 2 did not say within 2s that the order is carried out");
+    }
+}
