@@ -26,6 +26,7 @@ pub mod results;
 pub mod scale;
 pub mod scenario;
 pub mod scratch;
+pub mod shaping;
 pub mod soak;
 pub mod storm;
 pub mod units;

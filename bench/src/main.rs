@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tollgate_bench::load::options as load;
-use tollgate_bench::{engine, far_end, floor, gateway, identities, idle, latency, report, scale, soak, storm};
+use tollgate_bench::{engine, far_end, floor, gateway, identities, idle, latency, report, scale, shaping, soak, storm};
 
 /// Measures Tollgate, side by side with its peers.
 #[derive(Debug, Parser)]
@@ -55,6 +55,12 @@ enum Command {
     ///
     /// Each is counted from when its request was due, not from when it was sent.
     Latency(latency::Options),
+    /// Measure how usable the tunnel of a limited user stays while bulk TCP fills it.
+    ///
+    /// A user with a bandwidth limit moves bulk TCP of the kernel through the tunnel, down and up, without ECN and with it, and pings through the
+    /// same tunnel. The gateways run in turn (A B A B ...), each in fresh network namespaces, with the same client, quincy-client. Pings count from
+    /// when bulk has used up the user's burst. Needs no root where user namespaces are allowed, but /dev/net/tun. Nothing is left behind.
+    Shaping(shaping::Options),
     /// Let connections come and go for hours: memory, descriptors, addresses and sessions must stay as they are.
     ///
     /// With --json the file is written anew every minute, so that an interrupted soak keeps its figures.
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
         Command::Storm(options) => storm::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Latency(options) => latency::run(&options),
+        Command::Shaping(options) => shaping::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::FarEnd(options) => far_end::run(&options),
         Command::Identities(options) => identities::run(&options),

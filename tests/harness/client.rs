@@ -1,6 +1,7 @@
 //! quincy-client, the real program, in a namespace.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 
 use ipnet::IpNet;
@@ -51,6 +52,11 @@ impl Client {
     /// Starts it in `namespace`.
     pub fn start(peers: &Peers, deployment: &Deployment, namespace: &Namespace, login: Login<'_>) -> Self {
         let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+        Self::start_with(peers, deployment, namespace, &config)
+    }
+
+    /// Starts it in `namespace` with the configuration file `config`.
+    pub fn start_with(peers: &Peers, deployment: &Deployment, namespace: &Namespace, config: &Path) -> Self {
         let mut command = Command::new(peers.client());
         command.arg("--config-path").arg(config).env("NO_COLOR", "1").current_dir(deployment.folder());
         Client { process: namespace.spawn(command).expect("quincy-client starts") }

@@ -3,6 +3,7 @@
 //! This module judges nothing; what holds is the tests' business.
 
 pub mod client;
+pub mod control;
 pub mod deployment;
 pub mod gateway;
 pub mod peers;

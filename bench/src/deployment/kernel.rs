@@ -123,7 +123,7 @@ impl Table {
 }
 
 /// The counters `names` of `protocol` in a table like /proc/net/snmp: a line of names, then a line of numbers.
-fn counters(table: &str, protocol: &str, names: &[&str]) -> Result<Vec<(String, u64)>> {
+pub(crate) fn counters(table: &str, protocol: &str, names: &[&str]) -> Result<Vec<(String, u64)>> {
     let mut lines =
         table.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": ")).map(str::split_whitespace);
     let (heading, values) = (lines.next().into_iter().flatten(), lines.next().into_iter().flatten());
@@ -138,7 +138,7 @@ fn counters(table: &str, protocol: &str, names: &[&str]) -> Result<Vec<(String, 
 
 /// Drops in sending of each interface in a table like /proc/net/dev: a name, 8 numbers of receiving, 8 of sending, the fourth of which is
 /// of drops.
-fn queues(table: &str) -> BTreeMap<String, u64> {
+pub(crate) fn queues(table: &str) -> BTreeMap<String, u64> {
     let line = |line: &str| {
         let (name, numbers) = line.split_once(':')?;
         Some((name.trim().to_owned(), numbers.split_whitespace().nth(11)?.parse().ok()?))

@@ -16,6 +16,7 @@ mod network;
 pub use files::{FilesPlan, GatewayFiles};
 pub use gateway::{Contender, Gateway, GatewaySample, Kind};
 pub use kernel::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place};
+pub(crate) use kernel::{counters, queues};
 pub use network::{CLIENTS_V4, GATEWAY_TUN, Network, TUNNEL_ADDRESSES};
 
 use std::net::{IpAddr, SocketAddr};

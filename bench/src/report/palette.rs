@@ -123,6 +123,7 @@ fn gateways(finding: &Finding) -> Vec<&str> {
         Finding::Storm(storm) => storm.gateways.iter().map(|figures| figures.name.as_str()).collect(),
         Finding::Idle(idle) => idle.gateways.iter().map(|figures| figures.name.as_str()).collect(),
         Finding::Latency(latency) => latency.points.iter().map(|point| point.gateway.as_str()).collect(),
+        Finding::Shaping(shaping) => shaping.points.iter().map(|point| point.gateway.as_str()).collect(),
         Finding::Floor(_) | Finding::Engine(_) => Vec::new(),
     }
 }

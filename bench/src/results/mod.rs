@@ -3,6 +3,7 @@
 //! This module measures, prints and judges nothing. Every time is in the unit that its name ends with; shares are 0 to 1.
 
 mod load;
+mod shaping;
 mod spread;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ pub use load::{
     Churn, Direction, FlowFigures, GroupResult, Latencies, Ledger, LimitedBy, LoadResult, Ramp, Sample, ShardFigures,
     Usage,
 };
+pub use shaping::{ShapingPoint, ShapingResult, ShapingRun};
 pub use spread::{Compared, Spread, slope};
 
 /// A result with everything about where it came from. What a JSON file holds, and what `report` reads.
@@ -66,6 +68,8 @@ pub enum Finding {
     Idle(IdleResult),
     /// `latency`.
     Latency(LatencyResult),
+    /// `shaping`.
+    Shaping(ShapingResult),
     /// `soak`.
     Soak(SoakResult),
     /// `engine`.

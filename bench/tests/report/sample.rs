@@ -4,10 +4,10 @@ use std::f64::consts::TAU;
 
 use tollgate_bench::machine::Machine;
 use tollgate_bench::results::{
-    Churn, Compared, EngineFigure, EngineResult, FORMAT, Finding, Floor, FlowFigures, GatewayResult, GroupResult,
-    IdleFigures, IdleResult, Latencies, LatencyPoint, LatencyResult, Ledger, LimitedBy, LoadResult, Pair, Provenance,
-    Ramp, Record, Sample, ScalePoint, ScaleResult, ShardFigures, SoakResult, Spread, Stage, StormFigures, StormResult,
-    Transfer, Usage, Work, WorkSummary,
+    Churn, Compared, Direction, EngineFigure, EngineResult, FORMAT, Finding, Floor, FlowFigures, GatewayResult,
+    GroupResult, IdleFigures, IdleResult, Latencies, LatencyPoint, LatencyResult, Ledger, LimitedBy, LoadResult, Pair,
+    Provenance, Ramp, Record, Sample, ScalePoint, ScaleResult, ShapingPoint, ShapingResult, ShapingRun, ShardFigures,
+    SoakResult, Spread, Stage, StormFigures, StormResult, Transfer, Usage, Work, WorkSummary,
 };
 
 /// A result of every benchmark, of three peers.
@@ -15,7 +15,18 @@ pub fn all() -> Vec<Record> {
     let mut records: Vec<Record> = [("quincy-server", 1.9), ("wireguard-go", 1.55), ("boringtun-cli", 1.24)]
         .map(|(peer, times)| gateway(peer, times))
         .into();
-    records.extend([floor_record(), scale(), latency(), storm(), idle(), load(), failed_load(), soak(), engine()]);
+    records.extend([
+        floor_record(),
+        scale(),
+        latency(),
+        shaping(),
+        storm(),
+        idle(),
+        load(),
+        failed_load(),
+        soak(),
+        engine(),
+    ]);
     records
 }
 
@@ -187,6 +198,40 @@ fn latency() -> Record {
         Finding::Latency(LatencyResult { points: points.collect() }),
         "tollgate-bench latency --peer quincy --json latency.json",
     )
+}
+
+fn shaping() -> Record {
+    let run = |p99_ns, counts: bool| ShapingRun {
+        p99_ns,
+        pings: 1_000,
+        lost_pings: 2,
+        bulk_bits_per_second: 1.87e7,
+        inner_bits_per_second: counts.then_some(1.998e7),
+        ce_marks: 311,
+        resent_segments: 7,
+        gateway_drops: counts.then(|| [("over_limit".to_owned(), 5)].into()),
+        tun_queue_drops: 3,
+        corrupt_at_byte: None,
+    };
+    let point = |gateway: &str, direction, ecn, p50_ns, counts| ShapingPoint {
+        gateway: gateway.to_owned(),
+        direction,
+        ecn,
+        round_trip: round_trips(p50_ns, 0.7, 2_000),
+        runs: vec![run((p50_ns * 3.0) as u64, counts), run((p50_ns * 3.3) as u64, counts)],
+    };
+    let points = [(Direction::Down, false), (Direction::Up, true)].map(|(direction, ecn)| {
+        [point("tollgate", direction, ecn, 3.1e6, true), point("quincy-server", direction, ecn, 9.1e8, false)]
+    });
+    let result = ShapingResult {
+        limit_bits_per_second: 2e7,
+        congestion_control: "reno".to_owned(),
+        ping_interval_seconds: 0.01,
+        seconds: 10,
+        client: "quincy-client 3.1.1".to_owned(),
+        points: points.concat(),
+    };
+    record(Finding::Shaping(result), "tollgate-bench shaping --peer quincy --json shaping.json")
 }
 
 fn storm() -> Record {

@@ -8,6 +8,7 @@ mod latency;
 mod load;
 mod over_time;
 mod scale;
+mod shaping;
 mod soak;
 mod storm;
 
@@ -142,6 +143,7 @@ pub fn sections(records: &[Record], origins: &Origins<'_>) -> Vec<Section> {
         "gateway", Gateway, gateway::body;
         "scale", Scale, scale::body;
         "latency", Latency, latency::body;
+        "shaping", Shaping, shaping::body;
         "storm", Storm, storm::body;
         "idle", Idle, idle::body;
         "load", Load, load::body;

@@ -1,0 +1,39 @@
+//! What an operator asks of a running gateway, with the real program's commands.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::deployment::Deployment;
+
+/// What came of a command.
+#[derive(Debug)]
+pub struct Answer {
+    /// Whether the gateway has carried the order out.
+    pub done: bool,
+    /// What the command printed.
+    pub said: String,
+    /// How long the command took.
+    pub took: Duration,
+    /// When it had ended: the order was acknowledged before.
+    pub at: Instant,
+}
+
+/// Has the gateway of `deployment` read its configuration again.
+pub fn reload(deployment: &Deployment) -> Answer {
+    ask(deployment, &["reload"])
+}
+
+/// Has the gateway of `deployment` close all connections of `user`.
+pub fn kick(deployment: &Deployment, user: &str) -> Answer {
+    ask(deployment, &["kick", user])
+}
+
+fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(arguments).arg("--config").arg(deployment.path("server.toml")).env("NO_COLOR", "1");
+    let start = Instant::now();
+    let output = command.output().expect("the program starts");
+    let at = Instant::now();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    Answer { done: output.status.success(), said, took: at - start, at }
+}

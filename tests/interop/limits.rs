@@ -1,0 +1,147 @@
+//! A user's bandwidth limit holds over all its connections and both directions, and is nobody else's.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
+use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
+
+use crate::harness::client::{Attached, Login};
+use crate::harness::deployment::{Deployment, Plan};
+use crate::harness::gateway::Gateway;
+use crate::harness::peers::Peers;
+use crate::harness::status::Status;
+use crate::harness::traffic::{bulk_server, wait_for_ping};
+use crate::harness::turn;
+use crate::placement::connect_at;
+
+/// The limit of alice.
+const BYTES_PER_S: f64 = 80e6 / 8.0;
+/// What may be saved up: a second of the rate.
+const BURST_BYTES: f64 = BYTES_PER_S;
+/// How long it takes until the burst is used up and TCP has found its rate.
+const SETTLE: Duration = Duration::from_secs(4);
+/// Over which time the rate must be exact.
+const STEADY: Duration = Duration::from_secs(10);
+/// For how long the other user moves data beside.
+const BESIDE: Duration = Duration::from_secs(3);
+/// The time from one look at the counters to the next.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How many times alice's limit the other user is to get at least.
+const OTHERS_MULTIPLE_MIN: f64 = 4.0;
+
+#[test]
+fn two_connections_of_a_user_share_its_limit_and_leave_the_other_user_alone() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    let topology = Topology::build(&TopologyPlan { clients: 3, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    deployment.edit_user("alice", "bandwidth_limit = \"80 mbps\"");
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let [first, second, beside] = [0, 1, 2].map(|index| &topology.clients[index].namespace);
+    let _bob = Attached::start(&peers, &deployment, beside, &gateway, Login::of("bob"));
+    // One on each shard: neither sees what the other's packets cost.
+    let _alice = [(first, 0), (second, 1)]
+        .map(|(inside, owner)| connect_at(&peers, &deployment, inside, &gateway, "alice", owner));
+    [first, second, beside].into_iter().for_each(|inside| wait_for_ping(inside, SERVER_V4));
+    for namespace in [first, second, &topology.network] {
+        use_reno(namespace);
+    }
+
+    let server = bulk_server(&topology.network, SERVER_V4);
+    let done = AtomicBool::new(false);
+    let (looks, others) = thread::scope(|scope| {
+        for inside in [first, second] {
+            for direction in [Direction::Upload, Direction::Download] {
+                let (server, done) = (server.address(), &done);
+                scope.spawn(move || keep_busy(inside, server, direction, done));
+            }
+        }
+        let looks = look(&gateway, SETTLE + STEADY);
+        // Only now: the counters are of both users together.
+        let others = [Direction::Upload, Direction::Download].map(|direction| {
+            let plan = BulkPlan { duration: Some(BESIDE / 2), ..BulkPlan::new(server.address(), direction, u64::MAX) };
+            beside.run(|| transfer(&plan, |_| {})).expect("a bulk transfer")
+        });
+        done.store(true, Ordering::Relaxed);
+        (looks, others)
+    });
+
+    println!(
+        "steady: {:.4} of the limit; most beyond the rate: {:.0} bytes",
+        steady_share(&looks),
+        most_beyond(&looks)
+    );
+    for others in others {
+        println!("the other user: {:.0} Mb/s", others.bits_per_second() / 1e6);
+    }
+    println!("drops: {}", gateway.status().drops_since(&looks[0].status));
+    let share = steady_share(&looks);
+    assert!((0.97..=1.01).contains(&share), "over {STEADY:?} it got {share:.4} of the limit");
+    let beyond = most_beyond(&looks);
+    assert!(beyond <= BURST_BYTES, "at some time {beyond:.0} bytes beyond the rate, of {BURST_BYTES} allowed");
+    for others in others {
+        let multiple = others.bits_per_second() / 8.0 / BYTES_PER_S;
+        assert!(
+            others.is_intact() && multiple >= OTHERS_MULTIPLE_MIN,
+            "the other user got {multiple:.1} times alice's limit"
+        );
+    }
+    gateway.assert_sound();
+}
+
+/// What had passed the gateway by a moment.
+struct Look {
+    /// When it was asked.
+    asked: Instant,
+    /// When it had answered.
+    answered: Instant,
+    /// Bytes of inner packets, both directions together.
+    bytes: f64,
+    status: Status,
+}
+
+/// Looks again and again for `time`.
+fn look(gateway: &Gateway, time: Duration) -> Vec<Look> {
+    let end = Instant::now() + time;
+    let mut looks: Vec<Look> = Vec::new();
+    while looks.last().is_none_or(|last| last.answered < end) {
+        let asked = Instant::now();
+        let status = gateway.status();
+        let bytes = (status.sum("/counters/up_bytes") + status.sum("/counters/down_bytes")) as f64;
+        looks.push(Look { asked, answered: Instant::now(), bytes, status });
+        thread::sleep(LOOK_INTERVAL);
+    }
+    looks
+}
+
+/// The share of the limit that was used over the last of the looks, as long as [`STEADY`].
+fn steady_share(looks: &[Look]) -> f64 {
+    let last = &looks[looks.len() - 1];
+    let first = looks.iter().rfind(|look| last.asked - look.asked >= STEADY).expect("looks over a longer time");
+    (last.bytes - first.bytes) / (last.asked - first.asked).as_secs_f64() / BYTES_PER_S
+}
+
+/// The most bytes beyond what the rate allows that passed between any two looks, whatever the time between.
+fn most_beyond(looks: &[Look]) -> f64 {
+    let pairs = looks.iter().enumerate().flat_map(|(index, from)| looks[index..].iter().map(move |to| (from, to)));
+    pairs
+        .map(|(from, to)| to.bytes - from.bytes - (to.answered - from.asked).as_secs_f64() * BYTES_PER_S)
+        .fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Moves data until it is to stop.
+fn keep_busy(inside: &Namespace, server: SocketAddr, direction: Direction, done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        let plan = BulkPlan { duration: Some(Duration::from_secs(2)), ..BulkPlan::new(server, direction, u64::MAX) };
+        let report = inside.run(|| transfer(&plan, |_| {})).expect("a bulk transfer");
+        assert!(report.is_intact(), "{report:?}");
+    }
+}
+
+/// TCP that takes what it can get, whatever the machine's default: BBR stays below.
+fn use_reno(namespace: &Namespace) {
+    namespace.sysctl("net/ipv4/tcp_congestion_control", "reno").expect("every namespace may");
+}
