@@ -1,6 +1,7 @@
 //! Shards and clients of the real engine in one thread, under virtual time.
 
 mod balance;
+mod limits;
 mod world;
 
 use std::net::IpAddr;

@@ -11,7 +11,7 @@ use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tollgate_shards::client::ClientParams;
 use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::directory::{AddressRange, Fingerprint, Limit, Rate, User};
+use tollgate_shards::directory::{AddressRange, BURST_BYTES_MIN, Fingerprint, Limit, Rate, User};
 use tollgate_shards::home::home_of;
 use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
@@ -70,6 +70,8 @@ impl Identity {
 #[derive(Default, Clone)]
 pub struct UserSpec {
     pub limit_bits_per_s: Option<u64>,
+    /// Time in which the burst comes back; a second by default.
+    pub burst: Option<Duration>,
     pub pool: Option<(&'static str, &'static str)>,
     /// The shard that must be the user's home.
     pub home: Option<u16>,
@@ -104,7 +106,10 @@ impl World {
             let mut user = User {
                 name: format!("user{index}"),
                 certificates: vec![Fingerprint::of(&identity.certificate)],
-                limit: spec.limit_bits_per_s.and_then(Rate::from_bits_per_s).map(Limit::new),
+                limit: spec
+                    .limit_bits_per_s
+                    .and_then(Rate::from_bits_per_s)
+                    .map(|rate| Limit::with_burst(rate, spec.burst.unwrap_or(Duration::from_secs(1)), BURST_BYTES_MIN)),
                 pool: spec
                     .pool
                     .iter()

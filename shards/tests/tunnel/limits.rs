@@ -1,0 +1,161 @@
+//! One limit for all connections of a user, on all shards and both ways together: never more than it, and no less.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tollgate_shards::{Counters, DropReason};
+
+use crate::SERVER;
+use crate::world::{Setup, UserSpec, World, udp4};
+
+/// A user's connections, more of them than the limit lets through, and another user beside.
+struct Offer {
+    bits_per_s: u64,
+    burst: Option<Duration>,
+    shards: u16,
+    connections: u16,
+    /// The inner packets' length, in bytes, headers included.
+    packet_bytes: usize,
+    /// Packets of each connection each way in a round.
+    packets: usize,
+    round: Duration,
+    /// Until the burst is used up.
+    before: Duration,
+    measured: Duration,
+}
+
+impl Offer {
+    /// Sends for as long as planned and returns the share of the rate that has passed once the burst was used up.
+    fn passed(&self) -> f64 {
+        let limited = UserSpec { limit_bits_per_s: Some(self.bits_per_s), burst: self.burst, ..UserSpec::default() };
+        let users = vec![limited, UserSpec::default()];
+        let mut world = World::new(Setup { shards: self.shards, users, ..Setup::default() });
+        let clients: Vec<_> = (0..self.connections).map(|owner| world.attach(0, owner % self.shards)).collect();
+        let (other, other_address) = world.attach(1, 0);
+        let offered = (8 * self.packets * self.packet_bytes * 2 * clients.len()) as f64 / self.round.as_secs_f64();
+        assert!(offered > 1.2 * self.bits_per_s as f64, "{offered} bits/s are offered");
+
+        let burst_bytes = self.burst.unwrap_or(Duration::from_secs(1)).as_secs_f64() * self.bits_per_s as f64 / 8.0;
+        let burst_bytes = burst_bytes.max(65_536.0);
+        let rate = self.bits_per_s as f64 / 8.0;
+        // An ideal bucket: what it holds when each packet passes. Its packets pass here in rounds, so a round's worth is added.
+        let mut level = burst_bytes;
+        let (mut before, mut measured, mut others) = (0, 0, 0);
+        let start = world.now;
+        let payload = vec![7; self.packet_bytes - 28];
+        while world.now < start + self.before + self.measured {
+            let counted = world.now >= start + self.before;
+            for &(client, address) in &clients {
+                for _ in 0..self.packets {
+                    world.send_up(client, &udp4(address, SERVER, &payload));
+                    world.send_down(&udp4(SERVER, address, &payload));
+                }
+            }
+            world.send_up(other, &udp4(other_address, SERVER, &[1; 100]));
+            world.send_down(&udp4(SERVER, other_address, &[1; 100]));
+            world.run(self.round);
+            let (bytes, from_other) = take_passed(&mut world, other, other_address);
+            others += from_other;
+            level = (level + rate * self.round.as_secs_f64()).min(burst_bytes + rate * self.round.as_secs_f64());
+            level -= bytes as f64;
+            assert!(level >= -1.0, "{} bytes more than rate and burst allow", -level);
+            if counted { measured += bytes } else { before += bytes }
+        }
+        let rounds = (self.before + self.measured).as_nanos().div_ceil(self.round.as_nanos()) as usize;
+        assert_eq!(others, 2 * rounds, "the other user loses nothing");
+        assert!(before as f64 >= burst_bytes, "the burst is used up");
+        for reason in [DropReason::DatagramQueueFull, DropReason::ReceiveQueueFull, DropReason::NoRoute] {
+            assert_eq!(world.dropped(reason), 0, "{reason:?}: nothing but the limit stands in the way");
+        }
+        let dropped = |counters: &Counters| {
+            [DropReason::QueueDelay, DropReason::OverLimit].map(|reason| counters.drops.of(reason)).iter().sum()
+        };
+        assert!(world.sum(dropped) > 0, "what is too much is dropped");
+        measured as f64 / (rate * self.measured.as_secs_f64())
+    }
+}
+
+/// The bytes of the limited user that have passed, either way, and the packets of the other.
+fn take_passed(world: &mut World, other: usize, other_address: IpAddr) -> (usize, usize) {
+    let IpAddr::V4(of_other) = other_address else { panic!("IPv4 only") };
+    let of_other = of_other.octets();
+    let (mut bytes, mut others) = (0, 0);
+    for (_, packet) in world.tun.drain(..) {
+        if packet[12..16] == of_other { others += 1 } else { bytes += inner_bytes(&packet) }
+    }
+    for (index, client) in world.clients.iter_mut().enumerate() {
+        for packet in client.received.drain(..) {
+            if index == other { others += 1 } else { bytes += inner_bytes(&packet) }
+        }
+    }
+    (bytes, others)
+}
+
+/// The length of a packet, or of those that were merged into it, by the payload's length that all of them have.
+fn inner_bytes(packet: &[u8]) -> usize {
+    let segment_bytes = if packet.len() <= MTU_BYTES { packet.len() - 28 } else { PAYLOAD_BYTES };
+    let payload_bytes = packet.len() - 28;
+    payload_bytes + 28 * payload_bytes.div_ceil(segment_bytes)
+}
+
+const MTU_BYTES: usize = 1400;
+/// What merged packets are made of.
+const PAYLOAD_BYTES: usize = 1000;
+
+fn is_the_rate(share: f64) {
+    assert!((0.97..=1.01).contains(&share), "{:.2} % of the rate", 100.0 * share);
+}
+
+#[test]
+fn four_connections_on_four_shards_share_80_mbps_both_ways() {
+    is_the_rate(
+        Offer {
+            bits_per_s: 80_000_000,
+            burst: None,
+            shards: 4,
+            connections: 4,
+            packet_bytes: PAYLOAD_BYTES + 28,
+            packets: 2,
+            round: Duration::from_millis(1),
+            before: Duration::from_secs(3),
+            measured: Duration::from_secs(10),
+        }
+        .passed(),
+    );
+}
+
+#[test]
+fn two_connections_share_64_kbps() {
+    is_the_rate(
+        Offer {
+            bits_per_s: 64_000,
+            burst: None,
+            shards: 2,
+            connections: 2,
+            packet_bytes: 228,
+            packets: 1,
+            round: Duration::from_millis(40),
+            before: Duration::from_secs(30),
+            measured: Duration::from_secs(10),
+        }
+        .passed(),
+    );
+}
+
+#[test]
+fn eight_connections_on_eight_shards_share_5_gbps() {
+    is_the_rate(
+        Offer {
+            bits_per_s: 5_000_000_000,
+            burst: Some(Duration::from_millis(10)),
+            shards: 8,
+            connections: 8,
+            packet_bytes: PAYLOAD_BYTES + 28,
+            packets: 24,
+            round: Duration::from_micros(500),
+            before: Duration::from_millis(50),
+            measured: Duration::from_millis(500),
+        }
+        .passed(),
+    );
+}
