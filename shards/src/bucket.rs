@@ -160,22 +160,54 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_odd_steps_mint_what_their_sum_mints() {
-        for rate in [1_000, 1_001, 64_000, 999_999_937, 100_000_000_000] {
+    fn a_year_of_odd_nanosecond_steps_mints_what_a_year_mints() {
+        const YEAR_NS: u64 = 365 * 86_400 * 1_000_000_000;
+        for bits_per_s in [1_000, 1_001, 64_000, 999_999_937, 100_000_000_000] {
             let start = origin();
-            let mut bucket = TokenBucket::empty(limit(rate), start);
+            let rate = Rate::from_bits_per_s(bits_per_s).unwrap();
             // No step fills the bucket.
-            let step_ns = 1_000_000_000 / 7_919 + 1;
-            let mut spent_bytes = 0;
-            for step in 1..=100_000u64 {
-                bucket.mint(start + Duration::from_nanos(step * step_ns), 0);
+            let mut bucket = TokenBucket::empty(Limit { rate, burst_bytes: u64::MAX }, start);
+            let (mut elapsed_ns, mut spent_bytes, mut step_ns) = (0, 0, 1);
+            while elapsed_ns < YEAR_NS {
+                // From a nanosecond to an hour, each time another.
+                step_ns = step_ns * 48_271 % 3_600_000_000_011;
+                elapsed_ns += step_ns;
+                bucket.mint(start + Duration::from_nanos(elapsed_ns), 0);
                 let level_bytes = bucket.level_bytes();
                 bucket.take(level_bytes);
                 spent_bytes += level_bytes;
             }
-            let due = u128::from(rate) * u128::from(100_000 * step_ns);
-            assert_eq!(units(spent_bytes) + bucket.level_units(), due, "{rate}");
+            let due = u128::from(bits_per_s) * u128::from(elapsed_ns);
+            assert_eq!(units(spent_bytes) + bucket.level_units(), due, "{bits_per_s}");
+            assert_eq!(bucket.minted_units(), due, "{bits_per_s}");
         }
+    }
+
+    #[test]
+    fn a_century_of_silence_fills_the_bucket_and_no_more() {
+        for bits_per_s in [1_000, 100_000_000_000, u64::MAX] {
+            let start = origin();
+            let rate = Rate::from_bits_per_s(bits_per_s).unwrap();
+            for burst_bytes in [1, 65_536, u64::MAX] {
+                let limit = Limit { rate, burst_bytes };
+                let mut bucket = TokenBucket::full(limit, start);
+                bucket.take(1);
+                let refilled = bucket.ready_at(burst_bytes, 0).unwrap();
+                bucket.mint(refilled + Duration::from_secs(100 * 365 * 86_400), 0);
+                assert_eq!(bucket.level_units(), units(burst_bytes));
+                assert_eq!(bucket.minted_units(), units(burst_bytes) + UNITS_PER_BYTE);
+            }
+        }
+    }
+
+    #[test]
+    fn time_that_goes_back_mints_nothing() {
+        let start = origin() + Duration::from_secs(10);
+        let mut bucket = TokenBucket::empty(limit(8_000), start);
+        bucket.mint(start + Duration::from_secs(2), 0);
+        bucket.mint(start, 0);
+        bucket.mint(start + Duration::from_secs(3), 0);
+        assert_eq!(bucket.level_bytes(), 3_000);
     }
 
     #[test]

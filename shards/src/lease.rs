@@ -32,7 +32,7 @@ pub struct LeaseReport {
     pub returned_bytes: u64,
     /// Wanted now; 0 when nothing is.
     pub wanted_bytes: u64,
-    /// Fewer than this are of no use.
+    /// Fewer than this are of no use; 1 where tokens are asked for before a packet waits for them.
     pub least_bytes: u64,
 }
 
@@ -158,6 +158,8 @@ impl Lease {
     pub fn poll_report(&mut self, now: Instant, waiting_bytes: u64, head_bytes: u64) -> Option<LeaseReport> {
         if std::mem::take(&mut self.recalled) {
             self.returned_bytes += self.available_bytes();
+            // Nothing is asked for ahead of need while others wait for just that.
+            self.last_grant_bytes = 0;
             self.asked_at = None;
             if waiting_bytes == 0 {
                 self.lacking = false;
@@ -203,5 +205,145 @@ impl Lease {
             wanted_bytes,
             least_bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: LeaseId = LeaseId { holder: ShardIndex(3), number: 5 };
+    const PACKET: u64 = 1500;
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn lease() -> Lease {
+        Lease::new(UserIndex(0), ID)
+    }
+
+    fn grant(granted_bytes: u64, recall: bool) -> LeaseGrant {
+        LeaseGrant { user: UserIndex(0), lease: ID, granted_bytes, recall }
+    }
+
+    #[test]
+    fn a_packet_that_lacks_tokens_asks_for_what_waits() {
+        let (mut lease, now) = (lease(), origin());
+        assert_eq!(lease.poll_report(now, 0, 0), None, "nothing waits");
+        lease.handle_grant(&grant(1_000, false));
+        assert!(!lease.spend(PACKET));
+        let report = lease.poll_report(now, 4_000, PACKET).unwrap();
+        assert_eq!((report.wanted_bytes, report.least_bytes, report.granted_bytes), (3_000, 500, 1_000));
+    }
+
+    #[test]
+    fn a_request_is_repeated_when_no_answer_comes_and_not_before() {
+        let (mut lease, now) = (lease(), origin());
+        assert!(lease.poll_report(now, PACKET, PACKET).is_some());
+        assert_eq!(lease.poll_report(now + RETRY / 2, PACKET, PACKET), None);
+        assert_eq!(lease.poll_timeout(), Some(now + RETRY));
+        assert!(lease.poll_report(now + RETRY, PACKET, PACKET).is_some());
+        assert_eq!(lease.poll_timeout(), Some(now + 2 * RETRY));
+    }
+
+    #[test]
+    fn nothing_is_repeated_when_nothing_waits_any_more() {
+        let (mut lease, now) = (lease(), origin());
+        assert!(lease.poll_report(now, PACKET, PACKET).is_some());
+        assert_eq!(lease.poll_report(now + 2 * RETRY, 0, 0), None);
+        assert_eq!(lease.poll_timeout(), None);
+    }
+
+    #[test]
+    fn more_is_asked_for_before_it_is_needed_by_who_spends() {
+        let (mut lease, now) = (lease(), origin());
+        lease.handle_grant(&grant(10_000, false));
+        assert!(lease.spend(5_000));
+        assert_eq!(lease.poll_report(now, 0, 0), None, "half is left");
+        assert!(lease.spend(100));
+        let report = lease.poll_report(now, 0, 0).unwrap();
+        assert_eq!((report.wanted_bytes, report.least_bytes, report.spent_bytes), (DEMAND_FACTOR * 5_100, 1, 5_100));
+        assert!(lease.spend(100));
+        assert_eq!(lease.poll_report(now + 2 * RETRY, 0, 0), None, "one at a time");
+        lease.handle_grant(&grant(30_400, false));
+        assert!(lease.spend(200));
+        assert_eq!(lease.poll_report(now, 0, 0), None, "there is enough again");
+    }
+
+    #[test]
+    fn who_does_not_spend_asks_for_nothing_more() {
+        let (mut lease, now) = (lease(), origin());
+        lease.handle_grant(&grant(10_000, false));
+        assert!(lease.spend(9_000));
+        assert!(lease.poll_report(now, 0, 0).is_some());
+        lease.handle_grant(&grant(10_001, false));
+        lease.handle_grant(&grant(20_000, false));
+        assert_eq!(lease.poll_report(now, 0, 0), None);
+    }
+
+    #[test]
+    fn a_grant_that_comes_twice_or_late_brings_nothing() {
+        let mut lease = lease();
+        lease.handle_grant(&grant(3_000, false));
+        lease.handle_grant(&grant(5_000, false));
+        lease.handle_grant(&grant(5_000, false));
+        lease.handle_grant(&grant(3_000, false));
+        assert_eq!((lease.granted_bytes(), lease.available_bytes()), (5_000, 5_000));
+    }
+
+    #[test]
+    fn a_grant_of_another_lease_brings_nothing() {
+        let mut lease = lease();
+        for lease_id in [LeaseId { number: 4, ..ID }, LeaseId { holder: ShardIndex(2), ..ID }] {
+            lease.handle_grant(&LeaseGrant { lease: lease_id, ..grant(5_000, true) });
+        }
+        assert_eq!(lease.granted_bytes(), 0);
+        assert_eq!(lease.poll_report(origin(), 0, 0), None, "nor is it recalled");
+    }
+
+    #[test]
+    fn what_is_unused_goes_back_when_it_is_recalled() {
+        let (mut lease, now) = (lease(), origin());
+        lease.handle_grant(&grant(5_000, false));
+        assert!(lease.spend(2_000));
+        lease.handle_grant(&grant(5_000, true));
+        let report = lease.poll_report(now, 0, 0).unwrap();
+        assert_eq!((report.spent_bytes, report.returned_bytes, report.wanted_bytes), (2_000, 3_000, 0));
+        assert!(!lease.spend(1));
+        assert_eq!(lease.poll_report(now, 0, 0), None, "said once");
+    }
+
+    #[test]
+    fn who_lacks_tokens_gives_its_own_back_and_asks_for_the_whole_packet() {
+        let (mut lease, now) = (lease(), origin());
+        lease.handle_grant(&grant(1_000, false));
+        assert!(lease.poll_report(now, PACKET, PACKET).is_some());
+        lease.handle_grant(&grant(1_000, true));
+        let report = lease.poll_report(now, PACKET, PACKET).unwrap();
+        assert_eq!((report.returned_bytes, report.wanted_bytes, report.least_bytes), (1_000, PACKET, PACKET));
+    }
+
+    #[test]
+    fn after_the_death_of_the_home_all_begins_anew() {
+        let (mut lease, now) = (lease(), origin());
+        lease.handle_grant(&grant(5_000, false));
+        assert!(lease.spend(2_000));
+        let next = LeaseId { number: 6, ..ID };
+        lease.expire(next);
+        assert_eq!((lease.id(), lease.available_bytes(), lease.spent_bytes()), (next, 0, 0));
+        lease.handle_grant(&grant(9_000, false));
+        assert_eq!(lease.available_bytes(), 0, "granted by the home that is dead");
+        let report = lease.poll_report(now, PACKET, PACKET).unwrap();
+        assert_eq!((report.lease, report.granted_bytes, report.spent_bytes), (next, 0, 0));
+    }
+
+    #[test]
+    fn the_last_word_tells_all_that_was_spent() {
+        let mut lease = lease();
+        lease.handle_grant(&grant(5_000, false));
+        assert!(lease.spend(2_000));
+        assert_eq!(lease.close(), LeaseClose { user: UserIndex(0), lease: ID, spent_bytes: 2_000 });
     }
 }

@@ -1,8 +1,8 @@
 //! A limited user's tokens at the user's home: the bucket, and what of it is on lease.
 //!
 //! Two invariants hold after every call. **Conservation**: minted = spent + outstanding + in the bucket + expired, exactly. **Burst**: bucket and
-//! outstanding are a burst together at most, or when the burst was made smaller, nothing is minted until they are. From both it follows that over any window, on all shards together, no more is spent than rate
-//! times window plus burst.
+//! outstanding are a burst together at most; when the burst was made smaller, nothing is minted until they are. From both it follows that over any
+//! window, on all shards together, no more is spent than rate times window plus burst.
 //!
 //! Outstanding is what was granted and of which the holder has not yet said that it was spent or is given back. So nothing that a lost message or
 //! a dead holder takes with it is ever granted twice: it expires.
@@ -126,7 +126,7 @@ impl Ledger {
     /// An owner says how its lease stands, and what it wants.
     pub fn report(&mut self, now: Instant, report: &LeaseReport, grant: &mut impl FnMut(LeaseGrant)) {
         self.mint(now);
-        let Some(holder) = self.holder(report.lease) else { return };
+        let Some(holder) = self.holder(report) else { return };
         holder.recalled = false;
         let spent = report.spent_bytes.max(holder.spent_bytes).min(holder.granted_bytes - holder.returned_bytes);
         let newly_spent = spent - holder.spent_bytes;
@@ -226,13 +226,16 @@ impl Ledger {
         self.bucket.mint(now, self.outstanding_bytes());
     }
 
-    /// The holder of a lease, taken in if it is new; `None` for one that its holder has given up.
-    fn holder(&mut self, lease: LeaseId) -> Option<&mut Holder> {
+    /// The holder of the lease that is reported, taken in if the lease is new; `None` if its holder has given it up, or if what was granted on it
+    /// was not granted here.
+    fn holder(&mut self, report: &LeaseReport) -> Option<&mut Holder> {
+        let lease = report.lease;
         let known =
             self.holders.iter().find(|holder| holder.lease.holder == lease.holder).map(|holder| holder.lease.number);
         match known {
             Some(number) if number > lease.number => return None,
             Some(number) if number == lease.number => {}
+            _ if report.granted_bytes > 0 => return None,
             _ => {
                 // A new lease where an older one was never closed: that one's last word is lost.
                 self.expire_holder(lease.holder);
@@ -301,15 +304,20 @@ impl Ledger {
         }
     }
 
-    /// Asks all who hold tokens and want no more to give them back, once; and those who wait themselves, where nobody can be served otherwise.
+    /// Asks all who hold tokens to give them back, once. Those whose packets wait as well hold less than a packet each: they are asked only where
+    /// nobody can be served otherwise.
     fn recall(&mut self, waiting: LeaseId, stuck: bool, grant: &mut impl FnMut(LeaseGrant)) {
         for holder in &mut self.holders {
             let lease = holder.lease;
-            let wants = !stuck && self.requests.iter().any(|request| request.lease == lease);
-            if lease != waiting && !wants && !holder.recalled && holder.outstanding_bytes() > 0 {
+            let lacks = self.requests.iter().any(|request| request.lease == lease && request.least_bytes > 1);
+            let spared = lacks && !stuck;
+            if lease != waiting && !spared && !holder.recalled && holder.outstanding_bytes() > 0 {
                 holder.recalled = true;
                 grant(LeaseGrant { user: self.user, lease, granted_bytes: holder.granted_bytes, recall: true });
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,7 @@ pub struct Home {
     due: BTreeSet<(Instant, UserIndex)>,
     /// Owners that have yet to say which connections they have, where the home has lost its memory.
     awaited: BTreeSet<ShardIndex>,
-    /// When that was.
+    /// When that was; once it has it back, since when it mints tokens.
     lost_at: Option<Instant>,
 }
 
@@ -200,7 +200,10 @@ impl Home {
     /// A shard has said all that it has to. When all have, the home has its memory back.
     fn spoken(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
         if self.awaited.remove(&shard) && self.awaited.is_empty() {
+            // Not before: until now owners may have spent what an earlier home had lent them.
+            self.lost_at = Some(context.now);
             self.each_session(context, |session, context| {
+                session.mint_from_now(context);
                 session.restore_order();
                 session.review(context);
             });

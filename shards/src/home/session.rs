@@ -251,6 +251,11 @@ impl Session {
         }
     }
 
+    /// The home has its memory back, and nobody has tokens of an earlier home any more.
+    pub(super) fn mint_from_now(&mut self, context: &Context<'_>) {
+        self.ledger = new_ledger(context, self.user, Some(context.now));
+    }
+
     /// How an owner's lease stands, and what it wants.
     pub(super) fn report_lease(&mut self, context: &mut Context<'_>, report: &LeaseReport) {
         let Some(ledger) = &mut self.ledger else { return };

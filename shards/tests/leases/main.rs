@@ -3,11 +3,21 @@
 //! The real [`Lease`](tollgate_shards::lease::Lease) and [`Ledger`](tollgate_shards::ledger::Ledger); what joins them is a model. After every step
 //! every token is in one place, and an ideal token bucket, which knows nothing of shards, has room for all that was spent.
 
+mod steady;
 mod walk;
+
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use walk::{Plant, walk};
 
 const CASES: u64 = 100_000;
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin; time is virtual from here on")]
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}
 
 #[test]
 fn tokens_are_conserved_and_the_rate_is_kept_in_every_order_of_events() {
@@ -27,7 +37,15 @@ fn a_walk_is_the_same_each_time() {
 
 #[test]
 fn a_guard_that_is_missing_is_found() {
-    for plant in [Plant::DoubleGrant, Plant::HomeStartsFull, Plant::HomeMintsEarly, Plant::LostLeaseComesBack] {
+    for plant in [
+        Plant::DoubleGrant,
+        Plant::HomeStartsFull,
+        Plant::HomeMintsEarly,
+        Plant::HomeMintsFromItsStart,
+        Plant::HomeForgetsAtOnce,
+        Plant::HomeForgetsWhatItLent,
+        Plant::LostLeaseComesBack,
+    ] {
         let found = (0..2_000).find_map(|seed| walk(seed, plant).err());
         assert!(found.is_some(), "{plant:?} passes for 2,000 seeds");
     }

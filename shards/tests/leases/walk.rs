@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tollgate_shards::bucket::units;
+use tollgate_shards::bucket::{UNITS_PER_BYTE, units};
 use tollgate_shards::directory::{Limit, Rate};
 use tollgate_shards::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
 use tollgate_shards::ledger::Ledger;
 use tollgate_shards::{ShardIndex, UserIndex};
+
+use crate::origin;
 
 const USER: UserIndex = UserIndex(0);
 const STEPS: usize = 60;
@@ -22,6 +24,12 @@ pub enum Plant {
     HomeStartsFull,
     /// A home that was started anew grants before every owner has let go of its old leases.
     HomeMintsEarly,
+    /// It grants when it may, but counts from when it was started.
+    HomeMintsFromItsStart,
+    /// A home forgets a user with the last connection, though the bucket is not full.
+    HomeForgetsAtOnce,
+    /// A home forgets what it has lent to those who are silent, and so mints it again.
+    HomeForgetsWhatItLent,
     /// What a dead holder held goes back into the bucket.
     LostLeaseComesBack,
 }
@@ -109,6 +117,7 @@ enum Home {
     Lives(Ledger),
     /// Started anew; hears from owners one by one before it mints.
     Learns {
+        since: Instant,
         missing: Vec<bool>,
     },
 }
@@ -121,7 +130,11 @@ struct Walk {
     home: Home,
     owners: Vec<Owner>,
     ideal: Ideal,
+    /// Spent from what this home has granted.
+    spent_bytes: u128,
     lossy: bool,
+    /// Shards die all the time.
+    deadly: bool,
     /// Everything that happened, in one number.
     trace: u64,
 }
@@ -139,22 +152,19 @@ pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
         home: Home::Lives(Ledger::full(USER, limit, now)),
         owners,
         ideal: Ideal { limit, level: units(limit.burst_bytes) as i128, at: now },
+        spent_bytes: 0,
         lossy: random.one_in(2),
+        deadly: random.one_in(4),
         random,
         trace: 0,
     };
     for _ in 0..STEPS {
         walk.step()?;
+        walk.forget();
         walk.check()?;
     }
     walk.calm_down()?;
     Ok(walk.trace)
-}
-
-#[expect(clippy::disallowed_methods, reason = "an arbitrary origin; time is virtual from here on")]
-fn origin() -> Instant {
-    static ORIGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    *ORIGIN.get_or_init(Instant::now)
 }
 
 impl Walk {
@@ -163,8 +173,8 @@ impl Walk {
         match self.random.below(40) {
             0..4 => self.attach(place),
             4 => self.detach(place),
-            5 if self.random.one_in(3) => self.owner_dies(place),
-            6 if self.random.one_in(6) => self.home_dies(),
+            5 if self.deadly || self.random.one_in(3) => self.owner_dies(place),
+            6 if self.deadly || self.random.one_in(6) => self.home_dies(),
             7 if self.random.one_in(3) => self.change_limit(),
             8..20 => {
                 let packets = 1 + self.random.below(40);
@@ -222,18 +232,34 @@ impl Walk {
                 owner.upward.clear();
             }
         }
-        self.home = Home::Learns { missing };
+        self.home = Home::Learns { since: self.now, missing };
         self.begin_to_mint();
     }
 
     fn begin_to_mint(&mut self) {
-        if let Home::Learns { missing } = &self.home
+        if let Home::Learns { since, missing } = &self.home
             && missing.iter().all(|missing| !missing)
         {
             self.home = Home::Lives(match self.plant {
                 Plant::HomeStartsFull | Plant::HomeMintsEarly => Ledger::full(USER, self.limit, self.now),
+                Plant::HomeMintsFromItsStart => Ledger::empty(USER, self.limit, *since),
                 _ => Ledger::empty(USER, self.limit, self.now),
             });
+            self.spent_bytes = 0;
+        }
+    }
+
+    /// A home forgets a user who is gone, once a new ledger would hold as much.
+    fn forget(&mut self) {
+        let Home::Lives(ledger) = &self.home else { return };
+        let gone = self.owners.iter().all(|owner| owner.lease.is_none());
+        let full = ledger.full_at().is_some_and(|at| at <= self.now);
+        if self.plant == Plant::HomeForgetsWhatItLent && self.random.one_in(8)
+            || gone && full
+            || gone && self.plant == Plant::HomeForgetsAtOnce
+        {
+            self.home = Home::Lives(Ledger::full(USER, self.limit, self.now));
+            self.spent_bytes = 0;
         }
     }
 
@@ -248,7 +274,7 @@ impl Walk {
                 ledger.audit().outstanding_bytes
             }
             // What owners still hold from the old home.
-            Home::Learns { .. } => self.owners.iter().flat_map(|owner| &owner.lease).map(Lease::available_bytes).sum(),
+            Home::Learns { .. } => self.held_bytes(),
         };
         let room = units(self.limit.burst_bytes.max(held)) as i128;
         self.ideal.level = self.ideal.level.min(room);
@@ -279,6 +305,7 @@ impl Walk {
         {
             owner.waiting.pop_front();
             self.ideal.spend(now, bytes)?;
+            self.spent_bytes += u128::from(bytes);
             self.trace = self.trace.rotate_left(5) ^ bytes;
         }
         let (waiting, head) = (owner.waiting.iter().sum(), owner.waiting.front().copied().unwrap_or(0));
@@ -310,7 +337,7 @@ impl Walk {
                 }
                 ledger.holder_lost(now, shard, &mut |grant| send(owners, grant));
             }
-            (Upward::Reattached | Upward::Restarted, Home::Learns { missing }) => {
+            (Upward::Reattached | Upward::Restarted, Home::Learns { missing, .. }) => {
                 missing[place] = false;
                 self.begin_to_mint();
             }
@@ -382,21 +409,37 @@ impl Walk {
         (0..self.owners.len()).try_for_each(|place| self.serve(place))
     }
 
+    fn held_bytes(&self) -> u64 {
+        self.owners.iter().flat_map(|owner| &owner.lease).map(Lease::available_bytes).sum()
+    }
+
     fn check(&self) -> Result<(), String> {
+        for lease in self.owners.iter().flat_map(|owner| &owner.lease) {
+            if lease.granted_bytes() != lease.spent_bytes() + lease.returned_bytes() + lease.available_bytes() {
+                return Err(format!("{lease:?} does not add up"));
+            }
+        }
         let Home::Lives(ledger) = &self.home else { return Ok(()) };
         let audit = ledger.audit();
         if !audit.is_conserved() || !audit.is_within_burst() {
             return Err(format!("{audit:?}"));
         }
-        for lease in self.owners.iter().filter_map(|owner| owner.lease.as_ref()) {
+        for lease in self.owners.iter().flat_map(|owner| &owner.lease) {
             let granted = ledger.leases().find(|(id, _)| *id == lease.id()).map_or(0, |(_, granted)| granted);
             if granted < lease.granted_bytes() {
                 return Err(format!("{lease:?} has more than the {granted} granted"));
             }
         }
-        let held: u64 = self.owners.iter().flat_map(|owner| &owner.lease).map(Lease::available_bytes).sum();
+        let held = self.held_bytes();
         if held > audit.outstanding_bytes {
             return Err(format!("{held} held of {audit:?}"));
+        }
+        // What owners have spent is known at home, or not known yet, or was never to be known.
+        let unknown = units(audit.outstanding_bytes - held) + audit.expired_units;
+        let spent = self.spent_bytes * UNITS_PER_BYTE;
+        let known = audit.spent_bytes * UNITS_PER_BYTE;
+        if !(known..=known + unknown).contains(&spent) {
+            return Err(format!("{} spent by owners, {audit:?}", self.spent_bytes));
         }
         Ok(())
     }
