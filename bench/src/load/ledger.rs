@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use tollgate::gateway::Status;
 use tollgate_shards::DropReason::{
     ConnectionClosed, DatagramQueueFull, ForeignDatagram, ForgedSource, Isolated, Malformed, MeshFull, Multicast,
-    NoRoute, NotAttached, OuterAddress, OverLimit, ReceiveQueueFull, TooBig, TunWrite, UdpSend, UdpTruncated,
-    Unroutable,
+    NoRoute, NotAttached, OuterAddress, OverLimit, QueueDelay, ReceiveQueueFull, TooBig, TunWrite, UdpSend,
+    UdpTruncated, Unroutable, WaitedTooLong,
 };
 use tollgate_shards::{Counters, DropReason};
 
@@ -27,7 +27,7 @@ const GATEWAY_UP: [DropReason; 6] = [ForgedSource, Isolated, Multicast, OuterAdd
 /// Drops that a gateway counts of packets to clients only.
 const GATEWAY_DOWN: [DropReason; 3] = [DatagramQueueFull, TooBig, ConnectionClosed];
 /// Drops that a gateway counts of both. How many of them were on the way up, the counts around tell.
-const GATEWAY_BOTH: [DropReason; 4] = [NotAttached, OverLimit, NoRoute, Malformed];
+const GATEWAY_BOTH: [DropReason; 6] = [NotAttached, OverLimit, QueueDelay, WaitedTooLong, NoRoute, Malformed];
 
 /// What both ends counted of packets inside the tunnel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
