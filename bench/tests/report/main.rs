@@ -139,7 +139,8 @@ fn a_figure_that_changes_changes_the_page_beside_its_plots_too() {
 fn text_from_files_is_escaped_wherever_it_is_shown() {
     const HOSTILE: &str = "</title></style></svg><script>alert('&\"')</script>\u{1}";
     let records = changed(|path, leaf| {
-        let is_choice = ["/benchmark", "/work", "/limited_by"].iter().any(|choice| path.ends_with(choice));
+        let is_choice =
+            ["/benchmark", "/work", "/limited_by", "/direction"].iter().any(|choice| path.ends_with(choice));
         if let (Value::String(text), false) = (leaf, is_choice) {
             text.push_str(HOSTILE);
         }
