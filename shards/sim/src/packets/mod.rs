@@ -69,6 +69,9 @@ impl Packets {
         let Some((header, packet)) = VnetHeader::parse(&frame) else {
             return Err(format!("a frame at {at:?} has no virtio header: {header:?}"));
         };
+        if make::addresses_of(packet).is_none() {
+            return Err(format!("what arrived at {at:?} is no IP packet"));
+        }
         if make::mark_of(packet).is_none() {
             // An ICMP message of the gateway's.
             return Ok(());
@@ -200,7 +203,7 @@ mod tests {
                 let (mut packets, made) = sent(port, 1);
                 let mut changed = made[0].clone();
                 changed[place] ^= 0x10;
-                // The number of an IPv4 packet may change, with its checksum, but not alone.
+                // With another protocol it is nobody's to follow.
                 assert!(
                     packets.handle_arrival(Place::Tun, &HEADER, &changed).is_err() || place == 9,
                     "{port}, {place}"
