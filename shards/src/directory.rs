@@ -55,12 +55,6 @@ impl Rate {
     pub const fn bits_per_s(self) -> u64 {
         self.0.get()
     }
-
-    /// Whole bytes per second, at least 1.
-    pub const fn bytes_per_s(self) -> u64 {
-        let bytes = self.0.get() / 8;
-        if bytes == 0 { 1 } else { bytes }
-    }
 }
 
 /// Smallest burst by default, in bytes: one super-packet.

@@ -34,8 +34,8 @@ impl Shard {
         self.merger.is_full()
     }
 
-    /// Judges one inner packet of a client, has it pay where its user is limited, and sends it on.
-    fn up(&mut self, owned: &mut Owned, packet: Bytes, pays: bool) {
+    /// Judges one inner packet of a client, has it pay where its user is limited and it has not yet, and sends it on.
+    pub(super) fn up(&mut self, owned: &mut Owned, packet: Bytes, pays: bool) {
         let Stage::Attached { address, .. } = owned.stage else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
@@ -102,11 +102,6 @@ impl Shard {
             return;
         }
         self.queue_down(owned, packet);
-    }
-
-    /// A client's packet that has paid, or need not.
-    pub(super) fn send_up(&mut self, owned: &mut Owned, packet: Bytes) {
-        self.up(owned, packet, false);
     }
 
     pub(super) fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {

@@ -2,6 +2,7 @@
 //!
 //! Never asks the bucket: that is the home's.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -41,10 +42,7 @@ impl Shard {
     pub(super) fn pays(&mut self, owned: &Owned, direction: Direction, packet: &[u8]) -> bool {
         let Some(Member { user, .. }) = owned.member() else { return false };
         let Some(allowance) = self.allowances.get_mut(&user) else { return false };
-        if !allowance.ready {
-            allowance.ready = true;
-            self.ready.push_back(user);
-        }
+        make_ready(&mut self.ready, user, allowance);
         if allowance.spend(packet.len()) {
             return true;
         }
@@ -56,11 +54,8 @@ impl Shard {
 
     /// Queues a limited user to be served: its packets, its tokens or its time have changed.
     pub(super) fn want_service(&mut self, user: UserIndex) {
-        if let Some(allowance) = self.allowances.get_mut(&user)
-            && !allowance.ready
-        {
-            allowance.ready = true;
-            self.ready.push_back(user);
+        if let Some(allowance) = self.allowances.get_mut(&user) {
+            make_ready(&mut self.ready, user, allowance);
         }
     }
 
@@ -68,7 +63,7 @@ impl Shard {
     pub(super) fn lease_granted(&mut self, grant: &LeaseGrant) {
         let Some(allowance) = self.allowances.get_mut(&grant.user) else { return };
         allowance.lease.handle_grant(grant);
-        self.want_service(grant.user);
+        make_ready(&mut self.ready, grant.user, allowance);
     }
 
     /// Queues the limited users whose time has come.
@@ -111,7 +106,7 @@ impl Shard {
             return self.counters.drops.count(DropReason::NotAttached);
         };
         match direction {
-            Direction::Up => self.send_up(&mut owned, waiting.packet),
+            Direction::Up => self.up(&mut owned, waiting.packet, false),
             Direction::Down => {
                 self.queue_down(&mut owned, waiting.packet);
                 want_to_send(&mut self.sending, &mut owned);
@@ -192,5 +187,13 @@ impl Shard {
             }
             self.want_service(user);
         }
+    }
+}
+
+/// Queues a limited user to be served.
+fn make_ready(ready: &mut VecDeque<UserIndex>, user: UserIndex, allowance: &mut Allowance) {
+    if !allowance.ready {
+        allowance.ready = true;
+        ready.push_back(user);
     }
 }

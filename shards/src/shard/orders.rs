@@ -2,7 +2,7 @@
 //!
 //! Never checks an order: whoever gives it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -84,7 +84,7 @@ impl Shard {
     /// Whoever may not stay is closed; other limits hold for the others.
     fn apply_to_connections(&mut self, now: Instant) {
         let directory = self.epoch.directory.clone();
-        let mut limits = std::collections::BTreeMap::new();
+        let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
         self.each_member(|shard, owned, member| {
             let valid = directory.find(&member.certificate) == Some(member.user);
             let limit = directory.user(member.user).and_then(|user| user.limit);
@@ -101,7 +101,7 @@ impl Shard {
                 _ => shard.goodbye(now, owned, close_code::REVOKED, "Access revoked"),
             }
         });
-        limits.into_iter().for_each(|(user, limit): (UserIndex, Option<Limit>)| self.change_limit(user, limit));
+        limits.into_iter().for_each(|(user, limit)| self.change_limit(user, limit));
     }
 
     /// Calls `act` for every connection that has logged in, in the order of slots.
