@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every benchmark against every peer, in about 12 minutes, and makes bench/results/: a JSON file each, report.html, and the README's plot.
+# Runs every benchmark against every peer, in about 25 minutes, and makes bench/results/: a JSON file each, report.html, and the README's plot.
 # Needs root (WireGuard programs do) and a machine with nothing else to do. Progress goes to standard error.
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,6 +18,7 @@ done
 "$bench" storm --peer quincy --rounds 2 --json "$results/storm.json"
 "$bench" idle --peer quincy --json "$results/idle.json"
 "$bench" scale --rounds 2 --json "$results/scale.json"
+"$bench" shaping --peer quincy --pairs 5 --json "$results/shaping.json"
 "$bench" soak --duration "1 min" --json "$results/soak.json"
 "$bench" engine --json "$results/engine.json"
 "$bench" report --out "$results/report.html" --plot cpu_per_gigabyte --svg "$results/cpu-per-gigabyte.svg" "$results"/*.json

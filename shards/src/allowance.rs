@@ -161,8 +161,14 @@ impl Allowance {
     /// One of the connections that share it is closed: its packets wait no longer.
     pub fn leave(&mut self, connection: ConnectionKey, left: &mut impl FnMut(Direction, Waiting)) {
         self.connections -= 1;
-        self.up.leave(connection, &mut |waiting| left(Direction::Up, waiting));
-        self.down.leave(connection, &mut |waiting| left(Direction::Down, waiting));
+        let is_its = |waiting: &Waiting| waiting.connection == connection;
+        self.up.take_where(is_its, &mut |waiting| left(Direction::Up, waiting));
+        self.down.take_where(is_its, &mut |waiting| left(Direction::Down, waiting));
+    }
+
+    /// Takes what waits on its way to the user's clients and is `chosen`.
+    pub fn take_down_where(&mut self, chosen: impl Fn(&Waiting) -> bool, taken: &mut impl FnMut(Waiting)) {
+        self.down.take_where(chosen, taken);
     }
 
     /// Lets everything go that waits, unpaid: the limit was lifted.

@@ -119,6 +119,8 @@ pub enum Message {
         from: ShardIndex,
         /// The order.
         ticket: Ticket,
+        /// Inner addresses of the sender's connections that the order has closed. What they sent to others before waits nowhere any more.
+        revoked: Vec<IpAddr>,
     },
     /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
     Restarted {

@@ -31,8 +31,21 @@ pub struct Core {
     /// Whether something has been given to it since.
     pub dirty: bool,
     incarnation: u32,
+    /// The last order that every shard had carried out when this one's last pass was over.
+    settled: Ticket,
     /// Orders under way, in order.
     orders: VecDeque<(Time, Command)>,
+}
+
+impl Core {
+    fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>) -> Self {
+        Core { shard, wake: None, dirty: false, incarnation, settled: Ticket::default(), orders }
+    }
+
+    /// A pass is over: everything that the shard had for the outside is out.
+    pub fn pass_ends(&mut self) {
+        self.settled = self.shard.settled();
+    }
 }
 
 /// An order that has been given and not acknowledged.
@@ -78,6 +91,8 @@ pub struct Gateway {
     pub restarts: u64,
     /// Orders so far.
     pub tickets: u64,
+    /// For tests of the simulator: an order is acknowledged when it has reached every shard, whatever is still under way between them.
+    pub acknowledges_early: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
     keys: ShardKeys,
     params: Params,
@@ -85,6 +100,8 @@ pub struct Gateway {
     steering: Stream,
     misrouted_permille: u32,
     order_spread: Duration,
+    /// When an order reaches each shard, instead of drawn.
+    fixed_order_delays: Option<Vec<Duration>>,
     origin: Instant,
 }
 
@@ -119,6 +136,7 @@ impl Gateway {
             pending: Vec::new(),
             restarts: 0,
             tickets: 0,
+            acknowledges_early: false,
             steered: BTreeMap::new(),
             keys: shard_keys(),
             params,
@@ -126,11 +144,12 @@ impl Gateway {
             steering: Stream::new(plan.seed, "steering"),
             misrouted_permille: plan.disturbances.misrouted_permille,
             order_spread: plan.disturbances.order_spread,
+            fixed_order_delays: None,
             origin,
         };
         for index in 0..plan.shards {
             let shard = gateway.start(index, 0, Time::default());
-            gateway.cores.push(Core { shard, wake: None, dirty: false, incarnation: 0, orders: VecDeque::new() });
+            gateway.cores.push(Core::new(shard, 0, VecDeque::new()));
         }
         gateway
     }
@@ -149,7 +168,7 @@ impl Gateway {
         let shard = self.start(index, incarnation, now);
         self.restarts += 1;
         let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.ticket))).collect();
-        self.cores[usize::from(index)] = Core { shard, wake: None, dirty: false, incarnation, orders };
+        self.cores[usize::from(index)] = Core::new(shard, incarnation, orders);
     }
 
     /// The shard that the kernel gives a run of datagrams to: that of the first one's connection ID, but for mistakes.
@@ -191,13 +210,26 @@ impl Gateway {
         self.steered.len()
     }
 
+    /// From now on an order reaches each shard after the time that `delays` says.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one for each shard.
+    pub fn fix_order_delays(&mut self, delays: Vec<Duration>) {
+        assert_eq!(delays.len(), self.cores.len());
+        self.fixed_order_delays = Some(delays);
+    }
+
     /// Gives an order to every shard. Returns when it reaches each.
     pub fn give(&mut self, now: Time, order: Order) -> Vec<(Time, u16)> {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let mut arrivals = Vec::new();
         for index in 0..self.params.shards {
-            let after = self.random.duration(Duration::ZERO, self.order_spread);
+            let after = match &self.fixed_order_delays {
+                Some(delays) => delays[usize::from(index)],
+                None => self.random.duration(Duration::ZERO, self.order_spread),
+            };
             let core = &mut self.cores[usize::from(index)];
             let at = (now + after).max(core.orders.back().map_or(now, |&(at, _)| at));
             core.orders.push_back((at, order.command(ticket)));
@@ -222,7 +254,11 @@ impl Gateway {
     /// The next order that all shards have carried out.
     pub fn acknowledge(&mut self) -> Option<Pending> {
         let ticket = self.pending.first()?.ticket;
-        if self.cores.iter().any(|core| core.shard.settled() < ticket) {
+        let waits_for = |core: &Core| match self.acknowledges_early {
+            true => core.dirty || core.orders.iter().any(|(_, command)| ticket_of(command) == Some(ticket)),
+            false => core.settled < ticket,
+        };
+        if self.cores.iter().any(waits_for) {
             return None;
         }
         let pending = self.pending.remove(0);
@@ -244,6 +280,11 @@ impl Gateway {
     /// The next epoch, after some change.
     pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Epoch>, String) {
         let what = self.population.change(plan, random);
+        (self.next_epoch(), what)
+    }
+
+    /// The epoch of the population as it stands.
+    pub fn next_epoch(&mut self) -> Arc<Epoch> {
         let epoch = Arc::new(Epoch {
             number: self.epoch.number + 1,
             directory: Arc::new(self.population.directory(&self.epoch.directory)),
@@ -251,6 +292,13 @@ impl Gateway {
             tls: self.epoch.tls.clone(),
         });
         self.epoch = epoch.clone();
-        (epoch, what)
+        epoch
+    }
+}
+
+fn ticket_of(command: &Command) -> Option<Ticket> {
+    match *command {
+        Command::Apply { ticket, .. } | Command::Kick { ticket, .. } => Some(ticket),
+        Command::Stop => None,
     }
 }

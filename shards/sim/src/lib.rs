@@ -4,6 +4,8 @@
 //! [`Facts::trace_hash`] is the proof. A run has two phases (see [`run`](mod@run)): in the first there are faults, and nothing forbidden may
 //! happen; in the second there are none, and everything allowed must.
 //!
+//! [`revocation`] is another kind of run, for one question only: whether anything of a user who was sent away passes afterwards.
+//!
 //! A [`Plan`] says what a run is made of, [`World`](world::World) lets it happen, and [`oracle`] judges.
 #![forbid(unsafe_code)]
 
@@ -19,6 +21,7 @@ pub mod plan;
 pub mod population;
 pub mod random;
 pub mod regression;
+pub mod revocation;
 pub mod run;
 pub mod schedule;
 pub mod trace;

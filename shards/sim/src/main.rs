@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, run};
+use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, revocation, run};
 
 /// Simulates the gateway, its clients and the networks between, and checks what must hold. The same seed gives the same run.
 #[derive(Debug, Parser)]
@@ -43,6 +43,10 @@ struct Arguments {
     /// Break something of the simulator's own, to see it found.
     #[arg(long, value_name = "FAULT")]
     plant: Option<Planted>,
+    /// Instead of a minute of a gateway's life, each seed stands for some combinations of the delays of orders and messages between shards, under
+    /// which a user is sent away. From 0 to 108 are all of them.
+    #[arg(long, conflicts_with_all = ["without", "only", "simulated_seconds"])]
+    revocations: bool,
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
@@ -56,6 +60,9 @@ impl Arguments {
 
     /// The command that runs one seed again.
     fn again(&self, seed: u64) -> String {
+        if self.revocations {
+            return format!("tollgate-sim --revocations --seed {seed}");
+        }
         let names = |features: &[Feature]| features.iter().map(|feature| feature.name()).collect::<Vec<_>>().join(",");
         let mut command = format!("tollgate-sim --seed {seed} --simulated-seconds {}", self.simulated_seconds);
         if !self.without.is_empty() {
@@ -70,7 +77,8 @@ impl Arguments {
     /// Runs one seed. A panic is a failure like any other.
     fn run(&self, seed: u64) -> Result<Facts, String> {
         let options = Options { print: self.trace, planted: self.plant };
-        match catch_unwind(AssertUnwindSafe(|| run(self.plan(seed), options))) {
+        let run = || if self.revocations { revocation::run(seed, options) } else { run(self.plan(seed), options) };
+        match catch_unwind(AssertUnwindSafe(run)) {
             Ok(result) => result.map_err(|violation| violation.to_string()),
             Err(panic) => Err(format!("panic: {}", words_of(&*panic))),
         }
@@ -88,16 +96,18 @@ fn main() -> ExitCode {
 }
 
 fn run_one(arguments: &Arguments, seed: u64) -> ExitCode {
-    let plan = arguments.plan(seed);
-    println!(
-        "seed {seed}: {} shards, {} users, {} devices, {} flows, {}: {}",
-        plan.shards,
-        plan.users.len(),
-        plan.devices.len(),
-        plan.flows.len(),
-        plan.tunnel,
-        plan.features.names().join(", ")
-    );
+    if !arguments.revocations {
+        let plan = arguments.plan(seed);
+        println!(
+            "seed {seed}: {} shards, {} users, {} devices, {} flows, {}: {}",
+            plan.shards,
+            plan.users.len(),
+            plan.devices.len(),
+            plan.flows.len(),
+            plan.tunnel,
+            plan.features.names().join(", ")
+        );
+    }
     match arguments.run(seed) {
         Ok(facts) => {
             println!(

@@ -17,6 +17,8 @@ pub struct Mesh {
     shards: u16,
     channels: Vec<VecDeque<(Time, Message)>>,
     delay: Duration,
+    /// One for each channel, instead of drawn ones.
+    fixed_delays: Option<Vec<Duration>>,
     loss_ppm: u32,
     random: Stream,
     /// Messages under way.
@@ -36,6 +38,7 @@ impl Mesh {
             shards,
             channels: (0..shards * shards).map(|_| VecDeque::new()).collect(),
             delay: plan.mesh_delay,
+            fixed_delays: None,
             loss_ppm: plan.mesh_loss_ppm,
             random,
             under_way: 0,
@@ -43,6 +46,16 @@ impl Mesh {
             lost_leases: 0,
             deliver_hairpins_twice: false,
         }
+    }
+
+    /// From now on every message takes as long as `delays` says of its channel: those of the first shard come first, one to each shard.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one for each pair of shards.
+    pub fn fix_delays(&mut self, delays: Vec<Duration>) {
+        assert_eq!(delays.len(), self.channels.len());
+        self.fixed_delays = Some(delays);
     }
 
     /// Nothing is lost any more.
@@ -80,8 +93,11 @@ impl Mesh {
     }
 
     fn push(&mut self, now: Time, from: ShardIndex, to: ShardIndex, message: Message, tick: Duration) -> Time {
-        let delay = self.random.duration(Duration::ZERO, self.delay);
         let channel = self.place(from, to);
+        let delay = match &self.fixed_delays {
+            Some(delays) => delays[channel],
+            None => self.random.duration(Duration::ZERO, self.delay),
+        };
         let last = self.channels[channel].back().map_or(now, |&(at, _)| at);
         let at = (now + delay).round_up(tick).max(last);
         self.channels[channel].push_back((at, message));
@@ -142,7 +158,7 @@ mod tests {
     }
 
     fn fence(ticket: u64) -> Message {
-        Message::Fence { from: A, ticket: Ticket(ticket) }
+        Message::Fence { from: A, ticket: Ticket(ticket), revoked: Vec::new() }
     }
 
     fn fences(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {

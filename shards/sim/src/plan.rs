@@ -372,6 +372,11 @@ impl Plan {
                 self.devices.push(DevicePlan { identity, ..device });
             }
         }
+        self.certify();
+    }
+
+    /// Gives every user the certificates of its devices.
+    pub(crate) fn certify(&mut self) {
         for device in &self.devices {
             let user = &mut self.users[device.user];
             let fingerprint = crate::identity::Identity::cached(device.identity).fingerprint;

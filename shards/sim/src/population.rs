@@ -71,6 +71,11 @@ impl Population {
         self.present().any(|user| user.pool.iter().any(|range| range.contains(address)))
     }
 
+    /// Lets a user come or go.
+    pub fn set_present(&mut self, index: usize, present: bool) {
+        self.present[index] = present;
+    }
+
     /// Changes some of it. Returns what, in words.
     pub fn change(&mut self, plan: &Plan, random: &mut Stream) -> String {
         let mut words = Vec::new();

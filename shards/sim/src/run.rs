@@ -46,6 +46,8 @@ pub enum Planted {
     ChangedAtTun,
     /// The driver forgets to tell a shard of an order.
     OrderNotTold,
+    /// The driver acknowledges an order while packets from before it are still under way between shards.
+    EarlyAcknowledgement,
     /// The driver panics.
     Panic,
 }
@@ -104,7 +106,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
 
 impl World {
     /// Schedules what happens without anybody's doing.
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         for (index, device) in self.plan.devices.iter().enumerate() {
             let at = Time::default() + device.first_connect;
             self.schedule.at(at, Event::Device(index as u32, crate::client::Act::Connect));

@@ -85,7 +85,7 @@ impl World {
         {
             device.exchanged.0 += 1;
         }
-        let arrival = self.packets.handle_arrival(Place::Tun, header, packet);
+        let arrival = self.packets.handle_arrival(self.now, Place::Tun, header, packet);
         arrival.map_err(|violation| Violation::new("packets", violation))
     }
 
@@ -101,7 +101,12 @@ impl World {
             let what = format!("device {index} with {:?} got a packet for {destination:?}", device.address());
             return Err(Violation::new("packets", what));
         }
-        let arrival = self.packets.handle_arrival(Place::Client(index), &[0; HEADER_BYTES], packet);
+        let session = device.session.as_ref().map_or(0, |session| session.number);
+        if self.packets.is_forbidden(self.now, index, session) {
+            let what = format!("device {index} got a packet for {destination:?} after it had been sent away");
+            return Err(Violation::new("packets", what));
+        }
+        let arrival = self.packets.handle_arrival(self.now, Place::Client(index), &[0; HEADER_BYTES], packet);
         arrival.map_err(|violation| Violation::new("packets", violation))
     }
 

@@ -155,13 +155,13 @@ impl Flows {
         self.settle();
     }
 
-    /// Takes every packet of one connection, in order within each flow.
-    pub fn take_of(&mut self, connection: ConnectionKey, taken: &mut impl FnMut(Waiting)) {
+    /// Takes every packet that is `chosen`, in order within each flow.
+    pub fn take_where(&mut self, chosen: impl Fn(&Waiting) -> bool, taken: &mut impl FnMut(Waiting)) {
         for index in 0..self.queues.len() {
-            // A shared queue may hold packets of several connections: each queue is turned around once.
+            // A queue may hold others too: each is turned around once.
             for _ in 0..self.queues[index].packets {
                 match self.detach(index) {
-                    Some(waiting) if waiting.connection == connection => taken(waiting),
+                    Some(waiting) if chosen(&waiting) => taken(waiting),
                     Some(waiting) => self.attach(index, waiting),
                     None => break,
                 }

@@ -74,7 +74,7 @@ pub struct Waiting {
 
 /// Packets that wait for one user's tokens, in one direction. Small while none do.
 ///
-/// Everything that is pushed comes out once: from [`pop`](Shaper::pop), [`leave`](Shaper::leave) or [`drain`](Shaper::drain), or dropped
+/// Everything that is pushed comes out once: from [`pop`](Shaper::pop), [`take_where`](Shaper::take_where) or [`drain`](Shaper::drain), or dropped
 /// for a reason: [`QueueDelay`](DropReason::QueueDelay), [`OverLimit`](DropReason::OverLimit) or
 /// [`WaitedTooLong`](DropReason::WaitedTooLong).
 #[derive(Debug)]
@@ -200,10 +200,10 @@ impl Shaper {
         }
     }
 
-    /// A connection is gone: what waits on its behalf is given to `dropped`, in order within each flow.
-    pub fn leave(&mut self, connection: ConnectionKey, dropped: &mut impl FnMut(Waiting)) {
+    /// What waits and is `chosen` waits no longer: it is given to `taken`, in order within each flow.
+    pub fn take_where(&mut self, chosen: impl Fn(&Waiting) -> bool, taken: &mut impl FnMut(Waiting)) {
         if let Some(flows) = &mut self.flows {
-            flows.take_of(connection, dropped);
+            flows.take_where(chosen, taken);
         }
     }
 

@@ -364,7 +364,7 @@ fn a_connection_that_leaves_takes_its_packets_and_no_others() {
         shaper.push(now, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
     }
     let mut left = Vec::new();
-    shaper.leave(connection(1), &mut |waiting| left.push(waiting.packet));
+    shaper.take_where(|waiting| waiting.connection == connection(1), &mut |waiting| left.push(waiting.packet));
     assert_eq!(left, [1, 3, 5].map(|number| packet(7, 0, 100, number)));
     let mut stayed = Vec::new();
     shaper.drain(&mut |waiting| stayed.push(waiting.packet));

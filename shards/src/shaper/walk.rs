@@ -166,7 +166,7 @@ fn take(step: &Step, shaper: &mut Shaper, model: &mut Model, pops_in_vain: bool)
             assert!(shaper.expires_at().is_none_or(|at| at > now));
         }
         Step::Leave { slot } => {
-            shaper.leave(connection(*slot), &mut |waiting| {
+            shaper.take_where(|waiting| waiting.connection == connection(*slot), &mut |waiting| {
                 assert_eq!(waiting.connection, connection(*slot));
                 model.out(&waiting, false);
             });

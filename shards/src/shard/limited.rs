@@ -3,6 +3,7 @@
 //! Never asks the bucket: that is the home's.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::allowance::{Allowance, Direction};
 use crate::directory::{Limit, UserIndex};
 use crate::lease::{LeaseGrant, LeaseId};
 use crate::message::Message;
+use crate::packet::inner::InnerPacket;
 use crate::routes::ConnectionKey;
 use crate::shaper::Waiting;
 use crate::verdict::DropReason;
@@ -146,6 +148,31 @@ impl Shard {
         if allowance.connections == 0 {
             self.close_allowance(user);
         }
+    }
+
+    /// Some clients have been sent away: what they have sent to limited users and waits here goes nowhere.
+    pub(super) fn drop_waiting_from(&mut self, sources: &[IpAddr]) {
+        if sources.is_empty() {
+            return;
+        }
+        let is_theirs = |waiting: &Waiting| {
+            InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
+        };
+        for user in self.users_here() {
+            let Some(allowance) = self.allowances.get_mut(&user) else { continue };
+            let drops = &mut self.counters.drops;
+            allowance.take_down_where(is_theirs, &mut |_| drops.count(DropReason::NotAttached));
+            self.want_service(user);
+        }
+    }
+
+    /// The users who have connections here, limited or not, in order.
+    pub(super) fn users_here(&self) -> Vec<UserIndex> {
+        let members = self.connections.iter().filter_map(|owned| owned.member());
+        let mut users: Vec<_> = members.map(|member| member.user).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
     }
 
     /// A limit holds from now on for a user of whom a connection is here; `None` lets everything go that waits. Tokens of another limit go back:

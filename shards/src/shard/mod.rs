@@ -349,7 +349,7 @@ impl Shard {
             Message::Unroute { address, connection } => self.routes.remove(address, connection),
             Message::RoutesTold => self.routes.told(),
             Message::LeaseGrant(grant) => self.lease_granted(&grant),
-            Message::Fence { from, ticket } => self.fenced(from, ticket),
+            Message::Fence { from, ticket, revoked } => self.fenced(from, ticket, &revoked),
             Message::Restarted { shard, incarnation } => self.sibling_restarted(now, shard, incarnation),
             Message::Hairpin { connection, packets } => self.deliver_from_mesh(connection, packets),
             Message::Frame(frame) => self.route_frame(&frame, false),

@@ -114,7 +114,7 @@ impl Shard {
 
     /// The leases that this shard holds as an owner, by user.
     pub fn leases(&self) -> Vec<HeldLease> {
-        let held = self.limited_users().into_iter().filter_map(|user| {
+        let held = self.users_here().into_iter().filter_map(|user| {
             let lease = &self.allowances.get(&user)?.lease;
             Some(HeldLease {
                 user,
@@ -163,13 +163,5 @@ impl Shard {
     /// Handshakes under way, as the admission counts them.
     pub fn handshakes_admitted(&self) -> usize {
         self.admission.pending()
-    }
-
-    fn limited_users(&self) -> Vec<UserIndex> {
-        let members = self.connections.iter().filter_map(|owned| owned.member());
-        let mut users: Vec<_> = members.map(|member| member.user).collect();
-        users.sort_unstable();
-        users.dedup();
-        users
     }
 }

@@ -3,6 +3,7 @@
 //! Never checks an order: whoever gives it has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,19 +23,20 @@ impl Shard {
         self.endpoint.set_server_config(Some(Arc::new(config)));
         self.policy = Policy::new(&self.params, epoch.isolate_clients);
         self.epoch = epoch;
-        self.apply_to_connections(now);
+        let revoked = self.apply_to_connections(now);
         self.apply_as_home_and_keeper(now);
-        self.carried_out(ticket);
+        self.carried_out(ticket, &revoked);
     }
 
     /// Closes a user's connections.
     pub(super) fn kick(&mut self, now: Instant, ticket: Ticket, user: UserIndex) {
+        let mut revoked = Vec::new();
         self.each_member(|shard, owned, member| {
             if member.user == user {
-                shard.goodbye(now, owned, close_code::REVOKED, "Disconnected by the operator");
+                shard.revoke(now, owned, "Disconnected by the operator", &mut revoked);
             }
         });
-        self.carried_out(ticket);
+        self.carried_out(ticket, &revoked);
     }
 
     /// A sibling has lost its memory: it is told what it must know, and what it held is void.
@@ -66,23 +68,33 @@ impl Shard {
         self.fences[usize::from(shard.0)] = latest;
         let from = self.params.index;
         let ticket = self.fences[usize::from(from.0)];
-        self.outbox.send(shard, Message::Fence { from, ticket });
+        self.outbox.send(shard, Message::Fence { from, ticket, revoked: Vec::new() });
     }
 
     /// Another shard has carried out an order.
-    pub(super) fn fenced(&mut self, from: ShardIndex, ticket: Ticket) {
+    pub(super) fn fenced(&mut self, from: ShardIndex, ticket: Ticket, revoked: &[IpAddr]) {
+        self.drop_waiting_from(revoked);
         if let Some(fence) = self.fences.get_mut(usize::from(from.0)) {
             *fence = ticket.max(*fence);
         }
     }
 
-    fn carried_out(&mut self, ticket: Ticket) {
+    fn carried_out(&mut self, ticket: Ticket, revoked: &[IpAddr]) {
         let from = self.params.index;
-        self.outbox.broadcast(|| Message::Fence { from, ticket });
+        self.outbox.broadcast(|| Message::Fence { from, ticket, revoked: revoked.to_vec() });
     }
 
-    /// Whoever may not stay is closed; other limits hold for the others.
-    fn apply_to_connections(&mut self, now: Instant) {
+    /// Closes a connection that an order forbids. If it had an inner address, that is added to `revoked`.
+    fn revoke(&mut self, now: Instant, owned: &mut Owned, reason: &'static str, revoked: &mut Vec<IpAddr>) {
+        if let Stage::Attached { address, .. } = owned.stage {
+            revoked.push(address);
+        }
+        self.goodbye(now, owned, close_code::REVOKED, reason);
+    }
+
+    /// Whoever may not stay is closed; other limits hold for the others. Returns the inner addresses of those closed.
+    fn apply_to_connections(&mut self, now: Instant) -> Vec<IpAddr> {
+        let mut revoked = Vec::new();
         let directory = self.epoch.directory.clone();
         let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
         self.each_member(|shard, owned, member| {
@@ -98,10 +110,11 @@ impl Shard {
                     }
                 }
                 Stage::Attaching(_) if valid => {}
-                _ => shard.goodbye(now, owned, close_code::REVOKED, "Access revoked"),
+                _ => shard.revoke(now, owned, "Access revoked", &mut revoked),
             }
         });
         limits.into_iter().for_each(|(user, limit)| self.change_limit(user, limit));
+        revoked
     }
 
     /// Calls `act` for every connection that has logged in, in the order of slots.

@@ -71,10 +71,6 @@ impl Addresses {
         self.connections.contains_key(&connection)
     }
 
-    pub(super) fn of_user(&self, user: UserIndex) -> impl Iterator<Item = ConnectionKey> + '_ {
-        self.connections.iter().filter(move |(_, (whose, _))| *whose == user).map(|(&connection, _)| connection)
-    }
-
     pub(super) fn attached_now(&self) -> impl Iterator<Item = (ConnectionKey, UserIndex, IpAddr)> + '_ {
         self.connections.iter().map(|(&connection, &(user, address))| (connection, user, address))
     }

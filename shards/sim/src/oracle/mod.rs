@@ -109,12 +109,19 @@ impl Oracle {
         }
     }
 
-    /// An order is about to reach a shard.
-    pub(crate) fn before_order(&mut self, shard: u16, command: &Command) {
-        if let Command::Kick { ticket, user } = *command {
-            let found = self.addresses.of_user(user).filter(|connection| connection.owner == ShardIndex(shard));
-            self.kicked.entry(ticket).or_default().extend(found);
+    /// An order is about to reach a shard. Returns the connections of this shard that it sends away, and their addresses.
+    pub(crate) fn before_order(&mut self, shard: u16, command: &Command) -> Vec<(ConnectionKey, IpAddr)> {
+        let here = self.addresses.attached_now().filter(|(connection, ..)| connection.owner == ShardIndex(shard));
+        let sent_away = here.filter(|(_, user, _)| match command {
+            Command::Kick { user: kicked, .. } => user == kicked,
+            Command::Apply { epoch, .. } => epoch.directory.user(*user).is_none(),
+            Command::Stop => true,
+        });
+        let sent_away: Vec<_> = sent_away.map(|(connection, _, address)| (connection, address)).collect();
+        if let Command::Kick { ticket, .. } = *command {
+            self.kicked.entry(ticket).or_default().extend(sent_away.iter().map(|(connection, _)| *connection));
         }
+        sent_away
     }
 
     /// An order has been carried out everywhere: what it forbids must be gone.

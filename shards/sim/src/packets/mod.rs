@@ -14,6 +14,8 @@ use tollgate_shards::packet::ecn;
 use tollgate_shards::packet::split::split;
 use tollgate_shards::packet::vnet::VnetHeader;
 
+use crate::schedule::Time;
+
 pub use make::FlowSpec;
 
 /// Where a packet is made or arrives.
@@ -41,6 +43,8 @@ pub struct Packets {
     pub delivered: u64,
     /// By mark, which is the place and one more.
     sent: Vec<Sent>,
+    /// Sessions of devices that were sent away, and since when nothing of theirs may arrive at a client; at the TUN nothing may at all.
+    forbidden: FxHashMap<(u32, u64), Option<Time>>,
     /// The last mark of each flow that has arrived, by place: an address may have gone from one client to another meanwhile.
     last: FxHashMap<(FlowSpec, Place), u64>,
 }
@@ -63,8 +67,19 @@ impl Packets {
         make::udp(&flow, self.made(), payload_bytes)
     }
 
+    /// Nothing that a device has sent in one of its sessions may leave the gateway from now on. What has left it before has arrived at other
+    /// clients before `clients_from`; without that, they are not judged.
+    pub fn forbid(&mut self, device: u32, session: u64, clients_from: Option<Time>) {
+        self.forbidden.insert((device, session), clients_from);
+    }
+
+    /// Whether a session was sent away so long ago that nothing of it or for it may arrive at a client.
+    pub fn is_forbidden(&self, now: Time, device: u32, session: u64) -> bool {
+        self.forbidden.get(&(device, session)).copied().flatten().is_some_and(|clients_from| now > clients_from)
+    }
+
     /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame.
-    pub fn handle_arrival(&mut self, at: Place, header: &[u8], packet: &[u8]) -> Result<(), String> {
+    pub fn handle_arrival(&mut self, now: Time, at: Place, header: &[u8], packet: &[u8]) -> Result<(), String> {
         let frame = [header, packet].concat();
         let Some((header, packet)) = VnetHeader::parse(&frame) else {
             return Err(format!("a frame at {at:?} has no virtio header: {header:?}"));
@@ -80,14 +95,14 @@ impl Packets {
         let mut result = Ok(());
         let taken_apart = split(&header, packet, &mut arena, &mut |packet| {
             if result.is_ok() {
-                result = self.arrived(at, &packet);
+                result = self.arrived(now, at, &packet);
             }
         });
         taken_apart.map_err(|error| format!("a frame at {at:?} cannot be taken apart: {error:?}"))?;
         result
     }
 
-    fn arrived(&mut self, at: Place, packet: &[u8]) -> Result<(), String> {
+    fn arrived(&mut self, now: Time, at: Place, packet: &[u8]) -> Result<(), String> {
         let mark = make::mark_of(packet).ok_or("a part of a frame has no mark")?;
         let place = usize::try_from(mark).ok().and_then(|mark| mark.checked_sub(1));
         let Some(sent) = place.and_then(|place| self.sent.get_mut(place)) else {
@@ -99,8 +114,14 @@ impl Packets {
         if std::mem::replace(&mut sent.arrived, true) {
             return Err(format!("packet {mark} arrived twice, now at {at:?}"));
         }
-        let flow = sent.flow;
-        is_unchanged(&make::udp(&flow, mark, sent.payload_bytes), packet)
+        let (flow, from, payload_bytes) = (sent.flow, sent.from, sent.payload_bytes);
+        if let Place::Client(device) = from
+            && let Some(&clients_from) = self.forbidden.get(&(device, flow.session))
+            && (at == Place::Tun || clients_from.is_some_and(|clients_from| now > clients_from))
+        {
+            return Err(format!("packet {mark} of device {device}, which had been sent away, arrived at {at:?}"));
+        }
+        is_unchanged(&make::udp(&flow, mark, payload_bytes), packet)
             .map_err(|what| format!("packet {mark} arrived changed at {at:?}: {what}"))?;
         self.delivered += 1;
         let last = self.last.insert((flow, at), mark).unwrap_or(0);
@@ -154,6 +175,7 @@ mod tests {
     use super::*;
 
     const HEADER: [u8; 10] = [0; 10];
+    const NOW: Time = Time { ns: 1000 };
 
     fn flow(port: u16) -> FlowSpec {
         FlowSpec {
@@ -174,26 +196,41 @@ mod tests {
     #[test]
     fn what_arrives_as_it_was_sent_is_right() {
         let (mut packets, made) = sent(1, 3);
-        made.iter().for_each(|packet| packets.handle_arrival(Place::Tun, &HEADER, packet).unwrap());
+        made.iter().for_each(|packet| packets.handle_arrival(NOW, Place::Tun, &HEADER, packet).unwrap());
         assert_eq!((packets.made(), packets.delivered), (3, 3));
     }
 
     #[test]
     fn a_packet_that_arrives_twice_is_found() {
         let (mut packets, made) = sent(1, 1);
-        packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap();
-        assert!(packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap_err().contains("twice"));
+        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap();
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("twice"));
     }
 
     #[test]
     fn a_packet_out_of_order_is_found_unless_order_may_change() {
         let (mut packets, made) = sent(1, 2);
-        packets.handle_arrival(Place::Tun, &HEADER, &made[1]).unwrap();
-        assert!(packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap_err().contains("behind"));
+        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap();
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("behind"));
         let (mut packets, made) = sent(1, 2);
         packets.keeps_order = false;
-        packets.handle_arrival(Place::Tun, &HEADER, &made[1]).unwrap();
-        packets.handle_arrival(Place::Tun, &HEADER, &made[0]).unwrap();
+        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap();
+        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap();
+    }
+
+    #[test]
+    fn what_was_sent_by_somebody_sent_away_is_found_at_once_at_the_tun_and_in_time_at_clients() {
+        let (mut packets, made) = sent(1, 2);
+        packets.forbid(3, 1, Some(NOW));
+        assert!(!packets.is_forbidden(NOW, 3, 1), "still under way");
+        packets.handle_arrival(NOW, Place::Client(4), &HEADER, &made[0]).unwrap();
+        let later = Time { ns: NOW.ns + 1 };
+        assert!(packets.is_forbidden(later, 3, 1) && !packets.is_forbidden(later, 3, 2));
+        assert!(packets.handle_arrival(later, Place::Client(4), &HEADER, &made[1]).unwrap_err().contains("sent away"));
+        let (mut packets, made) = sent(1, 2);
+        packets.forbid(3, 1, None);
+        packets.handle_arrival(later, Place::Client(4), &HEADER, &made[0]).unwrap();
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap_err().contains("sent away"));
     }
 
     #[test]
@@ -205,7 +242,7 @@ mod tests {
                 changed[place] ^= 0x10;
                 // With another protocol it is nobody's to follow.
                 assert!(
-                    packets.handle_arrival(Place::Tun, &HEADER, &changed).is_err() || place == 9,
+                    packets.handle_arrival(NOW, Place::Tun, &HEADER, &changed).is_err() || place == 9,
                     "{port}, {place}"
                 );
             }
@@ -217,18 +254,18 @@ mod tests {
         let (mut packets, made) = sent(1, 1);
         let mut marked = made[0].clone();
         assert!(ecn::mark_ce(&mut marked), "odd ports are ECN-capable");
-        packets.handle_arrival(Place::Tun, &HEADER, &marked).unwrap();
+        packets.handle_arrival(NOW, Place::Tun, &HEADER, &marked).unwrap();
         let (mut packets, made) = sent(2, 1);
         let mut marked = made[0].clone();
         marked[1] |= 3;
-        assert!(packets.handle_arrival(Place::Tun, &HEADER, &marked).is_err());
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &marked).is_err());
     }
 
     #[test]
     fn what_nobody_sent_and_what_comes_back_is_found() {
         let (mut packets, made) = sent(1, 1);
-        assert!(packets.handle_arrival(Place::Client(3), &HEADER, &made[0]).unwrap_err().contains("came from"));
+        assert!(packets.handle_arrival(NOW, Place::Client(3), &HEADER, &made[0]).unwrap_err().contains("came from"));
         let foreign = make::udp(&flow(1), 77, 100);
-        assert!(packets.handle_arrival(Place::Tun, &HEADER, &foreign).unwrap_err().contains("nobody"));
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &foreign).unwrap_err().contains("nobody"));
     }
 }

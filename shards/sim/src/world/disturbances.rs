@@ -2,9 +2,11 @@
 //!
 //! This module touches no device.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate_shards::ShardIndex;
+use tollgate_shards::routes::ConnectionKey;
+use tollgate_shards::{ShardIndex, Ticket};
 
 use super::{Event, World};
 use crate::gateway::Order;
@@ -55,10 +57,28 @@ impl World {
         self.disturb_again(self.plan.disturbances.kick_every, Event::Kick);
     }
 
-    pub(super) fn give(&mut self, order: Order) {
+    pub(crate) fn give(&mut self, order: Order) {
         self.oracle.given(self.now, &order);
         for (at, index) in self.gateway.give(self.now, order) {
             self.schedule.at(at, Event::Order(index));
+        }
+    }
+
+    /// Somebody with one of `connections` is sent away by the order `ticket`: what that client has sent so far must not pass once the order is
+    /// acknowledged.
+    pub(super) fn note_sent_away(&mut self, ticket: u64, connections: Vec<(ConnectionKey, IpAddr)>) {
+        for (connection, address) in connections {
+            let session = self.devices.iter().enumerate().find_map(|(index, device)| {
+                let session = device.session.as_ref().filter(|session| session.address == Some(address))?;
+                Some((connection, index as u32, session.number))
+            });
+            self.sent_away.entry(Ticket(ticket)).or_default().extend(session);
+        }
+    }
+
+    pub(super) fn forbid_sent_away(&mut self, ticket: Ticket) {
+        for (_, device, session) in self.sent_away.remove(&ticket).unwrap_or_default() {
+            self.packets.forbid(device, session, self.on_links_max.map(|on_links_max| self.now + on_links_max));
         }
     }
 
@@ -70,6 +90,8 @@ impl World {
         self.trace.note(self.now, Who::Shard(dead), "dies", 0);
         self.mesh.die(ShardIndex(dead));
         self.oracle.died(ShardIndex(dead));
+        // What the dead shard had said of them may be lost.
+        self.sent_away.values_mut().for_each(|all| all.retain(|(connection, ..)| connection.owner != ShardIndex(dead)));
         self.gateway.restart(dead, self.now);
         self.dirty_shards.retain(|&dirty| dirty != dead);
         self.touch_shard(dead);

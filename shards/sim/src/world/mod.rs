@@ -6,6 +6,7 @@ mod acts;
 mod disturbances;
 mod passes;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant};
 use quinn_proto::TransportConfig;
 use rustc_hash::FxHashMap;
 use tollgate_shards::params::TransportParams;
+use tollgate_shards::routes::ConnectionKey;
 use tollgate_shards::transport::transport;
-use tollgate_shards::{Command, Machine, Received, ShardIndex};
+use tollgate_shards::{Command, Machine, Received, ShardIndex, Ticket};
 
 use crate::client::{Act, Device};
 use crate::gateway::{GATEWAY, Gateway};
@@ -82,6 +84,11 @@ pub struct World {
     pub devices: Vec<Device>,
     /// Who judges.
     pub oracle: Oracle,
+    /// For how long datagrams are under way to clients at most, where nothing holds them up in the gateway: with it, packets of clients that
+    /// were sent away are looked for at other clients too.
+    pub on_links_max: Option<Duration>,
+    /// Clients that orders send away, and which sessions of theirs, until the orders are acknowledged.
+    pub(crate) sent_away: BTreeMap<Ticket, Vec<(ConnectionKey, u32, u64)>>,
     /// Whether faults have stopped.
     pub is_calm: bool,
     pub(crate) origin: Instant,
@@ -104,7 +111,8 @@ impl World {
     /// The world of `plan` before anything has happened.
     pub fn new(plan: Plan, options: Options) -> Self {
         let origin = origin();
-        let gateway = Gateway::new(&plan, origin);
+        let mut gateway = Gateway::new(&plan, origin);
+        gateway.acknowledges_early = options.planted == Some(Planted::EarlyAcknowledgement);
         let mut mesh = Mesh::new(plan.shards, &plan.disturbances, Stream::new(plan.seed, "mesh"));
         mesh.deliver_hairpins_twice = options.planted == Some(Planted::HairpinTwice);
         let parameters = TransportParams { keep_alive: Some(plan.keep_alive), ..plan.transport.clone() };
@@ -117,6 +125,8 @@ impl World {
             mesh,
             devices: Vec::new(),
             oracle: Oracle::new(&plan),
+            on_links_max: None,
+            sent_away: BTreeMap::new(),
             is_calm: false,
             origin,
             traffic: Stream::new(plan.seed, "traffic"),
@@ -289,7 +299,8 @@ impl World {
                 _ => ("obeys", 0),
             };
             self.trace.note(self.now, Who::Shard(index), what, number);
-            self.oracle.before_order(index, &command);
+            let sent_away = self.oracle.before_order(index, &command);
+            self.note_sent_away(number, sent_away);
             if self.planted == Some(Planted::OrderNotTold) && index == 0 {
                 continue;
             }

@@ -43,10 +43,13 @@ impl World {
         }
         self.messages(index);
         self.sleep_shard(index);
-        self.oracle.after_pass(&self.gateway.cores[usize::from(index)].shard)?;
+        let core = &mut self.gateway.cores[usize::from(index)];
+        core.pass_ends();
+        self.oracle.after_pass(&core.shard)?;
         while let Some(pending) = self.gateway.acknowledge() {
             self.trace.note(self.now, Who::World, "acknowledged", pending.ticket.0);
             self.oracle.acknowledged(self.now, &pending, &self.gateway)?;
+            self.forbid_sent_away(pending.ticket);
         }
         Ok(())
     }
