@@ -17,8 +17,10 @@ use crate::io::{
 const MESSAGES_MAX: usize = 16;
 /// UDP sends gathered for one system call.
 const SENDS_MAX: usize = 16;
-/// TUN frames read in one pass. With 64 KiB each this is a congestion window's worth, and leaves the timers their turn.
-const FRAMES_MAX: usize = 16;
+/// TUN frames read in one pass: of single packets, what makes a full send.
+const FRAMES_MAX: usize = 64;
+/// Bytes of them: a congestion window's worth, which leaves the timers their turn.
+const FRAME_BYTES_IN_PASS_MAX: usize = 1 << 20;
 
 /// A machine's descriptors and the buffers between.
 pub struct Pump {
@@ -153,16 +155,17 @@ impl Pump {
             return Ok(0);
         }
         let Some(tun) = &self.tun else { return Ok(0) };
-        for frames in 0..FRAMES_MAX {
-            match tun.read(&mut self.frame)? {
-                Some(bytes) => machine.handle_frame(now, &self.frame[..bytes]),
-                None => {
-                    self.ready.tun = false;
-                    return Ok(frames);
-                }
-            }
+        let (mut frames, mut frames_bytes) = (0, 0);
+        while frames < FRAMES_MAX && frames_bytes < FRAME_BYTES_IN_PASS_MAX {
+            let Some(bytes) = tun.read(&mut self.frame)? else {
+                self.ready.tun = false;
+                break;
+            };
+            machine.handle_frame(now, &self.frame[..bytes]);
+            frames += 1;
+            frames_bytes += bytes;
         }
-        Ok(FRAMES_MAX)
+        Ok(frames)
     }
 
     /// Out: everything the machine has for both descriptors. What the UDP socket does not take now is kept.
@@ -237,6 +240,11 @@ impl Pump {
     /// Whether the kernel has taken all that the machine has handed out.
     pub fn is_flushed(&self) -> bool {
         self.transmit.is_empty()
+    }
+
+    /// UDP datagrams received and sent so far.
+    pub fn datagrams(&self) -> u64 {
+        self.receive.counters().datagrams + self.transmit.counters().datagrams
     }
 
     /// What was moved so far.

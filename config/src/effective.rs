@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::client::ClientConfig;
 use crate::connection::Connection;
+use crate::data_path::DataPath;
 use crate::protocol::PemSource;
 use crate::server::{Metrics, ServerConfig};
 use crate::sessions::{Sessions, when_reached_name};
@@ -46,6 +47,7 @@ impl ServerConfig {
         text.string("level", &self.log);
         metrics(&mut text, &self.metrics);
         shards(&mut text, &self.shards);
+        data_path(&mut text, &self.data_path);
         sessions(&mut text, &self.sessions);
         text.table("control");
         text.path("socket", &self.control.socket);
@@ -120,6 +122,15 @@ fn shards(text: &mut Text, shards: &Shards) {
         None => text.comment("cpus: all that the process may use"),
     }
     text.path("key_file", &shards.key_file);
+}
+
+fn data_path(text: &mut Text, data_path: &DataPath) {
+    text.table("data_path");
+    text.bare("coalesce_us", data_path.coalesce.as_micros());
+    let DataPath { thin_acks, gro, gso, tso, uso, .. } = *data_path;
+    for (key, switch) in [("thin_acks", thin_acks), ("gro", gro), ("gso", gso), ("tso", tso), ("uso", uso)] {
+        text.bare(key, switch);
+    }
 }
 
 fn sessions(text: &mut Text, sessions: &Sessions) {

@@ -4,7 +4,8 @@
 //! program need not check again, or a [`ConfigError`] that lists every problem with its place and its remedy. A key that is not known
 //! is a problem: a setting with a typo would otherwise be a setting that silently does nothing.
 //!
-//! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`, `[sessions]` and `[control]`.
+//! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`,
+//! `[data_path]`, `[sessions]` and `[control]`.
 //!
 //! This crate opens the configuration file and the users file and nothing else: certificates and keys stay paths until the shell reads
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
@@ -13,6 +14,7 @@
 mod client;
 mod connection;
 mod control;
+mod data_path;
 mod document;
 mod effective;
 mod error;
@@ -28,6 +30,7 @@ mod value;
 pub use client::{ClientConfig, Network, ServerAddress};
 pub use connection::{CongestionController, Connection, MTU_BYTES_MAX, MTU_BYTES_MIN, MTU_BYTES_MIN_V6};
 pub use control::Control;
+pub use data_path::{COALESCE_US_MAX, DataPath};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use live::{Changed, UserChanges};
 pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};

@@ -9,6 +9,7 @@ use tollgate_shards::directory::Rate;
 
 use crate::connection::{self, Connection};
 use crate::control::{self, Control};
+use crate::data_path::{self, DataPath};
 use crate::document::{self, Report, Table};
 use crate::error::ConfigError;
 use crate::protocol::{self, ServerTls};
@@ -54,6 +55,8 @@ pub struct ServerConfig {
     pub metrics: Metrics,
     /// Cores.
     pub shards: Shards,
+    /// How packets are moved.
+    pub data_path: DataPath,
     /// Bounds of users' sessions.
     pub sessions: Sessions,
     /// How the running gateway is told what to do.
@@ -124,6 +127,7 @@ impl ServerConfig {
         let log = read_log(root.table(report, "log"), report);
         let metrics = read_metrics(root.table(report, "metrics"), report);
         let shards = shards::read(root.table(report, "shards"), report);
+        let data_path = data_path::read(root.table(report, "data_path"), report);
         let control = control::read(root.table(report, "control"), report, bind.port());
         root.finish(report);
         let (users_file, users) = users?;
@@ -142,6 +146,7 @@ impl ServerConfig {
             log,
             metrics,
             shards,
+            data_path,
             sessions,
             control,
             ignored_variables: Vec::new(),

@@ -14,6 +14,7 @@ use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, U
 use tracing::{debug, info, warn};
 
 use super::GatewayError;
+use super::coalescing::Coalescing;
 use super::mesh::{Bell, Mesh};
 use crate::io::TunSteering;
 use crate::pump::{Pump, Traffic};
@@ -110,6 +111,8 @@ pub struct Core {
     pub bell: Bell,
     /// Where the control thread's orders come from.
     pub orders: Receiver<Order>,
+    /// How long work gathers while the core is busy.
+    pub coalescing_interval: Duration,
     /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
     pub awaited: Option<Awaited>,
     /// The kernel's steering of inner addresses, where there is one.
@@ -143,6 +146,7 @@ impl Core {
 
     fn run(mut self) -> io::Result<()> {
         let mut stop_by = None;
+        let mut coalescing = Coalescing::new(self.coalescing_interval, Instant::now());
         loop {
             let now = Instant::now();
             let busy = self.pass(now, &mut stop_by)?;
@@ -156,6 +160,10 @@ impl Core {
             if busy || self.pump.has_more() {
                 // Never back to the executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
                 // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
+                continue;
+            }
+            if let Some(again) = coalescing.look_again(now, self.pump.datagrams()) {
+                std::thread::sleep(again.saturating_duration_since(Instant::now()));
                 continue;
             }
             let deadline = self.shard.poll_timeout().map(|(at, _)| at);

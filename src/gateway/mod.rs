@@ -2,6 +2,7 @@
 //!
 //! This module sees no packet.
 
+mod coalescing;
 mod core;
 mod keys;
 mod mesh;
@@ -18,6 +19,7 @@ use glommio::ExecutorJoinHandle;
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
 use tollgate_shards::connection_id::ConnectionIdKey;
+use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
 use tollgate_shards::{Epoch, Params, Shard, ShardIndex, ShardKeys, Ticket};
 use tracing::{info, warn};
@@ -140,7 +142,7 @@ impl Gateway {
             config.interface_name.as_deref(),
             shards,
             config.connection.mtu_bytes,
-            &TunOptions::default(),
+            &TunOptions { tso: config.data_path.tso, uso: config.data_path.uso, ..TunOptions::default() },
         )?;
         tun.configure(config.tunnel_network)?;
         let steering = steer_tun(&queues);
@@ -234,6 +236,7 @@ fn start_cores(
             mesh,
             bell: bell.clone(),
             orders: order_receiver,
+            coalescing_interval: config.data_path.coalesce,
             awaited: None,
             steering: shared.steering.clone(),
             ended: shared.ended.clone(),
@@ -266,6 +269,12 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
         limits: Limits {
             handshakes_max,
             handshakes_per_source_max: connection.pending_handshakes_per_source_max,
+            merge: MergeLimits {
+                tso: config.data_path.tso,
+                uso: config.data_path.uso,
+                thins_acks: config.data_path.thin_acks,
+                ..MergeLimits::default()
+            },
             ..Limits::default()
         },
         connection_id_key: shared.connection_id.clone(),
@@ -294,7 +303,8 @@ fn udp_options(config: &ServerConfig) -> UdpOptions {
     UdpOptions {
         send_buffer_bytes: config.connection.send_buffer_bytes,
         receive_buffer_bytes: config.connection.recv_buffer_bytes,
-        ..UdpOptions::default()
+        gro: config.data_path.gro,
+        gso: config.data_path.gso,
     }
 }
 

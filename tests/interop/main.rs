@@ -4,6 +4,7 @@
 mod harness;
 
 mod aggregate;
+mod data_path;
 mod exchanges;
 mod families;
 mod hostile;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
 use tollgate_config::{
-    ClientConfig, CongestionController, Connection, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
+    ClientConfig, CongestionController, Connection, DataPath, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
     ShardCount, Shards,
 };
 use tollgate_shards::UserIndex;
@@ -172,6 +172,7 @@ fn defaults_are_quincys() {
     assert_eq!(config.log.as_str(), "info");
     assert_eq!(config.shards.count, ShardCount::Auto);
     assert_eq!(config.shards.key_file, Path::new("/var/lib/tollgate/keys"));
+    assert_eq!(config.data_path, DataPath::default());
     assert_eq!(config.sessions, Sessions::default());
     assert_eq!(config.control.socket, Path::new("/run/tollgate/55555.sock"));
     assert!(!config.control.watch_users_file);

@@ -1,4 +1,4 @@
-//! What decides whether a TCP segment or UDP datagram may be merged with those before it.
+//! What decides whether a TCP segment or UDP datagram may be merged with those before it, or takes their place.
 //!
 //! This module compares packets. It holds none: see [`Merger`](super::merge::Merger).
 
@@ -80,6 +80,8 @@ pub(super) struct Segment {
     pub push: bool,
     /// Whether this packet, as far as its header tells, may be part of a run at all.
     pub is_mergeable: bool,
+    /// Whether this is TCP that acknowledges and does nothing else.
+    pub is_pure_ack: bool,
 }
 
 impl Segment {
@@ -104,6 +106,7 @@ impl Segment {
             payload_bytes: 0,
             push: false,
             is_mergeable: ip_is_plain,
+            is_pure_ack: false,
         };
         if inner.protocol == protocol::TCP { segment.with_tcp(transport) } else { segment.with_udp(transport) }
     }
@@ -125,7 +128,9 @@ impl Segment {
         self.payload_bytes = transport.len() - tcp_header_bytes;
         self.push = length_and_flags & PSH != 0;
         // Of flags and reserved bits, nothing but ACK and PSH.
-        self.is_mergeable &= length_and_flags & 0x0fff & !PSH == ACK && self.payload_bytes > 0;
+        let has_usual_flags = self.is_mergeable && length_and_flags & 0x0fff & !PSH == ACK;
+        self.is_mergeable = has_usual_flags && self.payload_bytes > 0;
+        self.is_pure_ack = has_usual_flags && self.payload_bytes == 0 && !self.push;
         Some(self)
     }
 
@@ -152,6 +157,24 @@ impl Segment {
             && seq_is_next
             && identification_is_next == next.counted_identification
             && next.payload_bytes <= self.payload_bytes
+    }
+
+    /// The bytes that `next`, a later pure acknowledgement of the same flow, acknowledges beyond this one, if it says everything that this one
+    /// says: then nothing is lost when it goes in this one's place (RFC 3449, section 5.2.1). `None` for a repetition, which tells of a loss; if
+    /// either has options other than timestamps, like SACK; and if `next` is damaged.
+    pub fn superseded_by(&self, packet: &[u8], next: &Segment, next_packet: &[u8]) -> Option<usize> {
+        // All but the window: that of the later one holds.
+        let but_window = |likeness: &Likeness| (likeness.ip, likeness.tcp & !0xffff_0000);
+        let acked_bytes = next.likeness.ack.wrapping_sub(self.likeness.ack);
+        let is_superseded = self.is_pure_ack
+            && next.is_pure_ack
+            && but_window(&self.likeness) == but_window(&next.likeness)
+            && self.seq == next.seq
+            && (1..1 << 31).contains(&acked_bytes)
+            && are_timestamps_at_most(self.options(packet))
+            && are_timestamps_at_most(next.options(next_packet))
+            && next.checksums_are_valid(next_packet);
+        is_superseded.then_some(acked_bytes as usize)
     }
 
     /// The TCP options of a packet or header that was read as this segment.
@@ -181,6 +204,12 @@ impl Segment {
         let addresses = self.flow.addresses.map(u64::to_ne_bytes);
         Sum::of(addresses.as_flattened()) + Sum::word(u16::from(self.flow.protocol)) + Sum::word(transport_bytes as u16)
     }
+}
+
+/// Whether TCP options are none, or timestamps in the usual layout (RFC 7323, appendix A).
+fn are_timestamps_at_most(options: &[u8]) -> bool {
+    const NOP_NOP_TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
+    options.is_empty() || (options.len() == 12 && options.starts_with(&NOP_NOP_TIMESTAMPS))
 }
 
 /// What an IPv4 header must have in common with others of its run, and its identification. An atomic datagram's identification means

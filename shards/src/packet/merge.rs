@@ -9,6 +9,11 @@
 //! the same addresses.
 //!
 //! Only packets whose checksums are right are merged: the kernel makes the segments' checksums anew, and must not bless damage.
+//!
+//! **Acknowledgements are thinned.** A client whose kernel got single packets from its tunnel acknowledges every other one, and each of these
+//! acknowledgements would cost a TUN write and the sender's TCP a turn. Of those that a flow sends in a row, a later one goes in the place of an
+//! earlier one that it supersedes (RFC 3449, section 5.2.1), as if the client's kernel had got super-packets: no acknowledgement covers more than
+//! one of those would.
 
 use bytes::{Buf, Bytes};
 
@@ -25,6 +30,9 @@ pub const INNER_BYTES_MAX: usize = 65535;
 /// one `writev`, which takes 1024 parts.
 pub const SEGMENTS_MAX: usize = 64;
 
+/// Most bytes that one acknowledgement covers when it goes in the place of others: a super-packet.
+const ACKED_BYTES_MAX: usize = 65536;
+
 /// The PSH flag of TCP, in the byte that holds it.
 const TCP_PSH: u8 = 0x08;
 /// The virtio header of a frame that is one finished packet.
@@ -37,6 +45,8 @@ pub struct MergeLimits {
     pub tso: bool,
     /// Whether the TUN queue takes USO frames (`TUN_F_USO4` and `TUN_F_USO6`).
     pub uso: bool,
+    /// Whether acknowledgements that others supersede are left out.
+    pub thins_acks: bool,
     /// Most runs open at once. With more flows than that in turn, runs are closed early; 0 merges nothing.
     pub runs_max: usize,
     /// Most frames held until they are polled. At least 1.
@@ -45,7 +55,7 @@ pub struct MergeLimits {
 
 impl Default for MergeLimits {
     fn default() -> Self {
-        MergeLimits { tso: true, uso: true, runs_max: 64, frames_max: 512 }
+        MergeLimits { tso: true, uso: true, thins_acks: true, runs_max: 64, frames_max: 512 }
     }
 }
 
@@ -68,14 +78,18 @@ pub struct Merger {
     tags: Vec<u32>,
     /// Which run makes room when there are too many.
     victim: usize,
+    /// Acknowledgements left out so far.
+    thinned_acks: u64,
 }
 
-/// A frame that may still grow.
+/// A frame that may still grow, or an acknowledgement that another may still supersede.
 #[derive(Debug)]
 struct Run {
+    /// The first packet; of acknowledgements, the one in the frame.
     first: Segment,
     slot: usize,
     packets: usize,
+    /// Of all packets; of acknowledgements, what the one in the frame acknowledges beyond the first.
     payload_bytes: usize,
 }
 
@@ -103,7 +117,21 @@ impl Merger {
     /// Makes a merger without frames.
     pub fn new(limits: MergeLimits) -> Merger {
         let limits = MergeLimits { frames_max: limits.frames_max.max(1), ..limits };
-        Merger { limits, slots: Vec::new(), filled: 0, polled: 0, runs: Vec::new(), tags: Vec::new(), victim: 0 }
+        Merger {
+            limits,
+            slots: Vec::new(),
+            filled: 0,
+            polled: 0,
+            runs: Vec::new(),
+            tags: Vec::new(),
+            victim: 0,
+            thinned_acks: 0,
+        }
+    }
+
+    /// Acknowledgements that others have gone in the place of, so far.
+    pub fn thinned_acks(&self) -> u64 {
+        self.thinned_acks
     }
 
     /// Whether no frame waits to be polled.
@@ -198,7 +226,9 @@ impl Merger {
 
     /// Opens a run on the frame that was just started, if the packet allows one.
     fn open(&mut self, tag: u32, slot: usize, segment: &Segment) {
-        if !segment.is_mergeable || segment.push {
+        let may_grow = segment.is_mergeable && !segment.push;
+        let may_be_superseded = segment.is_pure_ack && self.limits.thins_acks;
+        if !may_grow && !may_be_superseded {
             return;
         }
         let run = Run { first: *segment, slot, packets: 1, payload_bytes: segment.payload_bytes };
@@ -231,6 +261,10 @@ impl Merger {
     /// Appends a packet to its flow's run, or closes the run and starts a frame behind it.
     fn join_or_close(&mut self, index: usize, packet: Bytes, segment: &Segment) {
         let run = &mut self.runs[index];
+        if run.first.is_pure_ack && run.supersede(&mut self.slots[run.slot].payloads[0], &packet, segment) {
+            self.thinned_acks += 1;
+            return;
+        }
         if !run.admits(&self.slots[run.slot], &packet, segment) {
             let tag = self.tags[index];
             self.close(index);
@@ -252,6 +286,18 @@ impl Merger {
 }
 
 impl Run {
+    /// Lets an acknowledgement go in the place of the one in the frame, if it says all that that one says.
+    fn supersede(&mut self, in_frame: &mut Bytes, packet: &Bytes, segment: &Segment) -> bool {
+        let Some(acked_bytes) = self.first.superseded_by(in_frame, segment, packet) else { return false };
+        if self.payload_bytes + acked_bytes > ACKED_BYTES_MAX {
+            return false;
+        }
+        self.payload_bytes += acked_bytes;
+        self.first = *segment;
+        *in_frame = packet.clone();
+        true
+    }
+
     /// Whether `packet` may join the run, whose packets so far are in `slot`. Looks at the payload last, and at the first packet's
     /// only when there is a second.
     fn admits(&self, slot: &Slot, packet: &[u8], segment: &Segment) -> bool {

@@ -255,7 +255,7 @@ impl Shard {
     /// The counters as they stand.
     pub fn counters(&self) -> Counters {
         let (connections, users) = (self.home.connections() as u64, self.home.users() as u64);
-        Counters { connections, users, ..self.counters }
+        Counters { connections, users, thinned_acks: self.merger.thinned_acks(), ..self.counters }
     }
 
     /// Addresses held, as the keeper sees it; `None` on every other shard.

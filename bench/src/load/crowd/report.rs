@@ -220,6 +220,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
     let Counters {
         up_packets,
         up_bytes,
+        thinned_acks,
         down_packets,
         down_bytes,
         datagrams_received,
@@ -238,6 +239,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
     } = other;
     sum.up_packets += up_packets;
     sum.up_bytes += up_bytes;
+    sum.thinned_acks += thinned_acks;
     sum.down_packets += down_packets;
     sum.down_bytes += down_bytes;
     sum.datagrams_received += datagrams_received;

@@ -1,0 +1,63 @@
+//! The switches of `[data_path]`: what they leave out is left out, and everything still arrives.
+
+use tollgate::lab::bulk::Direction;
+use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
+
+use crate::harness::client::{Attached, Login};
+use crate::harness::deployment::{Deployment, Plan};
+use crate::harness::gateway::Gateway;
+use crate::harness::peers::Peers;
+use crate::harness::status::Status;
+use crate::harness::traffic::{bulk, bulk_both_ways, bulk_server, wait_for_ping};
+use crate::harness::turn;
+
+const BULK_BYTES: u64 = 50_000_000;
+/// Longer than any single packet, in bytes.
+const SINGLE_BYTES_MAX: f64 = 1500.0;
+
+/// Bulk TCP down and then both ways, through a gateway whose file has `settings`. Returns its counters before and after.
+fn carries(peers: &Peers, settings: &str) -> (Status, Status) {
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    deployment.edit_server("[control]", &format!("[data_path]\n{settings}\n[control]"));
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let inside = &topology.clients[0].namespace;
+    let _attached = Attached::start(peers, &deployment, inside, &gateway, Login::of("alice"));
+    wait_for_ping(inside, SERVER_V4);
+    let before = gateway.status();
+    let server = bulk_server(&topology.network, SERVER_V4);
+    bulk(inside, server.address(), Direction::Download, BULK_BYTES);
+    bulk_both_ways(inside, server.address(), BULK_BYTES);
+    let after = gateway.status();
+    gateway.assert_sound();
+    (before, after)
+}
+
+#[test]
+fn acknowledgements_that_others_supersede_stay_away_from_the_tun() {
+    let Some(peers) = Peers::find() else { return };
+    let (before, after) = carries(&peers, "");
+    let since = |pointer| after.sum(pointer) - before.sum(pointer);
+    let (thinned, written, up) =
+        (since("/counters/thinned_acks"), since("/traffic/tun_writes"), since("/counters/up_packets"));
+    assert!(thinned > up / 20, "{thinned} of {up} packets up were acknowledgements that others superseded");
+    assert!(written < up, "{written} frames of {up} packets");
+}
+
+#[test]
+fn a_gateway_whose_switches_are_all_off_carries_single_packets_and_loses_none() {
+    let Some(peers) = Peers::find() else { return };
+    let off = "coalesce_us = 0\nthin_acks = false\ngro = false\ngso = false\ntso = false\nuso = false";
+    let (before, after) = carries(&peers, off);
+    assert_eq!(after.sum("/counters/thinned_acks"), 0);
+    for kind in ["read", "write"] {
+        let (bytes, frames) = (format!("/traffic/tun_data_{kind}_bytes"), format!("/traffic/tun_data_{kind}s"));
+        let mean_bytes = after.mean_since(&before, &bytes, &frames);
+        assert!(mean_bytes <= SINGLE_BYTES_MAX, "{mean_bytes} bytes in a frame {kind}");
+    }
+    for (datagrams, messages) in [("udp_sent_datagrams", "udp_sends"), ("udp_received_datagrams", "udp_receives")] {
+        let mean = after.mean_since(&before, &format!("/traffic/{datagrams}"), &format!("/traffic/{messages}"));
+        assert!((0.99..=1.01).contains(&mean), "{mean} {datagrams} to one of {messages}");
+    }
+}
