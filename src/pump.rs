@@ -242,11 +242,6 @@ impl Pump {
         self.transmit.is_empty()
     }
 
-    /// UDP datagrams received and sent so far.
-    pub fn datagrams(&self) -> u64 {
-        self.receive.counters().datagrams + self.transmit.counters().datagrams
-    }
-
     /// What was moved so far.
     pub fn traffic(&self) -> Traffic {
         let ReceiveCounters { messages, datagrams, .. } = self.receive.counters();

@@ -26,7 +26,7 @@ pub struct DataPath {
 
 impl Default for DataPath {
     fn default() -> Self {
-        DataPath { coalesce: Duration::from_micros(200), thin_acks: true, gro: true, gso: true, tso: true, uso: true }
+        DataPath { coalesce: Duration::from_micros(400), thin_acks: true, gro: true, gso: true, tso: true, uso: true }
     }
 }
 

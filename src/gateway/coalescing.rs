@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-/// A core is busy from so many datagrams a second on, in and out together: with fewer, too little gathers to be worth a wait.
-const BUSY_DATAGRAMS_PER_S: u64 = 20_000;
+/// A core is busy from so many inner packets a second on, both ways together. With fewer, too little gathers to be worth a wait; and what one
+/// side sends only when the other has answered never gets there, and so is never held up.
+const BUSY_PACKETS_PER_S: u64 = 20_000;
 /// So long a core must have been busy, and so soon it is not any more.
 const WINDOW: Duration = Duration::from_millis(1);
 
@@ -15,26 +16,26 @@ const WINDOW: Duration = Duration::from_millis(1);
 pub struct Coalescing {
     interval: Duration,
     window_began: Instant,
-    /// Datagrams moved when the window began.
-    moved_before: u64,
+    /// Packets that had passed when the window began.
+    passed_before: u64,
     is_busy: bool,
 }
 
 impl Coalescing {
     /// Lets a look follow another after `interval` at the earliest while the core is busy. Never, if that is zero.
     pub fn new(interval: Duration, now: Instant) -> Self {
-        Coalescing { interval, window_began: now, moved_before: 0, is_busy: false }
+        Coalescing { interval, window_began: now, passed_before: 0, is_busy: false }
     }
 
-    /// A pass that began at `began` is over; `moved` datagrams were moved in all since the start. Returns when to look again, or `None` for as soon
+    /// A pass that began at `began` is over; `passed` inner packets have passed in all since the start. Returns when to look again, or `None` for as soon
     /// as there is something. A pass that took longer than the interval is followed by the next one at once, so that a core at its limit does
     /// not wait.
-    pub fn look_again(&mut self, began: Instant, moved: u64) -> Option<Instant> {
+    pub fn look_again(&mut self, began: Instant, passed: u64) -> Option<Instant> {
         let window = began.saturating_duration_since(self.window_began);
         if window >= WINDOW {
-            let busy_datagrams = u128::from(BUSY_DATAGRAMS_PER_S) * window.as_nanos() / 1_000_000_000;
-            self.is_busy = u128::from(moved - self.moved_before) >= busy_datagrams;
-            (self.window_began, self.moved_before) = (began, moved);
+            let busy_packets = u128::from(BUSY_PACKETS_PER_S) * window.as_nanos() / 1_000_000_000;
+            self.is_busy = u128::from(passed - self.passed_before) >= busy_packets;
+            (self.window_began, self.passed_before) = (began, passed);
         }
         (self.is_busy && !self.interval.is_zero()).then(|| began + self.interval)
     }
@@ -46,13 +47,13 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_micros(200);
 
-    /// Passes every 100 us that move `datagrams` each; returns which of them are followed by a wait.
-    fn waits(coalescing: &mut Coalescing, start: Instant, passes: u32, datagrams: u64, moved: &mut u64) -> Vec<bool> {
+    /// Passes every 100 us in each of which `packets` pass; returns which of them are followed by a wait.
+    fn waits(coalescing: &mut Coalescing, start: Instant, passes: u32, packets: u64, passed: &mut u64) -> Vec<bool> {
         (0..passes)
             .map(|pass| {
-                *moved += datagrams;
+                *passed += packets;
                 let began = start + pass * Duration::from_micros(100);
-                let again = coalescing.look_again(began, *moved);
+                let again = coalescing.look_again(began, *passed);
                 assert!(again.is_none_or(|again| again == began + INTERVAL));
                 again.is_some()
             })
@@ -63,12 +64,12 @@ mod tests {
     fn a_core_waits_while_it_is_busy_and_only_then() {
         let start = Instant::now();
         let mut coalescing = Coalescing::new(INTERVAL, start);
-        let mut moved = 0;
-        let busy = waits(&mut coalescing, start, 50, 10, &mut moved);
+        let mut passed = 0;
+        let busy = waits(&mut coalescing, start, 50, 10, &mut passed);
         assert!(!busy[..10].contains(&true), "not before a window is over");
-        assert!(!busy[12..].contains(&false), "100,000 datagrams a second");
-        let idle = waits(&mut coalescing, start + Duration::from_millis(5), 50, 1, &mut moved);
-        assert!(!idle[22..].contains(&true), "10,000 datagrams a second");
+        assert!(!busy[12..].contains(&false), "100,000 packets a second");
+        let idle = waits(&mut coalescing, start + Duration::from_millis(5), 50, 1, &mut passed);
+        assert!(!idle[22..].contains(&true), "10,000 packets a second");
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Core {
                 // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
                 continue;
             }
-            if let Some(again) = coalescing.look_again(now, self.pump.datagrams()) {
+            if let Some(again) = coalescing.look_again(now, self.shard.passed_packets()) {
                 std::thread::sleep(again.saturating_duration_since(Instant::now()));
                 continue;
             }

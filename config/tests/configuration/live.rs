@@ -39,7 +39,7 @@ const KEYS: &[(&str, &str, &str, bool)] = &[
     ("SHARDS__COUNT", "auto", "2", false),
     ("SHARDS__CPUS", "[0]", "[0, 1]", false),
     ("SHARDS__KEY_FILE", "a", "b", false),
-    ("DATA_PATH__COALESCE_US", "200", "0", false),
+    ("DATA_PATH__COALESCE_US", "400", "0", false),
     ("DATA_PATH__THIN_ACKS", "true", "false", false),
     ("DATA_PATH__GRO", "true", "false", false),
     ("DATA_PATH__GSO", "true", "false", false),

@@ -80,8 +80,6 @@ pub(super) struct Segment {
     pub push: bool,
     /// Whether this packet, as far as its header tells, may be part of a run at all.
     pub is_mergeable: bool,
-    /// Whether this is TCP that acknowledges and does nothing else.
-    pub is_pure_ack: bool,
 }
 
 impl Segment {
@@ -106,7 +104,6 @@ impl Segment {
             payload_bytes: 0,
             push: false,
             is_mergeable: ip_is_plain,
-            is_pure_ack: false,
         };
         if inner.protocol == protocol::TCP { segment.with_tcp(transport) } else { segment.with_udp(transport) }
     }
@@ -128,9 +125,7 @@ impl Segment {
         self.payload_bytes = transport.len() - tcp_header_bytes;
         self.push = length_and_flags & PSH != 0;
         // Of flags and reserved bits, nothing but ACK and PSH.
-        let has_usual_flags = self.is_mergeable && length_and_flags & 0x0fff & !PSH == ACK;
-        self.is_mergeable = has_usual_flags && self.payload_bytes > 0;
-        self.is_pure_ack = has_usual_flags && self.payload_bytes == 0 && !self.push;
+        self.is_mergeable &= length_and_flags & 0x0fff & !PSH == ACK && self.payload_bytes > 0;
         Some(self)
     }
 
@@ -159,6 +154,14 @@ impl Segment {
             && next.payload_bytes <= self.payload_bytes
     }
 
+    /// Whether this is TCP that acknowledges and does nothing else. Not asked of every packet, so it is not kept.
+    #[inline(never)]
+    pub fn is_pure_ack(&self) -> bool {
+        let ip_is_plain = self.transport_offset == if self.flow.is_v6 { IPV6_HEADER_BYTES } else { IPV4_HEADER_BYTES };
+        let flags = (self.likeness.tcp >> 32) as u16 & 0x0fff;
+        self.payload_bytes == 0 && !self.push && flags == ACK && self.flow.protocol == protocol::TCP && ip_is_plain
+    }
+
     /// The bytes that `next`, a later pure acknowledgement of the same flow, acknowledges beyond this one, if it says everything that this one
     /// says: then nothing is lost when it goes in this one's place (RFC 3449, section 5.2.1). `None` for a repetition, which tells of a loss; if
     /// either has options other than timestamps, like SACK; and if `next` is damaged.
@@ -166,8 +169,8 @@ impl Segment {
         // All but the window: that of the later one holds.
         let but_window = |likeness: &Likeness| (likeness.ip, likeness.tcp & !0xffff_0000);
         let acked_bytes = next.likeness.ack.wrapping_sub(self.likeness.ack);
-        let is_superseded = self.is_pure_ack
-            && next.is_pure_ack
+        let is_superseded = self.is_pure_ack()
+            && next.is_pure_ack()
             && but_window(&self.likeness) == but_window(&next.likeness)
             && self.seq == next.seq
             && (1..1 << 31).contains(&acked_bytes)

@@ -227,8 +227,8 @@ impl Merger {
     /// Opens a run on the frame that was just started, if the packet allows one.
     fn open(&mut self, tag: u32, slot: usize, segment: &Segment) {
         let may_grow = segment.is_mergeable && !segment.push;
-        let may_be_superseded = segment.is_pure_ack && self.limits.thins_acks;
-        if !may_grow && !may_be_superseded {
+        let opens = may_grow || self.limits.thins_acks && segment.is_pure_ack();
+        if !opens {
             return;
         }
         let run = Run { first: *segment, slot, packets: 1, payload_bytes: segment.payload_bytes };
@@ -261,7 +261,8 @@ impl Merger {
     /// Appends a packet to its flow's run, or closes the run and starts a frame behind it.
     fn join_or_close(&mut self, index: usize, packet: Bytes, segment: &Segment) {
         let run = &mut self.runs[index];
-        if run.first.is_pure_ack && run.supersede(&mut self.slots[run.slot].payloads[0], &packet, segment) {
+        // A run without payload is an acknowledgement.
+        if run.first.payload_bytes == 0 && run.supersede(&mut self.slots[run.slot].payloads[0], &packet, segment) {
             self.thinned_acks += 1;
             return;
         }
@@ -287,6 +288,8 @@ impl Merger {
 
 impl Run {
     /// Lets an acknowledgement go in the place of the one in the frame, if it says all that that one says.
+    // Kept out of the way of data, which is what merging has to be fast for.
+    #[inline(never)]
     fn supersede(&mut self, in_frame: &mut Bytes, packet: &Bytes, segment: &Segment) -> bool {
         let Some(acked_bytes) = self.first.superseded_by(in_frame, segment, packet) else { return false };
         if self.payload_bytes + acked_bytes > ACKED_BYTES_MAX {

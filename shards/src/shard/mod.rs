@@ -258,6 +258,11 @@ impl Shard {
         Counters { connections, users, thinned_acks: self.merger.thinned_acks(), ..self.counters }
     }
 
+    /// Inner packets that passed so far, whichever way.
+    pub fn passed_packets(&self) -> u64 {
+        self.counters.up_packets + self.counters.down_packets + self.counters.relayed_packets
+    }
+
     /// Addresses held, as the keeper sees it; `None` on every other shard.
     pub fn addresses_held(&self) -> Option<u64> {
         self.keeper.as_ref().map(Keeper::held)
