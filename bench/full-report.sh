@@ -6,8 +6,9 @@ cd "$(dirname "$0")/.."
 bench/install-peers.sh --wireguard
 cargo build --release -p tollgate -p tollgate-bench
 bench=${CARGO_TARGET_DIR:-target}/release/tollgate-bench
-results=bench/results
-mkdir -p "$results"
+# Elsewhere at first: a result says whether the sources were changed, and the results are among them.
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
 
 "$bench" gateway --peer quincy --json "$results/gateway-quincy.json"
 for peer in boringtun gotatun wireguard-go; do
@@ -22,3 +23,5 @@ done
 "$bench" soak --duration "1 min" --json "$results/soak.json"
 "$bench" engine --json "$results/engine.json"
 "$bench" report --out "$results/report.html" --plot cpu_per_gigabyte --svg "$results/cpu-per-gigabyte.svg" "$results"/*.json
+rm -f bench/results/*
+cp "$results"/* bench/results/

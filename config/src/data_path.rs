@@ -10,7 +10,7 @@ pub const COALESCE_US_MAX: u64 = 5000;
 /// The table `[data_path]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DataPath {
-    /// How long a busy core lets work gather before it looks again. Zero never waits.
+    /// How long a busy core lets work gather at most before it looks again. Zero never waits.
     pub coalesce: Duration,
     /// Whether clients' TCP acknowledgements are left out where a later one says the same and more.
     pub thin_acks: bool,

@@ -1,5 +1,8 @@
-//! How long a busy core lets work gather before it looks again, as a network card coalesces interrupts: larger batches cost less for each packet,
-//! for a delay that is bounded and that an idle core does not have.
+//! How long a busy core lets work gather before it looks again, as a network card moderates its interrupts: larger batches cost less for each
+//! packet, for a delay that is bounded and that an idle core does not have.
+//!
+//! Waiting pays while packets come anyway. Senders that wait for acknowledgements themselves, like TCP with a small window on a short path, only
+//! send less. So every now and then the core tries without for some milliseconds; if more passes then, time and again, it leaves off for some seconds.
 //!
 //! This module neither sleeps nor reads the clock.
 
@@ -8,36 +11,107 @@ use std::time::{Duration, Instant};
 /// A core is busy from so many inner packets a second on, both ways together. With fewer, too little gathers to be worth a wait; and what one
 /// side sends only when the other has answered never gets there, and so is never held up.
 const BUSY_PACKETS_PER_S: u64 = 20_000;
+/// Packets that are enough for a batch: two full sends. Beyond that a longer wait saves little.
+const BATCH_PACKETS: u32 = 128;
 /// So long a core must have been busy, and so soon it is not any more.
 const WINDOW: Duration = Duration::from_millis(1);
+/// How long a core waits between two trials without, and how long one takes.
+const WITH: Duration = Duration::from_millis(90);
+const WITHOUT: Duration = Duration::from_millis(10);
+/// Waiting hurts if so many trials in a row pass a fifth more packets a second without it.
+const TRIALS: u32 = 3;
+/// How long a core that waiting hurts does without.
+const LEFT_OFF: Duration = Duration::from_secs(4);
 
 /// Decides after each pass whether, and until when, to let work gather.
 #[derive(Debug)]
 pub struct Coalescing {
-    interval: Duration,
-    window_began: Instant,
-    /// Packets that had passed when the window began.
-    passed_before: u64,
-    is_busy: bool,
+    wait_max: Duration,
+    window: Span,
+    /// How long a batch takes to gather, as the last window went; nothing if the core was not busy.
+    gathering: Duration,
+    stage: Stage,
+    /// Trials in a row that spoke against waiting.
+    against: u32,
+}
+
+/// What the core does while it is busy.
+#[derive(Debug)]
+enum Stage {
+    Waits(Span),
+    Tries {
+        without: Span,
+        packets_per_s_with: u64,
+    },
+    /// Until then it does not wait.
+    LeftOff(Instant),
+}
+
+/// Some time that goes on, and the packets that had passed when it began.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    began: Instant,
+    passed: u64,
+}
+
+impl Span {
+    fn packets_per_s(&self, now: Instant, passed: u64) -> u64 {
+        let ns = now.saturating_duration_since(self.began).as_nanos().max(1);
+        (u128::from(passed - self.passed) * 1_000_000_000 / ns) as u64
+    }
 }
 
 impl Coalescing {
-    /// Lets a look follow another after `interval` at the earliest while the core is busy. Never, if that is zero.
-    pub fn new(interval: Duration, now: Instant) -> Self {
-        Coalescing { interval, window_began: now, passed_before: 0, is_busy: false }
+    /// Lets a look follow another after `wait_max` at the latest. If that is zero, nothing ever waits.
+    pub fn new(wait_max: Duration, now: Instant) -> Self {
+        let start = Span { began: now, passed: 0 };
+        Coalescing { wait_max, window: start, gathering: Duration::ZERO, stage: Stage::Waits(start), against: 0 }
     }
 
-    /// A pass that began at `began` is over; `passed` inner packets have passed in all since the start. Returns when to look again, or `None` for as soon
-    /// as there is something. A pass that took longer than the interval is followed by the next one at once, so that a core at its limit does
-    /// not wait.
+    /// A pass that began at `began` is over; `passed` inner packets have passed in all since the start. Returns when to look again, or `None` for
+    /// as soon as there is something. A pass that took longer than the wait is followed by the next one at once, so that a core at its limit
+    /// does not wait.
     pub fn look_again(&mut self, began: Instant, passed: u64) -> Option<Instant> {
-        let window = began.saturating_duration_since(self.window_began);
-        if window >= WINDOW {
-            let busy_packets = u128::from(BUSY_PACKETS_PER_S) * window.as_nanos() / 1_000_000_000;
-            self.is_busy = u128::from(passed - self.passed_before) >= busy_packets;
-            (self.window_began, self.passed_before) = (began, passed);
+        let here = Span { began, passed };
+        if began.saturating_duration_since(self.window.began) >= WINDOW {
+            let packets_per_s = self.window.packets_per_s(began, passed);
+            let is_busy = packets_per_s >= BUSY_PACKETS_PER_S;
+            let batch =
+                Duration::from_secs(BATCH_PACKETS.into()) / u32::try_from(packets_per_s.max(1)).unwrap_or(u32::MAX);
+            self.gathering = if is_busy { batch.min(self.wait_max) } else { Duration::ZERO };
+            self.window = here;
         }
-        (self.is_busy && !self.interval.is_zero()).then(|| began + self.interval)
+        if self.gathering.is_zero() {
+            // A trial compares what goes on without a break.
+            if !matches!(self.stage, Stage::LeftOff(_)) {
+                self.stage = Stage::Waits(here);
+            }
+            return None;
+        }
+        self.judge(here);
+        matches!(self.stage, Stage::Waits(_)).then(|| began + self.gathering)
+    }
+
+    /// Goes on to the next stage when this one's time is over.
+    fn judge(&mut self, here: Span) {
+        let lasted = |span: &Span| here.began.saturating_duration_since(span.began);
+        match &self.stage {
+            Stage::Waits(with) if lasted(with) >= WITH => {
+                let packets_per_s_with = with.packets_per_s(here.began, here.passed);
+                self.stage = Stage::Tries { without: here, packets_per_s_with };
+            }
+            Stage::Tries { without, packets_per_s_with } if lasted(without) >= WITHOUT => {
+                let hurts = without.packets_per_s(here.began, here.passed) > packets_per_s_with / 5 * 6;
+                self.against = if hurts { self.against + 1 } else { 0 };
+                self.stage = Stage::Waits(here);
+                if self.against == TRIALS {
+                    self.against = 0;
+                    self.stage = Stage::LeftOff(here.began + LEFT_OFF);
+                }
+            }
+            Stage::LeftOff(until) if here.began >= *until => self.stage = Stage::Waits(here),
+            _ => {}
+        }
     }
 }
 
@@ -45,37 +119,88 @@ impl Coalescing {
 mod tests {
     use super::*;
 
-    const INTERVAL: Duration = Duration::from_micros(200);
+    const WAIT_MAX: Duration = Duration::from_micros(400);
+    const PASS: Duration = Duration::from_micros(100);
 
-    /// Passes every 100 us in each of which `packets` pass; returns which of them are followed by a wait.
-    fn waits(coalescing: &mut Coalescing, start: Instant, passes: u32, packets: u64, passed: &mut u64) -> Vec<bool> {
-        (0..passes)
-            .map(|pass| {
-                *passed += packets;
-                let began = start + pass * Duration::from_micros(100);
-                let again = coalescing.look_again(began, *passed);
-                assert!(again.is_none_or(|again| again == began + INTERVAL));
-                again.is_some()
-            })
-            .collect()
+    /// A core whose passes take 100 us each.
+    struct Core {
+        coalescing: Coalescing,
+        now: Instant,
+        passed: u64,
+    }
+
+    impl Core {
+        fn new(wait_max: Duration) -> Self {
+            let now = Instant::now();
+            Core { coalescing: Coalescing::new(wait_max, now), now, passed: 0 }
+        }
+
+        /// Goes on for some time. Each pass has so many packets as `packets` says of the time since the one before. Returns the longest wait, and
+        /// the share of passes with one.
+        fn run(&mut self, time: Duration, packets: impl Fn(Duration) -> u64) -> (Duration, f64) {
+            let (end, mut since) = (self.now + time, PASS);
+            let (mut longest, mut passes, mut waits) = (Duration::ZERO, 0, 0);
+            while self.now < end {
+                self.passed += packets(since);
+                let again = self.coalescing.look_again(self.now, self.passed);
+                let wait = again.map_or(Duration::ZERO, |again| again - self.now);
+                longest = longest.max(wait);
+                passes += 1;
+                waits += u32::from(!wait.is_zero());
+                since = wait.max(PASS);
+                self.now += since;
+            }
+            (longest, f64::from(waits) / f64::from(passes))
+        }
+    }
+
+    /// Packets that come at an even rate, whatever becomes of them.
+    fn at(packets_per_ms: u64) -> impl Fn(Duration) -> u64 {
+        move |since| packets_per_ms * since.as_micros() as u64 / 1000
     }
 
     #[test]
     fn a_core_waits_while_it_is_busy_and_only_then() {
-        let start = Instant::now();
-        let mut coalescing = Coalescing::new(INTERVAL, start);
-        let mut passed = 0;
-        let busy = waits(&mut coalescing, start, 50, 10, &mut passed);
-        assert!(!busy[..10].contains(&true), "not before a window is over");
-        assert!(!busy[12..].contains(&false), "100,000 packets a second");
-        let idle = waits(&mut coalescing, start + Duration::from_millis(5), 50, 1, &mut passed);
-        assert!(!idle[22..].contains(&true), "10,000 packets a second");
+        let mut core = Core::new(WAIT_MAX);
+        let (longest, share) = core.run(Duration::from_millis(100), at(100));
+        assert!(longest == WAIT_MAX && share > 0.5, "{longest:?}, {share}");
+        core.run(Duration::from_millis(3), at(10));
+        assert_eq!(core.run(Duration::from_millis(100), at(10)).0, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_core_waits_for_a_batch_and_no_longer() {
+        let mut core = Core::new(WAIT_MAX);
+        core.run(Duration::from_millis(3), at(640));
+        let (longest, _) = core.run(Duration::from_millis(100), at(640));
+        assert!((180..250).contains(&longest.as_micros()), "200 us gather 128 packets: {longest:?}");
+    }
+
+    #[test]
+    fn a_core_leaves_off_when_waiting_makes_senders_send_less_and_tries_again() {
+        let mut core = Core::new(WAIT_MAX);
+        // What is acknowledged in one pass is all that is there in the next.
+        let window = |_| 30;
+        core.run(Duration::from_millis(400), window);
+        let (longest, _) = core.run(Duration::from_secs(3), window);
+        assert_eq!(longest, Duration::ZERO, "300 packets in a ms without, 75 with");
+        let (_, share) = core.run(Duration::from_secs(4), at(100));
+        assert!(share > 0.3, "{share}");
+    }
+
+    #[test]
+    fn a_core_goes_on_waiting_while_as_much_passes() {
+        let mut core = Core::new(WAIT_MAX);
+        for _ in 0..20 {
+            let (longest, _) = core.run(Duration::from_millis(500), at(100));
+            assert_eq!(longest, WAIT_MAX);
+        }
     }
 
     #[test]
     fn a_burst_after_a_silence_is_not_load() {
         let start = Instant::now();
-        let mut coalescing = Coalescing::new(INTERVAL, start);
+        let mut coalescing = Coalescing::new(WAIT_MAX, start);
         for second in 1..10 {
             assert_eq!(coalescing.look_again(start + Duration::from_secs(second), second * 500), None);
         }
@@ -83,8 +208,7 @@ mod tests {
 
     #[test]
     fn a_core_never_waits_if_it_is_told_so() {
-        let start = Instant::now();
-        let mut coalescing = Coalescing::new(Duration::ZERO, start);
-        assert!(!waits(&mut coalescing, start, 100, 1000, &mut 0).contains(&true));
+        let mut core = Core::new(Duration::ZERO);
+        assert_eq!(core.run(Duration::from_millis(100), at(1000)).0, Duration::ZERO);
     }
 }

@@ -111,8 +111,8 @@ pub struct Core {
     pub bell: Bell,
     /// Where the control thread's orders come from.
     pub orders: Receiver<Order>,
-    /// How long work gathers while the core is busy.
-    pub coalescing_interval: Duration,
+    /// How long work may gather while the core is busy.
+    pub coalesce: Duration,
     /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
     pub awaited: Option<Awaited>,
     /// The kernel's steering of inner addresses, where there is one.
@@ -146,7 +146,7 @@ impl Core {
 
     fn run(mut self) -> io::Result<()> {
         let mut stop_by = None;
-        let mut coalescing = Coalescing::new(self.coalescing_interval, Instant::now());
+        let mut coalescing = Coalescing::new(self.coalesce, Instant::now());
         loop {
             let now = Instant::now();
             let busy = self.pass(now, &mut stop_by)?;

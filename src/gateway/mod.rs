@@ -236,7 +236,7 @@ fn start_cores(
             mesh,
             bell: bell.clone(),
             orders: order_receiver,
-            coalescing_interval: config.data_path.coalesce,
+            coalesce: config.data_path.coalesce,
             awaited: None,
             steering: shared.steering.clone(),
             ended: shared.ended.clone(),
