@@ -15,8 +15,8 @@ const BULK_BYTES: u64 = 50_000_000;
 /// Longer than any single packet, in bytes.
 const SINGLE_BYTES_MAX: f64 = 1500.0;
 
-/// Bulk TCP down and then both ways, through a gateway whose file has `settings`. Returns its counters before and after.
-fn carries(peers: &Peers, settings: &str) -> (Status, Status) {
+/// Bulk TCP down and then both ways, through a gateway whose file has `settings`. Returns its counters before, between and after.
+fn carries(peers: &Peers, settings: &str) -> [Status; 3] {
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan::default());
@@ -28,20 +28,22 @@ fn carries(peers: &Peers, settings: &str) -> (Status, Status) {
     let before = gateway.status();
     let server = bulk_server(&topology.network, SERVER_V4);
     bulk(inside, server.address(), Direction::Download, BULK_BYTES);
+    let between = gateway.status();
     bulk_both_ways(inside, server.address(), BULK_BYTES);
     let after = gateway.status();
     gateway.assert_sound();
-    (before, after)
+    [before, between, after]
 }
 
 #[test]
 fn acknowledgements_that_others_supersede_stay_away_from_the_tun() {
     let Some(peers) = Peers::find() else { return };
-    let (before, after) = carries(&peers, "");
+    // While all goes down, what comes up is acknowledgements.
+    let [before, after, _] = carries(&peers, "");
     let since = |pointer| after.sum(pointer) - before.sum(pointer);
     let (thinned, written, up) =
         (since("/counters/thinned_acks"), since("/traffic/tun_writes"), since("/counters/up_packets"));
-    assert!(thinned > up / 20, "{thinned} of {up} packets up were acknowledgements that others superseded");
+    assert!(thinned > up / 2, "{thinned} of {up} packets up were acknowledgements that others superseded");
     assert!(written < up, "{written} frames of {up} packets");
 }
 
@@ -49,7 +51,7 @@ fn acknowledgements_that_others_supersede_stay_away_from_the_tun() {
 fn a_gateway_whose_switches_are_all_off_carries_single_packets_and_loses_none() {
     let Some(peers) = Peers::find() else { return };
     let off = "coalesce_us = 0\nthin_acks = false\ngro = false\ngso = false\ntso = false\nuso = false";
-    let (before, after) = carries(&peers, off);
+    let [before, _, after] = carries(&peers, off);
     assert_eq!(after.sum("/counters/thinned_acks"), 0);
     for kind in ["read", "write"] {
         let (bytes, frames) = (format!("/traffic/tun_data_{kind}_bytes"), format!("/traffic/tun_data_{kind}s"));

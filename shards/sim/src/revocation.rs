@@ -78,8 +78,7 @@ pub fn run(number: u64, options: Options) -> Result<Facts, Violation> {
 
 /// Everybody is there; one user is sent away; the packets from before get time to arrive where they must not.
 fn one(world: &mut World, is_kick: bool, phase: Duration) -> Result<(), Violation> {
-    let everybody: Vec<usize> = (0..world.devices.len()).collect();
-    come(world, &everybody)?;
+    come(world)?;
     world.run_until(world.now + AFTERWARDS + phase)?;
     (0..DEVICES_OF_EACH).for_each(|device| world.devices[device].wanted = false);
     if is_kick {
@@ -103,15 +102,13 @@ fn presence(world: &mut World, present: bool) {
     world.give(Order::Apply(epoch));
 }
 
-/// Lets `devices` connect, and waits for it.
-fn come(world: &mut World, devices: &[usize]) -> Result<(), Violation> {
-    for &device in devices {
+/// Lets everybody connect who is not connected, and waits for it.
+fn come(world: &mut World) -> Result<(), Violation> {
+    for device in 0..world.devices.len() {
         world.devices[device].wanted = true;
         world.schedule.at(world.now, Event::Device(device as u32, Act::Connect));
     }
-    wait(world, "somebody does not get in", |world| {
-        devices.iter().all(|&device| world.devices[device].address().is_some())
-    })
+    wait(world, "somebody does not get in", |world| world.devices.iter().all(|device| device.address().is_some()))
 }
 
 fn settle(world: &mut World) -> Result<(), Violation> {
