@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tollgate_bench::load::options as load;
-use tollgate_bench::{engine, far_end, floor, gateway, identities, idle, latency, report, scale, shaping, soak, storm};
+use tollgate_bench::{
+    engine, far_end, floor, gateway, identities, idle, latency, packets, report, scale, shaping, soak, storm, targets,
+};
 
 /// Measures Tollgate, side by side with its peers.
 #[derive(Debug, Parser)]
@@ -42,7 +44,12 @@ enum Command {
     /// and no TUN interface: inner traffic is made and checked in this process. The exit status is 0 only if both ends agree on every packet,
     /// up and down (sent = received + counted drops), and everything holds that the scenario demands. bench/README.md has all keys.
     Load(load::Options),
-    /// Measure one offered load over more and more shards on one CPU, and over more and more clients.
+    /// Measure what a gateway's CPU costs for each packet where no sender has put packets together.
+    ///
+    /// Packets of 1300 and of 100 bytes and the simple IMIX, in one flow and in many, each packet sent by itself at an even rate. The gateways run
+    /// in turn, round by round.
+    Packets(packets::Options),
+    /// Measure one offered load over more and more shards on one CPU, over more and more clients, and over more and more idle ones.
     ///
     /// CPU time for each gigabyte must not grow with shards. All points run in turn, round by round; ratios are to the first point of the
     /// same round.
@@ -91,6 +98,10 @@ enum Command {
     /// The page needs nothing else: no script, no network. Results of several peers are shown in one plot; results from different machines
     /// or commits are shown apart. Nothing is written unless every file is a result.
     Report(report::Options),
+    /// Hold results against what Tollgate wants to reach, and print each target with its figure.
+    ///
+    /// bench/targets.sh measures all that is needed. The exit status is 0 only if every target holds.
+    Targets(targets::Options),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +109,7 @@ fn main() -> ExitCode {
         Command::Floor(options) => floor::run(&options),
         Command::Gateway(options) => gateway::run(&options),
         Command::Load(options) => load::run(&options),
+        Command::Packets(options) => packets::run(&options),
         Command::Scale(options) => scale::run(&options),
         Command::Storm(options) => storm::run(&options),
         Command::Idle(options) => idle::run(&options),
@@ -108,6 +120,7 @@ fn main() -> ExitCode {
         Command::Identities(options) => identities::run(&options),
         Command::Engine(options) => engine::run(&options),
         Command::Report(options) => report::run(&options),
+        Command::Targets(options) => targets::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

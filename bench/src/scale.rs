@@ -1,4 +1,5 @@
-//! `tollgate-bench scale`: one offered load, over more and more shards on one CPU, and over more and more clients.
+//! `tollgate-bench scale`: one offered load, over more and more shards on one CPU, over more and more clients, and over more and more of which
+//! few send.
 //!
 //! All points run in turn, round by round, so that a machine that becomes slower makes no difference between them.
 
@@ -19,6 +20,8 @@ use crate::units::{bits_per_second, count, percent};
 const CLIENTS: u32 = 100;
 /// Shards while clients change.
 const SHARDS: u16 = 1;
+/// Clients that send while others, which are idle, become more.
+const ACTIVE_MAX: u32 = 100;
 /// Points of a series.
 const POINTS_MAX: usize = 16;
 
@@ -36,6 +39,10 @@ pub struct Options {
     #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,10,100,1000,10000",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(ADDRESSES_MAX)))]
     clients: Vec<u32>,
+    /// Numbers of clients of which at most 100 send anything.
+    #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,100,10000",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(ADDRESSES_MAX)))]
+    mostly_idle: Vec<u32>,
     /// The load in megabits of inner packets a second, half of it each way.
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     mbps: u32,
@@ -46,7 +53,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Only two points of each series, a second each, once: whether everything works, in half a minute.
-    #[arg(long, conflicts_with_all = ["shards", "clients", "seconds", "rounds", "mbps"])]
+    #[arg(long, conflicts_with_all = ["shards", "clients", "mostly_idle", "seconds", "rounds", "mbps"])]
     quick: bool,
     #[command(flatten)]
     output: Output,
@@ -57,13 +64,16 @@ pub struct Options {
 struct Point {
     shards: u16,
     clients: u32,
+    /// How many of them send.
+    active: u32,
 }
 
-/// Both series, and how each point is measured.
+/// All series, and how each point is measured.
 #[derive(Debug, Clone, PartialEq)]
 struct Plan {
     by_shards: Vec<Point>,
     by_clients: Vec<Point>,
+    by_idle_clients: Vec<Point>,
     offered_bits_per_second: f64,
     duration: Duration,
     rounds: u32,
@@ -91,7 +101,8 @@ pub fn run(options: &Options) -> Result<()> {
     for round in 1..=plan.rounds {
         let mut results = Vec::new();
         for point in plan.points() {
-            let place = format!("round {round} of {}: {} shards, {} clients", plan.rounds, point.shards, point.clients);
+            let Point { shards, clients, active } = point;
+            let place = format!("round {round} of {}: {shards} shards, {active} of {clients} clients", plan.rounds);
             results.push(experiment.load(&place, &plan.scenario(point), &gateway)?);
         }
         rounds.push(results);
@@ -102,17 +113,20 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Plan {
     fn of(options: &Options) -> Self {
-        let (shards, clients, mbps, seconds, rounds) = if options.quick {
-            (&[1, 2][..], &[1, 10][..], 20, 1, 1)
+        let (shards, clients, mostly_idle, mbps, seconds, rounds) = if options.quick {
+            (&[1, 2][..], &[1, 10][..], &[1, 200][..], 20, 1, 1)
         } else {
-            let Options { shards, clients, mbps, seconds, rounds, .. } = options;
-            (&shards[..], &clients[..], *mbps, *seconds, *rounds)
+            let Options { shards, clients, mostly_idle, mbps, seconds, rounds, .. } = options;
+            (&shards[..], &clients[..], &mostly_idle[..], *mbps, *seconds, *rounds)
         };
-        let by_shards = shards.iter().map(|&shards| Point { shards, clients: CLIENTS });
-        let by_clients = clients.iter().map(|&clients| Point { shards: SHARDS, clients });
+        let by_shards = shards.iter().map(|&shards| Point { shards, clients: CLIENTS, active: CLIENTS });
+        let by_clients = clients.iter().map(|&clients| Point { shards: SHARDS, clients, active: clients });
+        let by_idle_clients =
+            mostly_idle.iter().map(|&clients| Point { shards: SHARDS, clients, active: clients.min(ACTIVE_MAX) });
         Plan {
             by_shards: by_shards.take(POINTS_MAX).collect(),
             by_clients: by_clients.take(POINTS_MAX).collect(),
+            by_idle_clients: by_idle_clients.take(POINTS_MAX).collect(),
             offered_bits_per_second: f64::from(mbps) * 1e6,
             duration: Duration::from_secs(seconds.into()),
             rounds,
@@ -120,15 +134,15 @@ impl Plan {
     }
 
     fn points(&self) -> impl Iterator<Item = Point> {
-        self.by_shards.iter().chain(&self.by_clients).copied()
+        self.by_shards.iter().chain(&self.by_clients).chain(&self.by_idle_clients).copied()
     }
 
     fn scenario(&self, point: Point) -> Scenario {
         let mut scenario = scenario("scale", point.clients, self.duration);
         scenario.gateway =
             GatewayPlan::Started(StartedGateway { shards: Some(point.shards), ..StartedGateway::default() });
-        let kind = constant(&scenario, point.clients, self.offered_bits_per_second);
-        scenario.traffic = vec![traffic(&scenario, "load", point.clients, kind)];
+        let kind = constant(&scenario, point.active, self.offered_bits_per_second);
+        scenario.traffic = vec![traffic(&scenario, "load", point.active, kind)];
         scenario
     }
 
@@ -143,6 +157,7 @@ impl Plan {
             offered_bits_per_second: self.offered_bits_per_second,
             by_shards: series(&self.by_shards, 0)?,
             by_clients: series(&self.by_clients, self.by_shards.len())?,
+            by_idle_clients: series(&self.by_idle_clients, self.by_shards.len() + self.by_clients.len())?,
         })
     }
 }
@@ -162,6 +177,7 @@ fn figures(point: Point, rounds: &[Vec<LoadResult>], first: usize, at: usize) ->
     Some(ScalePoint {
         shards: point.shards,
         clients: point.clients,
+        active_clients: point.active,
         to_first: Spread::of(costs.iter().zip(&first_costs).map(|(cost, first)| cost / first))?,
         cpu_seconds_per_gigabyte: Spread::of(costs)?,
         crossed_share: (arrived > 0).then(|| crossed as f64 / arrived as f64),
@@ -171,16 +187,25 @@ fn figures(point: Point, rounds: &[Vec<LoadResult>], first: usize, at: usize) ->
     })
 }
 
-/// Both series, for people.
+/// All series, for people.
 struct Table<'a>(&'a ScaleResult);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for points in [&self.0.by_shards, &self.0.by_clients] {
+        for points in [&self.0.by_shards, &self.0.by_clients, &self.0.by_idle_clients] {
             writeln!(
                 f,
-                "{:>7}{:>9}{:>10}  {:>15}{:>12}  {:>13}{:>10}{:>12}{:>10}",
-                "shards", "clients", "CPU s/GB", "min - max", "to first", "min - max", "crossed", "carried", "lost"
+                "{:>7}{:>9}{:>9}{:>10}  {:>15}{:>12}  {:>13}{:>10}{:>12}{:>10}",
+                "shards",
+                "clients",
+                "active",
+                "CPU s/GB",
+                "min - max",
+                "to first",
+                "min - max",
+                "crossed",
+                "carried",
+                "lost"
             )?;
             points.iter().try_for_each(|point| line(f, point))?;
             writeln!(f)?;
@@ -191,7 +216,8 @@ impl fmt::Display for Table<'_> {
 
 fn line(f: &mut fmt::Formatter<'_>, point: &ScalePoint) -> fmt::Result {
     let extremes = |spread: Spread| format!("{:.2} - {:.2}", spread.min, spread.max);
-    let mut text = format!("{:>7}{:>9}", point.shards, count(point.clients.into()));
+    let (clients, active) = (count(point.clients.into()), count(point.active_clients.into()));
+    let mut text = format!("{:>7}{clients:>9}{active:>9}", point.shards);
     let (cost, ratio) = (point.cpu_seconds_per_gigabyte, point.to_first);
     write!(text, "{:>10.2}  {:>15}{:>12.2}  {:>13}", cost.median, extremes(cost), ratio.median, extremes(ratio))?;
     let crossed = point.crossed_share.map_or_else(|| "-".to_owned(), percent);
@@ -220,7 +246,10 @@ mod tests {
     #[test]
     fn every_point_offers_the_same_load() {
         let plan = parsed("scale").unwrap();
-        assert_eq!((plan.by_shards.len(), plan.by_clients.len(), plan.rounds), (5, 5, 3));
+        assert_eq!(
+            (plan.by_shards.len(), plan.by_clients.len(), plan.by_idle_clients.len(), plan.rounds),
+            (5, 5, 3, 3)
+        );
         for point in plan.points() {
             let scenario = plan.scenario(point);
             let TrafficKind::Constant { packets_per_second } = scenario.traffic[0].kind else { panic!() };
@@ -228,7 +257,9 @@ mod tests {
             assert!((bits - plan.offered_bits_per_second).abs() < 1.0, "{point:?}: {bits}");
             let GatewayPlan::Started(gateway) = &scenario.gateway else { panic!() };
             assert_eq!((scenario.connections(), gateway.shards), (point.clients, Some(point.shards)));
+            assert_eq!(scenario.traffic[0].connections, point.active);
         }
+        assert_eq!(plan.by_idle_clients.last(), Some(&Point { shards: 1, clients: 10_000, active: 100 }));
     }
 
     #[test]
@@ -242,7 +273,7 @@ mod tests {
 
     #[test]
     fn each_point_is_held_against_the_first_of_its_own_round() {
-        let plan = parsed("scale --shards 1,2 --clients 1,10 --rounds 2").unwrap();
+        let plan = parsed("scale --shards 1,2 --clients 1,10 --mostly-idle 1,500 --rounds 2").unwrap();
         // The second round is twice as slow; the second point costs a fifth more in each, the last twice as much.
         let costing = |factor: f64| {
             let mut result = load_result(1e8);
@@ -250,7 +281,7 @@ mod tests {
             result.groups[0].up.lost_packets = 3;
             result
         };
-        let round = |slow: f64| [1.0, 1.2, 1.0, 2.0].map(|factor| costing(factor * slow)).to_vec();
+        let round = |slow: f64| [1.0, 1.2, 1.0, 2.0, 2.0, 5.0].map(|factor| costing(factor * slow)).to_vec();
         let result = plan.result("tollgate", &[round(1.0), round(2.0)]).unwrap();
         let [first, second] = &result.by_shards[..] else { panic!() };
         assert_eq!(first.to_first, Spread { median: 1.0, min: 1.0, max: 1.0 });
@@ -259,10 +290,11 @@ mod tests {
         assert_eq!((first.cpu_seconds_per_gigabyte.min, first.cpu_seconds_per_gigabyte.max), (20.0, 40.0));
         assert_eq!((second.crossed_share, second.lost_packets), (Some(0.25), 6));
         assert_eq!(result.by_clients[1].to_first.median, 2.0);
+        assert_eq!((result.by_idle_clients[1].to_first.median, result.by_idle_clients[1].active_clients), (2.5, 100));
         let shown = Table(&result).to_string();
         assert!(
             shown.contains(
-                "      2      100     36.00    24.00 - 48.00        1.20    1.20 - 1.20      25 %    200 Mb/s         6"
+                "      2      100      100     36.00    24.00 - 48.00        1.20    1.20 - 1.20      25 %    200 Mb/s         6"
             ),
             "{shown}"
         );
@@ -270,8 +302,8 @@ mod tests {
 
     #[test]
     fn a_point_that_carried_nothing_has_no_cost() {
-        let plan = parsed("scale --shards 1 --clients 1 --rounds 1").unwrap();
-        assert_eq!(plan.result("tollgate", &[vec![load_result(0.0), load_result(1.0)]]), None);
+        let plan = parsed("scale --shards 1 --clients 1 --mostly-idle 1 --rounds 1").unwrap();
+        assert_eq!(plan.result("tollgate", &[vec![load_result(0.0), load_result(1.0), load_result(1.0)]]), None);
         assert_eq!(plan.result("tollgate", &[]), None);
     }
 }

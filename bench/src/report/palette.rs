@@ -119,6 +119,9 @@ fn gateways(finding: &Finding) -> Vec<&str> {
         Finding::Gateway(result) => vec![&result.ours, &result.peer],
         Finding::Load(load) => vec![&load.gateway],
         Finding::Soak(soak) => vec![&soak.load.gateway],
+        Finding::Packets(packets) => {
+            packets.points.iter().flat_map(|point| &point.gateways).map(|figures| figures.name.as_str()).collect()
+        }
         Finding::Scale(scale) => vec![&scale.gateway],
         Finding::Storm(storm) => storm.gateways.iter().map(|figures| figures.name.as_str()).collect(),
         Finding::Idle(idle) => idle.gateways.iter().map(|figures| figures.name.as_str()).collect(),

@@ -3,6 +3,7 @@
 //! This module measures, prints and judges nothing. Every time is in the unit that its name ends with; shares are 0 to 1.
 
 mod load;
+mod packets;
 mod shaping;
 mod spread;
 
@@ -12,6 +13,7 @@ pub use load::{
     Churn, Direction, FlowFigures, GroupResult, Latencies, Ledger, LimitedBy, LoadResult, Ramp, Sample, ShardFigures,
     Usage,
 };
+pub use packets::{PacketsFigures, PacketsPoint, PacketsResult};
 pub use shaping::{ShapingPoint, ShapingResult, ShapingRun};
 pub use spread::{Compared, Spread, slope};
 
@@ -60,6 +62,8 @@ pub enum Finding {
     Floor(Floor),
     /// `gateway`.
     Gateway(GatewayResult),
+    /// `packets`.
+    Packets(PacketsResult),
     /// `scale`.
     Scale(ScaleResult),
     /// `storm`.
@@ -193,7 +197,7 @@ pub struct WorkSummary {
     pub ours_to_floor: Option<Spread>,
 }
 
-/// One offered load over many shards, and over many clients.
+/// One offered load over many shards, over many clients, and over many clients of which few send.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScaleResult {
     /// The gateway.
@@ -205,6 +209,9 @@ pub struct ScaleResult {
     pub by_shards: Vec<ScalePoint>,
     /// More and more clients; the number of shards stays.
     pub by_clients: Vec<ScalePoint>,
+    /// More and more clients of which only some send; the number of shards stays.
+    #[serde(default)]
+    pub by_idle_clients: Vec<ScalePoint>,
 }
 
 /// One point of `scale`: the same load, `rounds` times.
@@ -214,6 +221,9 @@ pub struct ScalePoint {
     pub shards: u16,
     /// Clients.
     pub clients: u32,
+    /// How many of them send. 0 in results that are older than this figure: all do.
+    #[serde(default)]
+    pub active_clients: u32,
     /// CPU seconds of the gateway for each gigabyte of inner packets.
     pub cpu_seconds_per_gigabyte: Spread,
     /// The same, divided by the first point's of the same round.

@@ -5,9 +5,10 @@ use std::f64::consts::TAU;
 use tollgate_bench::machine::Machine;
 use tollgate_bench::results::{
     Churn, Compared, Direction, EngineFigure, EngineResult, FORMAT, Finding, Floor, FlowFigures, GatewayResult,
-    GroupResult, IdleFigures, IdleResult, Latencies, LatencyPoint, LatencyResult, Ledger, LimitedBy, LoadResult, Pair,
-    Provenance, Ramp, Record, Sample, ScalePoint, ScaleResult, ShapingPoint, ShapingResult, ShapingRun, ShardFigures,
-    SoakResult, Spread, Stage, StormFigures, StormResult, Transfer, Usage, Work, WorkSummary,
+    GroupResult, IdleFigures, IdleResult, Latencies, LatencyPoint, LatencyResult, Ledger, LimitedBy, LoadResult,
+    PacketsFigures, PacketsPoint, PacketsResult, Pair, Provenance, Ramp, Record, Sample, ScalePoint, ScaleResult,
+    ShapingPoint, ShapingResult, ShapingRun, ShardFigures, SoakResult, Spread, Stage, StormFigures, StormResult,
+    Transfer, Usage, Work, WorkSummary,
 };
 
 /// A result of every benchmark, of three peers.
@@ -17,6 +18,7 @@ pub fn all() -> Vec<Record> {
         .into();
     records.extend([
         floor_record(),
+        packets(),
         scale(),
         latency(),
         shaping(),
@@ -139,10 +141,30 @@ pub fn gateway(peer: &str, times: f64) -> Record {
     record
 }
 
+fn packets() -> Record {
+    let figures = |name: &str, per_cpu_second: f64, times| PacketsFigures {
+        name: name.to_owned(),
+        packets_per_cpu_second: spread(per_cpu_second, 0.03),
+        ours_to_this: spread(times, 0.02),
+        packets_per_second: spread(48_000.0, 0.001),
+        lost_packets: 12,
+        harness_limited: false,
+    };
+    let kinds = [("100 B, one flow up", 548_000.0, 2.9), ("IMIX, 64 flows both ways", 281_000.0, 2.1)];
+    let points = kinds.map(|(traffic, ours, times)| PacketsPoint {
+        traffic: traffic.to_owned(),
+        offered_packets_per_second: 48_000.0,
+        gateways: vec![figures("tollgate", ours, 1.0), figures("quincy-server", ours / times, times)],
+    });
+    let result = PacketsResult { points: points.into() };
+    record(Finding::Packets(result), "tollgate-bench packets --peer quincy --json packets.json")
+}
+
 fn scale() -> Record {
-    let point = |shards, clients, cpu: f64, first: f64, crossed| ScalePoint {
+    let point = |shards, clients: u32, cpu: f64, first: f64, crossed| ScalePoint {
         shards,
         clients,
+        active_clients: clients.min(100),
         cpu_seconds_per_gigabyte: spread(cpu, 0.05),
         to_first: spread(cpu / first, 0.02),
         crossed_share: Some(crossed),
@@ -157,6 +179,7 @@ fn scale() -> Record {
         offered_bits_per_second: 2e9,
         by_shards: shards.map(|(shards, cpu, crossed)| point(shards, 200, cpu, 0.703, crossed)).into(),
         by_clients: clients.map(|(clients, cpu)| point(2, clients, cpu, 0.641, 0.0005)).into(),
+        by_idle_clients: [(1, 0.641), (10_000, 0.702)].map(|(clients, cpu)| point(2, clients, cpu, 0.641, 0.0)).into(),
     };
     record(Finding::Scale(result), "tollgate-bench scale --rounds 3 --json scale.json")
 }

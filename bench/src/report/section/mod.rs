@@ -7,6 +7,7 @@ mod idle;
 mod latency;
 mod load;
 mod over_time;
+mod packets;
 mod scale;
 mod shaping;
 mod soak;
@@ -141,6 +142,7 @@ pub fn sections(records: &[Record], origins: &Origins<'_>) -> Vec<Section> {
     }
     add! {
         "gateway", Gateway, gateway::body;
+        "packets", Packets, packets::body;
         "scale", Scale, scale::body;
         "latency", Latency, latency::body;
         "shaping", Shaping, shaping::body;

@@ -1,4 +1,4 @@
-//! How CPU per gigabyte changes with shards and clients at the same offered load.
+//! How CPU per gigabyte changes with shards, clients and idle clients at the same offered load.
 
 use super::{Block, Body, Found, has_doubles};
 use crate::report::chart::{Axis, Chart, Drawing, Lines, Point, Reference, Scale, Series};
@@ -9,7 +9,7 @@ use crate::results::{ScalePoint, ScaleResult, Spread};
 
 type Results<'a> = [Found<'a, ScaleResult>];
 
-/// One of the two ways that a gateway is scaled.
+/// One of the ways that a gateway is scaled.
 #[derive(Clone, Copy)]
 struct Way {
     name: &'static str,
@@ -18,7 +18,7 @@ struct Way {
     count: fn(&ScalePoint) -> f64,
 }
 
-const WAYS: [Way; 2] = [
+const WAYS: [Way; 3] = [
     Way { name: "shards", unit: "Shards", points: |result| &result.by_shards, count: |point| f64::from(point.shards) },
     Way {
         name: "clients",
@@ -26,7 +26,19 @@ const WAYS: [Way; 2] = [
         points: |result| &result.by_clients,
         count: |point| f64::from(point.clients),
     },
+    Way {
+        name: "idle_clients",
+        unit: "Clients, most of them idle",
+        points: |result| &result.by_idle_clients,
+        count: |point| f64::from(point.clients),
+    },
 ];
+
+impl Way {
+    fn spoken(self) -> String {
+        self.unit.to_lowercase()
+    }
+}
 
 pub(super) fn body(found: &Results<'_>, palette: &Palette) -> Option<Body> {
     let has_points = |way: &Way| found.iter().any(|found| !(way.points)(found.result).is_empty());
@@ -43,8 +55,8 @@ pub(super) fn body(found: &Results<'_>, palette: &Palette) -> Option<Body> {
     (!tables.is_empty()).then(|| Body {
         title: "Scaling by shards and by clients".to_owned(),
         measured: format!(
-            "The same load ({} of inner packets, both directions together) offered to more and more shards on the same CPUs, and from \
-             more and more clients. CPU per gigabyte should not grow.",
+            "The same load ({} of inner packets, both directions together) offered to more and more shards on the same CPUs, from \
+             more and more clients, and from 100 of more and more clients. CPU per gigabyte should not grow.",
             offered.join("; ")
         ),
         uncertainty: "Points are medians over rounds, whiskers reach from the lowest to the highest. Growth is taken round by round \
@@ -79,7 +91,7 @@ fn cpu(found: &Results<'_>, palette: &Palette, way: Way) -> Chart {
     let y = Axis::new("CPU seconds of the gateway per gigabyte of inner packets", Unit::Plain, Scale::Linear);
     Chart {
         name: format!("cpu_by_{}", way.name),
-        title: format!("CPU per gigabyte by number of {}", way.name),
+        title: format!("CPU per gigabyte by number of {}", way.spoken()),
         note: "Flat is good.".to_owned(),
         drawing: lines(found, palette, way, y, Vec::new(), |x, point| {
             Some(Point::spread(x, point.cpu_seconds_per_gigabyte))
@@ -92,7 +104,7 @@ fn growth(found: &Results<'_>, palette: &Palette, way: Way) -> Chart {
     let same = Reference { label: "no growth".to_owned(), value: 0.0 };
     Chart {
         name: format!("growth_by_{}", way.name),
-        title: format!("Growth of CPU per gigabyte by number of {}", way.name),
+        title: format!("Growth of CPU per gigabyte by number of {}", way.spoken()),
         note: String::new(),
         drawing: lines(found, palette, way, y, vec![same], |x, point| {
             let Spread { median, min, max } = point.to_first;
@@ -107,7 +119,7 @@ fn crossed(found: &Results<'_>, palette: &Palette, way: Way) -> Option<Chart> {
         let y = Axis::new("Share of inner packets and datagrams", Unit::Share, Scale::Linear);
         Chart {
             name: format!("crossed_by_{}", way.name),
-            title: format!("Packets that crossed shards, by number of {}", way.name),
+            title: format!("Packets that crossed shards, by number of {}", way.spoken()),
             note: String::new(),
             drawing: lines(found, palette, way, y, Vec::new(), |x, point| Some(Point::of(x, point.crossed_share?))),
         }
@@ -116,10 +128,11 @@ fn crossed(found: &Results<'_>, palette: &Palette, way: Way) -> Option<Chart> {
 
 fn table(found: &Results<'_>, way: Way) -> Table {
     let mut table = Table::new(
-        format!("By number of {}: medians, and the lowest and highest round in brackets", way.name),
+        format!("By number of {}: medians, and the lowest and highest round in brackets", way.spoken()),
         &[
             "Shards",
             "Clients",
+            "Active",
             "Gateway",
             "Run",
             "CPU s/GB",
@@ -137,6 +150,7 @@ fn table(found: &Results<'_>, way: Way) -> Table {
             table.row([
                 point.shards.to_string(),
                 count(point.clients),
+                if point.active_clients == 0 { NONE.to_owned() } else { count(point.active_clients) },
                 found.result.gateway.clone(),
                 (found.run + 1).to_string(),
                 Unit::Plain.spread(point.cpu_seconds_per_gigabyte),
