@@ -4,9 +4,9 @@
 
 use std::net::Ipv4Addr;
 
-use bytes::{Bytes, BytesMut};
-use tollgate_shards::packet::split;
+use bytes::Bytes;
 use tollgate_shards::packet::vnet::{self, VnetHeader};
+use tollgate_shards::packet::{Arena, split};
 
 /// Length of the IPv4 header, in bytes.
 const IP_BYTES: usize = 20;
@@ -30,12 +30,13 @@ pub struct Traffic {
     destination: Ipv4Addr,
     tcp_sequence: u32,
     small_flow: u16,
+    arena: Arena,
 }
 
 impl Traffic {
     /// None so far.
     pub fn new(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
-        Traffic { source, destination, tcp_sequence: 1, small_flow: 0 }
+        Traffic { source, destination, tcp_sequence: 1, small_flow: 0, arena: Arena::default() }
     }
 
     /// The next [`SEGMENTS`] large packets of the one TCP flow, as the TUN gives them: one frame, its checksum not complete.
@@ -63,7 +64,8 @@ impl Traffic {
 
     /// The same, as single packets.
     pub fn large_packets(&mut self) -> Vec<Bytes> {
-        packets_of(&self.large_frame())
+        let frame = self.large_frame();
+        packets_of(&frame, &mut self.arena)
     }
 
     /// The next small packet, as the TUN gives it: a UDP packet with a frame to itself.
@@ -90,7 +92,7 @@ impl Traffic {
         frame.extend([0, 53, 0, 0, 0, 0]);
         fill(&mut frame, payload_bytes);
         self.small_flow = (self.small_flow + 1) % SMALL_FLOWS;
-        packets_of(&frame).swap_remove(0)
+        packets_of(&frame, &mut self.arena).swap_remove(0)
     }
 
     /// A frame up to the end of its IP header. [`split`](split::split) fills in what is missing.
@@ -110,10 +112,10 @@ impl Traffic {
     }
 }
 
-fn packets_of(frame: &[u8]) -> Vec<Bytes> {
+fn packets_of(frame: &[u8], arena: &mut Arena) -> Vec<Bytes> {
     let mut packets = Vec::new();
     let (header, packet) = VnetHeader::parse(frame).expect("the frame has a header");
-    split(&header, packet, &mut BytesMut::new(), &mut |packet| packets.push(packet)).expect("the frame is well-formed");
+    split(&header, packet, arena, &mut |packet| packets.push(packet)).expect("the frame is well-formed");
     packets
 }
 

@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use quinn_proto::ConnectError;
 use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 
 use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::packet::Arena;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
 use crate::packet::merge::{MergeLimits, Merger};
@@ -26,9 +27,6 @@ use crate::transport::transport;
 use crate::verdict::DropReason;
 
 pub use tunnel::{Tunnel, TunnelParams};
-
-/// Super-packets are split in chunks of this size, in bytes.
-const ARENA_BYTES: usize = 256 * 1024;
 
 /// What a client is told at its start.
 pub struct ClientParams {
@@ -93,7 +91,7 @@ pub enum CloseCause {
 pub struct Client {
     tunnel: Tunnel,
     merger: Merger,
-    arena: BytesMut,
+    arena: Arena,
 }
 
 impl Client {
@@ -114,7 +112,7 @@ impl Client {
         Ok(Client {
             tunnel: Tunnel::new(params, tls, reset_key, now)?,
             merger: Merger::new(merge),
-            arena: BytesMut::with_capacity(ARENA_BYTES),
+            arena: Arena::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows QUIC, users or shards.
 
+pub mod arena;
 pub mod checksum;
 pub mod ecn;
 mod flow;
@@ -15,6 +16,7 @@ mod round_trip;
 pub mod split;
 pub mod vnet;
 
+pub use arena::Arena;
 pub use icmp::packet_too_big;
 pub use inner::{DestinationClass, InnerPacket, Malformed};
 pub use merge::{MergeLimits, Merger};

@@ -1,8 +1,9 @@
 //! For tests: what splitting and merging have to keep, checked on random traffic.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::arena::Arena;
 use super::inner::InnerPacket;
 use super::merge::{MergeLimits, Merger};
 use super::oracle::{self, ACK, CWR, Checked, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet};
@@ -11,7 +12,7 @@ use super::vnet::VnetHeader;
 
 fn split_all(header: &VnetHeader, frame: &[u8]) -> Vec<Bytes> {
     let mut packets = Vec::new();
-    split(header, frame, &mut BytesMut::new(), &mut |packet| packets.push(packet)).unwrap();
+    split(header, frame, &mut Arena::default(), &mut |packet| packets.push(packet)).unwrap();
     packets
 }
 

@@ -4,9 +4,9 @@
 
 use bytes::Bytes;
 
+use super::Shard;
 use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
-use super::{Shard, copied, room};
 use crate::allowance::Direction;
 use crate::message::Message;
 use crate::packet::icmp::packet_too_big;
@@ -57,12 +57,12 @@ impl Shard {
             Verdict::Deliver(connection) if connection == owned.key => self.counters.drops.count(DropReason::NoRoute),
             Verdict::Deliver(connection) => {
                 self.counters.relayed_packets += 1;
-                let packet = copied(&mut self.arena, &packet);
+                let packet = self.arena.copy(&packet);
                 self.deliver(connection, packet);
             }
             Verdict::Hairpin(connection) => {
                 self.counters.relayed_packets += 1;
-                let packet = copied(&mut self.arena, &packet);
+                let packet = self.arena.copy(&packet);
                 self.outbox.hairpin(connection, packet, self.params.limits.hairpin_packets_max);
             }
             Verdict::Drop(reason) => self.counters.drops.count(reason),
@@ -136,7 +136,7 @@ impl Shard {
                 return Err(DropReason::NoRoute);
             }
             self.counters.misrouted_frames += 1;
-            self.outbox.send(connection.owner, Message::Frame(copied(&mut self.arena, frame)));
+            self.outbox.send(connection.owner, Message::Frame(self.arena.copy(frame)));
             return Ok(());
         }
         let mut owned = self.connections.take_exact(connection).ok_or(DropReason::NoRoute)?;
@@ -157,7 +157,6 @@ impl Shard {
             }
             return Err(DropReason::TooBig);
         }
-        room(&mut self.arena, 2 * packet.len());
         let mut arena = std::mem::take(&mut self.arena);
         let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
         self.arena = arena;

@@ -20,7 +20,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use rustc_hash::FxHashMap;
@@ -38,6 +37,7 @@ use crate::home::{Home, KEEPER};
 use crate::keeper::{Keeper, Steer};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
 use crate::message::{Message, Outbox};
+use crate::packet::Arena;
 use crate::packet::merge::Merger;
 use crate::params::Params;
 use crate::policy::Policy;
@@ -58,10 +58,6 @@ const EVENTS_MAX: usize = 4096;
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
 const REPLIES_PER_S: u64 = 1000;
 const REPLIES_BURST: u64 = 100;
-
-/// Inner packets are built and copied in chunks of this size, in bytes: two super-packets. A packet
-/// that stays queued keeps its whole chunk alive.
-const ARENA_BYTES: usize = 128 * 1024;
 
 /// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
 const RESET_INTERVAL: std::time::Duration = std::time::Duration::from_micros(100);
@@ -181,7 +177,7 @@ pub struct Shard {
     steers: VecDeque<Steer>,
     events: VecDeque<Event>,
     merger: Merger,
-    arena: BytesMut,
+    arena: Arena,
     replies: Pace,
     counters: Counters,
     now: Instant,
@@ -234,7 +230,7 @@ impl Shard {
             steers: VecDeque::new(),
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),
-            arena: BytesMut::with_capacity(ARENA_BYTES),
+            arena: Arena::default(),
             replies: Pace::new(REPLIES_PER_S, REPLIES_BURST, now),
             counters: Counters::default(),
             now,
@@ -435,20 +431,6 @@ impl Machine for Shard {
         let tokens = self.home.poll_timeout().map(|at| (at, WakeReason::Tokens));
         let waiting = self.allowances_due.first().map(|&(at, _)| (at, WakeReason::Tokens));
         [connection, tokens, waiting].into_iter().flatten().min_by_key(|&(at, _)| at)
-    }
-}
-
-/// Copies `packet` into `arena`, for where it would otherwise pin a receive buffer of 64 KiB for as long as it is queued.
-fn copied(arena: &mut BytesMut, packet: &[u8]) -> Bytes {
-    room(arena, packet.len());
-    arena.extend_from_slice(packet);
-    arena.split().freeze()
-}
-
-/// Makes sure that `arena` has room for `bytes`, in a fresh chunk if the current one is used up.
-fn room(arena: &mut BytesMut, bytes: usize) {
-    if arena.capacity() - arena.len() < bytes {
-        arena.reserve(bytes.max(ARENA_BYTES));
     }
 }
 

@@ -7,12 +7,11 @@ mod make;
 
 use std::net::IpAddr;
 
-use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use tollgate_shards::machine::Ecn;
-use tollgate_shards::packet::ecn;
 use tollgate_shards::packet::split::split;
 use tollgate_shards::packet::vnet::VnetHeader;
+use tollgate_shards::packet::{Arena, ecn};
 
 use crate::schedule::Time;
 
@@ -91,7 +90,7 @@ impl Packets {
             // An ICMP message of the gateway's.
             return Ok(());
         }
-        let mut arena = BytesMut::with_capacity(2 * packet.len());
+        let mut arena = Arena::default();
         let mut result = Ok(());
         let taken_apart = split(&header, packet, &mut arena, &mut |packet| {
             if result.is_ok() {

@@ -1,0 +1,103 @@
+//! Memory for packets that are built or copied: chunks that many packets share, used again once all of theirs are gone.
+//!
+//! This module never copies what it has handed out, and never waits for it.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Length of a chunk, in bytes: two super-packets. A packet that stays queued keeps its whole chunk alive.
+const CHUNK_BYTES: usize = 128 * 1024;
+/// Used chunks that are remembered. What is in more than these is freed with its last packet instead of being used again.
+const CHUNKS_MAX: usize = 16;
+
+/// Chunks, of which one is being filled. Packets are references into them. A new one has none, and costs nothing.
+#[derive(Default)]
+pub struct Arena {
+    /// What is free at the end of the chunk that is being filled: its length is 0.
+    filling: BytesMut,
+    /// Those that are full, in the order in which they were.
+    used: VecDeque<BytesMut>,
+}
+
+impl Arena {
+    /// Free memory of at least `bytes` in one piece. Whoever fills it splits off what it has filled.
+    #[inline]
+    pub(super) fn room(&mut self, bytes: usize) -> &mut BytesMut {
+        self.filling.clear();
+        if self.filling.capacity() < bytes {
+            self.next_chunk(bytes.max(CHUNK_BYTES));
+        }
+        &mut self.filling
+    }
+
+    /// A copy of `packet`, for where it would otherwise pin a receive buffer of 64 KiB for as long as it is queued.
+    pub fn copy(&mut self, packet: &[u8]) -> Bytes {
+        let room = self.room(packet.len());
+        room.extend_from_slice(packet);
+        room.split().freeze()
+    }
+
+    fn next_chunk(&mut self, bytes: usize) {
+        self.used.push_back(std::mem::take(&mut self.filling));
+        // The one that was filled last is the warmest.
+        let free = self.used.iter_mut().rposition(|chunk| chunk.try_reclaim(bytes));
+        self.filling = free.and_then(|at| self.used.remove(at)).unwrap_or_else(|| BytesMut::with_capacity(bytes));
+        if self.used.len() > CHUNKS_MAX {
+            self.used.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Copies until `chunks` chunks are full, keeping the last `kept` copies, and returns in how many places they were.
+    fn places(arena: &mut Arena, chunks: usize, kept: usize) -> usize {
+        let packet = [7; CHUNK_BYTES / 8];
+        let (mut queue, mut places) = (VecDeque::new(), BTreeSet::new());
+        for _ in 0..chunks * 8 {
+            let copy = arena.copy(&packet);
+            assert_eq!(copy, packet[..]);
+            places.insert(copy.as_ptr() as usize);
+            queue.push_back(copy);
+            if queue.len() > kept {
+                queue.pop_front();
+            }
+        }
+        places.len()
+    }
+
+    #[test]
+    fn a_chunk_is_used_again_once_its_packets_are_gone() {
+        assert_eq!(places(&mut Arena::default(), 100, 0), 8, "one chunk");
+        let chunks = places(&mut Arena::default(), 100, 20) / 8;
+        assert!((3..=5).contains(&chunks), "20 packets, 8 of them to a chunk: {chunks} chunks");
+    }
+
+    #[test]
+    fn a_packet_that_stays_costs_its_own_chunk_and_no_other() {
+        let mut arena = Arena::default();
+        let stays = arena.copy(b"stays");
+        places(&mut arena, 1, 0);
+        assert_eq!(places(&mut arena, 100, 0), 8, "one chunk");
+        assert_eq!(stays, b"stays"[..]);
+    }
+
+    #[test]
+    fn chunks_whose_packets_all_stay_are_forgotten() {
+        let mut arena = Arena::default();
+        let kept: Vec<Bytes> = (0..400).map(|index| arena.copy(&[index as u8; CHUNK_BYTES / 8])).collect();
+        assert_eq!(arena.used.len(), CHUNKS_MAX);
+        assert!(kept.iter().enumerate().all(|(index, packet)| packet.iter().all(|byte| *byte == index as u8)));
+    }
+
+    #[test]
+    fn what_is_longer_than_a_chunk_has_one_of_its_own() {
+        let long = vec![3; 3 * CHUNK_BYTES];
+        assert_eq!(Arena::default().copy(&long), long);
+    }
+}
