@@ -1,4 +1,4 @@
-//! A gateway with a fault of choice, for tests that the harness finds it: `faulty_gateway serve --config FILE [--leak] [--no-limits]`.
+//! A gateway with a fault of choice, for tests that the harness finds it: `faulty_gateway serve --config FILE [--leak] [--no-limits] [--no-bpf]`.
 //!
 //! It is Tollgate's own gateway, set up as `tollgate serve` does, and without options it is a healthy one.
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use crossbeam_channel::select;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tollgate::gateway::Gateway;
 use tollgate::signals::{Signal, signals};
 use tollgate_config::ServerConfig;
@@ -42,6 +43,9 @@ enum Command {
         /// Take no notice of bandwidth limits.
         #[arg(long)]
         no_limits: bool,
+        /// Give up the right to load eBPF programs, as where a gateway must do without: the TUN device is not steered.
+        #[arg(long)]
+        no_bpf: bool,
     },
 }
 
@@ -68,10 +72,20 @@ impl Visit for IsClient {
     }
 }
 
+fn give_up(rights: CapabilitySet) -> Result<()> {
+    let mut sets = capabilities(None)?;
+    sets.effective.remove(rights);
+    sets.permitted.remove(rights);
+    Ok(set_capabilities(None, sets)?)
+}
+
 fn main() -> Result<()> {
-    let Cli { command: Command::Serve { config, leak, no_limits } } = Cli::parse();
+    let Cli { command: Command::Serve { config, leak, no_limits, no_bpf } } = Cli::parse();
     let log = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(EnvFilter::from_default_env());
     tracing_subscriber::registry().with(leak.then_some(Leak)).with(log).init();
+    if no_bpf {
+        give_up(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN)?;
+    }
     let mut config = ServerConfig::load(&config, env::vars().filter(|(name, _)| name.starts_with("TOLLGATE_")))?;
     if no_limits {
         let users = config.users.directory.users().map(|(_, user)| User { limit: None, ..user.clone() });

@@ -4,3 +4,4 @@ mod balance;
 mod faults;
 mod harness;
 mod named;
+mod order;
