@@ -20,10 +20,11 @@ const DATAGRAM_BUFFER_BYTES_MIN: u64 = 65_536;
 const BUFFER_BYTES_MAX: u64 = 1 << 30;
 const PENDING_HANDSHAKES_MAX: u64 = 65_536;
 
-const CONGESTION_CONTROLLERS: [(&str, CongestionController); 7] = [
+const CONGESTION_CONTROLLERS: [(&str, CongestionController); 8] = [
     ("cubic", CongestionController::Cubic),
     ("bbr", CongestionController::Bbr),
     ("new_reno", CongestionController::NewReno),
+    ("none", CongestionController::None),
     ("Cubic", CongestionController::Cubic),
     ("Bbr", CongestionController::Bbr),
     ("BBR", CongestionController::Bbr),
@@ -40,6 +41,8 @@ pub enum CongestionController {
     Bbr,
     /// NewReno as of RFC 9002, section 7.
     NewReno,
+    /// None, for inner traffic that controls its own (RFC 9484). Not known to Quincy.
+    None,
 }
 
 impl CongestionController {
@@ -49,6 +52,7 @@ impl CongestionController {
             CongestionController::Cubic => "cubic",
             CongestionController::Bbr => "bbr",
             CongestionController::NewReno => "new_reno",
+            CongestionController::None => "none",
         }
     }
 }
@@ -105,7 +109,7 @@ pub(crate) fn read(mut table: Table<'_>, report: &mut Report<'_>, inner_v6: bool
     if let Some(mtu) = table.integer(report, "mtu", mtu_min.into()..=MTU_BYTES_MAX.into(), mtu_unit) {
         *mtu_bytes = mtu as u16;
     }
-    let expected = "write \"cubic\", \"bbr\" or \"new_reno\"";
+    let expected = "write \"cubic\", \"bbr\", \"new_reno\" or \"none\"";
     if let Some(choice) =
         table.parsed(report, "congestion_controller", expected, |text| value::one_of(&CONGESTION_CONTROLLERS, text))
     {

@@ -127,6 +127,7 @@ fn shards(text: &mut Text, shards: &Shards) {
 fn data_path(text: &mut Text, data_path: &DataPath) {
     text.table("data_path");
     text.bare("coalesce_us", data_path.coalesce.as_micros());
+    text.bare("busy_poll_us", data_path.busy_poll.as_micros());
     let DataPath { thin_acks, gro, gso, tso, uso, .. } = *data_path;
     for (key, switch) in [("thin_acks", thin_acks), ("gro", gro), ("gso", gso), ("tso", tso), ("uso", uso)] {
         text.bare(key, switch);

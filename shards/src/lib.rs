@@ -22,6 +22,7 @@ pub mod allowance;
 pub mod assignment;
 pub mod bucket;
 pub mod client;
+pub mod congestion;
 pub mod connection_id;
 pub mod context;
 pub mod counters;

@@ -21,6 +21,8 @@ pub enum Congestion {
     Bbr,
     /// RFC 9002, appendix B.
     NewReno,
+    /// None: see [`congestion`](crate::congestion).
+    Uncontrolled,
 }
 
 /// What both ends of a connection are told about its transport.

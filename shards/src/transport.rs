@@ -7,6 +7,7 @@ use std::sync::Arc;
 use quinn_proto::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn_proto::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
 
+use crate::congestion::UncontrolledConfig;
 use crate::params::{Congestion, TransportParams};
 
 /// UDP payload that an inner packet of the tunnel's MTU needs beyond its own length, in bytes, as Quincy reckons it. 38 are used with 8-byte
@@ -43,6 +44,7 @@ pub fn transport(params: &TransportParams) -> TransportConfig {
     match params.congestion {
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Congestion::Uncontrolled => config.congestion_controller_factory(Arc::new(UncontrolledConfig)),
         Congestion::NewReno => config.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
     };
     config

@@ -95,6 +95,14 @@ pub struct Report {
     pub traffic: Traffic,
 }
 
+/// What a pass says of the next one.
+struct Passed {
+    /// Whether the descriptors had anything.
+    moved: bool,
+    /// Whether other shards may have more.
+    more: bool,
+}
+
 /// All that a core starts with.
 pub struct Core {
     /// The CPU to pin to.
@@ -113,6 +121,8 @@ pub struct Core {
     pub orders: Receiver<Order>,
     /// How long work may gather while the core is busy.
     pub coalesce: Duration,
+    /// How long to go on looking after the last packet before sleeping.
+    pub busy_poll: Duration,
     /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
     pub awaited: Option<Awaited>,
     /// The kernel's steering of inner addresses, where there is one.
@@ -147,9 +157,13 @@ impl Core {
     fn run(mut self) -> io::Result<()> {
         let mut stop_by = None;
         let mut coalescing = Coalescing::new(self.coalesce, Instant::now());
+        let mut last_moved = None;
         loop {
             let now = Instant::now();
-            let busy = self.pass(now, &mut stop_by)?;
+            let Passed { moved, more } = self.pass(now, &mut stop_by)?;
+            if moved {
+                last_moved = Some(now);
+            }
             if stop_by
                 .is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped()))
             {
@@ -157,7 +171,7 @@ impl Core {
             }
             let holding = self.mesh.flush();
             self.answer();
-            if busy || self.pump.has_more() {
+            if more || self.pump.has_more() {
                 // Never back to the executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
                 // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
                 continue;
@@ -166,16 +180,21 @@ impl Core {
                 std::thread::sleep(again.saturating_duration_since(Instant::now()));
                 continue;
             }
+            if last_moved.is_some_and(|last_moved| now.duration_since(last_moved) < self.busy_poll) {
+                // The sibling hyperthread may have the core's units meanwhile.
+                std::hint::spin_loop();
+                continue;
+            }
             let deadline = self.shard.poll_timeout().map(|(at, _)| at);
             let retry = holding.then_some(now + HELD_RETRY);
             self.sleep(now, [deadline, retry, stop_by].into_iter().flatten().min())?;
         }
     }
 
-    /// In, decide, out. Returns whether other shards may have more.
-    fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> io::Result<bool> {
-        self.pump.intake(&mut self.shard, now)?;
-        let busy = self.mesh.receive(|message| self.shard.handle_message(now, message));
+    /// In, decide, out.
+    fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> io::Result<Passed> {
+        let moved = self.pump.intake(&mut self.shard, now)?;
+        let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
         self.take_orders(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
@@ -194,7 +213,7 @@ impl Core {
         while let Some(event) = self.shard.poll_event() {
             self.log(event);
         }
-        Ok(busy)
+        Ok(Passed { moved, more })
     }
 
     fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {

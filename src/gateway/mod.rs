@@ -237,6 +237,7 @@ fn start_cores(
             bell: bell.clone(),
             orders: order_receiver,
             coalesce: config.data_path.coalesce,
+            busy_poll: config.data_path.busy_poll,
             awaited: None,
             steering: shared.steering.clone(),
             ended: shared.ended.clone(),
@@ -290,6 +291,7 @@ pub fn congestion(controller: CongestionController) -> Congestion {
         CongestionController::Cubic => Congestion::Cubic,
         CongestionController::Bbr => Congestion::Bbr,
         CongestionController::NewReno => Congestion::NewReno,
+        CongestionController::None => Congestion::Uncontrolled,
     }
 }
 

@@ -1,5 +1,8 @@
 //! The switches of `[data_path]`: what they leave out is left out, and everything still arrives.
 
+use std::thread;
+use std::time::Duration;
+
 use tollgate::lab::bulk::Direction;
 use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
 
@@ -62,4 +65,31 @@ fn a_gateway_whose_switches_are_all_off_carries_single_packets_and_loses_none() 
         let mean = after.mean_since(&before, &format!("/traffic/{datagrams}"), &format!("/traffic/{messages}"));
         assert!((0.99..=1.01).contains(&mean), "{mean} {datagrams} to one of {messages}");
     }
+}
+
+#[test]
+fn a_core_that_may_goes_on_looking_for_a_while_and_then_sleeps() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    deployment.edit_server("[control]", "[data_path]\nbusy_poll_us = 50000\n[control]");
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let inside = &topology.clients[0].namespace;
+    let _attached = Attached::start(&peers, &deployment, inside, &gateway, Login::of("alice"));
+    let started = gateway.status();
+    wait_for_ping(inside, SERVER_V4);
+    thread::sleep(Duration::from_millis(500));
+    let pinged = gateway.status();
+    let since = |after: &Status, before: &Status, what| after.sum(what) - before.sum(what);
+    let looked = since(&pinged, &started, "/traffic/passes");
+    assert!(looked > 1000 + 10 * since(&pinged, &started, "/traffic/sleeps"), "{looked} passes around a ping");
+    // Now and then a kernel says something of its own.
+    let is_quiet = (0..20).any(|_| {
+        let before = gateway.status();
+        thread::sleep(Duration::from_millis(200));
+        since(&gateway.status(), &before, "/traffic/passes") < 1000
+    });
+    assert!(is_quiet, "a gateway with nothing to do goes on looking");
+    gateway.assert_sound();
 }

@@ -40,6 +40,7 @@ const KEYS: &[(&str, &str, &str, bool)] = &[
     ("SHARDS__CPUS", "[0]", "[0, 1]", false),
     ("SHARDS__KEY_FILE", "a", "b", false),
     ("DATA_PATH__COALESCE_US", "400", "0", false),
+    ("DATA_PATH__BUSY_POLL_US", "0", "50", false),
     ("DATA_PATH__THIN_ACKS", "true", "false", false),
     ("DATA_PATH__GRO", "true", "false", false),
     ("DATA_PATH__GSO", "true", "false", false),

@@ -84,6 +84,7 @@ const SERVER_KEYS: &[Case] = &[
     ("shards", "cpus", &["0", "\"a\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"], ""),
     ("shards", "key_file", &["1", "\"\""], "path"),
     ("data_path", "coalesce_us", &["-1", "5001", "\"fast\""], "from 0 to 5000"),
+    ("data_path", "busy_poll_us", &["-1", "1000001", "true"], "from 0 to 1000000"),
     ("data_path", "thin_acks", &["1", "\"on\""], "true or false"),
     ("data_path", "gro", &["1", "\"on\""], "true or false"),
     ("data_path", "gso", &["1", "\"on\""], "true or false"),
@@ -105,7 +106,12 @@ const SERVER_KEYS: &[Case] = &[
 /// Keys that server and client share.
 const COMMON_KEYS: &[Case] = &[
     ("connection", "mtu", &["575", "9001", "\"1400\"", "-1", "true"], "from 576 to 9000"),
-    ("connection", "congestion_controller", &["1", "\"reno\"", "\"CUBIC\""], "\"cubic\", \"bbr\" or \"new_reno\""),
+    (
+        "connection",
+        "congestion_controller",
+        &["1", "\"reno\"", "\"CUBIC\""],
+        "\"cubic\", \"bbr\", \"new_reno\" or \"none\"",
+    ),
     ("connection", "connection_timeout_s", &["0", "86401", "\"30\""], "seconds from 1 to 86400"),
     ("connection", "keep_alive_interval_s", &["0", "86401"], "seconds from 1 to 86400"),
     ("connection", "send_buffer_size", &["0", "4095", "1073741825"], "bytes from 4096"),
