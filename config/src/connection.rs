@@ -35,13 +35,13 @@ const CONGESTION_CONTROLLERS: [(&str, CongestionController); 8] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CongestionController {
     /// CUBIC (RFC 9438).
-    #[default]
     Cubic,
     /// BBR, experimental in quinn.
     Bbr,
     /// NewReno as of RFC 9002, section 7.
     NewReno,
-    /// None, for inner traffic that controls its own (RFC 9484). Not known to Quincy.
+    /// None: inner traffic controls itself (RFC 8085, section 3.1.11; RFC 9484). Not known to Quincy, whose default is CUBIC.
+    #[default]
     None,
 }
 
@@ -87,7 +87,7 @@ impl Default for Connection {
     fn default() -> Self {
         Connection {
             mtu_bytes: 1400,
-            congestion_controller: CongestionController::Cubic,
+            congestion_controller: CongestionController::None,
             connection_timeout: Duration::from_secs(30),
             keep_alive_interval: Duration::from_secs(25),
             send_buffer_bytes: 2 << 20,

@@ -15,13 +15,13 @@ use crate::shaper::ShaperLimits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Congestion {
     /// RFC 9438.
-    #[default]
     Cubic,
     /// BBR, as quinn-proto has it. Draws from a global random source.
     Bbr,
     /// RFC 9002, appendix B.
     NewReno,
     /// None: see [`congestion`](crate::congestion).
+    #[default]
     Uncontrolled,
 }
 

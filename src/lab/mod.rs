@@ -8,6 +8,7 @@ mod aggregate;
 pub mod bulk;
 pub mod datagrams;
 mod error;
+pub mod long_path;
 mod namespace;
 mod output;
 pub mod ping;

@@ -10,6 +10,7 @@ mod families;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod long_path;
 mod noise;
 mod ordering;
 mod placement;

@@ -325,6 +325,6 @@ fn transport_params(keep_alive: Option<Duration>) -> TransportParams {
         initial_rtt: None,
         datagram_send_buffer_bytes_max: 4 << 20,
         datagram_receive_buffer_bytes_max: 4 << 20,
-        congestion: Congestion::Cubic,
+        congestion: Congestion::Uncontrolled,
     }
 }

@@ -315,7 +315,7 @@ impl Plan {
             initial_rtt: random.permille(500).then_some(Duration::from_millis(100)),
             datagram_send_buffer_bytes_max: random.log_uniform(64 << 10, 4 << 20) as usize,
             datagram_receive_buffer_bytes_max: random.log_uniform(64 << 10, 4 << 20) as usize,
-            congestion: random.pick(&[Congestion::Cubic, Congestion::NewReno]),
+            congestion: random.pick(&[Congestion::Uncontrolled, Congestion::Cubic, Congestion::NewReno]),
         };
         let isolate_clients = random.permille(500) || !features.has(Feature::Peers);
         let limits = Limits {

@@ -423,6 +423,7 @@ fn transport(datagram_receive_buffer_bytes: usize) -> TransportParams {
         initial_rtt: None,
         datagram_send_buffer_bytes_max: 4 << 20,
         datagram_receive_buffer_bytes_max: datagram_receive_buffer_bytes,
+        // Whose small window at the start lets queues fill.
         congestion: Congestion::Cubic,
     }
 }

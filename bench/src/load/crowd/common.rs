@@ -149,6 +149,6 @@ fn transport_params(scenario: &Scenario) -> TransportParams {
         initial_rtt: Some(INITIAL_RTT),
         datagram_send_buffer_bytes_max: SEND_BUFFER_BYTES,
         datagram_receive_buffer_bytes_max: RECEIVE_BUFFER_BYTES,
-        congestion: Congestion::default(),
+        congestion: Congestion::Cubic,
     }
 }
