@@ -1,5 +1,7 @@
 //! What a load amounts to: what kept the traffic from being more, and every figure that is not as the scenario demands.
 
+use std::time::Duration;
+
 use anyhow::{Result, anyhow};
 use tollgate_config::reading::rate;
 
@@ -134,6 +136,9 @@ fn loss(scenario: &Scenario, result: &LoadResult, failures: &mut Vec<String>) {
     }
 }
 
+/// How late it may be known what came up: acknowledgements go down, where they wait in the user's own queue, or are dropped there and follow later.
+const ACKNOWLEDGED_LATE_MAX: Duration = Duration::from_millis(250);
+
 /// What a user may receive in any second: the rate, a whole burst, and one packet that was begun.
 fn peaks(scenario: &Scenario, result: &LoadResult, failures: &mut Vec<String>) -> Result<()> {
     let Some(limit) = &scenario.users.limit else { return Ok(()) };
@@ -141,7 +146,8 @@ fn peaks(scenario: &Scenario, result: &LoadResult, failures: &mut Vec<String>) -
     let bytes_per_second = limit.bits_per_s() / 8;
     let bytes_max = bytes_per_second + bytes_per_second.max(BURST_BYTES_MIN) + u64::from(scenario.mtu_bytes());
     for group in &result.groups {
-        for (way, flow) in [("up", &group.up), ("down", &group.down)] {
+        let late_bytes = (bytes_per_second as f64 * ACKNOWLEDGED_LATE_MAX.as_secs_f64()) as u64;
+        for (way, flow, bytes_max) in [("up", &group.up, bytes_max + late_bytes), ("down", &group.down, bytes_max)] {
             let peak = flow.user_peak_bits_per_second;
             if peak > bytes_max as f64 * 8.0 {
                 failures.push(format!(
@@ -305,6 +311,12 @@ mod tests {
                 "group, down: a user received 1.611 Mb in a second, but a limit of 0.800 Mb/s allows 1.611 with its burst"
             ]
         );
+        // Upwards it may be known a quarter of a second late.
+        result.groups[0].down.user_peak_bits_per_second = 0.0;
+        result.groups[0].up.user_peak_bits_per_second = 226_400.0 * 8.0;
+        assert!(found(&scenario, &result).is_empty());
+        result.groups[0].up.user_peak_bits_per_second += 8.0;
+        assert_eq!(found(&scenario, &result).len(), 1);
         scenario.users.limit = Some("much".to_owned());
         assert!(failures(&scenario, &result, &CrowdCounts::default()).is_err());
     }
