@@ -36,24 +36,23 @@ fn traffics<'a>(found: &Results<'a>) -> Vec<&'a str> {
     names
 }
 
-/// All figures of a kind of traffic, and the results that they are of.
-fn of<'a>(
-    found: &'a Results<'a>,
-    traffic: &'a str,
-) -> impl Iterator<Item = (&'a Found<'a, PacketsResult>, &'a PacketsFigures)> {
+/// A gateway's figures for a kind of traffic, and where they are from.
+type Row<'a> = (&'a Found<'a, PacketsResult>, &'a PacketsPoint, &'a PacketsFigures);
+
+fn rows<'a>(found: &'a Results<'a>, traffic: &'a str) -> impl Iterator<Item = Row<'a>> {
     let points = found.iter().flat_map(|found| found.result.points.iter().map(move |point| (found, point)));
-    let points = points.filter(move |(_, point): &(_, &PacketsPoint)| point.traffic == traffic);
-    points.flat_map(|(found, point)| point.gateways.iter().map(move |gateway| (found, gateway)))
+    let points = points.filter(move |(_, point)| point.traffic == traffic);
+    points.flat_map(|(found, point)| point.gateways.iter().map(move |gateway| (found, point, gateway)))
 }
 
 fn chart(found: &Results<'_>, palette: &Palette) -> Chart {
     let group = |traffic: &str| {
-        let many = has_doubles(of(found, traffic).map(|(_, gateway)| gateway.name.as_str()));
-        let bar = |(found, gateway): (&Found<'_, PacketsResult>, &PacketsFigures)| {
+        let many = has_doubles(rows(found, traffic).map(|(_, _, gateway)| gateway.name.as_str()));
+        let bar = |(found, _, gateway): Row<'_>| {
             let label = found.named(&gateway.name, many);
             Bar::spread(&label, palette.colour(&gateway.name), gateway.cpu_ns_per_packet())
         };
-        BarGroup { title: traffic.to_owned(), bars: of(found, traffic).map(bar).collect(), reference: None }
+        BarGroup { title: traffic.to_owned(), bars: rows(found, traffic).map(bar).collect(), reference: None }
     };
     Chart {
         name: "cpu_per_packet".to_owned(),
@@ -76,13 +75,14 @@ fn table(found: &Results<'_>) -> Table {
             "CPU ns",
             "Packets per CPU second",
             "Ours, × as many",
-            "A second",
+            "Offered a second",
+            "Arrived a second",
             "Lost",
             "Limited by the harness",
         ],
     );
     for traffic in traffics(found) {
-        for (found, gateway) in of(found, traffic) {
+        for (found, point, gateway) in rows(found, traffic) {
             table.row([
                 traffic.to_owned(),
                 gateway.name.clone(),
@@ -90,6 +90,7 @@ fn table(found: &Results<'_>) -> Table {
                 Unit::Plain.spread(gateway.cpu_ns_per_packet()),
                 Unit::Plain.spread(gateway.packets_per_cpu_second),
                 Unit::Plain.spread(gateway.ours_to_this),
+                Unit::Plain.text(point.offered_packets_per_second),
                 Unit::Plain.spread(gateway.packets_per_second),
                 count(gateway.lost_packets),
                 yes_or_no(gateway.harness_limited).to_owned(),
