@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures all that Tollgate's targets speak of, beside quincy-server, in about ten minutes, and prints each target with its figure. The results
+# Measures all that Tollgate's targets speak of, beside quincy-server, in about 15 minutes, and prints each target with its figure. The results
 # go to the folder that is given (default: a temporary one), a JSON file each.
 # Needs root where user namespaces are not allowed, and a machine with nothing else to do. Progress goes to standard error. The exit status is 0
 # only if every target holds.

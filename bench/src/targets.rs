@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use crate::record::{self, print};
-use crate::results::{Finding, Latencies, LatencyPoint, ScalePoint, Spread, StormFigures, Work};
+use crate::results::{Finding, Latencies, LatencyPoint, ScalePoint, Spread, StormFigures, Work, WorkSummary};
 
 /// Ours, as results name it.
 const OURS: &str = "tollgate";
@@ -127,16 +127,17 @@ fn over(spread: Spread, divisor: f64) -> Spread {
     Spread { median: spread.median / divisor, min: spread.min / divisor, max: spread.max / divisor }
 }
 
-fn to_floor(found: &Finding, work: Work) -> Option<Spread> {
+fn bulk(found: &Finding, work: Work) -> Option<&WorkSummary> {
     let Finding::Gateway(result) = found else { return None };
-    let summary = result.summaries.iter().find(|summary| summary.work == work && result.peer == PEER)?;
-    summary.ours_to_floor
+    result.summaries.iter().find(|summary| summary.work == work && result.peer == PEER)
+}
+
+fn to_floor(found: &Finding, work: Work) -> Option<Spread> {
+    bulk(found, work)?.ours_to_floor
 }
 
 fn to_peer(found: &Finding, work: Work) -> Option<Spread> {
-    let Finding::Gateway(result) = found else { return None };
-    let summary = result.summaries.iter().find(|summary| summary.work == work && result.peer == PEER)?;
-    Some(summary.cpu_seconds_per_gigabyte.ratio)
+    Some(bulk(found, work)?.cpu_seconds_per_gigabyte.ratio)
 }
 
 /// How many times as many packets of this kind ours passes in a CPU second.

@@ -145,8 +145,8 @@ fn peaks(scenario: &Scenario, result: &LoadResult, failures: &mut Vec<String>) -
     let limit = rate(limit).map_err(|what| anyhow!("the limit of users is {limit:?}, {what}"))?;
     let bytes_per_second = limit.bits_per_s() / 8;
     let bytes_max = bytes_per_second + bytes_per_second.max(BURST_BYTES_MIN) + u64::from(scenario.mtu_bytes());
+    let late_bytes = (bytes_per_second as f64 * ACKNOWLEDGED_LATE_MAX.as_secs_f64()) as u64;
     for group in &result.groups {
-        let late_bytes = (bytes_per_second as f64 * ACKNOWLEDGED_LATE_MAX.as_secs_f64()) as u64;
         for (way, flow, bytes_max) in [("up", &group.up, bytes_max + late_bytes), ("down", &group.down, bytes_max)] {
             let peak = flow.user_peak_bits_per_second;
             if peak > bytes_max as f64 * 8.0 {
