@@ -139,6 +139,9 @@ pub fn scenario(name: &str, users: u32, duration: Duration) -> Scenario {
     scenario
 }
 
+/// Full packets of a train of bulk work: 45 kB, about what bulk TCP hands down in one piece.
+pub const BULK_TRAIN_PACKETS: u16 = 32;
+
 /// A group of connections with one flow each, of full packets both ways.
 pub fn traffic(scenario: &Scenario, name: &str, connections: u32, kind: TrafficKind) -> TrafficPlan {
     TrafficPlan {
@@ -151,10 +154,11 @@ pub fn traffic(scenario: &Scenario, name: &str, connections: u32, kind: TrafficK
     }
 }
 
-/// The even rate at which `connections`, each both ways, offer `bits_per_second` in all with full packets.
-pub fn constant(scenario: &Scenario, connections: u32, bits_per_second: f64) -> TrafficKind {
+/// The even rate at which `connections`, each both ways, offer `bits_per_second` in all with full packets, in trains of `train_packets`.
+pub fn constant(scenario: &Scenario, connections: u32, bits_per_second: f64, train_packets: u16) -> TrafficKind {
     let packet_bits = f64::from(scenario.mtu_bytes()) * 8.0;
-    TrafficKind::Constant { packets_per_second: bits_per_second / packet_bits / (2.0 * f64::from(connections)) }
+    let packets_per_second = bits_per_second / packet_bits / (2.0 * f64::from(connections));
+    TrafficKind::Constant { packets_per_second, train_packets }
 }
 
 /// Results for tests of what is made of them.
@@ -196,8 +200,8 @@ mod tests {
     fn connections_share_the_offered_rate_both_ways() {
         let scenario = scenario("x", 10, Duration::from_secs(1));
         let bits = f64::from(scenario.mtu_bytes()) * 8.0;
-        let kind = constant(&scenario, 10, bits * 2_000.0);
-        assert_eq!(kind, TrafficKind::Constant { packets_per_second: 100.0 });
+        let kind = constant(&scenario, 10, bits * 2_000.0, 8);
+        assert_eq!(kind, TrafficKind::Constant { packets_per_second: 100.0, train_packets: 8 });
         assert_eq!(scenario.demands.loss_max, None);
     }
 }

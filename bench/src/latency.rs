@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::contenders::ContenderOptions;
 use crate::deployment::Contender;
-use crate::experiment::{Experiment, constant, scenario, traffic};
+use crate::experiment::{BULK_TRAIN_PACKETS, Experiment, constant, scenario, traffic};
 use crate::record::{Output, print};
 use crate::results::{Finding, GroupResult, LatencyPoint, LatencyResult, LimitedBy, LoadResult};
 use crate::scenario::{Scenario, Sizes, TrafficKind, TrafficPlan};
@@ -47,7 +47,7 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Load {
     Idle,
-    /// So many bits a second, both directions together.
+    /// So many bits a second, both directions together: half of what the gateway carries that carries least when saturated.
     Half(f64),
     Saturated,
 }
@@ -81,11 +81,11 @@ pub fn run(options: &Options) -> Result<()> {
     ))?;
     let mut points = plan.points(&gateways, &mut experiment, Load::Idle)?;
     let saturated = plan.points(&gateways, &mut experiment, Load::Saturated)?;
-    for (gateway, saturated) in gateways.iter().zip(saturated) {
-        let half = Load::Half(saturated.carried_bits_per_second / 2.0);
-        points.extend(plan.points(std::slice::from_ref(gateway), &mut experiment, half)?);
-        points.push(saturated);
-    }
+    // The same for all, so that their round trips can be compared.
+    let least = saturated.iter().map(|point| point.carried_bits_per_second).reduce(f64::min);
+    let half = Load::Half(least.context("there is no gateway")? / 2.0);
+    points.extend(plan.points(&gateways, &mut experiment, half)?);
+    points.extend(saturated);
     points.sort_by_key(|point| gateways.iter().position(|gateway| gateway.name == point.gateway));
     let result = LatencyResult { points };
     experiment.finish(&Table(&result).to_string(), Finding::Latency(result))
@@ -111,7 +111,7 @@ impl Plan {
         scenario.traffic.push(probes);
         let kind = match load {
             Load::Idle => return scenario,
-            Load::Half(bits_per_second) => constant(&scenario, loading, bits_per_second),
+            Load::Half(bits_per_second) => constant(&scenario, loading, bits_per_second, BULK_TRAIN_PACKETS),
             Load::Saturated => TrafficKind::Bulk { window_bytes: WINDOW_BYTES },
         };
         scenario.traffic.push(traffic(&scenario, "load", loading, kind));
@@ -193,7 +193,7 @@ mod tests {
         let kind = TrafficKind::Request { requests_per_second: 250.0, answer_bytes: None };
         assert_eq!((groups(Load::Idle)[0].kind, groups(Load::Idle)[0].connections), (kind, PROBING));
         assert_eq!(groups(Load::Saturated)[1].kind, TrafficKind::Bulk { window_bytes: WINDOW_BYTES });
-        let TrafficKind::Constant { packets_per_second } = groups(Load::Half(1e8))[1].kind else { panic!() };
+        let TrafficKind::Constant { packets_per_second, .. } = groups(Load::Half(1e8))[1].kind else { panic!() };
         assert!((packets_per_second * f64::from(LOADING) * 2.0 * 1400.0 * 8.0 - 1e8).abs() < 1.0);
         assert_eq!(PLAN.scenario(Load::Saturated).connections(), PROBING + LOADING);
     }

@@ -134,9 +134,15 @@ impl Plan {
         Plan { packets_per_second: rate.into(), duration: Duration::from_secs(seconds.into()), rounds }
     }
 
+    /// No sender of these leaves segmentation to its kernel: each packet comes alone.
+    fn even(&self, kind: &Kind) -> TrafficKind {
+        let packets_per_second = self.packets_per_second / kind.one_way_flows();
+        TrafficKind::Constant { packets_per_second, train_packets: 1 }
+    }
+
     fn scenario(&self, kind: &Kind) -> Scenario {
         let mut scenario = scenario("packets", kind.connections, self.duration);
-        let even = TrafficKind::Constant { packets_per_second: self.packets_per_second / kind.one_way_flows() };
+        let even = self.even(kind);
         scenario.traffic = vec![TrafficPlan {
             flows: kind.flows,
             direction: kind.direction,
@@ -239,7 +245,7 @@ mod tests {
         for kind in kinds() {
             let scenario = PLAN.scenario(&kind);
             let TrafficPlan { connections, flows, kind: timing, direction, .. } = &scenario.traffic[0];
-            let TrafficKind::Constant { packets_per_second } = timing else { panic!() };
+            let TrafficKind::Constant { packets_per_second, train_packets: 1 } = timing else { panic!() };
             let ways = if *direction == Direction::Both { 2.0 } else { 1.0 };
             let offered = packets_per_second * f64::from(*connections) * f64::from(*flows) * ways;
             assert!((offered - 48_000.0).abs() < 1e-6, "{}: {offered}", kind.name);

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::contenders;
-use crate::experiment::{Experiment, constant, scenario, traffic};
+use crate::experiment::{BULK_TRAIN_PACKETS, Experiment, constant, scenario, traffic};
+use crate::load::source::TRAIN_PACKETS_MAX;
 use crate::record::{Output, print};
 use crate::results::{Finding, LimitedBy, LoadResult, ScalePoint, ScaleResult, Spread};
 use crate::scenario::{ADDRESSES_MAX, GatewayPlan, Scenario, StartedGateway};
@@ -46,6 +47,10 @@ pub struct Options {
     /// The load in megabits of inner packets a second, half of it each way.
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     mbps: u32,
+    /// Packets that come together, as from senders that leave segmentation to their kernel; 1: each alone.
+    #[arg(long, value_name = "N", default_value_t = BULK_TRAIN_PACKETS,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(TRAIN_PACKETS_MAX)))]
+    train: u16,
     /// For how many seconds each point runs in each round.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
@@ -75,6 +80,7 @@ struct Plan {
     by_clients: Vec<Point>,
     by_idle_clients: Vec<Point>,
     offered_bits_per_second: f64,
+    train_packets: u16,
     duration: Duration,
     rounds: u32,
 }
@@ -91,8 +97,9 @@ pub fn run(options: &Options) -> Result<()> {
     let gateway = contenders::ours(options.gateway.as_deref())?;
     let mut experiment = Experiment::start(&options.output, std::slice::from_ref(&gateway))?;
     print(&format!(
-        "{} offered, {} round(s) of {} s; all shards share one CPU\n",
+        "{} offered in trains of {} packets, {} round(s) of {} s; all shards share one CPU\n",
         bits_per_second(plan.offered_bits_per_second),
+        plan.train_packets,
         plan.rounds,
         plan.duration.as_secs()
     ))?;
@@ -113,10 +120,10 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Plan {
     fn of(options: &Options) -> Self {
+        let Options { shards, clients, mostly_idle, mbps, seconds, rounds, train, .. } = options;
         let (shards, clients, mostly_idle, mbps, seconds, rounds) = if options.quick {
             (&[1, 2][..], &[1, 10][..], &[1, 200][..], 20, 1, 1)
         } else {
-            let Options { shards, clients, mostly_idle, mbps, seconds, rounds, .. } = options;
             (&shards[..], &clients[..], &mostly_idle[..], *mbps, *seconds, *rounds)
         };
         let by_shards = shards.iter().map(|&shards| Point { shards, clients: CLIENTS, active: CLIENTS });
@@ -128,6 +135,7 @@ impl Plan {
             by_clients: by_clients.take(POINTS_MAX).collect(),
             by_idle_clients: by_idle_clients.take(POINTS_MAX).collect(),
             offered_bits_per_second: f64::from(mbps) * 1e6,
+            train_packets: *train,
             duration: Duration::from_secs(seconds.into()),
             rounds,
         }
@@ -141,7 +149,7 @@ impl Plan {
         let mut scenario = scenario("scale", point.clients, self.duration);
         scenario.gateway =
             GatewayPlan::Started(StartedGateway { shards: Some(point.shards), ..StartedGateway::default() });
-        let kind = constant(&scenario, point.active, self.offered_bits_per_second);
+        let kind = constant(&scenario, point.active, self.offered_bits_per_second, self.train_packets);
         scenario.traffic = vec![traffic(&scenario, "load", point.active, kind)];
         scenario
     }
@@ -155,6 +163,7 @@ impl Plan {
         Some(ScaleResult {
             gateway: gateway.to_owned(),
             offered_bits_per_second: self.offered_bits_per_second,
+            train_packets: self.train_packets,
             by_shards: series(&self.by_shards, 0)?,
             by_clients: series(&self.by_clients, self.by_shards.len())?,
             by_idle_clients: series(&self.by_idle_clients, self.by_shards.len() + self.by_clients.len())?,
@@ -252,7 +261,9 @@ mod tests {
         );
         for point in plan.points() {
             let scenario = plan.scenario(point);
-            let TrafficKind::Constant { packets_per_second } = scenario.traffic[0].kind else { panic!() };
+            let TrafficKind::Constant { packets_per_second, train_packets: 32 } = scenario.traffic[0].kind else {
+                panic!()
+            };
             let bits = packets_per_second * f64::from(scenario.traffic[0].connections) * 2.0 * 1400.0 * 8.0;
             assert!((bits - plan.offered_bits_per_second).abs() < 1.0, "{point:?}: {bits}");
             let GatewayPlan::Started(gateway) = &scenario.gateway else { panic!() };

@@ -99,7 +99,7 @@ impl Options {
             if self.quick { (Duration::from_secs(3), 40, 5) } else { (self.duration, self.users, self.churn) };
         let mut scenario = scenario("soak", users, duration);
         scenario.trouble.churn_per_second = churn.into();
-        let kind = TrafficKind::Constant { packets_per_second: PACKETS_PER_SECOND };
+        let kind = TrafficKind::Constant { packets_per_second: PACKETS_PER_SECOND, train_packets: 1 };
         let sizes = Sizes::imix(scenario.mtu_bytes());
         scenario.traffic = vec![TrafficPlan { sizes, ..traffic(&scenario, "calls", users / 2, kind) }];
         // Some are always on the way.

@@ -136,7 +136,7 @@ impl Plan {
             scenario.trouble.churn_idle_only = true;
         }
         if is_forwarding {
-            let kind = constant(&scenario, forwarding, self.forwarded_bits_per_second);
+            let kind = constant(&scenario, forwarding, self.forwarded_bits_per_second, 1);
             scenario.traffic = vec![traffic(&scenario, "forwarded", forwarding, kind)];
         }
         scenario

@@ -11,6 +11,9 @@ use super::wire::SendSpec;
 /// The most packets that [`Source::poll`] gives for the same `now`: others are to have their turn.
 pub const PASS_PACKETS_MAX: u16 = 64;
 
+/// The most packets of a train: those that one super-packet can have (the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9).
+pub const TRAIN_PACKETS_MAX: u16 = 64;
+
 /// When nothing was heard for this long of a window that is full, all that was on the way is taken as lost.
 pub const STALL_AFTER: Duration = Duration::from_millis(200);
 
@@ -29,6 +32,9 @@ pub enum SendSpecError {
     /// A rate out of bounds.
     #[error("{0} packets a second are impossible: more than 0.0000115 (one a day) and at most 10,000,000 are right")]
     Rate(f64),
+    /// A train out of bounds.
+    #[error("a train of {0} packets is impossible: 1 to {TRAIN_PACKETS_MAX} are right")]
+    Train(u16),
     /// Neither rate nor window.
     #[error("neither packets a second nor a window is given: one of them is needed to bound what is sent")]
     Unbounded,
@@ -49,7 +55,7 @@ pub struct Next {
     pub sequence: u64,
     /// Its length as an inner packet, in bytes.
     pub inner_bytes: u16,
-    /// When it was due: at an even rate, its place in the schedule, however late it is; without a rate, now.
+    /// When it was due: at an even rate, its train's place in the schedule, however late it is; without a rate, now.
     pub due: Instant,
 }
 
@@ -63,6 +69,7 @@ pub struct Source {
     start: Instant,
     /// Between packets, in nanoseconds.
     interval_ns: Option<f64>,
+    train_packets: u16,
     window_bytes: Option<u64>,
     /// The next number.
     sequence: u64,
@@ -96,6 +103,9 @@ impl Source {
         if spec.packets_per_second.is_none() && spec.window_bytes.is_none() {
             return Err(SendSpecError::Unbounded);
         }
+        if !(1..=TRAIN_PACKETS_MAX).contains(&spec.train_packets) {
+            return Err(SendSpecError::Train(spec.train_packets));
+        }
         let longest = sizes.longest();
         if let Some(window_bytes) = spec.window_bytes.filter(|window_bytes| *window_bytes < u32::from(longest)) {
             return Err(SendSpecError::Window { window_bytes, longest });
@@ -104,6 +114,7 @@ impl Source {
             sizes,
             start,
             interval_ns: spec.packets_per_second.map(|rate| 1e9 / rate),
+            train_packets: spec.train_packets,
             window_bytes: spec.window_bytes.map(u64::from),
             sequence: 0,
             taken: 0,
@@ -193,6 +204,11 @@ impl Source {
         self.stalls
     }
 
+    /// The most packets that are to go to the kernel in one piece.
+    pub fn train_packets(&self) -> u16 {
+        self.train_packets
+    }
+
     /// The longest packet that it will ever give, in bytes.
     pub fn longest(&self) -> u16 {
         self.sizes.longest()
@@ -219,7 +235,9 @@ impl Source {
     /// The place of the next packet in the schedule. It is reckoned from the start, so that errors do not add up.
     #[inline]
     fn due(&self) -> Option<Instant> {
-        let since_start_ns = (self.sequence - self.taken) as f64 * self.interval_ns?;
+        let own = self.sequence - self.taken;
+        let first_of_train = own - own % u64::from(self.train_packets);
+        let since_start_ns = first_of_train as f64 * self.interval_ns?;
         Some(self.start + Duration::from_nanos(since_start_ns as u64))
     }
 
@@ -239,13 +257,13 @@ impl Source {
 }
 
 /// How long after a common start flow `flow` is to begin, so that the packets of many flows of one rate come evenly: a part of the time
-/// between two packets. Zero without a rate.
+/// between two trains. Zero without a rate.
 pub fn phase(spec: &SendSpec, flow: u32) -> Duration {
     // Multiples of the golden ratio: however many flows there are, their fractions lie evenly.
     let fraction = f64::from(flow.wrapping_mul(0x9e37_79b9)) / 2f64.powi(32);
     spec.packets_per_second
         .filter(|rate| (RATE_MIN..=RATE_MAX).contains(rate))
-        .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(fraction / rate))
+        .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(fraction / rate * f64::from(spec.train_packets)))
 }
 
 #[cfg(test)]
@@ -257,7 +275,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn spec(packets_per_second: Option<f64>, window_bytes: Option<u32>) -> SendSpec {
-        SendSpec { sizes: vec![(100, 1)], packets_per_second, window_bytes }
+        SendSpec { sizes: vec![(100, 1)], packets_per_second, window_bytes, train_packets: 1 }
     }
 
     fn source(packets_per_second: Option<f64>, window_bytes: Option<u32>) -> (Source, Instant) {
@@ -303,6 +321,20 @@ mod tests {
         }
         assert_eq!(turns, [64, 64, 64, 64, 64, 64, 64, 52]);
         assert_eq!(source.next_at(), Some(start + 501 * MS));
+    }
+
+    #[test]
+    fn packets_of_a_train_are_due_with_its_first_and_the_rate_is_the_same() {
+        let start = Instant::now();
+        let spec = SendSpec { train_packets: 4, ..spec(Some(1000.0), None) };
+        let mut source = Source::new(&spec, start).unwrap();
+        assert_eq!(polled(&mut source, start).len(), 4);
+        assert_eq!((source.next_at(), polled(&mut source, start + 3 * MS).len()), (Some(start + 4 * MS), 0));
+        let late = polled(&mut source, start + 9 * MS);
+        let due: Vec<_> = late.iter().map(|next| next.due - start).collect();
+        assert_eq!(due, [[4 * MS; 4], [8 * MS; 4]].concat());
+        let latest = (0..1000).map(|flow| phase(&spec, flow)).max();
+        assert!(latest.is_some_and(|latest| (3 * MS..4 * MS).contains(&latest)), "{latest:?}");
     }
 
     #[test]
@@ -389,6 +421,8 @@ mod tests {
             (spec(None, None), "neither packets a second nor a window"),
             (spec(Some(1.0), Some(99)), "a window of 99 bytes is smaller than a packet of 100 bytes"),
             (SendSpec { sizes: vec![(51, 1)], ..spec(Some(1.0), None) }, "packet size 51"),
+            (SendSpec { train_packets: 0, ..spec(Some(1.0), None) }, "a train of 0 packets"),
+            (SendSpec { train_packets: 65, ..spec(Some(1.0), None) }, "a train of 65 packets"),
         ] {
             let error = Source::new(&refused, Instant::now()).unwrap_err().to_string();
             assert!(error.contains(told) && error.lines().count() == 1, "{error}");
@@ -429,7 +463,7 @@ mod tests {
             sizes in prop::collection::vec((100u16..1500, 1u32..5), 1..4),
         ) {
             let start = Instant::now();
-            let spec = SendSpec { sizes, packets_per_second: None, window_bytes: Some(6000) };
+            let spec = SendSpec { sizes, ..spec(None, Some(6000)) };
             let mut source = Source::new(&spec, start).unwrap();
             let (mut now, mut sent, mut settled, mut stalls) = (start, Vec::<u64>::new(), 0usize, 0);
             for (pause_ms, credit) in steps {

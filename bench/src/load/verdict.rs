@@ -196,7 +196,7 @@ mod tests {
     }
 
     fn constant() -> Scenario {
-        scenario(TrafficKind::Constant { packets_per_second: 10.0 })
+        scenario(TrafficKind::Constant { packets_per_second: 10.0, train_packets: 1 })
     }
 
     fn sound() -> LoadResult {

@@ -84,6 +84,8 @@ pub struct SendSpec {
     pub packets_per_second: Option<f64>,
     /// Bytes that may be on the way; `None` for no window.
     pub window_bytes: Option<u32>,
+    /// Packets that fall due together, and at most so many of which go to the kernel as one super-packet. At least 1.
+    pub train_packets: u16,
 }
 
 /// What an end counted of a flow.
@@ -235,8 +237,12 @@ mod tests {
 
     #[test]
     fn bodies_survive_the_wire_and_fit_into_a_message() {
-        let down =
-            SendSpec { sizes: vec![(65_535, 1023); 16], packets_per_second: Some(1e-5), window_bytes: Some(u32::MAX) };
+        let down = SendSpec {
+            sizes: vec![(65_535, 1023); 16],
+            packets_per_second: Some(1e-5),
+            window_bytes: Some(u32::MAX),
+            train_packets: u16::MAX,
+        };
         let spec = FlowSpec {
             run: u64::MAX,
             down: Some(down),

@@ -205,6 +205,9 @@ pub struct ScaleResult {
     pub gateway: String,
     /// The load offered in each point, in bits of inner packets a second, both directions together.
     pub offered_bits_per_second: f64,
+    /// Packets that fall due together. 0 in results that are older than this figure: each alone, or what had become late.
+    #[serde(default)]
+    pub train_packets: u16,
     /// More and more shards on the same CPUs; the number of clients stays.
     pub by_shards: Vec<ScalePoint>,
     /// More and more clients; the number of shards stays.

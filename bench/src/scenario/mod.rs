@@ -161,6 +161,8 @@ pub enum TrafficKind {
     Constant {
         /// Packets a second in each direction of each flow.
         packets_per_second: f64,
+        /// So many fall due together, as from a sender that leaves segmentation to the kernel. At least 1.
+        train_packets: u16,
     },
     /// Requests at an even rate, each answered. Round trips are counted from when a request was due.
     Request {

@@ -43,6 +43,7 @@ answer_bytes = 1200
 connections = 4
 kind = "constant"
 rate = 10
+train = 3
 size = "imix"
 direction = "up"
 [[traffic]]
@@ -94,7 +95,7 @@ fn everything_that_a_file_says_is_in_the_scenario() {
         sizes: Sizes(sizes.to_vec()),
     };
     let request = TrafficKind::Request { requests_per_second: 2.5, answer_bytes: Some(1200) };
-    let constant = TrafficKind::Constant { packets_per_second: 10.0 };
+    let constant = TrafficKind::Constant { packets_per_second: 10.0, train_packets: 3 };
     let expected = Scenario {
         name: "given".to_owned(),
         duration: Duration::from_secs(20),

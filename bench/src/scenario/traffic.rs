@@ -4,6 +4,7 @@ use tollgate_config::reading::{Report, Setting, Table};
 
 use super::{CONNECTIONS_MAX, Direction, Sizes, TrafficKind, TrafficPlan};
 use crate::load::sizes::{INNER_BYTES_MIN, SizeCycle};
+use crate::load::source::TRAIN_PACKETS_MAX;
 
 /// Most groups.
 pub const GROUPS_MAX: usize = 32;
@@ -105,7 +106,7 @@ fn group(
     }
     let Some(kind) = kind else {
         // What the other keys mean is not known.
-        ["rate", "window_bytes", "answer_bytes"].iter().for_each(|key| drop(table.take(report, key)));
+        ["rate", "train", "window_bytes", "answer_bytes"].iter().for_each(|key| drop(table.take(report, key)));
         return None;
     };
     Some(TrafficPlan {
@@ -138,6 +139,9 @@ fn timing(kind: KindName, table: &mut Table<'_>, mtu_bytes: u16, report: &mut Re
         table.require(report, "rate", "say how many a second each flow sends: rate = 10.0");
     }
     let rate = table.number(report, "rate", 0.001..=1e6, "packets or requests a second of each flow").unwrap_or(1.0);
+    if kind != KindName::Constant {
+        table.refuse(report, "train", &means_nothing, "remove it: only constant traffic has trains");
+    }
     if kind != KindName::Request {
         table.refuse(report, "answer_bytes", &means_nothing, "remove it: only requests are answered");
     }
@@ -146,7 +150,10 @@ fn timing(kind: KindName, table: &mut Table<'_>, mtu_bytes: u16, report: &mut Re
             let window = table.integer(report, "window_bytes", WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX, "bytes");
             TrafficKind::Bulk { window_bytes: window.unwrap_or(WINDOW_BYTES_DEFAULT) as u32 }
         }
-        KindName::Constant => TrafficKind::Constant { packets_per_second: rate },
+        KindName::Constant => {
+            let train = table.integer(report, "train", 1..=u64::from(TRAIN_PACKETS_MAX), "packets that come together");
+            TrafficKind::Constant { packets_per_second: rate, train_packets: train.unwrap_or(1) as u16 }
+        }
         KindName::Request => {
             let lengths = u64::from(INNER_BYTES_MIN)..=u64::from(mtu_bytes);
             let answer = table.integer(report, "answer_bytes", lengths, "bytes");

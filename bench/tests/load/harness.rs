@@ -77,7 +77,7 @@ pub fn started(scenario: &mut Scenario) -> &mut StartedGateway {
 
 /// A group of connections with one flow each, at `packets_per_second` each way that it goes.
 pub fn constant(connections: u32, direction: Direction, packets_per_second: f64, sizes: Sizes) -> TrafficPlan {
-    let kind = TrafficKind::Constant { packets_per_second };
+    let kind = TrafficKind::Constant { packets_per_second, train_packets: 1 };
     TrafficPlan { name: "constant".to_owned(), connections, flows: 1, kind, direction, sizes }
 }
 

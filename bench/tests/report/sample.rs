@@ -177,6 +177,7 @@ fn scale() -> Record {
     let result = ScaleResult {
         gateway: "tollgate".to_owned(),
         offered_bits_per_second: 2e9,
+        train_packets: 32,
         by_shards: shards.map(|(shards, cpu, crossed)| point(shards, 200, cpu, 0.703, crossed)).into(),
         by_clients: clients.map(|(clients, cpu)| point(2, clients, cpu, 0.641, 0.0005)).into(),
         by_idle_clients: [(1, 0.641), (10_000, 0.702)].map(|(clients, cpu)| point(2, clients, cpu, 0.641, 0.0)).into(),

@@ -11,7 +11,7 @@ use crate::load::latencies::RoundTrips;
 use crate::load::packet::Path;
 use crate::load::sink::{Credit, Sink};
 use crate::load::sizes::SizeCycle;
-use crate::load::source::{Source, phase};
+use crate::load::source::{Source, TRAIN_PACKETS_MAX, phase};
 use crate::load::wire::{self, FarCounts, FlowSpec, Header, Kind, SendSpec};
 use crate::scenario::{Direction, Scenario, TrafficKind, TrafficPlan};
 
@@ -51,14 +51,20 @@ impl Group {
         let sizes = plan.sizes.0.clone();
         let (packets_per_second, window_bytes, kind, answer_bytes) = match plan.kind {
             TrafficKind::Bulk { window_bytes } => (None, Some(window_bytes), Kind::Data, None),
-            TrafficKind::Constant { packets_per_second } => (Some(packets_per_second), None, Kind::Data, None),
+            TrafficKind::Constant { packets_per_second, .. } => (Some(packets_per_second), None, Kind::Data, None),
             TrafficKind::Request { requests_per_second, answer_bytes } => {
                 (Some(requests_per_second), None, Kind::Request, answer_bytes)
             }
         };
+        let train_packets = match plan.kind {
+            // What a window lets through at once goes at once.
+            TrafficKind::Bulk { .. } => TRAIN_PACKETS_MAX,
+            TrafficKind::Constant { train_packets, .. } => train_packets,
+            TrafficKind::Request { .. } => 1,
+        };
         let what = || format!("traffic {:?}", plan.name);
         let mean_up_bytes = SizeCycle::new(&sizes).with_context(what)?.mean();
-        let spec = SendSpec { sizes, packets_per_second, window_bytes };
+        let spec = SendSpec { sizes, packets_per_second, window_bytes, train_packets };
         Source::new(&spec, Instant::now()).with_context(what)?;
         let is_request = kind == Kind::Request;
         let up = (is_request || plan.direction != Direction::Down).then(|| spec.clone());

@@ -192,7 +192,7 @@ fn scenario(users: u32, sources: Sources, traffic: Vec<TrafficPlan>) -> Scenario
 fn mix() -> Vec<TrafficPlan> {
     vec![
         traffic("bulk", 2, 2, TrafficKind::Bulk { window_bytes: 65_536 }, Direction::Both),
-        traffic("calls", 6, 3, TrafficKind::Constant { packets_per_second: 50.0 }, Direction::Both),
+        traffic("calls", 6, 3, TrafficKind::Constant { packets_per_second: 50.0, train_packets: 1 }, Direction::Both),
         traffic(
             "web",
             4,
@@ -200,8 +200,8 @@ fn mix() -> Vec<TrafficPlan> {
             TrafficKind::Request { requests_per_second: 30.0, answer_bytes: Some(900) },
             Direction::Both,
         ),
-        traffic("meter", 2, 1, TrafficKind::Constant { packets_per_second: 20.0 }, Direction::Up),
-        traffic("film", 2, 1, TrafficKind::Constant { packets_per_second: 20.0 }, Direction::Down),
+        traffic("meter", 2, 1, TrafficKind::Constant { packets_per_second: 20.0, train_packets: 1 }, Direction::Up),
+        traffic("film", 2, 1, TrafficKind::Constant { packets_per_second: 20.0, train_packets: 1 }, Direction::Down),
     ]
 }
 

@@ -426,7 +426,7 @@ mod tests {
             name: "group".to_owned(),
             connections,
             flows: 1,
-            kind: TrafficKind::Constant { packets_per_second: 1.0 },
+            kind: TrafficKind::Constant { packets_per_second: 1.0, train_packets: 1 },
             direction: Direction::Up,
             sizes: Sizes::fixed(100),
         };

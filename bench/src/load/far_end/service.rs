@@ -319,6 +319,7 @@ fn write_data(
 ) -> Option<usize> {
     let (peer, group, number) = (flow.peer, flow.group, flow.flow);
     let source = flow.source.as_mut()?;
+    let datagrams_max = RUN_DATAGRAMS_MAX.min(source.train_packets().into());
     let (mut segment_bytes, mut datagrams) = (None, 0);
     while let Some(Next { inner_bytes, .. }) = source.peek(now) {
         let payload_bytes = peer.payload_bytes(inner_bytes);
@@ -333,7 +334,7 @@ fn write_data(
         let lateness = now.saturating_duration_since(due);
         totals.late_packets += u64::from(lateness > LATE_AFTER);
         totals.lateness_max_ns = totals.lateness_max_ns.max(lateness.as_nanos() as u64);
-        if payload_bytes < first_bytes || datagrams == RUN_DATAGRAMS_MAX {
+        if payload_bytes < first_bytes || datagrams == datagrams_max {
             break;
         }
     }

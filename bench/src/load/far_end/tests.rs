@@ -29,7 +29,8 @@ fn plain() -> FlowSpec {
 }
 
 fn bulk() -> SendSpec {
-    SendSpec { sizes: vec![(1400, 2), (600, 1)], packets_per_second: None, window_bytes: Some(60_000) }
+    let sizes = vec![(1400, 2), (600, 1)];
+    SendSpec { sizes, packets_per_second: None, window_bytes: Some(60_000), train_packets: 64 }
 }
 
 fn header(kind: Kind, flow: u32, sequence: u64, stamp_ns: u64) -> Header {
@@ -126,7 +127,8 @@ fn data_up_is_counted_exactly_and_damage_is_found() {
 fn data_down_comes_at_its_rate_complete_and_in_order() {
     let far_end = far_end();
     let mut near = Near::new(far_end.addresses()[0]);
-    let spec = SendSpec { sizes: vec![(64, 1), (1400, 1)], packets_per_second: Some(2000.0), window_bytes: None };
+    let sizes = vec![(64, 1), (1400, 1)];
+    let spec = SendSpec { sizes, packets_per_second: Some(2000.0), window_bytes: None, train_packets: 1 };
     near.open(9, &FlowSpec { down: Some(spec), ..plain() });
     let mut sink = Sink::new();
     let mut stamps = Vec::new();

@@ -49,13 +49,12 @@ pub(super) fn body(found: &Results<'_>, palette: &Palette) -> Option<Body> {
     }
     charts.extend(ways.iter().filter_map(|way| crossed(found, palette, *way)));
     let tables: Vec<Table> = ways.iter().map(|way| table(found, *way)).collect();
-    let mut offered: Vec<String> =
-        found.iter().map(|found| Unit::BitsPerSecond.text(found.result.offered_bits_per_second)).collect();
+    let mut offered: Vec<String> = found.iter().map(|found| load(found.result)).collect();
     offered.dedup();
     (!tables.is_empty()).then(|| Body {
         title: "Scaling by shards and by clients".to_owned(),
         measured: format!(
-            "The same load ({} of inner packets, both directions together) offered to more and more shards on the same CPUs, from \
+            "The same load ({}; inner packets, both directions together) offered to more and more shards on the same CPUs, from \
              more and more clients, and from 100 of more and more clients. CPU per gigabyte should not grow.",
             offered.join("; ")
         ),
@@ -64,6 +63,15 @@ pub(super) fn body(found: &Results<'_>, palette: &Palette) -> Option<Body> {
             .to_owned(),
         blocks: vec![Block::Figures(charts, tables)],
     })
+}
+
+fn load(result: &ScaleResult) -> String {
+    let rate = Unit::BitsPerSecond.text(result.offered_bits_per_second);
+    match result.train_packets {
+        0 => rate,
+        1 => format!("{rate} in single packets"),
+        packets => format!("{rate} in trains of {packets} packets"),
+    }
 }
 
 fn lines(

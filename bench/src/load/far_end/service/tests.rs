@@ -37,7 +37,8 @@ fn plain() -> FlowSpec {
 
 fn down(packets_per_second: Option<f64>, window_bytes: Option<u32>) -> FlowSpec {
     let sizes = vec![(1000, 1)];
-    FlowSpec { down: Some(SendSpec { sizes, packets_per_second, window_bytes }), ..plain() }
+    let train_packets = if packets_per_second.is_some() { 1 } else { 64 };
+    FlowSpec { down: Some(SendSpec { sizes, packets_per_second, window_bytes, train_packets }), ..plain() }
 }
 
 fn header(kind: Kind, flow: u32, sequence: u64, stamp_ns: u64) -> Header {
@@ -137,7 +138,7 @@ fn a_flow_is_opened_once_however_often_it_is_asked_for() {
 #[test]
 fn what_cannot_be_opened_is_refused_in_words() {
     let mut world = World::new();
-    let short = SendSpec { sizes: vec![(51, 1)], packets_per_second: Some(1.0), window_bytes: None };
+    let short = SendSpec { sizes: vec![(51, 1)], packets_per_second: Some(1.0), window_bytes: None, train_packets: 1 };
     for (spec, told) in [
         (FlowSpec { down: Some(short), ..plain() }, "packet size 51"),
         (FlowSpec { answer_bytes: 40, ..plain() }, "answer of 40 bytes"),
@@ -270,7 +271,7 @@ fn data_goes_down_at_an_even_rate_until_the_flow_is_closed() {
 fn runs_are_equally_long_but_for_their_last_and_keep_the_order() {
     let mut world = World::new();
     let sizes = vec![(64, 7), (576, 4), (1400, 1)];
-    let spec = SendSpec { sizes, packets_per_second: Some(10_000.0), window_bytes: None };
+    let spec = SendSpec { sizes, packets_per_second: Some(10_000.0), window_bytes: None, train_packets: 64 };
     world.open(near(1), 7, &FlowSpec { down: Some(spec), ..plain() });
     world.now += 100 * MS;
     let mut number = 0;
@@ -289,9 +290,24 @@ fn runs_are_equally_long_but_for_their_last_and_keep_the_order() {
             number += 1;
         }
     }
-    assert!((999..=1001).contains(&number), "{number}");
+    assert_eq!(number, 16 * 64, "a train every 6.4 ms");
     assert!(world.service.totals().lateness_max_ns >= 90_000_000, "and that it was late is told");
     assert!((880..=910).contains(&world.service.totals().late_packets));
+}
+
+#[test]
+fn a_train_goes_in_one_run_and_late_ones_in_runs_of_their_own() {
+    for train_packets in [1, 8] {
+        let mut world = World::new();
+        let spec =
+            SendSpec { sizes: vec![(1000, 1)], packets_per_second: Some(10_000.0), window_bytes: None, train_packets };
+        world.open(near(1), 7, &FlowSpec { down: Some(spec), ..plain() });
+        world.now += 5 * MS;
+        let lengths: Vec<usize> = world.runs().iter().map(Vec::len).collect();
+        // The first was sent when the flow was opened.
+        let expected = 50 / usize::from(train_packets);
+        assert_eq!(lengths, vec![usize::from(train_packets); expected], "{train_packets}");
+    }
 }
 
 #[test]
