@@ -29,6 +29,8 @@ pub struct Link {
     queued: u64,
     /// Free space of an empty send queue, in bytes.
     send_room_bytes_max: usize,
+    /// Whether the last batch left packets in the send queue, so that what joins them waits too.
+    is_behind: bool,
 }
 
 /// How far quinn-proto's statistics have been carried over into the counters.
@@ -52,6 +54,7 @@ impl Link {
             emptied: true,
             queued: 0,
             send_room_bytes_max,
+            is_behind: false,
         }
     }
 
@@ -97,6 +100,12 @@ impl Link {
             drops.count(DropReason::NotAttached);
             return false;
         }
+        if !self.has_room(packet.len()) {
+            drops.count(DropReason::DatagramQueueFull);
+            return false;
+        }
+        // Its chunk has packets of other connections too, and would stay for as long as the slowest of all waits.
+        let packet = if self.is_behind { Bytes::copy_from_slice(&packet) } else { packet };
         // The newest gives way rather than the oldest: quinn-proto does not say how many old ones it drops, and every drop is counted here.
         match self.connection.datagrams().send(packet, false) {
             Ok(()) => {
@@ -110,6 +119,11 @@ impl Link {
         false
     }
 
+    /// Whether the send queue takes a packet of so many bytes.
+    pub fn has_room(&mut self, bytes: usize) -> bool {
+        self.send_room_bytes() >= bytes
+    }
+
     /// Free space of the send queue, in bytes: a packet of this length finds room.
     pub fn send_room_bytes(&mut self) -> usize {
         self.connection.datagrams().send_buffer_space()
@@ -119,8 +133,11 @@ impl Link {
     pub fn poll_transmit(&mut self, now: Instant, datagrams_max: usize, buf: &mut Vec<u8>) -> Option<Transmit> {
         let mtu_bytes = usize::from(self.connection.current_mtu()).max(1);
         let datagrams_max = (UDP_PAYLOAD_BYTES_MAX / mtu_bytes).clamp(1, datagrams_max);
-        let transmit = self.connection.poll_transmit(now, datagrams_max, buf)?;
-        Some(outgoing(&transmit))
+        let transmit = self.connection.poll_transmit(now, datagrams_max, buf);
+        if transmit.is_none() {
+            self.is_behind = self.send_room_bytes() < self.send_room_bytes_max;
+        }
+        transmit.as_ref().map(outgoing)
     }
 
     /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and

@@ -157,6 +157,11 @@ impl Shard {
             }
             return Err(DropReason::TooBig);
         }
+        // Not even copied, where nothing would be queued: in a flood that is most of it.
+        let is_queued = matches!(owned.stage, Stage::Attached { limited: false, .. });
+        if is_queued && !owned.link.connection.is_closed() && !owned.link.has_room(header.segment_bytes(packet)) {
+            return Err(DropReason::DatagramQueueFull);
+        }
         let mut arena = std::mem::take(&mut self.arena);
         let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
         self.arena = arena;

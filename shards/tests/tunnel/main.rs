@@ -2,6 +2,7 @@
 
 mod balance;
 mod limits;
+mod memory;
 mod world;
 
 use std::net::IpAddr;
