@@ -6,7 +6,7 @@ use std::time::Duration;
 use tollgate::lab::bulk::Direction;
 use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
+use crate::harness::client::{Attached, Client, Login};
 use crate::harness::deployment::{Deployment, Plan};
 use crate::harness::gateway::Gateway;
 use crate::harness::peers::Peers;
@@ -65,6 +65,35 @@ fn a_gateway_whose_switches_are_all_off_carries_single_packets_and_loses_none() 
         let mean = after.mean_since(&before, &format!("/traffic/{datagrams}"), &format!("/traffic/{messages}"));
         assert!((0.99..=1.01).contains(&mean), "{mean} {datagrams} to one of {messages}");
     }
+}
+
+#[test]
+fn packets_of_nine_kilobytes_pass_whole_where_both_ends_and_the_path_allow_them() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let plan = TopologyPlan { clients: 1, mtu_bytes: 9200, ..TopologyPlan::default() };
+    let topology = Topology::build(&plan).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    deployment.edit_server("[control]", "[connection]\nmtu = 9000\n[control]");
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let inside = &topology.clients[0].namespace;
+    let login = Login::of("alice");
+    let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+    deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 9000");
+    let client = Client::start_with(&peers, &deployment, inside, &config);
+    client.wait_for_address();
+    wait_for_ping(inside, SERVER_V4);
+    let before = gateway.status();
+    let server = bulk_server(&topology.network, SERVER_V4);
+    bulk_both_ways(inside, server.address(), BULK_BYTES);
+    let after = gateway.status();
+    for way in ["up", "down"] {
+        let data = after.sum(&format!("/counters/{way}_bytes")) - before.sum(&format!("/counters/{way}_bytes"));
+        let packets = after.sum(&format!("/counters/{way}_packets")) - before.sum(&format!("/counters/{way}_packets"));
+        // Half of them are acknowledgements, if not less.
+        assert!(data > 4000 * packets, "{way}: {data} bytes in {packets} packets");
+    }
+    gateway.assert_sound();
 }
 
 #[test]
