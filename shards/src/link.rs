@@ -100,12 +100,6 @@ impl Link {
             drops.count(DropReason::NotAttached);
             return false;
         }
-        if !self.has_room(packet.len()) {
-            drops.count(DropReason::DatagramQueueFull);
-            return false;
-        }
-        // Its chunk has packets of other connections too, and would stay for as long as the slowest of all waits.
-        let packet = if self.is_behind { Bytes::copy_from_slice(&packet) } else { packet };
         // The newest gives way rather than the oldest: quinn-proto does not say how many old ones it drops, and every drop is counted here.
         match self.connection.datagrams().send(packet, false) {
             Ok(()) => {
@@ -117,6 +111,12 @@ impl Link {
             Err(_) => drops.count(DropReason::NotAttached),
         }
         false
+    }
+
+    /// Whether what is queued now waits longer than this batch. Then it is to have memory of its own: a chunk that it shared with other
+    /// connections' packets would stay for as long as the slowest of all waits.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Whether the send queue takes a packet of so many bytes.

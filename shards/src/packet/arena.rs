@@ -12,21 +12,37 @@ const CHUNK_BYTES: usize = 128 * 1024;
 const CHUNKS_MAX: usize = 16;
 
 /// Chunks, of which one is being filled. Packets are references into them. A new one has none, and costs nothing.
-#[derive(Default)]
 pub struct Arena {
+    /// Length of a chunk, in bytes, unless more is wanted in one piece. 0 where nothing is used again.
+    chunk_bytes: usize,
     /// What is free at the end of the chunk that is being filled: its length is 0.
     filling: BytesMut,
     /// Those that are full, in the order in which they were.
     used: VecDeque<BytesMut>,
 }
 
+impl Default for Arena {
+    fn default() -> Self {
+        Arena::of_chunks(CHUNK_BYTES)
+    }
+}
+
 impl Arena {
+    /// For one frame whose packets are to wait: takes no more memory than they need, and shares it with nothing else.
+    pub fn for_one_frame() -> Self {
+        Arena::of_chunks(0)
+    }
+
+    fn of_chunks(chunk_bytes: usize) -> Self {
+        Arena { chunk_bytes, filling: BytesMut::new(), used: VecDeque::new() }
+    }
+
     /// Free memory of at least `bytes` in one piece. Whoever fills it splits off what it has filled.
     #[inline]
     pub(super) fn room(&mut self, bytes: usize) -> &mut BytesMut {
         self.filling.clear();
         if self.filling.capacity() < bytes {
-            self.next_chunk(bytes.max(CHUNK_BYTES));
+            self.next_chunk(bytes.max(self.chunk_bytes));
         }
         &mut self.filling
     }
@@ -39,6 +55,10 @@ impl Arena {
     }
 
     fn next_chunk(&mut self, bytes: usize) {
+        if self.chunk_bytes == 0 {
+            self.filling = BytesMut::with_capacity(bytes);
+            return;
+        }
         self.used.push_back(std::mem::take(&mut self.filling));
         // The one that was filled last is the warmest.
         let free = self.used.iter_mut().rposition(|chunk| chunk.try_reclaim(bytes));

@@ -9,6 +9,7 @@ use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
 use crate::allowance::Direction;
 use crate::message::Message;
+use crate::packet::Arena;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
 use crate::packet::split::split;
@@ -87,6 +88,7 @@ impl Shard {
         if packet.len() > owned.link.inner_mtu_bytes() {
             self.reply_too_big(&mut owned, &packet);
         } else {
+            let packet = if owned.link.is_behind() { Bytes::copy_from_slice(&packet) } else { packet };
             self.down(&mut owned, packet);
         }
         want_to_send(&mut self.sending, &mut owned);
@@ -157,14 +159,19 @@ impl Shard {
             }
             return Err(DropReason::TooBig);
         }
-        // Not even copied, where nothing would be queued: in a flood that is most of it.
-        let is_queued = matches!(owned.stage, Stage::Attached { limited: false, .. });
-        if is_queued && !owned.link.connection.is_closed() && !owned.link.has_room(header.segment_bytes(packet)) {
-            return Err(DropReason::DatagramQueueFull);
-        }
-        let mut arena = std::mem::take(&mut self.arena);
-        let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
-        self.arena = arena;
+        let sent = if owned.link.is_behind() {
+            let is_queued = matches!(owned.stage, Stage::Attached { limited: false, .. });
+            if is_queued && !owned.link.connection.is_closed() && !owned.link.has_room(header.segment_bytes(packet)) {
+                // Not even copied: in a flood that is most of it.
+                return Err(DropReason::DatagramQueueFull);
+            }
+            split(header, packet, &mut Arena::for_one_frame(), &mut |packet| self.down(owned, packet))
+        } else {
+            let mut arena = std::mem::take(&mut self.arena);
+            let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
+            self.arena = arena;
+            sent
+        };
         sent.map(|_| ()).map_err(|_| DropReason::Malformed)
     }
 
