@@ -139,7 +139,7 @@ pub fn scenario(name: &str, users: u32, duration: Duration) -> Scenario {
     scenario
 }
 
-/// Full packets of a train of bulk work: 45 kB, about what bulk TCP hands down in one piece.
+/// Full packets of a train of bulk work: 45 kB, somewhat less than what bulk TCP hands over in one piece.
 pub const BULK_TRAIN_PACKETS: u16 = 32;
 
 /// A group of connections with one flow each, of full packets both ways.

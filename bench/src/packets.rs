@@ -134,15 +134,13 @@ impl Plan {
         Plan { packets_per_second: rate.into(), duration: Duration::from_secs(seconds.into()), rounds }
     }
 
-    /// No sender of these leaves segmentation to its kernel: each packet comes alone.
-    fn even(&self, kind: &Kind) -> TrafficKind {
-        let packets_per_second = self.packets_per_second / kind.one_way_flows();
-        TrafficKind::Constant { packets_per_second, train_packets: 1 }
-    }
-
     fn scenario(&self, kind: &Kind) -> Scenario {
         let mut scenario = scenario("packets", kind.connections, self.duration);
-        let even = self.even(kind);
+        let even = TrafficKind::Constant {
+            packets_per_second: self.packets_per_second / kind.one_way_flows(),
+            // No sender of these leaves segmentation to its kernel: each packet comes alone.
+            train_packets: 1,
+        };
         scenario.traffic = vec![TrafficPlan {
             flows: kind.flows,
             direction: kind.direction,

@@ -49,18 +49,15 @@ impl Group {
     /// Checks the plan in passing.
     pub fn new(scenario: &Scenario, plan: &TrafficPlan, run: u64) -> Result<Group> {
         let sizes = plan.sizes.0.clone();
-        let (packets_per_second, window_bytes, kind, answer_bytes) = match plan.kind {
-            TrafficKind::Bulk { window_bytes } => (None, Some(window_bytes), Kind::Data, None),
-            TrafficKind::Constant { packets_per_second, .. } => (Some(packets_per_second), None, Kind::Data, None),
-            TrafficKind::Request { requests_per_second, answer_bytes } => {
-                (Some(requests_per_second), None, Kind::Request, answer_bytes)
-            }
-        };
-        let train_packets = match plan.kind {
+        let (packets_per_second, window_bytes, train_packets, kind, answer_bytes) = match plan.kind {
             // What a window lets through at once goes at once.
-            TrafficKind::Bulk { .. } => TRAIN_PACKETS_MAX,
-            TrafficKind::Constant { train_packets, .. } => train_packets,
-            TrafficKind::Request { .. } => 1,
+            TrafficKind::Bulk { window_bytes } => (None, Some(window_bytes), TRAIN_PACKETS_MAX, Kind::Data, None),
+            TrafficKind::Constant { packets_per_second, train_packets } => {
+                (Some(packets_per_second), None, train_packets, Kind::Data, None)
+            }
+            TrafficKind::Request { requests_per_second, answer_bytes } => {
+                (Some(requests_per_second), None, 1, Kind::Request, answer_bytes)
+            }
         };
         let what = || format!("traffic {:?}", plan.name);
         let mean_up_bytes = SizeCycle::new(&sizes).with_context(what)?.mean();

@@ -8,7 +8,7 @@ use tollgate_shards::deadlines::Deadlines;
 use tollgate_shards::{Received, Transmit, WakeReason};
 
 use super::super::pattern::Pattern;
-use super::super::source::Next;
+use super::super::source::{Next, TRAIN_PACKETS_MAX};
 use super::super::wire::{self, FlowSpec, Header, Kind, stamp_ns};
 use super::flows::{Flow, Flows, Peer};
 use super::totals::FarTotals;
@@ -17,7 +17,7 @@ use super::{LATE_AFTER, LINGER, REPLIES_MAX};
 /// The most bytes of a run: what the kernel takes in one piece, with room to spare.
 const RUN_BYTES_MAX: usize = 64_000;
 /// The most datagrams of a run.
-const RUN_DATAGRAMS_MAX: usize = 64;
+const RUN_DATAGRAMS_MAX: usize = TRAIN_PACKETS_MAX as usize;
 /// Room for replies that there must be before more is received.
 const REPLIES_ROOM: usize = 4096;
 
@@ -319,7 +319,7 @@ fn write_data(
 ) -> Option<usize> {
     let (peer, group, number) = (flow.peer, flow.group, flow.flow);
     let source = flow.source.as_mut()?;
-    let datagrams_max = RUN_DATAGRAMS_MAX.min(source.train_packets().into());
+    let datagrams_max = usize::from(source.train_packets());
     let (mut segment_bytes, mut datagrams) = (None, 0);
     while let Some(Next { inner_bytes, .. }) = source.peek(now) {
         let payload_bytes = peer.payload_bytes(inner_bytes);
