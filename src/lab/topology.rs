@@ -184,8 +184,8 @@ fn connect_router(gateway: &Namespace, mtu_bytes: u32) -> Result<Namespace, LabE
     gateway.configure(|netlink| {
         let clients_v4 = v4(Ipv4Addr::new(198, 18, 0, 0), 16);
         let clients_v6 = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0), 32));
-        netlink.add_route(&Route::via(clients_v4, ROUTER_V4.into()))?;
-        netlink.add_route(&Route::via(clients_v6, ROUTER_V6.into()))
+        netlink.add_route(&Route::via(clients_v4, ROUTER_V4.into()).foreign())?;
+        netlink.add_route(&Route::via(clients_v6, ROUTER_V6.into()).foreign())
     })?;
     Ok(router)
 }
@@ -214,15 +214,15 @@ fn connect_client(first_hop: &Namespace, index: usize, plan: &TopologyPlan) -> R
 
 fn service_routes(namespace: &Namespace, via_v4: Ipv4Addr, via_v6: Ipv6Addr) -> Result<(), LabError> {
     namespace.configure(|netlink| {
-        netlink.add_route(&Route::via(IpNet::from(IpAddr::V4(SERVICE_V4)), via_v4.into()))?;
-        netlink.add_route(&Route::via(IpNet::from(IpAddr::V6(SERVICE_V6)), via_v6.into()))
+        netlink.add_route(&Route::via(IpNet::from(IpAddr::V4(SERVICE_V4)), via_v4.into()).foreign())?;
+        netlink.add_route(&Route::via(IpNet::from(IpAddr::V6(SERVICE_V6)), via_v6.into()).foreign())
     })
 }
 
 fn default_routes(namespace: &Namespace, via_v4: Ipv4Addr, via_v6: Ipv6Addr) -> Result<(), LabError> {
     namespace.configure(|netlink| {
-        netlink.add_route(&Route::via(IpNet::V4(Ipv4Net::default()), via_v4.into()))?;
-        netlink.add_route(&Route::via(IpNet::V6(Ipv6Net::default()), via_v6.into()))
+        netlink.add_route(&Route::via(IpNet::V4(Ipv4Net::default()), via_v4.into()).foreign())?;
+        netlink.add_route(&Route::via(IpNet::V6(Ipv6Net::default()), via_v6.into()).foreign())
     })
 }
 

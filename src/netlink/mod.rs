@@ -1,12 +1,14 @@
 //! A synchronous rtnetlink client: links, addresses and routes of one network namespace (RFC 3549).
 //!
 //! It owns one blocking netlink socket. Every change is acknowledged by the kernel before the call returns, and a refusal names the
-//! operation, the object and the kernel's reason. It never watches for changes and never runs on the data path.
+//! operation, the object and the kernel's reason. Changes that others make are told by a socket of its own, [`NetlinkWatch`]. None of it runs
+//! on the data path.
 
 mod address;
 mod error;
 mod link;
 mod route;
+mod watch;
 
 use std::time::Duration;
 
@@ -19,7 +21,8 @@ use rustix::net::sockopt;
 
 pub use error::NetlinkError;
 pub use link::{Link, VethPeer};
-pub use route::{NextHop, Route};
+pub use route::{NextHop, PROTOCOL_OWN, PROTOCOL_STATIC, Route};
+pub use watch::{Changes, NetlinkWatch};
 
 /// How long the kernel may take to answer; it answers within the system call, so that this only guards against a lost answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,7 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType,
     },
 };
 
@@ -15,6 +16,12 @@ use super::{Netlink, NetlinkError};
 
 /// The kernel's table of its own addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
 const TABLE_LOCAL: u32 = 255;
+
+/// The routing protocol of this program's own routes (`rtm_protocol`, shown by `ip route` as `proto 84`): what bears it was added here, by
+/// this process or an earlier one. iproute2's list gives the number to nobody.
+pub const PROTOCOL_OWN: u8 = 84;
+/// The routing protocol of an administrator's routes (`RTPROT_STATIC`).
+pub const PROTOCOL_STATIC: u8 = 4;
 
 /// A unicast route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +38,10 @@ pub struct Route {
     pub table: Option<u32>,
     /// The source address that the kernel chooses for packets on this route.
     pub source: Option<IpAddr>,
+    /// The MTU of packets on this route, in bytes, where it is smaller than the interface's.
+    pub mtu_bytes: Option<u32>,
+    /// Who added it (`rtm_protocol`): [`PROTOCOL_OWN`] unless said otherwise.
+    pub protocol: u8,
 }
 
 /// The way that the kernel sends packets to an address at this moment.
@@ -47,14 +58,33 @@ pub struct NextHop {
 }
 
 impl Route {
-    /// A route without gateway, metric, table and source: on the link of `interface`.
+    /// A route of our own on the link of `interface`, and nothing more.
     pub fn on_link(destination: IpNet, interface: u32) -> Self {
-        Self { destination, gateway: None, interface: Some(interface), metric: None, table: None, source: None }
+        Self { interface: Some(interface), ..Self::to(destination) }
     }
 
-    /// A route by way of `gateway`; the kernel finds the interface.
+    /// A route of our own by way of `gateway`; the kernel finds the interface.
     pub fn via(destination: IpNet, gateway: IpAddr) -> Self {
-        Self { destination, gateway: Some(gateway), interface: None, metric: None, table: None, source: None }
+        Self { gateway: Some(gateway), ..Self::to(destination) }
+    }
+
+    /// The same route as an administrator would add it, which no run of this program takes for its own.
+    #[must_use]
+    pub fn foreign(self) -> Self {
+        Self { protocol: PROTOCOL_STATIC, ..self }
+    }
+
+    fn to(destination: IpNet) -> Self {
+        Self {
+            destination,
+            gateway: None,
+            interface: None,
+            metric: None,
+            table: None,
+            source: None,
+            mtu_bytes: None,
+            protocol: PROTOCOL_OWN,
+        }
     }
 }
 
@@ -64,6 +94,7 @@ impl fmt::Display for Route {
         self.gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))?;
         self.interface.map_or(Ok(()), |index| write!(f, " on interface #{index}"))?;
         self.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;
+        self.mtu_bytes.map_or(Ok(()), |mtu_bytes| write!(f, " mtu {mtu_bytes}"))?;
         self.table.map_or(Ok(()), |table| write!(f, " in table {table}"))
     }
 }
@@ -107,7 +138,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// Removes the route that matches every field that is given.
+    /// Removes the route that matches every field that is given, the protocol included; metric, MTU and gateway may be left out.
     ///
     /// # Errors
     ///
@@ -115,7 +146,6 @@ impl Netlink {
     pub fn remove_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let mut message = message(route);
         message.header.scope = RouteScope::NoWhere;
-        message.header.protocol = RouteProtocol::Unspec;
         message.header.kind = RouteType::Unspec;
         self.request(RouteNetlinkMessage::DelRoute(message), 0, &|| format!("remove {route}"))?;
         Ok(())
@@ -151,13 +181,33 @@ impl Netlink {
     ///
     /// When the kernel refuses the dump.
     pub fn routes(&mut self, interface: u32) -> Result<Vec<Route>, NetlinkError> {
-        let operation = || format!("list the routes of interface #{interface}");
-        let messages = self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), &operation)?;
+        self.unicast_routes(|route| route.interface == Some(interface), &|| {
+            format!("list the routes of interface #{interface}")
+        })
+    }
+
+    /// Lists the routes that this program added, in this run or an earlier one, on any interface and in any table.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn own_routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
+        self.unicast_routes(|route| route.protocol == PROTOCOL_OWN, &|| {
+            format!("list the routes of protocol {PROTOCOL_OWN}")
+        })
+    }
+
+    fn unicast_routes(
+        &mut self,
+        wanted: impl Fn(&Route) -> bool,
+        operation: &dyn Fn() -> String,
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let messages = self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), operation)?;
         let unicast = messages.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => described(route),
             _ => None,
         });
-        Ok(unicast.filter(|route| route.interface == Some(interface)).collect())
+        Ok(unicast.filter(wanted).collect())
     }
 }
 
@@ -174,7 +224,7 @@ fn message(route: &Route) -> RouteMessage {
     let header = &mut message.header;
     header.address_family = family(destination.addr());
     header.destination_prefix_length = destination.prefix_len();
-    header.protocol = RouteProtocol::Static;
+    header.protocol = RouteProtocol::from(route.protocol);
     header.kind = RouteType::Unicast;
     header.scope = match (destination, route.gateway) {
         (IpNet::V4(_), None) => RouteScope::Link,
@@ -193,6 +243,9 @@ fn message(route: &Route) -> RouteMessage {
     message.attributes.extend(route.metric.map(RouteAttribute::Priority));
     message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
     message
+        .attributes
+        .extend(route.mtu_bytes.map(|mtu_bytes| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu_bytes)])));
+    message
 }
 
 /// Reads a route; `None` for a family other than IP.
@@ -204,12 +257,9 @@ fn described(message: &RouteMessage) -> Option<Route> {
     };
     let destination = IpNet::new(unspecified, message.header.destination_prefix_length).ok()?;
     let mut route = Route {
-        destination,
-        gateway: None,
-        interface: None,
-        metric: None,
         table: Some(u32::from(message.header.table)),
-        source: None,
+        protocol: message.header.protocol.into(),
+        ..Route::to(destination)
     };
     for attribute in &message.attributes {
         match attribute {
@@ -221,6 +271,12 @@ fn described(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Oif(index) => route.interface = Some(*index),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
             RouteAttribute::Table(table) => route.table = Some(*table),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu_bytes = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu_bytes) => Some(*mtu_bytes),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
@@ -306,6 +362,34 @@ mod tests {
             netlink.remove_route(&Route { metric: None, gateway: None, ..better }).unwrap();
             assert!(netlink.routes(index).unwrap().iter().all(|r| r.destination != net(destination)));
             assert!(netlink.remove_route(&better).unwrap_err().is_not_found());
+        }
+    }
+
+    #[test]
+    fn a_route_has_its_mtu_and_is_told_from_those_of_others() {
+        require_privileges_or_skip!();
+        let (near, _far, index) = connected();
+        let mut netlink = near.netlink().unwrap();
+        for (host, foreign) in [("198.19.0.9/32", "198.19.1.0/24"), ("fd00:19::9/128", "fd00:19:1::/64")] {
+            let foreign = Route::on_link(net(foreign), index).foreign();
+            netlink.add_route(&foreign).unwrap();
+            let own = |mtu_bytes| Route { mtu_bytes, ..Route::on_link(net(host), index) };
+            netlink.add_route(&own(Some(1280))).unwrap();
+            netlink.replace_route(&own(Some(1300))).unwrap();
+            let listed: Vec<_> = netlink.own_routes().unwrap();
+            let shown =
+                listed.iter().map(|route| (route.destination, route.interface, route.mtu_bytes, route.protocol));
+            assert_eq!(shown.collect::<Vec<_>>(), [(net(host), Some(index), Some(1300), PROTOCOL_OWN)]);
+            let there = |netlink: &mut Netlink, route: &Route| {
+                let listed = netlink.routes(index).unwrap();
+                listed.iter().any(|r| r.destination == route.destination && r.protocol == route.protocol)
+            };
+            assert!(there(&mut netlink, &foreign));
+            // What somebody else added is not removed in the name of this program.
+            let error = netlink.remove_route(&Route { protocol: PROTOCOL_OWN, ..foreign }).unwrap_err();
+            assert!(error.is_not_found() && there(&mut netlink, &foreign), "{error}");
+            netlink.remove_route(&own(None)).unwrap();
+            assert_eq!(netlink.own_routes().unwrap(), []);
         }
     }
 

@@ -52,7 +52,7 @@ impl Network {
         // Clients with ports of their own need more of them than the usual range has.
         clients.sysctl("net/ipv4/ip_local_port_range", "1024\t65535")?;
         let via = IpAddr::V4(network.topology.clients[0].v4);
-        network.gateway().configure(|netlink| netlink.add_route(&Route::via(IpNet::V4(CLIENTS_V4), via)))?;
+        network.gateway().configure(|netlink| netlink.add_route(&Route::via(IpNet::V4(CLIENTS_V4), via).foreign()))?;
         // Of the interfaces to come, the TUN: the kernel would look for IPv6 routers and listeners there, and what a gateway drops of that
         // would be counted as if it were ours.
         network.gateway().sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;

@@ -133,7 +133,7 @@ fn set_up(
         netlink.set_link_mtu(index, INNER_MTU_BYTES)?;
         netlink.add_address(index, IpNet::V4(address))?;
         netlink.set_link_up(index)?;
-        behind.map_or(Ok(()), |network| netlink.add_route(&Route::on_link(IpNet::V4(network), index)))
+        behind.map_or(Ok(()), |network| netlink.add_route(&Route::on_link(IpNet::V4(network), index).foreign()))
     })?;
     Ok(started)
 }

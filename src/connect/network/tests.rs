@@ -106,7 +106,7 @@ fn the_exclusion_follows_the_gateways_address_and_the_machines_routes() {
         assert_eq!((interface_to(SERVICE_V4), interface_to(SERVICE_V6)), ("wan0".into(), "tg-test".into()));
         // The machine's way out changes: another default route becomes the better one, here a next hop that does not answer.
         let mut netlink = Netlink::open().unwrap();
-        let better = Route::via(net("198.18.0.0/16"), "198.18.1.77".parse().unwrap());
+        let better = Route::via(net("198.18.0.0/16"), "198.18.1.77".parse().unwrap()).foreign();
         netlink.add_route(&better).unwrap();
         network.follow(SERVICE_V4.into()).unwrap();
         assert_eq!(netlink.route_to(SERVICE_V4.into()).unwrap().gateway, better.gateway);
@@ -115,7 +115,7 @@ fn the_exclusion_follows_the_gateways_address_and_the_machines_routes() {
         network.follow(SERVICE_V4.into()).unwrap();
         assert_eq!(netlink.route_to(SERVICE_V4.into()).unwrap().gateway, Some("198.18.1.1".parse().unwrap()));
         // So does the last one: the exclusion stays as it is.
-        let default = Route::via(net("0.0.0.0/0"), "198.18.1.1".parse().unwrap());
+        let default = Route::via(net("0.0.0.0/0"), "198.18.1.1".parse().unwrap()).foreign();
         netlink.remove_route(&default).unwrap();
         network.follow(SERVICE_V4.into()).unwrap();
         assert_eq!(interface_to(SERVICE_V4), "wan0");
