@@ -1,19 +1,20 @@
 //! The flows among which a limited user's tokens are shared: which packet belongs to which, and whose turn it is (RFC 8290).
 //!
-//! A flow is a connection with a 5-tuple, or with addresses and protocol where there are no ports to see. It gets a queue of its own out of
+//! A flow is a direction of a connection with a 5-tuple, or with addresses and protocol where there are no ports to see. It gets a queue of its own out of
 //! a fixed number, or shares one when there are not enough. Sharing costs it delay, never order.
 //!
 //! This module knows neither time nor tokens, and drops nothing by itself.
 
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
+use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
-use rustc_hash::FxBuildHasher;
+use siphasher::sip::SipHasher13;
 use slab::Slab;
 
 use super::codel::Codel;
-use super::{LARGEST_PACKET_BYTES, Waiting};
+use super::{Direction, LARGEST_PACKET_BYTES, Waiting};
 use crate::packet::inner::InnerPacket;
 use crate::routes::ConnectionKey;
 
@@ -23,14 +24,29 @@ const QUANTUM_BYTES: i64 = LARGEST_PACKET_BYTES as i64;
 /// to make up for. With eight, as in CAKE, they hardly ever do before most queues are taken, so that far fewer suffice.
 const WAYS: usize = 8;
 
-/// Tells flows apart. Two flows with one tag share a queue.
-pub(super) fn tag(perturbation: u64, connection: ConnectionKey, packet: &[u8]) -> u64 {
-    let Ok(inner) = InnerPacket::parse(packet) else {
-        return FxBuildHasher.hash_one((perturbation, connection));
-    };
-    let transport = inner.transport_offset.and_then(|at| packet.get(at..)).unwrap_or_default();
-    let ports = transport.first_chunk::<4>().map_or(0, |ports| u32::from_ne_bytes(*ports));
-    FxBuildHasher.hash_one((perturbation, connection, inner.source, inner.destination, inner.protocol, ports))
+/// The secret by which flows are told apart. Users choose ports and addresses, so the hash is one whose collisions cannot be found without the
+/// key.
+#[derive(Clone, Copy)]
+pub struct FlowKey(pub [u8; 16]);
+
+impl fmt::Debug for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FlowKey")
+    }
+}
+
+impl FlowKey {
+    /// Tells flows apart. Two flows with one tag share a queue.
+    pub(super) fn tag(&self, direction: Direction, connection: ConnectionKey, packet: &[u8]) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        (direction, connection).hash(&mut hasher);
+        if let Ok(inner) = InnerPacket::parse(packet) {
+            let transport = inner.transport_offset.and_then(|at| packet.get(at..)).unwrap_or_default();
+            let ports = transport.first_chunk::<4>().map_or(0, |ports| u32::from_ne_bytes(*ports));
+            (inner.source, inner.destination, inner.protocol, ports).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
 }
 
 /// A packet and the one behind it in its queue.
@@ -280,6 +296,7 @@ mod tests {
     use crate::packet::inner::protocol;
     use crate::packet::oracle::{self, TcpSegment, UdpDatagram};
 
+    const KEY: FlowKey = FlowKey([7; 16]);
     const CONNECTION: ConnectionKey = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 0 };
 
     fn flows(queues: u16) -> Flows {
@@ -290,7 +307,9 @@ mod tests {
     /// Lets a packet of `bytes` wait that is known by its first byte.
     fn push(flows: &mut Flows, tag: u64, name: u8, bytes: usize) {
         let since = flows.used_at;
-        flows.push(tag, Waiting { connection: CONNECTION, packet: vec![name; bytes].into(), since });
+        let waiting =
+            Waiting { direction: Direction::Up, connection: CONNECTION, packet: vec![name; bytes].into(), since };
+        flows.push(tag, waiting);
     }
 
     fn served(flows: &mut Flows) -> Vec<u8> {
@@ -298,9 +317,10 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_a_connection_with_a_5_tuple() {
+    fn a_flow_is_a_direction_of_a_connection_with_a_5_tuple() {
         let base = TcpSegment::v4();
-        let of = |packet: &TcpSegment| tag(7, CONNECTION, &packet.build());
+        let up = |packet: &[u8]| KEY.tag(Direction::Up, CONNECTION, packet);
+        let of = |packet: &TcpSegment| up(&packet.build());
         let same = TcpSegment { seq: 9, traffic_class: 3, ttl: 9, payload: vec![1], ..base.clone() };
         assert_eq!(of(&base), of(&same));
         let mut tags = vec![
@@ -310,14 +330,15 @@ mod tests {
             of(&TcpSegment { source_port: 9, ..base.clone() }),
             of(&TcpSegment { destination_port: 9, ..base.clone() }),
             of(&TcpSegment { v6: true, ..base.clone() }),
-            tag(7, CONNECTION, &UdpDatagram::v4().build()),
-            tag(7, ConnectionKey { generation: 1, ..CONNECTION }, &base.build()),
-            tag(8, CONNECTION, &base.build()),
-            tag(7, CONNECTION, b"no packet"),
+            up(&UdpDatagram::v4().build()),
+            KEY.tag(Direction::Up, ConnectionKey { generation: 1, ..CONNECTION }, &base.build()),
+            KEY.tag(Direction::Down, CONNECTION, &base.build()),
+            FlowKey([8; 16]).tag(Direction::Up, CONNECTION, &base.build()),
+            up(b"no packet"),
         ];
         tags.sort_unstable();
         tags.dedup();
-        assert_eq!(tags.len(), 10);
+        assert_eq!(tags.len(), 11);
     }
 
     #[test]
@@ -325,24 +346,41 @@ mod tests {
         let fragment_v4 = |flags_and_offset: u16, payload: Vec<u8>| {
             let mut packet = UdpDatagram { payload, ..UdpDatagram::v4() }.build();
             packet[6..8].copy_from_slice(&flags_and_offset.to_be_bytes());
-            tag(7, CONNECTION, &packet)
+            KEY.tag(Direction::Up, CONNECTION, &packet)
         };
         assert_eq!(fragment_v4(0x2000, vec![1; 64]), fragment_v4(0x0009, vec![2; 8]));
         let fragment_v6 = |offset: u8, source_port: u16| {
             let packet = UdpDatagram { source_port, ..UdpDatagram::v6() }.build();
-            tag(7, CONNECTION, &oracle::with_extension(&packet, protocol::FRAGMENT, &[17, 0, offset, 1, 0, 0, 0, 7]))
+            let fragment = oracle::with_extension(&packet, protocol::FRAGMENT, &[17, 0, offset, 1, 0, 0, 0, 7]);
+            KEY.tag(Direction::Up, CONNECTION, &fragment)
         };
         assert_eq!(fragment_v6(0, 1), fragment_v6(8, 2));
+    }
+
+    /// A polynomial hash takes the halves of an address in by `(hash + first) * K + second`: whatever was hashed before, these are all the same.
+    #[test]
+    fn addresses_that_collide_in_a_hash_without_a_key_are_of_different_flows() {
+        const K: u64 = 0xf135_7aea_2e62_a9c5;
+        let of = |first: u64| {
+            let mut packet = UdpDatagram::v6().build();
+            packet[24..32].copy_from_slice(&first.to_ne_bytes());
+            packet[32..40].copy_from_slice(&first.wrapping_mul(K).wrapping_neg().to_ne_bytes());
+            KEY.tag(Direction::Up, CONNECTION, &packet)
+        };
+        let mut tags: Vec<u64> = (0..64).map(of).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), 64);
     }
 
     #[test]
     fn few_flows_hardly_ever_share_a_queue() {
         let mut shared = 0;
-        for perturbation in 0..100 {
+        for key in 0..100 {
             let mut flows = flows(64);
             for source_port in 40000..40024 {
                 let packet = UdpDatagram { source_port, ..UdpDatagram::v4() }.build();
-                push(&mut flows, tag(perturbation, CONNECTION, &packet), 0, 100);
+                push(&mut flows, FlowKey([key; 16]).tag(Direction::Up, CONNECTION, &packet), 0, 100);
             }
             shared += 24 - flows.listed().count();
         }

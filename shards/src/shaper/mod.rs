@@ -1,6 +1,6 @@
-//! Where a limited user's packets wait for tokens: one [`Shaper`] for each user, direction and owner shard.
+//! Where a limited user's packets wait for tokens: one [`Shaper`] for each user and owner shard, for both directions.
 //!
-//! It is FQ-CoDel (RFC 8290): every flow has its turn, flows that send little go first, and CoDel (RFC 8289) keeps the others from letting a
+//! It is FQ-CoDel (RFC 8290): every flow has its turn, whichever way it goes, flows that send little go first, and CoDel (RFC 8289) keeps the others from letting a
 //! standing queue grow. A ping hence passes bulk traffic by, while within a flow nothing is ever reordered. (As everywhere, the fragments
 //! of a flow's datagrams show no ports, and are a flow of their own.)
 //!
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use self::codel::{Delays, time_of_largest};
+pub use self::flows::FlowKey;
 use self::flows::Flows;
 use crate::directory::Rate;
 use crate::packet::ecn;
@@ -46,7 +47,7 @@ pub struct ShaperLimits {
     pub packets_max: usize,
     /// Longest time that a packet waits. At rates below 48 kbps it is the time of four large packets instead, if that is more.
     pub wait_max: Duration,
-    /// Most flows with a queue of their own, at least 1. What it costs is memory, some 120 bytes each while packets wait.
+    /// Most flows with a queue of their own, at least 1: a connection of TCP is two. What it costs is memory, some 120 bytes each while packets wait.
     pub flows_max: u16,
 }
 
@@ -55,15 +56,26 @@ impl Default for ShaperLimits {
     ///   than CoDel's target, so that only this bound acts.
     /// - 1,024 packets: 512 KiB of packets of half a kilobyte. Smaller ones cost more to hold than they are long.
     /// - 1 s: a retransmission is under way by then (RFC 6298, section 2).
-    /// - 64 flows: one user's, on one shard, one way, that have something waiting at the same time.
+    /// - 128 flows: one user's, on one shard, that have something waiting at the same time.
     fn default() -> Self {
-        ShaperLimits { bytes_max: 512 * 1024, packets_max: 1024, wait_max: Duration::from_secs(1), flows_max: 64 }
+        ShaperLimits { bytes_max: 512 * 1024, packets_max: 1024, wait_max: Duration::from_secs(1), flows_max: 128 }
     }
+}
+
+/// Which way a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// From the client.
+    Up,
+    /// To the client.
+    Down,
 }
 
 /// A packet that waits for tokens.
 #[derive(Debug)]
 pub struct Waiting {
+    /// Which way it goes.
+    pub direction: Direction,
     /// Whose connection it came from or goes to.
     pub connection: ConnectionKey,
     /// The inner packet.
@@ -72,7 +84,7 @@ pub struct Waiting {
     pub since: Instant,
 }
 
-/// Packets that wait for one user's tokens, in one direction. Small while none do.
+/// Packets that wait for one user's tokens. Small while none do.
 ///
 /// Everything that is pushed comes out once: from [`pop`](Shaper::pop), [`take_where`](Shaper::take_where) or [`drain`](Shaper::drain), or dropped
 /// for a reason: [`QueueDelay`](DropReason::QueueDelay), [`OverLimit`](DropReason::OverLimit) or
@@ -80,7 +92,7 @@ pub struct Waiting {
 #[derive(Debug)]
 pub struct Shaper {
     limits: ShaperLimits,
-    perturbation: u64,
+    key: FlowKey,
     delays: Delays,
     wait_max: Duration,
     /// There while packets wait, and for a while after: CoDel remembers how much it took to keep the queue short.
@@ -89,9 +101,9 @@ pub struct Shaper {
 
 impl Shaper {
     /// An empty shaper for a fast user; see [`set_rate`](Shaper::set_rate). Which flows share a queue when there are too many depends on
-    /// `perturbation`, so that nobody else can choose (RFC 8290, section 4.1).
-    pub fn new(limits: ShaperLimits, perturbation: u64) -> Shaper {
-        Shaper { limits, perturbation, delays: Delays::default(), wait_max: limits.wait_max, flows: None }
+    /// `key`, so that nobody who does not know it can choose (RFC 8290, section 4.1).
+    pub fn new(limits: ShaperLimits, key: FlowKey) -> Shaper {
+        Shaper { limits, key, delays: Delays::default(), wait_max: limits.wait_max, flows: None }
     }
 
     /// Says at which rate tokens come. What is an acceptable delay, and the bound in time, follow it for all that waits.
@@ -125,13 +137,14 @@ impl Shaper {
     pub fn push(
         &mut self,
         now: Instant,
+        direction: Direction,
         connection: ConnectionKey,
         packet: Bytes,
         dropped: &mut impl FnMut(DropReason, Waiting),
     ) {
         let flows = self.flows.get_or_insert_with(|| Box::new(Flows::new(self.limits.flows_max, now)));
-        let tag = flows::tag(self.perturbation, connection, &packet);
-        flows.push(tag, Waiting { connection, packet, since: now });
+        let tag = self.key.tag(direction, connection, &packet);
+        flows.push(tag, Waiting { direction, connection, packet, since: now });
         while (flows.bytes() > self.limits.bytes_max || flows.packets() > self.limits.packets_max)
             && let Some(waiting) = flows.drop_from_fattest()
         {

@@ -7,6 +7,7 @@ use crate::packet::oracle::UdpDatagram;
 
 const ECT_0: u8 = 0b10;
 const CE: u8 = 0b11;
+pub(super) const KEY: FlowKey = FlowKey([1; 16]);
 const MS: Duration = Duration::from_millis(1);
 
 pub(super) fn start() -> Instant {
@@ -44,13 +45,15 @@ struct Link {
 
 impl Link {
     fn new(bits_per_s: u64) -> Link {
-        let mut shaper = Shaper::new(ShaperLimits::default(), 1);
+        let mut shaper = Shaper::new(ShaperLimits::default(), KEY);
         shaper.set_rate(rate(bits_per_s));
         Link { shaper, now: start(), tokens_per_ms: bits_per_s as f64 / 8000.0, tokens: 0.0, drops: Vec::new() }
     }
 
     fn push(&mut self, packet: Bytes) {
-        self.shaper.push(self.now, connection(0), packet, &mut |reason, waiting| self.drops.push((reason, waiting)));
+        self.shaper.push(self.now, Direction::Up, connection(0), packet, &mut |reason, waiting| {
+            self.drops.push((reason, waiting))
+        });
     }
 
     /// One millisecond later: what the tokens have paid for, each with how long it waited.
@@ -277,10 +280,10 @@ fn a_slow_users_ping_waits_for_little_more_than_the_packet_on_its_way() {
 
 #[test]
 fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
-    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), 1), start());
+    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), KEY), start());
     assert!(shaper.pop(now, 1000, &mut none_dropped).is_none());
     assert_eq!(shaper.head_bytes(), None);
-    shaper.push(now, connection(0), packet(1, 0, 700, 0), &mut none_dropped);
+    shaper.push(now, Direction::Up, connection(0), packet(1, 0, 700, 0), &mut none_dropped);
     for tokens in [0, 699] {
         assert!(shaper.pop(now, tokens, &mut none_dropped).is_none());
         assert_eq!(shaper.head_bytes(), Some(700));
@@ -291,10 +294,10 @@ fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
 
 #[test]
 fn what_waits_too_long_is_dropped_without_any_tokens() {
-    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), 1), start());
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
     assert_eq!(shaper.expires_at(), None);
     for at in [0, 10, 20] {
-        shaper.push(start + at * MS, connection(0), packet(at as u16, 0, 100, at), &mut none_dropped);
+        shaper.push(start + at * MS, Direction::Up, connection(0), packet(at as u16, 0, 100, at), &mut none_dropped);
     }
     let due = start + ShaperLimits::default().wait_max;
     assert_eq!(shaper.expires_at(), Some(due));
@@ -313,8 +316,8 @@ fn what_waits_too_long_is_dropped_without_any_tokens() {
 
 #[test]
 fn memory_is_given_back_when_nothing_has_waited_for_a_while() {
-    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), 1), start());
-    shaper.push(start, connection(0), packet(1, 0, 100, 0), &mut none_dropped);
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    shaper.push(start, Direction::Up, connection(0), packet(1, 0, 100, 0), &mut none_dropped);
     shaper.pop(start + MS, 100, &mut none_dropped).unwrap();
     let due = shaper.expires_at().unwrap();
     shaper.expire(due - MS, &mut none_dropped);
@@ -334,11 +337,11 @@ fn an_idle_user_costs_little() {
 #[test]
 fn a_flood_pushes_out_its_own_packets_and_no_others() {
     let limits = ShaperLimits { packets_max: 10, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, 1), start());
-    shaper.push(now, connection(0), packet(7, 0, 84, 0), &mut none_dropped);
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 84, 0), &mut none_dropped);
     let mut dropped = 0;
     for number in 0..100 {
-        shaper.push(now, connection(0), packet(40000, 0, 1400, number), &mut |reason, waiting| {
+        shaper.push(now, Direction::Up, connection(0), packet(40000, 0, 1400, number), &mut |reason, waiting| {
             assert_eq!((reason, waiting.packet), (DropReason::OverLimit, packet(40000, 0, 1400, dropped)));
             dropped += 1;
         });
@@ -349,19 +352,21 @@ fn a_flood_pushes_out_its_own_packets_and_no_others() {
 #[test]
 fn a_packet_larger_than_the_queue_does_not_wait() {
     let limits = ShaperLimits { bytes_max: 1000, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, 1), start());
-    shaper.push(now, connection(0), packet(7, 0, 400, 0), &mut none_dropped);
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 400, 0), &mut none_dropped);
     let mut dropped = Vec::new();
-    shaper.push(now, connection(0), packet(8, 0, 1001, 0), &mut |_, waiting| dropped.push(waiting.packet.len()));
+    shaper.push(now, Direction::Up, connection(0), packet(8, 0, 1001, 0), &mut |_, waiting| {
+        dropped.push(waiting.packet.len())
+    });
     assert_eq!((dropped, shaper.waiting_bytes()), (vec![1001], 400));
 }
 
 #[test]
 fn a_connection_that_leaves_takes_its_packets_and_no_others() {
     let limits = ShaperLimits { flows_max: 1, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, 1), start());
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
     for number in 0..6 {
-        shaper.push(now, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
+        shaper.push(now, Direction::Up, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
     }
     let mut left = Vec::new();
     shaper.take_where(|waiting| waiting.connection == connection(1), &mut |waiting| left.push(waiting.packet));

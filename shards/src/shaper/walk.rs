@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::tests::{connection, rate, start};
+use super::tests::{KEY, connection, rate, start};
 use super::*;
 use crate::packet::oracle::UdpDatagram;
 
@@ -24,6 +24,7 @@ enum Step {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sent {
+    direction: Direction,
     slot: u32,
     /// Of which flow of the connection.
     source_port: u16,
@@ -32,9 +33,11 @@ struct Sent {
     bytes: usize,
 }
 
+type Flow = (Direction, u32, u16, bool);
+
 impl Sent {
-    fn flow(&self) -> (u32, u16, bool) {
-        (self.slot, self.source_port, self.v6)
+    fn flow(&self) -> Flow {
+        (self.direction, self.slot, self.source_port, self.v6)
     }
 
     fn packet(&self, number: u32) -> Bytes {
@@ -52,8 +55,17 @@ impl Sent {
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    let sent = (0..3u32, 0..4u16, any::<bool>(), any::<u8>(), 4..2000usize)
-        .prop_map(|(slot, source_port, v6, traffic_class, bytes)| Sent { slot, source_port, v6, traffic_class, bytes });
+    let direction = prop_oneof![Just(Direction::Up), Just(Direction::Down)];
+    let sent = (direction, 0..3u32, 0..4u16, any::<bool>(), any::<u8>(), 4..2000usize).prop_map(
+        |(direction, slot, source_port, v6, traffic_class, bytes)| Sent {
+            direction,
+            slot,
+            source_port,
+            v6,
+            traffic_class,
+            bytes,
+        },
+    );
     prop_oneof![
         12 => sent.prop_map(Step::Push),
         8 => (0..4000u64).prop_map(|tokens| Step::Pop { tokens }),
@@ -71,7 +83,7 @@ struct Model {
     next: u32,
     waiting: BTreeMap<u32, (Sent, Instant)>,
     /// The number of the last packet of each flow that came out in any way.
-    last_out: BTreeMap<(u32, u16, bool), u32>,
+    last_out: BTreeMap<Flow, u32>,
 }
 
 impl Model {
@@ -79,7 +91,10 @@ impl Model {
     fn out(&mut self, waiting: &Waiting, may_be_marked: bool) {
         let number = Sent::number(&waiting.packet);
         let (sent, since) = self.waiting.remove(&number).expect("everything comes out once");
-        assert_eq!((waiting.connection, waiting.since), (connection(sent.slot), since));
+        assert_eq!(
+            (waiting.direction, waiting.connection, waiting.since),
+            (sent.direction, connection(sent.slot), since)
+        );
         if waiting.packet != sent.packet(number) {
             assert!(may_be_marked, "a packet was changed that is going nowhere");
             assert_ne!(sent.traffic_class & 3, 0, "a packet was marked that is not ECN-capable");
@@ -127,7 +142,7 @@ fn take(step: &Step, shaper: &mut Shaper, model: &mut Model, pops_in_vain: bool)
             let number = model.next;
             model.next += 1;
             model.waiting.insert(number, (*sent, now));
-            shaper.push(now, connection(sent.slot), sent.packet(number), &mut |reason, waiting| {
+            shaper.push(now, sent.direction, connection(sent.slot), sent.packet(number), &mut |reason, waiting| {
                 assert_eq!(reason, DropReason::OverLimit);
                 model.dropped(&limits, wait_max, reason, &waiting);
             });
@@ -183,7 +198,7 @@ fn take(step: &Step, shaper: &mut Shaper, model: &mut Model, pops_in_vain: bool)
 }
 
 fn walk(limits: ShaperLimits, steps: &[Step], pops_in_vain: bool, start: Instant) -> Vec<(Duration, Bytes)> {
-    let mut shaper = Shaper::new(limits, 3);
+    let mut shaper = Shaper::new(limits, KEY);
     let mut model = Model { now: start, next: 0, waiting: BTreeMap::new(), last_out: BTreeMap::new() };
     let mut popped = Vec::new();
     for step in steps {

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use super::Shard;
 use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
-use crate::allowance::Direction;
 use crate::message::Message;
 use crate::packet::Arena;
 use crate::packet::icmp::packet_too_big;
@@ -16,6 +15,7 @@ use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
 use crate::policy::Verdict;
 use crate::routes::ConnectionKey;
+use crate::shaper::Direction;
 use crate::verdict::DropReason;
 
 impl Shard {

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use super::Shard;
 use super::connections::{Member, Owned};
 use super::outer::want_to_send;
-use crate::allowance::{Allowance, Direction};
+use crate::allowance::Allowance;
 use crate::directory::{Limit, UserIndex};
 use crate::lease::{LeaseGrant, LeaseId};
 use crate::message::Message;
 use crate::packet::inner::InnerPacket;
 use crate::routes::ConnectionKey;
-use crate::shaper::Waiting;
+use crate::shaper::{Direction, Waiting};
 use crate::verdict::DropReason;
 
 impl Shard {
@@ -50,7 +50,7 @@ impl Shard {
         }
         let drops = &mut self.counters.drops;
         let packet = Bytes::copy_from_slice(packet);
-        allowance.wait(self.now, direction, owned.key, packet, &mut |_, reason, _| drops.count(reason));
+        allowance.wait(self.now, direction, owned.key, packet, &mut |reason, _| drops.count(reason));
         false
     }
 
@@ -86,15 +86,15 @@ impl Shard {
         let drops = &mut self.counters.drops;
         let Some(allowance) = self.allowances.get_mut(&user) else { return };
         allowance.ready = false;
-        allowance.expire(now, &mut |_, reason, _| drops.count(reason));
+        allowance.expire(now, &mut |reason, _| drops.count(reason));
         while !self.merger.is_full() {
             let drops = &mut self.counters.drops;
             let next = self
                 .allowances
                 .get_mut(&user)
-                .and_then(|allowance| allowance.next_affordable(now, &mut |_, reason, _| drops.count(reason)));
-            let Some((direction, waiting)) = next else { break };
-            self.release(direction, waiting);
+                .and_then(|allowance| allowance.next_affordable(now, &mut |reason, _| drops.count(reason)));
+            let Some(waiting) = next else { break };
+            self.release(waiting);
         }
         if self.merger.is_full() {
             self.want_service(user);
@@ -103,11 +103,11 @@ impl Shard {
     }
 
     /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
-    fn release(&mut self, direction: Direction, waiting: Waiting) {
+    fn release(&mut self, waiting: Waiting) {
         let Some(mut owned) = self.connections.take_exact(waiting.connection) else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
-        match direction {
+        match waiting.direction {
             Direction::Up => self.up(&mut owned, waiting.packet, false),
             Direction::Down => {
                 self.queue_down(&mut owned, waiting.packet);
@@ -137,7 +137,7 @@ impl Shard {
     pub(super) fn leave_allowance(&mut self, user: UserIndex, connection: ConnectionKey) {
         let Some(allowance) = self.allowances.get_mut(&user) else { return };
         let counters = &mut self.counters;
-        allowance.leave(connection, &mut |direction, waiting| match direction {
+        allowance.leave(connection, &mut |waiting| match waiting.direction {
             Direction::Up => counters.drops.count(DropReason::NotAttached),
             Direction::Down => {
                 counters.down_packets += 1;
@@ -156,12 +156,13 @@ impl Shard {
             return;
         }
         let is_theirs = |waiting: &Waiting| {
-            InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
+            waiting.direction == Direction::Down
+                && InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
         };
         for user in self.users_here() {
             let Some(allowance) = self.allowances.get_mut(&user) else { continue };
             let drops = &mut self.counters.drops;
-            allowance.take_down_where(is_theirs, &mut |_| drops.count(DropReason::NotAttached));
+            allowance.take_where(is_theirs, &mut |_| drops.count(DropReason::NotAttached));
             self.want_service(user);
         }
     }
@@ -190,9 +191,9 @@ impl Shard {
             }
             None => {
                 let mut released = Vec::new();
-                allowance.drain(&mut |direction, waiting| released.push((direction, waiting)));
+                allowance.drain(&mut |waiting| released.push(waiting));
                 self.close_allowance(user);
-                released.into_iter().for_each(|(direction, waiting)| self.release(direction, waiting));
+                released.into_iter().for_each(|waiting| self.release(waiting));
             }
         }
     }

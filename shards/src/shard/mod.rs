@@ -42,6 +42,7 @@ use crate::packet::merge::Merger;
 use crate::params::Params;
 use crate::policy::Policy;
 use crate::routes::{ConnectionKey, Routes};
+use crate::shaper::FlowKey;
 use crate::transport::transport;
 use crate::verdict::DropReason;
 use crate::wall_clock::WallClock;
@@ -217,7 +218,7 @@ impl Shard {
             allowances: FxHashMap::default(),
             ready: VecDeque::new(),
             allowances_due: BTreeSet::new(),
-            queues: Queues { limits: limits.waiting, perturbation: perturbation(&params.seed) },
+            queues: Queues { limits: limits.waiting, key: flow_key(&params.seed) },
             leases: u64::from(params.incarnation) << 32,
             deadlines: Deadlines::default(),
             routes: Routes::default(),
@@ -447,8 +448,8 @@ fn first_words(params: &Params) -> Outbox {
 }
 
 /// The part of the seed that the endpoint does not use for itself alone: nobody sees it.
-fn perturbation(seed: &[u8; 32]) -> u64 {
-    u64::from_le_bytes(seed[16..24].try_into().expect("a seed has 32 bytes"))
+fn flow_key(seed: &[u8; 32]) -> FlowKey {
+    FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
 }
 
 fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use super::Shard;
 use super::connections::Stage;
-use crate::allowance::Direction;
 use crate::connection_id::ShardIndex;
 use crate::directory::{Fingerprint, UserIndex};
 use crate::lease::LeaseId;
@@ -145,9 +144,7 @@ impl Shard {
 
     /// Packets of `user`'s that wait for tokens, both directions together.
     pub fn packets_waiting(&self, user: UserIndex) -> usize {
-        let directions = [Direction::Up, Direction::Down];
-        let allowance = self.allowances.get(&user);
-        allowance.map_or(0, |allowance| directions.map(|way| allowance.waiting_packets(way)).iter().sum())
+        self.allowances.get(&user).map_or(0, |allowance| allowance.waiting_packets())
     }
 
     /// Bytes of inner packets of `user`'s that wait for tokens, both directions together.

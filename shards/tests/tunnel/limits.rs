@@ -159,3 +159,105 @@ fn eight_connections_on_eight_shards_share_5_gbps() {
         .passed(),
     );
 }
+
+/// Where the packets go of which a limited user is one end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// Through the TUN.
+    Up,
+    Down,
+    /// From the limited user to another client: the owners of the two.
+    RelayedFrom(u16, u16),
+    /// To the limited user from another client.
+    RelayedTo(u16, u16),
+}
+
+/// What passes of a second's offer of four times the limit, in bytes, on `path`.
+fn passed_on(path: Path, limit_bits_per_s: Option<u64>) -> usize {
+    const PACKETS: usize = 4;
+    let (of_limited, of_other) = match path {
+        Path::Up | Path::Down => (0, 0),
+        Path::RelayedFrom(from, to) => (from, to),
+        Path::RelayedTo(from, to) => (to, from),
+    };
+    let limited = UserSpec { limit_bits_per_s, burst: Some(Duration::from_millis(100)), ..UserSpec::default() };
+    let users = vec![limited, UserSpec::default()];
+    let mut world = World::new(Setup { isolate_clients: false, users, ..Setup::default() });
+    let (client, address) = world.attach(0, of_limited);
+    let (other, other_address) = world.attach(1, of_other);
+    let payload = [7; PAYLOAD_BYTES];
+    let mut bytes = 0;
+    for _ in 0..1000 {
+        for _ in 0..PACKETS {
+            match path {
+                Path::Up => world.send_up(client, &udp4(address, SERVER, &payload)),
+                Path::Down => world.send_down(&udp4(SERVER, address, &payload)),
+                Path::RelayedFrom(..) => world.send_up(client, &udp4(address, other_address, &payload)),
+                Path::RelayedTo(..) => world.send_up(other, &udp4(other_address, address, &payload)),
+            }
+        }
+        world.run(Duration::from_millis(1));
+        let written = world.tun.drain(..).map(|(_, packet)| packet);
+        let received = world.clients.iter_mut().flat_map(|client| client.received.drain(..));
+        bytes += written.chain(received).map(|packet| inner_bytes(&packet)).sum::<usize>();
+    }
+    for reason in [DropReason::DatagramQueueFull, DropReason::ReceiveQueueFull, DropReason::NoRoute] {
+        assert_eq!(world.dropped(reason), 0, "{path:?}: {reason:?}: nothing but the limit stands in the way");
+    }
+    bytes
+}
+
+/// On `path` a user with a limit gets that, and one without gets all through.
+fn pays(path: Path) {
+    const BITS_PER_S: u64 = 8_000_000;
+    let allowed = 1_000_000 + 100_000;
+    let passed = passed_on(path, Some(BITS_PER_S));
+    assert!((allowed * 95 / 100..=allowed).contains(&passed), "{path:?}: {passed} of {allowed} bytes");
+    let unlimited = passed_on(path, None);
+    assert!(unlimited > 3 * allowed, "{path:?}: {unlimited} bytes without a limit");
+}
+
+#[test]
+fn packets_from_a_limited_client_to_the_network_pay() {
+    pays(Path::Up);
+}
+
+#[test]
+fn packets_from_the_network_to_a_limited_client_pay() {
+    pays(Path::Down);
+}
+
+#[test]
+fn packets_relayed_within_a_shard_pay_at_the_limited_end_whichever_it_is() {
+    pays(Path::RelayedFrom(1, 1));
+    pays(Path::RelayedTo(1, 1));
+}
+
+#[test]
+fn packets_relayed_across_shards_pay_at_the_limited_end_whichever_it_is() {
+    pays(Path::RelayedFrom(0, 1));
+    pays(Path::RelayedTo(0, 1));
+}
+
+#[test]
+fn packets_between_two_clients_of_one_limited_user_pay_at_either_end() {
+    for owners in [(0, 0), (0, 1)] {
+        let limit = UserSpec {
+            limit_bits_per_s: Some(8_000_000),
+            burst: Some(Duration::from_millis(100)),
+            ..UserSpec::default()
+        };
+        let mut world = World::new(Setup { isolate_clients: false, users: vec![limit], ..Setup::default() });
+        let (sender, source) = world.attach(0, owners.0);
+        let (receiver, destination) = world.attach(0, owners.1);
+        let mut bytes = 0;
+        for _ in 0..1000 {
+            (0..4).for_each(|_| world.send_up(sender, &udp4(source, destination, &[7; PAYLOAD_BYTES])));
+            world.run(Duration::from_millis(1));
+            bytes += world.clients[receiver].received.drain(..).map(|packet| inner_bytes(&packet)).sum::<usize>();
+        }
+        // Each packet twice: once from a client of the user's, once to one.
+        assert!(bytes <= 550_000, "{owners:?}: {bytes} bytes");
+        assert!(bytes >= 300_000, "{owners:?}: {bytes} bytes");
+    }
+}

@@ -3,6 +3,7 @@
 mod balance;
 mod limits;
 mod memory;
+mod sharing;
 mod world;
 
 use std::net::IpAddr;

@@ -31,14 +31,8 @@ pub(super) fn all_within_bounds(world: &World) -> Result<(), Violation> {
     for core in &world.gateway.cores {
         for index in 0..world.plan.users.len() as u32 {
             let (user, limits) = (UserIndex(index), &world.plan.limits.waiting);
-            // Both directions have a queue.
-            within("bytes that wait for tokens", &core.shard, core.shard.bytes_waiting(user), 2 * limits.bytes_max)?;
-            within(
-                "packets that wait for tokens",
-                &core.shard,
-                core.shard.packets_waiting(user),
-                2 * limits.packets_max,
-            )?;
+            within("bytes that wait for tokens", &core.shard, core.shard.bytes_waiting(user), limits.bytes_max)?;
+            within("packets that wait for tokens", &core.shard, core.shard.packets_waiting(user), limits.packets_max)?;
         }
         let limits = &world.plan.limits;
         within("handshakes", &core.shard, core.shard.handshakes_admitted(), limits.handshakes_max)?;

@@ -1,0 +1,258 @@
+//! A limited user's directions share its rate from the moment on at which both want it, whatever was before.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::SERVER;
+use crate::world::{Setup, UserSpec, World, udp4};
+
+const BITS_PER_S: u64 = 20_000_000;
+const MS: Duration = Duration::from_millis(1);
+/// For how long one direction is alone: the burst of a second is long used up.
+const ALONE: Duration = Duration::from_secs(12);
+/// Inner packets without their headers, in bytes.
+const PAYLOAD_BYTES: usize = 1300;
+const HEADERS_BYTES: usize = 28;
+const PACKET_BYTES: usize = PAYLOAD_BYTES + HEADERS_BYTES;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+/// How a direction's sender behaves.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Sends at a rate in bits per second, whatever arrives: so many packets at once.
+    Constant { bits_per_s: u64, packets_at_once: usize },
+    /// Sends as TCP does.
+    Responsive,
+}
+
+/// What the user's rate is offered to.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    shards: u16,
+    /// The owners of the connections on which upload and download run. One connection where they are the same.
+    owners: (u16, u16),
+    first: Way,
+    up: Kind,
+    down: Kind,
+}
+
+const FLOOD: Kind = Kind::Constant { bits_per_s: 30_000_000, packets_at_once: 1 };
+
+impl Case {
+    /// The share of what passes that the later direction gets in each of three seconds from its start on.
+    fn shares_of_the_later(&self) -> Vec<f64> {
+        let limited = UserSpec { limit_bits_per_s: Some(BITS_PER_S), ..UserSpec::default() };
+        let mut world = World::new(Setup { shards: self.shards, users: vec![limited], ..Setup::default() });
+        let (upload, source) = world.attach(0, self.owners.0);
+        let (download, destination) =
+            if self.owners.0 == self.owners.1 { (upload, source) } else { world.attach(0, self.owners.1) };
+        let mut senders = [Sender::new(Way::Up, self.up), Sender::new(Way::Down, self.down)];
+        if self.first == Way::Down {
+            senders.reverse();
+        }
+        let start = world.now;
+        let mut shares = Vec::new();
+        while world.now < start + ALONE + 3 * 1000 * MS {
+            let both = world.now >= start + ALONE;
+            for sender in &mut senders[..1 + usize::from(both)] {
+                for number in sender.due(world.now) {
+                    let mut payload = vec![0; PAYLOAD_BYTES];
+                    payload[..4].copy_from_slice(&number.to_be_bytes());
+                    match sender.way {
+                        Way::Up => world.send_up(upload, &udp4(source, SERVER, &payload)),
+                        Way::Down => world.send_down(&udp4(SERVER, destination, &payload)),
+                    }
+                }
+            }
+            world.run(MS);
+            for sender in &mut senders {
+                for number in arrived(&mut world, sender.way, download, source) {
+                    sender.arrived(world.now, number);
+                }
+            }
+            if both && (world.now - start - ALONE).as_millis().is_multiple_of(1000) {
+                let passed = senders.each_mut().map(|sender| std::mem::take(&mut sender.passed_bytes) as f64);
+                assert!(passed.iter().sum::<f64>() > 0.9 * BITS_PER_S as f64 / 8.0, "{self:?}: {passed:?} bytes");
+                shares.push(passed[1] / (passed[0] + passed[1]));
+            } else if !both {
+                senders[0].passed_bytes = 0;
+            }
+        }
+        shares
+    }
+
+    fn shares_equally(&self) {
+        let shares = self.shares_of_the_later();
+        assert!(shares.iter().all(|share| (0.4..=0.6).contains(share)), "{self:?}: {shares:.2?}");
+    }
+}
+
+/// The numbers of the packets that have arrived one way.
+fn arrived(world: &mut World, way: Way, download: usize, source: IpAddr) -> Vec<u32> {
+    let IpAddr::V4(source) = source else { panic!("IPv4 only") };
+    let packets: Vec<Vec<u8>> = match way {
+        Way::Up => {
+            let (ours, others) = world.tun.drain(..).partition(|(_, packet)| packet[12..16] == source.octets());
+            world.tun = others;
+            let ours: Vec<(usize, Vec<u8>)> = ours;
+            ours.into_iter().map(|(_, packet)| packet).collect()
+        }
+        Way::Down => std::mem::take(&mut world.clients[download].received),
+    };
+    let payloads = packets.iter().flat_map(|packet| packet[HEADERS_BYTES..].chunks(PAYLOAD_BYTES));
+    payloads.map(|payload| u32::from_be_bytes(payload[..4].try_into().unwrap())).collect()
+}
+
+/// One direction's sender, and what has arrived of it.
+struct Sender {
+    way: Way,
+    kind: Kind,
+    next: u32,
+    passed_bytes: usize,
+    last: Option<Instant>,
+    owed_bytes: f64,
+    window: Window,
+}
+
+impl Sender {
+    fn new(way: Way, kind: Kind) -> Self {
+        let window = Window::default();
+        Sender { way, kind, next: 0, passed_bytes: 0, last: None, owed_bytes: 0.0, window }
+    }
+
+    /// The numbers of the packets that it sends now.
+    fn due(&mut self, now: Instant) -> std::ops::Range<u32> {
+        let packets = match self.kind {
+            Kind::Constant { bits_per_s, packets_at_once } => {
+                let passed = now - self.last.replace(now).unwrap_or(now);
+                self.owed_bytes += passed.as_secs_f64() * bits_per_s as f64 / 8.0;
+                let bursts = (self.owed_bytes / (PACKET_BYTES * packets_at_once) as f64) as usize;
+                self.owed_bytes -= (bursts * packets_at_once * PACKET_BYTES) as f64;
+                bursts * packets_at_once
+            }
+            Kind::Responsive => self.window.due(now, self.next),
+        };
+        let first = self.next;
+        self.next += packets as u32;
+        first..self.next
+    }
+
+    fn arrived(&mut self, now: Instant, number: u32) {
+        self.passed_bytes += PACKET_BYTES;
+        self.window.answers.push_back((now + Window::ROUND_TRIP, number));
+    }
+}
+
+/// A window as TCP has: it grows by a packet a round trip, and shrinks by three tenths (RFC 9438, section 4.6) when packets are missing.
+struct Window {
+    packets: f64,
+    is_slow_start: bool,
+    answers: VecDeque<(Instant, u32)>,
+    /// All before it have arrived or are lost.
+    answered: u32,
+    answered_at: Option<Instant>,
+    cut_at: Option<Instant>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Window {
+            packets: 10.0,
+            is_slow_start: true,
+            answers: VecDeque::new(),
+            answered: 0,
+            answered_at: None,
+            cut_at: None,
+        }
+    }
+}
+
+impl Window {
+    const ROUND_TRIP: Duration = Duration::from_millis(10);
+    const TIMEOUT: Duration = Duration::from_millis(200);
+
+    fn due(&mut self, now: Instant, next: u32) -> usize {
+        while let Some(&(at, number)) = self.answers.front()
+            && at <= now
+        {
+            self.answers.pop_front();
+            self.answered_at = Some(now);
+            if number > self.answered {
+                self.lost(now);
+            } else {
+                self.packets += if self.is_slow_start { 1.0 } else { 1.0 / self.packets };
+            }
+            self.answered = number + 1;
+        }
+        if now.saturating_duration_since(*self.answered_at.get_or_insert(now)) >= Self::TIMEOUT {
+            // What was under way is lost.
+            self.answered = next;
+            self.answered_at = Some(now);
+            self.lost(now);
+        }
+        (self.packets as usize).saturating_sub((next - self.answered) as usize)
+    }
+
+    fn lost(&mut self, now: Instant) {
+        if self.cut_at.is_none_or(|cut| now >= cut + 2 * Self::ROUND_TRIP) {
+            self.is_slow_start = false;
+            self.packets = (self.packets * 0.7).max(2.0);
+            self.cut_at = Some(now);
+        }
+    }
+}
+
+#[test]
+fn a_download_beside_a_flood_of_uploads_gets_its_half_at_once() {
+    for shards in [1, 4] {
+        for down in [FLOOD, Kind::Responsive] {
+            Case { shards, owners: (0, 0), first: Way::Up, up: FLOOD, down }.shares_equally();
+        }
+    }
+}
+
+#[test]
+fn an_upload_beside_a_flood_of_downloads_gets_its_half_at_once() {
+    for shards in [1, 4] {
+        for up in [FLOOD, Kind::Responsive] {
+            Case { shards, owners: (0, 0), first: Way::Down, up, down: FLOOD }.shares_equally();
+        }
+    }
+}
+
+#[test]
+fn responsive_directions_share_equally_whichever_was_first() {
+    for shards in [1, 4] {
+        for first in [Way::Up, Way::Down] {
+            let (up, down) = (Kind::Responsive, Kind::Responsive);
+            Case { shards, owners: (0, 0), first, up, down }.shares_equally();
+        }
+    }
+}
+
+#[test]
+fn directions_on_two_shards_share_equally_whichever_was_first() {
+    for (up, down) in [(FLOOD, FLOOD), (FLOOD, Kind::Responsive), (Kind::Responsive, Kind::Responsive)] {
+        for first in [Way::Up, Way::Down] {
+            Case { shards: 4, owners: (1, 2), first, up, down }.shares_equally();
+        }
+    }
+}
+
+#[test]
+fn packets_that_come_by_the_frame_share_equally_with_single_ones() {
+    // 44 packets are the most that a frame of the TUN holds of these.
+    let bursts = Kind::Constant { bits_per_s: 30_000_000, packets_at_once: 44 };
+    for (shards, owners) in [(1, (0, 0)), (4, (3, 3)), (4, (1, 2))] {
+        for first in [Way::Up, Way::Down] {
+            Case { shards, owners, first, up: FLOOD, down: bursts }.shares_equally();
+            Case { shards, owners, first, up: bursts, down: FLOOD }.shares_equally();
+        }
+    }
+}
