@@ -17,6 +17,11 @@ use crate::io::{
 const MESSAGES_MAX: usize = 16;
 /// UDP sends gathered for one system call.
 const SENDS_MAX: usize = 16;
+/// Datagrams of handshakes taken at once, and how long none is taken afterwards: while live traffic passes, and while none does. Strangers
+/// can send more of them than any core can answer, so live traffic comes first, and these get a share that is bounded in time.
+const HANDSHAKE_MESSAGES_MAX: usize = 16;
+const HANDSHAKE_REST_BUSY: Duration = Duration::from_millis(2);
+const HANDSHAKE_REST_IDLE: Duration = Duration::from_micros(250);
 /// TUN frames read in one pass: of single packets, what makes a full send.
 const FRAMES_MAX: usize = 64;
 /// Bytes of them: a congestion window's worth, which leaves the timers their turn.
@@ -27,6 +32,7 @@ pub struct Pump {
     udp: UdpSocket,
     tun: Option<TunQueue>,
     poller: Poller,
+    handshakes: Option<Handshakes>,
     receive: ReceiveBatch,
     transmit: TransmitBatch,
     frame: Box<[u8]>,
@@ -36,6 +42,34 @@ pub struct Pump {
     /// Whether `ready` is of a sleep that no intake has followed yet.
     fresh: bool,
     traffic: Traffic,
+}
+
+/// A socket that is read after the other one, a bounded number of datagrams in a time.
+struct Handshakes {
+    socket: UdpSocket,
+    receive: ReceiveBatch,
+    /// When to look next; `None` while the poller watches.
+    due: Option<Instant>,
+}
+
+impl Handshakes {
+    /// Takes what is due. `busy` is whether live traffic passes.
+    fn receive(&mut self, poller: &Poller, machine: &mut impl Machine, now: Instant, busy: bool) -> io::Result<usize> {
+        if self.due.is_none_or(|due| due > now) {
+            return Ok(0);
+        }
+        let received = self.socket.receive(&mut self.receive, &mut |received| machine.handle_udp(now, received))?;
+        if received.truncated > 0 {
+            machine.handle_drop(DropReason::UdpTruncated, received.truncated as u64);
+        }
+        self.due = if received.messages == 0 {
+            poller.want_handshakes(&self.socket)?;
+            None
+        } else {
+            Some(now + if busy { HANDSHAKE_REST_BUSY } else { HANDSHAKE_REST_IDLE })
+        };
+        Ok(received.messages)
+    }
 }
 
 /// What a pump moved, in system calls and what they carried.
@@ -83,6 +117,7 @@ impl Pump {
             udp,
             tun,
             poller,
+            handshakes: None,
             receive: ReceiveBatch::new(MESSAGES_MAX),
             transmit: TransmitBatch::new(SENDS_MAX),
             frame: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
@@ -94,15 +129,35 @@ impl Pump {
         })
     }
 
+    /// Gives the pump a second socket to receive from, of the same address, for what comes before a connection stands.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn set_handshakes(&mut self, socket: UdpSocket, wake: &Wake) -> io::Result<()> {
+        let receive = ReceiveBatch::new(HANDSHAKE_MESSAGES_MAX);
+        self.handshakes = Some(Handshakes { socket, receive, due: None });
+        self.watch(wake)
+    }
+
+    /// Watches the descriptors that there are now.
+    fn watch(&mut self, wake: &Wake) -> io::Result<()> {
+        self.poller = Poller::new(&self.udp, self.tun.as_ref(), wake)?;
+        if let Some(handshakes) = &mut self.handshakes {
+            self.poller.watch_handshakes(&handshakes.socket)?;
+            handshakes.due = None;
+        }
+        Ok(())
+    }
+
     /// Gives the pump its TUN queue, once there is one.
     ///
     /// # Errors
     ///
     /// When descriptors run out.
     pub fn set_tun(&mut self, tun: Option<TunQueue>, wake: &Wake) -> io::Result<()> {
-        self.poller = Poller::new(&self.udp, tun.as_ref(), wake)?;
         self.tun = tun;
-        Ok(())
+        self.watch(wake)
     }
 
     /// Gives the pump another UDP socket. What the old one had not taken yet goes out through the new one.
@@ -111,10 +166,9 @@ impl Pump {
     ///
     /// When descriptors run out.
     pub fn set_udp(&mut self, udp: UdpSocket, wake: &Wake) -> io::Result<()> {
-        self.poller = Poller::new(&udp, self.tun.as_ref(), wake)?;
         self.udp = udp;
         self.udp_blocked = false;
-        Ok(())
+        self.watch(wake)
     }
 
     /// In: a bounded batch from both descriptors. Returns whether there was anything.
@@ -125,11 +179,16 @@ impl Pump {
     pub fn intake(&mut self, machine: &mut impl Machine, now: Instant) -> io::Result<bool> {
         self.traffic.passes += 1;
         if !std::mem::take(&mut self.fresh) {
-            self.look(Some(Duration::ZERO))?;
+            self.look(now, Some(Duration::ZERO))?;
         }
         let messages = self.receive_messages(machine, now)?;
         let frames = self.read_frames(machine, now)?;
-        Ok(messages > 0 || frames > 0)
+        let live = messages > 0 || frames > 0;
+        let handshakes = match &mut self.handshakes {
+            Some(handshakes) => handshakes.receive(&self.poller, machine, now, live)?,
+            None => 0,
+        };
+        Ok(live || handshakes > 0)
     }
 
     /// Whether the last intake left something behind.
@@ -217,17 +276,22 @@ impl Pump {
     /// When the poller is unusable.
     pub fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {
         self.traffic.sleeps += 1;
-        self.look(deadline.map(|deadline| deadline.saturating_duration_since(now)))?;
+        let handshakes = self.handshakes.as_ref().and_then(|handshakes| handshakes.due);
+        let deadline = [deadline, handshakes].into_iter().flatten().min();
+        self.look(now, deadline.map(|deadline| deadline.saturating_duration_since(now)))?;
         self.fresh = true;
         Ok(())
     }
 
     /// One system call tells what both descriptors have, sleeping or not; asking each of them for what it has not would cost one each.
-    fn look(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn look(&mut self, now: Instant, timeout: Option<Duration>) -> io::Result<()> {
         let ready = self.poller.wait(timeout)?;
         self.udp_blocked &= !ready.udp_writable;
         self.woken |= ready.wake;
         self.ready.udp |= ready.udp;
+        if let Some(handshakes) = self.handshakes.as_mut().filter(|_| ready.handshakes) {
+            handshakes.due = Some(now);
+        }
         self.ready.tun |= ready.tun;
         Ok(())
     }
@@ -245,11 +309,12 @@ impl Pump {
     /// What was moved so far.
     pub fn traffic(&self) -> Traffic {
         let ReceiveCounters { messages, datagrams, .. } = self.receive.counters();
+        let handshakes = self.handshakes.as_ref().map(|handshakes| handshakes.receive.counters()).unwrap_or_default();
         let sent: SendCounters = self.transmit.counters();
         let tun: TunCounters = self.tun.as_ref().map(TunQueue::counters).unwrap_or_default();
         Traffic {
-            udp_receives: messages,
-            udp_received_datagrams: datagrams,
+            udp_receives: messages + handshakes.messages,
+            udp_received_datagrams: datagrams + handshakes.datagrams,
             udp_sends: sent.sends,
             udp_sent_datagrams: sent.datagrams,
             udp_data_sends: sent.data_sends,

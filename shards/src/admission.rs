@@ -1,71 +1,183 @@
-//! Which handshakes may begin: bounded in all and for each source.
+//! Which handshakes may begin: bounded in all and for each source. Where there is no room, the one that is least likely to be somebody's
+//! login gives way.
 //!
 //! This module knows no connections.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
-use rustc_hash::FxHashMap;
+/// Pending handshakes of an IPv6 /56 and of a /48, in multiples of what one source may have.
+const BY_56_FACTOR: usize = 2;
+const BY_48_FACTOR: usize = 4;
+/// Widths at which an address is counted.
+const WIDTHS: usize = 3;
 
-/// Where a handshake comes from: an IPv4 address, or an IPv6 /64, which one host fills at will.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Source(IpAddr);
+/// A range of addresses that one sender may have for itself: an IPv4 address, or an IPv6 prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    network: IpAddr,
+    bits: u8,
+}
 
-impl Source {
-    /// The source that `address` belongs to.
-    pub fn of(address: IpAddr) -> Self {
+impl Prefix {
+    /// The source that `address` belongs to: an IPv4 address, or an IPv6 /64, which one host fills at will.
+    pub fn source(address: IpAddr) -> Self {
         match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                Source(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
-            }
-            v4 => Source(v4),
+            IpAddr::V6(v6) => Prefix::of_v6(v6, 64),
+            v4 => Prefix { network: v4, bits: 32 },
         }
     }
+
+    fn of_v6(address: Ipv6Addr, bits: u8) -> Self {
+        let network = Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (128 - bits)));
+        Prefix { network: network.into(), bits }
+    }
+
+    /// Every range in which `address` is counted, the narrowest first, as sites are given them (RFC 6177).
+    pub fn widths(address: IpAddr) -> impl Iterator<Item = Self> {
+        let wider = match address.to_canonical() {
+            IpAddr::V6(v6) => [Some(Prefix::of_v6(v6, 56)), Some(Prefix::of_v6(v6, 48))],
+            IpAddr::V4(_) => [None; WIDTHS - 1],
+        };
+        std::iter::once(Prefix::source(address)).chain(wider.into_iter().flatten())
+    }
+
+    /// How many sources' share the range has.
+    pub fn shares(self) -> usize {
+        match (self.network, self.bits) {
+            (IpAddr::V6(_), 56) => BY_56_FACTOR,
+            (IpAddr::V6(_), 48) => BY_48_FACTOR,
+            _ => 1,
+        }
+    }
+}
+
+/// A pending handshake's place. Those that give way first compare as less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    has_hello: bool,
+    number: u64,
+}
+
+/// Whether another handshake finds room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// It does.
+    Free,
+    /// Once the one in this slot has given way.
+    InsteadOf(u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    slot: u32,
+    address: IpAddr,
 }
 
 /// The handshakes in progress.
 #[derive(Debug)]
 pub struct Admission {
-    pending: usize,
+    pending: BTreeMap<Place, Pending>,
     pending_max: usize,
-    by_source: FxHashMap<Source, usize>,
+    by_prefix: BTreeMap<Prefix, BTreeSet<Place>>,
     by_source_max: usize,
+    /// Number of the next place.
+    next: u64,
 }
 
 impl Admission {
-    /// None in progress.
+    /// None in progress. Both bounds are at least 1.
     pub fn new(pending_max: usize, by_source_max: usize) -> Self {
-        Admission { pending: 0, pending_max, by_source: FxHashMap::default(), by_source_max }
+        Admission {
+            pending: BTreeMap::new(),
+            pending_max: pending_max.max(1),
+            by_prefix: BTreeMap::new(),
+            by_source_max: by_source_max.max(1),
+            next: 0,
+        }
     }
 
-    /// Takes in a handshake from `source`, unless too many are in progress.
-    pub fn admit(&mut self, source: Source) -> bool {
-        if self.pending >= self.pending_max {
-            return false;
+    /// Whether a handshake from `address` finds room.
+    ///
+    /// Where the table, or the part of it that the address may use, is full, the oldest whose ClientHello is not complete gives way, and
+    /// only then the oldest that has still to prove its identity. So an honest client is put at a disadvantage by nobody who sends less than a
+    /// whole table's worth of handshakes while it exchanges two flights.
+    pub fn room(&self, address: IpAddr) -> Room {
+        let full = |prefix: Prefix| {
+            let places = self.by_prefix.get(&prefix)?;
+            (places.len() >= self.prefix_max(prefix)).then(|| places.first())?
+        };
+        let crowded = Prefix::widths(address).find_map(full);
+        let full = || (self.pending.len() >= self.pending_max).then(|| self.pending.keys().next())?;
+        match crowded.or_else(full) {
+            Some(place) => Room::InsteadOf(self.pending[place].slot),
+            None => Room::Free,
         }
-        let from_source = self.by_source.entry(source).or_default();
-        let admitted = *from_source < self.by_source_max;
-        if admitted {
-            *from_source += 1;
-            self.pending += 1;
+    }
+
+    /// The handshake that gives way to another one first, if there is any.
+    pub fn first_to_go(&self) -> Option<u32> {
+        self.pending.values().next().map(|pending| pending.slot)
+    }
+
+    /// Most handshakes of one prefix. No /48 fills more than half of the table.
+    fn prefix_max(&self, prefix: Prefix) -> usize {
+        let shares = prefix.shares();
+        let max = self.by_source_max.saturating_mul(shares);
+        if shares > 1 { max.min(self.pending_max.div_ceil(2)) } else { max }
+    }
+
+    /// Takes in the handshake of the connection in `slot`, for which [`Admission::room`] is free.
+    pub fn admit(&mut self, address: IpAddr, slot: u32) -> Place {
+        let place = Place { has_hello: false, number: self.next };
+        self.next += 1;
+        self.insert(place, Pending { slot, address });
+        place
+    }
+
+    /// The ClientHello of a handshake is complete.
+    pub fn complete_hello(&mut self, place: &mut Place) {
+        if let Some(pending) = self.remove(*place) {
+            place.has_hello = true;
+            self.insert(*place, pending);
         }
-        admitted
     }
 
     /// Handshakes in progress.
     pub fn pending(&self) -> usize {
-        self.pending
+        self.pending.len()
     }
 
     /// A handshake that was admitted is over, one way or the other.
-    pub fn release(&mut self, source: Source) {
-        self.pending -= 1;
-        if let Some(from_source) = self.by_source.get_mut(&source) {
-            *from_source -= 1;
-            if *from_source == 0 {
-                self.by_source.remove(&source);
+    pub fn release(&mut self, place: Place) {
+        self.remove(place);
+    }
+
+    fn insert(&mut self, place: Place, pending: Pending) {
+        for prefix in Prefix::widths(pending.address) {
+            self.by_prefix.entry(prefix).or_default().insert(place);
+        }
+        self.pending.insert(place, pending);
+    }
+
+    fn remove(&mut self, place: Place) -> Option<Pending> {
+        let pending = self.pending.remove(&place)?;
+        for prefix in Prefix::widths(pending.address) {
+            if let Some(places) = self.by_prefix.get_mut(&prefix) {
+                places.remove(&place);
+                if places.is_empty() {
+                    self.by_prefix.remove(&prefix);
+                }
             }
         }
+        Some(pending)
+    }
+}
+
+impl Place {
+    /// Whether the ClientHello is complete.
+    pub fn has_hello(self) -> bool {
+        self.has_hello
     }
 }
 
@@ -73,33 +185,101 @@ impl Admission {
 mod tests {
     use super::*;
 
-    fn source(address: &str) -> Source {
-        Source::of(address.parse().unwrap())
+    /// Admits a handshake under the next slot, after whoever has to has given way. Returns its place and who that was.
+    fn admit(admission: &mut Admission, address: &str) -> (Place, Option<u32>) {
+        let address = address.parse().unwrap();
+        let gone = match admission.room(address) {
+            Room::Free => None,
+            Room::InsteadOf(slot) => {
+                let (&place, _) = admission.pending.iter().find(|(_, pending)| pending.slot == slot).unwrap();
+                admission.release(place);
+                assert_eq!(admission.room(address), Room::Free, "one that goes makes room");
+                Some(slot)
+            }
+        };
+        let slot = admission.next as u32;
+        (admission.admit(address, slot), gone)
     }
 
     #[test]
-    fn one_source_cannot_take_all_places() {
+    fn in_a_full_table_the_oldest_without_a_whole_client_hello_gives_way() {
         let mut admission = Admission::new(3, 2);
-        assert!(admission.admit(source("198.18.0.1")));
-        assert!(admission.admit(source("::ffff:198.18.0.1")));
-        assert!(!admission.admit(source("198.18.0.1")));
-        assert!(admission.admit(source("198.18.0.2")));
-        assert!(!admission.admit(source("198.18.0.3")), "full");
-        admission.release(source("198.18.0.1"));
-        assert!(admission.admit(source("198.18.0.3")));
+        let (mut first, _) = admit(&mut admission, "198.18.0.1");
+        admit(&mut admission, "198.18.0.2");
+        admit(&mut admission, "198.18.0.3");
+        admission.complete_hello(&mut first);
+        assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(1));
+        assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(2));
+        assert_eq!(admission.pending(), 3);
+        admission.release(first);
+        assert_eq!(admit(&mut admission, "198.18.0.6").1, None);
     }
 
     #[test]
-    fn a_64_is_one_source() {
-        assert_eq!(source("fd00::1"), source("fd00::ffff:1:2:3"));
-        assert_ne!(source("fd00::1"), source("fd00:0:0:1::1"));
+    fn a_complete_client_hello_holds_a_place_only_until_all_others_have_one_too() {
+        let mut admission = Admission::new(3, 3);
+        for address in ["198.18.0.1", "198.18.0.2", "198.18.0.3"] {
+            let (mut place, _) = admit(&mut admission, address);
+            admission.complete_hello(&mut place);
+        }
+        assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(0), "the oldest");
+        assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(3), "the only one without");
+    }
+
+    #[test]
+    fn a_full_source_gives_up_its_own_and_nobody_elses() {
+        let mut admission = Admission::new(10, 2);
+        admit(&mut admission, "198.18.0.9");
+        admit(&mut admission, "198.18.0.1");
+        admit(&mut admission, "::ffff:198.18.0.1");
+        assert_eq!(admit(&mut admission, "198.18.0.1").1, Some(1));
+        assert_eq!(admit(&mut admission, "::ffff:198.18.0.1").1, Some(2));
+        assert_eq!(admission.pending(), 3);
+    }
+
+    #[test]
+    fn ipv6_is_counted_by_64_by_56_and_by_48() {
+        // Each address in a source of its own, of the stated range.
+        let in_56 = |n: u64| format!("fd00:0:0:{n:x}::1");
+        let in_48 = |n: u64| format!("fd00:0:0:{:x}::1", n << 8);
+        let in_64 = |n: u64| format!("fd00::{n:x}");
+        for (range, address, max) in
+            [("/64", &in_64 as &dyn Fn(u64) -> String, 8), ("/56", &in_56, 16), ("/48", &in_48, 32)]
+        {
+            let mut admission = Admission::new(256, 8);
+            let gone = (0..200).filter_map(|n| admit(&mut admission, &address(n)).1).count();
+            assert_eq!((admission.pending(), gone), (max, 200 - max), "{range}");
+            assert_eq!(admit(&mut admission, "fd00:0:1::1").1, None, "the neighbour of a {range} loses nothing");
+        }
+    }
+
+    #[test]
+    fn no_48_fills_a_small_table() {
+        for pending_max in [2, 3, 4, 32, 33] {
+            let mut admission = Admission::new(pending_max, 8.min(pending_max));
+            for n in 0..100u64 {
+                admit(&mut admission, &format!("fd00:0:0:{:x}::1", n << 8));
+            }
+            assert!(admission.pending() < pending_max, "{} of {pending_max}", admission.pending());
+            assert_eq!(admit(&mut admission, "198.18.0.1").1, None);
+        }
+    }
+
+    #[test]
+    fn a_table_for_one_is_for_the_newest() {
+        let mut admission = Admission::new(1, 1);
+        admit(&mut admission, "198.18.0.1");
+        assert_eq!(admit(&mut admission, "198.18.0.2").1, Some(0));
+        assert_eq!(admit(&mut admission, "fd00::1").1, Some(1));
     }
 
     #[test]
     fn sources_without_handshakes_take_no_memory() {
         let mut admission = Admission::new(10, 2);
-        admission.admit(source("198.18.0.1"));
-        admission.release(source("198.18.0.1"));
-        assert!(admission.by_source.is_empty());
+        let (mut place, _) = admit(&mut admission, "fd00::1");
+        admission.complete_hello(&mut place);
+        admission.release(place);
+        assert!(admission.by_prefix.is_empty() && admission.pending.is_empty());
+        assert_eq!(admission.first_to_go(), None);
     }
 }

@@ -41,6 +41,8 @@ pub enum DropReason {
     Undecryptable,
     /// Handshake refused because too many are pending.
     HandshakeLimit,
+    /// Pending handshake that was ended because another one needed its place.
+    HandshakeGaveWay,
     /// Answer outside any connection (Retry, stateless reset) for which there is no room.
     ResponseQueueFull,
     /// ICMP "packet too big" not sent, because too many were already (RFC 4443, section 2.4 f).
@@ -59,7 +61,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 24] = [
+    pub const ALL: [DropReason; 25] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -77,6 +79,7 @@ impl DropReason {
         DropReason::ForeignDatagram,
         DropReason::Undecryptable,
         DropReason::HandshakeLimit,
+        DropReason::HandshakeGaveWay,
         DropReason::ResponseQueueFull,
         DropReason::ReplyLimit,
         DropReason::UdpSend,
@@ -106,6 +109,7 @@ impl DropReason {
             DropReason::ForeignDatagram => "foreign_datagram",
             DropReason::Undecryptable => "undecryptable",
             DropReason::HandshakeLimit => "handshake_limit",
+            DropReason::HandshakeGaveWay => "handshake_gave_way",
             DropReason::ResponseQueueFull => "response_queue_full",
             DropReason::ReplyLimit => "reply_limit",
             DropReason::UdpSend => "udp_send",

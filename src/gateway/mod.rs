@@ -32,13 +32,15 @@ pub use status::Status;
 use self::core::{Core, Order};
 use self::mesh::{Bell, Mesh};
 use crate::io::{
-    BindError, Offloads, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions, UdpSocket,
+    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions,
 };
 use crate::pump::Pump;
 use crate::tls::{self, TlsError};
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
+const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
 /// How long a core may take to say how it stands.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -137,7 +139,7 @@ impl Gateway {
             isolate_clients: config.isolate_clients,
             tls: tls::server(&config.tls)?,
         });
-        let sockets = UdpGroup::bind(config.bind, shards, &udp_options(config))?;
+        let sockets = UdpGroup::bind_split(config.bind, shards, &udp_options(config), HANDSHAKE_BUFFER_BYTES)?;
         let (mut tun, queues) = TunDevice::create(
             config.interface_name.as_deref(),
             shards,
@@ -216,7 +218,7 @@ struct Shared {
 fn start_cores(
     config: &ServerConfig,
     cpus: &[usize],
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<ShardSockets>,
     queues: Vec<TunQueue>,
     shared: &Shared,
 ) -> Result<Vec<Running>, GatewayError> {
@@ -225,14 +227,16 @@ fn start_cores(
     let now = Instant::now();
     let mut cores = Vec::with_capacity(cpus.len());
     let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(cpus).enumerate();
-    for (index, ((((socket, queue), mesh), bell), &cpu)) in parts {
+    for (index, ((((sockets, queue), mesh), bell), &cpu)) in parts {
+        let mut pump = Pump::new(sockets.live, Some(queue), bell.wake())?;
+        pump.set_handshakes(sockets.handshakes, bell.wake())?;
         let params = params(config, shared, cpus.len() as u16, index as u16);
         let (orders, order_receiver) = unbounded();
         let core = Core {
             cpu,
             shard: Shard::new(params, &shared.keys, shared.epoch.clone(), now),
             epoch: shared.epoch.clone(),
-            pump: Pump::new(socket, Some(queue), bell.wake())?,
+            pump,
             mesh,
             bell: bell.clone(),
             orders: order_receiver,

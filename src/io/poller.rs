@@ -12,8 +12,9 @@ use super::{TunQueue, UdpSocket, Wake};
 const UDP: u64 = 0;
 const TUN: u64 = 1;
 const WAKE: u64 = 2;
+const HANDSHAKES: u64 = 3;
 /// One event for each descriptor.
-const EVENTS_MAX: usize = 3;
+const EVENTS_MAX: usize = 4;
 
 /// What a shard may do without being refused. Errors count as readiness: the next call brings them to light.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Readiness {
     pub tun: bool,
     /// Somebody notified the [`Wake`], which is to be drained.
     pub wake: bool,
+    /// The socket for handshakes has datagrams. Reported once after each [`Poller::want_handshakes`].
+    pub handshakes: bool,
 }
 
 /// A level-triggered epoll descriptor over a UDP socket, a TUN queue and a [`Wake`].
@@ -56,6 +59,16 @@ impl Poller {
             udp_writable_wanted: Cell::new(false),
             tun_wanted: Cell::new(true),
         })
+    }
+
+    /// Watches `socket` too, for one report: whoever takes little at a time asks again when it wants more.
+    pub fn watch_handshakes(&self, socket: &UdpSocket) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(HANDSHAKES), EventFlags::IN | EventFlags::ONESHOT)?)
+    }
+
+    /// Asks for another report of `socket`, which is watched already.
+    pub fn want_handshakes(&self, socket: &UdpSocket) -> io::Result<()> {
+        self.modify(socket.as_fd().as_raw_fd(), HANDSHAKES, EventFlags::IN | EventFlags::ONESHOT)
     }
 
     /// Says whether to wake up when the UDP socket takes datagrams again: after a send that was refused, until one succeeds. Cheap
@@ -118,6 +131,7 @@ impl Poller {
                     readiness.udp_writable |= self.udp_writable_wanted.get() && (flags & libc::EPOLLOUT != 0 || failed);
                 }
                 TUN => readiness.tun |= readable,
+                HANDSHAKES => readiness.handshakes |= readable,
                 _ => readiness.wake |= readable,
             }
         }
@@ -179,5 +193,20 @@ mod tests {
         assert!(poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
         poller.want_udp_writable(false).unwrap();
         assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
+    }
+
+    #[test]
+    fn handshakes_are_reported_once_and_again_only_when_asked() {
+        let (poller, _socket, _wake) = poller();
+        let options = UdpOptions::default();
+        let group = super::super::UdpGroup::bind_split("127.0.0.1:0".parse().unwrap(), 1, &options, 1 << 16).unwrap();
+        let handshakes = &group[0].handshakes;
+        poller.watch_handshakes(handshakes).unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(&[0xc0; 100], handshakes.local_address()).unwrap();
+        assert!(poller.wait(Some(Duration::from_secs(5))).unwrap().handshakes);
+        assert!(!poller.wait(Some(Duration::ZERO)).unwrap().handshakes, "what is left does not wake again");
+        poller.want_handshakes(handshakes).unwrap();
+        assert!(poller.wait(Some(Duration::ZERO)).unwrap().handshakes);
     }
 }

@@ -3,6 +3,9 @@
 //! The kernel runs the program on every datagram with the UDP payload at offset 0; what it returns is the index of a socket in the
 //! order they were bound. A load beyond the payload would end the program with 0 and so give every runt to the first shard: lengths
 //! are checked first. Any index that no socket has makes the kernel choose by the hash of the 4-tuple.
+//!
+//! A split group has two sockets for each shard: N for short headers, then N for long ones, in the order of the shards. Live traffic
+//! has short headers (RFC 9000, section 17.3); whatever strangers send before a handshake has long ones.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,9 +20,18 @@ const LONG_ID_LENGTH: u32 = 5;
 /// Offset of the first byte of the destination connection ID in a long header (RFC 8999, 5.1), in bytes.
 const LONG_ID: u32 = 6;
 
-/// Makes the group that `socket` is in, or will start when it is bound, steer by connection ID over `sockets` sockets (1 to 256).
-pub(super) fn attach(socket: BorrowedFd<'_>, sockets: usize) -> io::Result<()> {
-    let mut program = program(sockets as u32);
+/// Whose sockets a group has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// One for each shard.
+    Whole,
+    /// One for each shard's short headers, then one for each shard's long headers.
+    Split,
+}
+
+/// Makes the group that `socket` is in, or will start when it is bound, steer by connection ID over `shards` shards (1 to 256).
+pub(super) fn attach(socket: BorrowedFd<'_>, shards: usize, layout: Layout) -> io::Result<()> {
+    let mut program = program(shards as u32, layout);
     let descriptor = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     // SAFETY: the option's value is a `sock_fprog`, whose instructions live in `program` until the call, which copies them, returns.
     let done = unsafe {
@@ -34,28 +46,35 @@ pub(super) fn attach(socket: BorrowedFd<'_>, sockets: usize) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn program(sockets: u32) -> [libc::sock_filter; 14] {
+fn program(shards: u32, layout: Layout) -> [libc::sock_filter; 16] {
     let length = op(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0);
     let byte = |offset| op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset);
-    let modulo = op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets);
+    let modulo = op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, shards);
     let answer = op(libc::BPF_RET | libc::BPF_A, 0);
+    // What has no connection ID is no live traffic.
+    let (first_long, without_id) = match layout {
+        Layout::Whole => (0, BY_HASH),
+        Layout::Split => (shards, shards),
+    };
     [
         length,
-        unless(libc::BPF_JGE, SHORT_ID + 1, 11),
+        unless(libc::BPF_JGE, SHORT_ID + 1, 13),
         byte(0),
-        unless(libc::BPF_JSET, 0x80, 6),
+        unless(libc::BPF_JSET, 0x80, 8),
         // A long header. Without an ID there is nothing to steer by.
         length,
-        unless(libc::BPF_JGE, LONG_ID + 1, 7),
+        unless(libc::BPF_JGE, LONG_ID + 1, 9),
         byte(LONG_ID_LENGTH),
-        unless(libc::BPF_JGT, 0, 5),
+        unless(libc::BPF_JGT, 0, 7),
         byte(LONG_ID),
-        jump(1),
+        modulo,
+        op(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, first_long),
+        answer,
         // A short header.
         byte(SHORT_ID),
         modulo,
         answer,
-        op(libc::BPF_RET | libc::BPF_K, BY_HASH),
+        op(libc::BPF_RET | libc::BPF_K, without_id),
     ]
 }
 
@@ -68,16 +87,12 @@ fn unless(comparison: u32, value: u32, skipped: u8) -> libc::sock_filter {
     libc::sock_filter { code: (libc::BPF_JMP | comparison | libc::BPF_K) as u16, jt: 0, jf: skipped, k: value }
 }
 
-fn jump(skipped: u32) -> libc::sock_filter {
-    op(libc::BPF_JMP | libc::BPF_JA, skipped)
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, UdpSocket as StdSocket};
     use std::time::Duration;
 
-    use super::super::{Poller, ReceiveBatch, UdpGroup, UdpOptions, UdpSocket, Wake};
+    use super::super::{Poller, ReceiveBatch, ShardSockets, UdpGroup, UdpOptions, UdpSocket, Wake};
 
     const SHARDS: usize = 3;
 
@@ -166,6 +181,39 @@ mod tests {
         assert!(pollers[1].wait(Some(Duration::from_secs(5))).unwrap().udp);
         for other in [0, 2] {
             assert!(!pollers[other].wait(Some(Duration::ZERO)).unwrap().udp);
+        }
+    }
+
+    /// The sockets of a split group of `shards` shards, in the order of their indices.
+    fn split_group(shards: usize) -> (Vec<UdpSocket>, SocketAddr) {
+        let options = UdpOptions::default();
+        let group = UdpGroup::bind_split("127.0.0.1:0".parse().unwrap(), shards, &options, 1 << 20).unwrap();
+        let (live, handshakes): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|ShardSockets { live, handshakes }| (live, handshakes)).unzip();
+        let address = live[0].local_address();
+        assert!(handshakes.iter().all(|socket| socket.local_address() == address));
+        (live.into_iter().chain(handshakes).collect(), address)
+    }
+
+    #[test]
+    fn long_headers_reach_their_shards_own_socket_for_them() {
+        for shards in [1, 2, SHARDS] {
+            let (sockets, address) = split_group(shards);
+            let client = StdSocket::bind("127.0.0.1:0").unwrap();
+            for id in (0..=255u8).step_by(7) {
+                let shard = usize::from(id) % shards;
+                assert_eq!(receiver(&sockets, &long(8, id), address, &client), shards + shard, "long, {id}");
+                assert_eq!(receiver(&sockets, &short(id), address, &client), shard, "short, {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_id_stays_off_the_sockets_of_live_traffic() {
+        let (sockets, address) = split_group(SHARDS);
+        let client = StdSocket::bind("127.0.0.1:0").unwrap();
+        for runt in [&[0x41u8][..], &[0xc3], &long(8, 1)[..6], &long(8, 1)[..2], &long(0, 1)] {
+            assert_eq!(receiver(&sockets, runt, address, &client), SHARDS);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::cmsg::UDP_GRO;
-use super::reuseport;
+use super::reuseport::{self, Layout};
 use super::sockaddr::{Family, RAW_ADDRESS_BYTES, RawAddress};
 
 /// The most sockets of a group: the first byte of a connection ID can name no more.
@@ -90,6 +90,34 @@ impl UdpGroup {
     /// Port 0 stands for a free port, `[::]` for all addresses of both families. Closing a socket moves the last one into its place
     /// in the kernel's order, so all are to live as long as one.
     pub fn bind(address: SocketAddr, shards: usize, options: &UdpOptions) -> Result<Vec<UdpSocket>, BindError> {
+        UdpGroup::bind_all(address, shards, Layout::Whole, &vec![*options; shards])
+    }
+
+    /// The same with two sockets for each shard: what strangers send before a handshake has a buffer of its own, of
+    /// `handshake_buffer_bytes`, and takes no room from live traffic.
+    ///
+    /// The sockets are bound in a fixed order, which is the order of their indices: those of live traffic of all shards, then those of
+    /// handshakes of all shards.
+    pub fn bind_split(
+        address: SocketAddr,
+        shards: usize,
+        options: &UdpOptions,
+        handshake_buffer_bytes: usize,
+    ) -> Result<Vec<ShardSockets>, BindError> {
+        // Each datagram is to count as one message, since messages are what is rationed.
+        let handshakes = UdpOptions { receive_buffer_bytes: handshake_buffer_bytes, gro: false, ..*options };
+        let all = [vec![*options; shards], vec![handshakes; shards]].concat();
+        let mut live = UdpGroup::bind_all(address, shards, Layout::Split, &all)?;
+        let handshakes = live.split_off(shards);
+        Ok(live.into_iter().zip(handshakes).map(|(live, handshakes)| ShardSockets { live, handshakes }).collect())
+    }
+
+    fn bind_all(
+        address: SocketAddr,
+        shards: usize,
+        layout: Layout,
+        sockets: &[UdpOptions],
+    ) -> Result<Vec<UdpSocket>, BindError> {
         if !(1..=SHARDS_MAX).contains(&shards) {
             return Err(BindError::Shards { shards });
         }
@@ -99,21 +127,30 @@ impl UdpGroup {
         let address = local_address(&probe).map_err(|source| system(address, "getsockname", source))?;
         let lock = Arc::new(lock(address)?);
         drop(probe);
-        let mut sockets = Vec::with_capacity(shards);
-        for shard in 0..shards {
+        let mut bound = Vec::with_capacity(sockets.len());
+        for options in sockets {
             let fd = open(address, Family::of(address))?;
             option(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
                 .map_err(|source| system(address, "SO_REUSEPORT", source))?;
-            if shard == 0 && shards > 1 {
+            if bound.is_empty() && sockets.len() > 1 {
                 // Before the first bind: no packet comes in that is not steered.
-                reuseport::attach(fd.as_fd(), shards).map_err(|source| {
+                reuseport::attach(fd.as_fd(), shards, layout).map_err(|source| {
                     system(address, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source)
                 })?;
             }
-            sockets.push(UdpSocket::configure(fd, address, options, Some(Arc::clone(&lock)))?);
+            bound.push(UdpSocket::configure(fd, address, options, Some(Arc::clone(&lock)))?);
         }
-        Ok(sockets)
+        Ok(bound)
     }
+}
+
+/// The two sockets of a shard in a split group. Both have the same address; what is sent goes out through `live`.
+#[derive(Debug)]
+pub struct ShardSockets {
+    /// Receives short headers: packets of connections that stand (RFC 9000, section 17.3).
+    pub live: UdpSocket,
+    /// Receives long headers, and what has no connection ID.
+    pub handshakes: UdpSocket,
 }
 
 /// A non-blocking UDP socket, owned by one shard.

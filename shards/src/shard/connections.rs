@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::admission::Source;
+use crate::admission::Place;
 use crate::connection_id::ShardIndex;
 use crate::deadlines::Armed;
 use crate::directory::{Fingerprint, UserIndex};
@@ -31,8 +31,8 @@ pub struct Owned {
 pub enum Stage {
     /// The handshake is under way.
     Handshaking {
-        /// Who is to be credited when it ends.
-        source: Source,
+        /// Its place among the pending ones.
+        place: Place,
         /// When it is given up.
         deadline: Instant,
     },

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
-use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent, VarInt};
+use quinn_proto::{Connection, ConnectionError, Dir, EndpointEvent, Event as ConnectionEvent, VarInt};
 use rustls::pki_types::CertificateDer;
 
 use super::connections::{Member, Owned, Stage};
@@ -17,6 +17,7 @@ use crate::directory::Fingerprint;
 use crate::home::home_of;
 use crate::message::{CloseReason, Login, Message};
 use crate::routes::ConnectionKey;
+use crate::verdict::DropReason;
 
 impl Shard {
     /// Looks at one connection that the batch touched: what happened to it, what came out of it.
@@ -26,6 +27,7 @@ impl Shard {
         let drained = owned.link.exchange(&mut self.endpoint);
         while let Some(event) = owned.link.connection.poll() {
             match event {
+                ConnectionEvent::HandshakeDataReady => self.hello_complete(now, &mut owned),
                 ConnectionEvent::Connected => self.logged_in(now, &mut owned),
                 ConnectionEvent::ConnectionLost { reason } => self.lost(&mut owned, &reason),
                 _ => {}
@@ -46,10 +48,18 @@ impl Shard {
         self.connections.put_back(owned);
     }
 
+    /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
+    fn hello_complete(&mut self, now: Instant, owned: &mut Owned) {
+        if let Stage::Handshaking { place, deadline } = &mut owned.stage {
+            self.admission.complete_hello(place);
+            *deadline = now + self.params.handshake_timeout;
+        }
+    }
+
     /// The handshake is complete; the client has proved that it holds the key of its certificate.
     fn logged_in(&mut self, now: Instant, owned: &mut Owned) {
-        if let Stage::Handshaking { source, .. } = owned.stage {
-            self.admission.release(source);
+        if let Stage::Handshaking { place, .. } = owned.stage {
+            self.admission.release(place);
             owned.stage = Stage::Closed;
         }
         let Some(certificate) = fingerprint_of_peer(&owned.link.connection) else {
@@ -149,10 +159,24 @@ impl Shard {
         self.leave(owned, &reason);
     }
 
+    /// Ends a pending handshake at once, so that another one finds room: the client is told, and nothing of it stays.
+    pub(super) fn give_way(&mut self, now: Instant, slot: u32) {
+        let Some(mut owned) = self.connections.take(slot) else { return };
+        self.counters.drops.count(DropReason::HandshakeGaveWay);
+        owned.link.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
+        let mut last_words = Vec::new();
+        if let Some(transmit) = owned.link.poll_transmit(now, 1, &mut last_words) {
+            self.respond(transmit, &last_words);
+        }
+        self.leave(&mut owned, "gave way to another handshake");
+        self.endpoint.handle_event(owned.link.handle, EndpointEvent::drained());
+        self.forget(owned);
+    }
+
     fn leave(&mut self, owned: &mut Owned, reason: &str) {
         match std::mem::replace(&mut owned.stage, Stage::Closed) {
-            Stage::Handshaking { source, .. } => {
-                self.admission.release(source);
+            Stage::Handshaking { place, .. } => {
+                self.admission.release(place);
                 self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
             }
             stage @ (Stage::Attaching(member) | Stage::Attached { member, .. }) => {

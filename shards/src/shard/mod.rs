@@ -13,6 +13,7 @@ mod limited;
 pub mod oracle;
 mod orders;
 mod outer;
+mod responses;
 mod roles;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -48,10 +49,8 @@ use crate::verdict::DropReason;
 use crate::wall_clock::WallClock;
 
 use connections::Connections;
+use responses::Responses;
 use roles::Roles;
-
-/// Answers outside any connection (Retry, version negotiation, stateless reset) that wait to be sent.
-const RESPONSES_MAX: usize = 256;
 
 /// Events that nobody has asked for yet; the oldest are forgotten.
 const EVENTS_MAX: usize = 4096;
@@ -174,7 +173,7 @@ pub struct Shard {
     touched: VecDeque<u32>,
     /// Connections that may have something to send.
     sending: VecDeque<u32>,
-    responses: VecDeque<(Transmit, Vec<u8>)>,
+    responses: Responses,
     steers: VecDeque<Steer>,
     events: VecDeque<Event>,
     merger: Merger,
@@ -227,7 +226,7 @@ impl Shard {
             outbox: first_words(&params),
             touched: VecDeque::new(),
             sending: VecDeque::new(),
-            responses: VecDeque::new(),
+            responses: Responses::default(),
             steers: VecDeque::new(),
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),

@@ -139,7 +139,7 @@ impl Shard {
 
     /// Answers outside any connection that wait to be sent, and their bound.
     pub fn responses_waiting(&self) -> (usize, usize) {
-        (self.responses.len(), super::RESPONSES_MAX)
+        (self.responses.len(), super::responses::RESPONSES_MAX)
     }
 
     /// Packets of `user`'s that wait for tokens, both directions together.

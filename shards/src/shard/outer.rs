@@ -2,19 +2,23 @@
 //!
 //! Never looks into an inner packet.
 
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use quinn_proto::{DatagramEvent, Incoming};
 
 use super::connections::{Owned, Stage};
-use super::{Event, RESPONSES_MAX, Shard};
-use crate::admission::Source;
+use super::{Event, Shard};
+use crate::admission::Room;
 use crate::connection_id::{Steered, steer};
 use crate::link::{Link, outgoing};
 use crate::machine::{Received, Transmit, WakeReason};
 use crate::message::Message;
 use crate::verdict::DropReason;
+
+/// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Shard {
     /// Takes one UDP receive apart. The kernel steers an aggregate by its first datagram, so each one's connection ID is looked at.
@@ -51,7 +55,7 @@ impl Shard {
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming),
-            Some(DatagramEvent::Response(transmit)) => self.respond(&transmit, answer),
+            Some(DatagramEvent::Response(transmit)) => self.respond(outgoing(&transmit), &answer),
             None => self.counters.drops.count(DropReason::ForeignDatagram),
         }
     }
@@ -63,15 +67,14 @@ impl Shard {
             match self.endpoint.retry(incoming, &mut answer) {
                 Ok(transmit) => {
                     self.counters.retries += 1;
-                    self.respond(&transmit, answer);
+                    self.respond(outgoing(&transmit), &answer);
                 }
                 Err(error) => self.endpoint.ignore(error.into_incoming()),
             }
             return;
         }
-        let source = Source::of(incoming.remote_address().ip());
-        let room = !self.stopping && self.connections.len() < self.params.limits.connections_max;
-        if !room || !self.admission.admit(source) {
+        let address = incoming.remote_address().ip();
+        if !self.make_room(now, address) {
             // Not refused: an honest client's next Initial may find room.
             self.endpoint.ignore(incoming);
             self.counters.drops.count(DropReason::HandshakeLimit);
@@ -79,30 +82,47 @@ impl Shard {
         }
         match self.endpoint.accept(incoming, now, &mut answer, None) {
             Ok((handle, connection)) => {
-                let deadline = now + self.params.handshake_timeout;
-                let stage = Stage::Handshaking { source, deadline };
+                let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
+                let place = self.admission.admit(address, handle.0 as u32);
+                let stage = Stage::Handshaking { place, deadline };
                 let slot = self.connections.insert(self.params.index, Link::new(handle, connection), stage);
                 let owned = self.connections.at(slot).expect("just inserted");
                 self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);
                 touch(&mut self.touched, owned);
             }
             Err(error) => {
-                self.admission.release(source);
                 self.counters.drops.count(DropReason::Undecryptable);
                 self.tell(Event::HandshakeFailed { reason: error.cause.to_string() });
                 if let Some(transmit) = error.response {
-                    self.respond(&transmit, answer);
+                    self.respond(outgoing(&transmit), &answer);
                 }
             }
         }
     }
 
-    fn respond(&mut self, transmit: &quinn_proto::Transmit, answer: Vec<u8>) {
-        if self.responses.len() >= RESPONSES_MAX {
-            return self.counters.drops.count(DropReason::ResponseQueueFull);
+    /// Sees to it that a handshake from `address` finds room, at the cost of another one where it must be. Returns whether it does.
+    fn make_room(&mut self, now: Instant, address: IpAddr) -> bool {
+        if self.stopping {
+            return false;
         }
-        self.counters.stateless_responses += 1;
-        self.responses.push_back((outgoing(transmit), answer));
+        if let Room::InsteadOf(slot) = self.admission.room(address) {
+            self.give_way(now, slot);
+        }
+        if self.connections.len() >= self.params.limits.connections_max
+            && let Some(slot) = self.admission.first_to_go()
+        {
+            self.give_way(now, slot);
+        }
+        self.connections.len() < self.params.limits.connections_max
+    }
+
+    /// Queues an answer outside any connection, made of `bytes`.
+    pub(super) fn respond(&mut self, transmit: Transmit, bytes: &[u8]) {
+        if self.responses.push(transmit, bytes) {
+            self.counters.stateless_responses += 1;
+        } else {
+            self.counters.drops.count(DropReason::ResponseQueueFull);
+        }
     }
 
     /// Calls every connection whose time has come.
@@ -118,12 +138,8 @@ impl Shard {
         }
     }
 
-    /// The next UDP send of any connection.
+    /// The next UDP send of any connection, then of those outside.
     pub(super) fn next_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
-        if let Some((transmit, answer)) = self.responses.pop_front() {
-            buf.extend_from_slice(&answer);
-            return Some(transmit);
-        }
         while let Some(&slot) = self.sending.front() {
             if let Some(owned) = self.connections.at(slot) {
                 let transmit = owned.link.poll_transmit(now, self.params.limits.send_datagrams_max, buf);
@@ -135,7 +151,8 @@ impl Shard {
             self.sending.pop_front();
             self.settle(slot);
         }
-        None
+        // Last, so that live traffic goes first.
+        self.responses.pop(buf)
     }
 
     /// Ends what taking a connection out began, for good.

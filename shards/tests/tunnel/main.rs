@@ -1,5 +1,6 @@
 //! Shards and clients of the real engine in one thread, under virtual time.
 
+mod admission;
 mod balance;
 mod limits;
 mod memory;

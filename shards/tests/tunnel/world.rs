@@ -34,6 +34,8 @@ pub struct World {
     pub late_datagrams: u64,
     /// Whether the kernel steers; without it everything arrives at shard 0.
     pub steering: bool,
+    /// Whether a ClientHello takes two datagrams, as that of hybrid key exchange does.
+    pub long_hellos: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
     epoch: Arc<Epoch>,
     params: Params,
@@ -163,6 +165,7 @@ impl World {
             events: Vec::new(),
             late_datagrams: 0,
             steering: true,
+            long_hellos: false,
             steered: BTreeMap::new(),
             epoch: Arc::new(epoch),
             params,
@@ -190,11 +193,14 @@ impl World {
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
         let index = self.clients.len();
         let seed = (0u8..=255)
-            .map(|attempt| [attempt, index as u8, user as u8].repeat(11)[..32].try_into().unwrap())
+            .map(|attempt| {
+                [attempt, index as u8, user as u8 ^ ((index >> 8) as u8) << 4].repeat(11)[..32].try_into().unwrap()
+            })
             .find(|seed: &[u8; 32]| self.owner_by_seed(user, *seed) == owner)
             .expect("one ID in N leads to each of N shards");
         let machine = self.client(user, seed);
-        let address = SocketAddr::from(([198, 19, 1, index as u8 + 1], 40_000 + index as u16));
+        let [high, low] = (index as u16 + 1).to_be_bytes();
+        let address = SocketAddr::from(([198, 19, 1 + high, low], 40_000 + index as u16));
         self.clients.push(Endpoint { machine, address, received: vec![], events: vec![], held: None, alive: true });
         index
     }
@@ -207,13 +213,16 @@ impl World {
 
     fn client(&self, user: usize, seed: [u8; 32]) -> Client {
         let identity = &self.identities[user];
-        let mut tls =
-            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_protocol_versions(&[&rustls::version::TLS13])
-                .unwrap()
-                .with_root_certificates(self.roots.clone())
-                .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())
-                .unwrap();
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        if self.long_hellos {
+            provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768];
+        }
+        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())
+            .unwrap();
         tls.alpn_protocols = vec![b"quincy".to_vec()];
         let params = ClientParams {
             remote: "198.19.0.1:55555".parse().unwrap(),
