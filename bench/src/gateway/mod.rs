@@ -24,7 +24,7 @@ use crate::floor::{Round, Rounds};
 use crate::peers::{self, Places};
 use crate::progress::Progress;
 use crate::record::{self, Output};
-use crate::results::{Finding, GatewayResult, Pair, Transfer};
+use crate::results::{Finding, GatewayResult, Interval95, Pair, Transfer};
 
 const CLIENT: &str = "quincy-client";
 
@@ -58,6 +58,9 @@ pub struct Options {
     /// The program of the client that speaks Quincy's protocol, quincy-client [default: as the peer's].
     #[arg(long, value_name = "PATH")]
     client: Option<PathBuf>,
+    /// Fail if Tollgate needs more CPU per gigabyte than this many times the peer's: if the whole 95 % interval of a median ratio lies above.
+    #[arg(long, value_name = "X", value_parser = ratio)]
+    ratio_max: Option<f64>,
     #[command(flatten)]
     output: Output,
 }
@@ -73,6 +76,8 @@ enum Peer {
     Gotatun,
     /// wireguard-go, WireGuard in Go, with itself as the client.
     WireguardGo,
+    /// Another build of Tollgate, which --peer-binary names: what a change costs.
+    Baseline,
 }
 
 impl Peer {
@@ -82,6 +87,7 @@ impl Peer {
             Peer::Boringtun => "boringtun-cli",
             Peer::Gotatun => "gotatun",
             Peer::WireguardGo => "wireguard-go",
+            Peer::Baseline => "baseline",
         }
     }
 
@@ -91,6 +97,7 @@ impl Peer {
             Peer::Boringtun => Kind::Wireguard(WireguardProgram::Boringtun),
             Peer::Gotatun => Kind::Wireguard(WireguardProgram::Gotatun),
             Peer::WireguardGo => Kind::Wireguard(WireguardProgram::WireguardGo),
+            Peer::Baseline => Kind::Tollgate,
         }
     }
 }
@@ -124,11 +131,37 @@ pub fn run(options: &Options) -> Result<()> {
     let result = setup.compare(&deployment, options.pairs)?;
     record::print(&format!("\n{}", table::Table(&result)))?;
     let corrupt = corrupt_transfers(&result);
+    let dearer = options.ratio_max.map_or(Ok(Vec::new()), |ratio_max| dearer_works(&result, ratio_max))?;
     recording.write(Finding::Gateway(result))?;
     if !corrupt.is_empty() {
         bail!("bytes were corrupted: {}", corrupt.join("; "));
     }
+    if !dearer.is_empty() {
+        bail!("dearer than --ratio-max allows: {}", dearer.join("; "));
+    }
     Ok(())
+}
+
+/// A positive number.
+fn ratio(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|ratio: &f64| ratio.is_finite() && *ratio > 0.0)
+        .ok_or_else(|| "must be a number above 0".into())
+}
+
+/// The kinds of work whose 95 % interval of the ratio lies above `ratio_max` as a whole, in words.
+fn dearer_works(result: &GatewayResult, ratio_max: f64) -> Result<Vec<String>> {
+    let mut dearer = Vec::new();
+    for work in WORKS {
+        let interval = Interval95::of_median(summary::cpu_ratios(&result.pairs, work))
+            .with_context(|| format!("--ratio-max needs {} pairs or more", Interval95::FIGURES_MIN))?;
+        if interval.low > ratio_max {
+            let Interval95 { low, high } = interval;
+            dearer.push(format!("{}: {low:.3} to {high:.3}, and {ratio_max} is allowed", table::name(work)));
+        }
+    }
+    Ok(dearer)
 }
 
 impl Setup {
@@ -136,6 +169,12 @@ impl Setup {
         let places = Places::of_this_process();
         let gateway = peers::own_gateway(options.gateway.as_deref(), "--gateway")?;
         let peer_name = options.peer.program();
+        if options.peer == Peer::Baseline && options.peer_binary.is_none() {
+            bail!("--peer baseline needs --peer-binary, the path of the other build of Tollgate");
+        }
+        if options.ratio_max.is_some() && usize::from(options.pairs) < Interval95::FIGURES_MIN {
+            bail!("--ratio-max needs --pairs {} or more", Interval95::FIGURES_MIN);
+        }
         let peer = places.find(peer_name, options.peer_binary.as_deref(), "--peer-binary")?;
         let client = places.find(CLIENT, options.client.as_deref(), "--client")?;
         let client_version = peers::embedded_version(&client, CLIENT)?;
@@ -146,7 +185,10 @@ impl Setup {
                 let version = peers::stated_version(&peer)?;
                 (version.clone(), peer.clone(), version)
             }
-            _ => (peers::embedded_version(&peer, peer_name)?, client.clone(), client_version.clone()),
+            Kind::Tollgate => {
+                (format!("{peer_name} {}", peers::stated_version(&peer)?), client.clone(), client_version.clone())
+            }
+            Kind::Quincy => (peers::embedded_version(&peer, peer_name)?, client.clone(), client_version.clone()),
         };
         Ok(Setup {
             versions: [peers::stated_version(&gateway)?, peer_version],
@@ -199,7 +241,15 @@ impl Setup {
                 record::print(&format!("{}\n", table::run_line(number, contender.name, &run)))?;
                 Ok(run)
             };
-            pairs.push(Pair { ours: run(&self.ours)?, peer: run(&self.peer)? });
+            // Who runs first changes from pair to pair, so that a machine that slows down or warms up favours nobody.
+            let (ours, peer) = if number % 2 == 1 {
+                let ours = run(&self.ours)?;
+                (ours, run(&self.peer)?)
+            } else {
+                let peer = run(&self.peer)?;
+                (run(&self.ours)?, peer)
+            };
+            pairs.push(Pair { ours, peer });
         }
         Ok(GatewayResult {
             ours: self.ours.name.to_owned(),
@@ -309,9 +359,16 @@ mod tests {
     fn options_out_of_bounds_are_refused() {
         let options = parsed("gateway --seconds 9 --pairs 3 --cpu 1 --load-cpus 0 --peer wireguard-go").unwrap();
         assert_eq!((options.seconds, options.pairs, options.cpu, options.peer), (9, 3, Some(1), Peer::WireguardGo));
-        for wrong in
-            ["--seconds 0", "--seconds 601", "--pairs 0", "--pairs 1001", "--cpu all", "--peer none", "--load-cpus all"]
-        {
+        for wrong in [
+            "--seconds 0",
+            "--seconds 601",
+            "--pairs 0",
+            "--pairs 1001",
+            "--ratio-max 0",
+            "--cpu all",
+            "--peer none",
+            "--load-cpus all",
+        ] {
             let error = parsed(&format!("gateway {wrong}")).unwrap_err().to_string();
             assert!(error.contains("invalid value"), "{error}");
         }
@@ -330,6 +387,28 @@ mod tests {
         assert_eq!((placed.gateway_cpu, placed.load_cpus), (first, vec![first]));
         let error = placement(&parsed("gateway --load-cpus 1023").unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("--load-cpus names CPU 1023, but this process may use only "), "{error}");
+    }
+
+    #[test]
+    fn a_bound_is_missed_only_by_a_whole_interval() {
+        let result = |ratios: &[f64]| GatewayResult {
+            ours: "tollgate".into(),
+            peer: "baseline".into(),
+            clients: [String::new(), String::new()],
+            gateway_cpu: 0,
+            load_cpus: Vec::new(),
+            seconds: 1,
+            pairs: ratios.iter().map(|&ratio| pair(ratio, 1.0)).collect(),
+            summaries: Vec::new(),
+            floor: None,
+        };
+        let dearer = |ratios: &[f64]| dearer_works(&result(ratios), 1.03).unwrap();
+        assert!(dearer(&[1.02, 1.04, 1.05, 1.06, 1.07, 1.08]).is_empty(), "the interval reaches down to 1.02");
+        let all = dearer(&[1.035, 1.04, 1.05, 1.06, 1.07, 1.08]);
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0], "up: 1.035 to 1.080, and 1.03 is allowed");
+        let error = dearer_works(&result(&[2.0; 5]), 1.03).unwrap_err().to_string();
+        assert_eq!(error, "--ratio-max needs 6 pairs or more");
     }
 
     #[test]

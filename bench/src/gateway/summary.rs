@@ -28,6 +28,14 @@ fn summary(pairs: &[Pair], floors: &[Round], index: usize, work: Work) -> Option
     })
 }
 
+/// Ours divided by the peer's CPU per gigabyte of `work`, pair by pair.
+pub(super) fn cpu_ratios(pairs: &[Pair], work: Work) -> impl Iterator<Item = f64> + '_ {
+    let figure = move |run: &[Transfer]| {
+        run.iter().find(|transfer| transfer.work == work).map(Transfer::cpu_seconds_per_gigabyte)
+    };
+    pairs.iter().filter_map(move |pair| Some(figure(&pair.ours)? / figure(&pair.peer)?))
+}
+
 /// What `work` is held against, where the floors of both directions are `up` and `down`: both ways at once, against their mean.
 pub(super) fn floor_of(up: f64, down: f64, work: Work) -> f64 {
     match work {

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use super::summary::{corrupt_transfers, floor_of};
-use crate::results::{Compared, GatewayResult, Spread, Transfer, Work, WorkSummary};
+use super::summary::{corrupt_transfers, cpu_ratios, floor_of};
+use crate::results::{Compared, GatewayResult, Interval95, Spread, Transfer, Work, WorkSummary};
 
 /// The figure that the floor is one of.
 const CPU: &str = "CPU s/GB";
@@ -106,8 +106,11 @@ impl Table<'_> {
                 () if min > 1.0 => "more in every pair",
                 () => "undecided: the pairs disagree",
             };
+            let interval = Interval95::of_median(cpu_ratios(pairs, summary.work))
+                .map(|Interval95 { low, high }| format!("; 95 % interval of the median {low:.3} to {high:.3}"))
+                .unwrap_or_default();
             format!(
-                "{:<11}{ours} needs {median:.2} times the CPU per GB of {peer} ({min:.2} to {max:.2} over {count}; {judgement})\n",
+                "{:<11}{ours} needs {median:.2} times the CPU per GB of {peer} ({min:.2} to {max:.2} over {count}; {judgement}{interval})\n",
                 format!("{}:", name(summary.work))
             )
         };

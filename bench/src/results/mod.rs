@@ -15,7 +15,7 @@ pub use load::{
 };
 pub use packets::{PacketsFigures, PacketsPoint, PacketsResult};
 pub use shaping::{ShapingPoint, ShapingResult, ShapingRun};
-pub use spread::{Compared, Spread, slope};
+pub use spread::{Compared, Interval95, Spread, slope};
 
 /// A result with everything about where it came from. What a JSON file holds, and what `report` reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -47,6 +47,38 @@ impl Compared {
     }
 }
 
+/// Between which bounds the median of all figures lies, of which some were drawn, with a probability of 95 % at least. From the order of the
+/// figures alone, whatever their distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval95 {
+    /// The lower bound.
+    pub low: f64,
+    /// The upper bound.
+    pub high: f64,
+}
+
+impl Interval95 {
+    /// Fewer figures have no such interval.
+    pub const FIGURES_MIN: usize = 6;
+
+    /// Of at least [`Interval95::FIGURES_MIN`] figures; `None` of fewer.
+    pub fn of_median(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut sorted: Vec<f64> = figures.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let count = sorted.len();
+        // Each figure lies below the median with probability 1/2, so how many do is binomial: the outermost that may be left out on each
+        // side are those whose probability together is at most 2.5 %.
+        let (mut left_out, mut probability, mut tail) = (0, 0.5_f64.powi(count as i32), 0.0);
+        while tail + probability <= 0.025 {
+            tail += probability;
+            probability *= (count - left_out) as f64 / (left_out + 1) as f64;
+            left_out += 1;
+        }
+        let outermost = left_out.checked_sub(1)?;
+        Some(Interval95 { low: sorted[outermost], high: sorted[count - 1 - outermost] })
+    }
+}
+
 /// The slope of the line through `points` with the least squares; `None` when they do not differ in x.
 pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
     let number = points.len() as f64;
@@ -75,6 +107,17 @@ mod tests {
         let figure = Compared::of(&[(0.5, 1.0), (1.0, 2.0)]).unwrap();
         assert_eq!(figure.ratio, Spread { median: 0.5, min: 0.5, max: 0.5 });
         assert_eq!(figure.ours, Spread { median: 0.75, min: 0.5, max: 1.0 });
+    }
+
+    #[test]
+    fn the_interval_leaves_out_what_the_binomial_distribution_allows() {
+        let of = |count: u32| Interval95::of_median((1..=count).map(f64::from)).map(|found| (found.low, found.high));
+        // Tables of the sign test's interval (for one: Conover, Practical Nonparametric Statistics, table A3).
+        assert_eq!((of(0), of(5), of(6)), (None, None, Some((1.0, 6.0))));
+        assert_eq!(
+            (of(8), of(9), of(15), of(25)),
+            (Some((1.0, 8.0)), Some((2.0, 8.0)), Some((4.0, 12.0)), Some((8.0, 18.0)))
+        );
     }
 
     #[test]
