@@ -8,6 +8,7 @@ pub mod connect;
 pub mod control;
 pub mod demo;
 pub mod gateway;
+pub mod host;
 pub mod identity;
 pub mod io;
 pub mod lab;

@@ -167,7 +167,7 @@ impl<'a> Connector<'a> {
         };
         let mut pump = match self.pump.take() {
             Some(mut pump) => {
-                pump.set_udp(udp, self.control.wake())?;
+                pump.set_udp(Some(udp), self.control.wake())?;
                 pump
             }
             None => Pump::new(udp, None, self.control.wake())?,

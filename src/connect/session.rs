@@ -105,7 +105,7 @@ impl Session {
                 return Ok(Outcome::Late);
             }
             if !busy {
-                self.sleep(pump, control, now, self.late_at)?;
+                self.sleep(pump, control, now, self.late_at);
             }
         }
     }
@@ -123,7 +123,7 @@ impl Session {
             // Whoever asks again to stop is stopping already.
             while control.take().is_some() {}
             if !self.pass(pump, now)? {
-                self.sleep(pump, control, now, Some(end))?;
+                self.sleep(pump, control, now, Some(end));
             }
             now = Instant::now();
         }
@@ -132,29 +132,26 @@ impl Session {
 
     /// In, decide, out. Returns whether there was anything to do.
     fn pass(&mut self, pump: &mut Pump, now: Instant) -> io::Result<bool> {
-        let busy = pump.intake(&mut self.client, now)?;
+        let busy = pump.intake(&mut self.client, now);
         if self.client.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.client.handle_timeout(now);
         }
         self.client.decide(now);
-        pump.output(&mut self.client, now)?;
+        pump.output(&mut self.client, now);
+        let lost = pump.take_lost();
+        if lost.any() {
+            return Err(io::Error::other(if lost.tun { "the TUN device is gone" } else { "the UDP socket is gone" }));
+        }
         Ok(busy)
     }
 
-    fn sleep(
-        &mut self,
-        pump: &mut Pump,
-        control: &Control<'_>,
-        now: Instant,
-        until: Option<Instant>,
-    ) -> io::Result<()> {
+    fn sleep(&mut self, pump: &mut Pump, control: &Control<'_>, now: Instant, until: Option<Instant>) {
         let deadline = self.client.poll_timeout().map(|(at, _)| at);
-        pump.sleep(now, [deadline, until].into_iter().flatten().min())?;
+        pump.sleep(now, [deadline, until].into_iter().flatten().min());
         if pump.take_woken() {
             // What it announced is in the channel already.
             control.wake().drain();
         }
-        Ok(())
     }
 }
 

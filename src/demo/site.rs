@@ -116,7 +116,7 @@ impl Site {
 
     /// The gateway's counters, of every shard.
     pub(super) fn status(&mut self, interrupt: &Interrupt) -> Result<Status, DemoError> {
-        let Some(gateway) = &mut self.gateway else { return Ok(Status { shards: Vec::new() }) };
+        let Some(gateway) = &mut self.gateway else { return Ok(Status::default()) };
         let first = gateway.line_count();
         gateway.signal(Signal::USR1)?;
         let line = wait_for_line(gateway, first, COUNTERS, REPORT_TIMEOUT, interrupt)?;

@@ -16,8 +16,9 @@ use tracing::{debug, info, warn};
 use super::GatewayError;
 use super::coalescing::Coalescing;
 use super::mesh::{Bell, Mesh};
-use crate::io::TunSteering;
-use crate::pump::{Pump, Traffic};
+use super::upkeep::{Task, Tasks};
+use crate::io::{ShardSockets, TunQueue, TunSteering};
+use crate::pump::{Lost, Pump, Traffic};
 
 /// glommio's own I/O memory, in bytes. The data path does its own system calls and needs none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -52,6 +53,12 @@ pub enum Order {
         /// Where the answer goes.
         done: Sender<Carried>,
     },
+    /// Takes another TUN queue, of a device that was made anew so many times.
+    Tun(TunQueue, u64),
+    /// Closes the UDP sockets, and says so.
+    ReleaseUdp(Sender<()>),
+    /// Takes other UDP sockets, where all were opened anew so many times.
+    Udp(ShardSockets, u64),
 }
 
 /// A core's word that an order has been carried out.
@@ -76,6 +83,13 @@ enum Concerned {
     User(UserIndex),
     /// Whoever is not as in this earlier epoch.
     ChangedSince(Arc<Epoch>),
+}
+
+/// How often the descriptors of a core were made anew.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Generations {
+    udp: u64,
+    tun: u64,
 }
 
 /// How things stand on one core.
@@ -127,6 +141,10 @@ pub struct Core {
     pub awaited: Option<Awaited>,
     /// The kernel's steering of inner addresses, where there is one.
     pub steering: Option<Arc<TunSteering>>,
+    /// Who makes descriptors anew.
+    pub upkeep: Tasks,
+    /// How often that was done.
+    pub generations: Generations,
     /// Who is told when the core has ended.
     pub ended: Sender<u16>,
 }
@@ -160,7 +178,7 @@ impl Core {
         let mut last_moved = None;
         loop {
             let now = Instant::now();
-            let Passed { moved, more } = self.pass(now, &mut stop_by)?;
+            let Passed { moved, more } = self.pass(now, &mut stop_by);
             if moved {
                 last_moved = Some(now);
             }
@@ -187,20 +205,21 @@ impl Core {
             }
             let deadline = self.shard.poll_timeout().map(|(at, _)| at);
             let retry = holding.then_some(now + HELD_RETRY);
-            self.sleep(now, [deadline, retry, stop_by].into_iter().flatten().min())?;
+            self.sleep(now, [deadline, retry, stop_by].into_iter().flatten().min());
         }
     }
 
     /// In, decide, out.
-    fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> io::Result<Passed> {
-        let moved = self.pump.intake(&mut self.shard, now)?;
+    fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> Passed {
+        let moved = self.pump.intake(&mut self.shard, now);
         let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
         self.take_orders(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
         self.shard.decide(now);
-        self.pump.output(&mut self.shard, now)?;
+        self.pump.output(&mut self.shard, now);
+        self.report_lost(Lost::default());
         while let Some(steer) = self.shard.poll_steer() {
             self.steer(steer);
         }
@@ -213,14 +232,27 @@ impl Core {
         while let Some(event) = self.shard.poll_event() {
             self.log(event);
         }
-        Ok(Passed { moved, more })
+        Passed { moved, more }
     }
 
-    fn sleep(&mut self, now: Instant, deadline: Option<Instant>) -> io::Result<()> {
+    fn sleep(&mut self, now: Instant, deadline: Option<Instant>) {
         self.bell.fall_asleep();
-        let slept = if self.mesh.is_idle() && self.orders.is_empty() { self.pump.sleep(now, deadline) } else { Ok(()) };
+        if self.mesh.is_idle() && self.orders.is_empty() {
+            self.pump.sleep(now, deadline);
+        }
         self.bell.wake_up();
-        slept
+    }
+
+    /// Asks for what the pump has given up, and for what it could not be given (`refused`).
+    fn report_lost(&mut self, refused: Lost) {
+        let Lost { udp, tun } = self.pump.take_lost();
+        let lost = Lost { udp: udp || refused.udp, tun: tun || refused.tun };
+        if lost.udp {
+            self.upkeep.tell(Task::LostUdp(self.generations.udp));
+        }
+        if lost.tun {
+            self.upkeep.tell(Task::LostTun(self.generations.tun));
+        }
     }
 
     fn take_orders(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
@@ -248,6 +280,23 @@ impl Core {
                 Order::Kick { ticket, user, done } => {
                     self.await_order(ticket, done, Concerned::User(user));
                     self.shard.handle_command(now, Command::Kick { ticket, user });
+                }
+                Order::Tun(queue, generation) => {
+                    self.generations.tun = generation;
+                    // Descriptors have run out: the one who made the queue makes another one.
+                    let tun = self.pump.set_tun(Some(queue), self.bell.wake()).is_err();
+                    self.report_lost(Lost { tun, udp: false });
+                }
+                Order::ReleaseUdp(released) => {
+                    // Where the poller cannot be made anew, the old one has lost the socket by itself.
+                    let _ = self.pump.set_udp(None, self.bell.wake());
+                    let _ = released.send(());
+                }
+                Order::Udp(sockets, generation) => {
+                    self.generations.udp = generation;
+                    let live = self.pump.set_udp(Some(sockets.live), self.bell.wake());
+                    let udp = live.and(self.pump.set_handshakes(sockets.handshakes, self.bell.wake())).is_err();
+                    self.report_lost(Lost { udp, tun: false });
                 }
             }
         }

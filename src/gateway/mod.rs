@@ -8,6 +8,7 @@ mod keys;
 mod mesh;
 mod reload;
 mod status;
+mod upkeep;
 
 use std::io;
 use std::net::IpAddr;
@@ -28,11 +29,14 @@ pub use self::core::Report;
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
 pub use reload::{KickError, Kicked, ReloadError, Reloaded, Unanswered};
 pub use status::Status;
+pub use upkeep::HostReport;
 
-use self::core::{Core, Order};
+use self::core::{Core, Generations, Order};
 use self::mesh::{Bell, Mesh};
+use self::upkeep::{Kept, Tasks, Upkeep};
+use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
 use crate::io::{
-    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpGroup, UdpOptions,
+    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions,
 };
 use crate::pump::Pump;
 use crate::tls::{self, TlsError};
@@ -59,6 +63,9 @@ pub enum GatewayError {
     /// The TUN device.
     #[error(transparent)]
     Tun(#[from] TunError),
+    /// Something else of the host.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A CPU that is not there.
     #[error("[shards] cpus names CPU {cpu}, which this process may not use: it may use {allowed}")]
     Cpu {
@@ -112,8 +119,8 @@ pub struct Gateway {
     certificates: Vec<CertificateDer<'static>>,
     /// The last order's.
     ticket: Ticket,
-    /// Manages the interface that the cores' queues belong to; both live as long as the gateway.
-    _tun: TunDevice,
+    /// Keeps the interface and the sockets as they should be.
+    upkeep: Upkeep,
 }
 
 struct Running {
@@ -139,28 +146,40 @@ impl Gateway {
             isolate_clients: config.isolate_clients,
             tls: tls::server(&config.tls)?,
         });
-        let sockets = UdpGroup::bind_split(config.bind, shards, &udp_options(config), HANDSHAKE_BUFFER_BYTES)?;
-        let (mut tun, queues) = TunDevice::create(
-            config.interface_name.as_deref(),
+        let mut sockets = SocketPlan {
+            address: config.bind,
             shards,
-            config.connection.mtu_bytes,
-            &TunOptions { tso: config.data_path.tso, uso: config.data_path.uso, ..TunOptions::default() },
-        )?;
-        tun.configure(config.tunnel_network)?;
+            options: udp_options(config),
+            handshake_buffer_bytes: HANDSHAKE_BUFFER_BYTES,
+        };
+        let bound = host::bind_sockets(&sockets)?;
+        sockets.address = bound.first().map_or(config.bind, |bound| bound.live.local_address());
+        let plan = tun_plan(config, shards);
+        let (mut tun, queues) = host::make_tun(&plan)?;
         let steering = steer_tun(&queues);
         tun.up()?;
         let (ended_sender, ended) = unbounded();
+        let (tasks, task_source) = Tasks::new()?;
         let shared = Shared {
             keys: ShardKeys { reset: keys.reset, token: keys.token },
             connection_id: keys.connection_id,
             epoch: epoch.clone(),
             steering,
+            upkeep: tasks.clone(),
             ended: ended_sender,
         };
-        let cores = start_cores(config, &cpus, sockets, queues, &shared)?;
+        let cores = start_cores(config, &cpus, bound, queues, &shared)?;
         announce(config, &cpus, &tun, shared.steering.is_some());
+        let kept = Kept {
+            interface: Interface::new(plan, &tun),
+            device: tun,
+            steering: shared.steering,
+            sockets,
+            cores: cores.iter().map(|core| (core.orders.clone(), core.bell.clone())).collect(),
+        };
+        let upkeep = Upkeep::start(kept, tasks, task_source)?;
         let config = config.clone();
-        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), _tun: tun })
+        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), upkeep })
     }
 
     /// Asks every core how things stand.
@@ -175,7 +194,10 @@ impl Gateway {
                 receiver
             })
             .collect();
-        Status { shards: waiting.iter().filter_map(|receiver| receiver.recv_timeout(REPORT_TIMEOUT).ok()).collect() }
+        Status {
+            shards: waiting.iter().filter_map(|receiver| receiver.recv_timeout(REPORT_TIMEOUT).ok()).collect(),
+            host: self.upkeep.report(),
+        }
     }
 
     /// Hears from every core that ends, which none should before [`Gateway::stop`].
@@ -189,6 +211,8 @@ impl Gateway {
     ///
     /// If a core had failed.
     pub fn stop(self) -> Result<(), GatewayError> {
+        // What goes from now on goes for good.
+        drop(self.upkeep);
         for core in &self.cores {
             let _ = core.orders.send(Order::Stop);
             core.bell.ring();
@@ -212,6 +236,7 @@ struct Shared {
     connection_id: ConnectionIdKey,
     epoch: Arc<Epoch>,
     steering: Option<Arc<TunSteering>>,
+    upkeep: Tasks,
     ended: Sender<u16>,
 }
 
@@ -244,6 +269,8 @@ fn start_cores(
             busy_poll: config.data_path.busy_poll,
             awaited: None,
             steering: shared.steering.clone(),
+            upkeep: shared.upkeep.clone(),
+            generations: Generations::default(),
             ended: shared.ended.clone(),
         };
         cores.push(Running { join: core.spawn()?, orders, bell });
@@ -303,6 +330,16 @@ pub fn congestion(controller: CongestionController) -> Congestion {
 fn chain(tls: &ServerTls) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chains = tls.certificates.iter().map(|source| tls::certificates("certificate", source));
     Ok(chains.collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+fn tun_plan(config: &ServerConfig, shards: usize) -> TunPlan {
+    TunPlan {
+        name: config.interface_name.clone(),
+        queues: shards,
+        mtu_bytes: config.connection.mtu_bytes,
+        options: TunOptions { tso: config.data_path.tso, uso: config.data_path.uso, ..TunOptions::default() },
+        address: config.tunnel_network,
+    }
 }
 
 fn udp_options(config: &ServerConfig) -> UdpOptions {

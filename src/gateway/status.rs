@@ -7,13 +7,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tollgate_shards::DropReason;
 
-use super::Report;
+use super::{HostReport, Report};
 
 /// The reports of all cores.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// One for each shard, in order.
     pub shards: Vec<Report>,
+    /// What was put back on the host.
+    pub host: HostReport,
 }
 
 impl Status {
@@ -56,6 +58,21 @@ impl fmt::Display for Status {
                 write!(f, " {}={packets}", reason.name())?;
             }
             writeln!(f, "{}", if any { "" } else { " nothing" })?;
+        }
+        if self.host != HostReport::default() {
+            let HostReport {
+                restored_links,
+                restored_addresses,
+                restored_routes,
+                remade_devices,
+                remade_sockets,
+                failures,
+            } = self.host;
+            writeln!(
+                f,
+                "put back on the host: state {restored_links} times, address {restored_addresses}, routes {restored_routes}, \
+                 device {remade_devices}, sockets {remade_sockets}; tried in vain {failures} times"
+            )?;
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ const UDP: u64 = 0;
 const TUN: u64 = 1;
 const WAKE: u64 = 2;
 const HANDSHAKES: u64 = 3;
+/// What is always asked of a UDP socket. A shutdown is told apart from input, for it would look like input for ever.
+const UDP_INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// One event for each descriptor.
 const EVENTS_MAX: usize = 4;
 
@@ -29,6 +31,8 @@ pub struct Readiness {
     pub wake: bool,
     /// The socket for handshakes has datagrams. Reported once after each [`Poller::want_handshakes`].
     pub handshakes: bool,
+    /// A UDP socket was shut down, and brings nothing any more.
+    pub udp_gone: bool,
 }
 
 /// A level-triggered epoll descriptor over a UDP socket, a TUN queue and a [`Wake`].
@@ -37,25 +41,29 @@ pub struct Readiness {
 #[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
-    udp: i32,
+    udp: Option<i32>,
     tun: Option<i32>,
+    udp_wanted: Cell<bool>,
     udp_writable_wanted: Cell<bool>,
     tun_wanted: Cell<bool>,
 }
 
 impl Poller {
-    /// Watches `udp` and `tun` (where there is one) for input, and `wake`. Fails only when descriptors or memory run out.
-    pub fn new(udp: &UdpSocket, tun: Option<&TunQueue>, wake: &Wake) -> io::Result<Poller> {
+    /// Watches `udp` and `tun` (where there are such) for input, and `wake`. Fails only when descriptors or memory run out.
+    pub fn new(udp: Option<&UdpSocket>, tun: Option<&TunQueue>, wake: &Wake) -> io::Result<Poller> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, udp, EventData::new_u64(UDP), EventFlags::IN)?;
+        if let Some(udp) = udp {
+            epoll::add(&epoll, udp, EventData::new_u64(UDP), UDP_INPUT)?;
+        }
         epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         if let Some(tun) = tun {
             epoll::add(&epoll, tun, EventData::new_u64(TUN), EventFlags::IN)?;
         }
         Ok(Poller {
             epoll,
-            udp: udp.as_fd().as_raw_fd(),
+            udp: udp.map(|socket| socket.as_fd().as_raw_fd()),
             tun: tun.map(|queue| queue.as_fd().as_raw_fd()),
+            udp_wanted: Cell::new(true),
             udp_writable_wanted: Cell::new(false),
             tun_wanted: Cell::new(true),
         })
@@ -63,23 +71,23 @@ impl Poller {
 
     /// Watches `socket` too, for one report: whoever takes little at a time asks again when it wants more.
     pub fn watch_handshakes(&self, socket: &UdpSocket) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(HANDSHAKES), EventFlags::IN | EventFlags::ONESHOT)?)
+        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(HANDSHAKES), UDP_INPUT | EventFlags::ONESHOT)?)
     }
 
     /// Asks for another report of `socket`, which is watched already.
     pub fn want_handshakes(&self, socket: &UdpSocket) -> io::Result<()> {
-        self.modify(socket.as_fd().as_raw_fd(), HANDSHAKES, EventFlags::IN | EventFlags::ONESHOT)
+        self.modify(socket.as_fd().as_raw_fd(), HANDSHAKES, UDP_INPUT | EventFlags::ONESHOT)
     }
 
-    /// Says whether to wake up when the UDP socket takes datagrams again: after a send that was refused, until one succeeds. Cheap
-    /// when nothing changes.
-    pub fn want_udp_writable(&self, wanted: bool) -> io::Result<()> {
-        if self.udp_writable_wanted.get() == wanted {
-            return Ok(());
-        }
-        let writable = if wanted { EventFlags::OUT } else { EventFlags::empty() };
-        self.modify(self.udp, UDP, EventFlags::IN | writable)?;
-        self.udp_writable_wanted.set(wanted);
+    /// Says whether to wake up for datagrams of the UDP socket (not while it is left alone after errors), and whether to do so when it takes
+    /// datagrams again: after a send that was refused, until one succeeds. Cheap when nothing changes.
+    pub fn want_udp(&self, input: bool, writable: bool) -> io::Result<()> {
+        let is_so = self.udp_wanted.get() == input && self.udp_writable_wanted.get() == writable;
+        let Some(udp) = self.udp.filter(|_| !is_so) else { return Ok(()) };
+        let flags = |wanted, flags| if wanted { flags } else { EventFlags::empty() };
+        self.modify(udp, UDP, flags(input, UDP_INPUT) | flags(writable, EventFlags::OUT))?;
+        self.udp_wanted.set(input);
+        self.udp_writable_wanted.set(writable);
         Ok(())
     }
 
@@ -90,6 +98,25 @@ impl Poller {
         self.modify(tun, TUN, if wanted { EventFlags::IN } else { EventFlags::empty() })?;
         self.tun_wanted.set(wanted);
         Ok(())
+    }
+
+    /// Watches the UDP socket no more.
+    pub fn forget_udp(&mut self) {
+        self.forget(|poller| poller.udp.take());
+    }
+
+    /// Watches the TUN queue no more.
+    pub fn forget_tun(&mut self) {
+        self.forget(|poller| poller.tun.take());
+    }
+
+    /// A descriptor that is out of order is always ready, and would end every sleep.
+    fn forget(&mut self, take: impl FnOnce(&mut Poller) -> Option<i32>) {
+        let Some(fd) = take(self) else { return };
+        // SAFETY: the number is only handed to epoll_ctl, which refuses it when it is closed or stands for something not added.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        // One that is closed has left by itself.
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Sleeps until something is ready or `timeout` is over (never, for `None`; at once, for zero), to the nanosecond as far as the
@@ -128,10 +155,14 @@ impl Poller {
             match source {
                 UDP => {
                     readiness.udp |= readable;
+                    readiness.udp_gone |= flags & (libc::EPOLLHUP | libc::EPOLLRDHUP) != 0;
                     readiness.udp_writable |= self.udp_writable_wanted.get() && (flags & libc::EPOLLOUT != 0 || failed);
                 }
                 TUN => readiness.tun |= readable,
-                HANDSHAKES => readiness.handshakes |= readable,
+                HANDSHAKES => {
+                    readiness.handshakes |= readable;
+                    readiness.udp_gone |= flags & (libc::EPOLLHUP | libc::EPOLLRDHUP) != 0;
+                }
                 _ => readiness.wake |= readable,
             }
         }
@@ -162,7 +193,7 @@ mod tests {
     fn poller() -> (Poller, UdpSocket, Arc<Wake>) {
         let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
         let wake = Arc::new(Wake::new().unwrap());
-        (Poller::new(&socket, None, &wake).unwrap(), socket, wake)
+        (Poller::new(Some(&socket), None, &wake).unwrap(), socket, wake)
     }
 
     #[test]
@@ -189,9 +220,9 @@ mod tests {
     fn writability_is_reported_only_while_wanted() {
         let (poller, _socket, _wake) = poller();
         assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
-        poller.want_udp_writable(true).unwrap();
+        poller.want_udp(true, true).unwrap();
         assert!(poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
-        poller.want_udp_writable(false).unwrap();
+        poller.want_udp(true, false).unwrap();
         assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
     }
 

@@ -176,7 +176,7 @@ mod tests {
         let (sockets, address) = group();
         let client = StdSocket::bind("127.0.0.1:0").unwrap();
         let wake = Wake::new().unwrap();
-        let pollers: Vec<_> = sockets.iter().map(|socket| Poller::new(socket, None, &wake).unwrap()).collect();
+        let pollers: Vec<_> = sockets.iter().map(|socket| Poller::new(Some(socket), None, &wake).unwrap()).collect();
         client.send_to(&short(1), address).unwrap();
         assert!(pollers[1].wait(Some(Duration::from_secs(5))).unwrap().udp);
         for other in [0, 2] {

@@ -38,6 +38,8 @@ pub struct SendOutcome {
     pub dropped: usize,
     /// Whether the socket is full. The batch keeps the rest; wait until the socket is writable and send it again.
     pub blocked: bool,
+    /// The error number of the last run that was dropped.
+    pub error: Option<i32>,
 }
 
 /// What a batch has sent since it was made.
@@ -302,7 +304,8 @@ impl UdpSocket {
                     batch.runs[first.run].singly = true;
                     batch.counters.gso_refused += 1;
                 }
-                _ => {
+                errno => {
+                    outcome.error = errno;
                     batch.drop_run(first.run);
                 }
             }
@@ -380,7 +383,7 @@ mod tests {
         let local_ip = Some("127.0.0.2".parse().unwrap());
         fill(&mut batch, Transmit { local_ip, ecn: Some(Ecn::Ect0), ..run(to, 40 * 1200 + 300, 1200) }, 7);
         let outcome = client.send(&mut batch);
-        assert_eq!(outcome, SendOutcome { sends: 1, datagrams: 41, dropped: 0, blocked: false });
+        assert_eq!(outcome, SendOutcome { sends: 1, datagrams: 41, ..SendOutcome::default() });
         let got = receive(&server, 41);
         assert_eq!(got.len(), 1, "one aggregate");
         assert_run(&got[0], 40 * 1200 + 300, 1200, 7);
@@ -474,7 +477,10 @@ mod tests {
         fill(&mut batch, run(server.local_address(), 65530, 65530), 0);
         fill(&mut batch, run(server.local_address(), 4000, 1000), 5);
         let outcome = client.send(&mut batch);
-        assert_eq!(outcome, SendOutcome { sends: 2, datagrams: 7, dropped: 3 + 2 + 1, blocked: false });
+        assert_eq!(
+            outcome,
+            SendOutcome { sends: 2, datagrams: 7, dropped: 3 + 2 + 1, blocked: false, error: Some(libc::EMSGSIZE) }
+        );
         assert_eq!(batch.counters().errors, 4);
         let got = receive(&server, 7);
         assert_run(&got[0], 3000, 1000, 0);
@@ -533,7 +539,7 @@ mod tests {
             let remote: SocketAddr = "198.18.9.2:9".parse().unwrap();
             let options = UdpOptions { send_buffer_bytes: 8192, ..UdpOptions::default() };
             let client = UdpSocket::for_remote(remote, &options).unwrap();
-            let poller = Poller::new(&client, None, &Wake::new().unwrap()).unwrap();
+            let poller = Poller::new(Some(&client), None, &Wake::new().unwrap()).unwrap();
             let mut batch = TransmitBatch::new(4);
             for first in 0..4 {
                 fill(&mut batch, run(remote, 12_000, 1200), first);
@@ -545,7 +551,7 @@ mod tests {
             assert!(waiting > 0 && !batch.is_full(), "the runs that went make room");
             assert_eq!(batch.runs[0].buf[0], outcome.sends as u8, "in order");
             assert_eq!(client.send(&mut batch), SendOutcome { blocked: true, ..SendOutcome::default() });
-            poller.want_udp_writable(true).unwrap();
+            poller.want_udp(true, true).unwrap();
             assert!(!poller.wait(Some(Duration::ZERO)).unwrap().udp_writable);
             ethernet.answer_arp();
             while !batch.is_empty() {

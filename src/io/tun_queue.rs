@@ -53,6 +53,20 @@ pub struct TunCounters {
     pub refused_frames: u64,
 }
 
+impl std::ops::AddAssign for TunCounters {
+    fn add_assign(&mut self, other: TunCounters) {
+        self.read_frames += other.read_frames;
+        self.read_bytes += other.read_bytes;
+        self.read_data_frames += other.read_data_frames;
+        self.read_data_bytes += other.read_data_bytes;
+        self.written_frames += other.written_frames;
+        self.written_bytes += other.written_bytes;
+        self.written_data_frames += other.written_data_frames;
+        self.written_data_bytes += other.written_data_bytes;
+        self.refused_frames += other.refused_frames;
+    }
+}
+
 /// A queue of a TUN device, owned by one shard.
 #[derive(Debug)]
 pub struct TunQueue {
@@ -302,7 +316,7 @@ mod tests {
         in_network_namespace(|| {
             let (_device, queues) = tun(1);
             let udp = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
-            let poller = Poller::new(&udp, Some(&queues[0]), &Wake::new().unwrap()).unwrap();
+            let poller = Poller::new(Some(&udp), Some(&queues[0]), &Wake::new().unwrap()).unwrap();
             let socket = StdSocket::bind("198.18.0.1:0").unwrap();
             socket.send_to(&[7; 700], "198.18.0.9:53").unwrap();
             assert!(poller.wait(Some(Duration::from_secs(5))).unwrap().tun);

@@ -49,14 +49,21 @@ impl TunSteering {
     /// bits, so that a scan of unused addresses is no shard's burden alone.
     pub fn attach(queue: &TunQueue, queues: usize) -> Result<TunSteering, SteeringError> {
         let map = create_map().map_err(|error| refusal("creating the map", error))?;
-        let program = load_program(&map).map_err(|error| refusal("loading the program", error))?;
+        let steering = TunSteering { map, queues };
+        steering.attach_again(queue)?;
+        Ok(steering)
+    }
+
+    /// Attaches the program to the device of `queue`, which has as many queues as the one before. The map stays as it is.
+    pub fn attach_again(&self, queue: &TunQueue) -> Result<(), SteeringError> {
+        let program = load_program(&self.map).map_err(|error| refusal("loading the program", error))?;
         let number: libc::c_int = program.as_raw_fd();
         // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
         let done = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
         if done < 0 {
             return Err(refusal("TUNSETSTEERINGEBPF", io::Error::last_os_error()));
         }
-        Ok(TunSteering { map, queues })
+        Ok(())
     }
 
     /// Sends packets to `address` to queue `queue` from now on, or, for `None`, nowhere in particular.

@@ -19,6 +19,8 @@ pub struct Link {
     pub name: String,
     /// The link MTU in bytes.
     pub mtu_bytes: u32,
+    /// The length of its transmit queue, in packets.
+    pub queue_frames: u32,
     /// Whether it is administratively up.
     pub is_up: bool,
     /// Whether it carries packets. The kernel gets there in the background, some time after both ends of a link are up; until then it
@@ -114,6 +116,17 @@ impl Netlink {
         self.change(message, &|| format!("set the MTU of interface #{index} to {mtu_bytes}"))
     }
 
+    /// Sets the length of the transmit queue, in packets.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist, or without CAP_NET_ADMIN.
+    pub fn set_link_queue_length(&mut self, index: u32, frames: u32) -> Result<(), NetlinkError> {
+        let mut message = numbered(index);
+        message.attributes.push(LinkAttribute::TxQueueLen(frames));
+        self.change(message, &|| format!("set the queue length of interface #{index} to {frames}"))
+    }
+
     /// Moves an interface to another network namespace. It arrives there down and without addresses.
     ///
     /// # Errors
@@ -183,10 +196,15 @@ fn described(message: &RouteNetlinkMessage) -> Option<Link> {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
+    let queue_frames = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::TxQueueLen(frames) => Some(*frames),
+        _ => None,
+    });
     Some(Link {
         index: link.header.index,
         name,
         mtu_bytes: mtu_bytes.unwrap_or_default(),
+        queue_frames: queue_frames.unwrap_or_default(),
         is_up: link.header.flags.contains(LinkFlags::Up),
         is_running: link.header.flags.contains(LinkFlags::Running),
     })

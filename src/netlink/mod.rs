@@ -21,7 +21,7 @@ use rustix::net::sockopt;
 
 pub use error::NetlinkError;
 pub use link::{Link, VethPeer};
-pub use route::{NextHop, PROTOCOL_OWN, PROTOCOL_STATIC, Route};
+pub use route::{NextHop, PROTOCOL_KERNEL, PROTOCOL_OWN, PROTOCOL_STATIC, Route};
 pub use watch::{Changes, NetlinkWatch};
 
 /// How long the kernel may take to answer; it answers within the system call, so that this only guards against a lost answer.

@@ -20,6 +20,8 @@ const TABLE_LOCAL: u32 = 255;
 /// The routing protocol of this program's own routes (`rtm_protocol`, shown by `ip route` as `proto 84`): what bears it was added here, by
 /// this process or an earlier one. iproute2's list gives the number to nobody.
 pub const PROTOCOL_OWN: u8 = 84;
+/// The routing protocol of the routes that the kernel makes for addresses (`RTPROT_KERNEL`), and removes with them.
+pub const PROTOCOL_KERNEL: u8 = 2;
 /// The routing protocol of an administrator's routes (`RTPROT_STATIC`).
 pub const PROTOCOL_STATIC: u8 = 4;
 
@@ -166,12 +168,14 @@ impl Netlink {
         request.attributes.push(RouteAttribute::Destination(destination.into()));
         let messages = self.request(RouteNetlinkMessage::GetRoute(request), 0, &operation)?;
         let found = messages.iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) => described(route),
+            RouteNetlinkMessage::NewRoute(route) => Some((described(route)?, &route.header.kind)),
             _ => None,
         });
-        let found = found.ok_or_else(|| NetlinkError::missing_answer(operation()))?;
+        let (found, kind) = found.ok_or_else(|| NetlinkError::missing_answer(operation()))?;
         let interface = found.interface.ok_or_else(|| NetlinkError::missing_answer(operation()))?;
-        let table = found.table.unwrap_or_else(|| u32::from(RouteHeader::RT_TABLE_MAIN));
+        // Without rules of its own, the kernel has the local table and the main one in one, and names the main one.
+        let table = if *kind == RouteType::Local { Some(TABLE_LOCAL) } else { found.table };
+        let table = table.unwrap_or_else(|| u32::from(RouteHeader::RT_TABLE_MAIN));
         Ok(NextHop { interface, gateway: found.gateway, source: found.source, table })
     }
 
@@ -339,6 +343,9 @@ mod tests {
         }
         let neighbour = netlink.route_to("198.18.0.7".parse().unwrap()).unwrap();
         assert_eq!(neighbour.gateway, None);
+        for own in ["198.18.0.1", "fd00:18::1"] {
+            assert_eq!(netlink.route_to(own.parse().unwrap()).unwrap().table, TABLE_LOCAL, "{own}");
+        }
     }
 
     #[test]

@@ -22,6 +22,16 @@ impl Status {
         number.unwrap_or_else(|| panic!("shard {index} reports no {pointer}: {}", self.0))
     }
 
+    /// The number at `pointer` in the whole report.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn number(&self, pointer: &str) -> u64 {
+        let number = self.0.pointer(pointer).and_then(Value::as_u64);
+        number.unwrap_or_else(|| panic!("the gateway reports no {pointer}: {}", self.0))
+    }
+
     /// The sum over all shards.
     pub fn sum(&self, pointer: &str) -> u64 {
         (0..self.shards()).map(|index| self.of_shard(index, pointer)).sum()

@@ -181,7 +181,7 @@ impl Shared {
 
 impl Driver {
     fn new(socket: UdpSocket, shared: Arc<Shared>) -> Result<Driver> {
-        let poller = Poller::new(&socket, None, &shared.wake)?;
+        let poller = Poller::new(Some(&socket), None, &shared.wake)?;
         let is_bound_to_any = socket.local_address().ip().is_unspecified();
         Ok(Driver {
             socket,
@@ -205,7 +205,7 @@ impl Driver {
             self.service.handle_timeout(now);
             let is_blocked = self.send(now);
             self.publish(now);
-            self.poller.want_udp_writable(is_blocked)?;
+            self.poller.want_udp(true, is_blocked)?;
             let timeout = self.timeout(now, may_be_more, is_blocked);
             if self.poller.wait(Some(timeout))?.wake {
                 self.shared.wake.drain();

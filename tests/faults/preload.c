@@ -1,0 +1,90 @@
+/* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once the file $FAULTS_ARMED is there. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static int is_armed(void) {
+    const char *path = getenv("FAULTS_ARMED");
+    return path && access(path, F_OK) == 0;
+}
+
+/* The next error number of a list in the environment, as in "12,105"; 0 behind its end. */
+static int next_error(const char *variable, atomic_int *taken) {
+    const char *list = getenv(variable);
+    if (!list || !is_armed())
+        return 0;
+    int wanted = atomic_load(taken);
+    for (int index = 0; index < wanted; index++) {
+        list = strchr(list, ',');
+        if (!list)
+            return 0;
+        list++;
+    }
+    int error = atoi(list);
+    if (error)
+        atomic_fetch_add(taken, 1);
+    return error;
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout) {
+    static atomic_int taken;
+    static int (*real)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "recvmmsg");
+    int error = next_error("FAULTS_RECEIVE", &taken);
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return real(fd, messages, count, flags, timeout);
+}
+
+int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
+    static atomic_int taken;
+    static int (*real)(int, struct mmsghdr *, unsigned int, int);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "sendmmsg");
+    int error = next_error("FAULTS_SEND", &taken);
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return real(fd, messages, count, flags);
+}
+
+/* A TUN frame begins with a virtio header of 10 bytes: the second is the kind of super-packet, bytes 2 and 4 tell the headers' length and
+   the segments'. */
+ssize_t writev(int fd, const struct iovec *vectors, int count) {
+    static ssize_t (*real)(int, const struct iovec *, int);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "writev");
+    const char *refused = getenv("FAULTS_MERGED");
+    if (refused && count > 1 && vectors[0].iov_len >= 10 && is_armed()) {
+        const unsigned char *header = vectors[0].iov_base;
+        size_t bytes = 0;
+        for (int index = 0; index < count; index++)
+            bytes += vectors[index].iov_len;
+        unsigned short header_bytes, segment_bytes;
+        memcpy(&header_bytes, header + 2, 2);
+        memcpy(&segment_bytes, header + 4, 2);
+        int is_merged = header[1] != 0 && segment_bytes != 0;
+        int is_short = is_merged && (bytes - 10 - header_bytes) % segment_bytes != 0;
+        if (is_merged && (is_short || strcmp(refused, "all") == 0)) {
+            int log = open(getenv("FAULTS_REFUSALS"), O_WRONLY | O_CREAT | O_APPEND, 0600);
+            if (log >= 0) {
+                if (write(log, "x", 1) < 0) { }
+                close(log);
+            }
+            errno = EINVAL;
+            return -1;
+        }
+    }
+    return real(fd, vectors, count);
+}
