@@ -17,9 +17,7 @@ use self::harness::client::{Attached, Login};
 use self::harness::deployment::{Deployment, Plan};
 use self::harness::gateway::Gateway;
 use self::harness::peers::Peers;
-use self::harness::traffic::{
-    assert_pings, bulk, bulk_both_ways, bulk_server, datagram_receiver, paced_flow, wait_for_ping,
-};
+use self::harness::traffic::{assert_pings, bulk, bulk_both_ways, bulk_server, wait_for_ping};
 use self::harness::{eventually, turn};
 
 mod faults;
@@ -83,7 +81,6 @@ impl Site {
         // The fault's own effect comes first.
         thread::sleep(Duration::from_millis(20));
         self.assert_recovers(what);
-        println!("{:#?}", self.gateway.process.lines());
         self.count_lines_from(first, line)
     }
 
@@ -189,9 +186,9 @@ fn a_device_that_is_deleted_is_made_anew_under_its_clients() {
         let bob = site.assert_serves_another();
         // The kernel still steers to the owners' queues: the mesh carries next to nothing.
         let before = site.gateway.status();
-        let server = bulk_server(&site.topology.network, site.server).address();
+        let server = bulk_server(&site.topology.network, site.server);
         for namespace in [site.inside(), &site.topology.clients[1].namespace] {
-            bulk(namespace, server, Direction::Download, BULK_BYTES);
+            bulk(namespace, server.address(), Direction::Download, BULK_BYTES);
         }
         let after = site.gateway.status();
         let since = |pointer: &str| after.sum(pointer) - before.sum(pointer);
@@ -308,32 +305,4 @@ fn errors_of_single_calls_are_counted_and_forgotten() {
     let bob = site.assert_serves_another();
     drop(bob);
     site.assert_alice_stayed();
-}
-
-#[test]
-fn a_kernel_that_refuses_merged_frames_gets_single_packets() {
-    for faults in [Faults::build().refuse_merged_frames(), Faults::build().refuse_frames_with_a_short_last_segment()] {
-        let plan = Plan { shards: 1, ..Plan::default() };
-        let Some(mut site) = Site::start_with(&plan, Some(&faults)) else { return };
-        let _turn = turn::alone();
-        faults.arm();
-        let receiver = datagram_receiver(&site.topology.network, site.server);
-        let (lost, counts) = paced_flow(site.inside(), &receiver, 1, 20_000, 10_000);
-        assert_eq!((counts.duplicated, counts.corrupted), (0, 0));
-        assert!(lost <= 200, "{lost} of 20,000 datagrams lost");
-        let server = bulk_server(&site.topology.network, site.server).address();
-        bulk(site.inside(), server, Direction::Upload, 4 * BULK_BYTES);
-        bulk(site.inside(), server, Direction::Download, BULK_BYTES);
-        let status = site.gateway.status();
-        assert_eq!(status.dropped("tun_write"), 0);
-        assert!(status.sum("/traffic/tun_refused_merges") > 0);
-        assert!(faults.refusals() > 0, "the kernel was asked");
-        let lines = site.gateway.count_lines("super-packets");
-        assert!((1..=2).contains(&lines), "{:#?}", site.gateway.process.lines());
-        // It is not asked again and again.
-        let refusals = faults.refusals();
-        bulk(site.inside(), server, Direction::Upload, 4 * BULK_BYTES);
-        assert_eq!(faults.refusals(), refusals);
-        site.assert_alice_stayed();
-    }
 }

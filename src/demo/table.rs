@@ -183,7 +183,7 @@ mod tests {
             clients: 2,
             streams: 1,
             kernel: vec!["UDP steered by a".into(), "TUN steered by b".into()],
-            placement: Status { shards: vec![report(0, 1, 0), report(1, 0, 0), report(2, 1, 2)] },
+            placement: Status { shards: vec![report(0, 1, 0), report(1, 0, 0), report(2, 1, 2)], ..Status::default() },
             idle: Echoes { sent: 400, received: 400, p50_ns: 210_000, p99_ns: 1_000_000 },
             up,
             down: Load { bytes: 500_000_000, cpu_seconds: 1.0, tally, ..up },

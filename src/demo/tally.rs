@@ -97,21 +97,21 @@ mod tests {
 
     #[test]
     fn counters_survive_the_line_of_json() {
-        let status = Status { shards: vec![report(0, 3), report(1, 10)] };
+        let status = Status { shards: vec![report(0, 3), report(1, 10)], ..Status::default() };
         assert_eq!(serde_json::from_str::<Status>(&status.to_json()).unwrap(), status);
     }
 
     #[test]
     fn a_reason_that_is_not_known_is_refused() {
-        let line = Status { shards: vec![report(0, 3)] }.to_json().replace("isolated", "lonely");
+        let line = Status { shards: vec![report(0, 3)], ..Status::default() }.to_json().replace("isolated", "lonely");
         let error = serde_json::from_str::<Status>(&line).unwrap_err().to_string();
         assert!(error.contains("lonely"), "{error}");
     }
 
     #[test]
     fn a_tally_sums_over_shards_and_counts_from_an_earlier_one() {
-        let before = Tally::of(&Status { shards: vec![report(0, 1), report(1, 2)] });
-        let after = Tally::of(&Status { shards: vec![report(0, 4), report(1, 6)] });
+        let before = Tally::of(&Status { shards: vec![report(0, 1), report(1, 2)], ..Status::default() });
+        let after = Tally::of(&Status { shards: vec![report(0, 4), report(1, 6)], ..Status::default() });
         assert_eq!((after.sent, after.drops.of(DropReason::Isolated)), (Carried { load: 200, calls: 10 }, 10));
         let since = after.since(&before);
         assert_eq!(since.sent, Carried { load: 140, calls: 7 });

@@ -135,7 +135,9 @@ impl Interface {
 
     fn restore_addresses(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
         let address = self.plan.address;
-        if !host.look(|netlink| netlink.addresses(self.index))?.contains(&address) {
+        if host.look(|netlink| netlink.addresses(self.index))?.contains(&address) {
+            self.restore_own(host, restored)?;
+        } else {
             self.add_address(host)?;
             restored.push(Restored::Address(address));
         }
@@ -182,7 +184,20 @@ impl Interface {
         host.change(Request::AddAddress { interface: self.index, address })
     }
 
-    /// The routes that the kernel makes for the address: to the address itself, and to the network behind the interface.
+    /// The route by which the address is this host's own. For a new IPv6 address, the kernel makes it in the background.
+    fn restore_own(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
+        let address = self.plan.address;
+        let is_own = host.look(|netlink| netlink.route_to(address.addr())).is_ok_and(|hop| hop.table == TABLE_LOCAL);
+        if !is_own {
+            // Only the kernel itself makes it, for an address that it is given.
+            host.change(Request::RemoveAddress { interface: self.index, address })?;
+            self.add_address(host)?;
+            restored.push(Restored::Route(IpNet::from(address.addr())));
+        }
+        Ok(())
+    }
+
+    /// The route to the network behind the interface, as the kernel makes it for the address.
     fn restore_network(
         &self,
         host: &mut Host,
@@ -190,14 +205,6 @@ impl Interface {
         restored: &mut Vec<Restored>,
     ) -> Result<(), HostError> {
         let address = self.plan.address;
-        let is_own = host.look(|netlink| netlink.route_to(address.addr())).is_ok_and(|hop| hop.table == TABLE_LOCAL);
-        if !is_own {
-            // Only the kernel itself makes these, for an address that it is given.
-            host.change(Request::RemoveAddress { interface: self.index, address })?;
-            self.add_address(host)?;
-            restored.push(Restored::Route(IpNet::from(address.addr())));
-            return Ok(());
-        }
         let network = address.trunc();
         let is_host = network.prefix_len() == network.max_prefix_len();
         if is_host || routes.iter().any(|route| route.destination == network) {

@@ -18,8 +18,7 @@ impl Status {
     ///
     /// If there is none.
     pub fn of_shard(&self, index: usize, pointer: &str) -> u64 {
-        let number = self.0["shards"][index].pointer(pointer).and_then(Value::as_u64);
-        number.unwrap_or_else(|| panic!("shard {index} reports no {pointer}: {}", self.0))
+        self.number(&format!("/shards/{index}{pointer}"))
     }
 
     /// The number at `pointer` in the whole report.

@@ -291,7 +291,8 @@ mod tests {
                 traffic: Default::default(),
             };
             // All shards count together.
-            let status = Status { shards: vec![report(0, self.gateway), report(1, Counters::default())] };
+            let status =
+                Status { shards: vec![report(0, self.gateway), report(1, Counters::default())], ..Status::default() };
             self.accounts(Some(&status), Some(&self.kernel))
         }
 
