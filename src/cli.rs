@@ -120,12 +120,15 @@ struct Environment {
 
 const QUINCY_PREFIX: &str = "QUINCY_";
 
+/// Variables by which systemd tells a service where to keep its files (systemd.exec(5)).
+const SYSTEMD_FOLDERS: [&str; 2] = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];
+
 impl Environment {
     /// The variables as the configuration knows them. Only what is valid UTF-8 can name a key.
     fn variables(&self) -> impl Iterator<Item = (String, String)> + '_ {
         std::env::vars_os().filter_map(|(name, value)| {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-            if name.starts_with("TOLLGATE_") {
+            if name.starts_with("TOLLGATE_") || SYSTEMD_FOLDERS.contains(&&name[..]) {
                 return Some((name, value));
             }
             Some((format!("{QUINCY_PREFIX}{}", name.strip_prefix(&self.env_prefix)?), value))
@@ -159,6 +162,7 @@ impl Cli {
             Command::Connect(file) => {
                 let config = file.load()?;
                 Log::start(&config.log, &config.ignored_variables);
+                config.warnings.iter().for_each(|warning| warn!("{warning}"));
                 Ok(crate::connect::run(&config, &signals()?)?)
             }
             Command::Check(file) => check(&file),
@@ -191,6 +195,7 @@ impl Operator {
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let config = file.load()?;
     let log = Log::start(&config.log, &config.ignored_variables);
+    config.warnings.iter().for_each(|warning| warn!("{warning}"));
     if config.reuse_socket {
         warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
     }
@@ -200,15 +205,16 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
 }
 
 fn check(file: &CheckedFile) -> anyhow::Result<()> {
-    let effective = if file.client {
+    let (warnings, effective) = if file.client {
         let config = ClientConfig::load(&file.config, file.environment.variables())?;
         crate::tls::client(&config.tls)?;
-        config.effective()
+        (config.warnings.clone(), config.effective())
     } else {
         let config = ServerConfig::load(&file.config, file.environment.variables())?;
         crate::tls::server(&config.tls)?;
-        config.effective()
+        (config.warnings.clone(), config.effective())
     };
+    warnings.iter().for_each(|warning| eprintln!("tollgate: warning: {warning}"));
     println!("# {} is valid. Effective configuration:", file.config.display());
     println!("{effective}");
     Ok(())

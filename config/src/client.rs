@@ -48,8 +48,10 @@ pub struct ClientConfig {
     pub network: Network,
     /// What to log.
     pub log: LogFilter,
-    /// Environment variables that begin like ours but name no setting, and were ignored. Worth a line in the log.
+    /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
     pub ignored_variables: Vec<String>,
+    /// What is valid but was hardly meant so, each in a line.
+    pub warnings: Vec<String>,
 }
 
 /// The table `[network]`.
@@ -72,8 +74,9 @@ impl ClientConfig {
     ///
     /// If the file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let (mut config, ignored_variables) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
-        config.ignored_variables = ignored_variables;
+        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
+        config.ignored_variables = ignored.variables;
+        config.warnings.extend(ignored.warnings);
         Ok(config)
     }
 
@@ -103,7 +106,15 @@ impl ClientConfig {
         let network = read_network(root.table(report, "network"), report);
         let log = read_log(root.table(report, "log"), report);
         root.finish(report);
-        Some(ClientConfig { server: server?, tls: tls?, connection, network, log, ignored_variables: Vec::new() })
+        Some(ClientConfig {
+            server: server?,
+            tls: tls?,
+            connection,
+            network,
+            log,
+            ignored_variables: Vec::new(),
+            warnings: Vec::new(),
+        })
     }
 }
 

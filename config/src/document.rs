@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -19,10 +19,22 @@ use crate::setting::{Setting, Value, shown};
 /// From which likeness on a word is suggested for another.
 const LIKENESS_MIN: f64 = 0.6;
 
-/// Prefixes of environment variables that override settings. A later one wins over an earlier one.
-const PREFIXES: [&str; 2] = ["QUINCY_", "TOLLGATE_"];
+/// Prefix of the variables that Quincy reads too. It ignores those that name no setting, and so they are no problem here.
+const QUINCY_PREFIX: &str = "QUINCY_";
 
-/// Has `read` make a value of the file at `path`, overridden by `env`. Returns with it the variables that were ignored.
+/// Prefixes of environment variables that override settings. A later one wins over an earlier one.
+const PREFIXES: [&str; 2] = [QUINCY_PREFIX, "TOLLGATE_"];
+
+/// What the environment has that is no setting.
+#[derive(Debug, Default)]
+pub struct Ignored {
+    /// Names of variables that begin like ours, and that container platforms set for services of such names.
+    pub variables: Vec<String>,
+    /// Variables that look like a setting with a slip, or like one of another program, each in a line.
+    pub warnings: Vec<String>,
+}
+
+/// Has `read` make a value of the file at `path`, overridden by `env`. Returns with it what in `env` was ignored.
 ///
 /// # Errors
 ///
@@ -32,7 +44,7 @@ pub fn load<T>(
     bytes_max: u64,
     env: impl Iterator<Item = (String, String)>,
     read_root: impl FnOnce(Table<'_>, &mut Report<'_>) -> Option<T>,
-) -> Result<(T, Vec<String>), ConfigError> {
+) -> Result<(T, Ignored), ConfigError> {
     let text = read(path, bytes_max)?;
     let (mut report, root) = Report::open(path, &text, env)?;
     let value = read_root(root, &mut report);
@@ -76,6 +88,8 @@ pub struct Report<'i> {
     text: &'i str,
     line_starts: Vec<usize>,
     overrides: BTreeMap<String, Override>,
+    ignored: Ignored,
+    folders: Folders,
     /// Paths of all keys that were asked for, with `*` in place of user names.
     known: BTreeSet<String>,
     unknown: Vec<Unknown>,
@@ -107,11 +121,14 @@ impl<'i> Report<'i> {
     ) -> Result<(Self, Table<'i>), ConfigError> {
         let line_starts =
             std::iter::once(0).chain(text.match_indices('\n').map(|(offset, _)| offset + 1)).collect::<Vec<_>>();
+        let Environment { overrides, ignored, folders } = Environment::read(env);
         let mut report = Report {
             file,
             text,
             line_starts,
-            overrides: overrides(env),
+            overrides,
+            ignored,
+            folders,
             known: BTreeSet::new(),
             unknown: Vec::new(),
             problems: Vec::new(),
@@ -142,6 +159,16 @@ impl<'i> Report<'i> {
         self.problems.push(Problem { place, key: path.into(), what: what.into(), remedy: remedy.into() });
     }
 
+    /// Where the process keeps what need not outlive it.
+    pub fn runtime_folder(&self) -> &Path {
+        &self.folders.runtime
+    }
+
+    /// Where the process keeps what is to outlive it.
+    pub fn state_folder(&self) -> &Path {
+        &self.folders.state
+    }
+
     /// How many problems were noted so far.
     pub(crate) fn problems(&self) -> usize {
         self.problems.len() + self.omitted
@@ -155,25 +182,33 @@ impl<'i> Report<'i> {
         }
     }
 
-    /// Ends the reading, which gave `value`, or `None` after a problem. Gives with it the names of variables that carry a prefix of ours
-    /// and were ignored.
+    /// Ends the reading, which gave `value`, or `None` after a problem. Gives with it what in the environment was ignored.
     ///
     /// # Errors
     ///
-    /// If there was any problem, now including every key and variable that nobody asked for.
-    pub(crate) fn finish<T>(mut self, value: Option<T>) -> Result<(T, Vec<String>), ConfigError> {
+    /// If there was any problem, now including every key that nobody asked for.
+    pub(crate) fn finish<T>(mut self, value: Option<T>) -> Result<(T, Ignored), ConfigError> {
         for unknown in std::mem::take(&mut self.unknown) {
             let remedy = self.suggestion(&unknown.schema);
             self.wrong(unknown.place, &unknown.path, "is not a known key", remedy);
         }
-        let mut ignored = Vec::new();
+        let mut ignored = std::mem::take(&mut self.ignored);
         for (path, Override { variable, .. }) in std::mem::take(&mut self.overrides) {
-            // Container platforms set variables such as TOLLGATE_SERVICE_HOST for a service of that name: not meant as settings.
-            if path.contains('.') || nearest(&path, self.known.iter().map(String::as_str)).is_some() {
+            // A variable such as TOLLGATE_HOME was hardly meant as a setting.
+            let resembles = path.contains('.') || nearest(&path, self.known.iter().map(String::as_str)).is_some();
+            if has_prefix(&variable, QUINCY_PREFIX) {
+                let what = "names no setting of this program and is ignored".to_owned();
+                let remedy = match nearest(&path, self.known.iter().map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "leave it if it is another program's".to_owned(),
+                };
+                let problem = Problem { place: Place::Variable(variable), key: path, what, remedy };
+                ignored.warnings.push(problem.to_string());
+            } else if resembles {
                 let remedy = self.suggestion(&path);
                 self.wrong(Place::Variable(variable), &path, "is not a known key", remedy);
             } else {
-                ignored.push(variable);
+                ignored.variables.push(variable);
             }
         }
         debug_assert!(value.is_some() || !self.problems.is_empty(), "nothing was read, but nothing is wrong");
@@ -218,24 +253,74 @@ impl<'i> Report<'i> {
     }
 }
 
-/// Variables with a prefix of ours, by the path of the key that they override.
-fn overrides(env: impl Iterator<Item = (String, String)>) -> BTreeMap<String, Override> {
-    let mut found: Vec<(usize, String, Override)> = Vec::new();
-    for (variable, value) in env {
-        let value = Zeroizing::new(value);
-        for (rank, prefix) in PREFIXES.iter().enumerate() {
-            let (Some(start), Some(rest)) = (variable.get(..prefix.len()), variable.get(prefix.len()..)) else {
-                continue;
-            };
-            if start.eq_ignore_ascii_case(prefix) && !rest.is_empty() {
+/// What matters of the environment.
+struct Environment {
+    /// Variables with a prefix of ours, by the path of the key that they override.
+    overrides: BTreeMap<String, Override>,
+    ignored: Ignored,
+    folders: Folders,
+}
+
+/// Where files go that are not configured.
+struct Folders {
+    runtime: PathBuf,
+    state: PathBuf,
+}
+
+impl Environment {
+    fn read(env: impl Iterator<Item = (String, String)>) -> Self {
+        let mut folders = Folders { runtime: "/run/tollgate".into(), state: "/var/lib/tollgate".into() };
+        let mut ignored = Ignored::default();
+        let mut found: Vec<(usize, String, Override)> = Vec::new();
+        for (variable, value) in env {
+            match &variable[..] {
+                "RUNTIME_DIRECTORY" => folders.runtime = first_folder(&value).unwrap_or(folders.runtime),
+                "STATE_DIRECTORY" => folders.state = first_folder(&value).unwrap_or(folders.state),
+                _ => {}
+            }
+            let value = Zeroizing::new(value);
+            let mut prefixes = PREFIXES.iter().enumerate();
+            let Some((rank, prefix)) = prefixes.rfind(|(_, prefix)| has_prefix(&variable, prefix)) else { continue };
+            let rest = &variable[prefix.len()..];
+            if is_of_a_service(rest, &value) {
+                ignored.variables.push(variable);
+            } else if !rest.is_empty() {
                 let path = rest.to_ascii_lowercase().replace("__", ".");
                 found.push((rank, path, Override { variable, value }));
-                break;
             }
         }
+        found.sort_by_key(|(rank, ..)| *rank);
+        let overrides = found.into_iter().map(|(_, path, value)| (path, value)).collect();
+        Environment { overrides, ignored, folders }
     }
-    found.sort_by_key(|(rank, ..)| *rank);
-    found.into_iter().map(|(_, path, value)| (path, value)).collect()
+}
+
+fn has_prefix(variable: &str, prefix: &str) -> bool {
+    variable.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// The first of the folders that systemd names, with colons between where there are several.
+fn first_folder(value: &str) -> Option<PathBuf> {
+    value.split(':').map(Path::new).find(|folder| folder.is_absolute()).map(Path::to_owned)
+}
+
+/// Whether a variable, of which `rest` follows the prefix, is one that Kubernetes sets in every container for a service of such a name: a
+/// service `quincy-metrics` sets QUINCY_METRICS_SERVICE_HOST, QUINCY_METRICS_SERVICE_PORT (and that with the name of a port behind),
+/// QUINCY_METRICS_PORT, QUINCY_METRICS_PORT_9090_TCP, and the last with _PROTO, _PORT and _ADDR behind.
+fn is_of_a_service(rest: &str, value: &str) -> bool {
+    // The service's own name may be the whole prefix.
+    let rest = format!("_{}", rest.to_ascii_uppercase());
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let is_of_port = |rest: &str| {
+        let mut words = rest.split('_');
+        let number = words.next().is_some_and(|word| word.parse::<u16>().is_ok());
+        number && words.next().is_some_and(|word| ["TCP", "UDP", "SCTP"].contains(&word))
+    };
+    rest.ends_with("_SERVICE_HOST")
+        || rest.ends_with("_SERVICE_PORT")
+        || rest.contains("_SERVICE_PORT_")
+        || (rest.ends_with("_PORT") && is_address)
+        || rest.match_indices("_PORT_").any(|(at, port)| is_of_port(&rest[at + port.len()..]))
 }
 
 fn split(path: &str) -> (&str, &str) {

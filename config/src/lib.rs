@@ -29,20 +29,20 @@ mod value;
 
 pub use client::{ClientConfig, Network, ServerAddress};
 pub use connection::{CongestionController, Connection, MTU_BYTES_MAX, MTU_BYTES_MIN, MTU_BYTES_MIN_V6};
-pub use control::Control;
+pub use control::{Control, socket_name};
 pub use data_path::{COALESCE_US_MAX, DataPath};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use live::{Changed, UserChanges};
 pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
 pub use server::{FILE_BYTES_MAX, Metrics, ServerConfig};
 pub use sessions::Sessions;
-pub use shards::{CPUS_MAX, DEFAULT_KEY_FILE, SHARDS_MAX, ShardCount, Shards};
+pub use shards::{CPUS_MAX, SHARDS_MAX, ShardCount, Shards};
 pub use users::{Defaults, NoiseKey, USERS_FILE_BYTES_MAX, Users};
 pub use value::{LogFilter, RATE_BITS_PER_S_MAX};
 
 /// The reader behind all of these, for other TOML files: it reports every mistake with its place and its remedy.
 pub mod reading {
-    pub use crate::document::{Report, Table, load};
+    pub use crate::document::{Ignored, Report, Table, load};
     pub use crate::setting::Setting;
     pub use crate::value::{RATE, rate};
 }

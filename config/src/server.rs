@@ -61,8 +61,10 @@ pub struct ServerConfig {
     pub sessions: Sessions,
     /// How the running gateway is told what to do.
     pub control: Control,
-    /// Environment variables that begin like ours but name no setting, and were ignored. Worth a line in the log.
+    /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
     pub ignored_variables: Vec<String>,
+    /// What is valid but was hardly meant so, each in a line.
+    pub warnings: Vec<String>,
 }
 
 /// The table `[metrics]`. Checked, but not served yet: the shell says so where `enabled` is set.
@@ -99,8 +101,9 @@ impl ServerConfig {
     ///
     /// If a file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let (mut config, ignored_variables) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
-        config.ignored_variables = ignored_variables;
+        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
+        config.ignored_variables = ignored.variables;
+        config.warnings.extend(ignored.warnings);
         Ok(config)
     }
 
@@ -128,7 +131,7 @@ impl ServerConfig {
         let metrics = read_metrics(root.table(report, "metrics"), report);
         let shards = shards::read(root.table(report, "shards"), report);
         let data_path = data_path::read(root.table(report, "data_path"), report);
-        let control = control::read(root.table(report, "control"), report, bind.port());
+        let control = control::read(root.table(report, "control"), report, bind);
         root.finish(report);
         let (users_file, users) = users?;
         Some(ServerConfig {
@@ -150,6 +153,7 @@ impl ServerConfig {
             sessions,
             control,
             ignored_variables: Vec::new(),
+            warnings: Vec::new(),
         })
     }
 }

@@ -12,8 +12,8 @@ pub const SHARDS_MAX: u64 = 128;
 /// Most CPU numbers in a list, and one more than the highest: the kernel's CPU_SETSIZE.
 pub const CPUS_MAX: u64 = 1024;
 
-/// Where the shared keys are kept by default.
-pub const DEFAULT_KEY_FILE: &str = "/var/lib/tollgate/keys";
+/// Name of the file of the shared keys, where none is configured, in the folder of what outlives the process.
+const KEY_FILE_NAME: &str = "keys";
 
 /// How many shards to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,26 +35,19 @@ pub struct Shards {
     pub cpus: Option<Vec<u16>>,
     /// The file with the keys that all shards share and that outlive a restart: stateless reset and address validation tokens.
     pub key_file: PathBuf,
-}
-
-impl Default for Shards {
-    fn default() -> Self {
-        Shards { count: ShardCount::Auto, cpus: None, key_file: DEFAULT_KEY_FILE.into() }
-    }
+    /// Whether the configuration names it. Otherwise the gateway can do without.
+    pub is_key_file_configured: bool,
 }
 
 /// Reads the table.
 pub(crate) fn read(mut table: Table<'_>, report: &mut Report<'_>) -> Shards {
-    let mut shards = Shards::default();
-    if let Some(count) = read_count(&mut table, report) {
-        shards.count = count;
-    }
-    shards.cpus = read_cpus(&mut table, report);
-    if let Some(path) = table.parsed(report, "key_file", "write the path of a file", value::path) {
-        shards.key_file = path;
-    }
+    let count = read_count(&mut table, report).unwrap_or_default();
+    let cpus = read_cpus(&mut table, report);
+    let key_file = table.parsed(report, "key_file", "write the path of a file", value::path);
     table.finish(report);
-    shards
+    let is_key_file_configured = key_file.is_some();
+    let key_file = key_file.unwrap_or_else(|| report.state_folder().join(KEY_FILE_NAME));
+    Shards { count, cpus, key_file, is_key_file_configured }
 }
 
 fn read_count(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<ShardCount> {

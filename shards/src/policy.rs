@@ -51,16 +51,17 @@ impl Policy {
         if packet.source != leased {
             return Verdict::Drop(DropReason::ForgedSource);
         }
-        match DestinationClass::of(destination) {
-            DestinationClass::Unicast => {}
-            DestinationClass::Multicast | DestinationClass::Broadcast => return Verdict::Drop(DropReason::Multicast),
-            _ => return Verdict::Drop(DropReason::Unroutable),
-        }
+        // The tunnel's network first: it may lie in a class that is never routed, as 169.254.0.0/16 does.
         if destination == self.tunnel.addr() {
             return Verdict::Forward;
         }
         if self.tunnel.contains(&destination) {
             return self.judge_inside(destination, routes);
+        }
+        match DestinationClass::of(destination) {
+            DestinationClass::Unicast => {}
+            DestinationClass::Multicast | DestinationClass::Broadcast => return Verdict::Drop(DropReason::Multicast),
+            _ => return Verdict::Drop(DropReason::Unroutable),
         }
         // A tunnel's own packets inside the tunnel would feed on themselves.
         if local_ip.is_some_and(|ip| ip.to_canonical() == destination) || self.outer_addresses.contains(&destination) {

@@ -3,11 +3,12 @@
 //! This module never decides what an answer means for its caller.
 
 use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate_config::{ConfigError, FILE_BYTES_MAX, reading};
+use tollgate_config::{ConfigError, FILE_BYTES_MAX, reading, socket_name};
 
 use super::protocol::{ANSWER_BYTES_MAX, Answer, Lines, Request, encode};
 
@@ -69,13 +70,19 @@ pub enum AskError {
 ///
 /// If the file cannot be read or is not TOML, or what it says of the socket is wrong.
 pub fn socket_of(path: &Path, variables: impl Iterator<Item = (String, String)>) -> Result<PathBuf, ConfigError> {
-    let concerned = |name: &str| ["_CONTROL__SOCKET", "_BIND_PORT"].iter().any(|key| name.ends_with(key));
+    let concerned = |name: &str| {
+        ["_CONTROL__SOCKET", "_BIND_PORT", "_BIND_ADDRESS", "RUNTIME_DIRECTORY"].iter().any(|key| name.ends_with(key))
+    };
     let variables = variables.filter(|(name, _)| concerned(&name.to_ascii_uppercase()));
     let (socket, _) = reading::load(path, FILE_BYTES_MAX, variables, |mut root, report| {
         let port = root.integer(report, "bind_port", 1..=u16::MAX.into(), "a port").unwrap_or(DEFAULT_PORT);
+        let address = root.parsed(report, "bind_address", "write an IP address", |text| {
+            text.trim().parse::<IpAddr>().map_err(|_| "which is not an IP address".to_owned())
+        });
+        let bind = SocketAddr::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port as u16);
         let mut control = root.table(report, "control");
         let socket = control.parsed(report, "socket", "write the path of a Unix socket", |text| Ok(text.into()));
-        Some(socket.unwrap_or_else(|| format!("/run/tollgate/{port}.sock").into()))
+        Some(socket.unwrap_or_else(|| report.runtime_folder().join(socket_name(bind))))
     })?;
     Ok(socket)
 }
@@ -138,6 +145,12 @@ mod tests {
         for (port, socket, variable) in [
             ("", "", None),
             ("bind_port = 7", "", None),
+            ("bind_address = \"::\"", "", None),
+            ("bind_address = \"198.18.0.1\"", "", None),
+            ("bind_address = \"fd00::1\"\nbind_port = 7", "", None),
+            ("", "", Some(("QUINCY_BIND_ADDRESS", "198.18.0.2"))),
+            ("", "", Some(("RUNTIME_DIRECTORY", "/run/one:/run/two"))),
+            ("", "", Some(("QUINCY_BIND_PORT", "tcp://198.18.0.7:80"))),
             ("", "socket = \"here\"", None),
             ("bind_port = 7", "", Some(("QUINCY_BIND_PORT", "8"))),
             ("", "socket = \"here\"", Some(("TOLLGATE_CONTROL__SOCKET", "there"))),

@@ -52,7 +52,8 @@ pub struct WatchError {
 pub struct Control {
     signals: Receiver<Signal>,
     hangups: Receiver<()>,
-    socket: ControlSocket,
+    /// `None` where there is none and none was configured.
+    socket: Option<ControlSocket>,
     watch: Option<Watch>,
     level: LogFilter,
 }
@@ -67,7 +68,7 @@ impl Control {
         Ok(Control {
             signals: signals()?,
             hangups: hangups()?,
-            socket: ControlSocket::listen(&config.control.socket)?,
+            socket: control_socket(&config.control)?,
             watch: watch(config)?,
             level: config.log.clone(),
         })
@@ -84,6 +85,7 @@ impl Control {
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
         let Control { signals, hangups, socket, watch, level } = self;
+        let requests = socket.as_ref().map_or_else(never, |socket| socket.requests().clone());
         let mut running = Running { gateway, log, level, load, watch };
         loop {
             let changes = running.watch.as_ref().map_or_else(never, |watch| watch.changes().clone());
@@ -95,7 +97,7 @@ impl Control {
                 },
                 recv(hangups) -> _ => drop(running.reload("SIGHUP")),
                 recv(changes) -> change => running.users_changed(change.is_ok()),
-                recv(socket.requests()) -> asked => if let Ok(asked) = asked {
+                recv(requests) -> asked => if let Ok(asked) = asked {
                     // Whoever asked may be gone.
                     let _ = asked.answer.send(running.carry_out(&asked.request));
                 },
@@ -200,6 +202,18 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
             closed_connections: Some(reloaded.closed_connections),
             took_ms: Some(reloaded.took.as_secs_f64() * 1e3),
         })
+    }
+}
+
+/// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
+fn control_socket(config: &tollgate_config::Control) -> Result<Option<ControlSocket>, SocketError> {
+    match ControlSocket::listen(&config.socket) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if config.is_socket_configured => Err(error),
+        Err(error) => {
+            warn!("`tollgate reload` and `tollgate kick` cannot reach this gateway, SIGHUP and SIGTERM can: {error}");
+            Ok(None)
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One core: a glommio executor that owns a shard, a UDP socket and a TUN queue, and runs its passes.
+//! One core: a shard, a UDP socket and a TUN queue, and the passes over them on a thread of their own.
 //!
 //! This module decides nothing about packets.
 
@@ -7,25 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::keeper::Steer;
 use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
 use tracing::{debug, info, warn};
 
-use super::GatewayError;
 use super::coalescing::Coalescing;
 use super::mesh::{Bell, Mesh};
+use super::threads::{CoreThread, RunningThread};
 use super::upkeep::{Task, Tasks};
 use crate::io::{ShardSockets, TunQueue, TunSteering};
 use crate::pump::{Lost, Pump, Traffic};
 
-/// glommio's own I/O memory, in bytes. The data path does its own system calls and needs none of it.
-const IO_MEMORY_BYTES: usize = 64 * 1024;
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
-/// Longer than it takes to start on the busiest machine: a core is its executor's only task and is never preempted.
-const PREEMPT_TIMER: Duration = Duration::from_secs(3600);
 /// How soon held messages are tried again.
 const HELD_RETRY: Duration = Duration::from_micros(200);
 
@@ -150,26 +145,16 @@ pub struct Core {
 }
 
 impl Core {
-    /// Starts the executor, pinned to its CPU.
-    ///
-    /// # Errors
-    ///
-    /// If glommio cannot start it.
-    pub fn spawn(self) -> Result<ExecutorJoinHandle<io::Result<()>>, GatewayError> {
-        let (shard, cpu) = (self.shard.index().0, self.cpu);
-        LocalExecutorBuilder::new(Placement::Fixed(cpu))
-            .name(&format!("tollgate-{shard}"))
-            .io_memory(IO_MEMORY_BYTES)
-            .preempt_timer(PREEMPT_TIMER)
-            .spawn(move || async move {
-                let _abort = AbortOnPanic;
-                let ended = self.ended.clone();
-                let result = self.run();
-                // The control thread may be past listening.
-                let _ = ended.send(shard);
-                result
-            })
-            .map_err(|error| GatewayError::Executor { shard, cpu, reason: error.to_string() })
+    /// Runs the core on `thread` until it is told to stop or fails.
+    pub fn start(self, thread: CoreThread) -> RunningThread {
+        thread.run(Box::new(move || {
+            let _abort = AbortOnPanic;
+            let (shard, ended) = (self.shard.index().0, self.ended.clone());
+            let result = self.run();
+            // The control thread may be past listening.
+            let _ = ended.send(shard);
+            result
+        }))
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -190,7 +175,7 @@ impl Core {
             let holding = self.mesh.flush();
             self.answer();
             if more || self.pump.has_more() {
-                // Never back to the executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
+                // Never back to an executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
                 // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
                 continue;
             }
@@ -240,7 +225,7 @@ impl Core {
         if self.mesh.is_idle() && self.orders.is_empty() {
             self.pump.sleep(now, deadline);
         }
-        self.bell.wake_up();
+        self.bell.wake_up(self.pump.take_woken());
     }
 
     /// Asks for what the pump has given up, and for what it could not be given (`refused`).

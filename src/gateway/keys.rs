@@ -5,15 +5,17 @@
 //!
 //! This module never prints a key.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use tollgate_config::Shards;
 use tollgate_shards::connection_id::ConnectionIdKey;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 const MAGIC: &str = "tollgate-keys-1";
@@ -60,7 +62,32 @@ pub enum KeyError {
     },
 }
 
+impl KeyError {
+    /// Whether the place is to blame, and not what was found there.
+    fn is_of_the_place(&self) -> bool {
+        matches!(self, KeyError::Unusable { .. })
+    }
+}
+
 impl Keys {
+    /// The keys that `config` asks for: those of its file, or else, where no file is configured and none can be read or made, new ones that
+    /// this process takes with it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Keys::load_or_create`].
+    pub fn of(config: &Shards) -> Result<Self, KeyError> {
+        match Keys::load_or_create(&config.key_file) {
+            Err(error) if error.is_of_the_place() && !config.is_key_file_configured => {
+                warn!(
+                    "clients will notice a restart of this gateway only by its silence, for its keys end with it: {error}"
+                );
+                Ok(Keys::derive(&random()))
+            }
+            keys => keys,
+        }
+    }
+
     /// Reads the keys from `path`, or makes new ones there, readable by their owner only.
     ///
     /// # Errors
@@ -123,16 +150,16 @@ pub fn random() -> Zeroizing<[u8; 32]> {
 }
 
 fn create(path: &Path, master: &[u8; MASTER_BYTES]) -> io::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder)?;
-    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
     let hex: Zeroizing<String> = Zeroizing::new(master.iter().map(|byte| format!("{byte:02x}")).collect());
-    // Under another name until it is whole: a gateway that dies here must not leave half a key behind.
-    let partial = path.with_extension(format!("partial-{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    // Under another name until it is whole: a gateway that dies or fails here must not leave half a key behind. The file has mode 0600 from
+    // its first moment, and is removed unless it is kept.
+    let mut file = tempfile::Builder::new().prefix(".keys-").tempfile_in(folder)?;
     file.write_all(format!("{MAGIC} {}\n", *hex).as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&partial, path)
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 fn parse(line: &str) -> Option<Zeroizing<[u8; MASTER_BYTES]>> {
@@ -163,6 +190,8 @@ fn expand(root: &hkdf::Prk, label: &[u8], out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     fn tag_of(keys: &Keys) -> Vec<u8> {
@@ -200,7 +229,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         for content in ["", "tollgate-keys-1 12", "tollgate-keys-1 zz", &"é".repeat(40), &"x".repeat(5000)] {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
+            let mut file =
+                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
             file.write_all(content.as_bytes()).unwrap();
             let error = Keys::load_or_create(&path).err().unwrap();
             assert!(matches!(error, KeyError::Malformed { .. }), "{error}");

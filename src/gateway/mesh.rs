@@ -50,9 +50,11 @@ impl Bell {
         self.sleeping.store(true, Ordering::SeqCst);
     }
 
-    /// Sleep is over.
-    pub fn wake_up(&self) {
-        if !self.sleeping.swap(false, Ordering::SeqCst) {
+    /// Sleep is over; `is_notified` says whether the wake-up had been notified when it ended. A ring that came late, when something else had
+    /// ended an earlier sleep, ends this one: it must be drained, or no later sleep would last.
+    pub fn wake_up(&self, is_notified: bool) {
+        let is_rung = !self.sleeping.swap(false, Ordering::SeqCst);
+        if is_rung || is_notified {
             self.wake.drain();
         }
     }
@@ -160,7 +162,11 @@ mod tests {
     use bytes::Bytes;
     use tollgate_shards::routes::ConnectionKey;
 
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::io::{UdpOptions, UdpSocket};
+    use crate::pump::Pump;
 
     fn mesh(shards: usize) -> (Vec<Mesh>, Vec<Bell>) {
         let bells: Vec<_> = (0..shards).map(|_| Bell::new().unwrap()).collect();
@@ -221,5 +227,30 @@ mod tests {
         assert!(bells[1].wake().drain());
         ends[0].flush();
         assert!(!bells[1].wake().drain());
+    }
+
+    /// As a core does it. Returns whether the sleep lasted.
+    fn sleep(bell: &Bell, pump: &mut Pump) -> bool {
+        let (start, limit) = (Instant::now(), Duration::from_millis(20));
+        bell.fall_asleep();
+        pump.sleep(start, Some(start + limit));
+        bell.wake_up(pump.take_woken());
+        start.elapsed() >= limit
+    }
+
+    #[test]
+    fn a_ring_that_comes_late_ends_one_sleep_and_not_all() {
+        let bell = Bell::new().unwrap();
+        let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
+        let mut pump = Pump::new(socket, None, bell.wake()).unwrap();
+        // Another thread rings: it sees the sleeper asleep, and is interrupted before it notifies.
+        bell.fall_asleep();
+        assert!(bell.sleeping.swap(false, Ordering::SeqCst));
+        // The sleeper wakes for another reason, and only then the notification comes.
+        bell.wake_up(false);
+        bell.wake.notify();
+        assert!(!sleep(&bell, &mut pump), "the late ring ends a sleep");
+        let empty_passes = (0..5).filter(|_| !sleep(&bell, &mut pump)).count();
+        assert_eq!(empty_passes, 0, "sleeps that did not last, of 5");
     }
 }

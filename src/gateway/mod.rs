@@ -2,12 +2,14 @@
 //!
 //! This module sees no packet.
 
+mod capacity;
 mod coalescing;
 mod core;
 mod keys;
 mod mesh;
 mod reload;
 mod status;
+mod threads;
 mod upkeep;
 
 use std::io;
@@ -16,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use glommio::ExecutorJoinHandle;
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
 use tollgate_shards::connection_id::ConnectionIdKey;
@@ -31,8 +32,10 @@ pub use reload::{KickError, Kicked, ReloadError, Reloaded, Unanswered};
 pub use status::Status;
 pub use upkeep::HostReport;
 
+use self::capacity::DescriptorError;
 use self::core::{Core, Generations, Order};
 use self::mesh::{Bell, Mesh};
+use self::threads::{CoreThread, RunningThread, ThreadError};
 use self::upkeep::{Kept, Tasks, Upkeep};
 use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
 use crate::io::{
@@ -74,18 +77,12 @@ pub enum GatewayError {
         /// Those there are.
         allowed: String,
     },
-    /// glommio.
-    #[error(
-        "shard {shard} cannot start on CPU {cpu}: {reason}; each shard locks 512 KiB of memory, so `ulimit -l` must allow for all of them, and io_uring must be permitted"
-    )]
-    Executor {
-        /// The shard.
-        shard: u16,
-        /// Its CPU.
-        cpu: usize,
-        /// What glommio says.
-        reason: String,
-    },
+    /// Threads.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// Descriptors.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorError),
     /// A descriptor failed while the gateway ran.
     #[error("shard {shard} failed: {source}")]
     Core {
@@ -99,7 +96,7 @@ pub enum GatewayError {
     Lost {
         /// The shard.
         shard: u16,
-        /// What glommio says.
+        /// What became of it.
         reason: String,
     },
     /// The system is out of something.
@@ -124,7 +121,7 @@ pub struct Gateway {
 }
 
 struct Running {
-    join: ExecutorJoinHandle<io::Result<()>>,
+    thread: RunningThread,
     orders: Sender<Order>,
     bell: Bell,
 }
@@ -138,7 +135,9 @@ impl Gateway {
     pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
         let cpus = placement(config)?;
         let shards = cpus.len();
-        let keys = Keys::load_or_create(&config.shards.key_file)?;
+        capacity::allow_descriptors(shards)?;
+        let threads = threads::start(&cpus)?;
+        let keys = Keys::of(&config.shards)?;
         let certificates = chain(&config.tls)?;
         let epoch = Arc::new(Epoch {
             number: 0,
@@ -168,7 +167,7 @@ impl Gateway {
             upkeep: tasks.clone(),
             ended: ended_sender,
         };
-        let cores = start_cores(config, &cpus, bound, queues, &shared)?;
+        let cores = start_cores(config, &cpus, threads, bound, queues, &shared)?;
         announce(config, &cpus, &tun, shared.steering.is_some());
         let kept = Kept {
             interface: Interface::new(plan, &tun),
@@ -220,9 +219,9 @@ impl Gateway {
         let mut result = Ok(());
         for (shard, core) in self.cores.into_iter().enumerate() {
             let shard = shard as u16;
-            let ended = match core.join.join() {
+            let ended = match core.thread.join() {
                 Ok(ended) => ended.map_err(|source| GatewayError::Core { shard, source }),
-                Err(error) => Err(GatewayError::Lost { shard, reason: error.to_string() }),
+                Err(reason) => Err(GatewayError::Lost { shard, reason }),
             };
             result = result.and(ended);
         }
@@ -243,6 +242,7 @@ struct Shared {
 fn start_cores(
     config: &ServerConfig,
     cpus: &[usize],
+    threads: Vec<CoreThread>,
     sockets: Vec<ShardSockets>,
     queues: Vec<TunQueue>,
     shared: &Shared,
@@ -251,8 +251,8 @@ fn start_cores(
     let ends = Mesh::between(&bells);
     let now = Instant::now();
     let mut cores = Vec::with_capacity(cpus.len());
-    let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(cpus).enumerate();
-    for (index, ((((sockets, queue), mesh), bell), &cpu)) in parts {
+    let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(threads).zip(cpus).enumerate();
+    for (index, (((((sockets, queue), mesh), bell), thread), &cpu)) in parts {
         let mut pump = Pump::new(sockets.live, Some(queue), bell.wake())?;
         pump.set_handshakes(sockets.handshakes, bell.wake())?;
         let params = params(config, shared, cpus.len() as u16, index as u16);
@@ -273,7 +273,7 @@ fn start_cores(
             generations: Generations::default(),
             ended: shared.ended.clone(),
         };
-        cores.push(Running { join: core.spawn()?, orders, bell });
+        cores.push(Running { thread: core.start(thread), orders, bell });
     }
     Ok(cores)
 }

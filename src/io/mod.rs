@@ -13,6 +13,7 @@ mod tun;
 mod tun_queue;
 mod tun_steering;
 mod udp;
+pub mod uring;
 mod wake;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
 use tollgate_config::{
     ClientConfig, CongestionController, Connection, DataPath, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
-    ShardCount, Shards,
+    ShardCount,
 };
 use tollgate_shards::UserIndex;
 use tollgate_shards::directory::{Limit, Rate};
@@ -112,7 +112,7 @@ fn a_file_for_quincys_server_is_read_unchanged() {
         idle_timeout: None,
     };
     assert_eq!(config.metrics, metrics);
-    assert_eq!(config.shards, Shards::default());
+    assert_eq!((config.shards.count, config.shards.cpus), (ShardCount::Auto, None));
 
     let users: Vec<_> = config.users.directory.users().map(|(_, user)| user).collect();
     assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["zoe", "bob"], "order of the file");
@@ -206,6 +206,94 @@ fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
         config.network.routes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["198.18.1.0/24", "198.18.2.0/24"]
     );
+}
+
+#[test]
+fn variables_that_a_container_platform_sets_for_services_are_ignored() {
+    let mut variables = Vec::new();
+    for service in ["QUINCY", "QUINCY_METRICS", "QUINCY_BIND", "TOLLGATE", "TOLLGATE_METRICS", "TOLLGATE_BIND"] {
+        for (suffix, value) in [
+            ("SERVICE_HOST", "198.18.0.7"),
+            ("SERVICE_PORT", "9090"),
+            ("SERVICE_PORT_HTTP_METRICS", "9090"),
+            ("PORT", "tcp://198.18.0.7:9090"),
+            ("PORT", "udp://198.18.0.7:55555"),
+            ("PORT_9090_TCP", "tcp://198.18.0.7:9090"),
+            ("PORT_9090_TCP_PROTO", "tcp"),
+            ("PORT_9090_TCP_PORT", "9090"),
+            ("PORT_9090_TCP_ADDR", "198.18.0.7"),
+            ("PORT_55555_UDP_ADDR", "198.18.0.7"),
+        ] {
+            variables.push((format!("{service}_{suffix}"), value));
+        }
+    }
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (&name[..], *value)).collect();
+    let config = load_server(SERVER, &variables).unwrap();
+    assert_eq!(config.bind.port(), 55_555);
+    assert_eq!((config.ignored_variables.len(), config.warnings), (variables.len(), vec![]));
+    let config = load_client(CLIENT, &variables).unwrap();
+    assert_eq!((config.ignored_variables.len(), config.warnings), (variables.len(), vec![]));
+}
+
+#[test]
+fn variables_of_quincys_other_programs_and_with_slips_are_warnings() {
+    let of_the_client = [
+        ("QUINCY_CONNECTION_STRING", "vpn.example.org:55555"),
+        ("QUINCY_NETWORK__ROUTES", "[\"198.18.1.0/24\"]"),
+        ("QUINCY_PROTOCOL__CLIENT_CERTIFICATE_FILE", "client.pem"),
+    ];
+    let of_the_server = [
+        ("QUINCY_TUNNEL_NETWORK", "198.18.0.1/24"),
+        ("QUINCY_METRICS__ENABLED", "true"),
+        ("QUINCY_PROTOCOL__CERTIFICATE_FILE", "server.pem"),
+    ];
+    let of_nobody = [("QUINCY_VERSION", "3.1.1"), ("QUINCY_LOG", "debug"), ("QUINCY_CONNECTION__MTUU", "1300")];
+    let warnings = |config: Vec<String>, variables: &[(&str, &str)]| {
+        for (name, value) in variables {
+            let told =
+                config.iter().filter(|warning| warning.contains(&format!("variable {name}:"))).collect::<Vec<_>>();
+            assert!(told.len() == 1 && told[0].contains("is ignored"), "{name}: {config:?}");
+            assert!(!told[0].contains(value), "{told:?} shows a value");
+        }
+        assert_eq!(config.len(), variables.len());
+        config.join("\n")
+    };
+    let variables = [&of_the_client[..], &of_nobody[..]].concat();
+    let text = warnings(load_server(SERVER, &variables).unwrap().warnings, &variables);
+    assert!(text.contains("did you mean `connection.mtu`?"), "{text}");
+    let variables = [&of_the_server[..], &of_nobody[..]].concat();
+    warnings(load_client(CLIENT, &variables).unwrap().warnings, &variables);
+}
+
+#[test]
+fn files_that_are_not_configured_go_where_systemd_says_and_bear_the_address() {
+    for (bind, name) in [
+        ("0.0.0.0", "55555.sock"),
+        ("::", "55555.sock"),
+        ("198.18.0.1", "198.18.0.1-55555.sock"),
+        ("::ffff:198.18.0.1", "198.18.0.1-55555.sock"),
+        ("fd00::1", "fd00::1-55555.sock"),
+    ] {
+        for (runtime, folder) in [
+            (None, "/run/tollgate"),
+            (Some(""), "/run/tollgate"),
+            (Some("/run/vpn"), "/run/vpn"),
+            (Some("/run/vpn:/run/two"), "/run/vpn"),
+        ] {
+            let variables: Vec<_> = runtime.map(|runtime| ("RUNTIME_DIRECTORY", runtime)).into_iter().collect();
+            let config = load_server(&format!("bind_address = {bind:?}\n{SERVER}"), &variables).unwrap();
+            assert_eq!(config.control.socket, Path::new(folder).join(name));
+            assert!(!config.control.is_socket_configured);
+        }
+    }
+    let config = load_server(SERVER, &[("STATE_DIRECTORY", "/var/lib/vpn:/var/lib/two")]).unwrap();
+    assert_eq!(config.shards.key_file, Path::new("/var/lib/vpn/keys"));
+    assert!(!config.shards.is_key_file_configured);
+    let text = format!("{SERVER}[shards]\nkey_file = \"k\"\n[control]\nsocket = \"s\"");
+    let folders = [("STATE_DIRECTORY", "/var/lib/vpn"), ("RUNTIME_DIRECTORY", "/run/vpn")];
+    let config = load_server(&text, &folders).unwrap();
+    assert_eq!((config.shards.key_file, config.control.socket), ("k".into(), "s".into()));
+    assert!(config.shards.is_key_file_configured && config.control.is_socket_configured);
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn a_wrong_override_names_its_variable() {
     for (variable, value, key, part) in [
         ("QUINCY_CONNECTION__MTU", "99", "connection.mtu", "too small"),
         ("TOLLGATE_CONNECTION__MTU", "big", "connection.mtu", "big"),
-        ("QUINCY_CONNECTION__MTO", "1400", "connection.mto", "`mtu`"),
+        ("TOLLGATE_CONNECTION__MTO", "1400", "connection.mto", "`mtu`"),
         ("TOLLGATE_BIND_PROT", "5", "bind_prot", "`bind_port`"),
         ("TOLLGATE_METRICS__ENABLED", "perhaps", "metrics.enabled", "true or false"),
         ("TOLLGATE_SHARDS__CPUS", "0,x", "shards.cpus[1]", "from 0 to 1023"),

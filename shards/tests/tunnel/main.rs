@@ -257,6 +257,26 @@ fn what_policy_forbids_is_not_delivered_and_counted_under_its_reason() {
 }
 
 #[test]
+fn a_tunnel_in_a_network_that_is_never_routed_reaches_the_gateway_and_other_clients() {
+    for tunnel in ["169.254.7.1/24", "100.64.7.1/24", "240.0.7.1/24", "0.7.7.1/24"] {
+        let mut world = World::new(Setup { tunnel, isolate_clients: false, ..Setup::default() });
+        let (client, address) = world.attach(0, 0);
+        let (other, other_address) = world.attach(1, 1);
+        world.tun.clear();
+        let (gateway, _) = tunnel.split_once('/').unwrap();
+        world.send_up(client, &udp4(address, gateway.parse().unwrap(), b"to the gateway"));
+        world.send_up(client, &udp4(address, other_address, b"to another client"));
+        world.run(Duration::from_millis(200));
+        assert_eq!(world.tun.len(), 1, "{tunnel}");
+        assert_eq!(world.clients[other].received.len(), 1, "{tunnel}");
+        // What else is in that class has no business here.
+        world.send_up(client, &udp4(address, IpAddr::from([169, 254, 169, 254]), b"to nobody"));
+        world.run(Duration::from_millis(200));
+        assert_eq!((world.dropped(DropReason::Unroutable), world.tun.len()), (1, 1), "{tunnel}");
+    }
+}
+
+#[test]
 fn without_isolation_clients_reach_each_other_within_and_across_shards() {
     for owner in 0..2 {
         let mut world = World::new(Setup { isolate_clients: false, ..Setup::default() });

@@ -1,0 +1,482 @@
+//! The gateway where containers, service managers and other users set bounds: the real program under their rules, with a real client.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use tollgate::lab::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
+
+use self::harness::client::{Attached, Login};
+use self::harness::deployment::{Deployment, Plan};
+use self::harness::gateway::Gateway;
+use self::harness::peers::{Peers, gateways_can_run};
+use self::harness::traffic::{assert_pings, wait_for_ping};
+use self::harness::{PATIENCE, turn};
+
+// The interop tests use the rest of it.
+#[allow(dead_code)]
+mod harness;
+
+const PLAIN_THREADS: &str = "the shards run on plain pinned threads";
+
+/// Set for this test program where it is to forbid system calls and become the command behind `--`: `call=errno` with commas between.
+const FORBIDDEN: &str = "TOLLGATE_TEST_FORBIDDEN_CALLS";
+
+/// The calls of io_uring, by number.
+const URING_CALLS: [(&str, i64); 3] = [
+    ("io_uring_setup", libc::SYS_io_uring_setup),
+    ("io_uring_enter", libc::SYS_io_uring_enter),
+    ("io_uring_register", libc::SYS_io_uring_register),
+];
+
+/// What Kubernetes sets in each container of a name space that has a service of this name.
+fn variables_of_a_service(name: &str) -> Vec<(String, &'static str)> {
+    let variables = [
+        ("SERVICE_HOST", "198.18.77.7"),
+        ("SERVICE_PORT", "9090"),
+        ("SERVICE_PORT_HTTP", "9090"),
+        ("PORT", "tcp://198.18.77.7:9090"),
+        ("PORT_9090_TCP", "tcp://198.18.77.7:9090"),
+        ("PORT_9090_TCP_PROTO", "tcp"),
+        ("PORT_9090_TCP_PORT", "9090"),
+        ("PORT_9090_TCP_ADDR", "198.18.77.7"),
+    ];
+    variables.into_iter().map(|(suffix, value)| (format!("{name}_{suffix}"), value)).collect()
+}
+
+/// A gateway's files, and where it runs.
+struct Site {
+    deployment: Deployment,
+    topology: Topology,
+}
+
+impl Site {
+    fn new(plan: &Plan) -> Self {
+        let deployment = Deployment::write(plan);
+        let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+        Site { deployment, topology }
+    }
+
+    /// A configuration as Quincy's server has it: none of our own tables.
+    fn with_quincys_own_file(plan: &Plan) -> Self {
+        let site = Site::new(plan);
+        let path = site.deployment.path("server.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let (quincys, _) = text.split_once("[shards]").unwrap();
+        fs::write(path, quincys).unwrap();
+        site
+    }
+
+    /// `tollgate serve` with words in front, as of `prlimit`.
+    fn command(&self, prefix: &[&str]) -> Command {
+        let serve = Gateway::command(&self.deployment);
+        if prefix.is_empty() {
+            return serve;
+        }
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).arg(serve.get_program()).args(serve.get_args());
+        command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(self.deployment.folder());
+        command
+    }
+
+    fn start(&self, command: Command) -> Gateway {
+        start(&self.topology.gateway, command)
+    }
+
+    fn start_and_fail(&self, command: Command) -> String {
+        let mut process = self.topology.gateway.spawn(command).unwrap();
+        assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(1), "{:#?}", process.lines());
+        process.wait_for_line("no line says this", PATIENCE).unwrap_err();
+        let lines = process.lines();
+        assert_eq!(lines.iter().filter(|line| line.contains("listening on")).count(), 0, "{lines:#?}");
+        lines.last().cloned().unwrap_or_default()
+    }
+
+    /// A real client gets its address and answers; then the gateway ends as it should.
+    fn assert_serves(&self, peers: &Peers, mut gateway: Gateway) {
+        let inside = &self.topology.clients[0].namespace;
+        let client = Attached::start(peers, &self.deployment, inside, &gateway, Login::of("alice"));
+        wait_for_ping(inside, SERVER_V4);
+        assert_pings(inside, SERVER_V4);
+        assert_pings(&self.topology.network, client.address);
+        gateway.assert_sound();
+        let ended = gateway.process.stop(PATIENCE).unwrap();
+        assert!(ended.success(), "{ended}: {:#?}", gateway.process.lines());
+    }
+}
+
+fn start(namespace: &Namespace, command: Command) -> Gateway {
+    let process = namespace.spawn(command).unwrap();
+    process.wait_for_line("listening on", PATIENCE).unwrap();
+    Gateway { process }
+}
+
+/// Has `command` run without the system calls that `forbidden` names, by way of this test program.
+fn forbidding(forbidden: &str, command: &Command) -> Command {
+    let mut launcher = Command::new(std::env::current_exe().unwrap());
+    launcher.args(["--exact", "a_program_is_run_without_some_system_calls", "--nocapture", "--test-threads=1", "--"]);
+    launcher.arg(command.get_program()).args(command.get_args()).env(FORBIDDEN, forbidden);
+    for (name, value) in command.get_envs() {
+        launcher.env(name, value.unwrap_or_default());
+    }
+    if let Some(folder) = command.get_current_dir() {
+        launcher.current_dir(folder);
+    }
+    launcher
+}
+
+/// Not a test by itself: with [`FORBIDDEN`] set, this program becomes another one, under a filter as container engines install it.
+#[test]
+fn a_program_is_run_without_some_system_calls() {
+    let Ok(forbidden) = std::env::var(FORBIDDEN) else { return };
+    for rule in forbidden.split(',') {
+        let (call, errno) = rule.split_once('=').unwrap();
+        let (_, number) = URING_CALLS.into_iter().find(|(name, _)| *name == call).unwrap();
+        let filter = seccompiler::SeccompFilter::new(
+            BTreeMap::from([(number, vec![])]),
+            seccompiler::SeccompAction::Allow,
+            seccompiler::SeccompAction::Errno(errno.parse().unwrap()),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: seccompiler::BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+    }
+    let mut command = std::env::args_os().skip_while(|argument| argument != "--").skip(1);
+    let error = Command::new(command.next().unwrap()).args(command).env_remove(FORBIDDEN).exec();
+    panic!("not run: {error}");
+}
+
+/// The names of a process's threads, and the CPUs that they may use.
+fn threads(process: &Process) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap().flatten();
+    let mut threads: Vec<_> = tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap();
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+            (field("Name:"), field("Cpus_allowed_list:"))
+        })
+        .collect();
+    threads.sort();
+    threads
+}
+
+#[test]
+fn where_io_uring_is_forbidden_the_shards_run_on_plain_pinned_threads() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let all = |errno: i32| URING_CALLS.map(|(call, _)| format!("{call}={errno}")).join(",");
+    // As Docker's rules have it, as a kernel without io_uring has it, and as other filters may.
+    for forbidden in [
+        all(libc::EPERM),
+        all(libc::ENOSYS),
+        format!("io_uring_enter={}", libc::EPERM),
+        format!("io_uring_register={}", libc::EACCES),
+    ] {
+        let site = Site::new(&Plan::default());
+        let gateway = site.start(forbidding(&forbidden, &site.command(&[])));
+        let line = gateway.process.wait_for_line(PLAIN_THREADS, PATIENCE).unwrap();
+        assert!(line.contains("io_uring_") && line.contains("refused"), "{forbidden}: {line}");
+        assert_eq!(gateway.count_lines(PLAIN_THREADS), 1);
+        let shards: Vec<_> = threads(&gateway.process)
+            .into_iter()
+            .filter(|(name, _)| *name == "tollgate-0" || *name == "tollgate-1")
+            .collect();
+        assert!(shards.len() == 2 && shards.iter().all(|(_, cpus)| cpus.parse::<usize>().is_ok()), "{shards:?}");
+        site.assert_serves(&peers, gateway);
+    }
+}
+
+#[test]
+fn with_little_lockable_memory_the_shards_run_on_plain_pinned_threads() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    let gateway =
+        site.start(site.command(&["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-ipc_lock"]));
+    let line = gateway.process.wait_for_line(PLAIN_THREADS, PATIENCE).unwrap();
+    assert!(line.contains("64 KiB of memory may be locked"), "{line}");
+    site.assert_serves(&peers, gateway);
+}
+
+#[test]
+fn a_soft_limit_of_lockable_memory_is_raised() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    let mut gateway = site.start(site.command(&["prlimit", "--memlock=65536:2097152"]));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", gateway.process.id())).unwrap();
+    let locked = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")).unwrap();
+    assert_eq!(locked.split_whitespace().take(2).collect::<Vec<_>>(), ["2097152"; 2]);
+    assert_eq!(gateway.count_lines(PLAIN_THREADS), usize::from(tollgate::io::uring::probe().is_err()));
+    gateway.assert_sound();
+}
+
+#[test]
+fn a_soft_limit_of_descriptors_is_raised_and_too_low_a_hard_one_is_named() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan { shards: 24, ..Plan::default() });
+    let mut gateway = site.start(site.command(&["prlimit", "--nofile=128:4096"]));
+    assert_eq!(gateway.status().shards(), 24);
+    let descriptors = gateway.process.open_descriptors().unwrap();
+    assert!((128..=16 * 24 + 64).contains(&descriptors), "what is asked for is enough: {descriptors}");
+    gateway.assert_sound();
+    drop(gateway);
+    let line = site.start_and_fail(site.command(&["prlimit", "--nofile=128:200"]));
+    assert!(line.contains("24 shards need 448 open descriptors, and this process may have 200"), "{line}");
+    assert!(line.contains("ulimit -Hn") && !line.contains("memory"), "{line}");
+}
+
+/// Mounts as of a container with a read-only root, and a user who has CAP_NET_ADMIN and nothing else.
+const READ_ONLY: &str = "mount -t tmpfs -o ro none /run && mount -t tmpfs -o ro none /var";
+const ANYBODYS_TUN: &str = "mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200";
+const ORDINARY_USER: [&str; 6] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all,+net_admin",
+    "--ambient-caps=+net_admin",
+];
+
+/// `command` in a mount namespace of its own, after `mounts`.
+fn after_mounts(mounts: &str, command: &Command) -> Command {
+    let mut within = Command::new("unshare");
+    within.args(["--mount", "--propagation", "private", "sh", "-ec", &format!("{mounts} && exec \"$0\" \"$@\"")]);
+    within.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        within.env(name, value.unwrap_or_default());
+    }
+    within.current_dir(command.get_current_dir().unwrap());
+    within
+}
+
+#[test]
+fn quincys_own_file_serves_with_a_read_only_run_and_var() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let site = Site::with_quincys_own_file(&Plan::default());
+    let gateway = site.start(after_mounts(READ_ONLY, &site.command(&[])));
+    for (lost, path) in [("tollgate reload", "/run/tollgate"), ("notice a restart", "/var/lib/tollgate/keys")] {
+        let line = gateway.process.wait_for_line(lost, PATIENCE).unwrap();
+        assert!(line.contains("WARN") && line.contains(path) && line.contains("Read-only"), "{line}");
+    }
+    site.assert_serves(&peers, gateway);
+}
+
+#[test]
+fn what_is_configured_and_cannot_be_made_is_refused() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    for (setting, word) in [
+        ("[control]\nsocket = \"/run/tollgate/own.sock\"", "control socket"),
+        ("[shards]\nkey_file = \"/var/lib/own\"", "key file"),
+    ] {
+        let site = Site::with_quincys_own_file(&Plan::default());
+        let path = site.deployment.path("server.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{text}\n{setting}\n")).unwrap();
+        let line = site.start_and_fail(after_mounts(READ_ONLY, &site.command(&[])));
+        assert!(line.contains(word) && line.contains("Read-only"), "{line}");
+    }
+}
+
+#[test]
+fn a_user_with_nothing_but_the_right_to_make_network_devices_serves() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let site = Site::with_quincys_own_file(&Plan::default());
+    open_to_all(&site.deployment);
+    let gateway = site.start(after_mounts(ANYBODYS_TUN, &site.command(&ORDINARY_USER)));
+    let line = gateway.process.wait_for_line("listening on", PATIENCE).unwrap();
+    assert!(line.contains("the driver's flow table"), "no eBPF without CAP_BPF: {line}");
+    site.assert_serves(&peers, gateway);
+}
+
+#[test]
+fn a_hardened_container_of_a_cluster_serves() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let site = Site::with_quincys_own_file(&Plan::default());
+    open_to_all(&site.deployment);
+    let forbidden = URING_CALLS.map(|(call, _)| format!("{call}={}", libc::EPERM)).join(",");
+    // The filter goes in last, as the user: a test program that others may run.
+    let program = site.deployment.path("launcher");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let served = site.deployment.path("tollgate");
+    fs::copy(env!("CARGO_BIN_EXE_tollgate"), &served).unwrap();
+    let mut serve = Command::new(&served);
+    serve.args(Gateway::command(&site.deployment).get_args());
+    let filtered = forbidding(&forbidden, &serve);
+    let mut command = Command::new(ORDINARY_USER[0]);
+    command.args(&ORDINARY_USER[1..]).arg(&program).args(filtered.get_args()).env(FORBIDDEN, forbidden);
+    command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(site.deployment.folder());
+    for service in ["QUINCY", "QUINCY_METRICS", "QUINCY_BIND", "TOLLGATE", "TOLLGATE_METRICS", "TOLLGATE_SERVER"] {
+        command.envs(variables_of_a_service(service));
+    }
+    command.env("QUINCY_VERSION", "3.1.1");
+    let gateway = site.start(after_mounts(&format!("{READ_ONLY} && {ANYBODYS_TUN}"), &command));
+    gateway.process.wait_for_line(PLAIN_THREADS, PATIENCE).unwrap();
+    site.assert_serves(&peers, gateway);
+}
+
+#[test]
+fn a_full_disk_at_the_first_start_leaves_nothing_behind() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::with_quincys_own_file(&Plan::default());
+    let folder = site.deployment.path("full");
+    fs::create_dir(&folder).unwrap();
+    let full = folder.display();
+    let program = env!("CARGO_BIN_EXE_tollgate");
+    for arguments in [
+        format!("serve --config {}", site.deployment.path("with_key_file.toml").display()),
+        format!("identity gencert --name a --out-cert {full}/c.pem --out-key {full}/k.pem"),
+    ] {
+        let text = fs::read_to_string(site.deployment.path("server.toml")).unwrap();
+        let text = format!("{text}\n[control]\nsocket = \"control\"\n[shards]\nkey_file = \"{full}/keys\"\n");
+        fs::write(site.deployment.path("with_key_file.toml"), text).unwrap();
+        let script = format!(
+            "exec 2>&1; mount -t tmpfs -o size=4k,nr_inodes=100 none {full}; head -c 4096 /dev/zero > {full}/filler || true; \
+             {program} {arguments} || echo refused; ls -A {full}"
+        );
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .current_dir(site.deployment.folder());
+        let mut process = site.topology.gateway.spawn(command).unwrap();
+        process.wait(PATIENCE).unwrap();
+        let _closed = process.wait_for_line("no line says this", PATIENCE);
+        let lines = process.lines();
+        let refused = lines.iter().position(|line| line == "refused").unwrap_or_else(|| panic!("{lines:#?}"));
+        assert!(lines[..refused].iter().any(|line| line.contains("No space left")), "{lines:#?}");
+        assert_eq!(lines[refused + 1..], ["filler"], "{lines:#?}");
+    }
+}
+
+/// Lets other users read what only root may.
+fn open_to_all(deployment: &Deployment) {
+    fs::set_permissions(deployment.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(deployment.path("server_key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+}
+
+#[test]
+fn variables_of_services_and_of_quincys_other_programs_do_not_keep_a_gateway_from_serving() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    let mut command = site.command(&[]);
+    for service in ["QUINCY", "QUINCY_METRICS", "QUINCY_BIND", "TOLLGATE", "TOLLGATE_METRICS", "TOLLGATE_CONTROL"] {
+        command.envs(variables_of_a_service(service));
+    }
+    let others = [
+        ("QUINCY_VERSION", "3.1.1"),
+        ("QUINCY_CONNECTION_STRING", "vpn.example.org:1"),
+        ("QUINCY_NETWORK__ROUTES", "[]"),
+    ];
+    command.envs(others).env("QUINCY_CONNECTION__MTUU", "1300");
+    let mut gateway = site.start(command);
+    for (name, _) in others.into_iter().chain([("QUINCY_CONNECTION__MTUU", "")]) {
+        let line = gateway.process.wait_for_line(&format!("variable {name}:"), PATIENCE).unwrap();
+        assert!(line.contains("WARN") && line.contains("ignored"), "{line}");
+    }
+    assert_eq!(gateway.count_lines("SERVICE") + gateway.count_lines("9090"), 0);
+    gateway.assert_sound();
+}
+
+/// Runs `tollgate` with `arguments` where the gateways' files are, and returns what it says.
+fn order(site: &Site, variables: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(arguments).current_dir(site.deployment.folder()).envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn two_gateways_with_one_port_on_two_addresses_are_told_apart() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let first = Site::with_quincys_own_file(&Plan { bind: "198.18.0.1", ..Plan::default() });
+    let second =
+        Site::with_quincys_own_file(&Plan { bind: "198.18.1.1", tunnel: "198.19.129.1/24", ..Plan::default() });
+    second.deployment.edit_server("tollgate0", "tollgate1");
+    let folder = first.deployment.path("run").display().to_string();
+    let variables = [("RUNTIME_DIRECTORY", &folder[..]), ("STATE_DIRECTORY", &folder[..])];
+    let start_in_one_place = |site: &Site| {
+        let mut command = site.command(&[]);
+        command.envs(variables);
+        start(&first.topology.gateway, command)
+    };
+    let mut gateways = [start_in_one_place(&first), start_in_one_place(&second)];
+    for (index, site) in [&first, &second].into_iter().enumerate() {
+        let counts = || [0, 1].map(|index: usize| gateways[index].count_lines("reloaded on order"));
+        let before = counts();
+        let (code, text) = order(site, &variables, &["reload", "--config", "server.toml"]);
+        assert_eq!(code, Some(0), "{text}");
+        gateways[index].process.wait_for_line("reloaded on order", PATIENCE).unwrap();
+        let after = counts();
+        assert_eq!(
+            (after[index], after[1 - index]),
+            (before[index] + 1, before[1 - index]),
+            "the other one is left alone"
+        );
+    }
+    assert_eq!(gateways.iter().map(|gateway| gateway.count_lines("WARN")).sum::<usize>(), 0, "{gateways:#?}");
+    gateways.iter_mut().for_each(Gateway::assert_sound);
+}
+
+#[test]
+fn a_control_socket_that_another_gateway_has_is_a_warning_where_none_is_configured() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let (first, second) =
+        (Site::with_quincys_own_file(&Plan::default()), Site::with_quincys_own_file(&Plan::default()));
+    let folder = first.deployment.path("run").display().to_string();
+    let start_with_one_run = |site: &Site| {
+        let mut command = site.command(&[]);
+        command.env("RUNTIME_DIRECTORY", &folder).env("STATE_DIRECTORY", &folder);
+        site.start(command)
+    };
+    let mut one = start_with_one_run(&first);
+    let two = start_with_one_run(&second);
+    let line = two.process.wait_for_line("a gateway already listens on the control socket", PATIENCE).unwrap();
+    assert!(line.contains("WARN") && line.contains("tollgate reload") && line.contains("SIGHUP"), "{line}");
+    second.assert_serves(&peers, two);
+    let (code, text) = order(&first, &[("RUNTIME_DIRECTORY", &folder)], &["reload", "--config", "server.toml"]);
+    assert_eq!(code, Some(0), "the first one keeps its socket: {text}");
+    one.assert_sound();
+}
+
+#[test]
+fn a_tunnel_in_a_link_local_network_reaches_the_gateway_and_other_clients() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let deployment = Deployment::write(&Plan { tunnel: "169.254.7.1/24", isolate_clients: false, ..Plan::default() });
+    let topology = Topology::build(&TopologyPlan { clients: 2, ..TopologyPlan::default() }).unwrap();
+    let mut gateway = start(&topology.gateway, Gateway::command(&deployment));
+    let [_alice, bob] = [(0, "alice"), (1, "bob")].map(|(index, user)| {
+        let inside = &topology.clients[index].namespace;
+        Attached::start(&peers, &deployment, inside, &gateway, Login::of(user))
+    });
+    let inside = &topology.clients[0].namespace;
+    let own: std::net::IpAddr = "169.254.7.1".parse().unwrap();
+    for target in [own, bob.address] {
+        wait_for_ping(inside, target);
+        assert_pings(inside, target);
+    }
+    gateway.assert_sound();
+}
