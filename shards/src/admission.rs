@@ -42,6 +42,11 @@ impl Prefix {
         std::iter::once(Prefix::source(address)).chain(wider.into_iter().flatten())
     }
 
+    /// The first address of the range, and the length of what all of its addresses share, in bits.
+    pub fn parts(self) -> (IpAddr, u8) {
+        (self.network, self.bits)
+    }
+
     /// How many sources' share the range has.
     pub fn shares(self) -> usize {
         match (self.network, self.bits) {

@@ -43,6 +43,12 @@ pub enum DropReason {
     HandshakeLimit,
     /// Pending handshake that was ended because another one needed its place.
     HandshakeGaveWay,
+    /// Handshake refused because too many from the same source have failed.
+    HandshakeRate,
+    /// Initial whose token is too old, or another address's.
+    InvalidToken,
+    /// UDP datagram from an address to which its connection may not move now (RFC 9000, section 9.3.1).
+    AddressChange,
     /// Answer outside any connection (Retry, stateless reset) for which there is no room.
     ResponseQueueFull,
     /// ICMP "packet too big" not sent, because too many were already (RFC 4443, section 2.4 f).
@@ -61,7 +67,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 25] = [
+    pub const ALL: [DropReason; 28] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -80,6 +86,9 @@ impl DropReason {
         DropReason::Undecryptable,
         DropReason::HandshakeLimit,
         DropReason::HandshakeGaveWay,
+        DropReason::HandshakeRate,
+        DropReason::InvalidToken,
+        DropReason::AddressChange,
         DropReason::ResponseQueueFull,
         DropReason::ReplyLimit,
         DropReason::UdpSend,
@@ -110,6 +119,9 @@ impl DropReason {
             DropReason::Undecryptable => "undecryptable",
             DropReason::HandshakeLimit => "handshake_limit",
             DropReason::HandshakeGaveWay => "handshake_gave_way",
+            DropReason::HandshakeRate => "handshake_rate",
+            DropReason::InvalidToken => "invalid_token",
+            DropReason::AddressChange => "address_change",
             DropReason::ResponseQueueFull => "response_queue_full",
             DropReason::ReplyLimit => "reply_limit",
             DropReason::UdpSend => "udp_send",

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::{hkdf, hmac};
-use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use quinn_proto::crypto::HmacKey;
 use tollgate_config::Shards;
 use tollgate_shards::connection_id::ConnectionIdKey;
+use tollgate_shards::retry::TokenKey;
 use tracing::warn;
 use zeroize::Zeroizing;
 
@@ -30,7 +31,7 @@ pub struct Keys {
     /// Key of the stateless reset tokens.
     pub reset: Arc<dyn HmacKey>,
     /// Key of the Retry tokens.
-    pub token: Arc<dyn HandshakeTokenKey>,
+    pub token: TokenKey,
 }
 
 /// Why there are no keys.
@@ -123,12 +124,12 @@ impl Keys {
         expand(&root, b"connection id", &mut id_key);
         let mut reset_key = Zeroizing::new([0; 64]);
         expand(&root, b"stateless reset", &mut *reset_key);
-        let mut token_key = Zeroizing::new([0; 64]);
+        let mut token_key = Zeroizing::new([0; 32]);
         expand(&root, b"retry token", &mut *token_key);
         Keys {
             connection_id: ConnectionIdKey(id_key),
             reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &*reset_key)),
-            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&*token_key)),
+            token: TokenKey::new(&token_key),
         }
     }
 }

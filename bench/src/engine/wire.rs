@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_lc_rs::{hkdf, hmac};
+use aws_lc_rs::hmac;
 use bytes::BytesMut;
 use quinn_proto::TransportConfig;
 use quinn_proto::crypto::rustls::QuicClientConfig;
@@ -20,6 +20,7 @@ use tollgate_shards::connection_id::ConnectionIdKey;
 use tollgate_shards::directory::User;
 use tollgate_shards::message::Message;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
+use tollgate_shards::retry::TokenKey;
 use tollgate_shards::transport::transport;
 use tollgate_shards::{
     Directory, Epoch, Event, Machine, Params, Received, Shard, ShardIndex, ShardKeys, Transmit, Tunnel, TunnelParams,
@@ -76,10 +77,8 @@ impl Wire {
             certificates: vec![inline(&user.certificate_pem)],
             key: inline(&user.key_pem),
         })?;
-        let keys = ShardKeys {
-            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
-            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
-        };
+        let keys =
+            ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) };
         let certificates = vec![user.fingerprint];
         let user = User { name: "user".to_owned(), certificates, ..User::default() };
         let directory = Arc::new(Directory::new(vec![user])?);

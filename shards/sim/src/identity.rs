@@ -8,8 +8,8 @@ use std::hash::Hasher;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ::aws_lc_rs::hmac;
 use ::aws_lc_rs::signature::Ed25519KeyPair;
-use ::aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,6 +23,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, SignatureSche
 use siphasher::sip::SipHasher13;
 use tollgate_shards::ShardKeys;
 use tollgate_shards::directory::Fingerprint;
+use tollgate_shards::retry::TokenKey;
 
 use crate::random::Stream;
 
@@ -96,10 +97,7 @@ impl Identity {
 
 /// The keys that all shards share.
 pub fn shard_keys() -> ShardKeys {
-    ShardKeys {
-        reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
-        token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
-    }
+    ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) }
 }
 
 /// A key of reset tokens.

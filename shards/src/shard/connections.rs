@@ -12,6 +12,7 @@ use crate::directory::{Fingerprint, UserIndex};
 use crate::link::Link;
 use crate::machine::WakeReason;
 use crate::message::Login;
+use crate::moves::Moves;
 use crate::routes::ConnectionKey;
 
 /// A connection and where it stands.
@@ -19,6 +20,7 @@ pub struct Owned {
     pub key: ConnectionKey,
     pub link: Link,
     pub stage: Stage,
+    pub moves: Moves,
     pub armed: Armed,
     /// Queued to be looked at.
     pub touched: bool,
@@ -99,14 +101,14 @@ impl Connections {
     }
 
     /// Puts a new connection into the slot that its endpoint chose.
-    pub fn insert(&mut self, owner: ShardIndex, link: Link, stage: Stage) -> u32 {
+    pub fn insert(&mut self, owner: ShardIndex, link: Link, stage: Stage, moves: Moves) -> u32 {
         let slot = link.handle.0;
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
         }
         self.generation += 1;
         let key = ConnectionKey { owner, slot: slot as u32, generation: self.generation };
-        let owned = Owned { key, link, stage, armed: Armed::default(), touched: false, sending: false };
+        let owned = Owned { key, link, stage, moves, armed: Armed::default(), touched: false, sending: false };
         let previous = self.slots[slot].replace(Box::new(owned));
         assert!(previous.is_none(), "the endpoint gave a slot away twice");
         self.len += 1;

@@ -14,6 +14,7 @@ use super::outer::{touch, want_to_send};
 use super::{Event, Shard, close_code};
 use crate::assignment::Assignment;
 use crate::directory::Fingerprint;
+use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
 use crate::home::home_of;
 use crate::message::{CloseReason, Login, Message};
 use crate::routes::ConnectionKey;
@@ -66,6 +67,7 @@ impl Shard {
             return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         };
         let Some(user) = self.epoch.directory.find(&certificate) else {
+            self.failures.count(now, owned.link.connection.remote_address().ip(), COST_OF_FAILURE);
             self.tell(Event::UnknownCertificate { certificate });
             return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         };
@@ -156,6 +158,12 @@ impl Shard {
             }
             other => other.to_string(),
         };
+        if let Stage::Handshaking { place, .. } = owned.stage
+            && !place.has_hello()
+        {
+            // One that TLS refused, as opposed to one that was not there yet.
+            self.failures.count(self.now, owned.link.connection.remote_address().ip(), COST_OF_FAILURE);
+        }
         self.leave(owned, &reason);
     }
 
@@ -177,6 +185,8 @@ impl Shard {
         match std::mem::replace(&mut owned.stage, Stage::Closed) {
             Stage::Handshaking { place, .. } => {
                 self.admission.release(place);
+                let cost = if place.has_hello() { COST_OF_FAILURE } else { COST_OF_HALF };
+                self.failures.count(self.now, owned.link.connection.remote_address().ip(), cost);
                 self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
             }
             stage @ (Stage::Attaching(member) | Stage::Attached { member, .. }) => {

@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use quinn_proto::crypto::{HandshakeTokenKey, HmacKey};
+use quinn_proto::crypto::HmacKey;
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use rustc_hash::FxHashMap;
 
@@ -34,6 +34,7 @@ use crate::counters::Counters;
 use crate::deadlines::Deadlines;
 use crate::directory::UserIndex;
 use crate::epoch::{Epoch, Ticket};
+use crate::failures::Failures;
 use crate::home::{Home, KEEPER};
 use crate::keeper::{Keeper, Steer};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
@@ -42,6 +43,7 @@ use crate::packet::Arena;
 use crate::packet::merge::Merger;
 use crate::params::Params;
 use crate::policy::Policy;
+use crate::retry::{self, Retries, TokenKey};
 use crate::routes::{ConnectionKey, Routes};
 use crate::shaper::FlowKey;
 use crate::transport::transport;
@@ -58,6 +60,10 @@ const EVENTS_MAX: usize = 4096;
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
 const REPLIES_PER_S: u64 = 1000;
 const REPLIES_BURST: u64 = 100;
+
+/// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
+const STALE_TOKENS_PER_S: u64 = 100;
+const STALE_TOKENS_BURST: u64 = 20;
 
 /// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
 const RESET_INTERVAL: std::time::Duration = std::time::Duration::from_micros(100);
@@ -79,8 +85,8 @@ pub mod close_code {
 pub struct ShardKeys {
     /// Key of the stateless reset tokens, kept across restarts.
     pub reset: Arc<dyn HmacKey>,
-    /// Key of the Retry tokens.
-    pub token: Arc<dyn HandshakeTokenKey>,
+    /// Key of the Retry tokens, kept across restarts.
+    pub token: TokenKey,
 }
 
 /// An order from outside.
@@ -174,6 +180,10 @@ pub struct Shard {
     /// Connections that may have something to send.
     sending: VecDeque<u32>,
     responses: Responses,
+    retries: Retries,
+    /// Initials with tokens that hold no more and are answered nevertheless.
+    stale_tokens: Pace,
+    failures: Failures,
     steers: VecDeque<Steer>,
     events: VecDeque<Event>,
     merger: Merger,
@@ -227,6 +237,9 @@ impl Shard {
             touched: VecDeque::new(),
             sending: VecDeque::new(),
             responses: Responses::default(),
+            retries: retries(&params, keys),
+            stale_tokens: Pace::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
+            failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             steers: VecDeque::new(),
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),
@@ -451,6 +464,13 @@ fn flow_key(seed: &[u8; 32]) -> FlowKey {
     FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
 }
 
+fn retries(params: &Params, keys: &ShardKeys) -> Retries {
+    // Of another key than the endpoint's own, so that no ID is issued twice.
+    let nonce_key = retry::subkey(&params.seed, b"retry id");
+    let ids = SteeringIds::new(params.connection_id_key.clone(), params.shards, params.index, nonce_key);
+    Retries::new(keys.token.clone(), ids, retry::subkey(&params.seed, b"retry token"))
+}
+
 fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
     let (shards, index, id_key) = (params.shards, params.index, params.connection_id_key.clone());
     let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
@@ -458,16 +478,18 @@ fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> End
     config
         .cid_generator(move || Box::new(SteeringIds::new(id_key.clone(), shards, index, nonce_key)))
         .rng_seed(Some(params.seed))
+        .supported_versions(vec![retry::VERSION])
         .min_reset_interval(RESET_INTERVAL);
     config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
     Endpoint::new(Arc::new(config), Some(server), true, None)
 }
 
 fn server_config(params: &Params, keys: &ShardKeys, epoch: &Epoch, wall_clock: &WallClock) -> ServerConfig {
-    let mut server = ServerConfig::new(epoch.tls.clone(), keys.token.clone());
+    let mut server = ServerConfig::new(epoch.tls.clone(), Arc::new(keys.token.clone()));
     server
         .transport_config(Arc::new(transport(&params.transport)))
         .migration(true)
+        .retry_token_lifetime(retry::TOKEN_LIFETIME)
         .max_incoming(params.limits.handshakes_max)
         .incoming_buffer_size(64 * 1024)
         .incoming_buffer_size_total(1024 * 1024)

@@ -2,19 +2,22 @@
 //!
 //! Never looks into an inner packet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use quinn_proto::{DatagramEvent, Incoming};
+use quinn_proto::{DatagramEvent, Incoming, TimeSource};
 
 use super::connections::{Owned, Stage};
 use super::{Event, Shard};
 use crate::admission::Room;
 use crate::connection_id::{Steered, steer};
+use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
 use crate::link::{Link, outgoing};
 use crate::machine::{Received, Transmit, WakeReason};
 use crate::message::Message;
+use crate::moves::Moves;
+use crate::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial};
 use crate::verdict::DropReason;
 
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
@@ -45,23 +48,79 @@ impl Shard {
     /// Takes one datagram that belongs here.
     pub(super) fn receive_datagram(&mut self, now: Instant, received: Received) {
         let Received { remote, local_ip, ecn, data, .. } = received;
-        let mut answer = Vec::new();
+        let mut issued_s = None;
+        if data.first().is_some_and(|first| first & 0x80 != 0)
+            && let Some(initial) = Initial::parse(&data)
+        {
+            match self.prove_address(now, remote, local_ip, &initial, data.len()) {
+                Some(claim) => issued_s = Some(claim.issued_s),
+                None => return,
+            }
+        }
+        let (bytes, mut answer) = (data.len(), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, data, &mut answer) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 let slot = handle.0 as u32;
                 if let Some(owned) = self.connections.at(slot) {
+                    let current = owned.link.connection.remote_address();
+                    let mtu_bytes = owned.link.connection.current_mtu();
+                    if !owned.moves.may_receive(now, remote, bytes, current, mtu_bytes) {
+                        return self.counters.drops.count(DropReason::AddressChange);
+                    }
                     owned.link.handle_event(event);
+                    if remote != current {
+                        owned.moves.received(now, owned.link.connection.remote_address());
+                    }
                     touch(&mut self.touched, owned);
                 }
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming),
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, issued_s),
             Some(DatagramEvent::Response(transmit)) => self.respond(outgoing(&transmit), &answer),
             None => self.counters.drops.count(DropReason::ForeignDatagram),
         }
     }
 
-    /// Every source must prove its address (RFC 9000, section 8.1.2) before it costs more than a Retry.
-    fn admit(&mut self, now: Instant, incoming: Incoming) {
+    /// Every source must prove its address (RFC 9000, section 8.1.2) before it costs more than a Retry. Returns what it has proven, if the
+    /// endpoint is to see the Initial.
+    fn prove_address(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local_ip: Option<IpAddr>,
+        initial: &Initial<'_>,
+        bytes: usize,
+    ) -> Option<Claim> {
+        let wall_clock = self.wall_clock.now();
+        if bytes < INITIAL_BYTES_MIN || initial.destination.len() < CHOSEN_ID_BYTES_MIN {
+            self.counters.drops.count(DropReason::ForeignDatagram);
+            return None;
+        }
+        let Some(claim) = self.retries.read(initial.token) else {
+            let answer = self.retries.answer(initial, remote, wall_clock);
+            let transmit = Transmit { remote, local_ip, ecn: None, bytes: answer.len(), segment_bytes: answer.len() };
+            if self.responses.push(transmit, answer) {
+                self.counters.retries += 1;
+                self.counters.stateless_responses += 1;
+            } else {
+                self.counters.drops.count(DropReason::ResponseQueueFull);
+            }
+            return None;
+        };
+        // The connection of a client whose address has changed meanwhile may stand.
+        if !claim.holds(remote, wall_clock) && !self.stale_tokens.allows(now) {
+            self.counters.drops.count(DropReason::InvalidToken);
+            return None;
+        }
+        let is_fresh = claim.issued_s == retry::seconds(wall_clock);
+        if is_fresh && self.failures.is_ignored(now, remote.ip()) {
+            self.counters.drops.count(DropReason::HandshakeRate);
+            return None;
+        }
+        Some(claim)
+    }
+
+    /// Lets a handshake begin, where it may. `issued_s` is when its token was issued.
+    fn admit(&mut self, now: Instant, incoming: Incoming, issued_s: Option<u64>) {
         let mut answer = Vec::new();
         if !incoming.remote_address_validated() {
             match self.endpoint.retry(incoming, &mut answer) {
@@ -73,7 +132,14 @@ impl Shard {
             }
             return;
         }
-        let address = incoming.remote_address().ip();
+        let remote = incoming.remote_address();
+        let address = remote.ip();
+        let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
+        if !self.failures.admits(now, remote, persists) {
+            self.endpoint.ignore(incoming);
+            self.counters.drops.count(DropReason::HandshakeRate);
+            return;
+        }
         if !self.make_room(now, address) {
             // Not refused: an honest client's next Initial may find room.
             self.endpoint.ignore(incoming);
@@ -85,12 +151,20 @@ impl Shard {
                 let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
                 let place = self.admission.admit(address, handle.0 as u32);
                 let stage = Stage::Handshaking { place, deadline };
-                let slot = self.connections.insert(self.params.index, Link::new(handle, connection), stage);
+                let slot = self.connections.insert(
+                    self.params.index,
+                    Link::new(handle, connection),
+                    stage,
+                    Moves::new(remote, now),
+                );
                 let owned = self.connections.at(slot).expect("just inserted");
                 self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);
                 touch(&mut self.touched, owned);
             }
             Err(error) => {
+                // What is answered has come as far as TLS.
+                let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
+                self.failures.count(now, address, cost);
                 self.counters.drops.count(DropReason::Undecryptable);
                 self.tell(Event::HandshakeFailed { reason: error.cause.to_string() });
                 if let Some(transmit) = error.response {
@@ -143,8 +217,11 @@ impl Shard {
         while let Some(&slot) = self.sending.front() {
             if let Some(owned) = self.connections.at(slot) {
                 let transmit = owned.link.poll_transmit(now, self.params.limits.send_datagrams_max, buf);
-                if transmit.is_some() {
-                    return transmit;
+                if let Some(transmit) = transmit {
+                    let (current, mtu_bytes) =
+                        (owned.link.connection.remote_address(), owned.link.connection.current_mtu());
+                    owned.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);
+                    return Some(transmit);
                 }
                 owned.sending = false;
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tollgate_shards::DropReason;
 
-use crate::world::{Setup, World};
+use crate::world::{Setup, World, udp4};
 
 fn world(shards: u16) -> World {
     let mut world = World::new(Setup { shards, ..Setup::default() });
@@ -114,4 +114,180 @@ fn a_handshake_that_gives_way_is_told_and_leaves_nothing_behind() {
     assert_eq!(world.shards[0].owned_connections(), 8);
     world.run(Duration::from_secs(30));
     assert_eq!(world.shards[0].owned_connections(), 0);
+}
+
+/// A forged Initial of the kind that costs most: of the right size and version, and of some stranger's.
+fn forged(number: u16, version: u32, token: &[u8]) -> (SocketAddr, Vec<u8>) {
+    let mut initial = vec![0xc0];
+    initial.extend(version.to_be_bytes());
+    initial.push(8);
+    initial.extend(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    initial.extend([0, 0x40 | (token.len() >> 8) as u8, token.len() as u8]);
+    initial.extend(token);
+    let length = 1200 - initial.len() - 2;
+    initial.extend((length as u16 | 0x4000).to_be_bytes());
+    initial.resize(1200, 0x55);
+    let [high, low] = number.to_be_bytes();
+    (SocketAddr::from(([198, 18, high, low], 1000)), initial)
+}
+
+#[test]
+fn forged_initials_get_a_retry_each_and_allocate_nothing() {
+    let mut world = world(1);
+    let mut buf = Vec::with_capacity(2000);
+    let mut flood = |forged: &[(SocketAddr, Vec<u8>)]| {
+        let mut answers = 0;
+        for (remote, initial) in forged {
+            world.udp(*remote, initial.len(), initial);
+        }
+        let shard = &mut world.shards[0];
+        tollgate_shards::Machine::decide(shard, world.now);
+        while let Some(transmit) = tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf) {
+            assert!(transmit.bytes < 150 && buf[0] & 0xf0 == 0xf0, "a Retry");
+            answers += 1;
+            buf.clear();
+        }
+        answers
+    };
+    for token in [&[][..], &[7; 80], &[7; 300]] {
+        let forged: Vec<_> = (0..100).map(|number| forged(number, 1, token)).collect();
+        flood(&forged);
+        let mut answers = 0;
+        let heap = allocation_counter::measure(|| answers = flood(&forged));
+        assert_eq!(answers, 100);
+        // What stands for the kernel's buffers takes two.
+        assert!(heap.count_total <= 2 * 100, "{heap:?}");
+    }
+    assert_eq!(world.sum(|counters| counters.retries), 600);
+    assert_eq!(world.shards[0].handshakes_admitted(), 0);
+    assert_logins(&mut world, None, 1);
+}
+
+#[test]
+fn an_initial_of_another_version_draws_a_version_negotiation_and_nothing_else() {
+    let mut world = world(1);
+    for version in [2, 0xff00_001d, 0x0a0a_0a0a] {
+        let (remote, initial) = forged(1, version, &[]);
+        world.udp(remote, initial.len(), &initial);
+        let shard = &mut world.shards[0];
+        let mut buf = Vec::new();
+        tollgate_shards::Machine::decide(shard, world.now);
+        assert!(tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf).is_some());
+        assert_eq!(buf[1..5], [0; 4], "version {version:#x}");
+        buf.clear();
+        assert!(tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf).is_none());
+    }
+    assert_eq!(world.sum(|counters| counters.retries), 0);
+}
+
+#[test]
+fn a_token_serves_only_its_address_and_only_for_a_while() {
+    for (address, seconds, admitted) in
+        [(v4(1, 1000), 0, 1), (v4(1, 1001), 0, 0), (v4(2, 1000), 0, 0), (v4(1, 1000), 20, 0)]
+    {
+        let mut world = world(1);
+        let client = world.connect(0, 0);
+        world.clients[client].address = v4(1, 1000);
+        world.clients[client].held = Some(Vec::new());
+        world.step();
+        let first = world.clients[client].held.replace(Vec::new()).unwrap();
+        world.udp(v4(1, 1000), first[0].len(), &first[0]);
+        world.step();
+        let second = world.clients[client].held.replace(Vec::new()).unwrap();
+        world.kill(client);
+        world.run(Duration::from_secs(seconds));
+        for _ in 0..1000 {
+            world.udp(address, second[0].len(), &second[0]);
+        }
+        world.step();
+        assert_eq!(world.shards[0].handshakes_admitted(), admitted, "{address} after {seconds} s");
+        assert_eq!(world.dropped(DropReason::InvalidToken) > 900, admitted == 0, "most are not even looked at");
+    }
+}
+
+/// Handshakes with a certificate that nobody has, as fast as can be.
+fn fail(world: &mut World, ip: IpAddr, attempts: u16) {
+    for attempt in 0..attempts {
+        let client = world.connect(2, attempt % 2);
+        world.clients[client].address = SocketAddr::new(ip, 1000 + attempt);
+        world.run(Duration::from_millis(2));
+        world.kill(client);
+    }
+}
+
+#[test]
+fn a_source_whose_handshakes_keep_failing_is_ignored_for_a_while_and_its_neighbours_are_not() {
+    let mut world = World::new(Setup { users: vec![Default::default(); 3], ..Setup::default() });
+    world.revoke_certificate(2);
+    let nat = v4(1, 0).ip();
+    fail(&mut world, nat, 400);
+    let refused =
+        world.events.iter().filter(|event| matches!(event, tollgate_shards::Event::UnknownCertificate { .. }));
+    let refused = refused.count();
+    assert!((60..=120).contains(&refused), "{refused} of 400 came as far as a certificate");
+    assert!(world.dropped(DropReason::HandshakeRate) > 250);
+    assert_logins(&mut world, None, 4);
+    // Behind the same NAT an honest client comes in with what it repeats after a second or two.
+    let client = world.connect(1, 0);
+    world.clients[client].address = SocketAddr::new(nat, 50_000);
+    world.run(Duration::from_secs(4));
+    assert!(world.clients[client].machine.assignment().is_some());
+}
+
+/// What the gateway sends to a forged address, and what came from there, while a client bounces between that and its own in a download.
+fn bounce(world: &mut World, forged: SocketAddr, bounces: u16, pause: Duration) -> (u64, u64) {
+    let (client, address) = world.attach(0, 0);
+    let own = world.clients[client].address;
+    let before = world.sent_to(forged);
+    let mut came = 0;
+    for _ in 0..bounces {
+        for from in [forged, own] {
+            world.clients[client].address = from;
+            world.clients[client].held = Some(Vec::new());
+            world.send_up(client, &udp4(address, crate::SERVER, &[1; 8]));
+            world.step();
+            for datagram in world.clients[client].held.take().unwrap() {
+                came += if from == forged { datagram.len() as u64 } else { 0 };
+                world.udp(from, datagram.len(), &datagram);
+            }
+            // Nothing reaches the client at the forged address.
+            world.clients[client].address = own;
+            for _ in 0..20 {
+                world.send_down(&udp4(crate::SERVER, address, &[2; 1300]));
+            }
+            world.run(pause);
+        }
+    }
+    (came, world.sent_to(forged) - before)
+}
+
+#[test]
+fn a_download_is_not_reflected_to_a_forged_address() {
+    for forged in ["198.19.200.1:4000", "198.19.1.1:4000"] {
+        for (bounces, pause_ms) in [(40, 5), (40, 100), (20, 1000)] {
+            let mut world = world(1);
+            let (came, went) = bounce(&mut world, forged.parse().unwrap(), bounces, Duration::from_millis(pause_ms));
+            println!("{forged}, every {pause_ms} ms: {went} bytes for {came}");
+            assert!(went <= 3 * came, "{went} bytes for {came}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_rebinds_every_few_seconds_goes_on_at_once() {
+    let mut world = world(1);
+    let (client, address) = world.attach(0, 0);
+    for rebound in 0..20u16 {
+        world.clients[client].address = SocketAddr::from(([198, 19, 100, 1], 40_000 + rebound));
+        world.send_up(client, &udp4(address, crate::SERVER, &[1; 8]));
+        world.run(Duration::from_millis(1));
+        world.clients[client].received.clear();
+        for _ in 0..100 {
+            world.send_down(&udp4(crate::SERVER, address, &[2; 1000]));
+            world.run(Duration::from_millis(10));
+        }
+        assert_eq!(world.clients[client].received.len(), 100, "after {rebound} changes");
+        world.run(Duration::from_secs(1));
+    }
+    assert_eq!(world.dropped(DropReason::AddressChange), 0);
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::{hkdf, hmac};
+use aws_lc_rs::hmac;
 use bytes::BytesMut;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,6 +15,7 @@ use tollgate_shards::directory::{AddressRange, BURST_BYTES_MIN, Fingerprint, Lim
 use tollgate_shards::home::home_of;
 use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
+use tollgate_shards::retry::TokenKey;
 use tollgate_shards::{
     Client, ClientEvent, Command, Counters, Directory, DropReason, Epoch, Event, Machine, Params, Received, Shard,
     ShardIndex, ShardKeys,
@@ -32,6 +33,8 @@ pub struct World {
     pub events: Vec<Event>,
     /// UDP datagrams that reached a client after its connection was over.
     pub late_datagrams: u64,
+    /// Bytes that the gateway has sent, by where to.
+    sent: BTreeMap<SocketAddr, u64>,
     /// Whether the kernel steers; without it everything arrives at shard 0.
     pub steering: bool,
     /// Whether a ClientHello takes two datagrams, as that of hybrid key exchange does.
@@ -134,10 +137,8 @@ impl World {
             .with_single_cert(vec![server.certificate], server.key)
             .unwrap();
         tls.alpn_protocols = vec![b"quincy".to_vec()];
-        let keys = ShardKeys {
-            reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])),
-            token: Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&[4; 64])),
-        };
+        let keys =
+            ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) };
         let params = Params {
             shards: setup.shards,
             index: ShardIndex(0),
@@ -164,6 +165,7 @@ impl World {
             tun: Vec::new(),
             events: Vec::new(),
             late_datagrams: 0,
+            sent: BTreeMap::new(),
             steering: true,
             long_hellos: false,
             steered: BTreeMap::new(),
@@ -322,6 +324,7 @@ impl World {
             self.shards[usize::from(to.0)].handle_message(self.now, message);
         }
         for (remote, datagram) in downward {
+            *self.sent.entry(remote).or_default() += datagram.len() as u64;
             let Some(client) = self.clients.iter_mut().find(|client| client.alive && client.address == remote) else {
                 continue;
             };
@@ -398,6 +401,16 @@ impl World {
         for shard in &mut self.shards {
             shard.handle_command(self.now, Command::Stop);
         }
+    }
+
+    /// Bytes that the gateway has sent to `remote`.
+    pub fn sent_to(&self, remote: SocketAddr) -> u64 {
+        self.sent.get(&remote).copied().unwrap_or_default()
+    }
+
+    /// From now on the certificate of `user` is nobody's; its clients hold another one.
+    pub fn revoke_certificate(&mut self, user: usize) {
+        self.identities[user] = Identity::new();
     }
 
     pub fn dropped(&self, reason: DropReason) -> u64 {

@@ -7,9 +7,13 @@ use crate::world::World;
 
 /// Drops of datagrams and answers, not of inner packets. Replies that are not sent are beside a drop that is counted as too big; a frame that
 /// the merger has no room for has been counted as sent.
-const NOT_INNER: [DropReason; 9] = [
+const NOT_INNER: [DropReason; 13] = [
     DropReason::ForeignDatagram,
     DropReason::Undecryptable,
+    DropReason::HandshakeGaveWay,
+    DropReason::HandshakeRate,
+    DropReason::InvalidToken,
+    DropReason::AddressChange,
     DropReason::HandshakeLimit,
     DropReason::ResponseQueueFull,
     DropReason::ReplyLimit,
