@@ -8,7 +8,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tollgate_shards::packet::MergeKind;
 use tollgate_shards::{DropReason, Machine};
+use tracing::warn;
 
 use crate::io::{
     FRAME_BYTES_MAX, Poller, Readiness, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters,
@@ -125,6 +127,8 @@ pub struct Traffic {
     pub tun_data_write_bytes: u64,
     /// UDP receives that failed.
     pub udp_receive_errors: u64,
+    /// Super-packets that the kernel refused on the TUN queue, and whose packets went one by one.
+    pub tun_refused_merges: u64,
     /// TUN reads that failed.
     pub tun_read_errors: u64,
     /// Times the poller failed.
@@ -389,7 +393,7 @@ impl Pump {
     }
 
     fn write_frames(&mut self, machine: &mut impl Machine) {
-        let (mut refused, mut is_gone) = (0, false);
+        let (mut refused, mut is_gone, mut given_up) = (0, false, [None; 2]);
         let Some(tun) = &self.tun else {
             if self.misses_tun {
                 while let Some(frame) = machine.poll_frame() {
@@ -402,6 +406,12 @@ impl Pump {
         while let Some(frame) = machine.poll_frame() {
             match tun.write(&frame) {
                 WriteOutcome::Written => {}
+                WriteOutcome::Apart { refused: packets, given_up: kind } => {
+                    refused += packets;
+                    if let Some(kind) = kind {
+                        given_up[kind as usize] = Some(kind);
+                    }
+                }
                 outcome => {
                     // One payload to each packet that was merged.
                     refused += frame.payloads.len() as u64;
@@ -410,6 +420,13 @@ impl Pump {
             }
         }
         count_refused(machine, refused);
+        for kind in given_up.into_iter().flatten() {
+            let name = if kind == MergeKind::Tcp { "TCP" } else { "UDP" };
+            warn!(
+                "the kernel refuses {name} super-packets on the TUN device: their packets go one by one, which costs more CPU"
+            );
+            machine.handle_refused_merges(kind);
+        }
         if is_gone {
             self.lose_tun();
         }
@@ -485,6 +502,7 @@ impl Pump {
             tun_writes: tun.written_frames,
             tun_data_writes: tun.written_data_frames,
             tun_data_write_bytes: tun.written_data_bytes,
+            tun_refused_merges: tun.refused_merges,
             ..self.traffic
         }
     }

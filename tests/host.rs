@@ -17,7 +17,9 @@ use self::harness::client::{Attached, Login};
 use self::harness::deployment::{Deployment, Plan};
 use self::harness::gateway::Gateway;
 use self::harness::peers::Peers;
-use self::harness::traffic::{assert_pings, bulk, bulk_both_ways, bulk_server, wait_for_ping};
+use self::harness::traffic::{
+    assert_pings, bulk, bulk_both_ways, bulk_server, datagram_receiver, paced_flow, wait_for_ping,
+};
 use self::harness::{eventually, turn};
 
 mod faults;
@@ -304,5 +306,49 @@ fn errors_of_single_calls_are_counted_and_forgotten() {
     assert_eq!((status.sum("/traffic/lost_descriptors"), status.number("/host/remade_sockets")), (0, 0));
     let bob = site.assert_serves_another();
     drop(bob);
+    site.assert_alice_stayed();
+}
+
+#[test]
+fn a_kernel_that_refuses_merged_frames_gets_single_packets() {
+    let faults = Faults::build().refuse_merged_frames();
+    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let _turn = turn::alone();
+    faults.arm();
+    let receiver = datagram_receiver(&site.topology.network, site.server);
+    let (lost, counts) = paced_flow(site.inside(), &receiver, 1, 20_000, 10_000);
+    assert_eq!((counts.duplicated, counts.corrupted), (0, 0));
+    assert!(lost <= 200, "{lost} of 20,000 datagrams lost");
+    let server = bulk_server(&site.topology.network, site.server);
+    bulk_both_ways(site.inside(), server.address(), BULK_BYTES);
+    let status = site.gateway.status();
+    assert_eq!(status.dropped("tun_write"), 0);
+    let refusals = faults.refusals();
+    assert_eq!((status.sum("/traffic/tun_refused_merges"), refusals > 0), (refusals, true));
+    for kind in ["TCP super-packets", "UDP super-packets"] {
+        assert_eq!(site.gateway.count_lines(kind), 1, "{:#?}", site.gateway.process.lines());
+    }
+    // It is not asked again and again.
+    bulk(site.inside(), server.address(), Direction::Upload, BULK_BYTES);
+    assert_eq!(faults.refusals(), refusals);
+    site.assert_alice_stayed();
+}
+
+#[test]
+fn a_kernel_that_refuses_merged_frames_with_a_shorter_last_packet_gets_single_packets() {
+    let faults = Faults::build().refuse_frames_with_a_short_last_segment();
+    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let _turn = turn::alone();
+    faults.arm();
+    let server = bulk_server(&site.topology.network, site.server);
+    // What is sent in one go ends in a shorter segment.
+    for _ in 0..40 {
+        bulk(site.inside(), server.address(), Direction::Upload, 10_000);
+    }
+    let status = site.gateway.status();
+    assert_eq!(status.dropped("tun_write"), 0);
+    let refusals = faults.refusals();
+    assert_eq!((status.sum("/traffic/tun_refused_merges"), refusals > 0), (refusals, true));
+    assert!(site.gateway.count_lines("super-packets") <= 1, "{:#?}", site.gateway.process.lines());
     site.assert_alice_stayed();
 }

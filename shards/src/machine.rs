@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::packet::MergeKind;
 use crate::verdict::DropReason;
 
 /// An ECN codepoint of the outer IP header (RFC 3168).
@@ -102,6 +103,9 @@ pub trait Machine {
 
     /// Takes note that the driver could not deliver `packets` that it was given.
     fn handle_drop(&mut self, reason: DropReason, packets: u64);
+
+    /// Takes note that the TUN queue refuses super-packets of this kind: from now on their packets come one by one.
+    fn handle_refused_merges(&mut self, kind: MergeKind);
 
     /// When `handle_timeout` is wanted next, and why.
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)>;

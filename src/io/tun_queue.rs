@@ -7,13 +7,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use tollgate_shards::Frame;
-use tollgate_shards::packet::vnet;
+use tollgate_shards::packet::{Arena, MergeKind, VnetHeader, split, vnet};
 
 use super::transmit::DATA_BYTES_MIN;
 
 /// The longest frame: a virtio header and the longest IPv4 packet or IPv6 packet without jumbo option, in bytes. A buffer for
 /// [`TunQueue::read`] needs as many.
 pub const FRAME_BYTES_MAX: usize = vnet::HEADER_BYTES + 40 + 65535;
+
+/// Super-packets of a kind that were refused while their packets were not, before they are given up.
+const MERGE_REFUSALS_MAX: u32 = 8;
+/// The virtio header of one finished packet.
+const PLAIN: [u8; vnet::HEADER_BYTES] = [0; vnet::HEADER_BYTES];
 
 /// The most slices that one write can gather (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 1024;
@@ -28,6 +33,13 @@ pub enum WriteOutcome {
     /// The kernel refused it for good, with this error number: EINVAL for a header that does not fit the packet, EIO while the device
     /// is down.
     Refused(i32),
+    /// The kernel refused it as a super-packet; its packets went one by one.
+    Apart {
+        /// Packets that it refused even so, or had no room for.
+        refused: u64,
+        /// Said once: super-packets of this kind are not to be tried any more.
+        given_up: Option<MergeKind>,
+    },
 }
 
 /// What went through a queue since it was opened. A super-packet is one frame; bytes are those of the inner packets.
@@ -51,6 +63,8 @@ pub struct TunCounters {
     pub written_data_bytes: u64,
     /// Frames that the kernel refused.
     pub refused_frames: u64,
+    /// Super-packets that it refused, and whose packets went one by one.
+    pub refused_merges: u64,
 }
 
 impl std::ops::AddAssign for TunCounters {
@@ -64,6 +78,7 @@ impl std::ops::AddAssign for TunCounters {
         self.written_data_frames += other.written_data_frames;
         self.written_data_bytes += other.written_data_bytes;
         self.refused_frames += other.refused_frames;
+        self.refused_merges += other.refused_merges;
     }
 }
 
@@ -72,12 +87,14 @@ impl std::ops::AddAssign for TunCounters {
 pub struct TunQueue {
     fd: OwnedFd,
     counters: Cell<TunCounters>,
+    /// Super-packets that were refused while their packets were not, TCP and UDP.
+    merge_refusals: [Cell<u32>; 2],
 }
 
 impl TunQueue {
     /// Takes a queue's non-blocking descriptor over.
     pub(super) fn new(fd: OwnedFd) -> TunQueue {
-        TunQueue { fd, counters: Cell::default() }
+        TunQueue { fd, counters: Cell::default(), merge_refusals: Default::default() }
     }
 
     /// What went through the queue since it was opened.
@@ -111,7 +128,17 @@ impl TunQueue {
     }
 
     /// Writes one frame, gathered from its slices without a copy as long as they are no more than 1,024.
+    ///
+    /// Some kernels refuse super-packets, or those whose last packet is shorter, with EINVAL, which has other causes too. So the packets go
+    /// again one by one, and the kind is given up only when that has helped [`MERGE_REFUSALS_MAX`] times.
     pub fn write(&self, frame: &Frame<'_>) -> WriteOutcome {
+        match self.write_once(frame) {
+            WriteOutcome::Refused(libc::EINVAL) => self.write_apart(frame),
+            outcome => outcome,
+        }
+    }
+
+    fn write_once(&self, frame: &Frame<'_>) -> WriteOutcome {
         let outcome = match self.write_slices(frame) {
             Ok(_) => WriteOutcome::Written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => WriteOutcome::Full,
@@ -129,10 +156,38 @@ impl TunQueue {
                 }
             }
             WriteOutcome::Refused(_) => counters.refused_frames += 1,
-            WriteOutcome::Full => {}
+            WriteOutcome::Full | WriteOutcome::Apart { .. } => {}
         }
         self.counters.set(counters);
         outcome
+    }
+
+    #[cold]
+    fn write_apart(&self, frame: &Frame<'_>) -> WriteOutcome {
+        let header = VnetHeader::parse(frame.header).map(|(header, _)| header);
+        let Some((header, kind)) = header.and_then(|header| Some((header, MergeKind::of(&header)?))) else {
+            return WriteOutcome::Refused(libc::EINVAL);
+        };
+        let whole = joined(frame);
+        let packet = &whole[vnet::HEADER_BYTES..];
+        let (mut taken, mut refused) = (0, 0);
+        let parts = split(&header, packet, &mut Arena::for_one_frame(), &mut |packet| {
+            let single = Frame { header: &PLAIN, payloads: &[packet], carries_data: frame.carries_data };
+            match self.write_once(&single) {
+                WriteOutcome::Written => taken += 1,
+                _ => refused += 1,
+            }
+        });
+        if parts.is_err() {
+            return WriteOutcome::Refused(libc::EINVAL);
+        }
+        let mut counters = self.counters.get();
+        counters.refused_merges += 1;
+        self.counters.set(counters);
+        let refusals = &self.merge_refusals[kind as usize];
+        refusals.set(refusals.get() + u32::from(taken > 0));
+        let given_up = Some(kind).filter(|_| taken > 0 && refusals.get() == MERGE_REFUSALS_MAX);
+        WriteOutcome::Apart { refused, given_up }
     }
 
     fn write_slices(&self, frame: &Frame<'_>) -> io::Result<usize> {
@@ -162,11 +217,7 @@ impl TunQueue {
     /// Writes a frame of too many slices for one system call. Only merged packets of a few dozen bytes each come to that.
     #[cold]
     fn write_joined(&self, frame: &Frame<'_>) -> io::Result<usize> {
-        let mut joined = Vec::with_capacity(vnet::HEADER_BYTES + frame.inner_bytes());
-        joined.extend_from_slice(frame.header);
-        for payload in frame.payloads {
-            joined.extend_from_slice(payload);
-        }
+        let joined = joined(frame);
         loop {
             match rustix::io::write(&self.fd, &joined) {
                 Err(Errno::INTR) => {}
@@ -174,6 +225,15 @@ impl TunQueue {
             }
         }
     }
+}
+
+fn joined(frame: &Frame<'_>) -> Vec<u8> {
+    let mut joined = Vec::with_capacity(vnet::HEADER_BYTES + frame.inner_bytes());
+    joined.extend_from_slice(frame.header);
+    for payload in frame.payloads {
+        joined.extend_from_slice(payload);
+    }
+    joined
 }
 
 impl AsFd for TunQueue {
@@ -358,6 +418,41 @@ mod tests {
             let frame = Frame { header: &header, payloads: &payloads, carries_data: true };
             assert_eq!(queues[0].write(&frame), WriteOutcome::Written);
             assert!(server.join().unwrap() == payload);
+        });
+    }
+
+    #[test]
+    fn a_super_packet_that_is_refused_goes_packet_by_packet() {
+        in_network_namespace(|| {
+            let (_device, queues) = tun(1);
+            let socket = StdSocket::bind("198.18.0.1:5353").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let payload: Vec<u8> = (0..2500).map(|index| (index / 3) as u8).collect();
+            let header_of = VnetHeader {
+                flags: vnet::NEEDS_CSUM,
+                gso_type: vnet::GSO_UDP_L4,
+                hdr_len: 28,
+                gso_size: 1000,
+                csum_start: 20,
+                csum_offset: 6,
+            };
+            let packet = [Bytes::from(ipv4(17, &udp(4000, 5353, &payload)))];
+            for round in 1..=MERGE_REFUSALS_MAX {
+                let mut header = [0; vnet::HEADER_BYTES];
+                header_of.write(&mut header);
+                let frame = Frame { header: &header, payloads: &packet, carries_data: true };
+                let given_up = (round == MERGE_REFUSALS_MAX).then_some(MergeKind::Udp);
+                assert_eq!(queues[0].write_apart(&frame), WriteOutcome::Apart { refused: 0, given_up });
+                let mut received = Vec::new();
+                for bytes in [1000, 1000, 500] {
+                    let mut buf = [0; 2000];
+                    assert_eq!(socket.recv(&mut buf).unwrap(), bytes);
+                    received.extend_from_slice(&buf[..bytes]);
+                }
+                assert_eq!(received, payload);
+            }
+            let counters = queues[0].counters();
+            assert_eq!((counters.refused_merges, counters.written_frames), (8, 24));
         });
     }
 }

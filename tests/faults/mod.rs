@@ -36,6 +36,16 @@ impl Faults {
         self.with("FAULTS_SEND", list(errors))
     }
 
+    /// TUN writes of merged packets fail with EINVAL.
+    pub fn refuse_merged_frames(self) -> Faults {
+        self.with("FAULTS_MERGED", "all".into())
+    }
+
+    /// TUN writes of merged packets whose last one is shorter fail with EINVAL.
+    pub fn refuse_frames_with_a_short_last_segment(self) -> Faults {
+        self.with("FAULTS_MERGED", "short".into())
+    }
+
     fn with(mut self, variable: &'static str, value: String) -> Faults {
         self.variables.push((variable, value));
         self
@@ -51,6 +61,11 @@ impl Faults {
     /// From now on.
     pub fn arm(&self) {
         fs::write(self.path("armed"), "").unwrap();
+    }
+
+    /// How many TUN writes were refused.
+    pub fn refusals(&self) -> u64 {
+        fs::metadata(self.path("refusals")).map_or(0, |file| file.len())
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -16,12 +16,12 @@ use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
-use crate::packet::Arena;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
 use crate::packet::merge::{MergeLimits, Merger};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
+use crate::packet::{Arena, MergeKind};
 use crate::params::TransportParams;
 use crate::transport::transport;
 use crate::verdict::DropReason;
@@ -228,6 +228,10 @@ impl Machine for Client {
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {
         self.tunnel.counters.drops.add(reason, packets);
+    }
+
+    fn handle_refused_merges(&mut self, kind: MergeKind) {
+        self.merger.give_up(kind);
     }
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {

@@ -59,6 +59,26 @@ impl Default for MergeLimits {
     }
 }
 
+/// A kind of super-packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeKind {
+    /// TCP segments, a TSO frame.
+    Tcp,
+    /// UDP datagrams, a USO frame.
+    Udp,
+}
+
+impl MergeKind {
+    /// What a frame with this header was merged of; `None` where it is one packet.
+    pub fn of(header: &VnetHeader) -> Option<MergeKind> {
+        match header.gso_type & !vnet::GSO_ECN {
+            vnet::GSO_TCPV4 | vnet::GSO_TCPV6 => Some(MergeKind::Tcp),
+            vnet::GSO_UDP_L4 => Some(MergeKind::Udp),
+            _ => None,
+        }
+    }
+}
+
 /// Merges a batch of inner packets into frames for a TUN queue.
 ///
 /// Use: [`push`](Merger::push) each packet of the batch, then [`poll_frame`](Merger::poll_frame) until it says `None`. The first
@@ -126,6 +146,14 @@ impl Merger {
             tags: Vec::new(),
             victim: 0,
             thinned_acks: 0,
+        }
+    }
+
+    /// Merges packets of this kind no more.
+    pub fn give_up(&mut self, kind: MergeKind) {
+        match kind {
+            MergeKind::Tcp => self.limits.tso = false,
+            MergeKind::Udp => self.limits.uso = false,
         }
     }
 

@@ -19,6 +19,6 @@ pub mod vnet;
 pub use arena::Arena;
 pub use icmp::packet_too_big;
 pub use inner::{DestinationClass, InnerPacket, Malformed};
-pub use merge::{MergeLimits, Merger};
+pub use merge::{MergeKind, MergeLimits, Merger};
 pub use split::split;
 pub use vnet::VnetHeader;

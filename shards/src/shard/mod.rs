@@ -39,8 +39,8 @@ use crate::home::{Home, KEEPER};
 use crate::keeper::{Keeper, Steer};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
 use crate::message::{Message, Outbox};
-use crate::packet::Arena;
 use crate::packet::merge::Merger;
+use crate::packet::{Arena, MergeKind};
 use crate::params::Params;
 use crate::policy::Policy;
 use crate::retry::{self, Retries, TokenKey};
@@ -431,6 +431,10 @@ impl Machine for Shard {
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {
         self.counters.drops.add(reason, packets);
+    }
+
+    fn handle_refused_merges(&mut self, kind: MergeKind) {
+        self.merger.give_up(kind);
     }
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
