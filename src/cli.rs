@@ -3,6 +3,7 @@
 //! This module starts things and prints; it does none of the work.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -199,6 +200,8 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
     if config.reuse_socket {
         warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
     }
+    let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?;
+    doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
     let control = Control::open(&config)?;
     let gateway = Gateway::start(&config)?;
     Ok(control.run(gateway, log, || file.load())?)
@@ -212,7 +215,8 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
     } else {
         let config = ServerConfig::load(&file.config, file.environment.variables())?;
         crate::tls::server(&config.tls)?;
-        (config.warnings.clone(), config.effective())
+        let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?.into_iter().map(|doubt| doubt.text);
+        (config.warnings.iter().cloned().chain(doubts).collect(), config.effective())
     };
     warnings.iter().for_each(|warning| eprintln!("tollgate: warning: {warning}"));
     println!("# {} is valid. Effective configuration:", file.config.display());

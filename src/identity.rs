@@ -198,7 +198,12 @@ impl Identity {
         let key_file = prepare(key, self.key_pem.as_bytes(), 0o600)?;
         let certificate_file = prepare(certificate, self.certificate_pem.as_bytes(), 0o644)?;
         persist(key_file, key, overwrite)?;
-        persist(certificate_file, certificate, overwrite)
+        let written = persist(certificate_file, certificate, overwrite);
+        if written.is_err() && !overwrite {
+            // A key alone is of no use, and would be in the way of the next try.
+            let _ = std::fs::remove_file(key);
+        }
+        written
     }
 }
 
@@ -309,7 +314,7 @@ mod tests {
         run("x fingerprint CERT").unwrap();
         assert!(run("x gencert --cn alice --out-cert CERT --out-key KEY").unwrap_err().contains("--force"));
         run("x gencert --cn alice --days 5 --force --out-cert CERT --out-key KEY").unwrap();
-        assert!(run("x fingerprint KEY").unwrap_err().contains("no certificate"));
+        assert!(run("x fingerprint KEY").unwrap_err().contains("holds a private key only"));
     }
 
     #[test]
@@ -367,7 +372,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.pem");
         std::fs::write(&path, Identity::generate("a", &[]).unwrap().key_pem.as_bytes()).unwrap();
-        assert!(fingerprint(&path).unwrap_err().to_string().contains("no certificate"));
+        assert!(fingerprint(&path).unwrap_err().to_string().contains("holds a private key only"));
         assert!(fingerprint(&directory.path().join("x")).unwrap_err().to_string().contains("cannot read"));
     }
 

@@ -4,6 +4,9 @@
 //! lets every client through that holds the key of the certificate it shows, and the engine looks the certificate's fingerprint up
 //! among the users.
 
+mod form;
+mod inspect;
+
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -29,6 +32,8 @@ use rustls::{
 };
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use zeroize::Zeroizing;
+
+pub use inspect::{Doubt, doubts};
 
 /// The application protocol of RFC 7301 that both sides insist on.
 pub const ALPN: &[u8] = b"quincy";
@@ -64,6 +69,18 @@ pub enum TlsError {
         role: &'static str,
         /// Where it is.
         origin: String,
+    },
+    /// Something else than PEM data of the kind that is needed.
+    #[error("the {role} {origin} {is}: {remedy}")]
+    WrongForm {
+        /// What the data is for.
+        role: &'static str,
+        /// Where it is.
+        origin: String,
+        /// What it is instead.
+        is: &'static str,
+        /// What would be right.
+        remedy: String,
     },
     /// PEM data without a private key in it.
     #[error("no private key in the {role} {origin}: it must hold -----BEGIN PRIVATE KEY----- and what follows, whole")]
@@ -257,7 +274,10 @@ impl Own {
 /// If the data cannot be read, or any of it is damaged, or it holds no certificate.
 pub fn certificates(role: &'static str, source: &PemSource) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(role, source)?;
-    let absent = || TlsError::NoCertificate { role, origin: Origin(source).to_string() };
+    let absent = || {
+        wrong_form(role, source, form::instead_of_certificate(&pem, source))
+            .unwrap_or_else(|| TlsError::NoCertificate { role, origin: Origin(source).to_string() })
+    };
     let certificates: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
@@ -268,13 +288,25 @@ pub fn certificates(role: &'static str, source: &PemSource) -> Result<Vec<Certif
 /// The first private key in PEM data: PKCS #8, PKCS #1 or SEC 1. The parser's own errors quote the data, so they are not passed on.
 fn private_key(role: &'static str, source: &PemSource) -> Result<PrivateKeyDer<'static>, TlsError> {
     let pem = read(role, source)?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::NoKey { role, origin: Origin(source).to_string() })
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        wrong_form(role, source, form::instead_of_key(&pem, source))
+            .unwrap_or_else(|| TlsError::NoKey { role, origin: Origin(source).to_string() })
+    })
 }
 
+fn wrong_form(role: &'static str, source: &PemSource, found: Option<form::Form>) -> Option<TlsError> {
+    let form::Form { is, remedy } = found?;
+    Some(TlsError::WrongForm { role, origin: Origin(source).to_string(), is, remedy })
+}
+
+/// PEM data, without the mark that some editors put in front of it.
 fn read(role: &'static str, source: &PemSource) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let path: &Path = match source {
         PemSource::File(path) => path,
-        PemSource::Inline(pem) => return Ok(Zeroizing::new(pem.as_bytes().to_vec())),
+        PemSource::Inline(pem) => {
+            let pem = pem.as_bytes();
+            return Ok(Zeroizing::new(pem.strip_prefix(form::BYTE_ORDER_MARK).unwrap_or(pem).to_vec()));
+        }
     };
     let origin = || Origin(source).to_string();
     // Of full size from the start: growing would leave copies of a key behind.
@@ -282,7 +314,14 @@ fn read(role: &'static str, source: &PemSource) -> Result<Zeroizing<Vec<u8>>, Tl
     File::open(path)
         .and_then(|file| file.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem))
         .map_err(|error| TlsError::Unreadable { role, origin: origin(), error })?;
-    if pem.len() as u64 > PEM_BYTES_MAX { Err(TlsError::TooLong { role, origin: origin() }) } else { Ok(pem) }
+    if pem.len() as u64 > PEM_BYTES_MAX {
+        return Err(TlsError::TooLong { role, origin: origin() });
+    }
+    if pem.starts_with(form::BYTE_ORDER_MARK) {
+        // In place: a copy would stay behind.
+        pem.drain(..form::BYTE_ORDER_MARK.len());
+    }
+    Ok(pem)
 }
 
 fn bad_certificate(role: &'static str, source: &PemSource, error: &Error) -> TlsError {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -479,4 +481,173 @@ fn a_tunnel_in_a_link_local_network_reaches_the_gateway_and_other_clients() {
         assert_pings(inside, target);
     }
     gateway.assert_sound();
+}
+
+/// Runs `ip` (iproute2) in the gateway's namespace.
+fn ip(site: &Site, arguments: &[&str]) {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    let mut process = site.topology.gateway.spawn(command).unwrap();
+    let status = process.wait(PATIENCE).unwrap();
+    assert!(status.success(), "ip {arguments:?}: {:?}", process.lines());
+}
+
+#[test]
+fn the_names_that_the_kernel_takes_are_valid_for_check_serve_and_connect() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    for (name, made) in [("vpn.0", "vpn.0"), ("quincy%d", "quincy0"), ("tun+1", "tun+1")] {
+        let site = Site::new(&Plan::default());
+        site.deployment.edit_server("\"tollgate0\"", &format!("{name:?}"));
+        let (code, text) = order(&site, &[], &["check", "--config", "server.toml"]);
+        assert_eq!(code, Some(0), "{text}");
+        let gateway = site.start(site.command(&[]));
+        gateway.process.wait_for_line(&format!(" on {made};"), PATIENCE).unwrap();
+
+        let file = site.deployment.write_client("bob", "198.18.0.1:55555", "hybrid");
+        site.deployment.edit("client_bob.toml", "\"quincy0\"", &format!("{name:?}"));
+        let mut connect = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        connect.arg("connect").arg("--config").arg(file).env("NO_COLOR", "1").env_remove("RUST_LOG");
+        let inside = &site.topology.clients[0].namespace;
+        let mut client = inside.spawn(connect).unwrap();
+        client.wait_for_line(&format!(" on {made}"), PATIENCE).unwrap();
+        wait_for_ping(inside, SERVER_V4);
+        assert!(client.stop(PATIENCE).unwrap().success());
+        site.assert_serves(&peers, gateway);
+    }
+}
+
+#[test]
+fn a_tun_device_that_was_made_beforehand_is_adopted_and_stays() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    for (shards, kind) in [(1, None), (1, Some("multi_queue")), (2, Some("multi_queue"))] {
+        let site = Site::new(&Plan { shards, ..Plan::default() });
+        let add = ["tuntap", "add", "dev", "tollgate0", "mode", "tun"];
+        ip(&site, &add.into_iter().chain(kind).collect::<Vec<_>>());
+        for _ in 0..2 {
+            let gateway = site.start(site.command(&[]));
+            let second = Deployment::write(&Plan { shards, tunnel: "198.19.129.1/24", ..Plan::default() });
+            second.edit_server("bind_port = 55555", "bind_port = 55556");
+            let line = site.start_and_fail(Gateway::command(&second));
+            assert!(line.contains("tollgate0 exists already"), "one that is in use is not adopted: {line}");
+            site.assert_serves(&peers, gateway);
+        }
+        ip(&site, &["link", "show", "dev", "tollgate0"]);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_fit_is_refused_with_what_would() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    ip(&site, &["tuntap", "add", "dev", "tollgate0", "mode", "tun"]);
+    let line = site.start_and_fail(site.command(&[]));
+    assert!(line.contains("with a single queue, and 2 shards need one each"), "{line}");
+    assert!(line.contains("ip tuntap add dev tollgate0 mode tun multi_queue"), "{line}");
+    ip(&site, &["link", "delete", "dev", "tollgate0"]);
+    ip(&site, &["tuntap", "add", "dev", "tollgate0", "mode", "tap", "multi_queue"]);
+    let line = site.start_and_fail(site.command(&[]));
+    assert!(line.contains("tollgate0 exists already"), "{line}");
+}
+
+#[test]
+fn a_name_that_another_process_holds_keeps_no_gateway_from_its_port() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    let name = SocketAddr::from_abstract_name("tollgate-udp-0.0.0.0:55555").unwrap();
+    let _held = site.topology.gateway.run(|| UnixDatagram::bind_addr(&name)).unwrap();
+    let gateway = site.start(site.command(&[]));
+    let second = Deployment::write(&Plan { tunnel: "198.19.129.1/24", ..Plan::default() });
+    second.edit_server("tollgate0", "tollgate1");
+    let line = site.start_and_fail(Gateway::command(&second));
+    assert!(line.contains("UDP address 0.0.0.0:55555 is in use"), "the port is still its own: {line}");
+    site.assert_serves(&peers, gateway);
+}
+
+#[test]
+fn the_unit_of_the_readme_starts_the_gateway_again_for_as_long_as_it_takes() {
+    let readme = include_str!("../README.md");
+    let (_, unit) = readme.split_once("<!-- run: unit -->").expect("a unit");
+    let (unit, _) = unit.split_once("\nEND\n").expect("an end");
+    for setting in [
+        "StartLimitIntervalSec=0",
+        "Restart=on-failure",
+        "RestartSec=1",
+        "ExecReload=/usr/local/bin/tollgate reload --config /etc/tollgate/server.toml",
+        "RuntimeDirectory=tollgate",
+        "StateDirectory=tollgate",
+    ] {
+        assert!(unit.lines().any(|line| line == setting), "{setting} is not in {unit}");
+    }
+    // An address that is not there yet is a failure like others: systemd tries again.
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan { bind: "198.18.0.77", ..Plan::default() });
+    let line = site.start_and_fail(site.command(&[]));
+    assert!(line.contains("no interface of this machine has the address 198.18.0.77"), "{line}");
+    ip(&site, &["address", "add", "198.18.0.77/32", "dev", "lo"]);
+    site.start(site.command(&[])).assert_sound();
+}
+
+/// Certificates as people make them, each with what `tollgate check` says of it.
+fn doubtful_certificates() -> Vec<(&'static str, String, String, &'static str)> {
+    let params = || rcgen::CertificateParams::new(vec!["vpn.example.org".to_owned()]).unwrap();
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let mut authority = params();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(rcgen::DnType::CommonName, "the authority");
+    let mut expired = params();
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    expired.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    let mut early = params();
+    early.not_before = rcgen::date_time_ymd(2090, 1, 1);
+    let nameless = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    let mut of_clients = params();
+    of_clients.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let mut made = Vec::new();
+    for (name, params, expected) in [
+        ("authority", authority.clone(), "CA:TRUE"),
+        ("expired", expired, "has expired"),
+        ("early", early, "not valid yet"),
+        ("nameless", nameless, "subjectAltName"),
+        ("of clients", of_clients, "serverAuth"),
+    ] {
+        let key = key();
+        made.push((name, params.self_signed(&key).unwrap().pem(), key.serialize_pem(), expected));
+    }
+    let (authoritys_key, own) = (key(), key());
+    let issuer = rcgen::Issuer::new(authority, authoritys_key);
+    let mut signed = params();
+    signed.distinguished_name.push(rcgen::DnType::CommonName, "the gateway");
+    made.push(("incomplete", signed.signed_by(&own, &issuer).unwrap().pem(), own.serialize_pem(), "append it"));
+    made
+}
+
+#[test]
+fn a_check_warns_of_certificates_that_clients_refuse() {
+    let site = Deployment::write(&Plan::default());
+    let check = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let output = command.args(["check", "--config", "server.toml"]).current_dir(site.folder()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, _, warnings) = check();
+    assert_eq!((code, &warnings[..]), (Some(0), ""));
+    for (name, certificate, key, expected) in doubtful_certificates() {
+        fs::write(site.path("server_cert.pem"), certificate).unwrap();
+        fs::write(site.path("server_key.pem"), key).unwrap();
+        let (code, effective, warnings) = check();
+        assert_eq!(code, Some(0), "{name}: {warnings}");
+        assert!(effective.contains("is valid"), "{effective}");
+        assert!(warnings.contains(expected) && warnings.lines().count() == 1, "{name}: {warnings}");
+        assert!(warnings.starts_with("tollgate: warning: the certificate"), "{warnings}");
+    }
 }

@@ -120,6 +120,11 @@ impl ClientConfig {
 
 fn server_address(text: &str) -> Result<ServerAddress, String> {
     let text = text.trim();
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let port = if rest.ends_with(']') || !rest.contains(':') { ":55555" } else { "" };
+        return Err(format!("which is a URL: leave {scheme}:// and what follows the port out, as in \"{rest}{port}\""));
+    }
     let Some((host, port)) = text.rsplit_once(':') else { return Err("which has no port".into()) };
     let port = match port.parse::<u16>() {
         Ok(port) if port > 0 => port,

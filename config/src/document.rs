@@ -480,6 +480,29 @@ impl<'i> Table<'i> {
         tables
     }
 
+    /// Takes the tables out that are left, each with its path within this one: of `[this.a.b]` that is `a.b`.
+    pub(crate) fn take_nested(&mut self) -> Vec<(Place, String)> {
+        let (nested, rest): (BTreeMap<_, _>, _) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(|(_, entry)| matches!(entry.value, DeValue::Table(_)));
+        self.entries = rest;
+        nested
+            .into_iter()
+            .map(|(key, entry)| {
+                let (mut path, mut value) = (key, entry.value);
+                while let DeValue::Table(table) = value {
+                    let mut entries = table.into_iter();
+                    let (Some((key, inner)), None) = (entries.next(), entries.next()) else { break };
+                    value = inner.into_inner();
+                    if matches!(value, DeValue::Table(_)) {
+                        path = format!("{path}.{}", key.into_inner());
+                    }
+                }
+                (entry.key, path)
+            })
+            .collect()
+    }
+
     /// Ends the reading of the table: what is left in it is unknown.
     pub fn finish(self, report: &mut Report<'_>) {
         for (key, entry) in self.entries {

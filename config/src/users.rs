@@ -130,6 +130,12 @@ impl Reading {
                 self.claims.push(Claim { range, user: index, place, path });
             }
         }
+        let name = self.users[index].name.clone();
+        for (place, rest) in table.take_nested() {
+            let (dotted, path) = (format!("{name}.{rest}"), format!("{path}.{rest}"));
+            let remedy = format!("if the user is {dotted}, quote the name: [users.{}]", document::quoted_key(&dotted));
+            report.wrong(place, &path, "is a table within a user's", remedy);
+        }
         table.finish(report);
     }
 

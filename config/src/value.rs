@@ -84,16 +84,22 @@ pub(crate) fn range(text: &str) -> Result<AddressRange, String> {
 pub(crate) const FINGERPRINT: &str =
     "write \"sha256:\" and 64 hexadecimal digits, as `tollgate identity fingerprint CERTIFICATE` prints it";
 
-/// The fingerprint of a certificate. Capital hexadecimal digits are accepted.
+/// The fingerprint of a certificate: as Quincy writes it, or as `openssl x509 -fingerprint -sha256` and browsers do, with capitals, colons
+/// between the bytes, and another prefix or none.
 pub(crate) fn fingerprint(text: &str) -> Result<Fingerprint, String> {
-    let Some(digits) = text.trim().strip_prefix("sha256:") else {
-        return Err("which does not start with sha256:".into());
-    };
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = ["sha256:", "sha-256:", "sha256 fingerprint=", "sha256="]
+        .into_iter()
+        .find_map(|prefix| lower.strip_prefix(prefix))
+        .unwrap_or(&lower);
+    let digits: String = digits.chars().filter(|c| !matches!(c, ':' | ' ')).collect();
     if let Some(wrong) = digits.chars().find(|c| !c.is_ascii_hexdigit()) {
         return Err(format!("where {wrong:?} is not a hexadecimal digit"));
     }
-    if digits.len() != 64 {
-        return Err(format!("which has {} digits instead of 64", digits.len()));
+    match digits.len() {
+        64 => {}
+        40 => return Err("which has 40 digits: it is of SHA-1, and not of SHA-256".into()),
+        length => return Err(format!("which has {length} digits instead of 64")),
     }
     let mut bytes = [0; 32];
     for (byte, digits) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
@@ -104,21 +110,35 @@ pub(crate) fn fingerprint(text: &str) -> Result<Fingerprint, String> {
 }
 
 /// What a network interface name looks like.
-pub(crate) const INTERFACE: &str = "write 1 to 15 characters without space, slash or colon, for example \"tollgate0\"";
+pub(crate) const INTERFACE: &str = "write 1 to 15 bytes without space, slash or colon, for example \"tollgate0\", or with %d once for the \
+                                    first free number: \"tollgate%d\"";
 
-/// The name of a network interface, by the kernel's rules.
-pub(crate) fn interface(text: &str) -> Result<String, String> {
+/// Longest name of a network interface, in bytes: the kernel's IFNAMSIZ without its terminator.
+const INTERFACE_BYTES_MAX: usize = 15;
+
+/// The name of a network interface by the kernel's rule, or a pattern with `%d` once, for which the kernel puts the first free number.
+///
+/// # Errors
+///
+/// What is wrong with it, as the end of a sentence.
+pub fn interface(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("which is empty".into());
     }
-    if text.len() > 15 {
-        return Err(format!("which has {} characters", text.len()));
+    if text.len() > INTERFACE_BYTES_MAX {
+        return Err(format!("which has {} bytes", text.len()));
     }
-    if text == "." || text == ".." || text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
-    {
+    // The kernel looks at bytes, and takes 0xa0 for a space whatever it is a part of.
+    let refused = |byte: u8| matches!(byte, b'/' | b':' | 0 | b' ' | b'\t'..=b'\r' | 0xa0);
+    if text == "." || text == ".." || text.bytes().any(refused) {
         return Err("which the kernel does not take as an interface name".into());
     }
-    Ok(text.to_owned())
+    match text.split_once('%') {
+        Some((_, rest)) if !rest.starts_with('d') || rest.contains('%') => {
+            Err("where % is followed by something else than d, or stands there twice".into())
+        }
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// A path that is not empty. Relative ones are relative to the working directory.
@@ -248,10 +268,31 @@ mod tests {
         let digits = "00ff".repeat(16);
         let expected = Fingerprint(std::array::from_fn(|index| if index % 2 == 0 { 0 } else { 255 }));
         assert_eq!(fingerprint(&format!("sha256:{digits}")), Ok(expected));
-        assert_eq!(fingerprint(&format!("sha256:{}", digits.to_uppercase())), Ok(expected));
-        for text in [digits.clone(), format!("sha256:{}", &digits[2..]), format!("sha256:{}zz", &digits[2..])] {
-            assert!(fingerprint(&text).is_err(), "{text}");
+        let pairs: Vec<String> =
+            digits.to_uppercase().as_bytes().chunks(2).map(|pair| String::from_utf8_lossy(pair).into()).collect();
+        let (upper, colons) = (digits.to_uppercase(), pairs.join(":"));
+        for text in [
+            format!("sha256:{upper}"),
+            format!("SHA256:{digits}"),
+            digits.clone(),
+            colons.clone(),
+            format!("sha256:{colons}"),
+            format!("SHA256 Fingerprint={colons}"),
+            format!("sha256 Fingerprint={colons}\n"),
+        ] {
+            assert_eq!(fingerprint(&text), Ok(expected), "{text}");
         }
+        for text in [
+            "",
+            "sha256:",
+            &digits[2..],
+            &digits[24..],
+            &format!("sha256:{}zz", &digits[2..]),
+            &format!("md5:{digits}"),
+        ] {
+            assert!(fingerprint(text).is_err(), "{text}");
+        }
+        assert!(fingerprint(&colons[..59]).unwrap_err().contains("SHA-1"));
     }
 
     #[test]
@@ -269,9 +310,40 @@ mod tests {
 
     #[test]
     fn interface_names_follow_the_kernels_rules() {
-        assert_eq!(interface("tollgate0"), Ok("tollgate0".into()));
-        for text in ["", "..", "sixteen-letters-", "a/b", "a b", "a:b"] {
-            assert!(interface(text).is_err(), "{text}");
+        for text in [
+            "tollgate0",
+            "vpn.0",
+            "quincy%d",
+            "%d",
+            "tun+1",
+            "a",
+            "fifteen-letters",
+            "-",
+            "...",
+            "d\u{fc}sen",
+            "$x\"'\\",
+        ] {
+            assert_eq!(interface(text), Ok(text.into()));
+        }
+        let refused = [
+            "",
+            ".",
+            "..",
+            "sixteen-letters-",
+            "a/b",
+            "a b",
+            "a:b",
+            "a\tb",
+            "a\nb",
+            "a\0b",
+            "\u{e0}",
+            "%",
+            "a%s",
+            "%d%d",
+            "a%",
+        ];
+        for text in refused {
+            assert!(interface(text).is_err(), "{text:?}");
         }
     }
 }

@@ -15,6 +15,7 @@ use tollgate_shards::packet::vnet;
 use tun::AbstractDevice;
 
 use super::tun_queue::TunQueue;
+use crate::netlink::Netlink;
 
 /// The most queues of a device: the kernel's limit.
 pub const QUEUES_MAX: usize = 256;
@@ -27,8 +28,9 @@ const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
 const SIOCSIFADDR: libc::Ioctl = 0x8916;
 
 const CLONE_DEVICE: &CStr = c"/dev/net/tun";
-/// The same for every queue: a queue opened with others would change the framing of all.
-const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+/// The same for every queue: a queue opened with others would change the framing of all. With them `IFF_MULTI_QUEUE`, unless a device that was
+/// made beforehand has one queue only.
+const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// What a TUN device is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,10 +95,23 @@ pub enum TunError {
         name: String,
     },
     /// The name cannot be a network device's.
-    #[error("\"{name}\" cannot name a network device: use 1 to 15 letters, digits, `-` and `_`")]
+    #[error("\"{name}\" cannot name a network device, {reason}: use 1 to 15 bytes without space, slash or colon")]
     Name {
         /// What was asked for.
         name: String,
+        /// What is wrong, as the end of a sentence.
+        reason: String,
+    },
+    /// The device was made beforehand, with too few queues.
+    #[error(
+        "the TUN device {name} was made beforehand with a single queue, and {queues} shards need one each: make it with `ip tuntap add dev \
+         {name} mode tun multi_queue`, or set [shards] count = 1"
+    )]
+    SingleQueue {
+        /// The device.
+        name: String,
+        /// How many are needed.
+        queues: usize,
     },
     /// A number that the kernel does not take.
     #[error("a TUN device of {queues} queues: the number must be from 1 to 256")]
@@ -116,18 +131,20 @@ pub enum TunError {
     },
 }
 
-/// A multi-queue TUN device of this process. It is gone with its last queue.
+/// A multi-queue TUN device of this process. It is gone with its last queue, unless it was made beforehand.
 pub struct TunDevice {
     device: tun::Device,
     name: String,
     index: u32,
     offloads: Offloads,
     queue_frames_max: u32,
+    /// A queue's descriptor, of a device that was made beforehand and stays.
+    _adopted: Option<Adopted>,
 }
 
 impl TunDevice {
     /// Makes the device `name` (where there is none: `tollgate` and a number) with `queues` queues of index 0 and up, and sets its
-    /// MTU in bytes. It has no address yet and is down.
+    /// MTU in bytes. It has no address yet and is down. A device of that name that was made to stay and that nobody uses is adopted.
     ///
     /// Closing a queue moves the last one into its place in the kernel's order, so all are to live as long as one.
     pub fn create(
@@ -139,17 +156,24 @@ impl TunDevice {
         if !(1..=QUEUES_MAX).contains(&queues) {
             return Err(TunError::Queues { queues });
         }
-        if let Some(name) = name {
-            check_name(name)?;
-        }
+        let wanted = name.unwrap_or("tollgate%d");
+        tollgate_config::interface_name(wanted).map_err(|reason| TunError::Name { name: wanted.to_owned(), reason })?;
+        let mut request = interface_request(wanted);
+        let mut flags = QUEUE_FLAGS | libc::IFF_MULTI_QUEUE;
         // IFF_TUN_EXCL: otherwise an existing device would take the queues in among those of another process.
-        let mut request = interface_request(name.unwrap_or("tollgate%d"));
-        let first = attach_queue(&mut request, libc::IFF_TUN_EXCL)?;
+        let (first, is_adopted) = match attach_queue(&mut request, flags | libc::IFF_TUN_EXCL) {
+            Err(TunError::Taken { name }) => {
+                flags = adoption_flags(&name, queues)?;
+                (attach_queue(&mut request, flags)?, true)
+            }
+            first => (first?, false),
+        };
         let name = interface_name(&request);
         let mut fds = vec![first];
         for _ in 1..queues {
-            fds.push(attach_queue(&mut interface_request(&name), 0)?);
+            fds.push(attach_queue(&mut interface_request(&name), flags)?);
         }
+        let adopted = if is_adopted { Some(Adopted::of(&fds[0], &name)?) } else { None };
         let offloads = enable_offloads(&fds[0], &name, options)?;
         let queue_frames_max = set_queue_length(&name, options.queue_frames_max)
             .map_err(|error| refusal(&name, "SIOCGIFTXQLEN", error))?;
@@ -157,7 +181,7 @@ impl TunDevice {
         let mut configuration = tun::Configuration::default();
         configuration.raw_fd(fds[0].as_raw_fd()).close_fd_on_drop(false).tun_name(&name).mtu(mtu);
         let device = tun::Device::new(&configuration).map_err(|error| refusal(&name, "adoption", error.into()))?;
-        let mut device = TunDevice { device, name, index, offloads, queue_frames_max };
+        let mut device = TunDevice { device, name, index, offloads, queue_frames_max, _adopted: adopted };
         let done = device.device.set_mtu(mtu);
         device.explain("setting the MTU", done)?;
         Ok((device, fds.into_iter().map(TunQueue::new).collect()))
@@ -217,7 +241,7 @@ impl TunDevice {
 
 impl std::fmt::Debug for TunDevice {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let TunDevice { device: _, name, index, offloads, queue_frames_max: _ } = self;
+        let TunDevice { name, index, offloads, .. } = self;
         formatter
             .debug_struct("TunDevice")
             .field("name", name)
@@ -227,12 +251,47 @@ impl std::fmt::Debug for TunDevice {
     }
 }
 
+/// A device that was made beforehand. When this value is dropped, the next user finds it as it was: without offloads, which change what is
+/// read, and without steering.
+struct Adopted(OwnedFd);
+
+impl Adopted {
+    fn of(queue: &OwnedFd, name: &str) -> Result<Self, TunError> {
+        queue.try_clone().map(Adopted).map_err(|error| refusal(name, "duplicating a queue's descriptor", error))
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        let no_program: libc::c_int = -1;
+        // SAFETY: TUNSETOFFLOAD takes its argument by value; TUNSETSTEERINGEBPF reads one int, which lives through the call. Neither can fail
+        // in a way that would matter to a process that is done with the device.
+        unsafe {
+            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as libc::c_ulong);
+            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const no_program);
+        }
+    }
+}
+
+/// The flags to open the existing device `name` with, if it is one to adopt: made to stay (`ip tuntap add`), and used by nobody.
+fn adoption_flags(name: &str, queues: usize) -> Result<libc::c_int, TunError> {
+    let taken = || TunError::Taken { name: name.to_owned() };
+    let link = Netlink::open().and_then(|mut netlink| netlink.tun_link(name));
+    let link =
+        link.ok().flatten().filter(|link| link.is_tun && link.is_persistent && !link.is_in_use).ok_or_else(taken)?;
+    match (link.is_multi_queue, queues) {
+        (true, _) => Ok(QUEUE_FLAGS | libc::IFF_MULTI_QUEUE),
+        (false, 1) => Ok(QUEUE_FLAGS),
+        (false, _) => Err(TunError::SingleQueue { name: name.to_owned(), queues }),
+    }
+}
+
 /// Opens a further queue of the device that `request` names; without such a device, makes it and stores its name in `request`.
-fn attach_queue(request: &mut libc::ifreq, extra_flags: libc::c_int) -> Result<OwnedFd, TunError> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let fd = rustix::fs::open(CLONE_DEVICE, flags, Mode::empty())
+fn attach_queue(request: &mut libc::ifreq, flags: libc::c_int) -> Result<OwnedFd, TunError> {
+    let opened = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(CLONE_DEVICE, opened, Mode::empty())
         .map_err(|error| TunError::NoDriver { source: error.into() })?;
-    request.ifr_ifru.ifru_flags = (QUEUE_FLAGS | extra_flags) as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut *request) };
     if done < 0 {
@@ -324,15 +383,8 @@ pub(super) fn interface_request(name: &str) -> libc::ifreq {
 }
 
 fn interface_name(request: &libc::ifreq) -> String {
-    request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect()
-}
-
-fn check_name(name: &str) -> Result<(), TunError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if name.is_empty() || name.len() >= libc::IFNAMSIZ || !name.bytes().all(allowed) {
-        return Err(TunError::Name { name: name.to_owned() });
-    }
-    Ok(())
+    let bytes: Vec<u8> = request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn refusal(name: &str, what: &'static str, source: io::Error) -> TunError {
@@ -405,7 +457,7 @@ mod tests {
 
     #[test]
     fn names_and_numbers_that_the_kernel_would_not_take_are_named() {
-        for name in ["", "sixteen-letters-", "a/b", "a b", "tun%d", ".."] {
+        for name in ["", "sixteen-letters-", "a/b", "a b", "tun%s", ".."] {
             assert!(matches!(create(name, 1), Err(TunError::Name { .. })), "{name:?}");
         }
         for queues in [0, 257] {

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 
 use super::cmsg::UDP_GRO;
 use super::reuseport::{self, Layout};
@@ -121,24 +120,30 @@ impl UdpGroup {
         if !(1..=SHARDS_MAX).contains(&shards) {
             return Err(BindError::Shards { shards });
         }
-        // Without SO_REUSEPORT this fails when anybody has the port, with or without it.
-        let probe = open(address, Family::of(address))?;
-        bind(&probe, address)?;
-        let address = local_address(&probe).map_err(|source| system(address, "getsockname", source))?;
-        let lock = Arc::new(lock(address)?);
-        drop(probe);
-        let mut bound = Vec::with_capacity(sockets.len());
+        let (mut address, mut bound) = (address, Vec::<UdpSocket>::with_capacity(sockets.len()));
         for options in sockets {
             let fd = open(address, Family::of(address))?;
-            option(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
-                .map_err(|source| system(address, "SO_REUSEPORT", source))?;
-            if bound.is_empty() && sockets.len() > 1 {
-                // Before the first bind: no packet comes in that is not steered.
-                reuseport::attach(fd.as_fd(), shards, layout).map_err(|source| {
+            let share = |fd: &OwnedFd| {
+                let done = option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
+                done.map_err(|source| system(address, "SO_REUSEPORT", source))
+            };
+            if bound.is_empty() {
+                // Bound for itself alone, which fails when anybody has the port, shared or not; and so every gateway begins, so that of two
+                // that start at the same time one is refused. Only then others of this user may join.
+                let first = UdpSocket::configure(fd, address, options)?;
+                share(&first.fd)?;
+                address = first.local_address();
+                bound.push(first);
+                continue;
+            }
+            share(&fd)?;
+            bound.push(UdpSocket::configure(fd, address, options)?);
+            if bound.len() == 2 {
+                // The group exists from the second socket on. What came before is read by the first shard, which passes it on.
+                reuseport::attach(bound[0].as_fd(), shards, layout).map_err(|source| {
                     system(address, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source)
                 })?;
             }
-            bound.push(UdpSocket::configure(fd, address, options, Some(Arc::clone(&lock)))?);
         }
         Ok(bound)
     }
@@ -166,8 +171,6 @@ pub struct UdpSocket {
     pub(super) gso: Cell<bool>,
     /// Runs in a row whose segmentation was refused and that were taken without.
     pub(super) gso_refusals: Cell<u32>,
-    /// What keeps other gateways off the port, shared by the group.
-    _lock: Option<Arc<OwnedFd>>,
 }
 
 impl UdpSocket {
@@ -179,7 +182,7 @@ impl UdpSocket {
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         let address = SocketAddr::new(any, 0);
-        UdpSocket::configure(open(address, Family::of(address))?, address, options, None)
+        UdpSocket::configure(open(address, Family::of(address))?, address, options)
     }
 
     /// The address that the socket is bound to.
@@ -206,12 +209,7 @@ impl UdpSocket {
         self.family
     }
 
-    fn configure(
-        fd: OwnedFd,
-        address: SocketAddr,
-        options: &UdpOptions,
-        lock: Option<Arc<OwnedFd>>,
-    ) -> Result<UdpSocket, BindError> {
+    fn configure(fd: OwnedFd, address: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
         let family = Family::of(address);
         for (what, level, name, value) in receive_options(family) {
             option(&fd, level, name, value).map_err(|source| system(address, what, source))?;
@@ -227,7 +225,7 @@ impl UdpSocket {
         bind(&fd, address)?;
         let local = local_address(&fd).map_err(|source| system(address, "getsockname", source))?;
         let gso = Cell::new(options.gso);
-        Ok(UdpSocket { fd, family, local, gso, gso_refusals: Cell::new(0), _lock: lock })
+        Ok(UdpSocket { fd, family, local, gso, gso_refusals: Cell::new(0) })
     }
 }
 
@@ -284,18 +282,6 @@ fn local_address(fd: &OwnedFd) -> io::Result<SocketAddr> {
         return Err(io::Error::last_os_error());
     }
     raw.load(bytes as usize).ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
-}
-
-/// Holds the name of `address` against other gateways in this network namespace: SO_REUSEPORT lets every process of the same user
-/// into the group, and between the probe and the first bind nobody has the port.
-fn lock(address: SocketAddr) -> Result<OwnedFd, BindError> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-    let name = format!("tollgate-udp-{address}");
-    let held = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).and_then(|fd| {
-        rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-        Ok(fd)
-    });
-    held.map_err(|error| refusal(address, "lock", error.into()))
 }
 
 /// Asks for a buffer of `bytes`, without the system's limit where that is permitted.
@@ -365,12 +351,22 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_lock_refuses_who_slips_in_between_probe_and_bind() {
-        let address: SocketAddr = "127.0.0.1:65535".parse().unwrap();
-        let held = lock(address).unwrap();
-        assert!(matches!(lock(address), Err(BindError::InUse { .. })));
-        drop(held);
-        lock(address).unwrap();
+    fn of_gateways_that_start_at_the_same_time_one_gets_the_port() {
+        let free = StdSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for round in 0..20 {
+            let barrier = std::sync::Barrier::new(8);
+            let results: Vec<_> = std::thread::scope(|scope| {
+                let start = || {
+                    barrier.wait();
+                    bind_group(free, 2)
+                };
+                let starting: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+                starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            // All are held until all have tried.
+            let refused = results.iter().filter(|result| matches!(result, Err(BindError::InUse { .. }))).count();
+            assert_eq!(refused, 7, "round {round}: {results:?}");
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoTun, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::{Netlink, NetlinkError};
@@ -28,6 +28,19 @@ pub struct Link {
     pub is_running: bool,
 }
 
+/// What the kernel tells of a TUN or TAP device beside what every [`Link`] has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TunLink {
+    /// Whether it carries IP packets (TUN), and not Ethernet frames (TAP).
+    pub is_tun: bool,
+    /// Whether it stays when nobody has it open.
+    pub is_persistent: bool,
+    /// Whether it has several queues.
+    pub is_multi_queue: bool,
+    /// Whether somebody has a queue of it open.
+    pub is_in_use: bool,
+}
+
 /// The far end of a pair of virtual Ethernet devices.
 #[derive(Debug, Clone, Copy)]
 pub struct VethPeer<'a> {
@@ -47,6 +60,23 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.one_link(message, &|| format!("find interface {name}"))
+    }
+
+    /// What is to know of the TUN or TAP device of that name; `None` when the interface is something else.
+    ///
+    /// # Errors
+    ///
+    /// `is_not_found()` when there is none of that name.
+    pub fn tun_link(&mut self, name: &str) -> Result<Option<TunLink>, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let operation = || format!("find interface {name}");
+        let messages = self.request(RouteNetlinkMessage::GetLink(message), 0, &operation)?;
+        let link = messages.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        });
+        Ok(tun_described(link.ok_or_else(|| NetlinkError::missing_answer(operation()))?))
     }
 
     /// Finds an interface by its index.
@@ -208,6 +238,43 @@ fn described(message: &RouteNetlinkMessage) -> Option<Link> {
         is_up: link.header.flags.contains(LinkFlags::Up),
         is_running: link.header.flags.contains(LinkFlags::Running),
     })
+}
+
+/// Attributes of `linux/if_link.h`, each of one byte.
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_PERSIST: u16 = 6;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+
+fn tun_described(message: &LinkMessage) -> Option<TunLink> {
+    let mut tun = TunLink::default();
+    let mut is_of_this_kind = false;
+    for attribute in &message.attributes {
+        match attribute {
+            // The driver says that there is a carrier as long as there is a queue.
+            LinkAttribute::Carrier(carrier) => tun.is_in_use = *carrier != 0,
+            LinkAttribute::LinkInfo(infos) => {
+                is_of_this_kind = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
+                for info in infos {
+                    let LinkInfo::Data(InfoData::Tun(values)) = info else { continue };
+                    for value in values {
+                        let InfoTun::Other(value) = value else { continue };
+                        let mut byte = [0];
+                        if value.value_len() == 1 {
+                            value.emit_value(&mut byte);
+                        }
+                        match value.kind() {
+                            IFLA_TUN_TYPE => tun.is_tun = libc::c_int::from(byte[0]) == libc::IFF_TUN,
+                            IFLA_TUN_PERSIST => tun.is_persistent = byte[0] != 0,
+                            IFLA_TUN_MULTI_QUEUE => tun.is_multi_queue = byte[0] != 0,
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    is_of_this_kind.then_some(tun)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt;
 
 pub use error::NetlinkError;
-pub use link::{Link, VethPeer};
+pub use link::{Link, TunLink, VethPeer};
 pub use route::{NextHop, PROTOCOL_KERNEL, PROTOCOL_OWN, PROTOCOL_STATIC, Route};
 pub use watch::{Changes, NetlinkWatch};
 

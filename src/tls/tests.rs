@@ -273,12 +273,12 @@ fn unusable_pem_data_is_refused_with_its_file_and_without_its_contents() {
         (&absent, &key, &["cannot read the certificate '", "absent.pem'", "No such file"][..]),
         (&certificate, &absent, &["cannot read the key '", "absent.pem'", "No such file"]),
         (&long, &key, &["long.pem' is longer than 1048576 bytes"]),
-        (&empty, &key, &["no certificate in the certificate '", "empty.pem'"]),
-        (&key, &key, &["no certificate in the certificate '", "k.pem'"]),
+        (&empty, &key, &["the certificate '", "empty.pem' is empty"]),
+        (&key, &key, &["the certificate '", "k.pem' holds a private key only"]),
         (&cut, &key, &["no certificate in the certificate '", "cut.pem'"]),
         (&damaged, &key, &["the certificate '", "damaged.pem' is not a usable X.509 certificate"]),
-        (&certificate, &certificate, &["no private key in the key '", "c.pem'"]),
-        (&certificate, &empty, &["no private key in the key '", "empty.pem'"]),
+        (&certificate, &certificate, &["the key '", "c.pem' holds certificates only"]),
+        (&certificate, &empty, &["the key '", "empty.pem' is empty"]),
         (&certificate, &cut_key, &["no private key in the key '", "cut_key.pem'"]),
         (&certificate, &bad_key, &["the key '", "bad.pem' is of no usable kind"]),
         (&certificate, &other, &["the key '", "other.pem' does not match the certificate '", "c.pem'"]),
@@ -298,4 +298,70 @@ fn unusable_pem_data_is_refused_with_its_file_and_without_its_contents() {
     assert!(shown.contains("the trusted certificate '") && shown.contains("damaged.pem'"), "{shown}");
     tls.trusted.clear();
     assert!(matches!(super::client(&tls), Err(TlsError::NothingTrusted)));
+}
+
+#[test]
+fn keys_and_certificates_in_other_forms_are_named_with_the_command_that_mends_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let identity = server_identity();
+    let write = |name: &str, data: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, data).unwrap();
+        PemSource::File(path)
+    };
+    let block = |label: &str| format!("-----BEGIN {label}-----\nU0VDUkVU\n-----END {label}-----\n").into_bytes();
+    let der = |pem: &str| x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap().1.contents;
+    let (certificate, key) =
+        (write("c.pem", identity.certificate_pem.as_bytes()), write("k.pem", identity.key_pem.as_bytes()));
+    let rfc1421 = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nU0VDUkVU\n-----END RSA PRIVATE KEY-----\n";
+    let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain(identity.key_pem.bytes().flat_map(|byte| [byte, 0])).collect();
+    let bundle = [0x30, 0x82, 0x0a, 0x00, 0x02, 0x01, 0x03, 0x30, 0x82];
+    for (name, data, parts) in [
+        ("e.key", &block("ENCRYPTED PRIVATE KEY")[..], &["is encrypted", "openssl pkey -in", "e.key"][..]),
+        ("old.key", rfc1421, &["is encrypted", "openssl pkey -in"]),
+        ("der.key", &der(&identity.key_pem), &["is in DER form", "openssl pkey -inform DER -in", "der.key"]),
+        ("bundle.p12", &bundle, &["PKCS #12", "openssl pkcs12 -in", "bundle.p12"]),
+        ("ssh.key", &block("OPENSSH PRIVATE KEY"), &["OpenSSH", "ssh-keygen -p -m PKCS8"]),
+        ("public.pem", &block("PUBLIC KEY"), &["is a public key"]),
+        ("request.pem", &block("CERTIFICATE REQUEST"), &["is a request"]),
+        ("utf16.key", &utf16, &["is UTF-16", "UTF-8"]),
+        ("blank.key", b"\n \r\n", &["is empty"]),
+    ] {
+        let tls = ServerTls { key_exchange: None, certificates: vec![certificate.clone()], key: write(name, data) };
+        let shown = super::server(&tls).err().expect("a refusal").to_string();
+        for part in parts {
+            assert!(shown.contains(part), "{name}: {part}: {shown}");
+        }
+        assert!(shown.starts_with("the key '") && shown.lines().count() == 1, "{name}: {shown}");
+        assert!(!shown.contains("no private key") && !shown.contains("U0VDUkVU"), "{name}: {shown}");
+    }
+    for (name, data, parts) in [
+        (
+            "der.crt",
+            &der(&identity.certificate_pem)[..],
+            &["is in DER form", "openssl x509 -inform DER -in", "der.crt"][..],
+        ),
+        ("bundle.p12", &bundle, &["PKCS #12", "openssl pkcs12 -in"]),
+        ("c.p7b", &block("PKCS7"), &["PKCS #7", "openssl pkcs7 -print_certs -in"]),
+        ("trusted.pem", &block("TRUSTED CERTIFICATE"), &["OpenSSL's own form", "openssl x509 -in"]),
+        ("c.csr", &block("CERTIFICATE REQUEST"), &["is a request and no certificate"]),
+    ] {
+        let tls = ServerTls { key_exchange: None, certificates: vec![write(name, data)], key: key.clone() };
+        let shown = super::server(&tls).err().expect("a refusal").to_string();
+        for part in parts {
+            assert!(shown.contains(part), "{name}: {part}: {shown}");
+        }
+    }
+    // A mark in front changes nothing, in a file or in the configuration.
+    let marked = |pem: &str| format!("\u{feff}{pem}");
+    for (certificate, key) in [
+        (
+            write("m.pem", marked(&identity.certificate_pem).as_bytes()),
+            write("m.key", marked(&identity.key_pem).as_bytes()),
+        ),
+        (inline(&marked(&identity.certificate_pem)), inline(&marked(&identity.key_pem))),
+    ] {
+        let tls = ServerTls { key_exchange: None, certificates: vec![certificate], key };
+        assert!(super::server(&tls).is_ok());
+    }
 }

@@ -49,7 +49,7 @@ type Case = (&'static str, &'static str, &'static [&'static str], &'static str);
 
 const SERVER_KEYS: &[Case] = &[
     ("", "name", &["5", "\"\"", "true"], "name = \"office\""),
-    ("", "interface_name", &["5", "\"\"", "\"much-too-long-a-name\"", "\"a b\""], "1 to 15 characters"),
+    ("", "interface_name", &["5", "\"\"", "\"much-too-long-a-name\"", "\"a b\"", "\"a%s\""], "1 to 15 bytes"),
     ("", "bind_address", &["5", "\"localhost\"", "\"224.0.0.1\""], "IP address"),
     ("", "bind_port", &["\"x\"", "0", "65536", "-1", "true", "99999999999999999999"], "from 1 to 65535"),
     ("", "reuse_socket", &["1", "\"yes\""], "true or false"),
@@ -139,7 +139,7 @@ const CLIENT_KEYS: &[Case] = &[
     ("protocol", "client_certificate_key_file", &["1", "\"\""], "PEM file"),
     ("network", "routes", &["1", "\"198.18.0.0/24\"", "[1]", "[\"198.18.0.0\"]"], "CIDR"),
     ("network", "dns_servers", &["1", "[1]", "[\"dns.example.org\"]"], "IP address"),
-    ("network", "interface_name", &["5", "\"a/b\""], "1 to 15 characters"),
+    ("network", "interface_name", &["5", "\"a/b\""], "1 to 15 bytes"),
 ];
 
 /// Checks that each value of each case is refused with file, line, key and remedy.
@@ -369,7 +369,7 @@ fn wrong_users_are_refused() {
         ("[users]\na = 5".into(), "users.a", &["[users.a]"]),
         ("[users.a]\nauthorized_certs = \"x\"".into(), "users.a.authorized_certs", &["in brackets", "sha256:"]),
         ("[users.a]\nauthorized_certs = [\"sha256:abc\"]".into(), "users.a.authorized_certs[0]", &["3 digits", "64"]),
-        (format!("[users.a]\nauthorized_certs = [\"{digits}\"]"), "users.a.authorized_certs[0]", &["sha256:"]),
+        (format!("[users.a]\nauthorized_certs = [\"md5:{digits}\"]"), "users.a.authorized_certs[0]", &["sha256:"]),
         (
             format!(
                 "[users.a]\nauthorized_certs = [\"sha256:{digits}\"]\n[users.b]\nauthorized_certs = [\"sha256:{digits}\"]"
@@ -385,6 +385,8 @@ fn wrong_users_are_refused() {
         ),
         ("[users.a]\nbandwidth_limit = \"fast\"".into(), "users.a.bandwidth_limit", &["10 mbps"]),
         ("[users.\"\"]".into(), "users.\"\"", &["name"]),
+        ("[users.john.doe]\nbandwidth_limit = \"1 mbps\"".into(), "users.john.doe", &["quote", "[users.\"john.doe\"]"]),
+        ("[users.john.van.doe]".into(), "users.john.van.doe", &["[users.\"john.van.doe\"]"]),
         ("[users.a]\naddress_pool = [\"198.19.0.0/24\"]".into(), "users.a.address_pool", &["inside", "198.18.0.0/24"]),
         ("[users.a]\naddress_pool = [\"198.18.0.0/23\"]".into(), "users.a.address_pool", &["inside"]),
         ("[users.a]\naddress_pool = [\"fd00::5/128\"]".into(), "users.a.address_pool", &["inside"]),
@@ -426,6 +428,23 @@ fn a_narrow_pool_inside_a_wide_one_is_found_behind_another() {
     let error = load_server_with_users(SERVER, users, &[]).unwrap_err();
     let keys: Vec<&str> = error.problems().iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["users.b.address_pool", "users.c.address_pool"]);
+}
+
+#[test]
+fn a_url_as_connection_string_is_answered_with_what_to_write() {
+    for (url, expected) in [
+        ("https://vpn.example.org:443/", "\"vpn.example.org:443\""),
+        ("https://vpn.example.org", "\"vpn.example.org:55555\""),
+        ("quic://198.18.0.1:4433/path:1", "\"198.18.0.1:4433\""),
+        ("https://[fd00::1]", "\"[fd00::1]:55555\""),
+        ("https://[fd00::1]:7?x=y", "\"[fd00::1]:7\""),
+    ] {
+        let text = CLIENT.replace("vpn.example.org:55555", url);
+        assert!(text.contains(url), "{text}");
+        let problem = problem(load_client(&text, &[]));
+        assert_eq!(problem.key, "connection_string");
+        assert!(problem.what.contains("is a URL") && problem.what.contains(expected), "{problem}");
+    }
 }
 
 proptest! {
