@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::control::{Control, Request, ask, socket_of};
 use crate::gateway::Gateway;
 use crate::log::Log;
-use crate::signals::signals;
+use crate::signals::terminal_signals;
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -164,7 +164,7 @@ impl Cli {
                 let config = file.load()?;
                 Log::start(&config.log, &config.ignored_variables);
                 config.warnings.iter().for_each(|warning| warn!("{warning}"));
-                Ok(crate::connect::run(&config, &signals()?)?)
+                Ok(crate::connect::run(&config, &terminal_signals()?)?)
             }
             Command::Check(file) => check(&file),
             Command::Identity(command) => Ok(command.run()?),

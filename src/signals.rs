@@ -21,7 +21,11 @@ pub enum Signal {
 ///
 /// If the handlers cannot be installed.
 pub fn signals() -> std::io::Result<Receiver<Signal>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    receive(&[SIGINT, SIGTERM])
+}
+
+fn receive(stopping: &[i32]) -> std::io::Result<Receiver<Signal>> {
+    let mut signals = Signals::new(stopping.iter().chain(&[SIGUSR1]))?;
     let (sender, receiver) = unbounded();
     std::thread::Builder::new().name("tollgate-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
@@ -32,6 +36,25 @@ pub fn signals() -> std::io::Result<Receiver<Signal>> {
         }
     })?;
     Ok(receiver)
+}
+
+/// The same for a command that belongs to a terminal: SIGHUP, which comes when that closes, stops it too, unless it was started with SIGHUP
+/// ignored (nohup).
+///
+/// # Errors
+///
+/// If the handlers cannot be installed.
+pub fn terminal_signals() -> std::io::Result<Receiver<Signal>> {
+    let stopping: &[i32] = if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
+    receive(stopping)
+}
+
+/// Whether this process was told to ignore a signal when it was started.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored & (1 << (signal - 1)) != 0
 }
 
 /// SIGHUP, which ends a command that does not ask for this. Several that nobody has taken yet are one.

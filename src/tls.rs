@@ -6,6 +6,7 @@
 
 mod form;
 mod inspect;
+mod validity;
 
 use std::fmt;
 use std::fs::File;
@@ -14,8 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::client::Resumption;
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
@@ -34,6 +35,9 @@ use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use zeroize::Zeroizing;
 
 pub use inspect::{Doubt, doubts};
+pub use validity::{OutOfValidity, ValidityNote};
+
+use self::validity::NotingVerifier;
 
 /// The application protocol of RFC 7301 that both sides insist on.
 pub const ALPN: &[u8] = b"quincy";
@@ -143,6 +147,21 @@ pub fn client(tls: &ClientTls) -> Result<Arc<QuicClientConfig>, TlsError> {
     quic_client(client_config(tls)?)
 }
 
+/// The same, and where it notes that the server's certificate is out of its validity.
+///
+/// # Errors
+///
+/// As [`client`].
+pub fn noting_client(tls: &ClientTls) -> Result<(Arc<QuicClientConfig>, ValidityNote), TlsError> {
+    let mut config = client_config(tls)?;
+    let provider = Arc::clone(config.crypto_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&tls.trusted)?), provider).build();
+    let inner = verifier.map_err(|error| Error::General(error.to_string()))?;
+    let note = ValidityNote::default();
+    config.dangerous().set_certificate_verifier(Arc::new(NotingVerifier { inner, note: note.clone() }));
+    Ok((quic_client(config)?, note))
+}
+
 /// The client's side of many clients in one process, that trust the same certificates: those are kept once.
 #[derive(Debug)]
 pub struct Clients {
@@ -157,15 +176,7 @@ impl Clients {
     ///
     /// If a certificate cannot be read, or there is none.
     pub fn new(trusted: &[PemSource], key_exchange: KeyExchange) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for source in trusted {
-            for certificate in certificates("trusted certificate", source)? {
-                roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
-            }
-        }
-        if roots.is_empty() {
-            return Err(TlsError::NothingTrusted);
-        }
+        let roots = roots(trusted)?;
         let mut config = ClientConfig::builder_with_provider(Arc::new(provider(client_groups(key_exchange))))
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(roots)
@@ -193,6 +204,17 @@ impl Clients {
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
         Ok(config)
     }
+}
+
+/// What the certificates in `trusted` vouch for: at least one.
+fn roots(trusted: &[PemSource]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for source in trusted {
+        for certificate in certificates("trusted certificate", source)? {
+            roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
+        }
+    }
+    if roots.is_empty() { Err(TlsError::NothingTrusted) } else { Ok(roots) }
 }
 
 fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {

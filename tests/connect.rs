@@ -1,160 +1,22 @@
 //! `tollgate connect` and `tollgate serve` as programs, in network namespaces with real kernel traffic.
 
+mod site;
+
 use std::fs;
-use std::net::{IpAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use rustix::process::Signal;
-use tempfile::TempDir;
-use tollgate::identity::Identity;
 use tollgate::lab::bulk::{BulkPlan, BulkServer, Direction, transfer};
-use tollgate::lab::ping::{PingPlan, PingReport, ping};
-use tollgate::lab::{
-    Namespace, PathToGateway, Process, SERVER_V4, SERVER_V6, SERVICE_V4, SERVICE_V6, TUNNEL_V4, Topology, TopologyPlan,
-    privileges, require_tun,
-};
+use tollgate::lab::ping::{PingPlan, ping};
+use tollgate::lab::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
 
-/// For what must come, however loaded the machine is.
-const PATIENCE: Duration = Duration::from_secs(60);
-const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
+use site::{CONNECTED, PATIENCE, Site};
+
 const BULK_BYTES: u64 = 20_000_000;
-
-macro_rules! require_privileges_or_skip {
-    () => {
-        if let Err(missing) = privileges().and_then(|()| require_tun()) {
-            eprintln!("skipped: {missing}");
-            return;
-        }
-    };
-}
-
-/// A gateway's and a client's files, and the namespaces to run them in.
-struct Site {
-    topology: Topology,
-    directory: TempDir,
-}
-
-impl Site {
-    fn new(path: PathToGateway) -> Self {
-        let topology = Topology::build(&TopologyPlan { clients: 1, path, ..TopologyPlan::default() }).unwrap();
-        let site = Site { topology, directory: TempDir::new().unwrap() };
-        site.identity("server", &[&SERVICE_V4.to_string(), &SERVICE_V6.to_string()]);
-        site.identity("stranger", &["stranger.test"]);
-        let client = site.identity("client", &[]);
-        site.write("users.toml", &format!("[users.alice]\nauthorized_certs = [\"{client}\"]\n"));
-        let tunnel = format!("{}/{}", TUNNEL_V4.hosts().next().unwrap(), TUNNEL_V4.prefix_len());
-        site.write(
-            "server.toml",
-            &format!(
-                r#"
-                name = "test"
-                tunnel_network = "{tunnel}"
-                users_file = "users.toml"
-                interface_name = "tg-gateway"
-                [protocol]
-                mode = "tls"
-                certificate_file = "server.pem"
-                certificate_key_file = "server.key"
-                [shards]
-                count = 2
-                key_file = "keys"
-                [control]
-                socket = "control"
-                "#
-            ),
-        );
-        site
-    }
-
-    /// The client's file, with `routes` into the tunnel and the certificate of `trusted`.
-    fn client_file(&self, routes: &str, dns_servers: &str, trusted: &str) {
-        self.write(
-            "client.toml",
-            &format!(
-                r#"
-                connection_string = "{SERVICE_V4}:55555"
-                [protocol]
-                mode = "tls"
-                trusted_certificate_paths = ["{trusted}.pem"]
-                client_certificate_file = "client.pem"
-                client_certificate_key_file = "client.key"
-                [network]
-                routes = [{routes}]
-                dns_servers = [{dns_servers}]
-                interface_name = "tg-client"
-                "#
-            ),
-        );
-    }
-
-    fn serve(&self) -> Process {
-        let gateway = self.topology.gateway.spawn(self.command("serve", "server.toml")).unwrap();
-        gateway.wait_for_line("listening on", PATIENCE).unwrap();
-        gateway
-    }
-
-    fn connect(&self) -> Process {
-        self.client().spawn(self.command("connect", "client.toml")).unwrap()
-    }
-
-    fn command(&self, verb: &str, file: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.args([verb, "--config", file]).current_dir(self.directory.path());
-        command.env("NO_COLOR", "1").env_remove("RUST_LOG");
-        command
-    }
-
-    fn client(&self) -> &Namespace {
-        &self.topology.clients[0].namespace
-    }
-
-    fn ping(&self, target: impl Into<IpAddr>) -> PingReport {
-        let plan = PingPlan::new(target.into());
-        self.client().run(|| ping(&plan)).unwrap()
-    }
-
-    /// Every route of the client's machine, in words; and its interfaces.
-    fn client_network(&self) -> Vec<String> {
-        let mut netlink = self.client().netlink().unwrap();
-        let links = netlink.links().unwrap();
-        let mut words: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
-        for link in links {
-            words.extend(netlink.routes(link.index).unwrap().iter().map(ToString::to_string));
-        }
-        words
-    }
-
-    fn tunnel_routes(&self) -> Vec<IpNet> {
-        let mut netlink = self.client().netlink().unwrap();
-        let index = netlink.link("tg-client").unwrap().index;
-        netlink
-            .routes(index)
-            .unwrap()
-            .into_iter()
-            .map(|route| route.destination)
-            .filter(|it| it.addr().is_ipv4())
-            .collect()
-    }
-
-    fn identity(&self, name: &str, sans: &[&str]) -> String {
-        let identity = Identity::generate(name, sans).unwrap();
-        identity.write(&self.path(&format!("{name}.pem")), &self.path(&format!("{name}.key")), false).unwrap();
-        identity.fingerprint.to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
 
 #[test]
 fn a_tunnel_carries_traffic_both_ways_and_leaves_nothing_behind() {
@@ -332,4 +194,28 @@ fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
     client.wait_for_line("tollgate: the gateway refused this client", PATIENCE).unwrap();
     let lines = client.lines();
     assert_eq!(lines.len(), 2, "the first refusal and the end: {lines:?}");
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_by_the_clock_is_tried_again_and_the_clock_is_named() {
+    require_privileges_or_skip!();
+    let site = Site::new(PathToGateway::Direct);
+    site.client_file("\"198.19.0.0/24\"", "", "server");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let (day, soon) = (Duration::from_secs(86_400), Duration::from_secs(8));
+    for (from, until, text) in [
+        (now - day * 3, now - day * 2, "no tunnel: the gateway's certificate was valid until"),
+        (now + soon, now + day, "no tunnel: the gateway's certificate is valid from"),
+    ] {
+        site.identity_valid(from, until);
+        let mut gateway = site.serve();
+        let mut client = site.connect();
+        let line = client.wait_for_line(text, PATIENCE).unwrap();
+        assert!(line.contains("and this machine's clock says") && line.contains("trying again in"), "{line}");
+        if until > now {
+            client.wait_for_line(CONNECTED, PATIENCE).unwrap();
+        }
+        assert!(client.stop(PATIENCE).unwrap().success());
+        gateway.stop(PATIENCE).unwrap();
+    }
 }

@@ -20,6 +20,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub struct Dns {
     resolvectl: PathBuf,
     interface: String,
+    /// Whether the interface is gone, and its settings with it.
+    gone: bool,
 }
 
 impl Dns {
@@ -35,7 +37,7 @@ impl Dns {
             );
             return None;
         };
-        let dns = Dns { resolvectl, interface: interface.to_owned() };
+        let dns = Dns { resolvectl, interface: interface.to_owned(), gone: false };
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
         let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
         // The domain `~.` stands for all names.
@@ -46,6 +48,11 @@ impl Dns {
             }
         }
         Some(dns)
+    }
+
+    /// Forgets the settings, which went with their interface. Another one of its name may have its own.
+    pub fn forget(mut self) {
+        self.gone = true;
     }
 
     fn run(&self, verb: &str, arguments: &[&str]) -> io::Result<()> {
@@ -70,6 +77,9 @@ impl Dns {
 
 impl Drop for Dns {
     fn drop(&mut self) {
+        if self.gone {
+            return;
+        }
         if let Err(error) = self.run("revert", &[]) {
             // The settings go with the interface anyway.
             warn!(%error, "resolvectl revert failed");

@@ -5,6 +5,7 @@ use tollgate_shards::assignment::AssignmentError;
 use tollgate_shards::shard::close_code;
 
 use crate::io::BindError;
+use crate::tls::OutOfValidity;
 
 /// Refusals in a row until they count as final: a first one may be about an address that is still leased to this client's predecessor.
 const REFUSALS_MAX: u32 = 2;
@@ -31,6 +32,9 @@ pub enum Failure {
         "TLS with the gateway failed ({0}): check protocol.trusted_certificate_paths, that the gateway's certificate bears the host of connection_string, and key_exchange on both sides"
     )]
     Tls(String),
+    /// A certificate that is not valid at the time that this machine's clock shows. The clock may be set any moment.
+    #[error("{0}")]
+    Clock(OutOfValidity),
     /// Something that speaks QUIC, but another version of it.
     #[error("the server speaks no QUIC version 1: check connection_string, and that its mode is \"tls\"")]
     Version,
@@ -68,9 +72,12 @@ impl Failure {
         match self {
             Failure::Tls(_) | Failure::Version | Failure::Assignment(_) => true,
             Failure::Refused(_) => refusals >= REFUSALS_MAX,
-            Failure::Unresolved(_) | Failure::Socket(_) | Failure::NoWay | Failure::Silent | Failure::Closed(_) => {
-                false
-            }
+            Failure::Unresolved(_)
+            | Failure::Socket(_)
+            | Failure::NoWay
+            | Failure::Silent
+            | Failure::Clock(_)
+            | Failure::Closed(_) => false,
         }
     }
 }

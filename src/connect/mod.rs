@@ -4,14 +4,21 @@
 //! set up by `network`; whatever happens to a connection, the network stays as it is until the client ends.
 
 mod backoff;
+mod clock;
 mod control;
 mod dns;
+mod exclusion;
 mod failure;
+mod guard;
+mod leftovers;
 mod network;
 mod resolve;
+mod restored;
 mod routing;
 mod session;
 mod status;
+mod uplink;
+mod watch;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -30,15 +37,26 @@ pub use network::NetworkError;
 pub use status::{State, Status};
 
 use self::backoff::Backoff;
-use self::control::{Control, relay};
+use self::clock::ClockWatch;
+use self::control::{Control, Waited, relay};
+use self::leftovers::Leftovers;
 use self::network::Network;
 use self::resolve::{Picked, Resolver};
 use self::session::{Outcome, Session};
+use self::uplink::Uplink;
+use self::watch::{Told, WatchEnd, Watched, watch};
 use crate::gateway::random;
-use crate::io::{UdpOptions, UdpSocket, Wake};
+use crate::io::{BindError, UdpOptions, UdpSocket, Wake};
+use crate::netlink::{Netlink, NetlinkWatch};
 use crate::pump::Pump;
 use crate::signals::Signal;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, TlsError, ValidityNote};
+
+/// When the tunnel's part of this machine's network is looked at again after the kernel has refused to put it right.
+const MEND_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long there may be no way to the gateway before that is said.
+const WAY_PATIENCE: Duration = Duration::from_millis(700);
 
 /// Why the client has given up.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +75,8 @@ pub enum ConnectError {
     /// This machine's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A descriptor failed: that of the interface does when somebody removes it.
-    #[error(
-        "the tunnel's descriptors failed: {0}; start again, and leave the TUN interface to the client while it runs"
-    )]
+    /// A descriptor failed.
+    #[error("the tunnel's descriptors failed: {0}; start again")]
     System(#[from] io::Error),
 }
 
@@ -71,16 +87,24 @@ pub enum ConnectError {
 ///
 /// In one line that says what to do. While no tunnel has been up yet, a refusal that will not change ends the client; silence does not.
 pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), ConnectError> {
-    let tls = tls::client(&config.tls)?;
-    let wake = Wake::new()?;
+    let tls = tls::noting_client(&config.tls)?;
+    let (wake, watch_ended) = (Wake::new()?, Wake::new()?);
     let (to, relayed) = unbounded();
     let (running, ended) = bounded::<()>(0);
+    let ((network, network_changes), (clock, clock_changes)) = (bounded(1), bounded(1));
+    let told = Told { network, clock };
+    let watched = Watched { network: NetlinkWatch::open().map_err(NetworkError::from)?, clock: ClockWatch::open()? };
+    let netlink = Netlink::open().map_err(NetworkError::from)?;
     thread::scope(|scope| {
         let relaying = || relay(signals, &ended, &to, &wake);
         thread::Builder::new().name("tollgate-relay".to_owned()).spawn_scoped(scope, relaying)?;
-        // The relay ends when this does, also by a panic.
+        let watching = || watch(&watched, &watch_ended, &told, &wake);
+        // Both end when this does, also by a panic.
         let _running = running;
-        Connector::new(config, tls, Control::new(relayed, &wake)).run()
+        let _watch_end = WatchEnd(&watch_ended);
+        thread::Builder::new().name("tollgate-watch".to_owned()).spawn_scoped(scope, watching)?;
+        let control = Control::new(relayed, &wake).with_changes(network_changes, clock_changes);
+        Connector::new(config, tls, control, netlink)?.run()
     })
 }
 
@@ -88,14 +112,31 @@ pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), Conn
 struct Connector<'a> {
     config: &'a ClientConfig,
     tls: Arc<QuicClientConfig>,
+    validity: ValidityNote,
     control: Control<'a>,
+    netlink: Netlink,
     resolver: Resolver,
     backoff: Backoff,
+    leftovers: Leftovers,
+    /// The way to the gateway when it was last looked at.
+    uplink: Option<Uplink>,
+    way_lost: WayLost,
+    /// When the network is looked at again without a change of it.
+    look_at: Option<Instant>,
     // Before the pump: the interface goes with the pump's queue, and what belongs to it must go first.
     network: Option<Network<'a>>,
     pump: Option<Pump>,
+    /// The outer address in use.
+    gateway: Option<IpAddr>,
     refusals: u32,
     status: Status,
+}
+
+/// Since when there has been no way to the gateway.
+enum WayLost {
+    Not,
+    Since(Instant),
+    Told,
 }
 
 /// How an attempt ended.
@@ -107,33 +148,93 @@ enum Attempt {
 }
 
 impl<'a> Connector<'a> {
-    fn new(config: &'a ClientConfig, tls: Arc<QuicClientConfig>, control: Control<'a>) -> Self {
-        let resolver = Resolver::new(&config.server);
-        let backoff = Backoff::default();
-        let status = Status::default();
-        Connector { config, tls, control, resolver, backoff, network: None, pump: None, refusals: 0, status }
+    fn new(
+        config: &'a ClientConfig,
+        (tls, validity): (Arc<QuicClientConfig>, ValidityNote),
+        control: Control<'a>,
+        mut netlink: Netlink,
+    ) -> Result<Self, ConnectError> {
+        let leftovers = Leftovers::find(&mut netlink).map_err(NetworkError::from)?;
+        Ok(Connector {
+            config,
+            tls,
+            validity,
+            control,
+            netlink,
+            resolver: Resolver::new(&config.server),
+            backoff: Backoff::default(),
+            leftovers,
+            uplink: None,
+            way_lost: WayLost::Not,
+            look_at: None,
+            gateway: None,
+            network: None,
+            pump: None,
+            refusals: 0,
+            status: Status::default(),
+        })
     }
 
     fn run(mut self) -> Result<(), ConnectError> {
+        let ended = self.run_on();
+        self.leftovers.remove(&mut self.netlink, None);
+        ended
+    }
+
+    fn run_on(&mut self) -> Result<(), ConnectError> {
         loop {
             let Attempt::Retry(delay) = self.attempt()? else { return Ok(()) };
             self.status.state = State::Waiting;
-            if !self.wait(delay) {
+            if !self.wait(delay)? {
                 return Ok(());
             }
         }
     }
 
-    /// Lets `delay` pass. Returns whether to go on.
-    fn wait(&mut self, delay: Duration) -> bool {
+    /// Lets `delay` pass, or less if this machine's way to the gateway changes meanwhile. Returns whether to go on.
+    fn wait(&mut self, delay: Duration) -> Result<bool, ConnectError> {
         let until = Instant::now() + delay;
         loop {
-            match self.control.wait(until.saturating_duration_since(Instant::now())) {
-                None => return true,
-                Some(Signal::Stop) => return false,
-                Some(Signal::Report) => self.report(None),
+            let next = self.look_at.map_or(until, |at| at.min(until));
+            match self.control.wait(next.saturating_duration_since(Instant::now())) {
+                Waited::Signal(Signal::Stop) => return Ok(false),
+                Waited::Signal(Signal::Report) => self.report(None),
+                Waited::Elapsed if Instant::now() >= until => return Ok(true),
+                Waited::ClockChanged => return Ok(true),
+                Waited::Elapsed | Waited::NetworkChanged => {
+                    if self.look_around(None)? {
+                        self.backoff = Backoff::default();
+                        return Ok(true);
+                    }
+                }
             }
         }
+    }
+
+    /// Puts right what belongs to the tunnel, and looks which way packets to the gateway take. `pump` is the one in use, if not this
+    /// client's own. Returns whether there is another way than before, or one again, and it can be used.
+    fn look_around(&mut self, pump: Option<&mut Pump>) -> Result<bool, ConnectError> {
+        self.look_at = None;
+        let Some(gateway) = self.gateway else { return Ok(false) };
+        if let Some(network) = &mut self.network {
+            match network.mend() {
+                Ok(None) => {}
+                Ok(queue) => {
+                    if let Some(pump) = pump.or(self.pump.as_mut()) {
+                        pump.set_tun(queue, self.control.wake())?;
+                    }
+                    self.look_at = Some(Instant::now() + MEND_INTERVAL);
+                }
+                Err(error) => {
+                    debug!(%error, "this machine's network cannot be put right now");
+                    self.look_at = Some(Instant::now() + MEND_INTERVAL);
+                }
+            }
+            self.status.restored = network.restored_times();
+        }
+        let tunnel = self.network.as_ref().map(Network::index);
+        let before = std::mem::replace(&mut self.uplink, Uplink::now(&mut self.netlink, gateway, tunnel));
+        Ok(self.uplink != before && self.uplink.is_some_and(|uplink| uplink.is_usable()))
     }
 
     fn attempt(&mut self) -> Result<Attempt, ConnectError> {
@@ -142,26 +243,27 @@ impl<'a> Connector<'a> {
         let remote = loop {
             match self.resolver.pick(&self.control) {
                 Picked::Address(remote) => break remote,
-                Picked::None(failure) => return self.failed(failure),
+                Picked::None(failure) => {
+                    if !self.leftovers.is_empty() {
+                        warn!(
+                            "packets leave in clear until the tunnel is up: without that the gateway's name cannot be resolved"
+                        );
+                        self.leftovers.remove(&mut self.netlink, None);
+                    }
+                    return self.failed(failure);
+                }
+                Picked::NetworkChanged => {
+                    self.look_around(None)?;
+                }
                 Picked::Signal(Signal::Stop) => return Ok(Attempt::Stopped),
                 Picked::Signal(Signal::Report) => self.report(None),
             }
         };
         debug!(%remote, "connecting");
-        if let Some(network) = &mut self.network {
-            // On the way that the tunnel itself takes, this would be an attempt in vain.
-            if let Err(error) = network.follow(remote.ip()) {
-                debug!(%error, "no way around the tunnel");
-                return self.failed(Failure::NoWay);
-            }
+        if !self.prepare_way(remote.ip()) {
+            return self.failed(Failure::NoWay);
         }
-        let connection = &self.config.connection;
-        let options = UdpOptions {
-            send_buffer_bytes: connection.send_buffer_bytes,
-            receive_buffer_bytes: connection.recv_buffer_bytes,
-            ..UdpOptions::default()
-        };
-        let udp = match UdpSocket::for_remote(remote, &options) {
+        let udp = match self.open_udp(remote) {
             Ok(udp) => udp,
             Err(error) => return self.failed(Failure::Socket(error)),
         };
@@ -177,12 +279,42 @@ impl<'a> Connector<'a> {
         attempt
     }
 
+    fn open_udp(&self, remote: SocketAddr) -> Result<UdpSocket, BindError> {
+        let connection = &self.config.connection;
+        let options = UdpOptions {
+            send_buffer_bytes: connection.send_buffer_bytes,
+            receive_buffer_bytes: connection.recv_buffer_bytes,
+            ..UdpOptions::default()
+        };
+        UdpSocket::for_remote(remote, &options)
+    }
+
+    /// Makes packets to `gateway` go around the tunnel, and around what an earlier run has left. Returns whether they go anywhere.
+    fn prepare_way(&mut self, gateway: IpAddr) -> bool {
+        self.gateway = Some(gateway);
+        let opened = match &mut self.network {
+            Some(network) => network.follow(gateway).map(|()| true),
+            None => self.leftovers.open_way(&mut self.netlink, gateway).map_err(NetworkError::from),
+        };
+        let tunnel = self.network.as_ref().map(Network::index);
+        self.uplink = Uplink::now(&mut self.netlink, gateway, tunnel);
+        match opened {
+            // On the way that the tunnel itself takes, this would be an attempt in vain.
+            Ok(true) => self.uplink.is_some() || !self.network.as_ref().is_some_and(Network::covers_gateway),
+            Ok(false) => false,
+            Err(error) => {
+                debug!(%error, "no way around the tunnel");
+                false
+            }
+        }
+    }
+
     /// Runs one connection from its first packet to its end.
     fn connect(&mut self, remote: SocketAddr, pump: &mut Pump) -> Result<Attempt, ConnectError> {
         let mut session = Session::new(self.config, remote, self.tls.clone(), Instant::now())?;
         let mut up_since = None;
         let ended = loop {
-            match session.run(pump, &self.control)? {
+            match session.run(pump, &self.control, self.look_at) {
                 Outcome::Assigned(assignment) => {
                     self.established(remote.ip(), assignment, pump)?;
                     up_since = Some(Instant::now());
@@ -193,18 +325,81 @@ impl<'a> Connector<'a> {
                 }
                 Outcome::Signal(Signal::Stop) => {
                     info!("stopping: the gateway is told");
-                    session.say_goodbye(pump, &self.control)?;
+                    session.say_goodbye(pump, &self.control);
                     return Ok(Attempt::Stopped);
                 }
-                Outcome::Closed(cause) => break Failure::of(cause),
+                Outcome::NetworkChanged => {
+                    let before = self.uplink;
+                    let has_new_way = self.look_around(Some(pump))?;
+                    if has_new_way && up_since.is_none() {
+                        // What was sent may be lost, and its repetition far away.
+                        return Ok(Attempt::Retry(Duration::ZERO));
+                    }
+                    self.tell_of_way(has_new_way);
+                    if has_new_way {
+                        self.status.path_changes += 1;
+                        session.handle_path_change(self.uplink.is_some_and(|uplink| uplink.is_elsewhere(before)));
+                    }
+                }
+                Outcome::Lost(lost) => {
+                    if lost.udp {
+                        match self.open_udp(remote) {
+                            Ok(udp) => pump.set_udp(Some(udp), self.control.wake())?,
+                            Err(error) => break Failure::Socket(error),
+                        }
+                        if up_since.is_none() {
+                            return Ok(Attempt::Retry(Duration::ZERO));
+                        }
+                        // Of another port.
+                        session.handle_path_change(true);
+                    }
+                    if lost.tun {
+                        // The queue ended with the interface, or the interface with it.
+                        self.look_around(Some(pump))?;
+                    }
+                }
+                // A gateway that has not heard from this client for long has forgotten it, and says so when asked.
+                Outcome::ClockChanged => session.handle_path_change(false),
+                Outcome::Closed(cause) => {
+                    break self.validity.take().map_or_else(|| Failure::of(cause), Failure::Clock);
+                }
                 Outcome::Late => break Failure::Silent,
             }
         };
         self.status.add(session.counters());
         self.status.traffic = pump.traffic();
         match up_since {
-            Some(since) => Ok(self.lost(&ended, since.elapsed())),
+            Some(since) => {
+                if matches!(ended, Failure::Silent) {
+                    self.resolver.doubt();
+                }
+                Ok(self.lost(&ended, since.elapsed()))
+            }
             None => self.failed(ended),
+        }
+    }
+
+    /// Says that a tunnel goes on over another way, or waits for one: not before there has been none for a while, for what is replaced is
+    /// often gone for a moment.
+    fn tell_of_way(&mut self, has_new_way: bool) {
+        if self.uplink.is_some() {
+            if has_new_way {
+                info!("this machine's way to the gateway has changed: the tunnel goes on");
+            }
+            self.way_lost = WayLost::Not;
+            return;
+        }
+        let now = Instant::now();
+        match self.way_lost {
+            WayLost::Not => self.way_lost = WayLost::Since(now),
+            WayLost::Since(since) if now >= since + WAY_PATIENCE => {
+                warn!("this machine has no way to the gateway now: the tunnel waits for one");
+                self.way_lost = WayLost::Told;
+            }
+            WayLost::Since(_) | WayLost::Told => {}
+        }
+        if let WayLost::Since(since) = self.way_lost {
+            self.look_at = Some(self.look_at.map_or(since + WAY_PATIENCE, |at| at.min(since + WAY_PATIENCE)));
         }
     }
 
@@ -215,9 +410,11 @@ impl<'a> Connector<'a> {
                 let (network, queue) = Network::establish(self.config, gateway, assignment)?;
                 pump.set_tun(Some(queue), self.control.wake())?;
                 self.status.interface = Some(network.interface().to_owned());
+                self.leftovers.remove(&mut self.netlink, network.exclusion());
                 self.network = Some(network);
             }
         }
+        self.look_around(Some(pump))?;
         let interface = self.status.interface.as_deref().unwrap_or_default();
         info!("connected: this machine is {} on {interface}", assignment.client_address);
         self.refusals = 0;

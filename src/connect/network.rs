@@ -1,10 +1,12 @@
 //! What the tunnel changes on this machine: an interface with its address, routes into it, a route around it for the gateway, DNS.
 //!
-//! All of it stays while the tunnel is down and comes back, so that no packet takes another way meanwhile, and goes when the value is
-//! dropped. Routes that were there before are never changed.
+//! All of it stays while the tunnel is down and comes back, so that no packet takes another way meanwhile, is put back when somebody else
+//! takes it away, and goes when the value is dropped. Routes that were there before are never changed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use tollgate_config::ClientConfig;
@@ -12,6 +14,9 @@ use tollgate_shards::assignment::Assignment;
 use tracing::{debug, warn};
 
 use super::dns::Dns;
+use super::exclusion::Exclusion;
+use super::guard::guard;
+use super::restored::Restored;
 use super::routing;
 use crate::io::{TunDevice, TunError, TunOptions, TunQueue};
 use crate::netlink::{Netlink, NetlinkError, Route};
@@ -57,17 +62,15 @@ pub struct Network<'a> {
     config: &'a ClientConfig,
     netlink: Netlink,
     device: TunDevice,
+    gateway: IpAddr,
     assignment: Assignment,
-    exclusion: Option<Exclusion>,
+    /// What the interface is to have: whoever changes it there changes it here, or it is put back.
+    mtu_bytes: u16,
+    exclusion: Exclusion,
+    /// Those that are in place.
+    guards: BTreeSet<IpNet>,
     dns: Option<Dns>,
-}
-
-/// The host route to the gateway.
-#[derive(Debug, Clone, Copy)]
-struct Exclusion {
-    route: Route,
-    /// Whether it was made here, and not found.
-    ours: bool,
+    restored: Restored,
 }
 
 impl<'a> Network<'a> {
@@ -81,24 +84,53 @@ impl<'a> Network<'a> {
         gateway: IpAddr,
         assignment: Assignment,
     ) -> Result<(Network<'a>, TunQueue), NetworkError> {
-        let mtu_bytes = config.connection.mtu_bytes;
-        check_mtu(mtu_bytes, assignment)?;
+        check_mtu(config.connection.mtu_bytes, assignment)?;
         let netlink = Netlink::open()?;
-        let name = config.network.interface_name.as_deref();
-        let (device, queues) = TunDevice::create(name, 1, mtu_bytes, &TunOptions::default())?;
-        let mut network = Network { config, netlink, device, assignment, exclusion: None, dns: None };
+        let (device, queue) = make_device(config, config.network.interface_name.as_deref())?;
+        let mut network = Network {
+            config,
+            netlink,
+            device,
+            gateway,
+            assignment,
+            mtu_bytes: config.connection.mtu_bytes,
+            exclusion: Exclusion::new(),
+            guards: BTreeSet::new(),
+            dns: None,
+            restored: Restored::default(),
+        };
         network.follow(gateway)?;
         network.device.configure(assignment.client_address)?;
         network.device.up()?;
         network.add_routes()?;
+        network.warn_of_other_family();
         network.dns = Dns::set(network.device.name(), &config.network.dns_servers);
-        let queue = queues.into_iter().next().expect("a device of one queue has it");
         Ok((network, queue))
     }
 
     /// The interface's name.
     pub fn interface(&self) -> &str {
         self.device.name()
+    }
+
+    /// The interface's index, another one once it had to be made anew.
+    pub fn index(&self) -> u32 {
+        self.device.index()
+    }
+
+    /// Where the host route to the gateway leads to, if it was made here.
+    pub fn exclusion(&self) -> Option<IpNet> {
+        self.exclusion.destination()
+    }
+
+    /// How often something was put back that somebody else had taken away.
+    pub fn restored_times(&self) -> u64 {
+        self.restored.times()
+    }
+
+    /// Whether the way to the gateway must be kept outside the tunnel.
+    pub fn covers_gateway(&self) -> bool {
+        routing::covers(&self.config.network.routes, self.assignment.client_address, self.gateway)
     }
 
     /// Keeps the way to the outer address `gateway` outside the tunnel, whatever has become of this machine's other routes and of the
@@ -108,27 +140,146 @@ impl<'a> Network<'a> {
     ///
     /// If the kernel refuses.
     pub fn follow(&mut self, gateway: IpAddr) -> Result<(), NetworkError> {
-        let host = IpNet::from(gateway);
-        let present = self.exclusion.filter(|exclusion| exclusion.route.destination == host);
-        let covered = routing::covers(&self.config.network.routes, self.assignment.client_address, gateway);
-        if present.is_some_and(|exclusion| covered && !exclusion.ours) {
-            return Ok(());
+        self.gateway = gateway;
+        self.set_guards()?;
+        let (index, covered) = (self.device.index(), self.covers_gateway());
+        let followed = self.exclusion.follow(&mut self.netlink, index, gateway, covered);
+        followed.map_err(NetworkError::Exclusion)
+    }
+
+    /// Compares all that belongs to the tunnel with what there is, and puts back what is missing. Returns the queue of the interface if that
+    /// had to be made anew.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, for now. What could be put back before is.
+    pub fn mend(&mut self) -> Result<Option<TunQueue>, NetworkError> {
+        let mut parts = BTreeSet::new();
+        let mut queue = None;
+        let mended = self.mend_parts(&mut parts, &mut queue);
+        self.restored.note(&parts, self.device.name(), Instant::now());
+        match mended {
+            // The queue must not be lost: without it the interface is gone.
+            Err(error) if queue.is_some() => {
+                debug!(%error, "the new interface is not complete yet");
+                Ok(queue)
+            }
+            other => other.map(|()| queue),
         }
-        let wanted = if covered { self.way_around(gateway, present)? } else { None };
-        if let Some(stale) = self.exclusion.filter(|_| present.is_none() || !covered) {
-            self.exclusion = None;
-            self.remove(stale);
+    }
+
+    fn mend_parts(
+        &mut self,
+        parts: &mut BTreeSet<&'static str>,
+        queue: &mut Option<TunQueue>,
+    ) -> Result<(), NetworkError> {
+        let links = self.netlink.links()?;
+        let link = links.iter().find(|link| link.index == self.device.index());
+        if link.is_none() {
+            *queue = Some(self.remake_device()?);
+            parts.insert("deleted");
         }
-        let Some(route) = wanted else { return Ok(()) };
-        debug!(%route, "keeping the gateway outside the tunnel");
-        let added = if present.is_some() { self.netlink.replace_route(&route) } else { self.netlink.add_route(&route) };
-        let ours = match added {
-            Ok(()) => true,
-            Err(error) if error.is_exists() => false,
-            Err(error) => return Err(NetworkError::Exclusion(error)),
-        };
-        self.exclusion = Some(Exclusion { route, ours });
+        let is_up = link.is_some_and(|link| link.is_up);
+        let mtu_bytes = link.map(|link| link.mtu_bytes);
+        if self.mend_guards()? && link.is_some() {
+            parts.insert("guards");
+        }
+        self.follow(self.gateway)?;
+        let (index, address) = (self.device.index(), self.assignment.client_address);
+        let wanted_mtu_bytes = u32::from(self.mtu_bytes);
+        if mtu_bytes.is_some_and(|mtu_bytes| mtu_bytes != wanted_mtu_bytes) {
+            self.netlink.set_link_mtu(index, wanted_mtu_bytes)?;
+            parts.insert("MTU");
+        }
+        if !self.netlink.addresses(index)?.contains(&address) {
+            self.device.configure(address)?;
+            parts.insert("address");
+        }
+        if !is_up {
+            self.device.up()?;
+            parts.insert("down");
+            // IPv6 addresses go with the interface's state.
+            if !self.netlink.addresses(index)?.contains(&address) {
+                self.device.configure(address)?;
+            }
+        }
+        if self.add_routes()? {
+            parts.insert("routes");
+        }
         Ok(())
+    }
+
+    /// Makes the interface anew, under the name that it had. Its guards, which bear the old one's index, stay until the new ones are there.
+    fn remake_device(&mut self) -> Result<TunQueue, NetworkError> {
+        let (old, name) = (self.device.index(), self.device.name().to_owned());
+        let (device, queue) = make_device(self.config, Some(&name))?;
+        self.device = device;
+        self.netlink.set_link_mtu(self.device.index(), self.mtu_bytes.into())?;
+        let stale = std::mem::take(&mut self.guards);
+        self.set_guards()?;
+        for destination in stale {
+            self.remove_guard(destination, old);
+        }
+        if let Some(dns) = self.dns.take() {
+            dns.forget();
+        }
+        self.dns = Dns::set(&name, &self.config.network.dns_servers);
+        Ok(queue)
+    }
+
+    /// The destinations that no packet may reach but through the tunnel, and the gateway, which none may reach through it.
+    fn wanted_guards(&self) -> BTreeSet<IpNet> {
+        let tunnel = self.assignment.client_address;
+        let mut guards: BTreeSet<IpNet> =
+            routing::destinations(&self.config.network.routes, tunnel).into_iter().collect();
+        guards.insert(tunnel.trunc());
+        if self.covers_gateway() {
+            guards.insert(self.gateway.into());
+        }
+        guards
+    }
+
+    /// Adds the guards that are missing, and removes those of destinations that are not the tunnel's any more.
+    fn set_guards(&mut self) -> Result<(), NetworkError> {
+        let wanted = self.wanted_guards();
+        for destination in wanted.difference(&self.guards.clone()) {
+            self.add_guard(*destination)?;
+            self.guards.insert(*destination);
+        }
+        for destination in self.guards.clone().difference(&wanted) {
+            self.guards.remove(destination);
+            self.remove_guard(*destination, self.device.index());
+        }
+        Ok(())
+    }
+
+    /// Puts guards back that somebody has removed. Returns whether there were any.
+    fn mend_guards(&mut self) -> Result<bool, NetworkError> {
+        let owner = Some(self.device.index());
+        let routes = self.netlink.own_routes()?;
+        let present: BTreeSet<IpNet> =
+            routes.iter().filter(|route| super::guard::owner(route) == owner).map(|route| route.destination).collect();
+        let missing: Vec<IpNet> = self.guards.difference(&present).copied().collect();
+        for destination in &missing {
+            self.add_guard(*destination)?;
+        }
+        Ok(!missing.is_empty())
+    }
+
+    fn add_guard(&mut self, destination: IpNet) -> Result<(), NetworkError> {
+        match self.netlink.add_route(&guard(destination, self.device.index())) {
+            Err(error) if !error.is_exists() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_guard(&mut self, destination: IpNet, owner: u32) {
+        match self.netlink.remove_route(&guard(destination, owner)) {
+            Err(error) if !error.is_not_found() => {
+                warn!(%error, "packets to {destination} stay refused: see `ip route`");
+            }
+            _ => {}
+        }
     }
 
     /// Changes the interface's address, where the gateway has assigned another one. Packets have a route into the tunnel at every moment.
@@ -160,62 +311,40 @@ impl<'a> Network<'a> {
         if !self.netlink.addresses(index)?.contains(&new) {
             self.netlink.add_address(index, new)?;
         }
-        self.add_routes()
+        self.add_routes()?;
+        self.warn_of_other_family();
+        Ok(())
     }
 
-    /// Adds the routes into the tunnel that are not there yet.
-    fn add_routes(&mut self) -> Result<(), NetworkError> {
+    /// Adds the routes into the tunnel that are not there yet. Returns whether there were any.
+    fn add_routes(&mut self) -> Result<bool, NetworkError> {
         let (index, tunnel) = (self.device.index(), self.assignment.client_address);
-        let mut foreign = 0;
-        for destination in routing::destinations(&self.config.network.routes, tunnel) {
-            foreign += usize::from(destination.addr().is_ipv4() != tunnel.addr().is_ipv4());
+        let present: BTreeSet<IpNet> = self.netlink.routes(index)?.iter().map(|route| route.destination).collect();
+        let mut added = false;
+        // The kernel adds this one with the address, but not again.
+        let network = Some(tunnel.trunc()).filter(|network| !present.contains(network));
+        let destinations = routing::destinations(&self.config.network.routes, tunnel);
+        for destination in network.into_iter().chain(destinations).filter(|it| !present.contains(it)) {
             match self.netlink.add_route(&Route::on_link(destination, index)) {
-                Ok(()) => {}
-                Err(error) if error.is_exists() => {
-                    if !self.netlink.routes(index)?.iter().any(|route| route.destination == destination) {
-                        return Err(NetworkError::Taken { route: destination });
-                    }
-                }
+                Ok(()) => added = true,
+                // Another tunnel leads to the same network.
+                Err(error) if error.is_exists() && Some(destination) == network => {}
+                Err(error) if error.is_exists() => return Err(NetworkError::Taken { route: destination }),
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(added)
+    }
+
+    fn warn_of_other_family(&self) {
+        let tunnel = self.assignment.client_address;
+        let destinations = routing::destinations(&self.config.network.routes, tunnel);
+        let foreign = destinations.iter().filter(|it| it.addr().is_ipv4() != tunnel.addr().is_ipv4()).count();
         if foreign > 0 {
             let family = if tunnel.addr().is_ipv4() { "IPv4" } else { "IPv6" };
             warn!(
                 "the tunnel carries {family} only: packets of the other family on {foreign} of its routes are dropped"
             );
-        }
-        Ok(())
-    }
-
-    /// The host route that keeps `gateway` outside; `None` if it needs none, or there is no way to it now.
-    fn way_around(&mut self, gateway: IpAddr, present: Option<Exclusion>) -> Result<Option<Route>, NetworkError> {
-        let tunnel = self.device.index();
-        // A host route of ours would be the kernel's answer, however stale.
-        let hop = if present.is_none() { self.netlink.route_to(gateway).ok() } else { None };
-        let hop = match hop.filter(|hop| hop.interface != tunnel) {
-            Some(hop) => Some(hop),
-            None => {
-                let mut routes = Vec::new();
-                for link in self.netlink.links()?.iter().filter(|link| link.index != tunnel) {
-                    routes.extend(self.netlink.routes(link.index)?);
-                }
-                routing::way_out(&routes, gateway)
-            }
-        };
-        Ok(hop.and_then(|hop| routing::exclusion(gateway, &hop)))
-    }
-
-    fn remove(&mut self, exclusion: Exclusion) {
-        if !exclusion.ours {
-            return;
-        }
-        match self.netlink.remove_route(&exclusion.route) {
-            Err(error) if !error.is_not_found() => {
-                warn!("the host route to the gateway is left behind: see `ip route`");
-                debug!(%error, "the host route to the gateway is left behind");
-            }
-            _ => {}
         }
     }
 }
@@ -224,10 +353,18 @@ impl Drop for Network<'_> {
     fn drop(&mut self) {
         // Routes into the tunnel and addresses go with the interface, the interface with its queue.
         self.dns = None;
-        if let Some(exclusion) = self.exclusion.take() {
-            self.remove(exclusion);
+        let index = self.device.index();
+        self.exclusion.remove(&mut self.netlink, index);
+        for destination in std::mem::take(&mut self.guards) {
+            self.remove_guard(destination, index);
         }
     }
+}
+
+fn make_device(config: &ClientConfig, name: Option<&str>) -> Result<(TunDevice, TunQueue), NetworkError> {
+    let (device, queues) = TunDevice::create(name, 1, config.connection.mtu_bytes, &TunOptions::default())?;
+    let queue = queues.into_iter().next().expect("a device of one queue has it");
+    Ok((device, queue))
 }
 
 fn check_mtu(mtu_bytes: u16, assignment: Assignment) -> Result<(), NetworkError> {

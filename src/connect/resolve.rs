@@ -31,6 +31,8 @@ pub enum Picked {
     None(Failure),
     /// A signal comes first; ask again after it.
     Signal(Signal),
+    /// This machine's network has changed; ask again after looking at it.
+    NetworkChanged,
 }
 
 /// The addresses of a gateway.
@@ -74,6 +76,10 @@ impl Resolver {
                     self.pending = Some(pending);
                     return Picked::Signal(signal.unwrap_or(Signal::Stop));
                 }
+                recv(control.network_changes()) -> _ => {
+                    self.pending = Some(pending);
+                    return Picked::NetworkChanged;
+                }
                 recv(after(patience)) -> _ => self.pending = Some(pending),
             }
         }
@@ -81,6 +87,11 @@ impl Resolver {
             Some(&address) => Picked::Address(address),
             None => Picked::None(Failure::Unresolved(reason)),
         }
+    }
+
+    /// Resolves the name anew before the next attempt: the address that worked has gone silent, and its gateway may have moved.
+    pub fn doubt(&mut self) {
+        self.stale = self.server.host.parse::<IpAddr>().is_err();
     }
 
     /// Goes on to the next address; after the last one the name is resolved again.

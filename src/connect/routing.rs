@@ -2,16 +2,17 @@
 //!
 //! Pure functions: nothing here asks or changes the kernel.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::netlink::{NextHop, Route};
+use crate::netlink::{Link, NextHop, PROTOCOL_OWN, Route};
 
 /// The kernel's table of this machine's own addresses, which comes before all others.
-const TABLE_LOCAL: u32 = 255;
+pub const TABLE_LOCAL: u32 = 255;
 /// The kernel's table of ordinary routes.
-const TABLE_MAIN: u32 = 254;
+pub const TABLE_MAIN: u32 = 254;
 
 /// The destinations to lead into the tunnel for the configured `routes`.
 ///
@@ -43,18 +44,26 @@ pub fn exclusion(gateway: IpAddr, hop: &NextHop) -> Option<Route> {
     Some(Route { gateway: hop.gateway, ..Route::on_link(IpNet::from(gateway), hop.interface) })
 }
 
-/// The way that packets to `gateway` would take by the main table without its host route: of `routes`, which are those of all other
-/// interfaces than the tunnel's, the one with the longest prefix, and of several the one with the lowest metric.
-pub fn way_out(routes: &[Route], gateway: IpAddr) -> Option<NextHop> {
+/// The interfaces that carry packets now.
+pub fn running(links: &[Link]) -> BTreeSet<u32> {
+    links.iter().filter(|link| link.is_up && link.is_running).map(|link| link.index).collect()
+}
+
+/// The way that packets to `gateway` would take by `table` if this program had added nothing: of `routes`, the one with the longest prefix,
+/// and of several the one with the lowest metric. Routes whose interface is not among those `running` come last: the kernel keeps them.
+pub fn way_out(routes: &[Route], running: &BTreeSet<u32>, gateway: IpAddr, table: u32) -> Option<NextHop> {
     let leads_there = |route: &&Route| {
-        route.table.is_none_or(|table| table == TABLE_MAIN)
-            && route.destination != IpNet::from(gateway)
+        route.table.is_none_or(|it| it == table)
+            && route.protocol != PROTOCOL_OWN
+            && !route.unreachable
             && route.destination.contains(&gateway)
     };
-    let preference =
-        |route: &&Route| (u8::MAX - route.destination.prefix_len(), route.metric.unwrap_or(0), route.interface);
+    let preference = |route: &&Route| {
+        let is_dead = route.interface.is_none_or(|index| !running.contains(&index));
+        (is_dead, u8::MAX - route.destination.prefix_len(), route.metric.unwrap_or(0), route.interface)
+    };
     let best = routes.iter().filter(leads_there).min_by_key(preference)?;
-    Some(NextHop { interface: best.interface?, gateway: best.gateway, source: best.source, table: TABLE_MAIN })
+    Some(NextHop { interface: best.interface?, gateway: best.gateway, source: best.source, table })
 }
 
 fn halves(default: IpNet) -> Vec<IpNet> {
@@ -119,23 +128,31 @@ mod tests {
     }
 
     #[test]
-    fn the_way_out_is_the_longest_prefix_then_the_lowest_metric_and_never_the_exclusion_itself() {
+    fn the_way_out_is_the_longest_prefix_then_the_lowest_metric_and_nothing_of_ours() {
         let gateway = address("198.18.0.1");
         let via = |destination, via, interface, metric| Route {
             interface: Some(interface),
             metric,
-            ..Route::via(net(destination), address(via))
+            ..Route::via(net(destination), address(via)).foreign()
         };
+        let all: BTreeSet<u32> = (1..10).collect();
         let mut routes = vec![
-            via("198.18.0.1/32", "198.18.9.1", 9, None),
+            Route { protocol: PROTOCOL_OWN, ..via("198.18.0.1/32", "198.18.9.1", 9, None) },
+            Route::unreachable(net("198.18.0.1/32"), 8),
             via("0.0.0.0/0", "198.18.1.1", 1, Some(600)),
             via("0.0.0.0/0", "198.18.2.1", 2, Some(100)),
             via("198.19.0.0/16", "198.18.3.1", 3, None),
             Route { table: Some(51_820), ..via("198.18.0.0/24", "198.18.4.1", 4, None) },
         ];
-        assert_eq!(way_out(&routes, gateway).map(|hop| hop.interface), Some(2));
+        let interface = |routes: &[Route], running: &BTreeSet<u32>, table| {
+            way_out(routes, running, gateway, table).map(|hop| hop.interface)
+        };
+        assert_eq!(interface(&routes, &all, TABLE_MAIN), Some(2));
+        assert_eq!(interface(&routes, &all, 51_820), Some(4));
         routes.push(via("198.18.0.0/16", "198.18.5.1", 5, Some(9000)));
-        assert_eq!(way_out(&routes, gateway).map(|hop| hop.interface), Some(5));
-        assert_eq!(way_out(&routes, address("fd00:18::1")), None);
+        assert_eq!(interface(&routes, &all, TABLE_MAIN), Some(5));
+        assert_eq!(interface(&routes, &BTreeSet::from([1]), TABLE_MAIN), Some(1), "the only one with a carrier");
+        assert_eq!(interface(&routes, &BTreeSet::new(), TABLE_MAIN), Some(5), "none has");
+        assert_eq!(way_out(&routes, &all, address("fd00:18::1"), TABLE_MAIN), None);
     }
 }

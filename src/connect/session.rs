@@ -2,7 +2,6 @@
 //!
 //! This module knows no interface and no route, and never reconnects.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use tollgate_shards::{Client, ClientEvent, CloseCause, Counters, Machine};
 
 use super::control::Control;
 use crate::gateway::{congestion, ephemeral_reset_key, random};
-use crate::pump::Pump;
+use crate::pump::{Lost, Pump};
 use crate::signals::Signal;
 
 /// How long an attempt may take, from the first packet to the address.
@@ -37,6 +36,12 @@ pub enum Outcome {
     Assigned(Assignment),
     /// Somebody wants something. To be run on.
     Signal(Signal),
+    /// This machine's network has changed, or it is time to look at it again. To be run on.
+    NetworkChanged,
+    /// This machine's clock was set, or it was suspended. To be run on.
+    ClockChanged,
+    /// Descriptors were given up. To be run on with others.
+    Lost(Lost),
     /// The connection is over.
     Closed(CloseCause),
     /// No tunnel came up in time.
@@ -79,70 +84,72 @@ impl Session {
         self.client.counters()
     }
 
-    /// Runs until something happens that its caller must know.
-    ///
-    /// # Errors
-    ///
-    /// When a descriptor is unusable for good.
-    pub fn run(&mut self, pump: &mut Pump, control: &Control<'_>) -> io::Result<Outcome> {
+    /// Takes note that packets to the gateway have another way now, or the same one again.
+    pub fn handle_path_change(&mut self, is_elsewhere: bool) {
+        self.client.handle_path_change(Instant::now(), is_elsewhere);
+    }
+
+    /// Runs until something happens that its caller must know, and until `look_at` at the latest.
+    pub fn run(&mut self, pump: &mut Pump, control: &Control<'_>, look_at: Option<Instant>) -> Outcome {
         loop {
             if let Some(signal) = control.take() {
-                return Ok(Outcome::Signal(signal));
+                return Outcome::Signal(signal);
             }
             let now = Instant::now();
-            let busy = self.pass(pump, now)?;
+            if control.take_network_change() || look_at.is_some_and(|at| at <= now) {
+                return Outcome::NetworkChanged;
+            }
+            if control.take_clock_change() {
+                return Outcome::ClockChanged;
+            }
+            let busy = self.pass(pump, now);
+            let lost = pump.take_lost();
+            if lost.any() {
+                return Outcome::Lost(lost);
+            }
             match self.client.poll_event() {
                 Some(ClientEvent::Assigned(assignment)) => {
                     self.late_at = None;
-                    return Ok(Outcome::Assigned(assignment));
+                    return Outcome::Assigned(assignment);
                 }
-                Some(ClientEvent::Closed(cause)) => return Ok(Outcome::Closed(cause)),
+                Some(ClientEvent::Closed(cause)) => return Outcome::Closed(cause),
                 None => {}
             }
             if self.late_at.is_some_and(|at| at <= now) {
                 self.client.close(now);
-                self.pass(pump, now)?;
-                return Ok(Outcome::Late);
+                self.pass(pump, now);
+                return Outcome::Late;
             }
             if !busy {
-                self.sleep(pump, control, now, self.late_at);
+                self.sleep(pump, control, now, [self.late_at, look_at].into_iter().flatten().min());
             }
         }
     }
 
     /// Says goodbye, and stays until the gateway can be expected to have heard it.
-    ///
-    /// # Errors
-    ///
-    /// When a descriptor is unusable for good.
-    pub fn say_goodbye(&mut self, pump: &mut Pump, control: &Control<'_>) -> io::Result<()> {
+    pub fn say_goodbye(&mut self, pump: &mut Pump, control: &Control<'_>) {
         let mut now = Instant::now();
         let end = now + LINGER;
         self.client.close(now);
         while now < end && !self.client.is_drained() {
             // Whoever asks again to stop is stopping already.
             while control.take().is_some() {}
-            if !self.pass(pump, now)? {
+            if !self.pass(pump, now) {
                 self.sleep(pump, control, now, Some(end));
             }
             now = Instant::now();
         }
-        Ok(())
     }
 
     /// In, decide, out. Returns whether there was anything to do.
-    fn pass(&mut self, pump: &mut Pump, now: Instant) -> io::Result<bool> {
+    fn pass(&mut self, pump: &mut Pump, now: Instant) -> bool {
         let busy = pump.intake(&mut self.client, now);
         if self.client.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.client.handle_timeout(now);
         }
         self.client.decide(now);
         pump.output(&mut self.client, now);
-        let lost = pump.take_lost();
-        if lost.any() {
-            return Err(io::Error::other(if lost.tun { "the TUN device is gone" } else { "the UDP socket is gone" }));
-        }
-        Ok(busy)
+        busy
     }
 
     fn sleep(&mut self, pump: &mut Pump, control: &Control<'_>, now: Instant, until: Option<Instant>) {

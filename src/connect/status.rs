@@ -34,6 +34,10 @@ pub struct Status {
     pub attempts: u64,
     /// Those that brought a tunnel.
     pub tunnels: u64,
+    /// How often a tunnel went on over another way to the gateway.
+    pub path_changes: u64,
+    /// How often interface, addresses or routes of the tunnel were put back after somebody else had changed them.
+    pub restored: u64,
     /// What the engine counted. Up is towards the gateway.
     pub counters: Counters,
     /// What the descriptors moved.

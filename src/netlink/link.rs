@@ -26,6 +26,8 @@ pub struct Link {
     /// Whether it carries packets. The kernel gets there in the background, some time after both ends of a link are up; until then it
     /// drops what is sent.
     pub is_running: bool,
+    /// Whether it is a TUN or TAP device, whose other end is a program.
+    pub is_tun: bool,
 }
 
 /// What the kernel tells of a TUN or TAP device beside what every [`Link`] has.
@@ -230,6 +232,10 @@ fn described(message: &RouteNetlinkMessage) -> Option<Link> {
         LinkAttribute::TxQueueLen(frames) => Some(*frames),
         _ => None,
     });
+    let is_tun = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Tun))),
+        _ => false,
+    });
     Some(Link {
         index: link.header.index,
         name,
@@ -237,6 +243,7 @@ fn described(message: &RouteNetlinkMessage) -> Option<Link> {
         queue_frames: queue_frames.unwrap_or_default(),
         is_up: link.header.flags.contains(LinkFlags::Up),
         is_running: link.header.flags.contains(LinkFlags::Running),
+        is_tun,
     })
 }
 

@@ -7,8 +7,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-        RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+        RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
     },
 };
 
@@ -25,7 +25,7 @@ pub const PROTOCOL_KERNEL: u8 = 2;
 /// The routing protocol of an administrator's routes (`RTPROT_STATIC`).
 pub const PROTOCOL_STATIC: u8 = 4;
 
-/// A unicast route.
+/// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads; prefix length 0 is the default route of its family.
@@ -44,6 +44,8 @@ pub struct Route {
     pub mtu_bytes: Option<u32>,
     /// Who added it (`rtm_protocol`): [`PROTOCOL_OWN`] unless said otherwise.
     pub protocol: u8,
+    /// Whether packets are refused ("unreachable") instead of being sent anywhere. Such a route stays whatever becomes of the interfaces.
+    pub unreachable: bool,
 }
 
 /// The way that the kernel sends packets to an address at this moment.
@@ -70,6 +72,11 @@ impl Route {
         Self { gateway: Some(gateway), ..Self::to(destination) }
     }
 
+    /// A route of our own that refuses packets, after all routes to the same destination with a lower `metric`.
+    pub fn unreachable(destination: IpNet, metric: u32) -> Self {
+        Self { metric: Some(metric), unreachable: true, ..Self::to(destination) }
+    }
+
     /// The same route as an administrator would add it, which no run of this program takes for its own.
     #[must_use]
     pub fn foreign(self) -> Self {
@@ -86,13 +93,14 @@ impl Route {
             source: None,
             mtu_bytes: None,
             protocol: PROTOCOL_OWN,
+            unreachable: false,
         }
     }
 }
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "route {}", self.destination)?;
+        write!(f, "{}route {}", if self.unreachable { "unreachable " } else { "" }, self.destination)?;
         self.gateway.map_or(Ok(()), |gateway| write!(f, " via {gateway}"))?;
         self.interface.map_or(Ok(()), |index| write!(f, " on interface #{index}"))?;
         self.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))?;
@@ -185,9 +193,8 @@ impl Netlink {
     ///
     /// When the kernel refuses the dump.
     pub fn routes(&mut self, interface: u32) -> Result<Vec<Route>, NetlinkError> {
-        self.unicast_routes(|route| route.interface == Some(interface), &|| {
-            format!("list the routes of interface #{interface}")
-        })
+        let routes = self.all_routes()?;
+        Ok(routes.into_iter().filter(|route| route.interface == Some(interface) && !route.unreachable).collect())
     }
 
     /// Lists the routes that this program added, in this run or an earlier one, on any interface and in any table.
@@ -196,22 +203,27 @@ impl Netlink {
     ///
     /// When the kernel refuses the dump.
     pub fn own_routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
-        self.unicast_routes(|route| route.protocol == PROTOCOL_OWN, &|| {
-            format!("list the routes of protocol {PROTOCOL_OWN}")
-        })
+        let routes = self.all_routes()?;
+        Ok(routes.into_iter().filter(|route| route.protocol == PROTOCOL_OWN).collect())
     }
 
-    fn unicast_routes(
-        &mut self,
-        wanted: impl Fn(&Route) -> bool,
-        operation: &dyn Fn() -> String,
-    ) -> Result<Vec<Route>, NetlinkError> {
-        let messages = self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), operation)?;
-        let unicast = messages.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => described(route),
+    /// Lists all unicast and unreachable routes, of all tables. Of several next hops of one route the first is named.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn all_routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
+        let messages =
+            self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), &|| "list all routes".to_owned())?;
+        let ordinary = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route)
+                if matches!(route.header.kind, RouteType::Unicast | RouteType::Unreachable) =>
+            {
+                described(route)
+            }
             _ => None,
         });
-        Ok(unicast.filter(wanted).collect())
+        Ok(ordinary.collect())
     }
 }
 
@@ -229,9 +241,9 @@ fn message(route: &Route) -> RouteMessage {
     header.address_family = family(destination.addr());
     header.destination_prefix_length = destination.prefix_len();
     header.protocol = RouteProtocol::from(route.protocol);
-    header.kind = RouteType::Unicast;
+    header.kind = if route.unreachable { RouteType::Unreachable } else { RouteType::Unicast };
     header.scope = match (destination, route.gateway) {
-        (IpNet::V4(_), None) => RouteScope::Link,
+        (IpNet::V4(_), None) if !route.unreachable => RouteScope::Link,
         _ => RouteScope::Universe,
     };
     let table = route.table.unwrap_or_else(|| u32::from(RouteHeader::RT_TABLE_MAIN));
@@ -263,6 +275,7 @@ fn described(message: &RouteMessage) -> Option<Route> {
     let mut route = Route {
         table: Some(u32::from(message.header.table)),
         protocol: message.header.protocol.into(),
+        unreachable: message.header.kind == RouteType::Unreachable,
         ..Route::to(destination)
     };
     for attribute in &message.attributes {
@@ -273,6 +286,7 @@ fn described(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Oif(index) => route.interface = Some(*index),
+            RouteAttribute::MultiPath(hops) => first_hop(hops, &mut route),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
             RouteAttribute::Table(table) => route.table = Some(*table),
             RouteAttribute::Metrics(metrics) => {
@@ -285,6 +299,18 @@ fn described(message: &RouteMessage) -> Option<Route> {
         }
     }
     Some(route)
+}
+
+/// Takes the first of several next hops that is alive for all of them.
+fn first_hop(hops: &[RouteNextHop], route: &mut Route) {
+    let out_of_order = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+    let alive = hops.iter().find(|hop| !hop.flags.intersects(out_of_order));
+    let Some(hop) = alive.or(hops.first()) else { return };
+    route.interface = Some(hop.interface_index);
+    route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    });
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

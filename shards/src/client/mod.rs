@@ -5,7 +5,7 @@
 
 mod tunnel;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -90,6 +90,7 @@ pub enum CloseCause {
 /// A client of one gateway. See the crate's documentation for how to drive it.
 pub struct Client {
     tunnel: Tunnel,
+    gateway: IpAddr,
     merger: Merger,
     arena: Arena,
 }
@@ -111,6 +112,7 @@ impl Client {
         let params = TunnelParams { remote, server_name, transport, send_datagrams_max, seed };
         Ok(Client {
             tunnel: Tunnel::new(params, tls, reset_key, now)?,
+            gateway: remote.ip(),
             merger: Merger::new(merge),
             arena: Arena::default(),
         })
@@ -129,6 +131,11 @@ impl Client {
     /// Says goodbye, as Quincy's client does.
     pub fn close(&mut self, now: Instant) {
         self.tunnel.close(now);
+    }
+
+    /// Takes note that packets to the gateway leave by another way now: see [`Tunnel::handle_path_change`].
+    pub fn handle_path_change(&mut self, now: Instant, is_elsewhere: bool) {
+        self.tunnel.handle_path_change(now, is_elsewhere);
     }
 
     /// Sends an inner packet that no check of this side has seen. For clients that cheat on purpose, in tests of gateways.
@@ -152,6 +159,10 @@ impl Client {
         let inner = InnerPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
         if inner.source != assignment.client_address.addr() {
             return Err(DropReason::ForgedSource);
+        }
+        if inner.destination == self.gateway {
+            // The gateway would drop it. It may be this connection's own datagram, when the route that keeps those outside is missing.
+            return Err(DropReason::OuterAddress);
         }
         let mtu_bytes = self.tunnel.inner_mtu_bytes();
         if header.segment_bytes(packet) > mtu_bytes {

@@ -26,6 +26,11 @@ use crate::verdict::DropReason;
 /// How long a client waits for its address after the handshake.
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// When the gateway is asked again whether it has heard of a new path, after the first time. Later questions come twice as late each.
+const PATH_PROBE_INTERVAL: Duration = Duration::from_millis(200);
+/// Questions about a new path.
+const PATH_PROBES_MAX: u32 = 5;
+
 /// What a tunnel is told at its start.
 pub struct TunnelParams {
     /// The gateway's outer address.
@@ -60,8 +65,18 @@ pub struct Tunnel {
     closed: bool,
     drained: bool,
     undecided: Option<Instant>,
+    /// While the gateway has not answered on a new path.
+    path_probe: Option<PathProbe>,
     /// Whether the connection has done anything that its counters do not show.
     uncounted: bool,
+}
+
+/// Questions to the gateway on a new path.
+struct PathProbe {
+    /// Acknowledgements received before.
+    acks_received: u64,
+    sent: u32,
+    next_at: Instant,
 }
 
 impl Tunnel {
@@ -96,6 +111,7 @@ impl Tunnel {
             closed: false,
             drained: false,
             undecided: Some(now),
+            path_probe: None,
             uncounted: false,
         })
     }
@@ -165,11 +181,31 @@ impl Tunnel {
             self.link.connection.handle_timeout(now);
             self.touch(now);
         }
+        self.probe_path(now);
         if self.assignment_deadline.is_some_and(|at| at <= now) {
             self.assignment_deadline = None;
             self.fail(now, CloseCause::Other("the gateway assigned no address within 10 s".to_owned()));
             self.touch(now);
         }
+    }
+
+    /// Takes note that packets to the gateway leave by another way now (RFC 9000, section 9.2), or, if not `is_elsewhere`, by the same one
+    /// again. The gateway, which answers to where it last heard from, hears of it at once, and again until it has answered. Nothing happens
+    /// before the tunnel is up.
+    pub fn handle_path_change(&mut self, now: Instant, is_elsewhere: bool) {
+        if self.assignment.is_none() || self.closed {
+            return;
+        }
+        if is_elsewhere {
+            // RFC 9000, section 9.4: what was measured was another path.
+            self.link.connection.path_changed(now);
+            self.link.connection.local_address_changed();
+        } else {
+            self.link.connection.ping();
+        }
+        let acks_received = self.link.connection.stats().frame_rx.acks;
+        self.path_probe = Some(PathProbe { acks_received, sent: 1, next_at: now + PATH_PROBE_INTERVAL });
+        self.touch(now);
     }
 
     /// Looks at what has happened to the connection. To be called once between a batch's last `handle_*` and its first `poll_*`.
@@ -225,13 +261,27 @@ impl Tunnel {
         let connection = self.link.connection.poll_timeout().map(|at| (at, WakeReason::Connection));
         let assignment = self.assignment_deadline.map(|at| (at, WakeReason::Handshake));
         let undecided = self.undecided.map(|at| (at, WakeReason::Connection));
-        [undecided, connection, assignment].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let path = self.path_probe.as_ref().map(|probe| (probe.next_at, WakeReason::Connection));
+        [undecided, connection, assignment, path].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
     /// Something has happened that is to be decided on, and counted.
     pub(super) fn touch(&mut self, now: Instant) {
         self.undecided = Some(now);
         self.uncounted = true;
+    }
+
+    fn probe_path(&mut self, now: Instant) {
+        let Some(probe) = self.path_probe.as_mut().filter(|probe| probe.next_at <= now) else { return };
+        let is_answered = self.link.connection.stats().frame_rx.acks > probe.acks_received;
+        if is_answered || self.closed || probe.sent >= PATH_PROBES_MAX {
+            self.path_probe = None;
+            return;
+        }
+        probe.next_at = now + PATH_PROBE_INTERVAL * 2u32.pow(probe.sent);
+        probe.sent += 1;
+        self.link.connection.ping();
+        self.touch(now);
     }
 
     fn close_because(&mut self, cause: CloseCause) {

@@ -379,6 +379,42 @@ fn a_changed_port_and_address_keep_the_session() {
 }
 
 #[test]
+fn a_gateway_that_only_sends_hears_of_a_clients_new_address_even_if_the_first_word_is_lost() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 1);
+    for (rebound, first_is_lost) in [("198.19.1.1:50000", false), ("198.19.77.7:50000", true)] {
+        // Nothing waits to be repeated.
+        world.run(Duration::from_secs(5));
+        world.clients[client].address = rebound.parse().unwrap();
+        world.clients[client].received.clear();
+        world.clients[client].held = first_is_lost.then(Vec::new);
+        let now = world.now;
+        world.clients[client].machine.handle_path_change(now, true);
+        world.run(Duration::from_millis(100));
+        world.clients[client].held = None;
+        world.run(Duration::from_millis(200));
+        world.send_down(&udp4(SERVER, address, &[7; 900]));
+        world.run(Duration::from_millis(50));
+        assert_eq!(world.clients[client].received.len(), 1, "at {rebound}");
+    }
+    let sent = world.sum_clients(|counters| counters.datagrams_sent);
+    exchange(&mut world, client, address, 20);
+    assert_eq!(world.sum_clients(|counters| counters.datagrams_sent), sent + 20);
+}
+
+#[test]
+fn a_client_takes_no_packet_to_the_gateways_own_address_into_the_tunnel() {
+    let mut world = World::new(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    let sent = world.sum_clients(|counters| counters.datagrams_sent);
+    world.send_up(client, &udp4(address, IpAddr::from([198, 19, 0, 1]), b"its own datagram"));
+    world.run(Duration::from_millis(200));
+    let counters = world.clients[client].machine.counters();
+    assert_eq!(counters.drops.of(DropReason::OuterAddress), 1);
+    assert_eq!(world.sum_clients(|counters| counters.datagrams_sent), sent);
+}
+
+#[test]
 fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
     let mut world = World::new(Setup::default());
     let (client, address) = world.attach(0, 0);
