@@ -301,7 +301,7 @@ impl Pump {
     }
 
     fn receive_messages(&mut self, machine: &mut impl Machine, now: Instant) -> usize {
-        if !std::mem::take(&mut self.ready.udp) || self.udp_health.rests_until(now).is_some() {
+        if machine.has_backlog() || !std::mem::take(&mut self.ready.udp) || self.udp_health.rests_until(now).is_some() {
             return 0;
         }
         let Some(udp) = &self.udp else { return 0 };
@@ -475,6 +475,12 @@ impl Pump {
     /// Whether a sleep was ended by the wake-up since this was last asked. It is to be drained then.
     pub fn take_woken(&mut self) -> bool {
         std::mem::take(&mut self.woken)
+    }
+
+    /// Memory of the receive buffers, in bytes, with those that are still in use elsewhere.
+    pub fn receive_buffers_bytes(&self) -> usize {
+        let handshakes = self.handshakes.as_ref().map_or(0, |handshakes| handshakes.receive.held_bytes());
+        self.receive.held_bytes() + handshakes
     }
 
     /// Whether the kernel has taken all that the machine has handed out.

@@ -122,6 +122,10 @@ fn shards(text: &mut Text, shards: &Shards) {
         None => text.comment("cpus: all that the process may use"),
     }
     text.path("key_file", &shards.key_file);
+    match shards.memory_bytes {
+        Some(bytes) => text.bare("memory_mib", bytes >> 20),
+        None => text.comment("memory_mib: half of what the machine has, or the control group allows"),
+    }
 }
 
 fn data_path(text: &mut Text, data_path: &DataPath) {

@@ -1,6 +1,7 @@
 //! The table `[shards]`: how many cores the gateway uses, which, and the keys that they share.
 
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::document::{Report, Table};
@@ -11,6 +12,9 @@ pub const SHARDS_MAX: u64 = 128;
 
 /// Most CPU numbers in a list, and one more than the highest: the kernel's CPU_SETSIZE.
 pub const CPUS_MAX: u64 = 1024;
+
+/// What `memory_mib` may say: up to 1 TiB.
+pub const MEMORY_MIB: RangeInclusive<u64> = 32..=1_048_576;
 
 /// Name of the file of the shared keys, where none is configured, in the folder of what outlives the process.
 const KEY_FILE_NAME: &str = "keys";
@@ -37,6 +41,8 @@ pub struct Shards {
     pub key_file: PathBuf,
     /// Whether the configuration names it. Otherwise the gateway can do without.
     pub is_key_file_configured: bool,
+    /// What the gateway may take for packets and connections, in bytes; each shard has its part. `None` for half of what the system allows.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Reads the table.
@@ -44,10 +50,11 @@ pub(crate) fn read(mut table: Table<'_>, report: &mut Report<'_>) -> Shards {
     let count = read_count(&mut table, report).unwrap_or_default();
     let cpus = read_cpus(&mut table, report);
     let key_file = table.parsed(report, "key_file", "write the path of a file", value::path);
+    let memory_bytes = table.integer(report, "memory_mib", MEMORY_MIB, "MiB").map(|mib| mib << 20);
     table.finish(report);
     let is_key_file_configured = key_file.is_some();
     let key_file = key_file.unwrap_or_else(|| report.state_folder().join(KEY_FILE_NAME));
-    Shards { count, cpus, key_file, is_key_file_configured }
+    Shards { count, cpus, key_file, is_key_file_configured, memory_bytes }
 }
 
 fn read_count(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<ShardCount> {

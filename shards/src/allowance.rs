@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::connection_id::ShardIndex;
 use crate::directory::{Limit, UserIndex};
 use crate::lease::{Lease, LeaseId};
+use crate::memory::{Memory, PACKET_BYTES};
 use crate::routes::ConnectionKey;
 use crate::shaper::{Direction, FlowKey, Shaper, ShaperLimits, Waiting};
 use crate::verdict::DropReason;
@@ -39,6 +40,8 @@ pub struct Allowance {
     pub ready: bool,
     /// When it wants to be served without having been touched.
     pub armed: Option<Instant>,
+    /// What its queues are accounted for, in bytes.
+    pub accounted_bytes: usize,
     limit: Limit,
     queue: Shaper,
 }
@@ -52,6 +55,7 @@ impl Allowance {
             connections: 0,
             ready: false,
             armed: None,
+            accounted_bytes: 0,
             limit,
             queue: Shaper::new(queues.limits, queues.key),
         };
@@ -78,6 +82,13 @@ impl Allowance {
     /// What waits in both directions, in packets.
     pub fn waiting_packets(&self) -> usize {
         self.queue.waiting_packets()
+    }
+
+    /// Brings the account up to date with the queue.
+    pub fn account(&mut self, memory: &mut Memory) {
+        let bytes = self.waiting_bytes() + self.waiting_packets() * (size_of::<Waiting>() + PACKET_BYTES);
+        memory.waiting_bytes = memory.waiting_bytes + bytes - self.accounted_bytes;
+        self.accounted_bytes = bytes;
     }
 
     /// Pays for a packet of `bytes`, unless it must wait: for tokens, or for those that came before it.

@@ -19,7 +19,8 @@ pub struct Counters {
     pub up_bytes: u64,
     /// Those among them that were TCP acknowledgements and superseded by later ones, which went in their place.
     pub thinned_acks: u64,
-    /// Inner packets queued for clients. Each is then in a DATAGRAM frame that was sent, or dropped when its connection closed.
+    /// Inner packets queued for clients. Each is then in a DATAGRAM frame that was sent, or dropped when its connection closed
+    /// or memory ran out.
     pub down_packets: u64,
     /// Their bytes.
     pub down_bytes: u64,

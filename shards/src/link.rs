@@ -2,6 +2,7 @@
 //!
 //! This module knows no users and no addresses.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,10 +10,23 @@ use quinn_proto::{Connection, ConnectionEvent, ConnectionHandle, ConnectionStats
 
 use crate::counters::Counters;
 use crate::machine::Transmit;
+use crate::memory::PACKET_BYTES;
+use crate::packet::arena::WAITING_CHUNK_BYTES;
 use crate::verdict::{DropReason, Drops};
 
 /// Largest UDP payload over IPv4, in bytes, which bounds a `UDP_SEGMENT` send.
 const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
+
+/// What quinn-proto is given to send at once, in bytes: what a full send takes. Its own queue cannot be shortened.
+pub const HANDED_BYTES_MAX: usize = UDP_PAYLOAD_BYTES_MAX + (16 << 10);
+/// What a queued packet takes beside its bytes, as quinn-proto counts.
+const QUEUED_PACKET_BYTES: usize = size_of::<Bytes>();
+
+/// An empty queue keeps room for so many packets.
+const BACKLOG_KEPT_MAX: usize = 256;
+
+/// CRYPTO frames after the handshake that are overlooked.
+const LATE_CRYPTO_FRAMES_MAX: u64 = 8;
 
 /// A connection and what its carrier remembers of it.
 pub struct Link {
@@ -27,10 +41,19 @@ pub struct Link {
     emptied: bool,
     /// Packets that the send queue took and did not drop.
     queued: u64,
-    /// Free space of an empty send queue, in bytes.
-    send_room_bytes_max: usize,
+    /// Free space of quinn-proto's own send queue when it is empty, in bytes.
+    handed_bytes_max: usize,
+    /// What waits behind it.
+    backlog: VecDeque<Bytes>,
+    /// Its bytes, with those that each packet takes beside.
+    backlog_bytes: usize,
+    /// Both together may be so much.
+    queued_bytes_max: usize,
     /// Whether the last batch left packets in the send queue, so that what joins them waits too.
     is_behind: bool,
+    /// CRYPTO frames received, as of the last count, and until the handshake was complete.
+    crypto_frames: u64,
+    handshake_crypto_frames: Option<u64>,
 }
 
 /// How far quinn-proto's statistics have been carried over into the counters.
@@ -43,9 +66,9 @@ struct Counted {
 }
 
 impl Link {
-    /// Takes over a new connection.
-    pub fn new(handle: ConnectionHandle, mut connection: Connection) -> Self {
-        let send_room_bytes_max = connection.datagrams().send_buffer_space();
+    /// Takes over a new connection, whose send queue may hold `queued_bytes_max`; what quinn-proto was told, if that is more.
+    pub fn new(handle: ConnectionHandle, mut connection: Connection, queued_bytes_max: usize) -> Self {
+        let handed_bytes_max = connection.datagrams().send_buffer_space();
         Link {
             connection,
             handle,
@@ -53,8 +76,13 @@ impl Link {
             taken: 0,
             emptied: true,
             queued: 0,
-            send_room_bytes_max,
+            handed_bytes_max,
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            queued_bytes_max: queued_bytes_max.max(handed_bytes_max),
             is_behind: false,
+            crypto_frames: 0,
+            handshake_crypto_frames: None,
         }
     }
 
@@ -100,17 +128,63 @@ impl Link {
             drops.count(DropReason::NotAttached);
             return false;
         }
-        // The newest gives way rather than the oldest: quinn-proto does not say how many old ones it drops, and every drop is counted here.
-        match self.connection.datagrams().send(packet, false) {
-            Ok(()) => {
-                self.queued += 1;
-                return true;
+        if self.backlog.is_empty() {
+            match self.connection.datagrams().send(packet, false) {
+                Ok(()) => {
+                    self.queued += 1;
+                    return true;
+                }
+                Err(SendDatagramError::Blocked(packet)) => return self.wait(packet, drops),
+                Err(SendDatagramError::TooLarge) => drops.count(DropReason::TooBig),
+                Err(_) => drops.count(DropReason::NotAttached),
             }
-            Err(SendDatagramError::Blocked(_)) => drops.count(DropReason::DatagramQueueFull),
-            Err(SendDatagramError::TooLarge) => drops.count(DropReason::TooBig),
-            Err(_) => drops.count(DropReason::NotAttached),
+            return false;
         }
-        false
+        if packet.len() > self.inner_mtu_bytes() {
+            drops.count(DropReason::TooBig);
+            return false;
+        }
+        self.wait(packet, drops)
+    }
+
+    /// Queues a packet behind what quinn-proto has. The newest gives way, so that whoever sends too much finds no room.
+    fn wait(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
+        if !self.has_room(packet.len()) {
+            drops.count(DropReason::DatagramQueueFull);
+            return false;
+        }
+        self.backlog_bytes += packet.len() + QUEUED_PACKET_BYTES;
+        self.backlog.push_back(packet);
+        self.queued += 1;
+        true
+    }
+
+    /// Takes back the oldest packets that quinn-proto has not got, `bytes` at least if there are as many. Returns how many packets.
+    pub fn take_back(&mut self, bytes: usize) -> u64 {
+        let (before, target) = (self.backlog.len(), self.backlog_bytes.saturating_sub(bytes));
+        while self.backlog_bytes > target
+            && let Some(packet) = self.backlog.pop_front()
+        {
+            self.backlog_bytes -= packet.len() + QUEUED_PACKET_BYTES;
+        }
+        let packets = (before - self.backlog.len()) as u64;
+        self.queued -= packets;
+        packets
+    }
+
+    /// Gives quinn-proto what it has room for.
+    fn hand_over(&mut self) {
+        while let Some(packet) = self.backlog.front()
+            && packet.len() <= self.connection.datagrams().send_buffer_space()
+            && let Some(packet) = self.backlog.pop_front()
+        {
+            self.backlog_bytes -= packet.len() + QUEUED_PACKET_BYTES;
+            // One that no longer fits the path is counted once the queue is empty.
+            let _ = self.connection.datagrams().send(packet, false);
+        }
+        if self.backlog.is_empty() && self.backlog.capacity() > BACKLOG_KEPT_MAX {
+            self.backlog = VecDeque::new();
+        }
     }
 
     /// Whether what is queued now waits longer than this batch. Then it is to have memory of its own: a chunk that it shared with other
@@ -124,20 +198,59 @@ impl Link {
         self.send_room_bytes() >= bytes
     }
 
+    /// How many packets of so many bytes the send queue takes.
+    pub fn room_for_packets(&mut self, bytes: usize) -> usize {
+        (self.send_room_bytes() + QUEUED_PACKET_BYTES) / (bytes + QUEUED_PACKET_BYTES)
+    }
+
     /// Free space of the send queue, in bytes: a packet of this length finds room.
     pub fn send_room_bytes(&mut self) -> usize {
-        self.connection.datagrams().send_buffer_space()
+        self.queued_bytes_max.saturating_sub(self.queued_bytes())
+    }
+
+    /// What the send queue holds, in bytes, with those that each packet takes beside.
+    pub fn queued_bytes(&mut self) -> usize {
+        self.handed_bytes_max - self.connection.datagrams().send_buffer_space() + self.backlog_bytes
+    }
+
+    /// Memory behind the send queue, in bytes: the first packet may keep a whole piece.
+    pub fn held_bytes(&mut self) -> usize {
+        let queued_bytes = self.queued_bytes();
+        if queued_bytes == 0 {
+            return 0;
+        }
+        let packets = (self.queued - self.counted.datagrams_sent) as usize;
+        queued_bytes + packets * PACKET_BYTES + WAITING_CHUNK_BYTES
+    }
+
+    /// What [`take_back`](Link::take_back) could take back, in bytes.
+    pub fn backlog_bytes(&self) -> usize {
+        self.backlog_bytes
     }
 
     /// Appends the next run of datagrams to `buf`.
     pub fn poll_transmit(&mut self, now: Instant, datagrams_max: usize, buf: &mut Vec<u8>) -> Option<Transmit> {
         let mtu_bytes = usize::from(self.connection.current_mtu()).max(1);
         let datagrams_max = (UDP_PAYLOAD_BYTES_MAX / mtu_bytes).clamp(1, datagrams_max);
+        if !self.backlog.is_empty() {
+            self.hand_over();
+        }
         let transmit = self.connection.poll_transmit(now, datagrams_max, buf);
         if transmit.is_none() {
-            self.is_behind = self.send_room_bytes() < self.send_room_bytes_max;
+            self.is_behind = self.queued_bytes() > 0;
         }
         transmit.as_ref().map(outgoing)
+    }
+
+    /// Takes note that the peer has no handshake message left to send.
+    pub fn handshake_is_complete(&mut self) {
+        self.handshake_crypto_frames = Some(self.connection.stats().frame_rx.crypto);
+    }
+
+    /// Whether the peer goes on with CRYPTO frames after its last handshake message. A client has nothing to say in them (RFC 8446, section
+    /// 4.6; RFC 9001, section 6), and each may keep the datagram that it came in.
+    pub fn misuses_crypto(&self) -> bool {
+        self.handshake_crypto_frames.is_some_and(|frames| self.crypto_frames > frames + LATE_CRYPTO_FRAMES_MAX)
     }
 
     /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and
@@ -145,6 +258,7 @@ impl Link {
     pub fn count(&mut self, counters: &mut Counters) {
         let stats = self.connection.stats();
         let (received, sent) = (stats.frame_rx.datagram, stats.frame_tx.datagram);
+        self.crypto_frames = stats.frame_rx.crypto;
         counters.datagrams_received += received - self.counted.datagrams_received;
         counters.datagrams_sent += sent - self.counted.datagrams_sent;
         (self.counted.datagrams_received, self.counted.datagrams_sent) = (received, sent);
@@ -156,7 +270,10 @@ impl Link {
             counters.drops.add(reason, received - self.taken);
             self.taken = received;
         }
-        if self.queued > sent && (closed || self.send_room_bytes() == self.send_room_bytes_max) {
+        if closed {
+            (self.backlog, self.backlog_bytes) = (VecDeque::new(), 0);
+        }
+        if self.queued > sent && (closed || self.queued_bytes() == 0) {
             // Of an open connection, quinn-proto drops what no longer fits when the path changes.
             let reason = if closed { DropReason::ConnectionClosed } else { DropReason::TooBig };
             counters.drops.add(reason, self.queued - sent);

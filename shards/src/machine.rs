@@ -107,6 +107,11 @@ pub trait Machine {
     /// Takes note that the TUN queue refuses super-packets of this kind: from now on their packets come one by one.
     fn handle_refused_merges(&mut self, kind: MergeKind);
 
+    /// Whether the last batch has left received datagrams that were not looked at. More of them are to wait in the kernel meanwhile.
+    fn has_backlog(&self) -> bool {
+        false
+    }
+
     /// When `handle_timeout` is wanted next, and why.
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)>;
 }

@@ -54,6 +54,8 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// Handshakes in progress from one source (an IPv4 address or an IPv6 /64) on one shard.
     pub handshakes_per_source_max: usize,
+    /// What the shard may hold for others, in bytes: see [`Held`](crate::memory::Held).
+    pub memory_bytes_max: usize,
     /// Bounds of the queues in which a limited user's packets wait for tokens, for each user, shard and direction.
     pub waiting: ShaperLimits,
     /// Packets of one message to another shard.
@@ -72,6 +74,7 @@ impl Default for Limits {
             connections_max: 65_536,
             handshakes_max: 256,
             handshakes_per_source_max: 8,
+            memory_bytes_max: 1 << 30,
             waiting: ShaperLimits::default(),
             hairpin_packets_max: 64,
             remembered_addresses_max: 65_536,

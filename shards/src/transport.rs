@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 
-use quinn_proto::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
+use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
 
 use crate::congestion::UncontrolledConfig;
+use crate::in_flight::{BoundedConfig, InFlight};
+use crate::link::HANDED_BYTES_MAX;
 use crate::params::{Congestion, TransportParams};
 
 /// UDP payload that an inner packet of the tunnel's MTU needs beyond its own length, in bytes, as Quincy reckons it. 38 are used with 8-byte
@@ -18,7 +20,21 @@ pub const OUTER_OVERHEAD_BYTES: u16 = 50;
 /// acknowledgement for every other packet costs both ends more than it tells them.
 const UNACKNOWLEDGED_PACKETS: u32 = 20;
 
-/// The transport configuration of either end.
+/// What either end may have on a stream that the other has not read, in bytes: many times an assignment. Also bounds what comes out of order.
+const STREAM_BYTES_MAX: u32 = 8 * 1024;
+
+/// The transport configuration of the gateway's end: its clients open no streams, and what waits for them waits outside of quinn-proto.
+pub fn gateway_transport(params: &TransportParams, in_flight: &InFlight) -> TransportConfig {
+    let mut config = transport(params);
+    let bounded = BoundedConfig { inner: controllers(params.congestion), in_flight: in_flight.clone() };
+    config
+        .congestion_controller_factory(Arc::new(bounded))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_send_buffer_size(params.datagram_send_buffer_bytes_max.min(HANDED_BYTES_MAX));
+    config
+}
+
+/// The transport configuration of a client's end.
 pub fn transport(params: &TransportParams) -> TransportConfig {
     let mut config = TransportConfig::default();
     let udp_payload_bytes = params.mtu_bytes + OUTER_OVERHEAD_BYTES;
@@ -37,15 +53,22 @@ pub fn transport(params: &TransportParams) -> TransportConfig {
         // The protocol has one stream, the server's.
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(STREAM_BYTES_MAX))
+        .receive_window(VarInt::from_u32(STREAM_BYTES_MAX))
+        .send_window(STREAM_BYTES_MAX.into())
         .ack_frequency_config(Some(acknowledgements));
     if let Some(initial_rtt) = params.initial_rtt {
         config.initial_rtt(initial_rtt);
     }
-    match params.congestion {
-        Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
-        Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
-        Congestion::Uncontrolled => config.congestion_controller_factory(Arc::new(UncontrolledConfig)),
-        Congestion::NewReno => config.congestion_controller_factory(Arc::new(NewRenoConfig::default())),
-    };
+    config.congestion_controller_factory(controllers(params.congestion));
     config
+}
+
+fn controllers(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match congestion {
+        Congestion::Cubic => Arc::new(CubicConfig::default()),
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+        Congestion::Uncontrolled => Arc::new(UncontrolledConfig),
+        Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+    }
 }

@@ -63,11 +63,13 @@ pub enum DropReason {
     ReceiveQueueFull,
     /// The connection ended while the packet was queued to be sent on it, or waited for the tokens to be.
     ConnectionClosed,
+    /// The shard held all that it may: the oldest packets of its longest queue gave way.
+    MemoryLimit,
 }
 
 impl DropReason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 28] = [
+    pub const ALL: [DropReason; 29] = [
         DropReason::Malformed,
         DropReason::ForgedSource,
         DropReason::Isolated,
@@ -96,6 +98,7 @@ impl DropReason {
         DropReason::TunWrite,
         DropReason::ReceiveQueueFull,
         DropReason::ConnectionClosed,
+        DropReason::MemoryLimit,
     ];
 
     /// The reason's name in logs, tables and metrics.
@@ -129,6 +132,7 @@ impl DropReason {
             DropReason::TunWrite => "tun_write",
             DropReason::ReceiveQueueFull => "receive_queue_full",
             DropReason::ConnectionClosed => "connection_closed",
+            DropReason::MemoryLimit => "memory_limit",
         }
     }
 }

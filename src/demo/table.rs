@@ -145,6 +145,7 @@ fn counted(count: u64, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tollgate_shards::memory::Held;
     use tollgate_shards::{Counters, DropReason};
 
     use super::*;
@@ -154,7 +155,15 @@ mod tests {
     fn report(shard: u16, owned_connections: usize, users: u64) -> Report {
         let counters = Counters { users, connections: users, ..Counters::default() };
         let traffic = Traffic::default();
-        Report { shard, cpu: shard.into(), owned_connections, addresses_held: None, counters, traffic }
+        Report {
+            shard,
+            cpu: shard.into(),
+            owned_connections,
+            addresses_held: None,
+            memory: Held::default(),
+            counters,
+            traffic,
+        }
     }
 
     fn findings() -> Findings {

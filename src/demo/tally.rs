@@ -80,6 +80,7 @@ mod tests {
     use super::*;
     use crate::gateway::Report;
     use crate::pump::Traffic;
+    use tollgate_shards::memory::Held;
 
     fn report(shard: u16, scale: u64) -> Report {
         let mut drops = Drops::default();
@@ -90,6 +91,7 @@ mod tests {
             cpu: shard.into(),
             owned_connections: 1,
             addresses_held: (shard == 0).then_some(2),
+            memory: Held::default(),
             counters: Counters { up_packets: 5 * scale, connections: 1, drops, ..Counters::default() },
             traffic: Traffic { udp_data_sends: scale, udp_data_datagrams: 20 * scale, ..Traffic::default() },
         }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::keeper::Steer;
+use tollgate_shards::memory::Held;
 use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
 use tracing::{debug, info, warn};
 
 use super::coalescing::Coalescing;
+use super::memory::{self, Trim};
 use super::mesh::{Bell, Mesh};
 use super::threads::{CoreThread, RunningThread};
 use super::upkeep::{Task, Tasks};
@@ -98,6 +100,8 @@ pub struct Report {
     pub owned_connections: usize,
     /// Addresses held, where the shard is their keeper.
     pub addresses_held: Option<u64>,
+    /// What is held for others.
+    pub memory: Held,
     /// What the engine counted.
     pub counters: Counters,
     /// What the descriptors moved.
@@ -134,6 +138,8 @@ pub struct Core {
     pub busy_poll: Duration,
     /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
     pub awaited: Option<Awaited>,
+    /// Gives memory back after a flood.
+    pub trim: Trim,
     /// The kernel's steering of inner addresses, where there is one.
     pub steering: Option<Arc<TunSteering>>,
     /// Who makes descriptors anew.
@@ -190,19 +196,26 @@ impl Core {
             }
             let deadline = self.shard.poll_timeout().map(|(at, _)| at);
             let retry = holding.then_some(now + HELD_RETRY);
-            self.sleep(now, [deadline, retry, stop_by].into_iter().flatten().min());
+            if self.trim.handle_idle(now, self.shard.held().total_bytes()) {
+                self.shard.give_back();
+                memory::give_back();
+            }
+            let trim = self.trim.poll_timeout();
+            self.sleep(now, [deadline, retry, trim, stop_by].into_iter().flatten().min());
         }
     }
 
     /// In, decide, out.
     fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> Passed {
         let moved = self.pump.intake(&mut self.shard, now);
+        self.shard.handle_receive_buffers(self.pump.receive_buffers_bytes());
         let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
         self.take_orders(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
         self.shard.decide(now);
+        self.trim.handle_pass(self.shard.held().total_bytes());
         self.pump.output(&mut self.shard, now);
         self.report_lost(Lost::default());
         while let Some(steer) = self.shard.poll_steer() {
@@ -317,6 +330,7 @@ impl Core {
             cpu: self.cpu,
             owned_connections: self.shard.owned_connections(),
             addresses_held: self.shard.addresses_held(),
+            memory: self.shard.held(),
             counters: self.shard.counters(),
             traffic: self.pump.traffic(),
         }

@@ -6,6 +6,7 @@ mod capacity;
 mod coalescing;
 mod core;
 mod keys;
+mod memory;
 mod mesh;
 mod reload;
 mod status;
@@ -268,6 +269,7 @@ fn start_cores(
             coalesce: config.data_path.coalesce,
             busy_poll: config.data_path.busy_poll,
             awaited: None,
+            trim: memory::Trim::default(),
             steering: shared.steering.clone(),
             upkeep: shared.upkeep.clone(),
             generations: Generations::default(),
@@ -301,6 +303,7 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
         limits: Limits {
             handshakes_max,
             handshakes_per_source_max: connection.pending_handshakes_per_source_max,
+            memory_bytes_max: memory::shard_bytes_max(config.shards.memory_bytes, usize::from(shards)),
             merge: MergeLimits {
                 tso: config.data_path.tso,
                 uso: config.data_path.uso,

@@ -1,7 +1,8 @@
 //! Receiving: one `recvmmsg` for a batch of messages, each an aggregate of up to 64 KiB where the kernel could merge.
 //!
 //! Every message lands in a 64 KiB buffer of its own, and what it filled is handed out without a copy. A buffer whose handed-out parts
-//! are all gone is used again, so that nothing is allocated while the machine keeps up; a part that is kept pins its 64 KiB.
+//! are all gone is used again, so that nothing is allocated while the machine keeps up; a part that is kept pins its 64 KiB. Of such
+//! buffers there are [`LENT_MAX`] at most: beyond, each datagram is handed out in memory of its own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,6 +16,9 @@ use super::udp::UdpSocket;
 
 /// Room for one message, in bytes: more than any UDP payload or aggregate.
 pub const SLOT_BYTES: usize = 64 * 1024;
+
+/// Buffers beside those of the batch that may stay out because a part of them is kept: 4 MiB.
+pub const LENT_MAX: usize = 64;
 
 /// What one call of [`UdpSocket::receive`] brought.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +50,15 @@ pub struct ReceiveCounters {
     pub unusable: u64,
     /// Buffers allocated, the first of each slot included. Growth means that the machine pins what it received.
     pub buffers: u64,
+    /// Messages handed out as copies, because too many buffers were out.
+    pub copied: u64,
 }
 
 /// The buffers that a shard receives into, for at most `messages_max` messages a call.
 pub struct ReceiveBatch {
     slots: Vec<BytesMut>,
+    /// Buffers of which some part was kept, as they were last seen.
+    lent: Vec<BytesMut>,
     addresses: Vec<RawAddress>,
     controls: Vec<Control>,
     vectors: Vec<libc::iovec>,
@@ -68,6 +76,7 @@ impl ReceiveBatch {
         let messages_max = messages_max.clamp(1, 1024);
         ReceiveBatch {
             slots: vec![BytesMut::new(); messages_max],
+            lent: Vec::new(),
             addresses: vec![RawAddress::EMPTY; messages_max],
             controls: vec![Control::EMPTY; messages_max],
             vectors: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; messages_max],
@@ -81,12 +90,30 @@ impl ReceiveBatch {
         self.counters
     }
 
+    /// Memory of the batch's own buffers and of those that are out, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        (self.slots.len() + self.lent.len()) * SLOT_BYTES
+    }
+
+    /// Whether as many buffers are out as may be, should all of this batch stay out as well.
+    fn lends_no_more(&self) -> bool {
+        self.lent.len() + self.slots.len() > LENT_MAX.max(self.slots.len())
+    }
+
     /// Points every header at its slot's buffer, address and control messages.
     fn prepare(&mut self) {
+        // What has come back is freed, but for what takes the place of a slot that is out now.
+        let mut returned: Vec<BytesMut> = self.lent.extract_if(.., |lent| lent.try_reclaim(SLOT_BYTES)).collect();
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if !slot.try_reclaim(SLOT_BYTES) {
-                *slot = BytesMut::with_capacity(SLOT_BYTES);
-                self.counters.buffers += 1;
+                let free = returned.pop().unwrap_or_else(|| {
+                    self.counters.buffers += 1;
+                    BytesMut::with_capacity(SLOT_BYTES)
+                });
+                let out = std::mem::replace(slot, free);
+                if out.capacity() > 0 {
+                    self.lent.push(out);
+                }
             }
             self.vectors[index] =
                 libc::iovec { iov_base: slot.spare_capacity_mut().as_mut_ptr().cast(), iov_len: SLOT_BYTES };
@@ -115,16 +142,25 @@ impl ReceiveBatch {
             self.counters.unusable += 1;
             return;
         };
+        let lends_no_more = self.lends_no_more();
         let info = self.controls[index].parse(header.msg_hdr.msg_controllen as _);
         let segment_bytes = info.segment_bytes.map_or(bytes, |segment| segment.min(bytes));
         let slot = &mut self.slots[index];
         // SAFETY: the slot was empty with room for `SLOT_BYTES`, and the kernel has written the first `bytes` (at most as many) of them.
         unsafe { slot.set_len(bytes.min(SLOT_BYTES)) };
-        let data = slot.split();
         outcome.datagrams += bytes.div_ceil(segment_bytes);
         outcome.bytes += bytes;
         self.counters.messages += 1;
-        sink(Received { remote, local_ip: info.local_ip, ecn: info.ecn, segment_bytes, data });
+        let mut hand_out = |segment_bytes, data| {
+            sink(Received { remote, local_ip: info.local_ip, ecn: info.ecn, segment_bytes, data });
+        };
+        if lends_no_more {
+            self.counters.copied += 1;
+            slot.chunks(segment_bytes).for_each(|datagram| hand_out(datagram.len(), BytesMut::from(datagram)));
+            slot.clear();
+        } else {
+            hand_out(segment_bytes, slot.split());
+        }
     }
 }
 
@@ -246,6 +282,29 @@ mod tests {
         }
         // Every kept part costs one, and the last round's buffer is still there.
         assert_eq!(batch.counters().buffers, 6);
+    }
+
+    #[test]
+    fn beyond_the_bound_each_datagram_is_a_copy_and_buffers_come_back() {
+        let (server, client) = pair();
+        let mut batch = ReceiveBatch::new(4);
+        let mut kept = Vec::new();
+        for round in 0..3 * LENT_MAX {
+            client.send(&[round as u8; 100]).unwrap();
+            kept.push(receive(&server, &mut batch, 1).pop().unwrap().data);
+        }
+        assert!(batch.held_bytes() <= (LENT_MAX + 4) * SLOT_BYTES, "{}", batch.held_bytes());
+        assert!(batch.counters().copied >= LENT_MAX as u64, "{:?}", batch.counters());
+        for (round, data) in kept.drain(..).enumerate() {
+            assert_eq!(&data[..], &[round as u8; 100]);
+        }
+        let copied = batch.counters().copied;
+        client.send(b"first").unwrap();
+        receive(&server, &mut batch, 1);
+        client.send(b"second").unwrap();
+        assert_eq!(&receive(&server, &mut batch, 1)[0].data[..], b"second");
+        assert_eq!(batch.held_bytes(), 4 * SLOT_BYTES, "all came back");
+        assert!(batch.counters().copied <= copied + 1, "{:?}", batch.counters());
     }
 
     #[test]

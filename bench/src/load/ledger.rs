@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use tollgate::gateway::Status;
 use tollgate_shards::DropReason::{
-    ConnectionClosed, DatagramQueueFull, ForeignDatagram, ForgedSource, Isolated, Malformed, MeshFull, Multicast,
-    NoRoute, NotAttached, OuterAddress, OverLimit, QueueDelay, ReceiveQueueFull, TooBig, TunWrite, UdpSend,
+    ConnectionClosed, DatagramQueueFull, ForeignDatagram, ForgedSource, Isolated, Malformed, MemoryLimit, MeshFull,
+    Multicast, NoRoute, NotAttached, OuterAddress, OverLimit, QueueDelay, ReceiveQueueFull, TooBig, TunWrite, UdpSend,
     UdpTruncated, Unroutable, WaitedTooLong,
 };
 use tollgate_shards::{Counters, DropReason};
@@ -25,7 +25,7 @@ const TUNNEL_UP: [DropReason; 3] = [DatagramQueueFull, TooBig, ConnectionClosed]
 /// Drops that a gateway counts of packets from clients only, before it counts them as on their way up.
 const GATEWAY_UP: [DropReason; 6] = [ForgedSource, Isolated, Multicast, OuterAddress, Unroutable, ReceiveQueueFull];
 /// Drops that a gateway counts of packets to clients only.
-const GATEWAY_DOWN: [DropReason; 3] = [DatagramQueueFull, TooBig, ConnectionClosed];
+const GATEWAY_DOWN: [DropReason; 4] = [DatagramQueueFull, TooBig, ConnectionClosed, MemoryLimit];
 /// Drops that a gateway counts of both. How many of them were on the way up, the counts around tell.
 const GATEWAY_BOTH: [DropReason; 6] = [NotAttached, OverLimit, QueueDelay, WaitedTooLong, NoRoute, Malformed];
 
@@ -287,6 +287,7 @@ mod tests {
                 cpu: 0,
                 owned_connections: 0,
                 addresses_held: None,
+                memory: Default::default(),
                 counters,
                 traffic: Default::default(),
             };

@@ -349,13 +349,15 @@ fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
     let users = [(users[0].0, users[0].1.to_str().unwrap())];
     let config = load_server(&read("server.toml"), &users).unwrap();
     assert_eq!(config.users.directory.len(), 3);
-    // With each commented key in force, the same comes out, but for the three whose default is to be absent.
+    // With each commented key in force, the same comes out, but for the four whose default is to be absent.
     let uncommented = load_server(&uncomment(&read("server.toml")), &users).unwrap();
     assert_eq!(uncommented.tls.key_exchange, Some(KeyExchange::Hybrid));
     assert_eq!(uncommented.shards.cpus, Some(vec![0, 1, 2, 3]));
     let mut same = uncommented.clone();
     same.tls.key_exchange = None;
     same.shards.cpus = None;
+    assert_eq!(uncommented.shards.memory_bytes, Some(512 << 20));
+    same.shards.memory_bytes = None;
     assert_eq!(uncommented.sessions.connections_max.map(|count| count.get()), Some(16));
     same.sessions.connections_max = None;
     assert_eq!(same.effective(), config.effective());

@@ -82,6 +82,7 @@ const SERVER_KEYS: &[Case] = &[
     ("protocol", "certificate_key_file", &["1", "\"\""], "PEM file"),
     ("shards", "count", &["0", "129", "-1", "\"all\"", "\"0\"", "true"], "\"auto\""),
     ("shards", "cpus", &["0", "\"a\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"], ""),
+    ("shards", "memory_mib", &["31", "1048577", "-1", "\"half\""], "from 32 to 1048576"),
     ("shards", "key_file", &["1", "\"\""], "path"),
     ("data_path", "coalesce_us", &["-1", "5001", "\"fast\""], "from 0 to 5000"),
     ("data_path", "busy_poll_us", &["-1", "1000001", "true"], "from 0 to 1000000"),

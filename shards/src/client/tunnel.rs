@@ -99,7 +99,7 @@ impl Tunnel {
         let (handle, connection) = endpoint.connect(now, config, params.remote, &params.server_name)?;
         Ok(Tunnel {
             endpoint,
-            link: Link::new(handle, connection),
+            link: Link::new(handle, connection, 0),
             assignment: None,
             assignment_stream: None,
             assignment_json: Vec::new(),

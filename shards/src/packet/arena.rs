@@ -1,5 +1,8 @@
 //! Memory for packets that are built or copied: chunks that many packets share, used again once all of theirs are gone.
 //!
+//! A packet that stays keeps its whole chunk. Of chunks that are kept there are [`CHUNKS_MAX`] at most: beyond, whatever is built takes exactly
+//! the memory that it needs. So what packets keep beyond their own length is bounded, whoever keeps them.
+//!
 //! This module never copies what it has handed out, and never waits for it.
 
 use std::collections::VecDeque;
@@ -8,8 +11,10 @@ use bytes::{Bytes, BytesMut};
 
 /// Length of a chunk, in bytes: two super-packets. A packet that stays queued keeps its whole chunk alive.
 const CHUNK_BYTES: usize = 128 * 1024;
-/// Used chunks that are remembered. What is in more than these is freed with its last packet instead of being used again.
-const CHUNKS_MAX: usize = 16;
+/// Used chunks that may be kept by their packets at the same time: 4 MiB.
+const CHUNKS_MAX: usize = 32;
+/// Length of the pieces in which packets that wait share memory, in bytes, unless one is longer: the last packet keeps it all.
+pub const WAITING_CHUNK_BYTES: usize = 16 * 1024;
 
 /// Chunks, of which one is being filled. Packets are references into them. A new one has none, and costs nothing.
 pub struct Arena {
@@ -17,6 +22,8 @@ pub struct Arena {
     chunk_bytes: usize,
     /// What is free at the end of the chunk that is being filled: its length is 0.
     filling: BytesMut,
+    /// Whether that is a chunk to use again, and not memory for one purpose.
+    is_chunk: bool,
     /// Those that are full, in the order in which they were.
     used: VecDeque<BytesMut>,
 }
@@ -28,13 +35,28 @@ impl Default for Arena {
 }
 
 impl Arena {
-    /// For one frame whose packets are to wait: takes no more memory than they need, and shares it with nothing else.
+    /// Memory of the chunks there are, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        (self.used.len() + 1) * self.chunk_bytes
+    }
+
+    /// Frees the chunks that no packet keeps.
+    pub fn free(&mut self) {
+        self.used.retain_mut(|chunk| !chunk.try_reclaim(self.chunk_bytes));
+    }
+
+    /// How many packets of `bytes` are to share one piece of memory.
+    pub(super) fn packets_in_piece(&self, bytes: usize) -> usize {
+        if self.chunk_bytes > 0 { usize::MAX } else { (WAITING_CHUNK_BYTES / bytes.max(1)).max(1) }
+    }
+
+    /// For one frame whose packets are to wait: takes no more memory than they need, in small pieces, and shares it with nothing else.
     pub fn for_one_frame() -> Self {
         Arena::of_chunks(0)
     }
 
     fn of_chunks(chunk_bytes: usize) -> Self {
-        Arena { chunk_bytes, filling: BytesMut::new(), used: VecDeque::new() }
+        Arena { chunk_bytes, filling: BytesMut::new(), is_chunk: false, used: VecDeque::new() }
     }
 
     /// Free memory of at least `bytes` in one piece. Whoever fills it splits off what it has filled.
@@ -42,7 +64,7 @@ impl Arena {
     pub(super) fn room(&mut self, bytes: usize) -> &mut BytesMut {
         self.filling.clear();
         if self.filling.capacity() < bytes {
-            self.next_chunk(bytes.max(self.chunk_bytes));
+            self.next_chunk(bytes);
         }
         &mut self.filling
     }
@@ -59,13 +81,16 @@ impl Arena {
             self.filling = BytesMut::with_capacity(bytes);
             return;
         }
-        self.used.push_back(std::mem::take(&mut self.filling));
-        // The one that was filled last is the warmest.
-        let free = self.used.iter_mut().rposition(|chunk| chunk.try_reclaim(bytes));
-        self.filling = free.and_then(|at| self.used.remove(at)).unwrap_or_else(|| BytesMut::with_capacity(bytes));
-        if self.used.len() > CHUNKS_MAX {
-            self.used.pop_front();
+        if std::mem::take(&mut self.is_chunk) {
+            self.used.push_back(std::mem::take(&mut self.filling));
         }
+        // The one that was filled last is the warmest.
+        let free = self.used.iter_mut().rposition(|chunk| chunk.try_reclaim(self.chunk_bytes));
+        self.is_chunk = bytes <= self.chunk_bytes && (free.is_some() || self.used.len() < CHUNKS_MAX);
+        self.filling = match free.filter(|_| self.is_chunk).and_then(|at| self.used.remove(at)) {
+            Some(chunk) => chunk,
+            None => BytesMut::with_capacity(if self.is_chunk { self.chunk_bytes } else { bytes }),
+        };
     }
 }
 
@@ -108,11 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn chunks_whose_packets_all_stay_are_forgotten() {
+    fn beyond_the_bound_packets_that_stay_keep_their_own_length() {
         let mut arena = Arena::default();
         let kept: Vec<Bytes> = (0..400).map(|index| arena.copy(&[index as u8; CHUNK_BYTES / 8])).collect();
         assert_eq!(arena.used.len(), CHUNKS_MAX);
+        assert_eq!(arena.room(1).capacity(), 1, "no chunk for one byte");
         assert!(kept.iter().enumerate().all(|(index, packet)| packet.iter().all(|byte| *byte == index as u8)));
+        drop(kept);
+        assert_eq!(places(&mut arena, 100, 0), 8, "one chunk, once they are gone");
     }
 
     #[test]

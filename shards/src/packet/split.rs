@@ -27,7 +27,7 @@ const CWR: u8 = 0x80;
 
 /// Splits `frame`, the inner packet behind the virtio header `header`, calls `emit` for each packet in order and returns their number.
 ///
-/// Room for all packets is taken of `arena` at once; each packet is then a reference into it. Every packet has all of its lengths and
+/// Room for all packets is taken of `arena` at once, or piece by piece where they are to wait; each packet is then a reference into it. Every packet has all of its lengths and
 /// checksums right, but a checksum that `header` does not say to be incomplete is passed on as it is. Segments get what Linux's
 /// own segmentation gives them: IPv4 identifications count up, FIN and PSH are on the last, CWR is on the first.
 ///
@@ -40,6 +40,20 @@ pub fn split(
     arena: &mut Arena,
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Malformed> {
+    split_first(header, frame, arena, usize::MAX, emit)
+}
+
+/// Like [`split`], but makes only the first `packets_max` packets, where there is no room for more.
+///
+/// # Errors
+/// As [`split`].
+pub fn split_first(
+    header: &VnetHeader,
+    frame: &[u8],
+    arena: &mut Arena,
+    packets_max: usize,
+    emit: &mut impl FnMut(Bytes),
+) -> Result<usize, Malformed> {
     let inner = InnerPacket::parse(frame)?;
     if header.gso_type == vnet::GSO_NONE {
         emit(copy_whole(header, frame, &inner, arena)?);
@@ -50,7 +64,7 @@ pub fn split(
         (vnet::GSO_UDP_L4, _) => Transport::Udp,
         _ => return Err(Malformed),
     };
-    SuperPacket::read(header, frame, &inner, transport)?.segment(arena, emit)
+    SuperPacket::read(header, frame, &inner, transport)?.segment(arena, packets_max, emit)
 }
 
 /// Copies a frame that is one packet, and completes its checksum where that is wanted.
@@ -140,24 +154,32 @@ impl<'a> SuperPacket<'a> {
         Ok(SuperPacket { frame, is_v6: inner.is_v6(), transport, offset, header_bytes, segment_bytes })
     }
 
-    fn segment(&self, arena: &mut Arena, emit: &mut impl FnMut(Bytes)) -> Result<usize, Malformed> {
+    fn segment(&self, arena: &mut Arena, packets_max: usize, emit: &mut impl FnMut(Bytes)) -> Result<usize, Malformed> {
         let (headers, payload) = self.frame.split_at(self.header_bytes);
         let segments = payload.len().div_ceil(self.segment_bytes);
-        let room = arena.room(segments * headers.len() + payload.len());
+        let emitted = segments.min(packets_max);
+        let wanted = &payload[..payload.len().min(emitted.saturating_mul(self.segment_bytes))];
+        let piece = arena.packets_in_piece(headers.len() + self.segment_bytes).min(segments);
         let ip_sum = if self.is_v6 { Sum::default() } else { self.ip_sum() };
         let transport_sum = self.transport_sum();
-        for (index, segment) in payload.chunks(self.segment_bytes).enumerate() {
-            room.extend_from_slice(headers);
-            room.extend_from_slice(segment);
-            let mut packet = room.split();
-            self.rewrite_ip(&mut packet, index, ip_sum);
-            match self.transport {
-                Transport::Tcp => self.rewrite_tcp(&mut packet, index, index + 1 == segments, transport_sum),
-                Transport::Udp => self.rewrite_udp(&mut packet, transport_sum),
+        let mut index = 0;
+        for payloads in wanted.chunks(piece * self.segment_bytes) {
+            let packets = payloads.len().div_ceil(self.segment_bytes);
+            let room = arena.room(packets * headers.len() + payloads.len());
+            for segment in payloads.chunks(self.segment_bytes) {
+                room.extend_from_slice(headers);
+                room.extend_from_slice(segment);
+                let mut packet = room.split();
+                self.rewrite_ip(&mut packet, index, ip_sum);
+                match self.transport {
+                    Transport::Tcp => self.rewrite_tcp(&mut packet, index, index + 1 == segments, transport_sum),
+                    Transport::Udp => self.rewrite_udp(&mut packet, transport_sum),
+                }
+                emit(packet.freeze());
+                index += 1;
             }
-            emit(packet.freeze());
         }
-        Ok(segments)
+        Ok(emitted)
     }
 
     /// Sum of what the IPv4 headers of all segments have in common: all but total length, identification and checksum.

@@ -22,6 +22,8 @@ pub struct Owned {
     pub stage: Stage,
     pub moves: Moves,
     pub armed: Armed,
+    /// What its queue is accounted for, in bytes.
+    pub queued_bytes: usize,
     /// Queued to be looked at.
     pub touched: bool,
     /// Queued to send.
@@ -37,6 +39,8 @@ pub enum Stage {
         place: Place,
         /// When it is given up.
         deadline: Instant,
+        /// What the client may still send until then, in bytes.
+        room_bytes: usize,
     },
     /// Logged in; the home has been asked.
     Attaching(Member),
@@ -71,6 +75,11 @@ impl Owned {
             Stage::Attaching(member) | Stage::Attached { member, .. } => Some(member),
             Stage::Handshaking { .. } | Stage::Closed => None,
         }
+    }
+
+    /// Whether the handshake was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.stage == Stage::Closed && self.link.connection.crypto_session().is_handshaking()
     }
 
     /// What the home is told of a connection that has logged in.
@@ -108,7 +117,8 @@ impl Connections {
         }
         self.generation += 1;
         let key = ConnectionKey { owner, slot: slot as u32, generation: self.generation };
-        let owned = Owned { key, link, stage, moves, armed: Armed::default(), touched: false, sending: false };
+        let armed = Armed::default();
+        let owned = Owned { key, link, stage, moves, armed, queued_bytes: 0, touched: false, sending: false };
         let previous = self.slots[slot].replace(Box::new(owned));
         assert!(previous.is_none(), "the endpoint gave a slot away twice");
         self.len += 1;

@@ -11,7 +11,7 @@ use crate::message::Message;
 use crate::packet::Arena;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
-use crate::packet::split::split;
+use crate::packet::split::{split, split_first};
 use crate::packet::vnet::VnetHeader;
 use crate::policy::Verdict;
 use crate::routes::ConnectionKey;
@@ -100,17 +100,26 @@ impl Shard {
         let Stage::Attached { limited, .. } = owned.stage else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
-        if limited && !self.pays(owned, Direction::Down, &packet) {
-            return;
+        if limited {
+            if !self.pays(owned, Direction::Down, &packet) {
+                return;
+            }
+            if owned.link.is_behind() {
+                return self.queue_down(owned, Bytes::copy_from_slice(&packet));
+            }
         }
         self.queue_down(owned, packet);
     }
 
     pub(super) fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
-        let bytes = packet.len() as u64;
+        let bytes = packet.len();
+        if !self.memory.has_room(bytes) && !self.make_queue_room(owned, bytes) {
+            return self.counters.drops.count(DropReason::MemoryLimit);
+        }
         if owned.link.send(packet, &mut self.counters.drops) {
+            owned.account_packet(&mut self.memory, bytes);
             self.counters.down_packets += 1;
-            self.counters.down_bytes += bytes;
+            self.counters.down_bytes += bytes as u64;
         }
     }
 
@@ -159,20 +168,28 @@ impl Shard {
             }
             return Err(DropReason::TooBig);
         }
-        let sent = if owned.link.is_behind() {
-            let is_queued = matches!(owned.stage, Stage::Attached { limited: false, .. });
-            if is_queued && !owned.link.connection.is_closed() && !owned.link.has_room(header.segment_bytes(packet)) {
-                // Not even copied: in a flood that is most of it.
-                return Err(DropReason::DatagramQueueFull);
-            }
-            split(header, packet, &mut Arena::for_one_frame(), &mut |packet| self.down(owned, packet))
-        } else {
-            let mut arena = std::mem::take(&mut self.arena);
-            let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
-            self.arena = arena;
-            sent
-        };
+        let is_limited = !matches!(owned.stage, Stage::Attached { limited: false, .. });
+        if owned.link.is_behind() && !is_limited && !owned.link.connection.is_closed() {
+            return self.frame_to_backlog(owned, header, packet);
+        }
+        let mut arena = std::mem::take(&mut self.arena);
+        let sent = split(header, packet, &mut arena, &mut |packet| self.down(owned, packet));
+        self.arena = arena;
         sent.map(|_| ()).map_err(|_| DropReason::Malformed)
+    }
+
+    /// Splits as much of a frame as there is room for, where what is queued waits: those packets get memory of their own and no more than
+    /// they need. The rest is not even copied: in a flood that is most of it.
+    fn frame_to_backlog(&mut self, owned: &mut Owned, header: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
+        let room = owned.link.room_for_packets(header.segment_bytes(packet));
+        if room == 0 {
+            return Err(DropReason::DatagramQueueFull);
+        }
+        let sent =
+            split_first(header, packet, &mut Arena::for_one_frame(), room, &mut |packet| self.down(owned, packet));
+        let sent = sent.map_err(|_| DropReason::Malformed)?;
+        self.counters.drops.add(DropReason::DatagramQueueFull, header.packets(packet).saturating_sub(sent as u64));
+        Ok(())
     }
 
     /// A client's packet is too large for the client that it goes to.

@@ -39,6 +39,9 @@ impl Shard {
         {
             self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
         }
+        if owned.stage != Stage::Closed && owned.link.misuses_crypto() {
+            self.goodbye(now, &mut owned, close_code::MISUSE, "CRYPTO frames after the handshake");
+        }
         if self.take_inner_packets(&mut owned) {
             touch(&mut self.touched, &mut owned);
         }
@@ -51,7 +54,7 @@ impl Shard {
 
     /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
     fn hello_complete(&mut self, now: Instant, owned: &mut Owned) {
-        if let Stage::Handshaking { place, deadline } = &mut owned.stage {
+        if let Stage::Handshaking { place, deadline, .. } = &mut owned.stage {
             self.admission.complete_hello(place);
             *deadline = now + self.params.handshake_timeout;
         }
@@ -63,6 +66,7 @@ impl Shard {
             self.admission.release(place);
             owned.stage = Stage::Closed;
         }
+        owned.link.handshake_is_complete();
         let Some(certificate) = fingerprint_of_peer(&owned.link.connection) else {
             return self.goodbye(now, owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         };

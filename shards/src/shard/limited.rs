@@ -49,8 +49,13 @@ impl Shard {
             return true;
         }
         let drops = &mut self.counters.drops;
+        if !self.memory.has_room(packet.len()) {
+            drops.count(DropReason::MemoryLimit);
+            return false;
+        }
         let packet = Bytes::copy_from_slice(packet);
         allowance.wait(self.now, direction, owned.key, packet, &mut |reason, _| drops.count(reason));
+        allowance.account(&mut self.memory);
         false
     }
 
@@ -119,6 +124,7 @@ impl Shard {
 
     fn ask_for_tokens(&mut self, now: Instant, user: UserIndex) {
         let Some(allowance) = self.allowances.get_mut(&user) else { return };
+        allowance.account(&mut self.memory);
         let (waiting_bytes, head_bytes) = (allowance.waiting_bytes(), allowance.head_bytes().unwrap_or(0));
         if let Some(report) = allowance.lease.poll_report(now, waiting_bytes as u64, head_bytes as u64) {
             self.outbox.send(allowance.home, Message::LeaseReport(report));
@@ -200,6 +206,7 @@ impl Shard {
 
     fn close_allowance(&mut self, user: UserIndex) {
         let Some(mut allowance) = self.allowances.remove(&user) else { return };
+        self.memory.waiting_bytes -= allowance.accounted_bytes;
         if let Some(armed) = allowance.armed.take() {
             self.allowances_due.remove(&(armed, user));
         }

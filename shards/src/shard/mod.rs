@@ -10,6 +10,7 @@ mod connections;
 mod inner;
 mod lifecycle;
 mod limited;
+mod memory;
 pub mod oracle;
 mod orders;
 mod outer;
@@ -36,8 +37,10 @@ use crate::directory::UserIndex;
 use crate::epoch::{Epoch, Ticket};
 use crate::failures::Failures;
 use crate::home::{Home, KEEPER};
+use crate::in_flight::InFlight;
 use crate::keeper::{Keeper, Steer};
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::memory::Memory;
 use crate::message::{Message, Outbox};
 use crate::packet::merge::Merger;
 use crate::packet::{Arena, MergeKind};
@@ -46,7 +49,7 @@ use crate::policy::Policy;
 use crate::retry::{self, Retries, TokenKey};
 use crate::routes::{ConnectionKey, Routes};
 use crate::shaper::FlowKey;
-use crate::transport::transport;
+use crate::transport::gateway_transport;
 use crate::verdict::DropReason;
 use crate::wall_clock::WallClock;
 
@@ -56,6 +59,9 @@ use roles::Roles;
 
 /// Events that nobody has asked for yet; the oldest are forgotten.
 const EVENTS_MAX: usize = 4096;
+
+/// Records of unacknowledged packets may take one part in so many of a shard's memory.
+const RECORDS_OF_MEMORY: usize = 4;
 
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
 const REPLIES_PER_S: u64 = 1000;
@@ -78,6 +84,8 @@ pub mod close_code {
     pub const SUPERSEDED: u32 = 0x03;
     /// The user, the certificate or the address is not valid any more, or the operator has sent the user away.
     pub const REVOKED: u32 = 0x04;
+    /// The client sends what the protocol has no place for.
+    pub const MISUSE: u32 = 0x05;
 }
 
 /// What a shard's cryptography needs, shared by all shards of a gateway.
@@ -188,6 +196,8 @@ pub struct Shard {
     events: VecDeque<Event>,
     merger: Merger,
     arena: Arena,
+    memory: Memory,
+    in_flight: InFlight,
     replies: Pace,
     counters: Counters,
     now: Instant,
@@ -217,7 +227,8 @@ impl Shard {
             .then(|| Keeper::new(params.tunnel, &epoch.directory, remembered_max, params.shards, params.incarnation));
         let limits = &params.limits;
         let wall_clock = WallClock::new(params.wall_clock, now);
-        let config = Arc::new(server_config(&params, keys, &epoch, &wall_clock));
+        let in_flight = InFlight::new(limits.memory_bytes_max / RECORDS_OF_MEMORY);
+        let config = Arc::new(server_config(&params, keys, &epoch, &wall_clock, &in_flight));
         Shard {
             policy: Policy::new(&params, epoch.isolate_clients),
             endpoint: endpoint(&params, keys, config),
@@ -244,6 +255,8 @@ impl Shard {
             events: VecDeque::new(),
             merger: Merger::new(limits.merge),
             arena: Arena::default(),
+            memory: Memory::new(limits.memory_bytes_max),
+            in_flight,
             replies: Pace::new(REPLIES_PER_S, REPLIES_BURST, now),
             counters: Counters::default(),
             now,
@@ -405,6 +418,7 @@ impl Machine for Shard {
     fn decide(&mut self, now: Instant) {
         self.undecided = false;
         self.now = now;
+        self.weigh();
         while !self.merger.is_full()
             && let Some(slot) = self.touched.pop_front()
         {
@@ -435,6 +449,10 @@ impl Machine for Shard {
 
     fn handle_refused_merges(&mut self, kind: MergeKind) {
         self.merger.give_up(kind);
+    }
+
+    fn has_backlog(&self) -> bool {
+        !self.touched.is_empty()
     }
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
@@ -488,15 +506,22 @@ fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> End
     Endpoint::new(Arc::new(config), Some(server), true, None)
 }
 
-fn server_config(params: &Params, keys: &ShardKeys, epoch: &Epoch, wall_clock: &WallClock) -> ServerConfig {
+fn server_config(
+    params: &Params,
+    keys: &ShardKeys,
+    epoch: &Epoch,
+    wall_clock: &WallClock,
+    in_flight: &InFlight,
+) -> ServerConfig {
     let mut server = ServerConfig::new(epoch.tls.clone(), Arc::new(keys.token.clone()));
     server
-        .transport_config(Arc::new(transport(&params.transport)))
+        .transport_config(Arc::new(gateway_transport(&params.transport, in_flight)))
         .migration(true)
         .retry_token_lifetime(retry::TOKEN_LIFETIME)
         .max_incoming(params.limits.handshakes_max)
-        .incoming_buffer_size(64 * 1024)
-        .incoming_buffer_size_total(1024 * 1024)
+        // An Initial is answered at once, so nothing comes between.
+        .incoming_buffer_size(0)
+        .incoming_buffer_size_total(0)
         .time_source(Arc::new(wall_clock.clone()));
     server
 }

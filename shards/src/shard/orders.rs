@@ -19,7 +19,7 @@ use crate::policy::Policy;
 impl Shard {
     /// Goes over to another epoch.
     pub(super) fn apply(&mut self, now: Instant, ticket: Ticket, epoch: Arc<Epoch>) {
-        let config = server_config(&self.params, &self.keys, &epoch, &self.wall_clock);
+        let config = server_config(&self.params, &self.keys, &epoch, &self.wall_clock, &self.in_flight);
         self.endpoint.set_server_config(Some(Arc::new(config)));
         self.policy = Policy::new(&self.params, epoch.isolate_clients);
         self.epoch = epoch;

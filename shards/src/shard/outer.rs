@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use quinn_proto::{DatagramEvent, Incoming, TimeSource};
+use quinn_proto::{DatagramEvent, EndpointEvent, Incoming, TimeSource};
 
 use super::connections::{Owned, Stage};
 use super::{Event, Shard};
@@ -22,6 +22,11 @@ use crate::verdict::DropReason;
 
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
+/// order, whatever their number and length. Quincy's client sends 4 KiB; the rest is for long certificate chains and repetitions.
+pub(super) const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
+/// What keeping a datagram costs beside its bytes.
+const DATAGRAM_COST_BYTES: usize = 192;
 
 impl Shard {
     /// Takes one UDP receive apart. The kernel steers an aggregate by its first datagram, so each one's connection ID is looked at.
@@ -47,15 +52,18 @@ impl Shard {
 
     /// Takes one datagram that belongs here.
     pub(super) fn receive_datagram(&mut self, now: Instant, received: Received) {
-        let Received { remote, local_ip, ecn, data, .. } = received;
+        let Received { remote, local_ip, ecn, mut data, .. } = received;
         let mut issued_s = None;
-        if data.first().is_some_and(|first| first & 0x80 != 0)
-            && let Some(initial) = Initial::parse(&data)
-        {
+        let has_long_header = has_long_header(&data);
+        if has_long_header && let Some(initial) = Initial::parse(&data) {
             match self.prove_address(now, remote, local_ip, &initial, data.len()) {
                 Some(claim) => issued_s = Some(claim.issued_s),
                 None => return,
             }
+        }
+        if has_long_header {
+            // What handshakes bring may be kept for as long as they last, so it keeps no receive buffer.
+            data = BytesMut::from(&data[..]);
         }
         let (bytes, mut answer) = (data.len(), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, data, &mut answer) {
@@ -66,6 +74,12 @@ impl Shard {
                     let mtu_bytes = owned.link.connection.current_mtu();
                     if !owned.moves.may_receive(now, remote, bytes, current, mtu_bytes) {
                         return self.counters.drops.count(DropReason::AddressChange);
+                    }
+                    if let Stage::Handshaking { room_bytes, .. } = &mut owned.stage {
+                        match room_bytes.checked_sub(bytes + DATAGRAM_COST_BYTES) {
+                            Some(left) => *room_bytes = left,
+                            None => return self.counters.drops.count(DropReason::HandshakeLimit),
+                        }
                     }
                     owned.link.handle_event(event);
                     if remote != current {
@@ -150,13 +164,9 @@ impl Shard {
             Ok((handle, connection)) => {
                 let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
                 let place = self.admission.admit(address, handle.0 as u32);
-                let stage = Stage::Handshaking { place, deadline };
-                let slot = self.connections.insert(
-                    self.params.index,
-                    Link::new(handle, connection),
-                    stage,
-                    Moves::new(remote, now),
-                );
+                let stage = Stage::Handshaking { place, deadline, room_bytes: HANDSHAKE_BYTES_MAX };
+                let link = Link::new(handle, connection, self.params.transport.datagram_send_buffer_bytes_max);
+                let slot = self.connections.insert(self.params.index, link, stage, Moves::new(remote, now));
                 let owned = self.connections.at(slot).expect("just inserted");
                 self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);
                 touch(&mut self.touched, owned);
@@ -238,6 +248,7 @@ impl Shard {
             self.counters.drops.count(DropReason::NotAttached);
         }
         owned.link.count(&mut self.counters);
+        self.memory.queued_bytes -= owned.queued_bytes;
         self.deadlines.disarm(owned.key.slot, &mut owned.armed);
         self.connections.forget(owned);
     }
@@ -248,7 +259,16 @@ impl Shard {
         if owned.link.exchange(&mut self.endpoint) {
             return self.forget(owned);
         }
+        if owned.is_given_up() {
+            // A stranger whose handshake came to nothing is owed no closing period (RFC 9000, section 10.2): it costs memory.
+            let _ = self.endpoint.handle_event(owned.link.handle, EndpointEvent::drained());
+            return self.forget(owned);
+        }
         owned.link.count(&mut self.counters);
+        owned.account(&mut self.memory);
+        if owned.link.misuses_crypto() && owned.stage != Stage::Closed {
+            touch(&mut self.touched, &mut owned);
+        }
         if let Some(at) = owned.link.connection.poll_timeout() {
             self.deadlines.arm(slot, &mut owned.armed, at, WakeReason::Connection);
         }
@@ -257,6 +277,11 @@ impl Shard {
         }
         self.connections.put_back(owned);
     }
+}
+
+/// Whether a datagram begins with a packet of the handshake (RFC 8999, section 5.1).
+fn has_long_header(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0)
 }
 
 /// Queues a connection to be looked at.

@@ -1,0 +1,237 @@
+//! Clients of our own making, many in one thread, that do what no honest client does: fall silent, acknowledge nothing, put whatever frames
+//! they like into their packets.
+
+use std::any::Any;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::crypto::{ClientConfig, CryptoError, ExportKeyingMaterialError, KeyPair, Keys, PacketKey, Session};
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{ConnectError, ConnectionId, Side, TransportError};
+use tollgate::gateway::{ephemeral_reset_key, random};
+use tollgate::tls;
+use tollgate_config::{ClientTls, KeyExchange, PemSource};
+use tollgate_shards::Received;
+use tollgate_shards::client::{ClientEvent, CloseCause, Tunnel, TunnelParams};
+use tollgate_shards::params::{Congestion, TransportParams};
+use tollgate_shards::transport::transport;
+
+use crate::harness::deployment::Deployment;
+
+/// How long a login may take.
+const LOGIN: Duration = Duration::from_secs(10);
+/// What an inner packet begins with that is to be sent as frames of its own.
+const MARK: &[u8; 8] = b"verbatim";
+const TAG_BYTES: usize = 16;
+
+/// A client and its socket.
+pub struct TestTunnel {
+    tunnel: Tunnel,
+    socket: UdpSocket,
+    remote: SocketAddr,
+    /// Its inner address, once it is logged in.
+    pub address: Option<IpAddr>,
+    /// Why it is over, once it is.
+    pub closed: Option<CloseCause>,
+    /// Inner packets that it has received.
+    pub received: u64,
+}
+
+impl TestTunnel {
+    /// Begins a login as `user` in the namespace of the calling thread.
+    pub fn start(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
+        let pem = |name: String| PemSource::File(deployment.path(&name));
+        let tls = ClientTls {
+            key_exchange: KeyExchange::Standard,
+            trusted: vec![pem("server_cert.pem".to_owned())],
+            certificates: vec![pem(format!("{user}_cert.pem"))],
+            key: pem(format!("{user}_key.pem")),
+        };
+        let tls = Arc::new(Verbatim(tls::client(&tls).expect("a client's TLS")));
+        let params = TunnelParams {
+            remote,
+            server_name: "198.18.0.1".to_owned(),
+            transport: Arc::new(transport(&TransportParams {
+                mtu_bytes: 1400,
+                idle_timeout: Duration::from_secs(60),
+                keep_alive: None,
+                initial_rtt: None,
+                datagram_send_buffer_bytes_max: 1 << 20,
+                datagram_receive_buffer_bytes_max: 1 << 20,
+                congestion: Congestion::Uncontrolled,
+            })),
+            send_datagrams_max: 1,
+            seed: *random(),
+        };
+        let tunnel = Tunnel::new(params, tls, ephemeral_reset_key(), Instant::now()).expect("a tunnel");
+        let any: IpAddr = if remote.is_ipv6() { "::".parse() } else { "0.0.0.0".parse() }.expect("an address");
+        let socket = UdpSocket::bind((any, 0)).expect("a socket");
+        socket.set_nonblocking(true).expect("a socket");
+        TestTunnel { tunnel, socket, remote, address: None, closed: None, received: 0 }
+    }
+
+    /// Logs in, and keeps at it until there is an address.
+    pub fn login(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
+        let mut tunnel = Self::start(deployment, user, remote);
+        let end = Instant::now() + LOGIN;
+        while tunnel.address.is_none() {
+            assert!(tunnel.closed.is_none() && Instant::now() < end, "no login: {:?}", tunnel.closed);
+            tunnel.turn();
+            thread::sleep(Duration::from_micros(200));
+        }
+        // The last acknowledgement is to be out.
+        tunnel.turn();
+        tunnel
+    }
+
+    /// Takes what has arrived, and sends what is due.
+    pub fn turn(&mut self) {
+        let now = Instant::now();
+        let mut datagram = [0; 2048];
+        while let Ok((bytes, _)) = self.socket.recv_from(&mut datagram) {
+            let data = BytesMut::from(&datagram[..bytes]);
+            let received = Received { remote: self.remote, local_ip: None, ecn: None, segment_bytes: bytes, data };
+            self.tunnel.handle_udp(now, received);
+        }
+        self.tunnel.handle_timeout(now);
+        self.tunnel.decide(now);
+        while self.tunnel.poll_packet().is_some() {
+            self.received += 1;
+        }
+        let mut buffer = Vec::new();
+        while self.tunnel.poll_transmit(now, &mut buffer).is_some() {
+            // What the kernel does not take is lost on the way.
+            let _ = self.socket.send_to(&buffer, self.remote);
+            buffer.clear();
+        }
+        while let Some(event) = self.tunnel.poll_event() {
+            match event {
+                ClientEvent::Assigned(assignment) => self.address = Some(assignment.client_address.addr()),
+                ClientEvent::Closed(cause) => self.closed = Some(cause),
+            }
+        }
+    }
+
+    /// Says goodbye.
+    pub fn close(mut self) {
+        self.tunnel.close(Instant::now());
+        self.turn();
+    }
+
+    /// Puts `frames` into a packet of their own and sends it.
+    pub fn send_frames(&mut self, frames: &[u8]) {
+        self.tunnel.send(Bytes::from([&MARK[..], &(frames.len() as u16).to_be_bytes(), frames].concat()));
+        self.turn();
+    }
+}
+
+/// TLS whose packets of one marked DATAGRAM frame bear the frames within instead.
+struct Verbatim(Arc<dyn ClientConfig>);
+
+impl ClientConfig for Verbatim {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        server_name: &str,
+        params: &TransportParameters,
+    ) -> Result<Box<dyn Session>, ConnectError> {
+        Ok(Box::new(VerbatimSession(self.0.clone().start_session(version, server_name, params)?)))
+    }
+}
+
+struct VerbatimSession(Box<dyn Session>);
+
+impl Session for VerbatimSession {
+    fn initial_keys(&self, id: &ConnectionId, side: Side) -> Keys {
+        self.0.initial_keys(id, side)
+    }
+
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.0.handshake_data()
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        self.0.peer_identity()
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn quinn_proto::crypto::HeaderKey>, Box<dyn PacketKey>)> {
+        self.0.early_crypto()
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        self.0.early_data_accepted()
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.0.is_handshaking()
+    }
+
+    fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
+        self.0.read_handshake(buf)
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        self.0.transport_parameters()
+    }
+
+    fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
+        self.0.write_handshake(buf).map(|keys| Keys { packet: verbatim(keys.packet), ..keys })
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        self.0.next_1rtt_keys().map(verbatim)
+    }
+
+    fn is_valid_retry(&self, id: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        self.0.is_valid_retry(id, header, payload)
+    }
+
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.0.export_keying_material(output, label, context)
+    }
+}
+
+fn verbatim(keys: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
+    KeyPair { local: Box::new(VerbatimKey(keys.local)), remote: keys.remote }
+}
+
+struct VerbatimKey(Box<dyn PacketKey>);
+
+impl PacketKey for VerbatimKey {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        let end = buf.len() - TAG_BYTES;
+        let payload = &mut buf[header_len..end];
+        if let Some(at) = payload.windows(MARK.len()).position(|window| window == MARK) {
+            let length_at = at + MARK.len();
+            let bytes = usize::from(u16::from_be_bytes([payload[length_at], payload[length_at + 1]]));
+            let frames = payload[length_at + 2..length_at + 2 + bytes].to_vec();
+            payload.fill(0);
+            payload[..bytes].copy_from_slice(&frames);
+        }
+        self.0.encrypt(packet, buf, header_len);
+    }
+
+    fn decrypt(&self, packet: u64, header: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
+        self.0.decrypt(packet, header, payload)
+    }
+
+    fn tag_len(&self) -> usize {
+        self.0.tag_len()
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.0.confidentiality_limit()
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.0.integrity_limit()
+    }
+}
