@@ -34,8 +34,10 @@ pub struct Ledger {
     bucket: TokenBucket,
     /// One a shard at most.
     holders: Vec<Holder>,
-    /// Who waits for tokens, first come first served. One a holder at most.
+    /// Who waits for tokens. One a holder at most.
     requests: VecDeque<Request>,
+    /// The turn of the request that was granted last.
+    turn: u64,
     due: Option<Instant>,
     spent_bytes: u128,
     expired_units: u128,
@@ -50,6 +52,9 @@ struct Holder {
     returned_bytes: u64,
     /// Whether it has been asked to give back what is unused, since it last reported.
     recalled: bool,
+    /// When its next request has its turn at the earliest: the turn of the last one that was granted, and as many bytes later as it did not give
+    /// back.
+    turn: u64,
 }
 
 #[derive(Debug)]
@@ -57,6 +62,7 @@ struct Request {
     lease: LeaseId,
     wanted_bytes: u64,
     least_bytes: u64,
+    turn: u64,
 }
 
 /// Where all tokens of a ledger are.
@@ -112,6 +118,7 @@ impl Ledger {
             bucket,
             holders: Vec::new(),
             requests: VecDeque::new(),
+            turn: 0,
             due: None,
             spent_bytes: 0,
             expired_units: 0,
@@ -134,6 +141,7 @@ impl Ledger {
         let returned = report.returned_bytes.max(holder.returned_bytes).min(holder.granted_bytes - spent);
         let newly_returned = returned - holder.returned_bytes;
         holder.returned_bytes = returned;
+        holder.turn = holder.turn.saturating_sub(newly_returned);
         debug_assert!(report.spent_bytes <= spent && report.returned_bytes <= returned, "more settled than granted");
         let granted_bytes = holder.granted_bytes;
         self.spent_bytes += u128::from(newly_spent);
@@ -245,6 +253,7 @@ impl Ledger {
                     spent_bytes: 0,
                     returned_bytes: 0,
                     recalled: false,
+                    turn: 0,
                 });
             }
         }
@@ -267,22 +276,35 @@ impl Ledger {
                 self.requests.remove(place);
             }
             Some(place) => {
-                self.requests[place] = Request { lease, wanted_bytes, least_bytes };
+                let turn = self.requests[place].turn;
+                self.requests[place] = Request { lease, wanted_bytes, least_bytes, turn };
                 // It has waited long enough to ask again: a recall may have been lost as well.
                 self.holders.iter_mut().for_each(|holder| holder.recalled = false);
             }
             None if wanted_bytes == 0 => {}
-            None => self.requests.push_back(Request { lease, wanted_bytes, least_bytes }),
+            None => {
+                let holder = self.holders.iter().find(|holder| holder.lease == lease);
+                // Who has not asked for long saves nothing up.
+                let turn = holder.map_or(0, |holder| holder.turn).max(self.turn);
+                self.requests.push_back(Request { lease, wanted_bytes, least_bytes, turn });
+            }
         }
     }
 
-    /// Grants what the bucket holds to those who wait, in turn.
+    /// The place of the request whose turn it is: of those who wait, the one of whom has been granted the least since it began to wait for tokens
+    /// (start-time fair queueing). So a shard with small packets gets as many bytes as one with large ones, and a ping goes first.
+    fn first_request(&self) -> Option<usize> {
+        (0..self.requests.len()).min_by_key(|&place| self.requests[place].turn)
+    }
+
+    /// Grants what the bucket holds to those who wait, by turns.
     fn serve(&mut self, grant: &mut impl FnMut(LeaseGrant)) {
         let Limit { rate, burst_bytes } = self.limit();
         let worth = |ms: u64| (u128::from(rate.bits_per_s()) * u128::from(ms) / 8000) as u64;
         let lease_bytes_max = worth(LEASE_MS).max(LEASE_BYTES_MIN);
         self.due = None;
-        while let Some(&Request { lease, wanted_bytes, least_bytes }) = self.requests.front() {
+        while let Some(place) = self.first_request() {
+            let Request { lease, wanted_bytes, least_bytes, turn } = self.requests[place];
             let least_bytes = least_bytes.clamp(1, burst_bytes);
             let wanted_bytes = wanted_bytes.min(lease_bytes_max).clamp(least_bytes, burst_bytes);
             // More than this will not come while others hold what they hold.
@@ -296,8 +318,10 @@ impl Ledger {
             }
             let bytes = wanted_bytes.min(level_bytes);
             self.bucket.take(bytes);
-            self.requests.pop_front();
+            self.requests.remove(place);
+            self.turn = turn;
             if let Some(holder) = self.holders.iter_mut().find(|holder| holder.lease == lease) {
+                holder.turn = turn + bytes;
                 holder.granted_bytes += bytes;
                 grant(LeaseGrant { user: self.user, lease, granted_bytes: holder.granted_bytes, recall: false });
             }

@@ -1,11 +1,12 @@
 //! A user's bandwidth limit holds over all its connections and both directions, and is nobody else's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
+use tollgate::lab::datagrams::{DatagramPlan, send};
 use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
 use crate::harness::client::{Attached, Login};
@@ -13,8 +14,8 @@ use crate::harness::deployment::{Deployment, Plan};
 use crate::harness::gateway::Gateway;
 use crate::harness::peers::Peers;
 use crate::harness::status::Status;
-use crate::harness::traffic::{bulk_server, wait_for_ping};
-use crate::harness::turn;
+use crate::harness::traffic::{bulk_server, datagram_receiver, wait_for_ping};
+use crate::harness::{PATIENCE, turn};
 use crate::placement::connect_at;
 
 /// The limit of alice.
@@ -31,6 +32,15 @@ const BESIDE: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How many times alice's limit the other user is to get at least.
 const OTHERS_MULTIPLE_MIN: f64 = 4.0;
+
+/// For how long one direction is alone before the other begins.
+const ALONE: Duration = Duration::from_secs(6);
+/// Over how many seconds from its beginning on each direction must have its share.
+const SHARED_S: u32 = 3;
+/// UDP payload that fits the tunnel with its headers.
+const DATAGRAM_BYTES: usize = 1300;
+/// Datagrams a second each way: 30 Mb/s.
+const DATAGRAMS_PER_S: u32 = 3_000;
 
 #[test]
 fn two_connections_of_a_user_share_its_limit_and_leave_the_other_user_alone() {
@@ -90,6 +100,94 @@ fn two_connections_of_a_user_share_its_limit_and_leave_the_other_user_alone() {
         );
     }
     gateway.assert_sound();
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+#[test]
+fn a_direction_that_starts_later_gets_its_half_of_the_limit_within_the_first_second() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let inside = &topology.clients[0].namespace;
+    use_reno(inside);
+    use_reno(&topology.network);
+    for shards in [1, 4] {
+        let deployment = Deployment::write(&Plan { shards, ..Plan::default() });
+        deployment.edit_user("alice", "bandwidth_limit = \"20 mbps\"");
+        let mut gateway = Gateway::start(&deployment, &topology.gateway);
+        let mut attached = Attached::start(&peers, &deployment, inside, &gateway, Login::of("alice"));
+        wait_for_ping(inside, SERVER_V4);
+        for transport in [Transport::Tcp, Transport::Udp] {
+            for first in [Direction::Upload, Direction::Download] {
+                let shares =
+                    shares_of_the_later(&gateway, inside, &topology.network, attached.address, transport, first);
+                println!("{shards} shards, {transport:?}, {first:?} first: the other gets {shares:.3?}");
+                for share in &shares {
+                    assert!(
+                        (0.4..=0.6).contains(share),
+                        "{shards} shards, {transport:?}, {first:?} first: {shares:.3?}"
+                    );
+                }
+            }
+        }
+        gateway.assert_sound();
+        attached.client.process.kill().unwrap();
+        gateway.process.stop(PATIENCE).unwrap();
+    }
+}
+
+/// The share of what passes that the direction that is not `first` gets in each second from its beginning on.
+fn shares_of_the_later(
+    gateway: &Gateway,
+    inside: &Namespace,
+    network: &Namespace,
+    address: IpAddr,
+    transport: Transport,
+    first: Direction,
+) -> Vec<f64> {
+    let second = if first == Direction::Upload { Direction::Download } else { Direction::Upload };
+    let both = Duration::from_secs(u64::from(SHARED_S) + 1);
+    let server = bulk_server(network, SERVER_V4);
+    let sinks = [datagram_receiver(network, SERVER_V4), datagram_receiver(inside, address)];
+    let go = |direction: Direction, time: Duration| match transport {
+        Transport::Tcp => {
+            let plan = BulkPlan { duration: Some(time), ..BulkPlan::new(server.address(), direction, u64::MAX) };
+            let report = inside.run(|| transfer(&plan, |_| {})).expect("a bulk transfer");
+            assert!(report.is_intact(), "{report:?}");
+        }
+        Transport::Udp => {
+            let datagrams = (time.as_secs_f64() * f64::from(DATAGRAMS_PER_S)) as u64;
+            let (from, to) = if direction == Direction::Upload { (inside, &sinks[0]) } else { (network, &sinks[1]) };
+            let plan = DatagramPlan {
+                per_second: Some(DATAGRAMS_PER_S),
+                payload_bytes: DATAGRAM_BYTES,
+                ..DatagramPlan::new(to.address(), datagrams)
+            };
+            from.run(|| send(&plan)).expect("a socket");
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| go(first, ALONE + both));
+        thread::sleep(ALONE);
+        scope.spawn(|| go(second, both));
+        let mut shares = Vec::new();
+        let mut before = gateway.status();
+        let start = Instant::now();
+        for second in 1..=SHARED_S {
+            thread::sleep((start + Duration::from_secs(1) * second).saturating_duration_since(Instant::now()));
+            let now = gateway.status();
+            let passed = |pointer| (now.sum(pointer) - before.sum(pointer)) as f64;
+            let (up, down) = (passed("/counters/up_bytes"), passed("/counters/down_bytes"));
+            shares.push(if first == Direction::Upload { down } else { up } / (up + down));
+            before = now;
+        }
+        shares
+    })
 }
 
 /// What had passed the gateway by a moment.

@@ -148,6 +148,55 @@ fn requests_are_served_in_turn_and_a_repeated_one_keeps_its_place() {
     assert_eq!(bench.served(), [], "one request a holder");
 }
 
+/// What two holders whose packets always wait are granted in ten seconds, with packets of so many bytes each.
+fn shares(bits_per_s: u64, packet_bytes: [u64; 2]) -> [u64; 2] {
+    let mut bench = Bench::empty(limit(bits_per_s));
+    let mut leases = [Lease::new(USER, A), Lease::new(USER, B)];
+    let end = bench.now + Duration::from_secs(10);
+    while bench.now < end {
+        for (lease, bytes) in leases.iter_mut().zip(packet_bytes) {
+            while lease.spend(bytes) {}
+            if let Some(report) = lease.poll_report(bench.now, 100 * bytes, bytes) {
+                bench.report(report);
+            }
+        }
+        let grants = std::mem::take(&mut bench.grants);
+        if grants.is_empty() {
+            let due = bench.ledger.poll_timeout().unwrap_or(bench.now + Duration::from_millis(1));
+            bench.wait(due - bench.now);
+        }
+        for grant in grants.iter().chain(&std::mem::take(&mut bench.grants)) {
+            leases.iter_mut().for_each(|lease| lease.handle_grant(grant));
+        }
+    }
+    leases.map(|lease| lease.spent_bytes())
+}
+
+#[test]
+fn two_holders_who_always_wait_get_the_same_bytes_whatever_the_length_of_their_packets() {
+    for (bits_per_s, packet_bytes) in
+        [(20_000_000, [1_400, 1_400]), (20_000_000, [1_400, 100]), (1_000_000, [1_400, 100]), (1_000_000, [60, 1_500])]
+    {
+        let [first, second] = shares(bits_per_s, packet_bytes);
+        assert!(first + second > bits_per_s * 10 / 8 * 97 / 100, "{bits_per_s}, {packet_bytes:?}: {first}, {second}");
+        assert!(first.abs_diff(second) < (first + second) / 20, "{bits_per_s}, {packet_bytes:?}: {first}, {second}");
+    }
+}
+
+#[test]
+fn who_wants_little_goes_before_one_who_has_been_granted_much() {
+    let mut bench = Bench::empty(limit(80_000));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [A]);
+    bench.report(LeaseReport { granted_bytes: PACKET, spent_bytes: PACKET, ..wants(A, PACKET, PACKET) });
+    bench.report(wants(B, 100, 100));
+    bench.wait(Duration::from_millis(10));
+    assert_eq!(bench.served(), [B]);
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [A]);
+}
+
 #[test]
 fn a_request_above_the_burst_is_served_with_the_burst() {
     let mut bench = Bench::empty(Limit { rate: Rate::from_bits_per_s(8_000).unwrap(), burst_bytes: 1_000 });

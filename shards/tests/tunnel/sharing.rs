@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 use crate::SERVER;
 use crate::world::{Setup, UserSpec, World, udp4};
 
-const BITS_PER_S: u64 = 20_000_000;
 const MS: Duration = Duration::from_millis(1);
 /// For how long one direction is alone: the burst of a second is long used up.
 const ALONE: Duration = Duration::from_secs(12);
-/// Inner packets without their headers, in bytes.
-const PAYLOAD_BYTES: usize = 1300;
 const HEADERS_BYTES: usize = 28;
-const PACKET_BYTES: usize = PAYLOAD_BYTES + HEADERS_BYTES;
+/// An inner packet's length.
+const PACKET_BYTES: usize = 1328;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -25,8 +23,8 @@ enum Way {
 /// How a direction's sender behaves.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// Sends at a rate in bits per second, whatever arrives: so many packets at once.
-    Constant { bits_per_s: u64, packets_at_once: usize },
+    /// Sends one and a half times the limit, whatever arrives: so many packets at once, of so many bytes.
+    Constant { packets_at_once: usize, packet_bytes: usize },
     /// Sends as TCP does.
     Responsive,
 }
@@ -34,6 +32,7 @@ enum Kind {
 /// What the user's rate is offered to.
 #[derive(Debug, Clone, Copy)]
 struct Case {
+    bits_per_s: u64,
     shards: u16,
     /// The owners of the connections on which upload and download run. One connection where they are the same.
     owners: (u16, u16),
@@ -42,17 +41,19 @@ struct Case {
     down: Kind,
 }
 
-const FLOOD: Kind = Kind::Constant { bits_per_s: 30_000_000, packets_at_once: 1 };
+const FLOOD: Kind = Kind::Constant { packets_at_once: 1, packet_bytes: PACKET_BYTES };
+/// Both ways on one connection, the upload first.
+const FLOODS: Case = Case { bits_per_s: 20_000_000, shards: 1, owners: (0, 0), first: Way::Up, up: FLOOD, down: FLOOD };
 
 impl Case {
     /// The share of what passes that the later direction gets in each of three seconds from its start on.
     fn shares_of_the_later(&self) -> Vec<f64> {
-        let limited = UserSpec { limit_bits_per_s: Some(BITS_PER_S), ..UserSpec::default() };
+        let limited = UserSpec { limit_bits_per_s: Some(self.bits_per_s), ..UserSpec::default() };
         let mut world = World::new(Setup { shards: self.shards, users: vec![limited], ..Setup::default() });
         let (upload, source) = world.attach(0, self.owners.0);
         let (download, destination) =
             if self.owners.0 == self.owners.1 { (upload, source) } else { world.attach(0, self.owners.1) };
-        let mut senders = [Sender::new(Way::Up, self.up), Sender::new(Way::Down, self.down)];
+        let mut senders = [Sender::new(self, Way::Up), Sender::new(self, Way::Down)];
         if self.first == Way::Down {
             senders.reverse();
         }
@@ -62,7 +63,7 @@ impl Case {
             let both = world.now >= start + ALONE;
             for sender in &mut senders[..1 + usize::from(both)] {
                 for number in sender.due(world.now) {
-                    let mut payload = vec![0; PAYLOAD_BYTES];
+                    let mut payload = vec![0; sender.packet_bytes() - HEADERS_BYTES];
                     payload[..4].copy_from_slice(&number.to_be_bytes());
                     match sender.way {
                         Way::Up => world.send_up(upload, &udp4(source, SERVER, &payload)),
@@ -72,13 +73,13 @@ impl Case {
             }
             world.run(MS);
             for sender in &mut senders {
-                for number in arrived(&mut world, sender.way, download, source) {
+                for number in arrived(&mut world, sender, download, source) {
                     sender.arrived(world.now, number);
                 }
             }
             if both && (world.now - start - ALONE).as_millis().is_multiple_of(1000) {
                 let passed = senders.each_mut().map(|sender| std::mem::take(&mut sender.passed_bytes) as f64);
-                assert!(passed.iter().sum::<f64>() > 0.9 * BITS_PER_S as f64 / 8.0, "{self:?}: {passed:?} bytes");
+                assert!(passed.iter().sum::<f64>() > 0.9 * self.bits_per_s as f64 / 8.0, "{self:?}: {passed:?} bytes");
                 shares.push(passed[1] / (passed[0] + passed[1]));
             } else if !both {
                 senders[0].passed_bytes = 0;
@@ -94,9 +95,9 @@ impl Case {
 }
 
 /// The numbers of the packets that have arrived one way.
-fn arrived(world: &mut World, way: Way, download: usize, source: IpAddr) -> Vec<u32> {
+fn arrived(world: &mut World, sender: &Sender, download: usize, source: IpAddr) -> Vec<u32> {
     let IpAddr::V4(source) = source else { panic!("IPv4 only") };
-    let packets: Vec<Vec<u8>> = match way {
+    let packets: Vec<Vec<u8>> = match sender.way {
         Way::Up => {
             let (ours, others) = world.tun.drain(..).partition(|(_, packet)| packet[12..16] == source.octets());
             world.tun = others;
@@ -105,7 +106,8 @@ fn arrived(world: &mut World, way: Way, download: usize, source: IpAddr) -> Vec<
         }
         Way::Down => std::mem::take(&mut world.clients[download].received),
     };
-    let payloads = packets.iter().flat_map(|packet| packet[HEADERS_BYTES..].chunks(PAYLOAD_BYTES));
+    let payloads =
+        packets.iter().flat_map(|packet| packet[HEADERS_BYTES..].chunks(sender.packet_bytes() - HEADERS_BYTES));
     payloads.map(|payload| u32::from_be_bytes(payload[..4].try_into().unwrap())).collect()
 }
 
@@ -113,6 +115,7 @@ fn arrived(world: &mut World, way: Way, download: usize, source: IpAddr) -> Vec<
 struct Sender {
     way: Way,
     kind: Kind,
+    limit_bits_per_s: u64,
     next: u32,
     passed_bytes: usize,
     last: Option<Instant>,
@@ -121,19 +124,27 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(way: Way, kind: Kind) -> Self {
-        let window = Window::default();
-        Sender { way, kind, next: 0, passed_bytes: 0, last: None, owed_bytes: 0.0, window }
+    fn new(case: &Case, way: Way) -> Self {
+        let kind = if way == Way::Up { case.up } else { case.down };
+        let (limit_bits_per_s, window) = (case.bits_per_s, Window::default());
+        Sender { way, kind, limit_bits_per_s, next: 0, passed_bytes: 0, last: None, owed_bytes: 0.0, window }
+    }
+
+    fn packet_bytes(&self) -> usize {
+        match self.kind {
+            Kind::Constant { packet_bytes, .. } => packet_bytes,
+            Kind::Responsive => PACKET_BYTES,
+        }
     }
 
     /// The numbers of the packets that it sends now.
     fn due(&mut self, now: Instant) -> std::ops::Range<u32> {
         let packets = match self.kind {
-            Kind::Constant { bits_per_s, packets_at_once } => {
+            Kind::Constant { packets_at_once, packet_bytes } => {
                 let passed = now - self.last.replace(now).unwrap_or(now);
-                self.owed_bytes += passed.as_secs_f64() * bits_per_s as f64 / 8.0;
-                let bursts = (self.owed_bytes / (PACKET_BYTES * packets_at_once) as f64) as usize;
-                self.owed_bytes -= (bursts * packets_at_once * PACKET_BYTES) as f64;
+                self.owed_bytes += passed.as_secs_f64() * 1.5 * self.limit_bits_per_s as f64 / 8.0;
+                let bursts = (self.owed_bytes / (packet_bytes * packets_at_once) as f64) as usize;
+                self.owed_bytes -= (bursts * packets_at_once * packet_bytes) as f64;
                 bursts * packets_at_once
             }
             Kind::Responsive => self.window.due(now, self.next),
@@ -144,7 +155,7 @@ impl Sender {
     }
 
     fn arrived(&mut self, now: Instant, number: u32) {
-        self.passed_bytes += PACKET_BYTES;
+        self.passed_bytes += self.packet_bytes();
         self.window.answers.push_back((now + Window::ROUND_TRIP, number));
     }
 }
@@ -212,7 +223,7 @@ impl Window {
 fn a_download_beside_a_flood_of_uploads_gets_its_half_at_once() {
     for shards in [1, 4] {
         for down in [FLOOD, Kind::Responsive] {
-            Case { shards, owners: (0, 0), first: Way::Up, up: FLOOD, down }.shares_equally();
+            Case { shards, down, ..FLOODS }.shares_equally();
         }
     }
 }
@@ -221,7 +232,7 @@ fn a_download_beside_a_flood_of_uploads_gets_its_half_at_once() {
 fn an_upload_beside_a_flood_of_downloads_gets_its_half_at_once() {
     for shards in [1, 4] {
         for up in [FLOOD, Kind::Responsive] {
-            Case { shards, owners: (0, 0), first: Way::Down, up, down: FLOOD }.shares_equally();
+            Case { shards, first: Way::Down, up, ..FLOODS }.shares_equally();
         }
     }
 }
@@ -231,7 +242,7 @@ fn responsive_directions_share_equally_whichever_was_first() {
     for shards in [1, 4] {
         for first in [Way::Up, Way::Down] {
             let (up, down) = (Kind::Responsive, Kind::Responsive);
-            Case { shards, owners: (0, 0), first, up, down }.shares_equally();
+            Case { shards, first, up, down, ..FLOODS }.shares_equally();
         }
     }
 }
@@ -240,7 +251,7 @@ fn responsive_directions_share_equally_whichever_was_first() {
 fn directions_on_two_shards_share_equally_whichever_was_first() {
     for (up, down) in [(FLOOD, FLOOD), (FLOOD, Kind::Responsive), (Kind::Responsive, Kind::Responsive)] {
         for first in [Way::Up, Way::Down] {
-            Case { shards: 4, owners: (1, 2), first, up, down }.shares_equally();
+            Case { shards: 4, owners: (1, 2), first, up, down, ..FLOODS }.shares_equally();
         }
     }
 }
@@ -248,11 +259,23 @@ fn directions_on_two_shards_share_equally_whichever_was_first() {
 #[test]
 fn packets_that_come_by_the_frame_share_equally_with_single_ones() {
     // 44 packets are the most that a frame of the TUN holds of these.
-    let bursts = Kind::Constant { bits_per_s: 30_000_000, packets_at_once: 44 };
+    let bursts = Kind::Constant { packets_at_once: 44, packet_bytes: PACKET_BYTES };
     for (shards, owners) in [(1, (0, 0)), (4, (3, 3)), (4, (1, 2))] {
         for first in [Way::Up, Way::Down] {
-            Case { shards, owners, first, up: FLOOD, down: bursts }.shares_equally();
-            Case { shards, owners, first, up: bursts, down: FLOOD }.shares_equally();
+            Case { shards, owners, first, down: bursts, ..FLOODS }.shares_equally();
+            Case { shards, owners, first, up: bursts, ..FLOODS }.shares_equally();
+        }
+    }
+}
+
+#[test]
+fn small_packets_share_equally_with_large_ones_at_low_rates_too() {
+    let small = Kind::Constant { packets_at_once: 1, packet_bytes: 160 };
+    for (shards, owners) in [(1, (0, 0)), (4, (3, 3)), (4, (1, 2))] {
+        for (up, down) in [(small, FLOOD), (FLOOD, small)] {
+            for first in [Way::Up, Way::Down] {
+                Case { bits_per_s: 2_000_000, shards, owners, first, up, down }.shares_equally();
+            }
         }
     }
 }
