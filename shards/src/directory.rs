@@ -1,7 +1,8 @@
 //! The users a gateway knows: names, certificates, limits, addresses. Read-only; all shards share one through an `Arc`.
 //!
 //! When the users change while the gateway runs, the new directory [succeeds](Directory::succeed) the old one: whoever is in both keeps the
-//! same [`UserIndex`], and one that is gone keeps its index to itself, so that an index never means two users.
+//! same [`UserIndex`]. One that is gone is remembered by name until the next succession; a new user gets an index that no user had before, so that
+//! what is under way about one user never reaches another. (Indices begin again after four billion users, without those in use.)
 //!
 //! This module never reads files: the configuration crate fills it.
 
@@ -171,18 +172,20 @@ pub enum DirectoryError {
 /// All users.
 #[derive(Debug, Default)]
 pub struct Directory {
-    entries: Vec<Entry>,
+    entries: BTreeMap<UserIndex, Entry>,
+    /// Where the search for the index of the next new user begins.
+    next: u32,
     by_name: FxHashMap<String, UserIndex>,
     by_certificate: FxHashMap<Fingerprint, UserIndex>,
     /// Users' own addresses, by the first of each range. Disjoint.
     claims: BTreeMap<IpAddr, (IpAddr, UserIndex)>,
 }
 
-/// A place in the directory. It outlasts its user.
+/// A place in the directory. It outlasts its user by one succession.
 #[derive(Debug)]
 enum Entry {
     Present(User),
-    /// One of an earlier directory, by name. Its index must not come to mean somebody else.
+    /// One of the directory before, by name: the log still speaks of it.
     Gone(String),
 }
 
@@ -202,34 +205,47 @@ impl Directory {
     ///
     /// If two share a name or a certificate.
     pub fn succeed(&self, users: Vec<User>) -> Result<Self, DirectoryError> {
-        let mut next = Directory {
-            entries: self.entries.iter().map(|entry| Entry::Gone(entry.name().to_owned())).collect(),
-            by_name: self.by_name.clone(),
-            by_certificate: FxHashMap::default(),
-            claims: BTreeMap::new(),
-        };
-        users.into_iter().try_for_each(|user| next.insert(user))?;
+        let mut next = Directory { next: self.next, ..Directory::default() };
+        for (index, user) in self.users() {
+            next.entries.insert(index, Entry::Gone(user.name.clone()));
+            next.by_name.insert(user.name.clone(), index);
+        }
+        users.into_iter().try_for_each(|user| next.insert(self, user))?;
         Ok(next)
     }
 
-    fn insert(&mut self, user: User) -> Result<(), DirectoryError> {
-        let index = *self.by_name.entry(user.name.clone()).or_insert(UserIndex(self.entries.len() as u32));
+    fn insert(&mut self, before: &Directory, user: User) -> Result<(), DirectoryError> {
+        let index = match self.by_name.get(&user.name).or_else(|| before.by_name.get(&user.name)) {
+            Some(&index) => index,
+            None => self.fresh_index(before),
+        };
+        if self.user(index).is_some() {
+            return Err(DirectoryError::DuplicateName(user.name));
+        }
+        self.by_name.insert(user.name.clone(), index);
         for fingerprint in &user.certificates {
             if let Some(first) = self.by_certificate.insert(*fingerprint, index) {
                 return Err(DirectoryError::DuplicateCertificate {
                     fingerprint: *fingerprint,
-                    first: self.entries.get(first.0 as usize).map_or(&user.name[..], Entry::name).to_owned(),
+                    first: self.user(first).map_or(&user.name, |first| &first.name).clone(),
                     second: user.name.clone(),
                 });
             }
         }
         self.claims.extend(user.pool.iter().map(|range| (range.first(), (range.last(), index))));
-        match self.entries.get_mut(index.0 as usize) {
-            None => self.entries.push(Entry::Present(user)),
-            Some(Entry::Present(_)) => return Err(DirectoryError::DuplicateName(user.name)),
-            Some(gone) => *gone = Entry::Present(user),
-        }
+        self.entries.insert(index, Entry::Present(user));
         Ok(())
+    }
+
+    /// An index that is nobody's, here or in the directory before.
+    fn fresh_index(&mut self, before: &Directory) -> UserIndex {
+        loop {
+            let index = UserIndex(self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.entries.contains_key(&index) && !before.entries.contains_key(&index) {
+                return index;
+            }
+        }
     }
 
     /// The user whom a certificate logs in.
@@ -259,15 +275,20 @@ impl Directory {
 
     /// The user at `index`; `None` if it is gone, or not known yet.
     pub fn user(&self, index: UserIndex) -> Option<&User> {
-        match self.entries.get(index.0 as usize)? {
+        match self.entries.get(&index)? {
             Entry::Present(user) => Some(user),
             Entry::Gone(_) => None,
         }
     }
 
-    /// The name at `index`, also of a user who is gone. For the log.
+    /// The name at `index`, also of a user who has gone with the last succession. For the log.
     pub fn name(&self, index: UserIndex) -> &str {
-        self.entries.get(index.0 as usize).map_or("unknown", Entry::name)
+        self.entries.get(&index).map_or("unknown", Entry::name)
+    }
+
+    /// Users that there are and names that are remembered.
+    pub fn entries(&self) -> usize {
+        self.entries.len()
     }
 
     /// How many users there are.
@@ -282,8 +303,8 @@ impl Directory {
 
     /// All users, in the order of their indices.
     pub fn users(&self) -> impl Iterator<Item = (UserIndex, &User)> {
-        self.entries.iter().enumerate().filter_map(|(index, entry)| match entry {
-            Entry::Present(user) => Some((UserIndex(index as u32), user)),
+        self.entries.iter().filter_map(|(&index, entry)| match entry {
+            Entry::Present(user) => Some((index, user)),
             Entry::Gone(_) => None,
         })
     }
@@ -317,6 +338,43 @@ mod tests {
         assert_eq!(third.find_name("alice"), Some(UserIndex(0)));
         assert_eq!(third.find_name("bob"), None);
         assert_eq!(third.users().map(|(index, _)| index.0).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn ten_thousand_reloads_with_ever_new_names_leave_nothing_behind_and_give_no_index_twice() {
+        let mut directory = Directory::new(vec![user("stays", 0)]).unwrap();
+        let mut last = UserIndex(0);
+        for reload in 0..10_000 {
+            let users = [user("stays", 0), user(&format!("a{reload}"), 1), user(&format!("b{reload}"), 2)];
+            directory = directory.succeed(users.into()).unwrap();
+            assert_eq!(directory.find_name("stays"), Some(UserIndex(0)));
+            let new = [1, 2].map(|certificate| directory.find(&Fingerprint([certificate; 32])).unwrap());
+            assert!(last < new[0] && new[0] < new[1], "{new:?} after {last:?}");
+            last = new[1];
+            assert!(directory.entries() <= 5, "{directory:?}");
+            assert!(directory.by_name.len() <= 5, "{directory:?}");
+        }
+    }
+
+    #[test]
+    fn indices_begin_again_without_those_in_use() {
+        let before = Directory { next: u32::MAX, ..Directory::new(vec![user("alice", 1), user("bob", 2)]).unwrap() };
+        let first = before.succeed(vec![user("bob", 2), user("carol", 3), user("dave", 4)]).unwrap();
+        assert_eq!(first.find_name("carol"), Some(UserIndex(u32::MAX)));
+        assert_eq!(first.find_name("dave"), Some(UserIndex(2)), "0 was alice's in the directory before, 1 is bob's");
+        let second = first.succeed(vec![user("bob", 2), user("erin", 5)]).unwrap();
+        let third = second.succeed(vec![user("bob", 2), user("frank", 6)]).unwrap();
+        assert_eq!([second.find_name("erin"), third.find_name("frank")], [Some(UserIndex(3)), Some(UserIndex(4))]);
+    }
+
+    #[test]
+    fn who_was_gone_for_longer_than_one_reload_is_a_new_user() {
+        let first = Directory::new(vec![user("alice", 1)]).unwrap();
+        let without = first.succeed(vec![]).unwrap();
+        assert_eq!((without.name(UserIndex(0)), without.find_name("alice")), ("alice", None));
+        let still_without = without.succeed(vec![]).unwrap();
+        assert_eq!(still_without.name(UserIndex(0)), "unknown");
+        assert_eq!(still_without.succeed(vec![user("alice", 1)]).unwrap().find_name("alice"), Some(UserIndex(1)));
     }
 
     #[test]

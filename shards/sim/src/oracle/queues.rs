@@ -1,6 +1,6 @@
 //! Queues stay within their bounds, and what goes in comes out or is counted.
 
-use tollgate_shards::{DropReason, Shard, UserIndex};
+use tollgate_shards::{DropReason, Shard};
 
 use super::Violation;
 use crate::world::World;
@@ -33,8 +33,9 @@ pub(super) fn within_bounds(shard: &Shard) -> Result<(), Violation> {
 /// What all shards hold.
 pub(super) fn all_within_bounds(world: &World) -> Result<(), Violation> {
     for core in &world.gateway.cores {
-        for index in 0..world.plan.users.len() as u32 {
-            let (user, limits) = (UserIndex(index), &world.plan.limits.waiting);
+        let limits = &world.plan.limits.waiting;
+        let users = world.gateway.epochs().flat_map(|epoch| epoch.directory.users().map(|(user, _)| user));
+        for user in users {
             within("bytes that wait for tokens", &core.shard, core.shard.bytes_waiting(user), limits.bytes_max)?;
             within("packets that wait for tokens", &core.shard, core.shard.packets_waiting(user), limits.packets_max)?;
         }
