@@ -58,8 +58,8 @@ pub enum Message {
     AddressAllocated {
         /// For whom.
         login: Login,
-        /// The address; `None` when the pool is exhausted.
-        address: Option<IpAddr>,
+        /// The address, or why there is none.
+        address: Result<IpAddr, Refusal>,
     },
     /// Home to keeper: an address is free again.
     ReleaseAddress {
@@ -173,11 +173,22 @@ impl Message {
     }
 }
 
+/// Why the keeper gives a connection no address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// All are out.
+    Exhausted,
+    /// The user has one, and those that are left are for users who have none.
+    Reserved,
+}
+
 /// Why a home wants a connection closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
     /// No address is free.
     PoolExhausted,
+    /// The addresses that are left are for users who have none.
+    PoolReserved,
     /// The user's fixed address, or the place of its oldest connection, has gone to a newer connection.
     Superseded,
     /// The user has as many connections as allowed.

@@ -364,6 +364,10 @@ impl Core {
                 let reason = "no address is free: widen tunnel_network or the user's address_pool";
                 warn!(user = name(user), reason, "client refused");
             }
+            Event::PoolReserved { user } => {
+                let reason = "the last tenth of the addresses is kept for users who have none: widen tunnel_network";
+                warn!(user = name(user), reason, "client refused");
+            }
             Event::TooManyConnections { user } => {
                 let reason = "the user has all the connections that max_connections allows";
                 warn!(user = name(user), reason, "client refused");

@@ -17,3 +17,4 @@ mod placement;
 mod rebinding;
 mod refusals;
 mod reload;
+mod users;

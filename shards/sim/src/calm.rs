@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tollgate_shards::directory::User;
+
 use crate::client::Act;
 use crate::world::{Event, World};
 
@@ -27,27 +29,45 @@ impl World {
         }
     }
 
-    /// The devices that must get through: all that may log in, as far as there is room for them.
+    /// The devices that must get through: all that may log in, as far as there is room for them. A user's first comes before others' second, and
+    /// the last tenth is for nobody's second while some user has no device.
     fn wanted(&self) -> Vec<u32> {
+        let population = &self.gateway.population;
+        let users = || (0..self.plan.users.len()).filter_map(|index| Some((index, population.user(index)?)));
+        let own: u64 = users().map(|(_, user)| own_addresses(user)).sum();
+        let total = self.plan.tunnel_hosts().saturating_sub(own);
+        let mut shared = total;
         let mut left: BTreeMap<usize, u64> = BTreeMap::new();
-        let own: u64 =
-            (0..self.plan.users.len()).filter_map(|user| self.gateway.population.user(user)).map(own_addresses).sum();
-        let mut shared = self.plan.tunnel_hosts().saturating_sub(own);
         let mut wanted = Vec::new();
-        for (index, device) in self.plan.devices.iter().enumerate() {
-            let population = &self.gateway.population;
-            let Some(user) = population.user(device.user).filter(|_| population.may_log_in(index)) else { continue };
-            let allowed = user.connection_limit.map_or(u64::MAX, |limit| u64::from(limit.connections_max.get()));
-            let addresses = if user.pool.is_empty() { shared } else { u64::MAX };
-            let own = if user.pool.is_empty() { u64::MAX } else { own_addresses(user) };
-            let left = left.entry(device.user).or_insert(allowed.min(own));
-            if *left == 0 || addresses == 0 {
-                continue;
+        for is_first in [true, false] {
+            let lacks = |&(index, user): &(usize, &User)| user.pool.is_empty() && !left.contains_key(&index);
+            let kept = if !is_first && users().any(|user| lacks(&user)) { (total / 10).max(1) } else { 0 };
+            for (index, device) in self.plan.devices.iter().enumerate() {
+                let Some(user) = population.user(device.user).filter(|_| population.may_log_in(index)) else {
+                    continue;
+                };
+                if wanted.contains(&(index as u32)) || is_first && left.contains_key(&device.user) {
+                    continue;
+                }
+                let allowed = user.connection_limit.map_or(u64::MAX, |limit| u64::from(limit.connections_max.get()));
+                let (addresses, own) = if user.pool.is_empty() {
+                    (shared - kept.min(shared), u64::MAX)
+                } else {
+                    (u64::MAX, own_addresses(user))
+                };
+                if addresses == 0 {
+                    continue;
+                }
+                let left = left.entry(device.user).or_insert(allowed.min(own));
+                if *left == 0 {
+                    continue;
+                }
+                *left -= 1;
+                shared -= u64::from(user.pool.is_empty());
+                wanted.push(index as u32);
             }
-            *left -= 1;
-            shared -= u64::from(user.pool.is_empty());
-            wanted.push(index as u32);
         }
+        wanted.sort_unstable();
         wanted
     }
 

@@ -23,7 +23,7 @@ use crate::connection_id::ShardIndex;
 use crate::context::Context;
 use crate::directory::UserIndex;
 use crate::lease::{LeaseClose, LeaseReport};
-use crate::message::{Login, Message};
+use crate::message::{Login, Message, Refusal};
 use crate::routes::ConnectionKey;
 
 pub use session::{Member, Session};
@@ -117,15 +117,15 @@ impl Home {
     }
 
     /// [`Message::AddressAllocated`]: the keeper's answer. What nobody waits for goes back.
-    pub fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Option<IpAddr>) {
+    pub fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Result<IpAddr, Refusal>) {
         // An answer to the home that was here before. The keeper takes back what is not asked for again.
         if self.is_recovering() {
             return;
         }
         match (self.sessions.get_mut(&login.user), address) {
             (Some(session), address) => session.address_allocated(context, login, address),
-            (None, Some(address)) => context.outbox.send(KEEPER, Message::ReleaseAddress { login, address }),
-            (None, None) => {}
+            (None, Ok(address)) => context.outbox.send(KEEPER, Message::ReleaseAddress { login, address }),
+            (None, Err(_)) => {}
         }
         self.settle(context.now, login.user);
     }

@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::directory::{ConnectionLimit, Directory, User, UserIndex, WhenReached};
 use crate::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::ledger::Ledger;
-use crate::message::{CloseReason, Login, Message, Outbox};
+use crate::message::{CloseReason, Login, Message, Outbox, Refusal};
 use crate::routes::ConnectionKey;
 
 /// A user's connections, in the order of their logins, and tokens.
@@ -186,10 +186,15 @@ impl Session {
     }
 
     /// The keeper's answer.
-    pub(super) fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Option<IpAddr>) {
+    pub(super) fn address_allocated(
+        &mut self,
+        context: &mut Context<'_>,
+        login: Login,
+        address: Result<IpAddr, Refusal>,
+    ) {
         let place = self.members.iter().position(|member| member.login.connection == login.connection);
         let Some(place) = place else {
-            if let Some(address) = address {
+            if let Ok(address) = address {
                 self.let_go(context, login, address);
             }
             return;
@@ -198,19 +203,20 @@ impl Session {
         let member = &mut self.members[place];
         if let Stage::Holds(has) = member.stage {
             // The second answer to a question that was put twice.
-            if let Some(address) = address.filter(|&address| address != has) {
+            if let Some(address) = address.ok().filter(|&address| address != has) {
                 self.let_go(context, login, address);
             }
             return;
         }
         match (member.stage, address) {
-            (_, Some(address)) if member.closing => self.let_go(context, login, address),
-            (_, Some(address)) => member.assign(context, address),
-            (_, None) if member.closing => {}
-            (Stage::Asked { releases }, None) if releases < self.releases => self.ask(context, place),
-            (Stage::Asked { .. }, None) if may_come_free => member.stage = Stage::Waiting,
-            (Stage::Asked { .. }, None) => member.close(context, CloseReason::PoolExhausted),
-            (_, None) => {}
+            (_, Ok(address)) if member.closing => self.let_go(context, login, address),
+            (_, Ok(address)) => member.assign(context, address),
+            (_, Err(_)) if member.closing => {}
+            (Stage::Asked { releases }, Err(_)) if releases < self.releases => self.ask(context, place),
+            (Stage::Asked { .. }, Err(_)) if may_come_free => member.stage = Stage::Waiting,
+            (Stage::Asked { .. }, Err(Refusal::Exhausted)) => member.close(context, CloseReason::PoolExhausted),
+            (Stage::Asked { .. }, Err(Refusal::Reserved)) => member.close(context, CloseReason::PoolReserved),
+            (_, Err(_)) => {}
         }
     }
 

@@ -119,9 +119,9 @@ fn an_unlimited_session_ends_with_its_last_connection() {
     // The keeper's answer for a connection that has left goes back.
     bench.messages();
     let address = "198.18.0.2".parse().unwrap();
-    bench.with(|home, context| home.address_allocated(context, first, Some(address)));
+    bench.with(|home, context| home.address_allocated(context, first, Ok(address)));
     assert!(matches!(bench.messages()[..], [Message::ReleaseAddress { login, .. }] if login == first));
-    bench.with(|home, context| home.address_allocated(context, second, Some(address)));
+    bench.with(|home, context| home.address_allocated(context, second, Ok(address)));
     bench.detach(second);
     assert_eq!(bench.counts(), (0, 0, 0));
 }
@@ -133,7 +133,7 @@ fn reconnecting_does_not_refill_a_burst() {
     // Five connections in turn spend all that they get within no time.
     for number in 1..=5 {
         let login = bench.attach(number, None);
-        bench.with(|home, context| home.address_allocated(context, login, Some("198.18.0.2".parse().unwrap())));
+        bench.with(|home, context| home.address_allocated(context, login, Ok("198.18.0.2".parse().unwrap())));
         let mut granted = 0;
         while let Some(grant) = bench.report(number, granted, BURST_BYTES_MIN).pop() {
             granted = grant.granted_bytes;
@@ -213,7 +213,7 @@ fn limits_come_change_and_go_with_the_epoch() {
     assert_eq!(bits(&bench), None);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.detach(login);
-    bench.with(|home, context| home.address_allocated(context, login, None));
+    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
     assert_eq!(bench.counts(), (0, 0, 0));
 }
 
@@ -229,9 +229,9 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
         };
         bench.directory = fixed(addresses[0]);
         let older = bench.attach(1, None);
-        bench.with(|home, context| home.address_allocated(context, older, Some(addresses[0])));
+        bench.with(|home, context| home.address_allocated(context, older, Ok(addresses[0])));
         let newer = bench.attach(2, None);
-        bench.with(|home, context| home.address_allocated(context, newer, None));
+        bench.with(|home, context| home.address_allocated(context, newer, Err(Refusal::Exhausted)));
         let told = |message: &Message| matches!(message, Message::Attached { connection, .. } if *connection == newer.connection);
         assert!(!bench.messages().iter().any(told), "the older one has not let go");
         if !allowed {
@@ -255,7 +255,7 @@ fn what_nobody_knows_changes_nothing() {
     bench.detach(login);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.close_lease(1, 0);
-    bench.with(|home, context| home.address_allocated(context, login, None));
+    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
     bench.with(|home, context| home.reattached(context, KEEPER, 0, 0));
     assert!(bench.messages().is_empty());
     assert_eq!((bench.counts(), bench.home.poll_timeout()), ((0, 0, 0), None));

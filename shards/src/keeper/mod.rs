@@ -9,6 +9,7 @@
 //! This module never closes a connection, and takes no address away: homes give them back.
 
 mod pool;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +22,11 @@ use rustc_hash::FxHashMap;
 use crate::connection_id::ShardIndex;
 use crate::context::Context;
 use crate::directory::{Directory, Fingerprint, UserIndex};
-use crate::message::{Login, Message};
+use crate::message::{Login, Message, Refusal};
 use crate::routes::ConnectionKey;
 
 use pool::{FreeAddresses, Pool};
+use reserve::Reserve;
 
 /// Where the kernel is to steer an inner address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,7 @@ pub struct Keeper {
     tunnel: IpNet,
     free: FreeAddresses,
     held: BTreeMap<IpAddr, Holding>,
+    reserve: Reserve,
     /// The address of each connection in `held`.
     of_connection: FxHashMap<ConnectionKey, IpAddr>,
     remembered: FxHashMap<Fingerprint, IpAddr>,
@@ -82,6 +85,7 @@ impl Keeper {
             tunnel,
             free: FreeAddresses::new(tunnel, directory),
             held: BTreeMap::new(),
+            reserve: Reserve::new(directory, std::iter::empty()),
             of_connection: FxHashMap::default(),
             remembered: FxHashMap::default(),
             remembered_order: VecDeque::new(),
@@ -116,11 +120,15 @@ impl Keeper {
         if !self.awaited.is_empty() || epoch > context.epoch {
             return self.early.push_back(Early { login, home, epoch });
         }
-        let address = self.find(login).or_else(|| {
-            let address = self.choose(context.directory, &login)?;
+        let address = match self.find(login) {
+            Some(address) => Ok(address),
+            None => self.choose(context.directory, &login),
+        };
+        if let Ok(address) = address
+            && !self.held.contains_key(&address)
+        {
             self.insert(context, login, address, home);
-            Some(address)
-        });
+        }
         context.outbox.send(home, Message::AddressAllocated { login, address });
     }
 
@@ -141,6 +149,8 @@ impl Keeper {
             Some(holding) if holding.login.connection == login.connection => holding.confirmed = true,
             Some(holding) => {
                 let former = std::mem::replace(holding, Holding { login, home, confirmed: true });
+                self.reserve.gave_back(former.login.user);
+                self.reserve.took(context.directory, login.user);
                 self.of_connection.remove(&former.login.connection);
                 self.of_connection.insert(login.connection, address);
                 tell(context, address, login.connection);
@@ -190,6 +200,7 @@ impl Keeper {
                 self.free.take(pool, address);
             }
         }
+        self.reserve = Reserve::new(context.directory, self.held.values().map(|holding| holding.login.user));
         self.answer_early(context);
     }
 
@@ -207,22 +218,28 @@ impl Keeper {
     }
 
     /// Takes an address for a client: the one it had last, if that is free, else the lowest.
-    fn choose(&mut self, directory: &Directory, login: &Login) -> Option<IpAddr> {
-        let pool = pool_for(directory, login.user)?;
+    fn choose(&mut self, directory: &Directory, login: &Login) -> Result<IpAddr, Refusal> {
+        let pool = pool_for(directory, login.user).ok_or(Refusal::Exhausted)?;
+        let (free, total) = self.free.shared();
+        if pool == Pool::Shared && free > 0 && self.reserve.keeps_from(login.user, free, total) {
+            return Err(Refusal::Reserved);
+        }
         match self.remembered.get(&login.certificate) {
-            Some(&last) if self.free.take(pool, last) => Some(last),
-            _ => self.free.take_lowest(pool),
+            Some(&last) if self.free.take(pool, last) => Ok(last),
+            _ => self.free.take_lowest(pool).ok_or(Refusal::Exhausted),
         }
     }
 
     fn insert(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) {
         self.held.insert(address, Holding { login, home, confirmed: true });
+        self.reserve.took(context.directory, login.user);
         self.of_connection.insert(login.connection, address);
         tell(context, address, login.connection);
     }
 
     fn remove(&mut self, context: &mut Context<'_>, address: IpAddr) {
         let Some(Holding { login, .. }) = self.held.remove(&address) else { return };
+        self.reserve.gave_back(login.user);
         let connection = login.connection;
         if self.of_connection.get(&connection) == Some(&address) {
             self.of_connection.remove(&connection);

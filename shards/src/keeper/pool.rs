@@ -26,13 +26,17 @@ pub struct FreeAddresses {
     tunnel: IpNet,
     /// Last address of each range, by pool and first address. Ranges of one pool are disjoint and do not touch.
     ranges: BTreeMap<(Pool, u128), u128>,
+    /// How many of the shared pool are free.
+    shared_free: u128,
+    /// How many it has.
+    shared_total: u128,
 }
 
 impl FreeAddresses {
     /// Every address of `tunnel` but the network's, the broadcast and the gateway's own is free. Of other families than the tunnel's there are
     /// none.
     pub fn new(tunnel: IpNet, directory: &Directory) -> Self {
-        let mut free = FreeAddresses { tunnel, ranges: BTreeMap::new() };
+        let mut free = FreeAddresses { tunnel, ranges: BTreeMap::new(), shared_free: 0, shared_total: 0 };
         let reserved = disjoint(free.reserved().map(|address| (number(address), number(address))).into());
         let mut taken = reserved.clone();
         for (user, configured) in directory.users() {
@@ -43,8 +47,17 @@ impl FreeAddresses {
         }
         let all = AddressRange::new(tunnel.network(), tunnel.broadcast());
         let all: Vec<_> = all.iter().map(|range| (number(range.first()), number(range.last()))).collect();
-        free.add(Pool::Shared, without(&all, &disjoint(taken)));
+        let shared = without(&all, &disjoint(taken));
+        // A whole IPv6 address space has one more than a number holds, but its network is reserved.
+        free.shared_total = shared.iter().map(|(first, last)| last - first + 1).sum();
+        free.shared_free = free.shared_total;
+        free.add(Pool::Shared, shared);
         free
+    }
+
+    /// How many addresses of the shared pool are free, and how many it has in all.
+    pub fn shared(&self) -> (u128, u128) {
+        (self.shared_free, self.shared_total)
     }
 
     /// The pool that an address belongs to; `None` for one that nobody may have.
@@ -91,6 +104,7 @@ impl FreeAddresses {
             last = end;
         }
         self.ranges.insert((pool, first), last);
+        self.shared_free += u128::from(pool == Pool::Shared);
     }
 
     /// How many ranges there are: what time and memory depend on.
@@ -101,6 +115,7 @@ impl FreeAddresses {
     /// Takes `taken` out of the range from `first` to `last`.
     fn cut(&mut self, pool: Pool, first: u128, last: u128, taken: u128) {
         self.ranges.remove(&(pool, first));
+        self.shared_free -= u128::from(pool == Pool::Shared);
         if first < taken {
             self.ranges.insert((pool, first), taken - 1);
         }

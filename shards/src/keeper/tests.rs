@@ -55,7 +55,7 @@ impl Bench {
     }
 
     /// A new connection of `user` asks for an address. The answer, if there is one.
-    fn ask(&mut self, user: u32, certificate: u8) -> Option<(Login, Option<IpAddr>)> {
+    fn ask(&mut self, user: u32, certificate: u8) -> Option<(Login, Result<IpAddr, Refusal>)> {
         self.connections += 1;
         let login = login(user, certificate, self.connections);
         let epoch = self.epoch;
@@ -68,7 +68,7 @@ impl Bench {
         (login, address.unwrap())
     }
 
-    fn answers(&mut self) -> Vec<(Login, Option<IpAddr>)> {
+    fn answers(&mut self) -> Vec<(Login, Result<IpAddr, Refusal>)> {
         let messages: Vec<_> = std::iter::from_fn(|| self.outbox.poll_remote()).collect();
         let answer = |(to, message)| match message {
             Message::AddressAllocated { login, address } => {
@@ -96,7 +96,7 @@ impl Bench {
 
     fn all(&mut self, user: u32) -> Vec<String> {
         let mut all = Vec::new();
-        while let Some((_, Some(address))) = self.ask(user, 1) {
+        while let Some((_, Ok(address))) = self.ask(user, 1) {
             all.push(address.to_string());
         }
         all
@@ -117,6 +117,73 @@ fn a_users_own_addresses_go_to_nobody_else() {
     assert_eq!(bench.all(0), ["198.18.0.3", "198.18.0.4"]);
     assert_eq!(bench.all(1), ["198.18.0.2", "198.18.0.5", "198.18.0.6"]);
     assert_eq!(bench.all(2), [""; 0], "nobody knows this user");
+}
+
+#[test]
+fn the_last_tenth_is_kept_for_users_who_have_no_address() {
+    let mut bench = Bench::new("198.18.0.1/24", &[&[], &[], &[]]);
+    assert_eq!(bench.all(0).len(), 228, "of 253");
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Reserved));
+    let second = bench.take(1, 2);
+    assert_eq!(bench.ask(1, 2).unwrap().1, Err(Refusal::Reserved), "one each");
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Reserved), "the third has none");
+    let _third = bench.take(2, 3);
+    assert_eq!(bench.all(0).len(), 23, "now everybody has one");
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Exhausted));
+    assert!(bench.release(second));
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Reserved), "even the very last");
+    assert_eq!(bench.take(1, 2).1, second.1);
+}
+
+#[test]
+fn a_user_who_is_alone_may_have_all() {
+    let mut bench = Bench::new("198.18.0.1/24", &[&[]]);
+    assert_eq!(bench.all(0).len(), 253);
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Exhausted));
+}
+
+#[test]
+fn users_with_addresses_of_their_own_neither_need_the_reserve_nor_leave_one() {
+    let own = [range("198.18.0.2", "198.18.0.6")];
+    let mut bench = Bench::new("198.18.0.1/28", &[&[], &own]);
+    assert_eq!(bench.all(0).len(), 8, "who has no address needs none of these");
+    assert_eq!(bench.all(1).len(), 5);
+}
+
+#[test]
+fn of_a_small_pool_one_address_is_kept() {
+    let mut bench = Bench::new("198.18.0.1/29", &[&[], &[]]);
+    assert_eq!(bench.all(0).len(), 4, "of 5");
+    bench.take(1, 2);
+    let mut smallest = Bench::new("198.18.0.1/30", &[&[], &[]]);
+    assert_eq!(smallest.all(0).len(), 1, "the first who comes");
+}
+
+#[test]
+fn a_reload_that_brings_or_takes_users_makes_or_ends_the_reserve() {
+    let mut bench = Bench::new("198.18.0.1/24", &[&[]]);
+    let taken: Vec<_> = (0..240).map(|_| bench.take(0, 1)).collect();
+    bench.apply(&[&[], &[]]);
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Reserved));
+    assert!(bench.release(taken[7]));
+    assert_eq!(bench.ask(0, 1).unwrap().1, Err(Refusal::Reserved), "not even its last one");
+    bench.take(1, 2);
+    bench.apply(&[&[], &[], &[]]);
+    assert_eq!(bench.ask(1, 2).unwrap().1, Err(Refusal::Reserved));
+    bench.apply(&[&[]]);
+    assert_eq!(bench.all(0).len(), 13);
+}
+
+#[test]
+fn an_address_that_moves_within_a_session_stays_counted_once() {
+    let mut bench = Bench::new("198.18.0.1/29", &[&[], &[]]);
+    let first = bench.take(0, 1);
+    let newer = (login(0, 2, 99), first.1);
+    assert!(bench.hold(newer, HOME) && bench.hold(newer, HOME));
+    assert_eq!(bench.all(0).len(), 3);
+    assert!(bench.release(newer));
+    bench.take(1, 2);
+    assert_eq!(bench.all(0).len(), 1);
 }
 
 #[test]
@@ -144,7 +211,7 @@ fn a_connection_that_asks_twice_has_one_address() {
     let mut bench = Bench::new("198.18.0.1/24", &[&[]]);
     let first = bench.take(0, 1);
     bench.with(|keeper, context| keeper.allocate(context, first.0, HOME, 0));
-    assert_eq!(bench.answers(), [(first.0, Some(first.1))]);
+    assert_eq!(bench.answers(), [(first.0, Ok(first.1))]);
     assert_eq!(bench.keeper.held(), 1);
 }
 
@@ -191,7 +258,7 @@ fn a_question_from_a_later_epoch_waits_until_the_keeper_has_entered_it() {
     bench.with(|keeper, context| keeper.allocate(context, login, HOME, 1));
     assert_eq!(bench.answers(), []);
     bench.apply(&[&[], &fixed]);
-    assert_eq!(bench.answers(), [(login, Some(fixed[0].first()))]);
+    assert_eq!(bench.answers(), [(login, Ok(fixed[0].first()))]);
 }
 
 #[test]
@@ -217,7 +284,7 @@ fn what_a_home_without_memory_does_not_hold_again_is_free() {
     assert_eq!(bench.keeper.held_by(HOME), 3, "nothing is free before the home has spoken");
     assert!(bench.hold(kept, HOME));
     bench.with(|keeper, context| keeper.allocate(context, asked.0, HOME, 0));
-    assert_eq!(bench.answers(), [(asked.0, Some(asked.1))], "the same address");
+    assert_eq!(bench.answers(), [(asked.0, Ok(asked.1))], "the same address");
     bench.with(|keeper, context| keeper.home_held(context, HOME, 0));
     assert_eq!(bench.keeper.held(), 2);
     assert_eq!(bench.take(0, 4).1, lost.1);
@@ -264,9 +331,22 @@ proptest! {
                     let free = |address: &IpAddr| {
                         bench.directory.allows(login.user, *address) && out.iter().all(|(_, held)| held != address)
                     };
-                    let some_free = (2..31).map(|host| IpAddr::from([198, 18, 0, host])).any(|address| free(&address));
-                    prop_assert_eq!(address.is_some(), some_free);
-                    if let Some(address) = address {
+                    let hosts = || (2..31).map(|host| IpAddr::from([198, 18, 0, host]));
+                    let left = hosts().filter(free).count();
+                    let shares = |user: u32| bench.directory.user(UserIndex(user)).unwrap().pool.is_empty();
+                    let has_one = |user: u32| out.iter().any(|(login, _)| login.user == UserIndex(user));
+                    let total = hosts().filter(|&address| bench.directory.claimant(address).is_none()).count();
+                    let others_lack = (0..3).any(|other| shares(other) && !has_one(other));
+                    let is_kept = shares(user) && has_one(user) && others_lack && left <= (total / 10).max(1);
+                    let expected = if left == 0 {
+                        Err(Refusal::Exhausted)
+                    } else if is_kept {
+                        Err(Refusal::Reserved)
+                    } else {
+                        Ok(())
+                    };
+                    prop_assert_eq!(address.map(|_| ()), expected);
+                    if let Ok(address) = address {
                         prop_assert!(free(&address));
                         out.push((login, address));
                     }

@@ -120,6 +120,12 @@ impl Shard {
                 }
                 self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
             }
+            CloseReason::PoolReserved => {
+                if let Some(Member { user, .. }) = owned.member() {
+                    self.tell(Event::PoolReserved { user });
+                }
+                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+            }
             CloseReason::TooManyConnections => {
                 if let Some(Member { user, .. }) = owned.member() {
                     self.tell(Event::TooManyConnections { user });

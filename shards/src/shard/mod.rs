@@ -149,6 +149,11 @@ pub enum Event {
         /// Who.
         user: UserIndex,
     },
+    /// A client was turned away after its login: its user has an address, and those that are left are for users who have none.
+    PoolReserved {
+        /// Who.
+        user: UserIndex,
+    },
     /// A client was turned away after its login, because its user has all the connections allowed.
     TooManyConnections {
         /// Who.

@@ -196,6 +196,24 @@ fn an_exhausted_pool_refuses_with_quincys_code() {
 }
 
 #[test]
+fn a_user_who_logs_in_as_often_as_it_can_leaves_the_last_addresses_to_those_who_have_none() {
+    let mut world = World::new(Setup { tunnel: "198.18.0.1/29", shards: 4, ..Setup::default() });
+    for owner in 0..4 {
+        world.attach(0, owner);
+    }
+    let refused = world.connect(0, 1);
+    world.run(Duration::from_secs(2));
+    assert_eq!(
+        closed(&world, refused),
+        Some(&CloseCause::Gateway { code: 2, reason: "Session establishment failed".to_owned() })
+    );
+    assert!(world.events.contains(&Event::PoolReserved { user: UserIndex(0) }));
+    world.attach(1, 3);
+    assert_eq!((world.connections(), world.addresses_held()), ((5, 2), 5));
+    assert!(!world.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
+}
+
+#[test]
 fn a_stopping_gateway_tells_every_client() {
     let mut world = World::new(Setup { shards: 3, users: vec![UserSpec::default(); 6], ..Setup::default() });
     let clients: Vec<_> = (0..6).map(|user| world.attach(user, user as u16 % 3).0).collect();
