@@ -3,10 +3,12 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod admission;
 mod aggregate;
 mod data_path;
 mod exchanges;
 mod families;
+mod flood;
 mod hostile;
 mod lifecycle;
 mod limits;
@@ -17,4 +19,5 @@ mod placement;
 mod rebinding;
 mod refusals;
 mod reload;
+mod stranger;
 mod users;

@@ -10,7 +10,7 @@ use quinn_proto::{Connection, ConnectionError, Dir, EndpointEvent, Event as Conn
 use rustls::pki_types::CertificateDer;
 
 use super::connections::{Member, Owned, Stage};
-use super::outer::{touch, want_to_send};
+use super::outer::{HELLO_TIMEOUT, touch, want_to_send};
 use super::{Event, Shard, close_code};
 use crate::assignment::Assignment;
 use crate::directory::Fingerprint;
@@ -28,7 +28,7 @@ impl Shard {
         let drained = owned.link.exchange(&mut self.endpoint);
         while let Some(event) = owned.link.connection.poll() {
             match event {
-                ConnectionEvent::HandshakeDataReady => self.hello_complete(now, &mut owned),
+                ConnectionEvent::HandshakeDataReady => self.hello_complete(&mut owned),
                 ConnectionEvent::Connected => self.logged_in(now, &mut owned),
                 ConnectionEvent::ConnectionLost { reason } => self.lost(&mut owned, &reason),
                 _ => {}
@@ -53,10 +53,11 @@ impl Shard {
     }
 
     /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
-    fn hello_complete(&mut self, now: Instant, owned: &mut Owned) {
+    fn hello_complete(&mut self, owned: &mut Owned) {
         if let Stage::Handshaking { place, deadline, .. } = &mut owned.stage {
             self.admission.complete_hello(place);
-            *deadline = now + self.params.handshake_timeout;
+            let started = *deadline - HELLO_TIMEOUT.min(self.params.handshake_timeout);
+            *deadline = started + self.params.handshake_timeout;
         }
     }
 

@@ -21,7 +21,7 @@ use crate::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial}
 use crate::verdict::DropReason;
 
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
 /// order, whatever their number and length. Quincy's client sends 4 KiB; the rest is for long certificate chains and repetitions.
 pub(super) const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
@@ -120,6 +120,11 @@ impl Shard {
             }
             return None;
         };
+        // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
+        if !self.params.connection_id_key.is_ours(initial.destination) {
+            self.counters.drops.count(DropReason::ForeignDatagram);
+            return None;
+        }
         // The connection of a client whose address has changed meanwhile may stand.
         if !claim.holds(remote, wall_clock) && !self.stale_tokens.allows(now) {
             self.counters.drops.count(DropReason::InvalidToken);

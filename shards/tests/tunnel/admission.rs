@@ -205,6 +205,26 @@ fn a_token_serves_only_its_address_and_only_for_a_while() {
     }
 }
 
+#[test]
+fn a_token_does_not_serve_beside_an_id_that_no_retry_has_given() {
+    let mut world = world(1);
+    let client = world.connect(0, 0);
+    let address = world.clients[client].address;
+    world.clients[client].held = Some(Vec::new());
+    world.step();
+    let first = world.clients[client].held.replace(Vec::new()).unwrap();
+    world.udp(address, first[0].len(), &first[0]);
+    world.step();
+    let second = world.clients[client].held.replace(Vec::new()).unwrap();
+    for bit in 0..64 {
+        let mut changed = second[0].clone();
+        changed[6 + bit / 8] ^= 1 << (bit % 8);
+        world.udp(address, changed.len(), &changed);
+    }
+    assert_eq!((world.dropped(DropReason::ForeignDatagram), world.dropped(DropReason::Undecryptable)), (64, 0));
+    assert_eq!(world.shards[0].handshakes_admitted(), 0);
+}
+
 /// Handshakes with a certificate that nobody has, as fast as can be.
 fn fail(world: &mut World, ip: IpAddr, attempts: u16) {
     for attempt in 0..attempts {
