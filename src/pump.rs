@@ -27,8 +27,10 @@ const SENDS_MAX: usize = 16;
 /// Datagrams of handshakes taken at once, and how long none is taken afterwards: while live traffic passes, and while none does. Strangers
 /// can send more of them than any core can answer, so live traffic comes first, and these get a share that is bounded in time.
 const HANDSHAKE_MESSAGES_MAX: usize = 16;
-const HANDSHAKE_REST_BUSY: Duration = Duration::from_millis(2);
+const HANDSHAKE_REST_BUSY: Duration = Duration::from_millis(4);
 const HANDSHAKE_REST_IDLE: Duration = Duration::from_micros(250);
+/// For how long after the last of it live traffic counts as passing: passes that bring handshakes alone come between.
+const LIVE_WINDOW: Duration = Duration::from_millis(20);
 /// TUN frames read in one pass: of single packets, what makes a full send.
 const FRAMES_MAX: usize = 64;
 /// Bytes of them: a congestion window's worth, which leaves the timers their turn.
@@ -70,16 +72,21 @@ struct Handshakes {
     receive: ReceiveBatch,
     /// When to look next; `None` while the poller watches.
     due: Option<Instant>,
+    /// When live traffic passed last.
+    live_at: Option<Instant>,
     health: Health,
 }
 
 impl Handshakes {
-    /// Takes what is due. `busy` is whether live traffic passes.
+    /// Takes what is due. `live` is whether live traffic passes now.
     ///
     /// # Errors
     ///
     /// Those of the call, and of the poller.
-    fn receive(&mut self, poller: &Poller, machine: &mut impl Machine, now: Instant, busy: bool) -> io::Result<usize> {
+    fn receive(&mut self, poller: &Poller, machine: &mut impl Machine, now: Instant, live: bool) -> io::Result<usize> {
+        if live {
+            self.live_at = Some(now);
+        }
         let Some(socket) = self.socket.as_ref().filter(|_| self.due.is_some_and(|due| due <= now)) else {
             return Ok(0);
         };
@@ -88,6 +95,7 @@ impl Handshakes {
         if received.truncated > 0 {
             machine.handle_drop(DropReason::UdpTruncated, received.truncated as u64);
         }
+        let busy = self.live_at.is_some_and(|live_at| now.duration_since(live_at) < LIVE_WINDOW);
         self.due = if received.messages == 0 {
             poller.want_handshakes(socket)?;
             None
@@ -210,7 +218,8 @@ impl Pump {
             Some(handshakes) => handshakes.receive,
             None => ReceiveBatch::new(HANDSHAKE_MESSAGES_MAX),
         };
-        self.handshakes = Some(Handshakes { socket: Some(socket), receive, due: None, health: Health::default() });
+        self.handshakes =
+            Some(Handshakes { socket: Some(socket), receive, due: None, live_at: None, health: Health::default() });
         self.watch(wake)
     }
 

@@ -21,8 +21,9 @@ const HALF_HANDSHAKES: usize = 256;
 /// What of them is begun anew in a second.
 const BEGUN_PER_S: usize = 128;
 const LOGINS: usize = 20;
-/// What a login may take: a first packet that was ignored is repeated after a second.
+/// What a login may take: a first packet that was ignored is repeated after a second. One of them may have to repeat one on a busy machine.
 const LOGIN_MAX: Duration = Duration::from_secs(1);
+const ONE_LOGIN_MAX: Duration = Duration::from_secs(3);
 
 #[test]
 fn logins_pass_beside_half_handshakes_from_16_addresses() {
@@ -87,7 +88,7 @@ fn logins_pass(endpoint: &str, until: Until, strangers: usize, sources: impl Fn(
     let begun = begun.load(Ordering::Relaxed);
     took.sort_unstable();
     println!("{LOGINS} logins beside {begun} half handshakes took {took:?}");
-    assert!(took[LOGINS - 1] < LOGIN_MAX, "{took:?}");
+    assert!(took[LOGINS - 2] < LOGIN_MAX && took[LOGINS - 1] < ONE_LOGIN_MAX, "{took:?}");
     assert!(gateway.status().dropped("handshake_gave_way") > 0, "there were more than places");
     gateway.assert_sound();
 }
