@@ -2,6 +2,7 @@
 //! refuses calls. The real program and the real client, in network namespaces; a preloaded library plays a kernel that refuses.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -167,8 +168,19 @@ fn an_interface_that_others_change_is_put_right() {
         });
         site.after("MTU changed", put_back, |netlink, index| netlink.set_link_mtu(index, 1300).unwrap());
         site.after("renamed", put_back, |netlink, index| netlink.rename_link(index, "other0").unwrap());
+        site.after("queue length changed", put_back, |netlink, index| {
+            netlink.set_link_queue_length(index, 7).unwrap();
+        });
+        if plan.tunnel.contains(':') {
+            let first = site.gateway.process.line_count();
+            let setting = format!("net/ipv6/conf/{TUN}/disable_ipv6");
+            site.topology.gateway.sysctl(&setting, "1").unwrap();
+            site.assert_recovers("IPv6 forbidden on the interface");
+            assert_eq!(site.count_lines_from(first, put_back), 1);
+        }
         let link = |site: &Site| site.topology.gateway.configure(|netlink| netlink.link(TUN));
-        assert!(eventually(RECOVERY, || link(&site).is_ok_and(|link| link.mtu_bytes == 1400 && link.is_up)));
+        assert!(eventually(RECOVERY, || link(&site)
+            .is_ok_and(|link| (link.mtu_bytes, link.queue_frames, link.is_up) == (1400, 1000, true))));
         assert!(site.host("restored_links") >= 3);
         let bob = site.assert_serves_another();
         drop(bob);
@@ -185,6 +197,10 @@ fn a_device_that_is_deleted_is_made_anew_under_its_clients() {
             let lines = site.after("deleted", "made anew", |netlink, index| netlink.remove_link(index).unwrap());
             assert_eq!((lines, site.host("remade_devices")), (1, times));
         }
+        let elsewhere = Namespace::new("elsewhere").unwrap();
+        site.after("moved to another namespace", "made anew", |netlink, index| {
+            netlink.move_link(index, elsewhere.as_fd()).unwrap();
+        });
         let bob = site.assert_serves_another();
         // The kernel still steers to the owners' queues: the mesh carries next to nothing.
         let before = site.gateway.status();
@@ -212,7 +228,7 @@ fn a_device_whose_name_is_taken_is_made_as_soon_as_it_is_free() {
         .configure(|netlink| {
             let index = netlink.link(TUN)?.index;
             netlink.remove_link(index)?;
-            netlink.add_veth(TUN, VethPeer { name: "peer0", namespace: std::os::fd::AsFd::as_fd(&far) })
+            netlink.add_veth(TUN, VethPeer { name: "peer0", namespace: far.as_fd() })
         })
         .unwrap();
     thread::sleep(Duration::from_secs(5));
@@ -306,6 +322,21 @@ fn errors_of_single_calls_are_counted_and_forgotten() {
     assert_eq!((status.sum("/traffic/lost_descriptors"), status.number("/host/remade_sockets")), (0, 0));
     let bob = site.assert_serves_another();
     drop(bob);
+    site.assert_alice_stayed();
+}
+
+#[test]
+fn errors_that_last_end_with_their_cause() {
+    let faults = Faults::build().fail_receives(&[libc::ENOMEM; 120]);
+    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let _turn = turn::together();
+    faults.arm();
+    // Two rows of errors, with the rests between them and a pause before the sockets are opened anew.
+    thread::sleep(Duration::from_secs(2));
+    site.assert_recovers("receives failed for two seconds");
+    let status = site.gateway.status();
+    assert_eq!(status.sum("/traffic/udp_receive_errors"), 120);
+    assert!((1..=4).contains(&status.number("/host/remade_sockets")));
     site.assert_alice_stayed();
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -12,10 +14,12 @@ use crate::netlink::{Link, PROTOCOL_KERNEL, Route};
 
 /// Most clients with a route of their own.
 const CLIENT_ROUTES_MAX: usize = 65_536;
-/// The kernel's table of its own addresses.
-const TABLE_LOCAL: u32 = 255;
 /// The metric of the routes that the kernel makes for IPv6 addresses.
 const METRIC_IPV6: u32 = 256;
+
+/// How often to look, and how long to wait in between, before the kernel is believed not to make the route to an address by itself.
+const OWN_ROUTE_LOOKS: u32 = 5;
+const OWN_ROUTE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something that others had changed about the interface, and that is again as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,13 +191,16 @@ impl Interface {
     /// The route by which the address is this host's own. For a new IPv6 address, the kernel makes it in the background.
     fn restore_own(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
         let address = self.plan.address;
-        let is_own = host.look(|netlink| netlink.route_to(address.addr())).is_ok_and(|hop| hop.table == TABLE_LOCAL);
-        if !is_own {
-            // Only the kernel itself makes it, for an address that it is given.
-            host.change(Request::RemoveAddress { interface: self.index, address })?;
-            self.add_address(host)?;
-            restored.push(Restored::Route(IpNet::from(address.addr())));
+        for _ in 0..OWN_ROUTE_LOOKS {
+            if host.look(|netlink| netlink.is_local(address.addr()))? {
+                return Ok(());
+            }
+            thread::sleep(OWN_ROUTE_PAUSE);
         }
+        // Only the kernel itself makes it, for an address that it is given.
+        host.change(Request::RemoveAddress { interface: self.index, address })?;
+        self.add_address(host)?;
+        restored.push(Restored::Route(IpNet::from(address.addr())));
         Ok(())
     }
 

@@ -187,6 +187,23 @@ impl Netlink {
         Ok(NextHop { interface, gateway: found.gateway, source: found.source, table })
     }
 
+    /// Whether the kernel delivers packets to `address` to this host: whether there is a local route to it, in whichever table.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the dump.
+    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, NetlinkError> {
+        let operation = || format!("find the local route to {address}");
+        let messages = self.dump(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), &operation)?;
+        let host = IpNet::from(address);
+        Ok(messages.iter().any(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local => {
+                described(route).is_some_and(|route| route.destination == host)
+            }
+            _ => false,
+        }))
+    }
+
     /// Lists the unicast routes that leave through an interface, of all tables, local and multicast ones left out.
     ///
     /// # Errors
@@ -370,7 +387,12 @@ mod tests {
         let neighbour = netlink.route_to("198.18.0.7".parse().unwrap()).unwrap();
         assert_eq!(neighbour.gateway, None);
         for own in ["198.18.0.1", "fd00:18::1"] {
-            assert_eq!(netlink.route_to(own.parse().unwrap()).unwrap().table, TABLE_LOCAL, "{own}");
+            let own = own.parse().unwrap();
+            assert_eq!(netlink.route_to(own).unwrap().table, TABLE_LOCAL, "{own}");
+            assert!(netlink.is_local(own).unwrap(), "{own}");
+        }
+        for other in ["198.18.0.7", "fd00:18::7"] {
+            assert!(!netlink.is_local(other.parse().unwrap()).unwrap(), "{other}");
         }
     }
 
