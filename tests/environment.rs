@@ -33,6 +33,9 @@ const URING_CALLS: [(&str, i64); 3] = [
     ("io_uring_register", libc::SYS_io_uring_register),
 ];
 
+/// A call that container engines of before 2021 do not know, nor kernels before 5.11.
+const WAITING_CALL: (&str, i64) = ("epoll_pwait2", libc::SYS_epoll_pwait2);
+
 /// What Kubernetes sets in each container of a name space that has a service of this name.
 fn variables_of_a_service(name: &str) -> Vec<(String, &'static str)> {
     let variables = [
@@ -135,7 +138,7 @@ fn a_program_is_run_without_some_system_calls() {
     let Ok(forbidden) = std::env::var(FORBIDDEN) else { return };
     for rule in forbidden.split(',') {
         let (call, errno) = rule.split_once('=').unwrap();
-        let (_, number) = URING_CALLS.into_iter().find(|(name, _)| *name == call).unwrap();
+        let (_, number) = URING_CALLS.into_iter().chain([WAITING_CALL]).find(|(name, _)| *name == call).unwrap();
         let filter = seccompiler::SeccompFilter::new(
             BTreeMap::from([(number, vec![])]),
             seccompiler::SeccompAction::Allow,
@@ -186,6 +189,17 @@ fn where_io_uring_is_forbidden_the_shards_run_on_plain_pinned_threads() {
             .filter(|(name, _)| *name == "tollgate-0" || *name == "tollgate-1")
             .collect();
         assert!(shards.len() == 2 && shards.iter().all(|(_, cpus)| cpus.parse::<usize>().is_ok()), "{shards:?}");
+        site.assert_serves(&peers, gateway);
+    }
+}
+
+#[test]
+fn where_the_newer_way_to_wait_is_forbidden_the_older_one_serves() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let site = Site::new(&Plan::default());
+        let gateway = site.start(forbidding(&format!("epoll_pwait2={errno}"), &site.command(&[])));
         site.assert_serves(&peers, gateway);
     }
 }

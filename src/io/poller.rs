@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{TunQueue, UdpSocket, Wake};
 
@@ -46,6 +47,7 @@ pub struct Poller {
     udp_wanted: Cell<bool>,
     udp_writable_wanted: Cell<bool>,
     tun_wanted: Cell<bool>,
+    lacks_pwait2: Cell<bool>,
 }
 
 impl Poller {
@@ -66,6 +68,7 @@ impl Poller {
             udp_wanted: Cell::new(true),
             udp_writable_wanted: Cell::new(false),
             tun_wanted: Cell::new(true),
+            lacks_pwait2: Cell::new(false),
         })
     }
 
@@ -126,26 +129,11 @@ impl Poller {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(timeout.subsec_nanos() as i32),
         });
-        let timeout_pointer: *const libc::timespec = timeout.as_ref().map_or(std::ptr::null(), |timeout| timeout);
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
-        // SAFETY: `events` has room for `EVENTS_MAX` events, the timeout is null or outlives the call, and there is no signal mask.
-        let ready = unsafe {
-            libc::syscall(
-                libc::SYS_epoll_pwait2,
-                self.epoll.as_raw_fd(),
-                events.as_mut_ptr(),
-                EVENTS_MAX as libc::c_int,
-                timeout_pointer,
-                std::ptr::null::<libc::sigset_t>(),
-                0usize,
-            )
-        };
-        let ready = match usize::try_from(ready) {
+        let ready = match self.wait_for_events(&mut events, timeout.as_ref()) {
             Ok(ready) => ready,
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => 0,
-                error => return Err(error),
-            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
         };
         let mut readiness = Readiness::default();
         for event in events.iter().take(ready) {
@@ -167,6 +155,56 @@ impl Poller {
             }
         }
         Ok(readiness)
+    }
+
+    fn wait_for_events(
+        &self,
+        events: &mut [libc::epoll_event; EVENTS_MAX],
+        timeout: Option<&libc::timespec>,
+    ) -> io::Result<usize> {
+        if self.lacks_pwait2.get() {
+            return self.wait_in_two_calls(events, timeout);
+        }
+        let timeout_pointer: *const libc::timespec = timeout.map_or(std::ptr::null(), |timeout| timeout);
+        // SAFETY: `events` has room for `EVENTS_MAX` events, the timeout is null or outlives the call, and there is no signal mask.
+        let ready = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                EVENTS_MAX as libc::c_int,
+                timeout_pointer,
+                std::ptr::null::<libc::sigset_t>(),
+                0usize,
+            )
+        };
+        if let Ok(ready) = usize::try_from(ready) {
+            return Ok(ready);
+        }
+        match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                self.lacks_pwait2.set(true);
+                self.wait_in_two_calls(events, timeout)
+            }
+            error => Err(error),
+        }
+    }
+
+    /// The same where there is no `epoll_pwait2`: in kernels before 5.11, and behind filters that are older than it. `epoll_wait` would know
+    /// milliseconds only.
+    fn wait_in_two_calls(
+        &self,
+        events: &mut [libc::epoll_event; EVENTS_MAX],
+        timeout: Option<&libc::timespec>,
+    ) -> io::Result<usize> {
+        if timeout.is_none_or(|timeout| timeout.tv_sec != 0 || timeout.tv_nsec != 0) {
+            let timeout = timeout.map(|timeout| Timespec { tv_sec: timeout.tv_sec, tv_nsec: timeout.tv_nsec });
+            poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], timeout.as_ref())?;
+        }
+        // SAFETY: `events` has room for `EVENTS_MAX` events and lives through the call.
+        let ready =
+            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as libc::c_int, 0) };
+        usize::try_from(ready).map_err(|_| io::Error::last_os_error())
     }
 
     fn modify(&self, fd: i32, source: u64, flags: EventFlags) -> io::Result<()> {
@@ -198,10 +236,15 @@ mod tests {
 
     #[test]
     fn a_timeout_below_a_millisecond_is_slept_and_not_rounded_to_zero() {
-        let (poller, _socket, _wake) = poller();
-        let start = Instant::now();
-        assert_eq!(poller.wait(Some(Duration::from_micros(300))).unwrap(), Readiness::default());
-        assert!(start.elapsed() >= Duration::from_micros(300));
+        for lacks_pwait2 in [false, true] {
+            let (poller, _socket, wake) = poller();
+            poller.lacks_pwait2.set(lacks_pwait2);
+            let start = Instant::now();
+            assert_eq!(poller.wait(Some(Duration::from_micros(300))).unwrap(), Readiness::default());
+            assert!(start.elapsed() >= Duration::from_micros(300));
+            wake.notify();
+            assert!(poller.wait(None).unwrap().wake && poller.wait(Some(Duration::ZERO)).unwrap().wake);
+        }
     }
 
     #[test]
