@@ -113,6 +113,7 @@ impl Tunnel {
             thread::sleep(Duration::from_millis(100));
             let value = change();
             let took = self.uplinks.time_until_answer(self.family.server());
+            eprintln!("{:?}: packets pass again after {took:?}", self.family);
             steady.join().unwrap();
             (took, value)
         });
@@ -397,6 +398,31 @@ fn a_deleted_interface_is_made_anew_under_the_same_connection() {
     let calls = fs::read_to_string(tunnel.uplinks.site.path("calls")).unwrap();
     assert_eq!(calls, "dns tg-client 198.19.0.53\ndomain tg-client ~.\n".repeat(3));
     assert!(tunnel.client.stop(PATIENCE).unwrap().success());
+}
+
+#[test]
+fn routes_that_are_all_flushed_or_replaced_are_put_back_or_complained_of() {
+    require_privileges_or_skip!();
+    let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
+    let own = || {
+        let mut routes = tunnel.uplinks.configure(|netlink| netlink.own_routes().unwrap());
+        routes.sort_by_key(|route| (route.destination, route.metric));
+        routes
+    };
+    let (before, start) = (own(), Instant::now());
+    tunnel.uplinks.configure(|netlink| before.iter().for_each(|route| netlink.remove_route(route).unwrap()));
+    while own() != before {
+        assert!(start.elapsed() < SOON, "{:?} instead of {before:?}", own());
+        thread::sleep(Duration::from_millis(5));
+    }
+    tunnel.says("restored");
+    let theirs = by_hand(net("128.0.0.0/1"), FIRST_ROUTER[0]);
+    tunnel.uplinks.configure(|netlink| netlink.replace_route(&theirs).unwrap());
+    tunnel.says("packets leave past the tunnel: network.routes: 128.0.0.0/1 has a route already");
+    tunnel.uplinks.configure(|netlink| netlink.remove_route(&theirs).unwrap());
+    assert!(tunnel.uplinks.time_until_answer(SERVER_V4) < SOON);
+    assert_eq!(own(), before);
+    tunnel.assert_same_connection();
 }
 
 #[test]

@@ -55,6 +55,8 @@ use crate::tls::{self, TlsError, ValidityNote};
 /// When the tunnel's part of this machine's network is looked at again after the kernel has refused to put it right.
 const MEND_INTERVAL: Duration = Duration::from_millis(250);
 
+/// The time between two warnings that somebody has put a route in the place of one of the tunnel's.
+const TAKEN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long there may be no way to the gateway before that is said.
 const WAY_PATIENCE: Duration = Duration::from_millis(700);
 
@@ -121,6 +123,8 @@ struct Connector<'a> {
     /// The way to the gateway when it was last looked at.
     uplink: Option<Uplink>,
     way_lost: WayLost,
+    /// When it was last said that somebody has put a route in the place of one of the tunnel's.
+    taken_said_at: Option<Instant>,
     /// When the network is looked at again without a change of it.
     look_at: Option<Instant>,
     // Before the pump: the interface goes with the pump's queue, and what belongs to it must go first.
@@ -166,6 +170,7 @@ impl<'a> Connector<'a> {
             leftovers,
             uplink: None,
             way_lost: WayLost::Not,
+            taken_said_at: None,
             look_at: None,
             gateway: None,
             network: None,
@@ -226,8 +231,16 @@ impl<'a> Connector<'a> {
                     self.look_at = Some(Instant::now() + MEND_INTERVAL);
                 }
                 Err(error) => {
-                    debug!(%error, "this machine's network cannot be put right now");
-                    self.look_at = Some(Instant::now() + MEND_INTERVAL);
+                    let now = Instant::now();
+                    if matches!(error, NetworkError::Taken { .. })
+                        && self.taken_said_at.is_none_or(|at| now >= at + TAKEN_INTERVAL)
+                    {
+                        warn!("packets leave past the tunnel: {error}");
+                        self.taken_said_at = Some(now);
+                    } else {
+                        debug!(%error, "this machine's network cannot be put right now");
+                    }
+                    self.look_at = Some(now + MEND_INTERVAL);
                 }
             }
             self.status.restored = network.restored_times();
