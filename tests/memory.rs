@@ -130,6 +130,7 @@ fn silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
     let silent: Vec<TestTunnel> = (0..SILENT).map(|_| site.login()).collect();
     let mut live = site.login();
     let mut most = site.memory_bytes();
+    println!("{:.1} KiB a login", mib(most - before) * 1024.0 / (SILENT + 1) as f64);
     thread::scope(|scope| {
         let floods = scope.spawn(|| {
             // What a busy machine loses before the gateway comes again.
