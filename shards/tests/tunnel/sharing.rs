@@ -279,3 +279,45 @@ fn small_packets_share_equally_with_large_ones_at_low_rates_too() {
         }
     }
 }
+
+#[test]
+fn a_ping_passes_floods_in_both_directions_by() {
+    const PINGED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 8));
+    for shards in [1, 4] {
+        let limited = UserSpec { limit_bits_per_s: Some(FLOODS.bits_per_s), ..UserSpec::default() };
+        let mut world = World::new(Setup { shards, users: vec![limited], ..Setup::default() });
+        let (client, address) = world.attach(0, 0);
+        let mut floods = [Sender::new(&FLOODS, Way::Up), Sender::new(&FLOODS, Way::Down)];
+        let (start, flood) = (world.now, [0; PACKET_BYTES - HEADERS_BYTES]);
+        let mut round_trips = Vec::new();
+        for ms in 0u32..9_000 {
+            let under_way = if ms < 4_000 { 1 } else { 2 };
+            for sender in &mut floods[..under_way] {
+                for _ in sender.due(world.now) {
+                    match sender.way {
+                        Way::Up => world.send_up(client, &udp4(address, SERVER, &flood)),
+                        Way::Down => world.send_down(&udp4(SERVER, address, &flood)),
+                    }
+                }
+            }
+            if ms % 10 == 0 {
+                let mut payload = [0; 56];
+                payload[..4].copy_from_slice(&ms.to_be_bytes());
+                world.send_up(client, &udp4(address, PINGED, &payload));
+            }
+            world.run(MS);
+            let written: Vec<_> = world.tun.drain(..).map(|(_, packet)| packet).collect();
+            for ping in written.iter().filter(|packet| packet[16..20] == [198, 19, 9, 8]) {
+                world.send_down(&udp4(PINGED, address, &ping[HEADERS_BYTES..]));
+            }
+            for pong in world.clients[client].received.drain(..).filter(|packet| packet[12..16] == [198, 19, 9, 8]) {
+                let sent = u32::from_be_bytes(pong[HEADERS_BYTES..HEADERS_BYTES + 4].try_into().unwrap());
+                round_trips.push(world.now - start - sent * MS);
+            }
+        }
+        round_trips.sort_unstable();
+        assert!(round_trips.len() >= 898, "{shards} shards: {} of 900 answered", round_trips.len());
+        let p99 = round_trips[round_trips.len() * 99 / 100];
+        assert!(p99 < 10 * MS, "{shards} shards: {p99:?}");
+    }
+}
