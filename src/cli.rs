@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tollgate_config::{ClientConfig, ServerConfig};
+use tollgate_config::{ClientConfig, LogFilter, ServerConfig};
 use tracing::warn;
 
 use crate::control::{Control, Request, ask, socket_of};
 use crate::gateway::Gateway;
 use crate::log::Log;
+use crate::output::print;
 use crate::signals::terminal_signals;
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
@@ -162,12 +163,12 @@ impl Cli {
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
             Command::Connect(file) => {
                 let config = file.load()?;
-                Log::start(&config.log, &config.ignored_variables);
+                start_log(&config.log, &config.ignored_variables)?;
                 config.warnings.iter().for_each(|warning| warn!("{warning}"));
                 Ok(crate::connect::run(&config, &terminal_signals()?)?)
             }
             Command::Check(file) => check(&file),
-            Command::Identity(command) => Ok(command.run()?),
+            Command::Identity(command) => Ok(print(&command.run()?.to_string())?),
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
     }
@@ -181,8 +182,7 @@ impl Operator {
         let answer = ask(&socket, request)?;
         let lines = answer.lines.join("\n");
         anyhow::ensure!(answer.done, lines);
-        println!("{lines}");
-        Ok(())
+        Ok(print(&lines)?)
     }
 
     fn socket(&self) -> Result<PathBuf, tollgate_config::ConfigError> {
@@ -195,7 +195,7 @@ impl Operator {
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let config = file.load()?;
-    let log = Log::start(&config.log, &config.ignored_variables);
+    let log = start_log(&config.log, &config.ignored_variables)?;
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     if config.reuse_socket {
         warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
@@ -218,8 +218,10 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
         let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?.into_iter().map(|doubt| doubt.text);
         (config.warnings.iter().cloned().chain(doubts).collect(), config.effective())
     };
-    warnings.iter().for_each(|warning| eprintln!("tollgate: warning: {warning}"));
-    println!("# {} is valid. Effective configuration:", file.config.display());
-    println!("{effective}");
-    Ok(())
+    warnings.iter().for_each(|warning| say_last(&format!("tollgate: warning: {warning}")));
+    Ok(print(&format!("# {} is valid. Effective configuration:\n{effective}", file.config.display()))?)
+}
+
+fn start_log(filter: &LogFilter, ignored_variables: &[String]) -> anyhow::Result<Log> {
+    Log::start(filter, ignored_variables).context("no thread for the log can be started")
 }

@@ -100,21 +100,19 @@ pub struct Gencert {
 }
 
 impl Command {
-    /// Does it, and prints the fingerprint on standard output.
+    /// Does it. Returns the certificate's fingerprint, to be printed.
     ///
     /// # Errors
     ///
     /// If a file cannot be read or written, or what was asked for is no certificate.
-    pub fn run(self) -> Result<(), IdentityError> {
-        let fingerprint = match self {
+    pub fn run(self) -> Result<Fingerprint, IdentityError> {
+        match self {
             Command::Gencert(Gencert { name, sans, days, out_cert, out_key, force }) => {
                 let sans: Vec<&str> = sans.iter().map(String::as_str).collect();
-                gencert(&name, &sans, days, &out_cert, &out_key, force)?
+                gencert(&name, &sans, days, &out_cert, &out_key, force)
             }
-            Command::Fingerprint { certificate } => fingerprint(&certificate)?,
-        };
-        println!("{fingerprint}");
-        Ok(())
+            Command::Fingerprint { certificate } => fingerprint(&certificate),
+        }
     }
 }
 

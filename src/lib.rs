@@ -14,6 +14,7 @@ pub mod io;
 pub mod lab;
 pub mod log;
 pub mod netlink;
+pub mod output;
 pub mod pump;
 pub mod signals;
 pub mod tls;

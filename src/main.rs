@@ -4,13 +4,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tollgate::cli::Cli;
+use tollgate::{log, output};
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    let code = match Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tollgate: {error:#}");
+            log::say_last(&format!("tollgate: {}", output::with_causes(&error)));
             ExitCode::FAILURE
         }
-    }
+    };
+    log::finish();
+    code
 }

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::excerpt::excerpt;
+
 /// Longest message a client reads, in bytes.
 pub const ASSIGNMENT_BYTES_MAX: usize = 4096;
 
@@ -60,8 +62,8 @@ impl Assignment {
     ///
     /// If it cannot be read or makes no sense.
     pub fn from_json(json: &[u8]) -> Result<Self, AssignmentError> {
-        let assignment: Assignment =
-            serde_json::from_slice(json).map_err(|error| AssignmentError::Unreadable(error.to_string()))?;
+        let assignment: Assignment = serde_json::from_slice(json)
+            .map_err(|error| AssignmentError::Unreadable(excerpt(error.to_string().as_bytes())))?;
         let Assignment { client_address: client, server_address: server } = assignment;
         for net in [client, server] {
             let address = net.addr();

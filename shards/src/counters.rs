@@ -48,6 +48,9 @@ pub struct Counters {
     pub connections: u64,
     /// Users with a session at this shard.
     pub users: u64,
+    /// Events for the log that were not told of one by one, because there were too many at once.
+    #[serde(default)]
+    pub forgotten_events: u64,
     /// Packets dropped, by reason.
     pub drops: Drops,
 }

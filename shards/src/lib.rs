@@ -29,6 +29,7 @@ pub mod counters;
 pub mod deadlines;
 pub mod directory;
 pub mod epoch;
+pub mod excerpt;
 pub mod failures;
 pub mod home;
 pub mod in_flight;

@@ -20,7 +20,7 @@ mod status;
 mod uplink;
 mod watch;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
@@ -48,6 +48,7 @@ use self::watch::{Told, WatchEnd, Watched, watch};
 use crate::gateway::random;
 use crate::io::{BindError, UdpOptions, UdpSocket, Wake};
 use crate::netlink::{Netlink, NetlinkWatch};
+use crate::output::Reports;
 use crate::pump::Pump;
 use crate::signals::Signal;
 use crate::tls::{self, TlsError, ValidityNote};
@@ -91,6 +92,7 @@ pub enum ConnectError {
 pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), ConnectError> {
     let tls = tls::noting_client(&config.tls)?;
     let (wake, watch_ended) = (Wake::new()?, Wake::new()?);
+    let reports = Reports::start()?;
     let (to, relayed) = unbounded();
     let (running, ended) = bounded::<()>(0);
     let ((network, network_changes), (clock, clock_changes)) = (bounded(1), bounded(1));
@@ -106,7 +108,7 @@ pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), Conn
         let _watch_end = WatchEnd(&watch_ended);
         thread::Builder::new().name("tollgate-watch".to_owned()).spawn_scoped(scope, watching)?;
         let control = Control::new(relayed, &wake).with_changes(network_changes, clock_changes);
-        Connector::new(config, tls, control, netlink)?.run()
+        Connector::new(config, tls, control, netlink, reports)?.run()
     })
 }
 
@@ -134,6 +136,7 @@ struct Connector<'a> {
     gateway: Option<IpAddr>,
     refusals: u32,
     status: Status,
+    reports: Reports,
 }
 
 /// Since when there has been no way to the gateway.
@@ -157,6 +160,7 @@ impl<'a> Connector<'a> {
         (tls, validity): (Arc<QuicClientConfig>, ValidityNote),
         control: Control<'a>,
         mut netlink: Netlink,
+        reports: Reports,
     ) -> Result<Self, ConnectError> {
         let leftovers = Leftovers::find(&mut netlink).map_err(NetworkError::from)?;
         Ok(Connector {
@@ -177,6 +181,7 @@ impl<'a> Connector<'a> {
             pump: None,
             refusals: 0,
             status: Status::default(),
+            reports,
         })
     }
 
@@ -464,8 +469,7 @@ impl<'a> Connector<'a> {
         if let Some(session) = session {
             status.add(session.counters());
         }
-        // Whoever asked may not listen any more.
-        let _ = writeln!(io::stdout(), "{}", status.to_json());
+        self.reports.print(status.to_json());
     }
 }
 

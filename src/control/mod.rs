@@ -22,7 +22,8 @@ pub use watch::QUIET;
 use self::socket::ControlSocket;
 use self::watch::Watch;
 use crate::gateway::{Gateway, GatewayError, ReloadError};
-use crate::log::Log;
+use crate::log::{self, Kind, Log};
+use crate::output::Reports;
 use crate::signals::{Signal, hangups, signals};
 
 /// Why a gateway cannot be controlled.
@@ -37,6 +38,9 @@ pub enum ControlError {
     /// The system is out of something.
     #[error("signals cannot be received: {0}")]
     Signals(#[from] io::Error),
+    /// Likewise.
+    #[error("no thread for reports can be started: {0}")]
+    Reports(io::Error),
 }
 
 /// The users file cannot be watched.
@@ -56,6 +60,7 @@ pub struct Control {
     socket: Option<ControlSocket>,
     watch: Option<Watch>,
     level: LogFilter,
+    reports: Reports,
 }
 
 impl Control {
@@ -71,6 +76,7 @@ impl Control {
             socket: control_socket(&config.control)?,
             watch: watch(config)?,
             level: config.log.clone(),
+            reports: Reports::start().map_err(ControlError::Reports)?,
         })
     }
 
@@ -84,14 +90,14 @@ impl Control {
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
-        let Control { signals, hangups, socket, watch, level } = self;
+        let Control { signals, hangups, socket, watch, level, reports } = self;
         let requests = socket.as_ref().map_or_else(never, |socket| socket.requests().clone());
         let mut running = Running { gateway, log, level, load, watch };
         loop {
             let changes = running.watch.as_ref().map_or_else(never, |watch| watch.changes().clone());
             select! {
                 recv(signals) -> signal => match signal {
-                    Ok(Signal::Report) => println!("{}", running.gateway.status().to_json()),
+                    Ok(Signal::Report) => reports.print(running.gateway.status().to_json()),
                     // Where nobody can send signals any more, nobody could stop the gateway.
                     Ok(Signal::Stop) | Err(_) => break,
                 },
@@ -145,7 +151,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
     fn kick(&mut self, user: &str) -> Answer {
         match self.gateway.kick(user) {
             Ok(kicked) => {
-                info!("{kicked}, by order");
+                if log::admits(Kind::Kicked) {
+                    info!("{kicked}, by order");
+                }
                 Answer {
                     done: true,
                     lines: vec![kicked.to_string()],
@@ -155,7 +163,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
                 }
             }
             Err(error) => {
-                warn!("an order to kick was not carried out: {error}");
+                if log::admits(Kind::NotKicked) {
+                    warn!("an order to kick was not carried out: {error}");
+                }
                 Answer::refused(vec![error.to_string()])
             }
         }

@@ -12,7 +12,7 @@ mod table;
 mod tally;
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -27,6 +27,7 @@ use self::table::Findings;
 use crate::identity::IdentityError;
 use crate::lab::bulk::Direction;
 use crate::lab::{self, LabError, Privilege};
+use crate::output;
 use crate::signals::Signal;
 
 /// How often a demo on hold looks after its processes.
@@ -230,9 +231,7 @@ fn hold(site: &mut Site, interrupt: &Interrupt) -> Result<(), DemoError> {
 
 /// Prints on standard output, which may be closed.
 fn print(text: &str) -> Result<(), DemoError> {
-    let mut output = io::stdout().lock();
-    let printed = output.write_all(text.as_bytes()).and_then(|()| output.flush());
-    printed.map_err(|source| DemoError::System { operation: "print", source })
+    output::print(text.trim_end()).map_err(|source| DemoError::System { operation: "print", source })
 }
 
 fn shard_count(text: &str) -> Result<ShardCount, String> {

@@ -19,6 +19,7 @@ use super::mesh::{Bell, Mesh};
 use super::threads::{CoreThread, RunningThread};
 use super::upkeep::{Task, Tasks};
 use crate::io::{ShardSockets, TunQueue, TunSteering};
+use crate::log::{self, Kind};
 use crate::pump::{Lost, Pump, Traffic};
 
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
@@ -349,13 +350,18 @@ impl Core {
             self.count_closed(user);
         }
         let name = |user| self.epoch.directory.name(user);
+        if kind(&event).is_some_and(|kind| !log::admits(kind)) {
+            return;
+        }
         match event {
             Event::Attached { user, connection, address } => {
                 info!(user = name(user), shard = connection.owner.0, "client connected");
                 debug!(user = name(user), %address, "address leased");
             }
             Event::Detached { user, connection, reason } => {
-                info!(user = name(user), shard = connection.owner.0, reason, "client disconnected");
+                // The peer's words in it are escaped already.
+                let reason = format_args!("\"{reason}\"");
+                info!(user = name(user), shard = connection.owner.0, %reason, "client disconnected");
             }
             Event::UnknownCertificate { certificate } => {
                 warn!(%certificate, "client refused: no user has this certificate");
@@ -372,8 +378,25 @@ impl Core {
                 let reason = "the user has all the connections that max_connections allows";
                 warn!(user = name(user), reason, "client refused");
             }
-            Event::HandshakeFailed { reason } => debug!(reason, "handshake failed"),
+            Event::HandshakeFailed { reason } => debug!("handshake failed: {reason}"),
+            Event::Forgotten { events } => {
+                warn!("{events} events of shard {} are not told of: they were too many at once", self.shard.index().0);
+            }
         }
+    }
+}
+
+/// Which limit the lines of this event are under.
+fn kind(event: &Event) -> Option<Kind> {
+    match event {
+        Event::Attached { .. } => Some(Kind::Connected),
+        Event::Detached { .. } => Some(Kind::Disconnected),
+        Event::UnknownCertificate { .. } => Some(Kind::UnknownCertificate),
+        Event::PoolExhausted { .. } => Some(Kind::NoAddress),
+        Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
+        Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
+        // Thousands of events make one.
+        Event::Forgotten { .. } => None,
     }
 }
 

@@ -13,6 +13,7 @@ mod status;
 mod threads;
 mod upkeep;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,8 +50,10 @@ use crate::tls::{self, TlsError};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
 const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
-/// How long a core may take to say how it stands.
+/// How long all cores together may take to say how they stand.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long all cores together may take to say goodbye to their clients and end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a gateway does not run.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,12 @@ pub enum GatewayError {
         shard: u16,
         /// The system's reason.
         source: io::Error,
+    },
+    /// A core does not react. What it holds goes with the process.
+    #[error("shard {shard} did not end within {STOP_TIMEOUT:?}: its clients may not have been told")]
+    Stuck {
+        /// The shard.
+        shard: u16,
     },
     /// A core did not end as it should.
     #[error("shard {shard} ended unexpectedly: {reason}")]
@@ -182,8 +191,9 @@ impl Gateway {
         Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), upkeep })
     }
 
-    /// Asks every core how things stand.
+    /// Asks every core how things stand. Names those that do not say so within [`REPORT_TIMEOUT`].
     pub fn status(&self) -> Status {
+        let deadline = Instant::now() + REPORT_TIMEOUT;
         let waiting: Vec<_> = self
             .cores
             .iter()
@@ -194,10 +204,14 @@ impl Gateway {
                 receiver
             })
             .collect();
-        Status {
-            shards: waiting.iter().filter_map(|receiver| receiver.recv_timeout(REPORT_TIMEOUT).ok()).collect(),
-            host: self.upkeep.report(),
+        let mut status = Status { host: self.upkeep.report(), ..Status::default() };
+        for (shard, receiver) in waiting.iter().enumerate() {
+            match receiver.recv_deadline(deadline) {
+                Ok(report) => status.shards.push(report),
+                Err(_) => status.unanswered.push(shard as u16),
+            }
         }
+        status
     }
 
     /// Hears from every core that ends, which none should before [`Gateway::stop`].
@@ -209,17 +223,31 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// If a core had failed.
+    /// If a core had failed, or does not end within [`STOP_TIMEOUT`].
     pub fn stop(self) -> Result<(), GatewayError> {
         // What goes from now on goes for good.
         drop(self.upkeep);
-        for core in &self.cores {
-            let _ = core.orders.send(Order::Stop);
+        let mut running = BTreeSet::new();
+        for (shard, core) in self.cores.iter().enumerate() {
+            // A core that has ended takes no orders.
+            if core.orders.send(Order::Stop).is_ok() {
+                running.insert(shard as u16);
+            }
             core.bell.ring();
+        }
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while !running.is_empty()
+            && let Ok(shard) = self.ended.recv_deadline(deadline)
+        {
+            running.remove(&shard);
         }
         let mut result = Ok(());
         for (shard, core) in self.cores.into_iter().enumerate() {
             let shard = shard as u16;
+            if running.contains(&shard) {
+                result = result.and(Err(GatewayError::Stuck { shard }));
+                continue;
+            }
             let ended = match core.thread.join() {
                 Ok(ended) => ended.map_err(|source| GatewayError::Core { shard, source }),
                 Err(reason) => Err(GatewayError::Lost { shard, reason }),

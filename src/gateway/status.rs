@@ -12,10 +12,13 @@ use super::{HostReport, Report};
 /// The reports of all cores.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// One for each shard, in order.
+    /// One for each shard that has answered, in order.
     pub shards: Vec<Report>,
     /// What was put back on the host.
     pub host: HostReport,
+    /// The shards that have not answered in time: sums over all shards lack theirs.
+    #[serde(default)]
+    pub unanswered: Vec<u16>,
 }
 
 impl Status {
@@ -74,7 +77,7 @@ impl fmt::Display for Status {
                  device {remade_devices}, sockets {remade_sockets}; tried in vain {failures} times"
             )?;
         }
-        Ok(())
+        self.unanswered.iter().try_for_each(|shard| writeln!(f, "shard {shard} does not answer"))
     }
 }
 

@@ -15,6 +15,7 @@ use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 
 use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
+use crate::excerpt::excerpt;
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::InnerPacket;
@@ -254,19 +255,23 @@ impl From<quinn_proto::ConnectionError> for CloseCause {
     fn from(error: quinn_proto::ConnectionError) -> Self {
         use quinn_proto::ConnectionError as E;
         match error {
-            E::ApplicationClosed(close) => CloseCause::Gateway {
-                code: close.error_code.into_inner(),
-                reason: String::from_utf8_lossy(&close.reason).into_owned(),
-            },
+            E::ApplicationClosed(close) => {
+                CloseCause::Gateway { code: close.error_code.into_inner(), reason: excerpt(&close.reason) }
+            }
             E::Reset => CloseCause::Reset,
             E::TimedOut => CloseCause::TimedOut,
             E::LocallyClosed => CloseCause::Local,
             E::VersionMismatch => CloseCause::Version,
-            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Tls(error.to_string()),
-            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Tls(error.to_string()),
-            other => CloseCause::Other(other.to_string()),
+            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Tls(words(&error)),
+            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Tls(words(&error)),
+            other => CloseCause::Other(words(&other)),
         }
     }
+}
+
+/// The peer's reason may be part of them.
+fn words(error: &quinn_proto::ConnectionError) -> String {
+    excerpt(error.to_string().as_bytes())
 }
 
 /// RFC 9000, section 20.1: CRYPTO_ERROR.

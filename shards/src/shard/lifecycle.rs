@@ -14,6 +14,7 @@ use super::outer::{HELLO_TIMEOUT, touch, want_to_send};
 use super::{Event, Shard, close_code};
 use crate::assignment::Assignment;
 use crate::directory::Fingerprint;
+use crate::excerpt::excerpt;
 use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
 use crate::home::home_of;
 use crate::message::{CloseReason, Login, Message};
@@ -164,10 +165,10 @@ impl Shard {
     fn lost(&mut self, owned: &mut Owned, reason: &ConnectionError) {
         let reason = match reason {
             ConnectionError::ApplicationClosed(close) => {
-                let said = String::from_utf8_lossy(&close.reason).into_owned();
+                let said = excerpt(&close.reason);
                 format!("closed by the client: {said} (code {:#04x})", close.error_code.into_inner())
             }
-            other => other.to_string(),
+            other => excerpt(other.to_string().as_bytes()),
         };
         if let Stage::Handshaking { place, .. } = owned.stage
             && !place.has_hello()

@@ -57,7 +57,7 @@ use connections::Connections;
 use responses::Responses;
 use roles::Roles;
 
-/// Events that nobody has asked for yet; the oldest are forgotten.
+/// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
 const EVENTS_MAX: usize = 4096;
 
 /// Records of unacknowledged packets may take one part in so many of a shard's memory.
@@ -164,6 +164,11 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// There were more events than anybody asked for.
+    Forgotten {
+        /// How many are not told of.
+        events: u64,
+    },
 }
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
@@ -199,6 +204,8 @@ pub struct Shard {
     failures: Failures,
     steers: VecDeque<Steer>,
     events: VecDeque<Event>,
+    /// Events that nobody was told of yet, not even of their number.
+    forgotten_events: u64,
     merger: Merger,
     arena: Arena,
     memory: Memory,
@@ -258,6 +265,7 @@ impl Shard {
             failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             steers: VecDeque::new(),
             events: VecDeque::new(),
+            forgotten_events: 0,
             merger: Merger::new(limits.merge),
             arena: Arena::default(),
             memory: Memory::new(limits.memory_bytes_max),
@@ -349,6 +357,9 @@ impl Shard {
 
     /// The next event for the log.
     pub fn poll_event(&mut self) -> Option<Event> {
+        if self.forgotten_events > 0 {
+            return Some(Event::Forgotten { events: std::mem::take(&mut self.forgotten_events) });
+        }
         self.events.pop_front()
     }
 
@@ -361,8 +372,10 @@ impl Shard {
     }
 
     fn tell(&mut self, event: Event) {
-        if self.events.len() >= EVENTS_MAX {
-            self.events.pop_front();
+        if self.events.len() >= EVENTS_MAX && !matches!(event, Event::Detached { .. }) {
+            self.forgotten_events += 1;
+            self.counters.forgotten_events += 1;
+            return;
         }
         self.events.push_back(event);
     }

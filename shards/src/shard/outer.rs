@@ -12,6 +12,7 @@ use super::connections::{Owned, Stage};
 use super::{Event, Shard};
 use crate::admission::Room;
 use crate::connection_id::{Steered, steer};
+use crate::excerpt::excerpt;
 use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
 use crate::link::{Link, outgoing};
 use crate::machine::{Received, Transmit, WakeReason};
@@ -181,7 +182,8 @@ impl Shard {
                 let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
                 self.failures.count(now, address, cost);
                 self.counters.drops.count(DropReason::Undecryptable);
-                self.tell(Event::HandshakeFailed { reason: error.cause.to_string() });
+                let reason = excerpt(error.cause.to_string().as_bytes());
+                self.tell(Event::HandshakeFailed { reason });
                 if let Some(transmit) = error.response {
                     self.respond(outgoing(&transmit), &answer);
                 }

@@ -1,0 +1,204 @@
+//! The thread that writes the log. Whoever logs hands it a line and goes on: nobody waits for whoever reads standard error.
+//!
+//! Lines that do not fit into the queue, or that standard error does not take, are counted and told of in one line later.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer as Formatted;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+use crate::output::write_all;
+
+/// Lines that wait to be written; further ones are lost.
+pub const LINES_MAX: usize = 4096;
+/// Longest line, in bytes; the rest of a longer one is cut off.
+pub const LINE_BYTES_MAX: usize = 4096;
+/// Stands where the rest of a line was cut off.
+const CUT: &str = " ...\n";
+/// How long lines are withheld before their number is told, and time between two lines that tell how many were lost.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long standard error may take nothing before that is looked at again; there is nobody to tell.
+const STALL: Duration = Duration::from_secs(3600);
+
+/// Where lines go.
+#[derive(Debug, Clone)]
+pub struct Lines {
+    to: Sender<Item>,
+    lost: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Item {
+    /// A line, its end included.
+    Line(Vec<u8>),
+    /// Lines are withheld from now on.
+    Withheld,
+    /// Somebody wants to know when everything before this is written.
+    Flush(Sender<()>),
+}
+
+/// What the writer asks for when lines were withheld: to log how many, and whether there are such.
+pub trait Summary: Send + 'static {
+    /// Whether lines were withheld.
+    fn is_due(&self) -> bool;
+    /// Logs how many, by way of [`Lines`].
+    fn tell(&self);
+}
+
+impl Lines {
+    /// Starts the thread, which writes to `descriptor` until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread.
+    pub fn start(descriptor: impl AsFd + Send + 'static, summary: impl Summary) -> io::Result<Self> {
+        let (to, items) = bounded(LINES_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
+        let lines = Lines { to, lost: lost.clone() };
+        thread::Builder::new().name("tollgate-log".to_owned()).spawn(move || {
+            let writer = Writer { descriptor: descriptor.as_fd(), lost: &lost, reason: None, is_broken_off: false };
+            run(writer, &items, &summary);
+        })?;
+        Ok(lines)
+    }
+
+    /// Has `line`, which ends with a newline, written some time.
+    pub fn say(&self, line: &[u8]) {
+        let line = if line.len() > LINE_BYTES_MAX { cut(line) } else { line.to_vec() };
+        if self.to.try_send(Item::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has the writer look for withheld lines in a while. It looks anyway while it has lines to write.
+    pub fn note_withheld(&self) {
+        let _ = self.to.try_send(Item::Withheld);
+    }
+
+    /// Waits until everything is written that was said before, but no longer than `patience`. Returns whether it is.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let (done, flushed) = bounded(1);
+        self.to.send_deadline(Item::Flush(done), deadline).is_ok() && flushed.recv_deadline(deadline).is_ok()
+    }
+}
+
+/// At most [`LINE_BYTES_MAX`] bytes of `line`, with a mark.
+fn cut(line: &[u8]) -> Vec<u8> {
+    let mut end = LINE_BYTES_MAX - CUT.len();
+    // Not within a character of UTF-8.
+    while end > 0 && line[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    [&line[..end], CUT.as_bytes()].concat()
+}
+
+fn run(mut writer: Writer<'_>, items: &Receiver<Item>, summary: &impl Summary) {
+    let mut summary_due: Option<Instant> = None;
+    let mut told_lost = Instant::now();
+    let mut flushes: Vec<Sender<()>> = Vec::new();
+    loop {
+        let item = match summary_due {
+            Some(due) => items.recv_deadline(due),
+            None => items.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match item {
+            Ok(Item::Line(line)) => writer.write(&line),
+            Ok(Item::Withheld) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Item::Flush(done)) => {
+                // What was withheld until now belongs to what was said.
+                summary_due = summary.is_due().then(Instant::now);
+                flushes.push(done);
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if summary_due.is_some_and(|due| due <= Instant::now()) {
+            summary_due = None;
+            summary.tell();
+        } else if summary_due.is_none() && summary.is_due() {
+            summary_due = Some(Instant::now() + SUMMARY_INTERVAL);
+        }
+        if items.is_empty() || told_lost.elapsed() >= SUMMARY_INTERVAL {
+            told_lost = Instant::now();
+            writer.tell_lost();
+        }
+        if items.is_empty() {
+            // Whoever waited may have given up.
+            for done in flushes.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Standard error, and what it owes.
+struct Writer<'a> {
+    descriptor: BorrowedFd<'a>,
+    lost: &'a AtomicU64,
+    /// Why the last line that was lost here could not be written.
+    reason: Option<io::Error>,
+    /// Whether the last line was written in part.
+    is_broken_off: bool,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, line: &[u8]) {
+        if let Err(error) = self.try_write(line) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.reason = Some(error);
+        }
+    }
+
+    fn try_write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_broken_off {
+            write_all(self.descriptor, b"\n", STALL, || true)?;
+        }
+        let written = write_all(self.descriptor, line, STALL, || true);
+        self.is_broken_off = written.is_err();
+        written
+    }
+
+    /// Tells how many lines were lost, unless it cannot be told now.
+    fn tell_lost(&mut self) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        if lost == 0 {
+            return;
+        }
+        let reason = self.reason.as_ref().map_or_else(|| "it was read too slowly".to_owned(), ToString::to_string);
+        let mut line = String::new();
+        // Without the time it is of use still.
+        let _ = SystemTime.format_time(&mut Formatted::new(&mut line));
+        line += &format!("  WARN {lost} log lines were lost: standard error did not take them ({reason})\n");
+        if self.try_write(line.as_bytes()).is_ok() {
+            self.lost.fetch_sub(lost, Ordering::Relaxed);
+            self.reason = None;
+        }
+    }
+}
+
+/// Hands a formatted event on.
+impl Write for &Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.say(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Lines;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}

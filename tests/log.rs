@@ -1,0 +1,323 @@
+//! Standard error and standard output of the real program when nobody reads them, when they are full, closed, or on a full disk: the
+//! gateway forwards, takes orders and ends as if they were read.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::process::Signal;
+use tollgate::lab::ping::{PingPlan, ping};
+use tollgate::lab::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
+
+use self::harness::client::{Client, Login};
+use self::harness::control;
+use self::harness::deployment::{Deployment, Plan};
+use self::harness::gateway::Gateway;
+use self::harness::peers::{Peers, gateways_can_run};
+use self::harness::traffic::wait_for_ping;
+use self::harness::{PATIENCE, eventually, turn};
+
+// Other tests use the rest of it.
+#[allow(dead_code)]
+mod harness;
+
+/// How long the end of a gateway may take, whoever reads what it says.
+const END_MAX: Duration = Duration::from_secs(3);
+const PINGS: u32 = 200;
+const TOLLGATE: &str = env!("CARGO_BIN_EXE_tollgate");
+
+/// `command` with the shell's `redirection`, in which `$FIFO` stands for the path of a pipe.
+fn redirected(command: &Command, redirection: &str, fifo: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("exec \"$@\" {redirection}")).arg("sh");
+    shell.arg(command.get_program()).args(command.get_args()).env("FIFO", fifo);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    command.get_current_dir().into_iter().for_each(|folder| {
+        shell.current_dir(folder);
+    });
+    shell
+}
+
+/// A named pipe, open at the end where somebody could read.
+struct Pipe {
+    path: PathBuf,
+    reader: File,
+}
+
+impl Pipe {
+    fn new(path: PathBuf) -> Self {
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        // Open for both, so that nobody who opens it waits.
+        let reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        Pipe { path, reader }
+    }
+
+    /// Writes until it takes no byte more.
+    fn fill(&self) {
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let mut writer = OpenOptions::new().write(true).custom_flags(flags).open(&self.path).unwrap();
+        for bytes in [4096, 1] {
+            while writer.write(&vec![b'.'; bytes]).is_ok() {}
+        }
+    }
+}
+
+/// What happens to an output.
+#[derive(Debug, Clone, Copy)]
+enum Output {
+    /// A pipe that is full, and nobody reads.
+    Full,
+    /// A pipe whose reader has gone.
+    Closed,
+    /// A disk that is full.
+    FullDisk,
+    /// There is none.
+    Absent,
+}
+
+const OUTPUTS: [Output; 4] = [Output::Full, Output::Closed, Output::FullDisk, Output::Absent];
+
+impl Output {
+    /// The shell's words for it, for descriptor `number`.
+    fn redirection(self, number: u8) -> String {
+        match self {
+            Output::Full | Output::Closed => format!("{number}>\"$FIFO\""),
+            Output::FullDisk => format!("{number}>/dev/full"),
+            Output::Absent => format!("{number}>&-"),
+        }
+    }
+}
+
+/// A gateway one of whose outputs is in a bad way.
+struct Site {
+    gateway: Process,
+    topology: Topology,
+    deployment: Deployment,
+    _pipe: Option<Pipe>,
+}
+
+impl Site {
+    fn start(output: Output, number: u8) -> Self {
+        let users = ["alice", "bob"].map(|name| (name.to_owned(), None)).to_vec();
+        let mut deployment = Deployment::write(&Plan { users, ..Plan::default() });
+        deployment.write_identity("mallory", &[]);
+        let topology = Topology::build(&TopologyPlan { clients: 2, ..TopologyPlan::default() }).unwrap();
+        let pipe = Pipe::new(deployment.path("fifo"));
+        let command = redirected(&Gateway::command(&deployment), &output.redirection(number), &pipe.path);
+        let gateway = topology.gateway.spawn(command).unwrap();
+        assert!(eventually(PATIENCE, || control::kick(&deployment, "alice").done), "{:#?}", gateway.lines());
+        let pipe = match output {
+            Output::Full => {
+                pipe.fill();
+                Some(pipe)
+            }
+            _ => None,
+        };
+        Site { gateway, topology, deployment, _pipe: pipe }
+    }
+
+    fn inside(&self, client: usize) -> &Namespace {
+        &self.topology.clients[client].namespace
+    }
+
+    fn assert_ends_in_time(&mut self, what: &str) {
+        let start = Instant::now();
+        self.gateway.signal(Signal::TERM).unwrap();
+        let ended = self.gateway.wait(PATIENCE).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let took = start.elapsed();
+        println!("{what}: ended {took:?} after SIGTERM");
+        assert!(took <= END_MAX, "{what}: ended {took:?} after SIGTERM");
+        assert!(ended.success(), "{what}: {ended}");
+    }
+}
+
+/// Pings while `others` does other things.
+fn pings_beside(from: &Namespace, others: impl FnOnce()) -> u32 {
+    let plan = PingPlan { count: PINGS, timeout: Duration::from_secs(5), ..PingPlan::new(SERVER_V4.into()) };
+    thread::scope(|scope| {
+        let pings = scope.spawn(|| from.run(|| ping(&plan)).unwrap());
+        others();
+        pings.join().unwrap().received
+    })
+}
+
+#[test]
+fn a_gateway_forwards_takes_orders_and_ends_whoever_reads_its_log() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    for output in OUTPUTS {
+        let what = format!("standard error is {output:?}");
+        let mut site = Site::start(output, 2);
+        let alice = Client::start(&peers, &site.deployment, site.inside(0), Login::of("alice"));
+        alice.wait_for_address();
+        wait_for_ping(site.inside(0), SERVER_V4);
+        let received = pings_beside(site.inside(0), || {
+            // Each makes lines.
+            let mut mallory = Client::start(&peers, &site.deployment, site.inside(1), Login::of("mallory"));
+            let bob = Client::start(&peers, &site.deployment, site.inside(1), Login::of("bob"));
+            assert!(!mallory.process.wait(PATIENCE).unwrap().success());
+            bob.wait_for_address();
+            for answer in [control::kick(&site.deployment, "bob"), control::reload(&site.deployment)] {
+                assert!(answer.done && answer.took < Duration::from_secs(5), "{what}: {answer:?}");
+            }
+        });
+        assert_eq!(received, PINGS, "{what}: pings answered");
+        site.assert_ends_in_time(&what);
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    for output in OUTPUTS {
+        let what = format!("standard output is {output:?}");
+        let mut site = Site::start(output, 1);
+        let alice = Client::start(&peers, &site.deployment, site.inside(0), Login::of("alice"));
+        alice.wait_for_address();
+        wait_for_ping(site.inside(0), SERVER_V4);
+        let received = pings_beside(site.inside(0), || {
+            for _ in 0..20 {
+                site.gateway.signal(Signal::USR1).unwrap();
+                thread::sleep(Duration::from_millis(20));
+            }
+            for answer in [control::kick(&site.deployment, "bob"), control::reload(&site.deployment)] {
+                assert!(answer.done && answer.took < Duration::from_secs(5), "{what}: {answer:?}");
+            }
+        });
+        assert_eq!(received, PINGS, "{what}: pings answered");
+        // Rust's runtime opens /dev/null in place of an output that is absent.
+        if !matches!(output, Output::Absent) {
+            site.gateway.wait_for_line("a report cannot be printed on standard output", PATIENCE).unwrap();
+        }
+        let told = site.gateway.lines().iter().filter(|line| line.contains("cannot be printed")).count();
+        assert!(told <= 1, "{what}: {:#?}", site.gateway.lines());
+        site.assert_ends_in_time(&what);
+    }
+}
+
+#[test]
+fn what_a_full_disk_did_not_take_is_counted_and_told_when_there_is_room() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let deployment = Deployment::write(&Plan::default());
+    let topology = Topology::build(&TopologyPlan::default()).unwrap();
+    let disk = deployment.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let command = Gateway::command(&deployment);
+    let mut shell = redirected(&command, "2>>\"$FIFO/log\"", &disk);
+    // A disk of its own, which goes with it.
+    let mount = "mount -t tmpfs -o size=64k tmpfs \"$FIFO\" && head -c 65536 /dev/zero >\"$FIFO/rubbish\"";
+    let arguments: Vec<_> = shell.get_args().skip(1).map(ToOwned::to_owned).collect();
+    let script = arguments[0].to_string_lossy().into_owned();
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c"]).arg(format!("{mount}; {script}")).args(&arguments[1..]);
+    unshare.envs(shell.env("NO_COLOR", "1").get_envs().filter_map(|(name, value)| Some((name, value?))));
+    unshare.current_dir(deployment.folder());
+    let mut gateway = topology.gateway.spawn(unshare).unwrap();
+    assert!(eventually(PATIENCE, || control::kick(&deployment, "alice").done), "{:#?}", gateway.lines());
+    let inside = PathBuf::from(format!("/proc/{}/root{}", gateway.id(), disk.display()));
+    let log = || fs::read_to_string(inside.join("log")).unwrap();
+    assert_eq!(log(), "", "there was room after all");
+
+    fs::remove_file(inside.join("rubbish")).unwrap();
+    assert!(control::kick(&deployment, "bob").done);
+    assert!(eventually(PATIENCE, || log().contains("log lines were lost")), "{}", log());
+    let text = log();
+    assert!(text.contains("of user 'bob' closed") && text.contains("No space left on device"), "{text}");
+    assert!(gateway.stop(PATIENCE).unwrap().success());
+}
+
+/// Runs `tollgate` with `arguments`, its outputs as the shell's `redirection` wants, and returns its exit code and standard error.
+fn run(folder: &Path, arguments: &[&str], redirection: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(TOLLGATE);
+    command.args(arguments).current_dir(folder);
+    let mut shell = redirected(&command, redirection, Path::new("fifo"));
+    let output = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn commands_end_quietly_when_their_reader_has_gone_and_say_when_the_disk_is_full() {
+    let deployment = Deployment::write(&Plan::default());
+    let folder = deployment.folder();
+    for arguments in [
+        &["check", "--config", "server.toml"][..],
+        &["identity", "fingerprint", "server_cert.pem"],
+        &["--help"],
+        &["check", "--help"],
+    ] {
+        let (code, said) = run_with_closed_reader(folder, arguments);
+        assert_eq!((code, said.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+    for arguments in [&["check", "--config", "server.toml"][..], &["identity", "fingerprint", "server_cert.pem"]] {
+        let (code, said) = run(folder, arguments, ">/dev/full");
+        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+        assert!(
+            said.contains("standard output cannot be written") && said.lines().count() == 1,
+            "{arguments:?}: {said}"
+        );
+    }
+    // Neither is there anybody to tell.
+    for redirection in ["2>/dev/full", "2>&-", ">&- 2>&-"] {
+        assert_eq!(run(folder, &["check", "--config", "nowhere.toml"], redirection).0, Some(1), "{redirection}");
+    }
+}
+
+/// Runs `tollgate` with `arguments` and a standard output whose reader has gone.
+fn run_with_closed_reader(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(TOLLGATE);
+    let output = command.args(arguments).current_dir(folder).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_program_that_fails_ends_though_nobody_reads_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = Pipe::new(folder.path().join("fifo"));
+    pipe.fill();
+    for arguments in [&["serve", "--config", "nowhere.toml"][..], &["connect", "--config", "nowhere.toml"]] {
+        let mut command = Command::new(TOLLGATE);
+        command.args(arguments).current_dir(folder.path());
+        let start = Instant::now();
+        let mut child = redirected(&command, "2>\"$FIFO\"", &pipe.path).spawn().unwrap();
+        let ended = eventually(END_MAX, || child.try_wait().unwrap().is_some());
+        let _ = child.kill();
+        assert!(ended, "{arguments:?} has not ended {:?} after its start", start.elapsed());
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+    }
+    drop(pipe.reader);
+}
+
+#[test]
+fn the_reason_of_a_failure_is_told_once() {
+    let deployment = Deployment::write(&Plan::default());
+    let folder = deployment.folder();
+    fs::create_dir(folder.join("folder")).unwrap();
+    for (arguments, reason) in [
+        (&["kick", "alice", "--socket", "server.toml/control"][..], "Not a directory"),
+        (&["kick", "alice", "--config", "nowhere.toml"], "No such file"),
+        (&["identity", "fingerprint", "nowhere.pem"], "No such file"),
+        (&["identity", "gencert", "--name", "a", "--out-cert", "nowhere/a", "--out-key", "nowhere/b"], "No such file"),
+        (&["check", "--config", "folder"], "folder"),
+    ] {
+        let mut command = Command::new(TOLLGATE);
+        let output = command.args(arguments).current_dir(folder).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.matches(reason).count(), 1, "{arguments:?}: {said}");
+    }
+}
