@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::control::{Control, Request, ask, socket_of};
 use crate::gateway::Gateway;
-use crate::log::Log;
+use crate::log::{Log, say_last};
 use crate::output::print;
 use crate::signals::terminal_signals;
 
@@ -37,7 +37,13 @@ enum Command {
     /// It is checked whole first and put in force on all shards at once, or not at all. Users, certificates and keys, limits, isolation and
     /// the log's level can change; what needs a restart is refused by name. When this command ends well, no packet passes any more that the
     /// new configuration forbids.
-    Reload(Operator),
+    Reload {
+        /// Also if fewer than half of the users in force would remain, whom it would cut off at once.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Close all connections of a user at a running gateway. Whoever is still in its users file may log in again.
     Kick {
         /// The user's name.
@@ -159,7 +165,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(file) => serve(&file),
-            Command::Reload(operator) => operator.order(&Request::Reload),
+            Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
             Command::Connect(file) => {
                 let config = file.load()?;
@@ -197,9 +203,6 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let config = file.load()?;
     let log = start_log(&config.log, &config.ignored_variables)?;
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
-    if config.reuse_socket {
-        warn!("reuse_socket has no effect: the shards of one gateway share the port, and no other process may");
-    }
     let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
     let control = Control::open(&config)?;

@@ -2,6 +2,9 @@
 //!
 //! [`gateway`] and [`connect`] are its two programs; both run a machine of `tollgate-shards` with a [`pump`] over [`io`]. [`control`] takes orders
 //! for a gateway that runs. [`lab`] builds the network namespaces in which [`demo`], tests and benchmarks run them.
+//!
+//! Nothing prints past [`output`] and [`log`]: `print!` panics where its output is closed or full, and waits where nobody reads it.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
 pub mod connect;

@@ -104,7 +104,22 @@ impl ServerConfig {
         let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
         config.ignored_variables = ignored.variables;
         config.warnings.extend(ignored.warnings);
+        config.warnings.extend(config.without_effect());
         Ok(config)
+    }
+
+    /// What is set and has no effect, in a line each.
+    fn without_effect(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.reuse_socket {
+            let reason = "the shards of one gateway share the port, and no other process may";
+            warnings.push(format!("reuse_socket = true has no effect: {reason}"));
+        }
+        if self.metrics.enabled {
+            let instead = "for now SIGUSR1 prints the counters of every shard";
+            warnings.push(format!("[metrics] enabled = true has no effect: no endpoint is served yet, {instead}"));
+        }
+        warnings
     }
 
     fn read(mut root: Table<'_>, report: &mut Report<'_>) -> Option<Self> {

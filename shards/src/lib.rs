@@ -16,6 +16,7 @@
 //! Everything that grows is bounded by a `*_max` of [`Params`].
 #![forbid(unsafe_code)]
 #![warn(clippy::iter_over_hash_type)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admission;
 pub mod allowance;

@@ -6,14 +6,21 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use tollgate_config::{ConfigError, FILE_BYTES_MAX, reading, socket_name};
 
-use super::protocol::{ANSWER_BYTES_MAX, Answer, Lines, Request, encode};
+use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Request, encode};
 
-/// How long a gateway may take to answer: it may have a long file of users to read, and other orders before this one.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a gateway may take from the connection to the answer: it may have a long file of users to read, and other orders before this
+/// one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a gateway is tried whose queue of connections is full.
+const CONNECT_RETRY: Duration = Duration::from_millis(20);
 
 /// The port of a gateway that names none.
 const DEFAULT_PORT: u64 = 55_555;
@@ -53,7 +60,19 @@ pub enum AskError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The gateway did not answer.
+    /// The gateway says nothing.
+    #[error(
+        "the gateway at {}{} has not answered within {ANSWER_TIMEOUT:?}: it is stopped, overloaded or out of descriptors; whether the order \
+         will be carried out is not known",
+        path.display(), .process.map(|process| format!(" (process {process})")).unwrap_or_default()
+    )]
+    Silent {
+        /// Where.
+        path: PathBuf,
+        /// Who.
+        process: Option<i32>,
+    },
+    /// What the gateway says is no answer, or it has ended.
     #[error("the gateway at {} does not answer: {reason}; its log may say why", path.display())]
     NoAnswer {
         /// Where.
@@ -93,9 +112,11 @@ pub fn socket_of(path: &Path, variables: impl Iterator<Item = (String, String)>)
 ///
 /// If there is no gateway, or no answer.
 pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
-    let mut stream = UnixStream::connect(path).map_err(|source| {
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let mut stream = connect_by(path, deadline).map_err(|source| {
         let path = path.to_owned();
         match source.kind() {
+            io::ErrorKind::TimedOut => AskError::Silent { path, process: None },
             io::ErrorKind::NotFound => AskError::NoSocket { path },
             io::ErrorKind::ConnectionRefused => AskError::Dead { path },
             io::ErrorKind::PermissionDenied => AskError::Forbidden { path },
@@ -103,15 +124,37 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
         }
     })?;
     let no_answer = |reason: String| AskError::NoAnswer { path: path.to_owned(), reason };
+    let process = sockopt::socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get());
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(|error| no_answer(error.to_string()))?;
     // A gateway that refuses to listen says why before it closes.
     let written = stream.write_all(&encode(request));
-    let line = match Lines::new(&stream, ANSWER_BYTES_MAX).next(ANSWER_TIMEOUT) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let line = match Lines::new(&stream, ANSWER_BYTES_MAX).next(left) {
         Ok(Some(line)) => line,
+        Err(LineError::Late(_)) => return Err(AskError::Silent { path: path.to_owned(), process }),
         Ok(None) => return Err(no_answer(written.map_or_else(|e| e.to_string(), |()| "it has ended".to_owned()))),
         Err(error) => return Err(no_answer(error.to_string())),
     };
     serde_json::from_slice(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+/// Connects, but waits for a gateway that accepts nobody no longer than until `deadline`.
+fn connect_by(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    loop {
+        match connect(&socket, &address) {
+            Ok(()) => break,
+            Err(Errno::AGAIN) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            Err(Errno::AGAIN) => thread::sleep(CONNECT_RETRY),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 #[cfg(test)]
@@ -126,7 +169,7 @@ mod tests {
     fn what_is_missing_is_said_with_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
-        let ask = |path: &Path| ask(path, &Request::Reload).unwrap_err().to_string();
+        let ask = |path: &Path| ask(path, &Request::Reload { force: false }).unwrap_err().to_string();
         let missing = ask(&path);
         assert!(missing.contains("no gateway runs") && missing.contains("tollgate serve"), "{missing}");
         drop(UnixListener::bind(&path).unwrap());
@@ -178,7 +221,7 @@ mod tests {
                 Lines::new(&stream.try_clone().unwrap(), 1000).next(ANSWER_TIMEOUT).unwrap();
                 stream.write_all(said.as_bytes()).unwrap();
             });
-            let error = ask(&path, &Request::Reload).unwrap_err().to_string();
+            let error = ask(&path, &Request::Reload { force: false }).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
             other.join().unwrap();
         }

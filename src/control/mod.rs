@@ -101,7 +101,7 @@ impl Control {
                     // Where nobody can send signals any more, nobody could stop the gateway.
                     Ok(Signal::Stop) | Err(_) => break,
                 },
-                recv(hangups) -> _ => drop(running.reload("SIGHUP")),
+                recv(hangups) -> _ => drop(running.reload("SIGHUP", false)),
                 recv(changes) -> change => running.users_changed(change.is_ok()),
                 recv(requests) -> asked => if let Ok(asked) = asked {
                     // Whoever asked may be gone.
@@ -134,14 +134,14 @@ struct Running<L> {
 impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
     fn carry_out(&mut self, request: &Request) -> Answer {
         match request {
-            Request::Reload => self.reload("order"),
+            Request::Reload { force } => self.reload("order", *force),
             Request::Kick { user } => self.kick(user),
         }
     }
 
     fn users_changed(&mut self, is_watched: bool) {
         if is_watched {
-            self.reload("a change of the users file");
+            self.reload("a change of the users file", false);
         } else {
             // The folder is gone. The next reload watches again where there is one.
             self.watch = None;
@@ -172,8 +172,8 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
     }
 
     /// Reads the configuration again and puts it in force, on some `occasion`.
-    fn reload(&mut self, occasion: &str) -> Answer {
-        match self.try_reload() {
+    fn reload(&mut self, occasion: &str, force: bool) -> Answer {
+        match self.try_reload(force) {
             Ok(answer) => {
                 answer.lines.iter().for_each(|line| info!("reloaded on {occasion}: {line}"));
                 answer
@@ -185,12 +185,13 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
         }
     }
 
-    fn try_reload(&mut self) -> Result<Answer, Vec<String>> {
+    fn try_reload(&mut self, force: bool) -> Result<Answer, Vec<String>> {
         let next = (self.load)().map_err(|error| reasons(&error))?;
         let is_watched = watched_file(&next) == self.watch.as_ref().map(Watch::path);
         let watch = if is_watched { None } else { Some(watch(&next).map_err(|error| vec![error.to_string()])?) };
         let level = next.log.clone();
-        let result = self.gateway.reload(next);
+        let warnings = next.warnings.clone();
+        let result = self.gateway.reload(next, force);
         if let Err(ReloadError::Refused(reasons)) = result {
             return Err(reasons);
         }
@@ -202,6 +203,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
         let is_governed = !self.log.set(&self.level);
         let reloaded = result.map_err(|error| vec![error.to_string()])?;
         let mut lines = vec![reloaded.to_string()];
+        lines.extend(warnings);
         if is_governed && !is_same_level {
             lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
         }

@@ -19,12 +19,16 @@ pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1024;
 
-/// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"kick","user":"alice"}`.
+/// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"reload","force":true}`, `{"order":"kick","user":"alice"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum Request {
     /// Read the configuration again and put it in force.
-    Reload,
+    Reload {
+        /// Whether also if few of the users in force would remain.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+    },
     /// Close a user's connections.
     Kick {
         /// The user's name.
@@ -150,6 +154,11 @@ mod tests {
         assert_eq!(request, Request::Kick { user: "alice".into() });
         let answer: Answer = serde_json::from_str(r#"{"done":true,"mood":"good"}"#).unwrap();
         assert_eq!(answer, Answer { done: true, ..Answer::default() });
+        for (line, force) in [(r#"{"order":"reload"}"#, false), (r#"{"order":"reload","force":true}"#, true)] {
+            let request: Request = serde_json::from_str(line).unwrap();
+            assert_eq!(request, Request::Reload { force });
+            assert_eq!(encode(&request), [line.as_bytes(), b"\n"].concat());
+        }
         let unknown = serde_json::from_str::<Request>(r#"{"order":"drain"}"#).unwrap_err().to_string();
         assert!(unknown.contains("drain") && unknown.contains("reload"), "{unknown}");
     }

@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 
 use super::protocol::{Answer, LineError, Lines, REQUEST_BYTES_MAX, Request, encode};
 use crate::io::Wake;
+use crate::log::{self, Kind};
 
 /// Clients at once. A request takes milliseconds.
 pub const CLIENTS_MAX: usize = 8;
@@ -101,7 +102,7 @@ impl ControlSocket {
         let identity = (metadata.dev(), metadata.ino());
         let (to, requests) = bounded(CLIENTS_MAX);
         let mut socket = ControlSocket { path: path.to_owned(), identity, requests, wake: wake.clone(), thread: None };
-        let door = Door { listener, wake, to, present: Arc::new(()) };
+        let door = Door { listener, wake, to, present: Arc::new(()), spare: Some(spare().map_err(unusable)?) };
         let thread = thread::Builder::new().name("tollgate-control".to_owned()).spawn(move || door.watch());
         socket.thread = Some(thread.map_err(unusable)?);
         Ok(socket)
@@ -164,17 +165,29 @@ struct Door {
     to: Sender<Asked>,
     /// Held once by each client that is in.
     present: Arc<()>,
+    /// A descriptor that makes room for a client when there is no other: an operator gets in then of all times.
+    spare: Option<OwnedFd>,
+}
+
+/// A descriptor of no use but to be closed.
+fn spare() -> io::Result<OwnedFd> {
+    Ok(fs::File::open("/dev/null")?.into())
 }
 
 impl Door {
     /// Lets clients in until the wake-up.
-    fn watch(self) {
+    fn watch(mut self) {
         loop {
+            self.spare = self.spare.or_else(|| spare().ok());
             let (coming, woken) = {
                 let mut ready = [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
                 match poll(&mut ready, None) {
                     Ok(_) | Err(Errno::INTR) => (!ready[0].revents().is_empty(), !ready[1].revents().is_empty()),
-                    Err(error) => return warn!(%error, "the control socket is closed"),
+                    Err(error) => {
+                        not_served(&error.into());
+                        thread::sleep(RETRY);
+                        continue;
+                    }
                 }
             };
             if woken {
@@ -186,8 +199,9 @@ impl Door {
             match self.listener.accept() {
                 Ok((stream, _)) => self.let_in(stream),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(_) if self.spare.take().is_some() => {}
                 Err(error) => {
-                    debug!(%error, "a client of the control socket was not let in");
+                    not_served(&error);
                     thread::sleep(RETRY);
                 }
             }
@@ -217,8 +231,14 @@ impl Door {
             }
         });
         if let Err(error) = serving {
-            debug!(%error, "a client of the control socket was not let in");
+            not_served(&error);
         }
+    }
+}
+
+fn not_served(error: &io::Error) {
+    if log::admits(Kind::NotServed) {
+        warn!("a client of the control socket was not served: {error}");
     }
 }
 
@@ -346,7 +366,7 @@ mod tests {
         let socket = ControlSocket::listen(&path).unwrap();
         let stream = say(&path, b"{\"order\":\"reload\"}\n{\"order\":\"kick\",\"user\":\"bob\"}\n");
         let mut lines = Lines::new(&stream, 1000);
-        for (epoch, expected) in [(1, Request::Reload), (2, Request::Kick { user: "bob".into() })] {
+        for (epoch, expected) in [(1, Request::Reload { force: false }), (2, Request::Kick { user: "bob".into() })] {
             let Asked { request, answer } = socket.requests().recv_timeout(LONG).unwrap();
             assert_eq!(request, expected);
             answer.send(Answer { done: true, epoch: Some(epoch), ..Answer::default() }).unwrap();

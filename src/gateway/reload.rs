@@ -108,15 +108,19 @@ pub enum KickError {
 }
 
 impl Gateway {
-    /// Puts `next` in force on every shard, as one epoch.
+    /// Puts `next` in force on every shard, as one epoch. Unless forced to, it does not where fewer than half of the users in force, told by
+    /// their names, would remain: that is what a file looks like that was emptied, cut off or mistaken for another one.
     ///
     /// # Errors
     ///
     /// [`ReloadError::Refused`] if it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
-    pub fn reload(&mut self, next: ServerConfig) -> Result<Reloaded, ReloadError> {
+    pub fn reload(&mut self, next: ServerConfig, force: bool) -> Result<Reloaded, ReloadError> {
         let restart = self.config.restart_needed(&next);
         let mut reasons: Vec<String> =
             restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
+        if !force {
+            reasons.extend(few_remain(&self.epoch.directory, &next.users.directory));
+        }
         let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
         let users = next.users.directory.users().map(|(_, user)| user.clone()).collect();
         let directory = self.epoch.directory.succeed(users);
@@ -193,6 +197,19 @@ impl Gateway {
     }
 }
 
+/// Why `next` must be meant if it is to replace `now`: fewer than half of the users would remain, or none.
+fn few_remain(now: &Directory, next: &Directory) -> Option<String> {
+    let users = now.users().count();
+    let remaining = now.users().filter(|(_, user)| next.find_name(&user.name).is_some()).count();
+    (2 * remaining < users).then(|| {
+        format!(
+            "the users file has only {remaining} of the {} in force, and the others would be cut off at once: if that is meant, run \
+             `tollgate reload --force`",
+            counted(users as u64, "user")
+        )
+    })
+}
+
 /// The user whose name is most like `name`, if any is like enough.
 fn nearest(name: &str, directory: &Directory) -> Option<String> {
     let name = name.to_lowercase();
@@ -227,6 +244,31 @@ mod tests {
         }
         let error = KickError::Unknown { name: "bbo".to_owned(), near: Some("bob".to_owned()) };
         assert_eq!(error.to_string(), "no user is named \"bbo\": did you mean \"bob\"?");
+    }
+
+    #[test]
+    fn it_takes_force_to_turn_out_more_than_half_of_the_users() {
+        let directory = |names: &[&str]| {
+            Directory::new(names.iter().map(|name| User { name: (*name).to_owned(), ..User::default() }).collect())
+                .unwrap()
+        };
+        for (now, next, is_refused) in [
+            (&[][..], &[][..], false),
+            (&[], &["a"], false),
+            (&["a"], &["a", "b", "c"], false),
+            (&["a"], &[], true),
+            (&["a"], &["b"], true),
+            (&["a", "b"], &["a"], false),
+            (&["a", "b"], &["b", "c"], false),
+            (&["a", "b"], &["c", "d"], true),
+            (&["a", "b", "c"], &["a", "b"], false),
+            (&["a", "b", "c"], &["a"], true),
+            (&["a", "b", "c", "d"], &["c", "d"], false),
+        ] {
+            let refusal = few_remain(&directory(now), &directory(next));
+            assert_eq!(refusal.is_some(), is_refused, "{now:?} to {next:?}: {refusal:?}");
+            assert!(refusal.is_none_or(|line| line.contains("reload --force") && !line.contains('\n')));
+        }
     }
 
     #[test]
