@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
 
@@ -155,22 +157,22 @@ fn a_reload_puts_a_new_file_in_force_and_says_what_is_different() {
     let text = site.order_done(&["reload"]);
     assert!(text.contains("nothing has changed") && text.contains("epoch 1 is in force on 2 shards"), "{text}");
 
-    site.write_users(&["alice", "dave"]);
+    site.write_users(&["alice", "bob", "dave"]);
     let answer = site.say(b"{\"order\":\"reload\"}\n");
     assert_eq!((answer["done"].as_bool(), answer["epoch"].as_u64()), (Some(true), Some(2)), "{answer}");
     assert_eq!(answer["closed_connections"].as_u64(), Some(0), "{answer}");
     assert!(answer["took_ms"].as_f64() > Some(0.0), "{answer}");
-    assert_eq!(["alice", "bob", "carol", "dave"].map(|user| site.knows(user)), [true, false, false, true]);
+    assert_eq!(["alice", "bob", "carol", "dave"].map(|user| site.knows(user)), [true, true, false, true]);
     site.gateway.process.wait_for_line("epoch 2 is in force", PATIENCE).unwrap();
 
-    site.write_users(&["bob"]);
+    site.write_users(&["bob", "dave"]);
     for file in ["cert", "key"] {
         let from = site.deployment.path(&format!("dave_{file}.pem"));
         fs::copy(from, site.deployment.path(&format!("server_{file}.pem"))).unwrap();
     }
     let text = site.order_done(&["reload", "--socket", "control"]);
     assert!(text.contains("certificate replaced") && text.contains("epoch 3"), "{text}");
-    assert_eq!(["alice", "bob", "dave"].map(|user| site.knows(user)), [false, true, false]);
+    assert_eq!(["alice", "bob", "dave"].map(|user| site.knows(user)), [false, true, true]);
     site.gateway.assert_sound();
 }
 
@@ -182,7 +184,7 @@ fn a_broken_file_changes_nothing_and_every_problem_is_told() {
     let _turn = turn::together();
     let mut site = Site::start(|_| {});
     let server = fs::read_to_string(site.deployment.path("server.toml")).unwrap();
-    site.write_users(&["alice"]);
+    site.write_users(&["alice", "carol"]);
     let users = fs::read_to_string(site.deployment.path("users.toml")).unwrap();
     fs::write(site.deployment.path("users.toml"), users.clone() + "colour = \"red\"\n").unwrap();
     site.deployment.edit_server("isolate_clients = true", "isolate_client = true\nname2 = 3");
@@ -213,7 +215,7 @@ fn what_needs_a_restart_is_refused_by_name() {
     }
     let _turn = turn::together();
     let mut site = Site::start(|_| {});
-    site.write_users(&["alice"]);
+    site.write_users(&["alice", "carol"]);
     site.deployment.edit_server("bind_port = 55555", "bind_port = 55556");
     site.deployment.edit_server("count = 2", "count = 1");
     site.deployment.edit_server("198.19.128.1/24", "198.19.129.1/24");
@@ -233,7 +235,7 @@ fn a_hangup_reloads_and_the_log_tells_the_result() {
     }
     let _turn = turn::together();
     let mut site = Site::start(|_| {});
-    site.write_users(&["alice"]);
+    site.write_users(&["alice", "carol"]);
     site.gateway.process.signal(Signal::HUP).unwrap();
     site.gateway.process.wait_for_line("reloaded on SIGHUP", PATIENCE).unwrap();
     assert!(!site.knows("bob"));
@@ -260,21 +262,21 @@ fn a_users_file_that_is_watched_is_in_force_soon_after_it_was_replaced() {
     let _turn = turn::together();
     let mut site = Site::start(|deployment| deployment.edit_server("[control]", "[control]\nwatch_users_file = true"));
     let path = site.deployment.path("users.toml");
-    site.write_users(&["alice"]);
+    site.write_users(&["alice", "carol"]);
     assert!(eventually(PATIENCE, || !site.knows("bob")));
     // As editors do it.
     fs::rename(&path, site.deployment.path("users.toml~")).unwrap();
-    site.write_users(&["dave"]);
+    site.write_users(&["carol", "dave"]);
     assert!(eventually(PATIENCE, || site.knows("dave") && !site.knows("alice")));
     fs::write(&path, "colour = 1\n").unwrap();
     site.gateway.process.wait_for_line("not reloaded on a change of the users file", PATIENCE).unwrap();
     assert!(site.knows("dave"));
     site.deployment.edit_server("watch_users_file = true", "watch_users_file = false");
-    site.write_users(&["bob"]);
+    site.write_users(&["bob", "carol"]);
     site.order_done(&["reload"]);
-    site.write_users(&["carol"]);
-    std::thread::sleep(2 * tollgate::control::QUIET);
-    assert!(site.knows("bob") && !site.knows("carol"), "watched no more");
+    site.write_users(&["alice", "carol"]);
+    thread::sleep(2 * tollgate::control::QUIET);
+    assert!(site.knows("bob") && !site.knows("alice"), "watched no more");
     site.gateway.assert_sound();
 }
 
@@ -378,7 +380,7 @@ fn a_reload_leaves_the_clients_alone_whom_it_does_not_concern() {
     let inside = &site.topology.clients[0].namespace;
     let client = Attached::start(&peers, &site.deployment, inside, &site.gateway, Login::of("alice"));
     wait_for_ping(inside, SERVER_V4);
-    site.write_users(&["alice", "dave"]);
+    site.write_users(&["alice", "bob", "dave"]);
     let text = site.order_done(&["reload"]);
     assert!(text.contains("0 connections closed"), "{text}");
     assert_pings(inside, SERVER_V4);
@@ -417,5 +419,161 @@ fn a_kicked_and_a_removed_user_lose_their_connections_and_nobody_else_does() {
     // Whoever is still among the users may come back.
     let _again = Attached::start(&peers, &site.deployment, inside(0), &site.gateway, Login::of("alice"));
     wait_for_ping(inside(0), SERVER_V4);
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn a_users_file_without_most_of_the_users_takes_force() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|deployment| deployment.edit_server("[control]", "[control]\nwatch_users_file = true"));
+    let all = |site: &Site| ["alice", "bob", "carol"].map(|user| site.knows(user)) == [true; 3];
+    // Emptied, and cut off; on every occasion.
+    fs::write(site.deployment.path("users.toml"), "").unwrap();
+    let line = site.gateway.process.wait_for_line("not reloaded on a change of the users file", PATIENCE).unwrap();
+    assert!(line.contains("0 of the 3 users in force") && line.contains("tollgate reload --force"), "{line}");
+    site.gateway.process.signal(Signal::HUP).unwrap();
+    let line = site.gateway.process.wait_for_line("not reloaded on SIGHUP", PATIENCE).unwrap();
+    assert!(line.contains("tollgate reload --force"), "{line}");
+    site.write_users(&["carol"]);
+    let said = site.order(&["reload"]);
+    assert!(said.code == Some(1) && said.text.contains("only 1 of the 3 users in force"), "{said:?}");
+    assert_eq!(said.text.lines().count(), 1, "{said:?}");
+    let answer = site.say(b"{\"order\":\"reload\",\"force\":false}\n");
+    assert_eq!(answer["done"].as_bool(), Some(false), "{answer}");
+    assert!(all(&site), "a file that is refused has removed nobody");
+
+    site.order_done(&["reload", "--force"]);
+    assert_eq!(["alice", "bob", "carol"].map(|user| site.knows(user)), [false, false, true]);
+    // The last one, replaced by another.
+    site.write_users(&["dave"]);
+    assert_eq!(site.order(&["reload"]).code, Some(1));
+    let answer = site.say(b"{\"order\":\"reload\",\"force\":true}\n");
+    assert_eq!(answer["done"].as_bool(), Some(true), "{answer}");
+    assert_eq!(["carol", "dave"].map(|user| site.knows(user)), [false, true]);
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn an_order_to_a_gateway_that_is_stopped_ends_with_a_line_that_names_it() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    site.order_done(&["reload"]);
+    site.gateway.process.signal(Signal::STOP).unwrap();
+    // In turn with the orders, others take the places of the queue at the control socket: the last ones cannot even connect.
+    let socket = site.deployment.path("control");
+    let others: Vec<_> = (0..8).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let start = Instant::now();
+    let said = thread::scope(|scope| {
+        let orders: Vec<_> = (0..4)
+            .map(|number| {
+                let site = &site;
+                let arguments: &[&str] = if number % 2 == 0 { &["reload"] } else { &["kick", "alice"] };
+                scope.spawn(move || site.order(arguments))
+            })
+            .collect();
+        orders.into_iter().map(|order| order.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    for said in &said {
+        assert_eq!((said.code, said.text.lines().count()), (Some(1), 1), "{said:?}");
+        assert!(said.text.contains("has not answered") && said.text.contains("control"), "{said:?}");
+    }
+    let process = format!("process {}", site.gateway.process.id());
+    assert!(said.iter().any(|said| said.text.contains(&process)), "{process}: {said:?}");
+    drop(others);
+    site.gateway.process.signal(Signal::CONT).unwrap();
+    assert!(eventually(PATIENCE, || site.order(&["kick", "alice"]).code == Some(0)));
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn a_gateway_without_a_descriptor_left_takes_orders_and_says_what_it_lacks() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    site.order_done(&["reload"]);
+    let process = site.gateway.process.id();
+    let pid = Pid::from_raw(process as i32);
+    // From the lowest free one on there are none.
+    let is_free = |number: &u64| !fs::exists(format!("/proc/{process}/fd/{number}")).unwrap();
+    let free = || (0..).find(is_free);
+    let mut first = free();
+    // This order's own descriptors may count still.
+    assert!(eventually(PATIENCE, || std::mem::replace(&mut first, free()) == first));
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: first, maximum: Some(4096) }).unwrap();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let text = site.order_done(&["kick", "alice"]);
+        assert!(text.starts_with("0 connections of user 'alice' closed"), "{text}");
+        let said = site.order(&["reload"]);
+        assert!(said.code == Some(1) && said.text.contains("Too many open files"), "{said:?}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+    prlimit(pid, Resource::Nofile, Rlimit { maximum: Some(4096), ..before }).unwrap();
+    site.order_done(&["reload"]);
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn a_status_names_the_shards_that_do_not_answer() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    let process = site.gateway.process.id();
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|entry| entry.unwrap().path());
+    let is_shard_1 =
+        |path: &std::path::PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "tollgate-1");
+    let shard_1 = threads.into_iter().find(is_shard_1).expect("the thread of shard 1");
+    let thread: libc::pid_t = shard_1.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let trace = |request| {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests take no pointer; the thread is one of our own child's.
+        let result = unsafe { libc::ptrace(request, thread, none, none) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    };
+    trace(libc::PTRACE_SEIZE);
+    trace(libc::PTRACE_INTERRUPT);
+    let has_stopped = || fs::read_to_string(shard_1.join("stat")).unwrap().contains(") t ");
+    assert!(eventually(PATIENCE, has_stopped));
+    let start = Instant::now();
+    site.gateway.process.signal(Signal::USR1).unwrap();
+    let line = site.gateway.process.wait_for_line("{\"shards\":", PATIENCE).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let status: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(status["unanswered"], serde_json::json!([1]), "{line}");
+    assert_eq!(status["shards"].as_array().map(Vec::len), Some(1), "{line}");
+    let said = site.order(&["kick", "alice"]);
+    assert!(said.code == Some(1) && said.text.contains("shard 1 did not say"), "{said:?}");
+    trace(libc::PTRACE_DETACH);
+    assert_eq!(site.gateway.status().shards(), 2);
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn settings_without_effect_are_told_of_at_the_start_on_a_reload_and_by_check() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site =
+        Site::start(|deployment| deployment.edit_server("[control]", "[metrics]\nenabled = true\n[control]"));
+    let line = site.gateway.process.wait_for_line("[metrics] enabled", PATIENCE).unwrap();
+    assert!(line.contains("WARN") && line.contains("no effect"), "{line}");
+    for arguments in [&["check"][..], &["reload"]] {
+        let text = site.order_done(arguments);
+        assert!(text.contains("[metrics] enabled = true has no effect"), "{arguments:?}: {text}");
+    }
+    site.deployment.edit_server("enabled = true", "enabled = false");
+    assert!(!site.order_done(&["check"]).contains("no effect"));
     site.gateway.assert_sound();
 }

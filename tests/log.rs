@@ -2,8 +2,10 @@
 //! gateway forwards, takes orders and ends as if they were read.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -12,12 +14,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
+use tollgate::lab::{Namespace, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate::log::{LINES_BURST, LINES_PER_S};
 
 use self::harness::client::{Client, Login};
 use self::harness::control;
-use self::harness::deployment::{Deployment, Plan};
+use self::harness::deployment::{Deployment, PORT, Plan};
 use self::harness::gateway::Gateway;
+use self::harness::initials::{Stranger, crypto_frame, varint};
 use self::harness::peers::{Peers, gateways_can_run};
 use self::harness::traffic::wait_for_ping;
 use self::harness::{PATIENCE, eventually, turn};
@@ -320,4 +324,130 @@ fn the_reason_of_a_failure_is_told_once() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said.matches(reason).count(), 1, "{arguments:?}: {said}");
     }
+}
+
+/// How many lines of `lines` contain `line`, and how many more those that begin with "and" say there were.
+fn counted(lines: &[String], line: &str, more: &str) -> (u64, u64) {
+    let withheld = lines.iter().filter(|line| line.contains(more)).map(|line| {
+        let number = line.split_once("and ").and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok());
+        number.unwrap_or_else(|| panic!("no number in {line:?}"))
+    });
+    (lines.iter().filter(|said| said.contains(line)).count() as u64, withheld.sum())
+}
+
+#[test]
+fn a_flood_of_what_others_cause_is_a_few_lines_and_their_number() {
+    const ORDERS: u64 = 2000;
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let deployment = Deployment::write(&Plan::default());
+    let topology = Topology::build(&TopologyPlan::default()).unwrap();
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let start = Instant::now();
+    let mut stream = UnixStream::connect(deployment.path("control")).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for _ in 0..ORDERS {
+        for user in ["nobody", "alice"] {
+            writeln!(stream, "{{\"order\":\"kick\",\"user\":\"{user}\"}}").unwrap();
+            answers.read_line(&mut String::new()).unwrap();
+        }
+    }
+    let took = start.elapsed();
+    for (line, more) in [
+        ("an order to kick was not carried out", "more orders to kick were not carried out"),
+        ("of user 'alice' closed", "more users' connections were closed, by order"),
+    ] {
+        let all = || {
+            let (lines, withheld) = counted(&gateway.process.lines(), line, more);
+            lines + withheld == ORDERS
+        };
+        assert!(eventually(PATIENCE, all), "{:?}", counted(&gateway.process.lines(), line, more));
+        let (lines, _) = counted(&gateway.process.lines(), line, more);
+        println!("{line:?}: {lines} lines for {ORDERS} orders in {took:?}");
+        let lines_max = LINES_BURST + (took.as_secs_f64() * LINES_PER_S as f64) as u64 + 1;
+        assert!((LINES_BURST..=lines_max).contains(&lines), "{lines} lines in {took:?}");
+    }
+    gateway.assert_sound();
+}
+
+#[test]
+fn strangers_packets_make_a_few_lines_and_libraries_are_silent() {
+    const PACKETS: u64 = 5000;
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let deployment = Deployment::write(&Plan::default());
+    let topology = Topology::build(&TopologyPlan::default()).unwrap();
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let client = &topology.clients[0].namespace;
+    let before = gateway.process.line_count();
+    client.run(|| {
+        let service = SocketAddr::from((SERVICE_V4, PORT));
+        let mut stranger = Stranger::prove_address(Ipv4Addr::UNSPECIFIED.into(), service, 1).expect("a Retry");
+        stranger.begin(&crypto_frame(0, &[1])).unwrap();
+        stranger.spoil_token();
+        for _ in 0..PACKETS {
+            stranger.send(&[1], 1200).unwrap();
+        }
+    });
+    // What came is handled before what comes after it.
+    thread::sleep(Duration::from_millis(500));
+    gateway.status();
+    let lines = gateway.process.lines();
+    let made: Vec<_> = lines[before..].iter().filter(|line| !line.starts_with('{')).collect();
+    assert!(made.len() <= 5, "{} lines, the first: {:?}", made.len(), &made[..5]);
+    gateway.assert_sound();
+}
+
+#[test]
+fn clients_that_are_refused_again_and_again_are_a_few_lines() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::alone();
+    let mut deployment = Deployment::write(&Plan::default());
+    deployment.write_identity("mallory", &[]);
+    let topology = Topology::build(&TopologyPlan::default()).unwrap();
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let inside = &topology.clients[0].namespace;
+    let start = Instant::now();
+    let config = deployment.write_client("mallory", "198.18.0.1:55555", "standard");
+    let mut clients: Vec<_> = (0..100).map(|_| Client::start_with(&peers, &deployment, inside, &config)).collect();
+    for client in &mut clients {
+        assert!(!client.process.wait(PATIENCE).unwrap().success());
+    }
+    let took = start.elapsed();
+    let count = || counted(&gateway.process.lines(), "no user has this certificate", "no user has their certificates");
+    assert!(eventually(PATIENCE, || count().0 + count().1 == 100), "{:?}", count());
+    let lines_max = LINES_BURST + (took.as_secs_f64() * LINES_PER_S as f64) as u64 + 1;
+    println!("{} lines for 100 refused logins in {took:?}", count().0);
+    assert!(count().0 <= lines_max, "{} lines in {took:?}", count().0);
+    gateway.assert_sound();
+}
+
+#[test]
+fn what_a_client_says_when_it_goes_is_escaped_and_cut() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let deployment = Deployment::write(&Plan::default());
+    let topology = Topology::build(&TopologyPlan::default()).unwrap();
+    let mut command = Gateway::command(&deployment);
+    command.env("RUST_LOG", "debug");
+    let mut gateway = Gateway { process: topology.gateway.spawn(command).unwrap() };
+    gateway.process.wait_for_line("listening on", PATIENCE).unwrap();
+    topology.clients[0].namespace.run(|| {
+        let service = SocketAddr::from((SERVICE_V4, PORT));
+        let mut stranger = Stranger::prove_address(Ipv4Addr::UNSPECIFIED.into(), service, 1).expect("a Retry");
+        stranger.begin(&crypto_frame(0, &[1])).unwrap();
+        // CONNECTION_CLOSE (RFC 9000, section 19.19) with more words than a log should have.
+        let words = "bye\n\u{1b}[31mERROR ".repeat(2500);
+        let close = [&[0x1c, 0, 0][..], &varint(words.len()), words.as_bytes()].concat();
+        stranger.send(&close, 1200).unwrap();
+    });
+    let line = gateway.process.wait_for_line("bye", PATIENCE).unwrap();
+    assert!(line.len() <= 400 && line.contains("bye\\n\\u{1b}[31mERROR bye") && line.ends_with("..."), "{line:?}");
+    gateway.assert_sound();
 }

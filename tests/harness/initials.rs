@@ -55,6 +55,11 @@ impl Stranger {
         self.send(frames, FIRST_BYTES_MIN)
     }
 
+    /// Forgets the token that proves its address, for one that proves nothing.
+    pub fn spoil_token(&mut self) {
+        self.token.iter_mut().for_each(|byte| *byte = !*byte);
+    }
+
     /// Sends an Initial that holds `frames`, in a datagram of at least `bytes_min` bytes.
     pub fn send(&mut self, frames: &[u8], bytes_min: usize) -> io::Result<()> {
         let mut header = vec![0xc0 | (PACKET_NUMBER_BYTES as u8 - 1)];

@@ -6,6 +6,7 @@ pub mod client;
 pub mod control;
 pub mod deployment;
 pub mod gateway;
+pub mod initials;
 pub mod peers;
 pub mod queue;
 pub mod raw;

@@ -9,7 +9,9 @@ pub struct Status(Value);
 impl Status {
     /// Reads a line of JSON.
     pub fn parse(line: &str) -> Self {
-        Status(serde_json::from_str(line).expect("the gateway prints JSON"))
+        let status: Value = serde_json::from_str(line).expect("the gateway prints JSON");
+        assert_eq!(status["unanswered"], Value::Array(Vec::new()), "shards that do not answer: {line}");
+        Status(status)
     }
 
     /// The number at `pointer` (RFC 6901) in the report of shard `index`.
