@@ -6,6 +6,8 @@ pub mod client;
 pub mod control;
 pub mod deployment;
 pub mod gateway;
+// Each test program uses a part of it.
+#[allow(dead_code)]
 pub mod initials;
 pub mod peers;
 pub mod queue;
