@@ -21,14 +21,16 @@ use self::harness::client::{Client, Login};
 use self::harness::control;
 use self::harness::deployment::{Deployment, PORT, Plan};
 use self::harness::gateway::Gateway;
-use self::harness::initials::{Stranger, crypto_frame, varint};
 use self::harness::peers::{Peers, gateways_can_run};
 use self::harness::traffic::wait_for_ping;
 use self::harness::{PATIENCE, eventually, turn};
+use self::initials::{Stranger, crypto_frame, varint};
 
 // Other tests use the rest of it.
 #[allow(dead_code)]
 mod harness;
+#[path = "harness/initials.rs"]
+mod initials;
 
 /// How long the end of a gateway may take, whoever reads what it says.
 const END_MAX: Duration = Duration::from_secs(3);

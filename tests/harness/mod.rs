@@ -6,9 +6,6 @@ pub mod client;
 pub mod control;
 pub mod deployment;
 pub mod gateway;
-// Each test program uses a part of it.
-#[allow(dead_code)]
-pub mod initials;
 pub mod peers;
 pub mod queue;
 pub mod raw;
