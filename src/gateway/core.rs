@@ -392,7 +392,7 @@ fn kind(event: &Event) -> Option<Kind> {
         Event::Attached { .. } => Some(Kind::Connected),
         Event::Detached { .. } => Some(Kind::Disconnected),
         Event::UnknownCertificate { .. } => Some(Kind::UnknownCertificate),
-        Event::PoolExhausted { .. } => Some(Kind::NoAddress),
+        Event::PoolExhausted { .. } | Event::PoolReserved { .. } => Some(Kind::NoAddress),
         Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
         Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
         // Thousands of events make one.
