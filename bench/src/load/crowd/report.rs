@@ -235,6 +235,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
         messages,
         connections,
         users,
+        forgotten_events,
         drops,
     } = other;
     sum.up_packets += up_packets;
@@ -254,6 +255,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
     sum.messages += messages;
     sum.connections += connections;
     sum.users += users;
+    sum.forgotten_events += forgotten_events;
     for (reason, packets) in drops.iter() {
         sum.drops.add(reason, packets);
     }
