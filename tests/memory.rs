@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tollgate::lab::datagrams::{DatagramPlan, send};
-use tollgate::lab::long_path::{LongPath, LongPathPlan};
+use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
 use tollgate::lab::{Namespace, SERVICE_V4, Topology, TopologyPlan};
 
 use self::harness::deployment::{Deployment, PORT, Plan};
@@ -94,6 +94,7 @@ fn a_queue_keeps_no_more_memory_than_its_packets_are_long() {
         bits_per_second: 1_000_000,
         queue_bytes_max: 20_000,
         lost_of: None,
+        management: QueueManagement::Tail,
     };
     let path = LongPath::start(&site.topology.gateway, path).unwrap();
     let mut tunnel = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", path.address()));

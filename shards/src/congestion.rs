@@ -25,6 +25,11 @@ pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UncontrolledConfig;
 
+/// Whether `controller` slows down when packets are marked or lost. Only then may they be sent as ECN-capable (RFC 3168, section 6.1).
+pub fn answers_marks(controller: &dyn Controller) -> bool {
+    !controller.clone_box().into_any().is::<Uncontrolled>()
+}
+
 /// A window that no loss changes.
 #[derive(Debug, Clone, Copy)]
 struct Uncontrolled {
@@ -86,6 +91,16 @@ mod tests {
         controller.on_mtu_update(1200);
         assert_eq!((controller.window(), controller.clone_box().window()), (IN_FLIGHT_BYTES_MIN, IN_FLIGHT_BYTES_MIN));
     }
+
+    #[test]
+    fn every_controller_answers_marks_but_none() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        assert!(!answers_marks(&*Arc::new(UncontrolledConfig).build(now, 1450)));
+        let cubic = Arc::new(quinn_proto::congestion::CubicConfig::default()).build(now, 1450);
+        assert!(answers_marks(&*cubic));
+    }
+
     #[test]
     fn the_window_is_what_the_fastest_path_of_that_length_holds() {
         assert_eq!(window_bytes(Duration::from_millis(1)), 1_250_000);

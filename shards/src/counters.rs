@@ -42,6 +42,12 @@ pub struct Counters {
     pub stateless_responses: u64,
     /// ICMP "packet too big" sent.
     pub too_big_replies: u64,
+    /// Times that a path was found to carry less than before (RFC 8899, section 4.3).
+    pub narrowed_paths: u64,
+    /// Those that carry less than the 1,280 bytes that the tunnel's IPv6 needs (RFC 8200, section 5).
+    pub too_narrow_paths: u64,
+    /// Packets that were fragmented because the client's path carries less (RFC 791).
+    pub fragmented_packets: u64,
     /// Messages sent to other shards.
     pub messages: u64,
     /// Connections whose user this shard is home to.

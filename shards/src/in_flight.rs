@@ -144,8 +144,9 @@ impl Controller for Bounded {
         self.inner.initial_window()
     }
 
+    /// What controls the congestion.
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
+        self.inner.clone_box().into_any()
     }
 }
 
@@ -175,6 +176,13 @@ mod tests {
         assert_eq!(in_flight.bytes(), 30 * RECORD_BYTES, "the path before a migration");
         drop((first, second, copy));
         assert_eq!(in_flight.bytes(), 0);
+    }
+
+    #[test]
+    fn who_controls_the_congestion_can_be_told() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        assert!(!crate::congestion::answers_marks(&*controller(&InFlight::new(usize::MAX), now)));
     }
 
     #[test]

@@ -8,10 +8,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionEvent, ConnectionHandle, ConnectionStats, Endpoint, SendDatagramError};
 
+use crate::congestion;
 use crate::counters::Counters;
 use crate::machine::Transmit;
 use crate::memory::PACKET_BYTES;
 use crate::packet::arena::WAITING_CHUNK_BYTES;
+use crate::path_mtu::{Confirm, PathMtu};
 use crate::verdict::{DropReason, Drops};
 
 /// Largest UDP payload over IPv4, in bytes, which bounds a `UDP_SEGMENT` send.
@@ -54,6 +56,10 @@ pub struct Link {
     /// CRYPTO frames received, as of the last count, and until the handshake was complete.
     crypto_frames: u64,
     handshake_crypto_frames: Option<u64>,
+    /// Whether datagrams may be sent as ECN-capable: whether anybody answers the marks (RFC 9484, section 10.4).
+    answers_marks: bool,
+    /// What the path carries, and what is told of it.
+    pub path: PathMtu,
 }
 
 /// How far quinn-proto's statistics have been carried over into the counters.
@@ -69,6 +75,7 @@ impl Link {
     /// Takes over a new connection, whose send queue may hold `queued_bytes_max`; what quinn-proto was told, if that is more.
     pub fn new(handle: ConnectionHandle, mut connection: Connection, queued_bytes_max: usize) -> Self {
         let handed_bytes_max = connection.datagrams().send_buffer_space();
+        let answers_marks = congestion::answers_marks(connection.congestion_state());
         Link {
             connection,
             handle,
@@ -83,6 +90,8 @@ impl Link {
             is_behind: false,
             crypto_frames: 0,
             handshake_crypto_frames: None,
+            answers_marks,
+            path: PathMtu::default(),
         }
     }
 
@@ -110,6 +119,17 @@ impl Link {
     /// Largest inner packet that fits the path now, in bytes (RFC 9221, section 3). 0 where the peer takes no datagrams.
     pub fn inner_mtu_bytes(&mut self) -> usize {
         self.connection.datagrams().max_size().unwrap_or(0)
+    }
+
+    /// Largest inner packet as senders may be told of it: what fits the path now, unless it is just being searched.
+    pub fn told_mtu_bytes(&mut self, now: Instant) -> usize {
+        let carried_bytes = self.inner_mtu_bytes();
+        self.path.tell(now, carried_bytes)
+    }
+
+    /// When [`Link::told_mtu_bytes`] is to be asked again, or the connection's timer is due.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        [self.connection.poll_timeout(), self.path.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The next inner packet received, in order of arrival.
@@ -235,11 +255,30 @@ impl Link {
         if !self.backlog.is_empty() {
             self.hand_over();
         }
-        let transmit = self.connection.poll_transmit(now, datagrams_max, buf);
+        let mut transmit = self.connection.poll_transmit(now, datagrams_max, buf);
+        if transmit.is_none() && self.confirm() {
+            transmit = self.connection.poll_transmit(now, 1, buf);
+        }
         if transmit.is_none() {
             self.is_behind = self.queued_bytes() > 0;
         }
-        transmit.as_ref().map(outgoing)
+        let transmit = transmit.as_ref().map(outgoing)?;
+        Some(Transmit { ecn: transmit.ecn.filter(|_| self.answers_marks), ..transmit })
+    }
+
+    /// Queues what confirms that the path has shrunk, or that it has not. Returns whether there was something.
+    fn confirm(&mut self) -> bool {
+        match self.path.poll_confirmation() {
+            Some(Confirm::Large(packet)) => {
+                self.queued += u64::from(self.connection.datagrams().send(packet, false).is_ok());
+                true
+            }
+            Some(Confirm::Small) => {
+                self.connection.ping();
+                true
+            }
+            None => false,
+        }
     }
 
     /// Takes note that the peer has no handshake message left to send.
@@ -255,8 +294,9 @@ impl Link {
 
     /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and
     /// before the link is dropped.
-    pub fn count(&mut self, counters: &mut Counters) {
+    pub fn count(&mut self, now: Instant, counters: &mut Counters) {
         let stats = self.connection.stats();
+        self.path.observe(now, &stats, self.connection.rtt());
         let (received, sent) = (stats.frame_rx.datagram, stats.frame_tx.datagram);
         self.crypto_frames = stats.frame_rx.crypto;
         counters.datagrams_received += received - self.counted.datagrams_received;

@@ -337,6 +337,11 @@ impl<'a> Connector<'a> {
                     self.established(remote.ip(), assignment, pump)?;
                     up_since = Some(Instant::now());
                 }
+                Outcome::PathMtu(mtu_bytes) => {
+                    if let Some(network) = &mut self.network {
+                        network.follow_path(mtu_bytes);
+                    }
+                }
                 Outcome::Signal(Signal::Report) => {
                     self.status.traffic = pump.traffic();
                     self.report(Some(&session));
@@ -423,7 +428,11 @@ impl<'a> Connector<'a> {
 
     fn established(&mut self, gateway: IpAddr, assignment: Assignment, pump: &mut Pump) -> Result<(), ConnectError> {
         match &mut self.network {
-            Some(network) => network.readdress(gateway, assignment)?,
+            Some(network) => {
+                network.readdress(gateway, assignment)?;
+                // The new connection's path may be another one.
+                network.follow_path(u16::MAX);
+            }
             None => {
                 let (network, queue) = Network::establish(self.config, gateway, assignment)?;
                 pump.set_tun(Some(queue), self.control.wake())?;

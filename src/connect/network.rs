@@ -133,6 +133,25 @@ impl<'a> Network<'a> {
         routing::covers(&self.config.network.routes, self.assignment.client_address, self.gateway)
     }
 
+    /// Gives the interface the MTU that the path to the gateway carries, up to the configured one: programs on this machine make their packets
+    /// that long. For IPv6 it stays at 1280 or more (RFC 8200, section 5).
+    pub fn follow_path(&mut self, path_mtu_bytes: u16) {
+        let least = if self.assignment.client_address.addr().is_ipv6() { MTU_BYTES_MIN_V6 } else { 0 };
+        let mtu_bytes = path_mtu_bytes.min(self.config.connection.mtu_bytes).max(least);
+        if path_mtu_bytes < least {
+            warn!(
+                "the path to the gateway carries packets of {path_mtu_bytes} bytes, and IPv6 needs 1280: larger ones are lost"
+            );
+        }
+        // The watch keeps it so.
+        self.mtu_bytes = mtu_bytes;
+        match self.netlink.set_link_mtu(self.device.index(), mtu_bytes.into()) {
+            Ok(()) => debug!(mtu_bytes, "the interface follows the path's MTU"),
+            // What is too large for the path is answered by the tunnel itself.
+            Err(error) => debug!(%error, "the interface keeps its MTU"),
+        }
+    }
+
     /// Keeps the way to the outer address `gateway` outside the tunnel, whatever has become of this machine's other routes and of the
     /// gateway's address since it was last asked. Without any way there now, all stays as it is.
     ///

@@ -34,6 +34,8 @@ const SEND_DATAGRAMS_MAX: usize = 64;
 pub enum Outcome {
     /// The tunnel is up. To be run on.
     Assigned(Assignment),
+    /// The path carries inner packets of this many bytes from now on. To be run on.
+    PathMtu(u16),
     /// Somebody wants something. To be run on.
     Signal(Signal),
     /// This machine's network has changed, or it is time to look at it again. To be run on.
@@ -112,6 +114,7 @@ impl Session {
                     self.late_at = None;
                     return Outcome::Assigned(assignment);
                 }
+                Some(ClientEvent::PathMtu(mtu_bytes)) => return Outcome::PathMtu(mtu_bytes),
                 Some(ClientEvent::Closed(cause)) => return Outcome::Closed(cause),
                 None => {}
             }

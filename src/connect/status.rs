@@ -64,6 +64,8 @@ impl Status {
         total.datagrams_received += connection.datagrams_received;
         total.datagrams_sent += connection.datagrams_sent;
         total.too_big_replies += connection.too_big_replies;
+        total.narrowed_paths += connection.narrowed_paths;
+        total.fragmented_packets += connection.fragmented_packets;
         for (reason, packets) in connection.drops.iter() {
             total.drops.add(reason, packets);
         }

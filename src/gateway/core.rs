@@ -13,6 +13,7 @@ use tollgate_shards::memory::Held;
 use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
 use tracing::{debug, info, warn};
 
+use super::client_mtus::Mtus;
 use super::coalescing::Coalescing;
 use super::memory::{self, Trim};
 use super::mesh::{Bell, Mesh};
@@ -147,6 +148,8 @@ pub struct Core {
     pub upkeep: Tasks,
     /// How often that was done.
     pub generations: Generations,
+    /// Where what is known of clients' paths goes.
+    pub client_mtus: Mtus,
     /// Who is told when the core has ended.
     pub ended: Sender<u16>,
 }
@@ -179,7 +182,7 @@ impl Core {
             {
                 return Ok(());
             }
-            let holding = self.mesh.flush();
+            let holding = self.mesh.flush() | self.client_mtus.flush();
             self.answer();
             if more || self.pump.has_more() {
                 // Never back to an executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
@@ -221,6 +224,9 @@ impl Core {
         self.report_lost(Lost::default());
         while let Some(steer) = self.shard.poll_steer() {
             self.steer(steer);
+        }
+        while let Some(mtu) = self.shard.poll_client_mtu() {
+            self.client_mtus.hold(mtu);
         }
         while let Some((to, message)) = self.shard.poll_message() {
             let lost = self.mesh.send(to, message);
@@ -365,6 +371,14 @@ impl Core {
             }
             Event::UnknownCertificate { certificate } => {
                 warn!(%certificate, "client refused: no user has this certificate");
+            }
+            Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: false } => {
+                info!(user = name(user), shard = connection.owner.0, mtu_bytes, "client's path has a smaller MTU");
+            }
+            Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: true } => {
+                let reason =
+                    "its path carries less than the 1280 bytes that IPv6 needs: give it a path with a larger MTU";
+                warn!(user = name(user), shard = connection.owner.0, mtu_bytes, reason, "client loses large packets");
             }
             Event::PoolExhausted { user } => {
                 let reason = "no address is free: widen tunnel_network or the user's address_pool";

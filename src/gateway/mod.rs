@@ -3,6 +3,7 @@
 //! This module sees no packet.
 
 mod capacity;
+mod client_mtus;
 mod coalescing;
 mod core;
 mod keys;
@@ -301,6 +302,7 @@ fn start_cores(
             steering: shared.steering.clone(),
             upkeep: shared.upkeep.clone(),
             generations: Generations::default(),
+            client_mtus: shared.upkeep.client_mtus(),
             ended: shared.ended.clone(),
         };
         cores.push(Running { thread: core.start(thread), orders, bell });

@@ -14,8 +14,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::client_mtus::{Carried, Known, Mtus};
 use super::core::Order;
 use super::mesh::Bell;
 use crate::host::{Host, HostError, Interface, Request, Restored, SocketPlan};
@@ -42,9 +43,6 @@ pub enum Task {
     LostTun(u64),
     /// A shard's UDP socket, of this generation, is out of order.
     LostUdp(u64),
-    /// A client takes packets of this many bytes at most, or (`None`) as many as the interface does.
-    #[expect(dead_code, reason = "no shard knows its clients' MTU yet")]
-    ClientMtu(IpAddr, Option<u32>),
     /// The gateway ends.
     Stop,
 }
@@ -53,6 +51,7 @@ pub enum Task {
 #[derive(Clone)]
 pub struct Tasks {
     sender: Sender<Task>,
+    known: Known,
     wake: Arc<Wake>,
 }
 
@@ -64,8 +63,14 @@ impl Tasks {
     /// When descriptors run out.
     pub fn new() -> io::Result<(Tasks, TaskSource)> {
         let (sender, receiver) = unbounded();
-        let wake = Arc::new(Wake::new()?);
-        Ok((Tasks { sender, wake: wake.clone() }, TaskSource { receiver, wake }))
+        let (wake, known) = (Arc::new(Wake::new()?), Known::default());
+        let source = TaskSource { receiver, known: known.clone(), wake: wake.clone() };
+        Ok((Tasks { sender, known, wake }, source))
+    }
+
+    /// How one shard tells what its clients' paths carry.
+    pub fn client_mtus(&self) -> Mtus {
+        Mtus::new(self.known.clone(), self.wake.clone())
     }
 
     /// Tells it.
@@ -79,6 +84,7 @@ impl Tasks {
 /// Where the thread finds what it is told.
 pub struct TaskSource {
     receiver: Receiver<Task>,
+    known: Known,
     wake: Arc<Wake>,
 }
 
@@ -169,6 +175,7 @@ impl Upkeep {
         let watch = NetlinkWatch::open().map_err(|error| unwatched(kept.interface.name(), &error)).ok();
         let host = Host::open().map_err(|error| warn!("{error}")).ok();
         let keeper = Keeper {
+            carried: Carried::new(source.known.clone()),
             kept,
             host,
             watch,
@@ -206,6 +213,8 @@ fn unwatched(name: &str, error: &NetlinkError) {
 
 struct Keeper {
     kept: Kept,
+    /// What clients' paths carry.
+    carried: Carried,
     host: Option<Host>,
     watch: Option<NetlinkWatch>,
     source: TaskSource,
@@ -222,6 +231,11 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self) {
+        if let Some(host) = &mut self.host
+            && let Err(error) = self.kept.interface.remove_stale_routes(host)
+        {
+            debug!(%error, "routes of an earlier run");
+        }
         // What happened before the watch was there.
         self.due = Some(Instant::now());
         loop {
@@ -235,8 +249,9 @@ impl Keeper {
             self.wait(until.map(|until| until.saturating_duration_since(now)));
             self.row.tell_of_silence(Instant::now());
             if !self.take_tasks() {
-                return;
+                return self.remove_client_routes();
             }
+            self.take_client_mtus();
             let changes = self.watch.as_ref().map(NetlinkWatch::drain).unwrap_or_default();
             if !changes.is_empty() && changes.concern(self.kept.interface.index()) {
                 self.look_soon();
@@ -280,16 +295,32 @@ impl Keeper {
                     self.look_soon();
                 }
                 Task::LostTun(_) | Task::LostUdp(_) => {}
-                Task::ClientMtu(client, mtu_bytes) => {
-                    let Some(host) = &mut self.host else { continue };
-                    if self.kept.interface.set_client_mtu(host, client, mtu_bytes).is_err() {
-                        // The next look tries again, and says what is in the way.
-                        self.look_soon();
-                    }
-                }
             }
         }
         true
+    }
+
+    /// Gives clients whose paths carry less than the interface their routes.
+    fn take_client_mtus(&mut self) {
+        for (client, mtu_bytes) in self.carried.changes() {
+            self.set_client_mtu(client, mtu_bytes);
+        }
+    }
+
+    fn set_client_mtu(&mut self, client: IpAddr, mtu_bytes: Option<u32>) {
+        // It may be open again by the next look, which tries again and says what is in the way.
+        let Some(mut host) = self.host.take().map_or_else(Host::open, Ok).ok() else { return self.look_soon() };
+        if self.kept.interface.set_client_mtu(&mut host, client, mtu_bytes).is_err() {
+            self.look_soon();
+        }
+        self.host = Some(host);
+    }
+
+    /// An interface that was there before the gateway stays when the gateway ends.
+    fn remove_client_routes(&mut self) {
+        for client in self.kept.interface.clients() {
+            self.set_client_mtu(client, None);
+        }
     }
 
     /// Looks at everything once, and puts back what is not as it should be.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{Host, HostError, Request, TunPlan, client_route};
 use crate::io::TunDevice;
-use crate::netlink::{Link, PROTOCOL_KERNEL, Route};
+use crate::netlink::{Link, PROTOCOL_KERNEL, PROTOCOL_OWN, Route};
 
 /// Most clients with a route of their own.
 const CLIENT_ROUTES_MAX: usize = 65_536;
@@ -122,6 +122,28 @@ impl Interface {
                 None => Ok(()),
             },
         }
+    }
+
+    /// Removes what an earlier run has left of clients' routes on an interface that was there before.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal of the kernel.
+    pub fn remove_stale_routes(&self, host: &mut Host) -> Result<(), HostError> {
+        let network = self.plan.address;
+        for route in host.look(|netlink| netlink.routes(self.index))? {
+            let client = route.destination;
+            let is_client = client.prefix_len() == client.max_prefix_len() && network.contains(&client.addr());
+            if is_client && route.protocol == PROTOCOL_OWN && !self.client_mtus.contains_key(&client.addr()) {
+                host.change(Request::RemoveRoute(route))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The clients that have a route of their own.
+    pub fn clients(&self) -> Vec<IpAddr> {
+        self.client_mtus.keys().copied().collect()
     }
 
     /// Compares what is with what should be, and puts back what differs: each is added to `restored`.

@@ -1,28 +1,42 @@
 //! A UDP relay between one client and a gateway that behaves like a long way through the Internet: delay, a narrow place with a queue, losses.
 //!
-//! It never changes a datagram and never reorders any.
+//! It changes nothing of a datagram but its ECN field, and never reorders any.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{LabError, Namespace};
+use super::codel::Codel;
+use super::{LabError, Namespace, ecn};
 
 /// Longest UDP payload, in bytes.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 /// What a datagram takes up beside its payload: the headers of IPv4 and UDP, in bytes.
 const HEADER_BYTES: usize = 28;
+const UDP_HEADER_BYTES: usize = 8;
 /// How many datagrams of one direction are taken before the other has its turn.
 const BURST_MAX: usize = 64;
 /// How soon an end is noticed.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the narrow place does about a standing queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum QueueManagement {
+    /// Nothing: what finds no room is lost.
+    #[default]
+    Tail,
+    /// Drops some, as CoDel does (RFC 8289).
+    Drops,
+    /// Marks some of those that are ECN-capable, and drops the others (RFC 8289, RFC 3168).
+    Marks,
+}
 
 /// What the path is like, each way.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,6 +55,8 @@ pub struct LongPathPlan {
     pub queue_bytes_max: usize,
     /// One of so many datagrams is lost on the way; `None` loses none.
     pub lost_of: Option<u64>,
+    /// What becomes of a standing queue.
+    pub management: QueueManagement,
 }
 
 /// What became of the datagrams of both directions.
@@ -52,6 +68,12 @@ pub struct LongPathCounts {
     pub lost: u64,
     /// Lost because the queue was full.
     pub queue_full: u64,
+    /// Lost because the queue stood.
+    pub dropped: u64,
+    /// Marked because the queue stood; they are among those delivered.
+    pub marked: u64,
+    /// Lost without a word because they were longer than the path carries.
+    pub too_long: u64,
 }
 
 /// A path, until it is dropped.
@@ -65,9 +87,14 @@ pub struct LongPath {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// The longest UDP payload that the path carries.
+    datagram_bytes_max: AtomicUsize,
     delivered: AtomicU64,
     lost: AtomicU64,
     queue_full: AtomicU64,
+    dropped: AtomicU64,
+    marked: AtomicU64,
+    too_long: AtomicU64,
 }
 
 impl LongPath {
@@ -81,12 +108,13 @@ impl LongPath {
         let socket = |address: SocketAddr| -> io::Result<UdpSocket> {
             let socket = UdpSocket::bind(address)?;
             socket.set_nonblocking(true)?;
+            ecn::prepare(&socket)?;
             Ok(socket)
         };
         let front = namespace.run(|| socket(plan.listen)).map_err(failed)?;
         let back = namespace.run(|| socket((plan.source, 0).into())).map_err(failed)?;
         let address = front.local_addr().map_err(failed)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { datagram_bytes_max: DATAGRAM_BYTES_MAX.into(), ..Shared::default() });
         let lanes = [Lane::default(), Lane::default()];
         let worker = Worker { plan, sockets: [front, back], client: None, lanes, shared: Arc::clone(&shared) };
         let thread = Some(thread::spawn(move || worker.run()));
@@ -101,8 +129,22 @@ impl LongPath {
     /// What became of datagrams so far.
     pub fn counts(&self) -> LongPathCounts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { delivered, lost, queue_full, .. } = &*self.shared;
-        LongPathCounts { delivered: count(delivered), lost: count(lost), queue_full: count(queue_full) }
+        let shared = &*self.shared;
+        LongPathCounts {
+            delivered: count(&shared.delivered),
+            lost: count(&shared.lost),
+            queue_full: count(&shared.queue_full),
+            dropped: count(&shared.dropped),
+            marked: count(&shared.marked),
+            too_long: count(&shared.too_long),
+        }
+    }
+
+    /// From now on the path carries IP packets of `mtu_bytes` at most, and loses longer ones without a word.
+    pub fn set_mtu(&self, mtu_bytes: usize) {
+        let ip_header_bytes = if self.address.is_ipv4() { 20 } else { 40 };
+        let datagram_bytes_max = mtu_bytes.saturating_sub(ip_header_bytes + UDP_HEADER_BYTES);
+        self.shared.datagram_bytes_max.store(datagram_bytes_max, Ordering::Relaxed);
     }
 }
 
@@ -119,9 +161,10 @@ impl Drop for LongPath {
 struct Lane {
     /// When the narrow place has let everything through that has come so far.
     free_at: Option<Instant>,
-    /// When each arrives.
-    under_way: VecDeque<(Instant, Vec<u8>)>,
+    /// When each arrives, and with which ECN field.
+    under_way: VecDeque<(Instant, Vec<u8>, u8)>,
     came: u64,
+    codel: Codel,
 }
 
 struct Worker {
@@ -151,18 +194,22 @@ impl Worker {
     fn take(&mut self, lane: usize, buffer: &mut [u8]) {
         for _ in 0..BURST_MAX {
             // An error of an earlier send, reported here, concerns that datagram only.
-            let Ok((length, from)) = self.sockets[lane].recv_from(buffer) else { return };
+            let Ok((length, from, field)) = ecn::receive(&self.sockets[lane], buffer) else { return };
             match lane {
                 0 => self.client = Some(from),
                 _ if from != self.plan.gateway => continue,
                 _ => {}
             }
-            self.enter(lane, Instant::now(), &buffer[..length]);
+            self.enter(lane, Instant::now(), &buffer[..length], field);
         }
     }
 
-    fn enter(&mut self, lane: usize, now: Instant, datagram: &[u8]) {
-        let LongPathPlan { one_way, bits_per_second, queue_bytes_max, lost_of, .. } = self.plan;
+    fn enter(&mut self, lane: usize, now: Instant, datagram: &[u8], mut field: u8) {
+        let LongPathPlan { one_way, bits_per_second, queue_bytes_max, lost_of, management, .. } = self.plan;
+        if datagram.len() > self.shared.datagram_bytes_max.load(Ordering::Relaxed) {
+            self.shared.too_long.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let lane = &mut self.lanes[lane];
         lane.came += 1;
         if lost_of.is_some_and(|lost_of| lane.came.is_multiple_of(lost_of)) {
@@ -175,9 +222,18 @@ impl Worker {
             self.shared.queue_full.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        // What is decided when it leaves the queue is known already: the queue is served in order and at one rate.
+        if management != QueueManagement::Tail && lane.codel.signals(begins, begins - now) {
+            if management == QueueManagement::Drops || field == 0 {
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            field = ecn::CE;
+            self.shared.marked.fetch_add(1, Ordering::Relaxed);
+        }
         let through = begins + takes(datagram.len() + HEADER_BYTES);
         lane.free_at = Some(through);
-        lane.under_way.push_back((through + one_way, datagram.to_vec()));
+        lane.under_way.push_back((through + one_way, datagram.to_vec(), field));
     }
 
     /// Sends on what has arrived by now.
@@ -188,17 +244,17 @@ impl Worker {
             _ => (self.client, &self.sockets[0]),
         };
         let lane = &mut self.lanes[lane];
-        while lane.under_way.front().is_some_and(|(at, _)| *at <= now)
-            && let Some((_, datagram)) = lane.under_way.pop_front()
+        while lane.under_way.front().is_some_and(|(at, ..)| *at <= now)
+            && let Some((_, datagram, field)) = lane.under_way.pop_front()
         {
-            let sent = to.is_some_and(|to| socket.send_to(&datagram, to).is_ok());
+            let sent = to.is_some_and(|to| ecn::send(socket, &datagram, to, field).is_ok());
             let counter = if sent { &self.shared.delivered } else { &self.shared.lost };
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn sleep(&self) -> rustix::io::Result<()> {
-        let next = self.lanes.iter().filter_map(|lane| lane.under_way.front()).map(|(at, _)| *at).min();
+        let next = self.lanes.iter().filter_map(|lane| lane.under_way.front()).map(|(at, ..)| *at).min();
         let timeout = next.map_or(STOP_INTERVAL, |at| at.saturating_duration_since(Instant::now()).min(STOP_INTERVAL));
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
         let mut descriptors =
@@ -226,6 +282,7 @@ mod tests {
             bits_per_second: 1_000_000_000,
             queue_bytes_max: 1 << 20,
             lost_of: None,
+            management: QueueManagement::Tail,
         };
         plan(&mut path);
         let path = LongPath::start(topology.router.as_ref().unwrap(), path).unwrap();
@@ -272,7 +329,7 @@ mod tests {
         let expected: Vec<u8> = (0..200).filter(|number| number % 10 != 9).collect();
         assert_eq!(arrived, expected);
         // The last was counted half a second ago.
-        assert_eq!(path.counts(), LongPathCounts { delivered: 180, lost: 20, queue_full: 0 });
+        assert_eq!(path.counts(), LongPathCounts { delivered: 180, lost: 20, ..LongPathCounts::default() });
 
         // 1,000 bytes take 0.1 s, and ten of them may wait.
         let (path, client, _server) = ends(&topology, |plan| {

@@ -6,7 +6,9 @@
 
 mod aggregate;
 pub mod bulk;
+mod codel;
 pub mod datagrams;
+mod ecn;
 mod error;
 pub mod long_path;
 mod namespace;

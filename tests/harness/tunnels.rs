@@ -109,6 +109,7 @@ impl TestTunnel {
         }
         while let Some(event) = self.tunnel.poll_event() {
             match event {
+                ClientEvent::PathMtu(_) => {}
                 ClientEvent::Assigned(assignment) => self.address = Some(assignment.client_address.addr()),
                 ClientEvent::Closed(cause) => self.closed = Some(cause),
             }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
-use tollgate::lab::long_path::{LongPath, LongPathPlan};
+use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
 use tollgate::lab::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use crate::harness::client::{Attached, Login};
@@ -33,6 +33,7 @@ fn downloaded(peers: &Peers, controller: &str) -> f64 {
         bits_per_second: 100_000_000,
         queue_bytes_max: 500_000,
         lost_of: Some(100),
+        management: QueueManagement::Tail,
     };
     let path = LongPath::start(topology.router.as_ref().expect("the path has one"), path).unwrap();
     let endpoint = path.address().to_string();

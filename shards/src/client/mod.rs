@@ -17,8 +17,9 @@ use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::excerpt::excerpt;
 use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::packet::fragment::{fragment, may_be_fragmented};
 use crate::packet::icmp::packet_too_big;
-use crate::packet::inner::InnerPacket;
+use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::merge::{MergeLimits, Merger};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
@@ -50,6 +51,8 @@ pub struct ClientParams {
 pub enum ClientEvent {
     /// The tunnel is up: these are its addresses.
     Assigned(Assignment),
+    /// The path to the gateway carries inner packets of this many bytes from now on: another number than before.
+    PathMtu(u16),
     /// The tunnel is down for good.
     Closed(CloseCause),
 }
@@ -165,19 +168,41 @@ impl Client {
             // The gateway would drop it. It may be this connection's own datagram, when the route that keeps those outside is missing.
             return Err(DropReason::OuterAddress);
         }
+        let packet_bytes = header.segment_bytes(packet);
         let mtu_bytes = self.tunnel.inner_mtu_bytes();
-        if header.segment_bytes(packet) > mtu_bytes {
-            if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, assignment.server_address.addr())
-                && let Ok(inner) = InnerPacket::parse(&reply)
-                && self.merger.push(reply, &inner).is_ok()
-            {
-                self.tunnel.counters.too_big_replies += 1;
+        if packet_bytes > mtu_bytes && !may_be_fragmented(packet) {
+            if self.tunnel.link.path.is_searching() {
+                self.tunnel.link.path.answer_later(packet, packet_bytes);
+            } else {
+                self.reply_too_big(packet, mtu_bytes);
             }
             return Err(DropReason::TooBig);
         }
         let tunnel = &mut self.tunnel;
-        split(header, packet, &mut self.arena, &mut |packet| tunnel.send(packet)).map_err(|_| DropReason::Malformed)?;
+        let mut send = |packet: Bytes| {
+            if packet.len() <= mtu_bytes {
+                tunnel.send(packet);
+            } else if fragment(&packet, mtu_bytes, &mut |fragment| tunnel.send(fragment)) {
+                tunnel.counters.fragmented_packets += 1;
+            } else {
+                tunnel.counters.drops.count(DropReason::TooBig);
+            }
+        };
+        split(header, packet, &mut self.arena, &mut send).map_err(|_| DropReason::Malformed)?;
         Ok(())
+    }
+
+    /// Tells a sender on this machine how long its packets may be.
+    fn reply_too_big(&mut self, packet: &[u8], mtu_bytes: usize) {
+        let Some(assignment) = self.tunnel.assignment() else { return };
+        let from = assignment.server_address.addr();
+        let mtu_bytes = if from.is_ipv6() { mtu_bytes.max(MTU_BYTES_MIN_V6) } else { mtu_bytes };
+        if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, from)
+            && let Ok(inner) = InnerPacket::parse(&reply)
+            && self.merger.push(reply, &inner).is_ok()
+        {
+            self.tunnel.counters.too_big_replies += 1;
+        }
     }
 
     fn take_inner_packets(&mut self) {
@@ -224,6 +249,12 @@ impl Machine for Client {
 
     fn decide(&mut self, now: Instant) {
         self.tunnel.decide(now);
+        while !self.merger.is_full()
+            && let Some(unanswered) = self.tunnel.link.path.poll_unanswered()
+        {
+            let mtu_bytes = self.tunnel.inner_mtu_bytes();
+            self.reply_too_big(&unanswered.head, mtu_bytes);
+        }
         self.take_inner_packets();
         if self.merger.is_full() {
             self.tunnel.touch(now);

@@ -20,6 +20,7 @@ use crate::connection_id::{ConnectionIdKey, ShardIndex, SteeringIds};
 use crate::counters::Counters;
 use crate::link::{Link, outgoing};
 use crate::machine::{Received, Transmit, WakeReason};
+use crate::packet::icmp::unasked_reply;
 use crate::shard::close_code;
 use crate::verdict::DropReason;
 
@@ -52,7 +53,7 @@ pub struct TunnelParams {
 /// come, so that a process can hold thousands.
 pub struct Tunnel {
     endpoint: Endpoint,
-    link: Link,
+    pub(super) link: Link,
     assignment: Option<Assignment>,
     assignment_stream: Option<StreamId>,
     assignment_json: Vec<u8>,
@@ -62,6 +63,8 @@ pub struct Tunnel {
     events: VecDeque<ClientEvent>,
     pub(super) counters: Counters,
     send_datagrams_max: usize,
+    /// Largest inner packet that the path carries, as told last. 0 before.
+    told_mtu_bytes: usize,
     closed: bool,
     drained: bool,
     undecided: Option<Instant>,
@@ -108,6 +111,7 @@ impl Tunnel {
             events: VecDeque::new(),
             counters: Counters::default(),
             send_datagrams_max: params.send_datagrams_max,
+            told_mtu_bytes: 0,
             closed: false,
             drained: false,
             undecided: Some(now),
@@ -182,6 +186,9 @@ impl Tunnel {
             self.touch(now);
         }
         self.probe_path(now);
+        if self.link.path.poll_timeout().is_some_and(|at| at <= now) {
+            self.touch(now);
+        }
         if self.assignment_deadline.is_some_and(|at| at <= now) {
             self.assignment_deadline = None;
             self.fail(now, CloseCause::Other("the gateway assigned no address within 10 s".to_owned()));
@@ -213,6 +220,7 @@ impl Tunnel {
         self.undecided = None;
         self.drained |= self.link.exchange(&mut self.endpoint);
         self.take_connection_events(now);
+        self.follow_path(now);
     }
 
     /// The next thing the driver must know.
@@ -239,18 +247,48 @@ impl Tunnel {
             buf.extend_from_slice(&answer);
             return Some(transmit);
         }
-        if !self.drained {
+        while !self.drained {
             let transmit = self.link.poll_transmit(now, self.send_datagrams_max, buf);
             if transmit.is_some() {
                 self.uncounted = true;
                 return transmit;
             }
             self.drained |= self.link.exchange(&mut self.endpoint);
+            if !std::mem::take(&mut self.uncounted) {
+                return None;
+            }
+            self.link.count(now, &mut self.counters);
+            self.follow_path(now);
+            if !self.confirm() {
+                return None;
+            }
         }
         if std::mem::take(&mut self.uncounted) {
-            self.link.count(&mut self.counters);
+            self.link.count(now, &mut self.counters);
         }
         None
+    }
+
+    /// Looks whether the path carries something else than was told, and tells.
+    fn follow_path(&mut self, now: Instant) {
+        let told_mtu_bytes = self.link.told_mtu_bytes(now);
+        let before = std::mem::replace(&mut self.told_mtu_bytes, told_mtu_bytes);
+        if before != 0 && before != told_mtu_bytes {
+            self.counters.narrowed_paths += u64::from(told_mtu_bytes < before);
+            self.events.push_back(ClientEvent::PathMtu(told_mtu_bytes as u16));
+        }
+    }
+
+    /// Gives the connection what it wants to learn what its path carries. Returns whether there is something to send for that.
+    fn confirm(&mut self) -> bool {
+        if self.link.path.wants_filler()
+            && let Some(assignment) = self.assignment
+        {
+            let mtu_bytes = self.link.inner_mtu_bytes();
+            let (from, to) = (assignment.client_address.addr(), assignment.server_address.addr());
+            unasked_reply(from, to, mtu_bytes).into_iter().for_each(|filler| self.link.path.confirm_with(filler));
+        }
+        self.link.path.has_confirmation()
     }
 
     /// When [`Tunnel::handle_timeout`] is wanted next, and why.
@@ -258,7 +296,7 @@ impl Tunnel {
         if self.drained {
             return None;
         }
-        let connection = self.link.connection.poll_timeout().map(|at| (at, WakeReason::Connection));
+        let connection = self.link.poll_timeout().map(|at| (at, WakeReason::Connection));
         let assignment = self.assignment_deadline.map(|at| (at, WakeReason::Handshake));
         let undecided = self.undecided.map(|at| (at, WakeReason::Connection));
         let path = self.path_probe.as_ref().map(|probe| (probe.next_at, WakeReason::Connection));

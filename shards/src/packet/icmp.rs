@@ -16,6 +16,9 @@ pub const ERROR_V6_BYTES_MAX: usize = 1280;
 
 /// Length of the header of an ICMP error, for both versions, in bytes.
 const ICMP_HEADER_BYTES: usize = 8;
+/// ICMP echo replies (RFC 792, RFC 4443 4.2).
+const ECHO_REPLY_V4: u8 = 0;
+const ECHO_REPLY_V6: u8 = 129;
 /// What must be quoted behind the offending IPv4 header at least (RFC 792), in bytes.
 const QUOTED_PAYLOAD_BYTES_MIN: usize = 8;
 /// TTL and hop limit of what the gateway itself sends.
@@ -27,8 +30,8 @@ const TRAFFIC_CLASS_V4: u8 = 0xc0;
 /// MTU (RFC 1191) or ICMPv6 "packet too big" (RFC 4443 3.2).
 ///
 /// `offending` is the packet from its IP header on, or as much of its start as there is, for instance the head of a super-packet.
-/// `mtu` is what would fit, in bytes, and is told as it is. `from` is the gateway's own address inside the tunnel. An IPv4 packet is
-/// answered whether it forbids fragmentation or not, since the gateway never fragments.
+/// `mtu` is what would fit, in bytes, and is told as it is. `from` is who answers. What may be fragmented is not to be answered but to be
+/// fragmented.
 ///
 /// `None` where no answer may be sent (RFC 1122 3.2.2, RFC 4443 2.4 (e)): to ICMP errors, to fragments but the first, to packets from
 /// or to a group or broadcast, to packets whose source is no single host's address. The exception that RFC 4443 makes for groups is
@@ -103,6 +106,42 @@ fn packet_too_big_v6(offending: &[u8], mtu: u16, from: Ipv6Addr) -> Option<Bytes
     let pseudo = Sum::pseudo_v6(addresses, protocol::ICMPV6, icmp_bytes as u32);
     let checksum = (pseudo + Sum::of(&packet[IPV6_HEADER_BYTES..])).checksum();
     packet[42..44].copy_from_slice(&checksum.to_be_bytes());
+    Some(packet.freeze())
+}
+
+/// An echo reply of `bytes` bytes that nobody has asked for, from `from` to `to`: hosts ignore it. `None` where the addresses are of different
+/// versions, or `bytes` too few.
+pub fn unasked_reply(from: IpAddr, to: IpAddr, bytes: usize) -> Option<Bytes> {
+    let mut packet = BytesMut::zeroed(bytes);
+    let header_bytes = if from.is_ipv4() { IPV4_HEADER_BYTES } else { IPV6_HEADER_BYTES };
+    let icmp_bytes = bytes.checked_sub(header_bytes).filter(|&icmp_bytes| icmp_bytes >= ICMP_HEADER_BYTES)?;
+    let (header, icmp) = packet.split_at_mut(header_bytes);
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            header[..2].copy_from_slice(&[0x45, TRAFFIC_CLASS_V4]);
+            header[2..4].copy_from_slice(&u16::try_from(bytes).ok()?.to_be_bytes());
+            header[6..10].copy_from_slice(&[0x40, 0, TTL, protocol::ICMP]);
+            header[12..16].copy_from_slice(&from.octets());
+            header[16..20].copy_from_slice(&to.octets());
+            let checksum = Sum::of(header).checksum();
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            icmp[0] = ECHO_REPLY_V4;
+            let checksum = Sum::of(icmp).checksum();
+            icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            header[0] = 0x60;
+            header[4..6].copy_from_slice(&u16::try_from(icmp_bytes).ok()?.to_be_bytes());
+            header[6..8].copy_from_slice(&[protocol::ICMPV6, TTL]);
+            header[8..24].copy_from_slice(&from.octets());
+            header[24..40].copy_from_slice(&to.octets());
+            icmp[0] = ECHO_REPLY_V6;
+            let pseudo = Sum::pseudo_v6(header[8..].first_chunk()?, protocol::ICMPV6, icmp_bytes as u32);
+            let checksum = (pseudo + Sum::of(icmp)).checksum();
+            icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
+        _ => return None,
+    }
     Some(packet.freeze())
 }
 
@@ -187,6 +226,18 @@ mod tests {
     fn an_address_of_the_other_version_gives_no_answer() {
         assert_eq!(packet_too_big(&TcpSegment::v4().build(), 1300, FROM_V6), None);
         assert_eq!(packet_too_big(&TcpSegment::v6().build(), 1300, FROM_V4), None);
+    }
+
+    #[test]
+    fn a_reply_that_nobody_asked_for_is_as_long_as_wanted_and_right() {
+        for (from, bytes, shortest) in [(FROM_V4, 1412, 28), (FROM_V6, 1412, 48)] {
+            let reply = unasked_reply(from, from, bytes).unwrap();
+            assert_eq!(reply.len(), bytes);
+            assert_valid(&reply);
+            assert!(unasked_reply(from, from, shortest).is_some());
+            assert_eq!(unasked_reply(from, from, shortest - 1), None);
+        }
+        assert_eq!(unasked_reply(FROM_V4, FROM_V6, 1412), None);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub mod protocol {
 pub(super) const IPV4_HEADER_BYTES: usize = 20;
 /// Length of the fixed IPv6 header, in bytes.
 pub(super) const IPV6_HEADER_BYTES: usize = 40;
+/// What every link of IPv6 carries, in bytes (RFC 8200, section 5): no sender goes below.
+pub const MTU_BYTES_MIN_V6: usize = 1280;
 /// Length of a TCP header without options, in bytes.
 pub(super) const TCP_HEADER_BYTES: usize = 20;
 /// Length of a UDP header, in bytes.

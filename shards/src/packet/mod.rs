@@ -6,6 +6,7 @@ pub mod arena;
 pub mod checksum;
 pub mod ecn;
 mod flow;
+pub mod fragment;
 pub mod icmp;
 pub mod inner;
 pub mod merge;

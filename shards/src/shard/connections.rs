@@ -24,6 +24,8 @@ pub struct Owned {
     pub armed: Armed,
     /// What its queue is accounted for, in bytes.
     pub queued_bytes: usize,
+    /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
+    pub told_mtu_bytes: Option<u16>,
     /// Queued to be looked at.
     pub touched: bool,
     /// Queued to send.
@@ -117,8 +119,17 @@ impl Connections {
         }
         self.generation += 1;
         let key = ConnectionKey { owner, slot: slot as u32, generation: self.generation };
-        let armed = Armed::default();
-        let owned = Owned { key, link, stage, moves, armed, queued_bytes: 0, touched: false, sending: false };
+        let owned = Owned {
+            key,
+            link,
+            stage,
+            moves,
+            armed: Armed::default(),
+            queued_bytes: 0,
+            told_mtu_bytes: None,
+            touched: false,
+            sending: false,
+        };
         let previous = self.slots[slot].replace(Box::new(owned));
         assert!(previous.is_none(), "the endpoint gave a slot away twice");
         self.len += 1;

@@ -9,7 +9,7 @@ use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
 use crate::message::Message;
 use crate::packet::Arena;
-use crate::packet::icmp::packet_too_big;
+use crate::packet::fragment::fragment;
 use crate::packet::inner::InnerPacket;
 use crate::packet::split::{split, split_first};
 use crate::packet::vnet::VnetHeader;
@@ -70,7 +70,7 @@ impl Shard {
         }
     }
 
-    fn write_to_tun(&mut self, packet: Bytes, inner: &InnerPacket) {
+    pub(super) fn write_to_tun(&mut self, packet: Bytes, inner: &InnerPacket) {
         if self.merger.push(packet, inner).is_err() {
             self.counters.drops.count(DropReason::TunWrite);
         }
@@ -86,7 +86,7 @@ impl Shard {
             return self.counters.drops.count(DropReason::NoRoute);
         };
         if packet.len() > owned.link.inner_mtu_bytes() {
-            self.reply_too_big(&mut owned, &packet);
+            self.down_too_large(&mut owned, &packet);
         } else {
             let packet = if owned.link.is_behind() { Bytes::copy_from_slice(&packet) } else { packet };
             self.down(&mut owned, packet);
@@ -96,7 +96,7 @@ impl Shard {
     }
 
     /// Queues one inner packet for a client.
-    fn down(&mut self, owned: &mut Owned, packet: Bytes) {
+    pub(super) fn down(&mut self, owned: &mut Owned, packet: Bytes) {
         let Stage::Attached { limited, .. } = owned.stage else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
@@ -112,6 +112,16 @@ impl Shard {
     }
 
     pub(super) fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
+        if packet.len() > owned.link.inner_mtu_bytes() && Self::fragments(&packet) {
+            // It has waited, and the path has shrunk meanwhile.
+            let mtu_bytes = owned.link.inner_mtu_bytes();
+            fragment(&packet, mtu_bytes, &mut |fragment| self.queue_whole(owned, fragment));
+            return;
+        }
+        self.queue_whole(owned, packet);
+    }
+
+    fn queue_whole(&mut self, owned: &mut Owned, packet: Bytes) {
         let bytes = packet.len();
         if !self.memory.has_room(bytes) && !self.make_queue_room(owned, bytes) {
             return self.counters.drops.count(DropReason::MemoryLimit);
@@ -159,13 +169,15 @@ impl Shard {
 
     /// Splits a frame into packets for one client, or tells its sender how long they may be.
     fn frame_down(&mut self, owned: &mut Owned, header: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
-        let mtu_bytes = owned.link.inner_mtu_bytes();
-        if header.segment_bytes(packet) > mtu_bytes {
-            if let Some(reply) = self.too_big_reply(packet, mtu_bytes)
-                && let Ok(inner) = InnerPacket::parse(&reply)
-            {
-                self.write_to_tun(reply, &inner);
+        let packet_bytes = header.segment_bytes(packet);
+        if packet_bytes > owned.link.inner_mtu_bytes() {
+            if Self::fragments(packet) {
+                let split = split(header, packet, &mut Arena::for_one_frame(), &mut |packet| {
+                    self.down_too_large(owned, &packet)
+                });
+                return split.map(|_| ()).map_err(|_| DropReason::Malformed);
             }
+            self.tell_sender(owned, packet, packet_bytes);
             return Err(DropReason::TooBig);
         }
         let is_limited = !matches!(owned.stage, Stage::Attached { limited: false, .. });
@@ -190,28 +202,5 @@ impl Shard {
         let sent = sent.map_err(|_| DropReason::Malformed)?;
         self.counters.drops.add(DropReason::DatagramQueueFull, header.packets(packet).saturating_sub(sent as u64));
         Ok(())
-    }
-
-    /// A client's packet is too large for the client that it goes to.
-    fn reply_too_big(&mut self, owned: &mut Owned, packet: &Bytes) {
-        self.counters.drops.count(DropReason::TooBig);
-        let mtu_bytes = owned.link.inner_mtu_bytes();
-        let sender = InnerPacket::parse(packet).ok().and_then(|inner| self.routes.find(inner.source));
-        if let Some(sender) = sender
-            && let Some(reply) = self.too_big_reply(packet, mtu_bytes)
-        {
-            self.outbox.hairpin(sender, reply, self.params.limits.hairpin_packets_max);
-        }
-    }
-
-    /// The ICMP message that answers `packet`, where one is allowed and not too many were sent.
-    fn too_big_reply(&mut self, packet: &[u8], mtu_bytes: usize) -> Option<Bytes> {
-        let reply = packet_too_big(packet, mtu_bytes as u16, self.params.server_address())?;
-        if !self.replies.allows(self.now) {
-            self.counters.drops.count(DropReason::ReplyLimit);
-            return None;
-        }
-        self.counters.too_big_replies += 1;
-        Some(reply)
     }
 }

@@ -110,6 +110,7 @@ impl Shard {
             self.join_allowance(&member, limit);
         }
         self.tell(Event::Attached { user, connection: owned.key, address });
+        self.follow_path(now, owned);
     }
 
     /// The home wants the connection closed.
@@ -207,7 +208,8 @@ impl Shard {
                     self.leave_allowance(user, owned.key);
                 }
                 self.outbox.send(home, Message::Detach { user, connection: owned.key });
-                if let Stage::Attached { .. } = stage {
+                if let Stage::Attached { address, .. } = stage {
+                    self.forget_mtu(owned, address);
                     self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });
                 }
             }

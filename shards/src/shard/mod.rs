@@ -11,6 +11,7 @@ mod inner;
 mod lifecycle;
 mod limited;
 mod memory;
+mod mtu;
 pub mod oracle;
 mod orders;
 mod outer;
@@ -66,6 +67,8 @@ const RECORDS_OF_MEMORY: usize = 4;
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
 const REPLIES_PER_S: u64 = 1000;
 const REPLIES_BURST: u64 = 100;
+/// Narrowed paths that a shard tells of at once; beyond that, one a second.
+const NARROWINGS_BURST: u64 = 10;
 
 /// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
 const STALE_TOKENS_PER_S: u64 = 100;
@@ -144,6 +147,17 @@ pub enum Event {
         /// Its fingerprint.
         certificate: crate::directory::Fingerprint,
     },
+    /// The path to a client carries less than before.
+    PathNarrowed {
+        /// Whose.
+        user: UserIndex,
+        /// On which connection.
+        connection: ConnectionKey,
+        /// Largest inner packet that it carries, in bytes.
+        mtu_bytes: u16,
+        /// Whether that is less than the tunnel's IPv6 needs.
+        is_too_narrow: bool,
+    },
     /// A client was turned away after its login, because no address is free.
     PoolExhausted {
         /// Who.
@@ -169,6 +183,17 @@ pub enum Event {
         /// How many are not told of.
         events: u64,
     },
+}
+
+/// What the path to one client carries, for the kernel's route to its inner address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientMtu {
+    /// The client's inner address.
+    pub address: IpAddr,
+    /// The connection that has it. Of two shards, the one whose connection is older may be heard later.
+    pub connection: ConnectionKey,
+    /// Largest inner packet, in bytes, where it is less than the tunnel's MTU; `None` where it is not, or the client is gone.
+    pub mtu_bytes: Option<u16>,
 }
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
@@ -203,6 +228,8 @@ pub struct Shard {
     stale_tokens: Pace,
     failures: Failures,
     steers: VecDeque<Steer>,
+    /// One entry for each change of a connection's path; the driver takes them in every pass.
+    client_mtus: VecDeque<ClientMtu>,
     events: VecDeque<Event>,
     /// Events that nobody was told of yet, not even of their number.
     forgotten_events: u64,
@@ -211,6 +238,7 @@ pub struct Shard {
     memory: Memory,
     in_flight: InFlight,
     replies: Pace,
+    narrowings_told: Pace,
     counters: Counters,
     now: Instant,
     wall_clock: WallClock,
@@ -264,6 +292,7 @@ impl Shard {
             stale_tokens: Pace::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
             failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             steers: VecDeque::new(),
+            client_mtus: VecDeque::new(),
             events: VecDeque::new(),
             forgotten_events: 0,
             merger: Merger::new(limits.merge),
@@ -271,6 +300,7 @@ impl Shard {
             memory: Memory::new(limits.memory_bytes_max),
             in_flight,
             replies: Pace::new(REPLIES_PER_S, REPLIES_BURST, now),
+            narrowings_told: Pace::new(1, NARROWINGS_BURST, now),
             counters: Counters::default(),
             now,
             undecided: false,
@@ -353,6 +383,11 @@ impl Shard {
     /// The next change for the kernel's steering of inner addresses.
     pub fn poll_steer(&mut self) -> Option<Steer> {
         self.steers.pop_front()
+    }
+
+    /// The next change of what the path to a client carries.
+    pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
+        self.client_mtus.pop_front()
     }
 
     /// The next event for the log.

@@ -254,7 +254,7 @@ impl Shard {
         while owned.link.recv().is_some() {
             self.counters.drops.count(DropReason::NotAttached);
         }
-        owned.link.count(&mut self.counters);
+        owned.link.count(self.now, &mut self.counters);
         self.memory.queued_bytes -= owned.queued_bytes;
         self.deadlines.disarm(owned.key.slot, &mut owned.armed);
         self.connections.forget(owned);
@@ -271,12 +271,13 @@ impl Shard {
             let _ = self.endpoint.handle_event(owned.link.handle, EndpointEvent::drained());
             return self.forget(owned);
         }
-        owned.link.count(&mut self.counters);
+        owned.link.count(self.now, &mut self.counters);
         owned.account(&mut self.memory);
         if owned.link.misuses_crypto() && owned.stage != Stage::Closed {
             touch(&mut self.touched, &mut owned);
         }
-        if let Some(at) = owned.link.connection.poll_timeout() {
+        self.follow_path(self.now, &mut owned);
+        if let Some(at) = owned.link.poll_timeout() {
             self.deadlines.arm(slot, &mut owned.armed, at, WakeReason::Connection);
         }
         if let Stage::Handshaking { deadline, .. } = owned.stage {

@@ -17,12 +17,15 @@ use tollgate_shards::packet::merge::MergeLimits;
 use tollgate_shards::params::{Congestion, Limits, TransportParams};
 use tollgate_shards::retry::TokenKey;
 use tollgate_shards::{
-    Client, ClientEvent, Command, Counters, Directory, DropReason, Epoch, Event, Machine, Params, Received, Shard,
-    ShardIndex, ShardKeys,
+    Client, ClientEvent, ClientMtu, Command, Counters, Directory, DropReason, Epoch, Event, Machine, Params, Received,
+    Shard, ShardIndex, ShardKeys,
 };
 
 /// A virtio header that asks for nothing.
 pub const PLAIN: [u8; 10] = [0; 10];
+
+/// What carries an inner packet is longer in these tests.
+const INNER_BYTES_MIN: usize = 100;
 
 pub struct World {
     pub now: Instant,
@@ -31,10 +34,19 @@ pub struct World {
     /// Inner packets that went to the gateway's TUN, with the shard that wrote them.
     pub tun: Vec<(usize, Vec<u8>)>,
     pub events: Vec<Event>,
-    /// UDP datagrams that reached a client after its connection was over.
+    /// UDP datagrams that carried an inner packet and reached a client after its connection was over.
     pub late_datagrams: u64,
     /// Bytes that the gateway has sent, by where to.
     sent: BTreeMap<SocketAddr, u64>,
+    /// What the gateway told of clients' paths.
+    pub client_mtus: Vec<ClientMtu>,
+    /// Longer datagrams vanish, either way.
+    pub path_bytes_max: usize,
+    /// The one client whose path is like that; `None` for all.
+    pub narrow_client: Option<usize>,
+    /// One of so many datagrams towards clients is lost.
+    pub lost_of: Option<u64>,
+    sent_down: u64,
     /// Whether the kernel steers; without it everything arrives at shard 0.
     pub steering: bool,
     /// Whether a ClientHello takes two datagrams, as that of hybrid key exchange does.
@@ -166,6 +178,11 @@ impl World {
             events: Vec::new(),
             late_datagrams: 0,
             sent: BTreeMap::new(),
+            client_mtus: Vec::new(),
+            path_bytes_max: usize::MAX,
+            narrow_client: None,
+            lost_of: None,
+            sent_down: 0,
             steering: true,
             long_hellos: false,
             steered: BTreeMap::new(),
@@ -318,6 +335,7 @@ impl World {
                 mesh.push_back((to, message));
             }
             self.events.extend(std::iter::from_fn(|| shard.poll_event()));
+            self.client_mtus.extend(std::iter::from_fn(|| shard.poll_client_mtu()));
         }
         moved |= !mesh.is_empty() || !downward.is_empty();
         for (to, message) in mesh {
@@ -325,10 +343,15 @@ impl World {
         }
         for (remote, datagram) in downward {
             *self.sent.entry(remote).or_default() += datagram.len() as u64;
+            self.sent_down += 1;
+            let is_lost = self.lost_of.is_some_and(|lost_of| self.sent_down.is_multiple_of(lost_of));
+            if is_lost || (datagram.len() > self.path_bytes_max && self.is_narrow(remote)) {
+                continue;
+            }
             let Some(client) = self.clients.iter_mut().find(|client| client.alive && client.address == remote) else {
                 continue;
             };
-            self.late_datagrams += u64::from(client.machine.is_drained());
+            self.late_datagrams += u64::from(client.machine.is_drained() && datagram.len() > INNER_BYTES_MIN);
             let segment_bytes = datagram.len();
             let received = Received {
                 remote: "198.19.0.1:55555".parse().unwrap(),
@@ -341,9 +364,16 @@ impl World {
         }
         for datagram in self.step_clients() {
             moved = true;
+            if datagram.1.len() > self.path_bytes_max && self.is_narrow(datagram.0) {
+                continue;
+            }
             self.udp(datagram.0, datagram.1.len(), &datagram.1);
         }
         moved
+    }
+
+    fn is_narrow(&self, client: SocketAddr) -> bool {
+        self.narrow_client.is_none_or(|narrow| self.clients[narrow].address == client)
     }
 
     fn step_clients(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {

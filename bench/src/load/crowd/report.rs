@@ -232,6 +232,9 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
         handshakes,
         stateless_responses,
         too_big_replies,
+        narrowed_paths,
+        too_narrow_paths,
+        fragmented_packets,
         messages,
         connections,
         users,
@@ -252,6 +255,9 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
     sum.handshakes += handshakes;
     sum.stateless_responses += stateless_responses;
     sum.too_big_replies += too_big_replies;
+    sum.narrowed_paths += narrowed_paths;
+    sum.too_narrow_paths += too_narrow_paths;
+    sum.fragmented_packets += fragmented_packets;
     sum.messages += messages;
     sum.connections += connections;
     sum.users += users;

@@ -163,6 +163,7 @@ impl World {
                     session.address = Some(assignment.client_address.addr());
                     assigned = true;
                 }
+                ClientEvent::PathMtu(_) => {}
                 ClientEvent::Closed(_) => session.over = true,
             }
         }

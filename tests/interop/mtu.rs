@@ -1,0 +1,288 @@
+//! Paths that carry less than the tunnel: what is too large arrives in fragments, or its sender is told; nothing vanishes.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
+use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
+use tollgate::lab::{Namespace, PathToGateway, ROUTER_V4, SERVER_V4, SERVER_V6, SERVICE_V4, Topology, TopologyPlan};
+
+use crate::harness::client::{Attached, Client, Login};
+use crate::harness::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use crate::harness::gateway::Gateway;
+use crate::harness::peers::Peers;
+use crate::harness::traffic::{bulk, bulk_server, wait_for_ping};
+use crate::harness::{PATIENCE, eventually, turn};
+
+/// Datagrams of one try.
+const DATAGRAMS: usize = 10;
+const BULK_BYTES: u64 = 2_000_000;
+/// How long TCP may stand still when its path narrows.
+const STALL_MAX: Duration = Duration::from_secs(3);
+
+/// What became of datagrams as long as the gateway's MTU.
+#[derive(Debug, Clone, Copy)]
+struct Outcome {
+    arrived: usize,
+    /// Refused by the sender's own kernel, which has been told of a smaller MTU.
+    refused: usize,
+}
+
+/// Sends datagrams that fill the gateway's MTU from one namespace to an address of another.
+fn send_large(from: &Namespace, to: &Namespace, address: IpAddr, dont_fragment: bool) -> Outcome {
+    let receiver = to.run(|| UdpSocket::bind((address, 0))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let target = receiver.local_addr().unwrap();
+    let refused = from.run(|| {
+        let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+        let sender = UdpSocket::bind(any).unwrap();
+        match (address, dont_fragment) {
+            (IpAddr::V4(_), true) => sockopt::set_ip_mtu_discover(&sender, Ipv4PathMtuDiscovery::DO),
+            (IpAddr::V4(_), false) => sockopt::set_ip_mtu_discover(&sender, Ipv4PathMtuDiscovery::DONT),
+            (IpAddr::V6(_), true) => sockopt::set_ipv6_mtu_discover(&sender, Ipv6PathMtuDiscovery::DO),
+            (IpAddr::V6(_), false) => sockopt::set_ipv6_mtu_discover(&sender, Ipv6PathMtuDiscovery::WANT),
+        }
+        .unwrap();
+        sender.connect(target).unwrap();
+        let payload = vec![7; if address.is_ipv4() { 1400 - 28 } else { 1400 - 48 }];
+        let mut refused = 0;
+        for _ in 0..DATAGRAMS {
+            match sender.send(&payload) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        refused
+    });
+    let mut buffer = [0; 2000];
+    let mut arrived = 0;
+    loop {
+        match receiver.recv(&mut buffer) {
+            Ok(_) => arrived += 1,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    Outcome { arrived, refused }
+}
+
+/// The MTU of the route of our own to a client's address.
+fn route_mtu(gateway: &Namespace, address: IpAddr) -> Option<u32> {
+    gateway
+        .configure(|netlink| {
+            let interface = netlink.link("tollgate0")?.index;
+            let routes = netlink.routes(interface)?;
+            Ok(routes.iter().find(|route| route.destination.addr() == address).and_then(|route| route.mtu_bytes))
+        })
+        .unwrap()
+}
+
+/// A client of MTU 1280 at a gateway of 1400, with senders of every kind.
+fn small_client(peers: &Peers, tunnel: &'static str, server: IpAddr, limit: Option<&str>) {
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 2, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan { tunnel, isolate_clients: false, ..Plan::default() });
+    if let Some(limit) = limit {
+        for user in ["alice", "bob"] {
+            deployment.edit_user(user, &format!("bandwidth_limit = \"{limit}\""));
+        }
+    }
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let [small, large] = [0, 1].map(|index| &topology.clients[index].namespace);
+    let bob = Attached::start(peers, &deployment, large, &gateway, Login::of("bob"));
+    let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+    deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
+    let client = Client::start_with(peers, &deployment, small, &config);
+    let address = client.wait_for_address();
+    wait_for_ping(small, server);
+    wait_for_ping(large, server);
+    assert_eq!(route_mtu(&topology.gateway, bob.address), None, "a client of the gateway's MTU needs no route");
+    let mtu = route_mtu(&topology.gateway, address);
+    assert!(mtu.is_some_and(|mtu| (1280..1400).contains(&mtu)), "{mtu:?}");
+
+    let senders = [("server", &topology.network), ("gateway", &topology.gateway), ("client", large)];
+    for (name, sender) in senders {
+        let case = format!("{tunnel} from the {name}, limit {limit:?}");
+        let free = send_large(sender, small, address, false);
+        // IPv6 fragments at its source only, which must be told first.
+        let told_first = if address.is_ipv6() { 2 } else { 0 };
+        assert!(free.arrived + told_first >= DATAGRAMS, "{case}: {free:?}");
+        let forbidden = send_large(sender, small, address, true);
+        assert!(forbidden.refused > 0, "{case}, fragmentation forbidden, nobody is told: {forbidden:?}");
+        assert_eq!(forbidden.arrived, 0, "{case}: what must not be fragmented");
+        let server = bulk_server(sender, if name == "server" { server } else { inner_of(name, tunnel, &bob) });
+        for direction in [Direction::Upload, Direction::Download] {
+            bulk(small, server.address(), direction, BULK_BYTES);
+        }
+    }
+    drop(client);
+    gateway.assert_sound();
+}
+
+/// The inner address of a sender within the tunnel.
+fn inner_of(name: &str, tunnel: &str, bob: &Attached) -> IpAddr {
+    match name {
+        "client" => bob.address,
+        _ => tunnel.parse::<ipnet::IpNet>().unwrap().addr(),
+    }
+}
+
+#[test]
+fn what_is_too_large_for_an_ipv4_client_arrives_in_fragments_or_its_sender_is_told() {
+    let Some(peers) = Peers::find() else { return };
+    for limit in [None, Some("50 mbps")] {
+        small_client(&peers, Plan::default().tunnel, SERVER_V4.into(), limit);
+    }
+}
+
+#[test]
+fn the_sender_of_what_is_too_large_for_an_ipv6_client_is_told() {
+    let Some(peers) = Peers::find() else { return };
+    for limit in [None, Some("50 mbps")] {
+        small_client(&peers, "fd00:19:80::1/64", SERVER_V6.into(), limit);
+    }
+}
+
+/// How a client connects that sits behind a path.
+enum Program<'a> {
+    Quincy(&'a Peers),
+    Connect,
+}
+
+/// The longest time without progress of a transfer whose path narrows from 1500 to 1350 bytes in its middle.
+fn longest_stall(program: &Program<'_>, direction: Direction) -> Duration {
+    let _turn = turn::together();
+    let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
+    let topology = Topology::build(&plan).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let site = &topology.clients[0];
+    let inside = &site.namespace;
+    let path = LongPathPlan {
+        listen: SocketAddr::new(site.first_hop_v4.into(), PORT),
+        gateway: SocketAddr::new(SERVICE_V4.into(), PORT),
+        source: ROUTER_V4.into(),
+        one_way: Duration::from_millis(10),
+        bits_per_second: 50_000_000,
+        queue_bytes_max: 200_000,
+        lost_of: None,
+        management: QueueManagement::Tail,
+    };
+    let path = LongPath::start(topology.router.as_ref().expect("the path has one"), path).unwrap();
+    let endpoint = path.address().to_string();
+    let config = deployment.write_client("alice", &endpoint, "hybrid");
+    let _client = match program {
+        Program::Quincy(peers) => Client::start_with(peers, &deployment, inside, &config).process,
+        Program::Connect => {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+            command.arg("connect").arg("--config").arg(&config).env("NO_COLOR", "1").current_dir(deployment.folder());
+            inside.spawn(command).unwrap()
+        }
+    };
+    wait_for_ping(inside, SERVER_V4);
+    for namespace in [inside, &topology.network] {
+        namespace.sysctl("net/ipv4/tcp_congestion_control", "reno").unwrap();
+    }
+    let server = bulk_server(&topology.network, SERVER_V4);
+    let plan = BulkPlan {
+        duration: Some(Duration::from_secs(8)),
+        deadline: Duration::from_secs(60),
+        ..BulkPlan::new(server.address(), direction, u64::MAX)
+    };
+    // What arrives is what counts, not what the sender's kernel has taken.
+    let tun = PacketCounts { namespace: inside, direction };
+    let seen = Mutex::new(Vec::new());
+    let start = Instant::now();
+    let report = thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let mut narrowed = false;
+            while start.elapsed() < Duration::from_secs(8) {
+                seen.lock().unwrap().push((start.elapsed(), tun.bytes(&topology)));
+                if !narrowed && start.elapsed() > Duration::from_secs(2) {
+                    path.set_mtu(1350);
+                    narrowed = true;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let report = inside.run(|| transfer(&plan, |_| {})).unwrap();
+        watching.join().unwrap();
+        report
+    });
+    assert!(report.is_intact(), "{report:?}");
+    let seen = seen.into_inner().unwrap();
+    let (mut stall, mut since, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
+    for (at, now) in seen {
+        // Less than a window's worth is retransmissions.
+        if now > bytes + 20_000 {
+            (since, bytes) = (at, now);
+        }
+        if at > Duration::from_secs(2) {
+            stall = stall.max(at - since);
+        }
+    }
+    println!("longest stall {stall:?}, {:.1} Mb/s, {:?}", report.bits_per_second() / 1e6, path.counts());
+    assert!(path.counts().too_long > 0, "the path has not narrowed");
+    gateway.assert_sound();
+    stall
+}
+
+/// What the server's network has seen of a transfer.
+struct PacketCounts<'a> {
+    namespace: &'a Namespace,
+    direction: Direction,
+}
+
+impl PacketCounts<'_> {
+    /// Bytes that have arrived where the transfer ends.
+    fn bytes(&self, topology: &Topology) -> u64 {
+        let (namespace, interface) = match self.direction {
+            Direction::Download => (self.namespace, CLIENT_TUN),
+            Direction::Upload => (&topology.network, "lan0"),
+        };
+        let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap_or_default();
+        let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+        line.and_then(|fields| fields.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+}
+
+#[test]
+fn a_download_of_the_real_client_goes_on_within_three_seconds_when_its_path_narrows() {
+    let Some(peers) = Peers::find() else { return };
+    let stall = longest_stall(&Program::Quincy(&peers), Direction::Download);
+    assert!(stall < STALL_MAX, "{stall:?}");
+}
+
+#[test]
+fn transfers_of_our_own_client_go_on_within_three_seconds_when_its_path_narrows() {
+    let Some(_) = Peers::find() else { return };
+    for direction in [Direction::Download, Direction::Upload] {
+        let stall = longest_stall(&Program::Connect, direction);
+        assert!(stall < STALL_MAX, "{direction:?}: {stall:?}");
+    }
+}
+
+#[test]
+fn routes_with_an_mtu_go_with_their_clients() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    deployment.edit_server("[control]", "[connection]\nconnection_timeout_s = 5\n[control]");
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+    deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
+    let client = Client::start_with(&peers, &deployment, &topology.clients[0].namespace, &config);
+    let address = client.wait_for_address();
+    assert!(eventually(PATIENCE, || route_mtu(&topology.gateway, address).is_some()));
+    drop(client);
+    assert!(eventually(PATIENCE, || route_mtu(&topology.gateway, address).is_none()));
+    gateway.assert_sound();
+}
