@@ -409,8 +409,8 @@ fn kind(event: &Event) -> Option<Kind> {
         Event::PoolExhausted { .. } | Event::PoolReserved { .. } => Some(Kind::NoAddress),
         Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
         Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
-        // Thousands of events make one.
-        Event::Forgotten { .. } => None,
+        // Thousands of events make one; narrowed paths are limited by the shard.
+        Event::Forgotten { .. } | Event::PathNarrowed { .. } => None,
     }
 }
 
