@@ -15,7 +15,7 @@ use tollgate_shards::routes::ConnectionKey;
 use tollgate_shards::{Command, Event, Shard, ShardIndex, Ticket, UserIndex};
 
 use crate::gateway::{Gateway, Order, Pending};
-use crate::packets::source_of;
+use crate::packets::{is_too_big_answer, source_of};
 use crate::plan::Plan;
 use crate::schedule::Time;
 use crate::world::World;
@@ -99,6 +99,10 @@ impl Oracle {
             return Ok(());
         }
         let user = self.addresses.user_at(source, ShardIndex(shard))?;
+        if is_too_big_answer(packet) {
+            // The gateway's own, which has a limit of its own.
+            return Ok(());
+        }
         self.tokens.passed(now, user, packet.len() as u64)
     }
 

@@ -164,6 +164,18 @@ pub fn source_of(packet: &[u8]) -> Option<IpAddr> {
     make::addresses_of(packet).map(|(source, _)| source)
 }
 
+/// Whether `packet` is an answer that the gateway gives in a client's name: a packet to that client was too large for it (RFC 1191). Clients of the
+/// simulator send no ICMP.
+pub fn is_too_big_answer(packet: &[u8]) -> bool {
+    let Some((first, icmp_at)) = packet.first().map(|&first| (first, usize::from(first & 0xf) * 4)) else {
+        return false;
+    };
+    first >> 4 == 4
+        && packet.get(9) == Some(&1)
+        && packet.get(icmp_at..icmp_at + 2) == Some(&[3, 4])
+        && packet.get(icmp_at + 8..).and_then(destination_of) == source_of(packet)
+}
+
 /// The destination of an inner packet.
 pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
     make::addresses_of(packet).map(|(_, destination)| destination)
@@ -171,6 +183,8 @@ pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use tollgate_shards::packet::icmp::packet_too_big;
+
     use super::*;
 
     const HEADER: [u8; 10] = [0; 10];
@@ -230,6 +244,15 @@ mod tests {
         packets.forbid(3, 1, None);
         packets.handle_arrival(later, Place::Client(4), &HEADER, &made[0]).unwrap();
         assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap_err().contains("sent away"));
+    }
+
+    #[test]
+    fn an_answer_is_one_that_quotes_a_packet_to_its_sender() {
+        let too_large = make::udp(&FlowSpec { destination: "198.18.0.2".parse().unwrap(), ..flow(1) }, 1, 1000);
+        let answer = packet_too_big(&too_large, 1100, "198.18.0.2".parse().unwrap()).unwrap();
+        assert!(is_too_big_answer(&answer));
+        let of_another = packet_too_big(&too_large, 1100, "198.18.0.3".parse().unwrap()).unwrap();
+        assert!(!is_too_big_answer(&of_another) && !is_too_big_answer(&too_large) && !is_too_big_answer(&[]));
     }
 
     #[test]
