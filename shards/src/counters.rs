@@ -48,6 +48,10 @@ pub struct Counters {
     pub too_narrow_paths: u64,
     /// Packets that were fragmented because the client's path carries less (RFC 791).
     pub fragmented_packets: u64,
+    /// Inner packets to the peer that did not come in from anywhere: answers, fragments beyond the first, and those that confirm what a path
+    /// carries. With them, what came in is what went out or was dropped.
+    #[serde(default)]
+    pub own_packets: u64,
     /// Messages sent to other shards.
     pub messages: u64,
     /// Connections whose user this shard is home to.

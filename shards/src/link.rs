@@ -60,6 +60,8 @@ pub struct Link {
     answers_marks: bool,
     /// What the path carries, and what is told of it.
     pub path: PathMtu,
+    /// Packets that were made here to confirm what the path carries, and are not in the counters yet.
+    own_packets: u64,
 }
 
 /// How far quinn-proto's statistics have been carried over into the counters.
@@ -80,6 +82,7 @@ impl Link {
             connection,
             handle,
             counted: Counted::default(),
+            own_packets: 0,
             taken: 0,
             emptied: true,
             queued: 0,
@@ -270,7 +273,9 @@ impl Link {
     fn confirm(&mut self) -> bool {
         match self.path.poll_confirmation() {
             Some(Confirm::Large(packet)) => {
-                self.queued += u64::from(self.connection.datagrams().send(packet, false).is_ok());
+                let is_queued = u64::from(self.connection.datagrams().send(packet, false).is_ok());
+                self.queued += is_queued;
+                self.own_packets += is_queued;
                 true
             }
             Some(Confirm::Small) => {
@@ -301,6 +306,7 @@ impl Link {
         self.crypto_frames = stats.frame_rx.crypto;
         counters.datagrams_received += received - self.counted.datagrams_received;
         counters.datagrams_sent += sent - self.counted.datagrams_sent;
+        counters.own_packets += std::mem::take(&mut self.own_packets);
         (self.counted.datagrams_received, self.counted.datagrams_sent) = (received, sent);
         self.count_undecryptable(&stats, &mut counters.drops);
         let closed = self.connection.is_closed();

@@ -66,6 +66,7 @@ impl Status {
         total.too_big_replies += connection.too_big_replies;
         total.narrowed_paths += connection.narrowed_paths;
         total.fragmented_packets += connection.fragmented_packets;
+        total.own_packets += connection.own_packets;
         for (reason, packets) in connection.drops.iter() {
             total.drops.add(reason, packets);
         }

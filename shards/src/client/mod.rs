@@ -182,7 +182,12 @@ impl Client {
         let mut send = |packet: Bytes| {
             if packet.len() <= mtu_bytes {
                 tunnel.send(packet);
-            } else if fragment(&packet, mtu_bytes, &mut |fragment| tunnel.send(fragment)) {
+            } else if fragment(&packet, mtu_bytes, &mut |fragment| {
+                tunnel.counters.own_packets += 1;
+                tunnel.send(fragment);
+            }) {
+                // All but the first one.
+                tunnel.counters.own_packets -= 1;
                 tunnel.counters.fragmented_packets += 1;
             } else {
                 tunnel.counters.drops.count(DropReason::TooBig);

@@ -115,7 +115,16 @@ impl Shard {
         if packet.len() > owned.link.inner_mtu_bytes() && Self::fragments(&packet) {
             // It has waited, and the path has shrunk meanwhile.
             let mtu_bytes = owned.link.inner_mtu_bytes();
-            fragment(&packet, mtu_bytes, &mut |fragment| self.queue_whole(owned, fragment));
+            let mut fragments = 0;
+            let is_split = fragment(&packet, mtu_bytes, &mut |fragment| {
+                fragments += 1;
+                self.queue_whole(owned, fragment);
+            });
+            if is_split {
+                self.counters.own_packets += fragments - 1;
+            } else {
+                self.counters.drops.count(DropReason::TooBig);
+            }
             return;
         }
         self.queue_whole(owned, packet);

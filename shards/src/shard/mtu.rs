@@ -26,6 +26,7 @@ impl Shard {
         let mut fragments = Vec::new();
         if fragment(packet, mtu_bytes, &mut |fragment| fragments.push(fragment)) {
             self.counters.fragmented_packets += 1;
+            self.counters.own_packets += fragments.len() as u64 - 1;
             fragments.into_iter().for_each(|fragment| self.down(owned, fragment));
         } else {
             self.counters.drops.count(DropReason::TooBig);
@@ -39,8 +40,12 @@ impl Shard {
     }
 
     /// Tells the sender of `packet`, which was dropped, how long its packets to this client may be: now, or when that is known. `packet` may be
-    /// the head of one, or of a super-packet whose segments are `packet_bytes` long.
+    /// the head of one, or of a super-packet whose segments are `packet_bytes` long. Nothing is said in the name of a client that has gone.
     pub(super) fn tell_sender(&mut self, owned: &mut Owned, packet: &[u8], packet_bytes: usize) {
+        if !matches!(owned.stage, Stage::Attached { .. }) {
+            // The address is another one's by now, or nobody's.
+            return;
+        }
         if owned.link.path.is_searching() {
             owned.link.path.answer_later(packet, packet_bytes);
         } else {
@@ -61,7 +66,10 @@ impl Shard {
         }
         self.counters.too_big_replies += 1;
         match sender {
-            Some(sender) => self.outbox.hairpin(sender, reply, self.params.limits.hairpin_packets_max),
+            Some(sender) => {
+                self.counters.own_packets += 1;
+                self.outbox.hairpin(sender, reply, self.params.limits.hairpin_packets_max);
+            }
             None => {
                 if let Ok(inner) = InnerPacket::parse(&reply) {
                     self.write_to_tun(reply, &inner);

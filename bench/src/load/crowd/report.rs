@@ -235,6 +235,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
         narrowed_paths,
         too_narrow_paths,
         fragmented_packets,
+        own_packets,
         messages,
         connections,
         users,
@@ -258,6 +259,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
     sum.narrowed_paths += narrowed_paths;
     sum.too_narrow_paths += too_narrow_paths;
     sum.fragmented_packets += fragmented_packets;
+    sum.own_packets += own_packets;
     sum.messages += messages;
     sum.connections += connections;
     sum.users += users;

@@ -63,7 +63,7 @@ pub(super) fn balanced(world: &World) -> Result<(), Violation> {
     for core in &world.gateway.cores {
         let counters = core.shard.counters();
         let inner = counters.drops.iter().filter(|(reason, _)| !NOT_INNER.contains(reason));
-        came += counters.datagrams_received;
+        came += counters.datagrams_received + counters.own_packets;
         gone += counters.up_packets + counters.datagrams_sent + inner.map(|(_, packets)| packets).sum::<u64>();
     }
     if came != gone {
