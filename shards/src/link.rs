@@ -62,6 +62,8 @@ pub struct Link {
     pub path: PathMtu,
     /// Packets that were made here to confirm what the path carries, and are not in the counters yet.
     own_packets: u64,
+    /// Largest inner packet that fits it, until something happens that may change that: asked for with every packet.
+    inner_mtu_bytes: Option<usize>,
 }
 
 /// How far quinn-proto's statistics have been carried over into the counters.
@@ -95,13 +97,21 @@ impl Link {
             handshake_crypto_frames: None,
             answers_marks,
             path: PathMtu::default(),
+            inner_mtu_bytes: None,
         }
     }
 
     /// Gives the connection what the endpoint has for it.
     pub fn handle_event(&mut self, event: ConnectionEvent) {
         self.emptied = false;
+        self.inner_mtu_bytes = None;
         self.connection.handle_event(event);
+    }
+
+    /// Tells the connection that its time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.inner_mtu_bytes = None;
+        self.connection.handle_timeout(now);
     }
 
     /// Carries messages between the connection and its endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.
@@ -110,6 +120,7 @@ impl Link {
         while let Some(event) = self.connection.poll_endpoint_events() {
             let drained = event.is_drained();
             if let Some(event) = endpoint.handle_event(self.handle, event) {
+                self.inner_mtu_bytes = None;
                 self.connection.handle_event(event);
             }
             if drained {
@@ -121,7 +132,8 @@ impl Link {
 
     /// Largest inner packet that fits the path now, in bytes (RFC 9221, section 3). 0 where the peer takes no datagrams.
     pub fn inner_mtu_bytes(&mut self) -> usize {
-        self.connection.datagrams().max_size().unwrap_or(0)
+        let Link { inner_mtu_bytes, connection, .. } = self;
+        *inner_mtu_bytes.get_or_insert_with(|| connection.datagrams().max_size().unwrap_or(0))
     }
 
     /// Largest inner packet as senders may be told of it: what fits the path now, unless it is just being searched.
@@ -146,6 +158,7 @@ impl Link {
     }
 
     /// Queues an inner packet, if there is room. Returns whether there was; if not, a drop has been counted.
+    #[inline]
     pub fn send(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
         if self.connection.is_closed() {
             drops.count(DropReason::NotAttached);
@@ -163,14 +176,11 @@ impl Link {
             }
             return false;
         }
-        if packet.len() > self.inner_mtu_bytes() {
-            drops.count(DropReason::TooBig);
-            return false;
-        }
         self.wait(packet, drops)
     }
 
     /// Queues a packet behind what quinn-proto has. The newest gives way, so that whoever sends too much finds no room.
+    #[inline(never)]
     fn wait(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
         if !self.has_room(packet.len()) {
             drops.count(DropReason::DatagramQueueFull);
@@ -263,6 +273,7 @@ impl Link {
             transmit = self.connection.poll_transmit(now, 1, buf);
         }
         if transmit.is_none() {
+            self.inner_mtu_bytes = None;
             self.is_behind = self.queued_bytes() > 0;
         }
         let transmit = transmit.as_ref().map(outgoing)?;

@@ -182,7 +182,7 @@ impl Tunnel {
     /// Takes note that `now` has come. Cheap when nothing is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.link.connection.poll_timeout().is_some_and(|at| at <= now) {
-            self.link.connection.handle_timeout(now);
+            self.link.handle_timeout(now);
             self.touch(now);
         }
         self.probe_path(now);

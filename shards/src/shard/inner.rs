@@ -111,26 +111,26 @@ impl Shard {
         self.queue_down(owned, packet);
     }
 
-    pub(super) fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
-        if packet.len() > owned.link.inner_mtu_bytes() && Self::fragments(&packet) {
-            // It has waited, and the path has shrunk meanwhile.
-            let mtu_bytes = owned.link.inner_mtu_bytes();
-            let mut fragments = 0;
-            let is_split = fragment(&packet, mtu_bytes, &mut |fragment| {
-                fragments += 1;
-                self.queue_whole(owned, fragment);
-            });
-            if is_split {
-                self.counters.own_packets += fragments - 1;
-            } else {
-                self.counters.drops.count(DropReason::TooBig);
-            }
-            return;
+    /// Queues a packet that has waited for tokens. The path may have shrunk meanwhile.
+    pub(super) fn queue_released(&mut self, owned: &mut Owned, packet: Bytes) {
+        let mtu_bytes = owned.link.inner_mtu_bytes();
+        if packet.len() <= mtu_bytes || !Self::fragments(&packet) {
+            return self.queue_down(owned, packet);
         }
-        self.queue_whole(owned, packet);
+        let mut fragments = 0;
+        let is_split = fragment(&packet, mtu_bytes, &mut |fragment| {
+            fragments += 1;
+            self.queue_down(owned, fragment);
+        });
+        if is_split {
+            self.counters.own_packets += fragments - 1;
+        } else {
+            self.counters.drops.count(DropReason::TooBig);
+        }
     }
 
-    fn queue_whole(&mut self, owned: &mut Owned, packet: Bytes) {
+    #[inline]
+    fn queue_down(&mut self, owned: &mut Owned, packet: Bytes) {
         let bytes = packet.len();
         if !self.memory.has_room(bytes) && !self.make_queue_room(owned, bytes) {
             return self.counters.drops.count(DropReason::MemoryLimit);

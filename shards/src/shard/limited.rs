@@ -115,7 +115,7 @@ impl Shard {
         match waiting.direction {
             Direction::Up => self.up(&mut owned, waiting.packet, false),
             Direction::Down => {
-                self.queue_down(&mut owned, waiting.packet);
+                self.queue_released(&mut owned, waiting.packet);
                 want_to_send(&mut self.sending, &mut owned);
             }
         }

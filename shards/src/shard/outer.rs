@@ -222,7 +222,7 @@ impl Shard {
             let Some(owned) = self.connections.at(slot) else { continue };
             owned.armed.fired();
             if owned.link.connection.poll_timeout().is_some_and(|at| at <= now) {
-                owned.link.connection.handle_timeout(now);
+                owned.link.handle_timeout(now);
             }
             // Also re-arms what was woken in vain.
             touch(&mut self.touched, owned);
