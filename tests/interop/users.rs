@@ -32,6 +32,7 @@ fn users_who_come_and_go_with_reloads_leave_no_memory_behind() {
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 0, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan::default());
+    write_many_users(&deployment, 0);
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let mut before = 0;
     for reload in 0..WARM_UP + RELOADS {
