@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
 
@@ -508,5 +508,82 @@ fn settings_without_effect_are_told_of_at_the_start_on_a_reload_and_by_check() {
     }
     site.deployment.edit_server("enabled = true", "enabled = false");
     assert!(!site.order_done(&["check"]).contains("no effect"));
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn a_gateway_without_a_descriptor_left_takes_orders_and_says_what_it_lacks() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    site.order_done(&["reload"]);
+    let process = site.gateway.process.id();
+    let pid = Pid::from_raw(process as i32);
+    // From the lowest free one on there are none.
+    let is_free = |number: &u64| !fs::exists(format!("/proc/{process}/fd/{number}")).unwrap();
+    let free = || (0..).find(is_free);
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    // That of the order before may not be closed yet.
+    let is_exhausted = || {
+        let first = free();
+        limit(first);
+        thread::sleep(Duration::from_millis(300));
+        free() == first
+    };
+    assert!(eventually(PATIENCE, is_exhausted));
+    for _ in 0..3 {
+        let start = Instant::now();
+        let text = site.order_done(&["kick", "alice"]);
+        assert!(text.starts_with("0 connections of user 'alice' closed"), "{text}");
+        let said = site.order(&["reload"]);
+        assert!(said.code == Some(1) && said.text.contains("Too many open files"), "{said:?}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    }
+    limit(maximum);
+    site.order_done(&["reload"]);
+    site.gateway.assert_sound();
+}
+
+#[test]
+fn a_status_names_the_shards_that_do_not_answer() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    let process = site.gateway.process.id();
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|entry| entry.unwrap().path());
+    let is_shard_1 = |path: &std::path::PathBuf| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("tollgate-1"))
+    };
+    let shard_1 = threads.into_iter().find(is_shard_1).expect("the thread of shard 1");
+    let thread: libc::pid_t = shard_1.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let trace = |request| {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests take no pointer; the thread is one of our own child's.
+        let result = unsafe { libc::ptrace(request, thread, none, none) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    };
+    trace(libc::PTRACE_SEIZE);
+    trace(libc::PTRACE_INTERRUPT);
+    let has_stopped = || fs::read_to_string(shard_1.join("stat")).unwrap().contains(") t ");
+    assert!(eventually(PATIENCE, has_stopped));
+    let start = Instant::now();
+    site.gateway.process.signal(Signal::USR1).unwrap();
+    let line = site.gateway.process.wait_for_line("{\"shards\":", PATIENCE).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let status: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(status["unanswered"], serde_json::json!([1]), "{line}");
+    assert_eq!(status["shards"].as_array().map(Vec::len), Some(1), "{line}");
+    let said = site.order(&["kick", "alice"]);
+    assert!(
+        said.code == Some(1) && said.text.contains("shard 1 did not say") && !said.text.contains("shard 0"),
+        "{said:?}"
+    );
+    trace(libc::PTRACE_DETACH);
+    assert_eq!(site.gateway.status().shards(), 2);
     site.gateway.assert_sound();
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Namespace, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate::lab::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate::log::{LINES_BURST, LINES_PER_S};
 
 use self::harness::client::{Client, Login};
@@ -31,6 +31,7 @@ use self::initials::{Stranger, crypto_frame, varint};
 mod harness;
 #[path = "harness/initials.rs"]
 mod initials;
+mod site;
 
 /// How long the end of a gateway may take, whoever reads what it says.
 const END_MAX: Duration = Duration::from_secs(3);
@@ -137,14 +138,18 @@ impl Site {
     }
 
     fn assert_ends_in_time(&mut self, what: &str) {
-        let start = Instant::now();
-        self.gateway.signal(Signal::TERM).unwrap();
-        let ended = self.gateway.wait(PATIENCE).unwrap_or_else(|error| panic!("{what}: {error}"));
-        let took = start.elapsed();
-        println!("{what}: ended {took:?} after SIGTERM");
-        assert!(took <= END_MAX, "{what}: ended {took:?} after SIGTERM");
-        assert!(ended.success(), "{what}: {ended}");
+        assert_ends_in_time(&mut self.gateway, what);
     }
+}
+
+fn assert_ends_in_time(process: &mut Process, what: &str) {
+    let start = Instant::now();
+    process.signal(Signal::TERM).unwrap();
+    let ended = process.wait(PATIENCE).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let took = start.elapsed();
+    println!("{what}: ended {took:?} after SIGTERM");
+    assert!(took <= END_MAX, "{what}: ended {took:?} after SIGTERM");
+    assert!(ended.success(), "{what}: {ended}");
 }
 
 /// Pings while `others` does other things.
@@ -209,6 +214,44 @@ fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
         let told = site.gateway.lines().iter().filter(|line| line.contains("cannot be printed")).count();
         assert!(told <= 1, "{what}: {:#?}", site.gateway.lines());
         site.assert_ends_in_time(&what);
+    }
+}
+
+#[test]
+fn a_client_forwards_reconnects_and_ends_whoever_reads_what_it_says() {
+    require_privileges_or_skip!();
+    let _turn = turn::alone();
+    for (name, number) in [("standard output", 1), ("standard error", 2)] {
+        for output in OUTPUTS {
+            let what = format!("{name} is {output:?}");
+            let site = site::Site::new(PathToGateway::Direct);
+            site.client_file("\"198.19.0.0/24\"", "", "server");
+            let mut gateway = site.serve();
+            let pipe = Pipe::new(site.path("fifo"));
+            let command = redirected(&site.command("connect", "client.toml"), &output.redirection(number), &pipe.path);
+            let mut client = site.client().spawn(command).unwrap();
+            wait_for_ping(site.client(), SERVER_V4);
+            let pipe = match output {
+                Output::Full => {
+                    pipe.fill();
+                    Some(pipe)
+                }
+                _ => None,
+            };
+            let received = pings_beside(site.client(), || {
+                for _ in 0..20 {
+                    client.signal(Signal::USR1).unwrap();
+                    thread::sleep(Duration::from_millis(20));
+                }
+            });
+            assert_eq!(received, PINGS, "{what}: pings answered");
+            // To lose the tunnel and to have it back makes lines.
+            gateway.stop(PATIENCE).unwrap();
+            let _gateway = site.serve();
+            wait_for_ping(site.client(), SERVER_V4);
+            assert_ends_in_time(&mut client, &what);
+            drop(pipe);
+        }
     }
 }
 

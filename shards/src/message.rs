@@ -90,6 +90,8 @@ pub enum Message {
         connection: ConnectionKey,
         /// Why.
         reason: CloseReason,
+        /// The home's epoch. The owner may not have entered it yet.
+        epoch: u64,
     },
     /// Keeper to every shard: who has an address now.
     Route {

@@ -196,16 +196,29 @@ impl Door {
             if !coming {
                 continue;
             }
-            match self.listener.accept() {
-                Ok((stream, _)) => self.let_in(stream),
+            match self.accept() {
+                Ok(stream) => self.let_in(stream),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) if self.spare.take().is_some() => {}
                 Err(error) => {
                     not_served(&error);
                     thread::sleep(RETRY);
                 }
             }
         }
+    }
+
+    /// Accepts a client, in the place of the spare descriptor where there is no other.
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        let accepted = match self.listener.accept() {
+            Err(error)
+                if Errno::from_io_error(&error).is_some_and(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
+                    && self.spare.take().is_some() =>
+            {
+                self.listener.accept()
+            }
+            accepted => accepted,
+        };
+        Ok(accepted?.0)
     }
 
     fn let_in(&self, stream: UnixStream) {

@@ -13,6 +13,7 @@ use tollgate_shards::memory::Held;
 use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
 use tracing::{debug, info, warn};
 
+use super::awaited::Awaited;
 use super::client_mtus::Mtus;
 use super::coalescing::Coalescing;
 use super::memory::{self, Trim};
@@ -69,21 +70,6 @@ pub struct Carried {
     pub closed_connections: u64,
 }
 
-/// An order that was given to the shard and not answered yet.
-pub struct Awaited {
-    ticket: Ticket,
-    done: Sender<Carried>,
-    concerned: Concerned,
-    closed_connections: u64,
-}
-
-/// Whose connections an order may close.
-enum Concerned {
-    User(UserIndex),
-    /// Whoever is not as in this earlier epoch.
-    ChangedSince(Arc<Epoch>),
-}
-
 /// How often the descriptors of a core were made anew.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Generations {
@@ -138,8 +124,8 @@ pub struct Core {
     pub coalesce: Duration,
     /// How long to go on looking after the last packet before sleeping.
     pub busy_poll: Duration,
-    /// The order under way: there is one at a time, and whoever gave an earlier one has given up.
-    pub awaited: Option<Awaited>,
+    /// The order under way.
+    pub awaited: Awaited,
     /// Gives memory back after a flood.
     pub trim: Trim,
     /// The kernel's steering of inner addresses, where there is one.
@@ -279,11 +265,11 @@ impl Core {
                 }
                 Order::Apply { ticket, epoch, done } => {
                     let before = std::mem::replace(&mut self.epoch, epoch.clone());
-                    self.await_order(ticket, done, Concerned::ChangedSince(before));
+                    self.awaited.begin_apply(ticket, done, before, epoch.clone());
                     self.shard.handle_command(now, Command::Apply { ticket, epoch });
                 }
                 Order::Kick { ticket, user, done } => {
-                    self.await_order(ticket, done, Concerned::User(user));
+                    self.awaited.begin_kick(ticket, done, user);
                     self.shard.handle_command(now, Command::Kick { ticket, user });
                 }
                 Order::Tun(queue, generation) => {
@@ -307,28 +293,11 @@ impl Core {
         }
     }
 
-    fn await_order(&mut self, ticket: Ticket, done: Sender<Carried>, concerned: Concerned) {
-        self.awaited = Some(Awaited { ticket, done, concerned, closed_connections: 0 });
-    }
-
     /// Answers the order under way, once every shard has carried it out and what this one has handed out is out.
     fn answer(&mut self) {
-        let Core { awaited, shard, pump, .. } = self;
-        let carried_out = |order: &mut Awaited| shard.settled() >= order.ticket && pump.is_flushed();
-        if let Some(Awaited { done, closed_connections, .. }) = awaited.take_if(carried_out) {
-            // Whoever gave it may have given up waiting.
-            let _ = done.send(Carried { shard: shard.index().0, closed_connections });
+        if self.pump.is_flushed() {
+            self.awaited.answer(self.shard.index().0, self.shard.settled());
         }
-    }
-
-    /// Counts a connection that has ended as closed by the order under way, if it concerns the connection's user.
-    fn count_closed(&mut self, user: UserIndex) {
-        let Some(awaited) = &mut self.awaited else { return };
-        let concerned = match &awaited.concerned {
-            Concerned::User(kicked) => *kicked == user,
-            Concerned::ChangedSince(before) => before.directory.user(user) != self.epoch.directory.user(user),
-        };
-        awaited.closed_connections += u64::from(concerned);
     }
 
     fn report(&self) -> Report {
@@ -352,8 +321,8 @@ impl Core {
     }
 
     fn log(&mut self, event: Event) {
-        if let Event::Detached { user, .. } = event {
-            self.count_closed(user);
+        if let Event::Detached { user, epoch, .. } = event {
+            self.awaited.count_closed(user, epoch, self.epoch.number);
         }
         let name = |user| self.epoch.directory.name(user);
         if kind(&event).is_some_and(|kind| !log::admits(kind)) {
@@ -364,7 +333,7 @@ impl Core {
                 info!(user = name(user), shard = connection.owner.0, "client connected");
                 debug!(user = name(user), %address, "address leased");
             }
-            Event::Detached { user, connection, reason } => {
+            Event::Detached { user, connection, reason, .. } => {
                 // The peer's words in it are escaped already.
                 let reason = format_args!("\"{reason}\"");
                 info!(user = name(user), shard = connection.owner.0, %reason, "client disconnected");

@@ -2,6 +2,7 @@
 //!
 //! This module sees no packet.
 
+mod awaited;
 mod capacity;
 mod client_mtus;
 mod coalescing;
@@ -35,6 +36,7 @@ pub use reload::{KickError, Kicked, ReloadError, Reloaded, Unanswered};
 pub use status::Status;
 pub use upkeep::HostReport;
 
+use self::awaited::Awaited;
 use self::capacity::DescriptorError;
 use self::core::{Core, Generations, Order};
 use self::mesh::{Bell, Mesh};
@@ -297,7 +299,7 @@ fn start_cores(
             orders: order_receiver,
             coalesce: config.data_path.coalesce,
             busy_poll: config.data_path.busy_poll,
-            awaited: None,
+            awaited: Awaited::default(),
             trim: memory::Trim::default(),
             steering: shared.steering.clone(),
             upkeep: shared.upkeep.clone(),

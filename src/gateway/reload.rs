@@ -188,7 +188,9 @@ impl Gateway {
         let mut closed = 0;
         while !shards.is_empty() {
             let Ok(Carried { shard, closed_connections }) = carried.recv_deadline(deadline) else {
-                return Err(Unanswered { shards });
+                // All wait for one that stands still: if there is one, it is to be named alone.
+                let silent: BTreeSet<u16> = self.status().unanswered.into_iter().collect();
+                return Err(Unanswered { shards: if silent.is_empty() { shards } else { silent } });
             };
             shards.remove(&shard);
             closed += closed_connections;

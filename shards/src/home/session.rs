@@ -94,7 +94,7 @@ impl Member {
     fn close(&mut self, context: &mut Context<'_>, reason: CloseReason) {
         self.closing = true;
         let connection = self.login.connection;
-        context.outbox.send(connection.owner, Message::Close { connection, reason });
+        context.outbox.send(connection.owner, Message::Close { connection, reason, epoch: context.epoch });
     }
 
     fn hold(&self, context: &mut Context<'_>, home: ShardIndex, address: IpAddr) {

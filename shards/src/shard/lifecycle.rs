@@ -114,32 +114,25 @@ impl Shard {
     }
 
     /// The home wants the connection closed.
-    pub(super) fn close_for(&mut self, now: Instant, connection: ConnectionKey, reason: CloseReason) {
+    pub(super) fn close_for(&mut self, now: Instant, connection: ConnectionKey, reason: CloseReason, epoch: u64) {
         let Some(mut owned) = self.connections.take_exact(connection) else { return };
-        match reason {
-            CloseReason::PoolExhausted => {
-                if let Some(Member { user, .. }) = owned.member() {
-                    self.tell(Event::PoolExhausted { user });
-                }
-                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
-            }
-            CloseReason::PoolReserved => {
-                if let Some(Member { user, .. }) = owned.member() {
-                    self.tell(Event::PoolReserved { user });
-                }
-                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
-            }
-            CloseReason::TooManyConnections => {
-                if let Some(Member { user, .. }) = owned.member() {
-                    self.tell(Event::TooManyConnections { user });
-                }
-                self.goodbye(now, &mut owned, close_code::ESTABLISHMENT_FAILED, "Too many connections");
-            }
-            CloseReason::Revoked => self.goodbye(now, &mut owned, close_code::REVOKED, "Access revoked"),
-            CloseReason::Superseded => {
-                self.goodbye(now, &mut owned, close_code::SUPERSEDED, "Superseded by a newer connection");
+        if let Some(Member { user, .. }) = owned.member() {
+            match reason {
+                CloseReason::PoolExhausted => self.tell(Event::PoolExhausted { user }),
+                CloseReason::PoolReserved => self.tell(Event::PoolReserved { user }),
+                CloseReason::TooManyConnections => self.tell(Event::TooManyConnections { user }),
+                CloseReason::Revoked | CloseReason::Superseded => {}
             }
         }
+        let (code, reason) = match reason {
+            CloseReason::PoolExhausted | CloseReason::PoolReserved => {
+                (close_code::ESTABLISHMENT_FAILED, "Session establishment failed")
+            }
+            CloseReason::TooManyConnections => (close_code::ESTABLISHMENT_FAILED, "Too many connections"),
+            CloseReason::Revoked => (close_code::REVOKED, "Access revoked"),
+            CloseReason::Superseded => (close_code::SUPERSEDED, "Superseded by a newer connection"),
+        };
+        self.goodbye_of(epoch, now, &mut owned, code, reason);
         self.connections.put_back(owned);
     }
 
@@ -155,10 +148,15 @@ impl Shard {
 
     /// Closes a connection from this side.
     pub(super) fn goodbye(&mut self, now: Instant, owned: &mut Owned, code: u32, reason: &'static str) {
+        self.goodbye_of(self.epoch.number, now, owned, code, reason);
+    }
+
+    /// Likewise, because another epoch wants it.
+    fn goodbye_of(&mut self, epoch: u64, now: Instant, owned: &mut Owned, code: u32, reason: &'static str) {
         if !owned.link.connection.is_closed() {
             owned.link.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
         }
-        self.leave(owned, &format!("closed by the gateway: {reason} (code {code:#04x})"));
+        self.leave(owned, epoch, &format!("closed by the gateway: {reason} (code {code:#04x})"));
         touch(&mut self.touched, owned);
     }
 
@@ -177,7 +175,7 @@ impl Shard {
             // One that TLS refused, as opposed to one that was not there yet.
             self.failures.count(self.now, owned.link.connection.remote_address().ip(), COST_OF_FAILURE);
         }
-        self.leave(owned, &reason);
+        self.leave(owned, self.epoch.number, &reason);
     }
 
     /// Ends a pending handshake at once, so that another one finds room: the client is told, and nothing of it stays.
@@ -189,12 +187,12 @@ impl Shard {
         if let Some(transmit) = owned.link.poll_transmit(now, 1, &mut last_words) {
             self.respond(transmit, &last_words);
         }
-        self.leave(&mut owned, "gave way to another handshake");
+        self.leave(&mut owned, self.epoch.number, "gave way to another handshake");
         self.endpoint.handle_event(owned.link.handle, EndpointEvent::drained());
         self.forget(owned);
     }
 
-    fn leave(&mut self, owned: &mut Owned, reason: &str) {
+    fn leave(&mut self, owned: &mut Owned, epoch: u64, reason: &str) {
         match std::mem::replace(&mut owned.stage, Stage::Closed) {
             Stage::Handshaking { place, .. } => {
                 self.admission.release(place);
@@ -210,7 +208,7 @@ impl Shard {
                 self.outbox.send(home, Message::Detach { user, connection: owned.key });
                 if let Stage::Attached { address, .. } = stage {
                     self.forget_mtu(owned, address);
-                    self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned() });
+                    self.tell(Event::Detached { user, connection: owned.key, reason: reason.to_owned(), epoch });
                 }
             }
             Stage::Closed => {}

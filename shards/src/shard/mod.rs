@@ -141,6 +141,8 @@ pub enum Event {
         connection: ConnectionKey,
         /// What ended it.
         reason: String,
+        /// The epoch that ended it: a later one than the shard's where the user's home is ahead.
+        epoch: u64,
     },
     /// Somebody completed a handshake with a certificate that no user has.
     UnknownCertificate {
@@ -424,7 +426,7 @@ impl Shard {
     fn receive(&mut self, now: Instant, message: Message) {
         match message {
             Message::Attached { connection, address } => self.attached(now, connection, address),
-            Message::Close { connection, reason } => self.close_for(now, connection, reason),
+            Message::Close { connection, reason, epoch } => self.close_for(now, connection, reason, epoch),
             Message::Route { address, connection } => self.routes.insert(address, connection),
             Message::Unroute { address, connection } => self.routes.remove(address, connection),
             Message::RoutesTold => self.routes.told(),

@@ -348,7 +348,7 @@ impl World {
     fn receive(&mut self, shard: usize, message: Message) {
         match message {
             Message::Attached { connection, address } => self.attached(connection, address),
-            Message::Close { connection, reason } => self.close(connection, reason),
+            Message::Close { connection, reason, .. } => self.close(connection, reason),
             Message::Restarted { shard: sibling, incarnation } => self.sibling_restarted(shard, sibling, incarnation),
             Message::Route { address, connection } => self.nodes[shard].routes.insert(address, connection),
             Message::Unroute { address, connection } => self.nodes[shard].routes.remove(address, connection),

@@ -5,6 +5,7 @@ mod balance;
 mod limits;
 mod memory;
 mod mtu;
+mod orders;
 mod sharing;
 mod world;
 
@@ -144,7 +145,10 @@ fn removing_an_unknown_connection_changes_nothing() {
         for user in 0..2 {
             shard.handle_message(world.now, Message::Detach { user: UserIndex(user), connection: stranger });
         }
-        shard.handle_message(world.now, Message::Close { connection: stranger, reason: CloseReason::Superseded });
+        shard.handle_message(
+            world.now,
+            Message::Close { connection: stranger, reason: CloseReason::Superseded, epoch: 0 },
+        );
         shard.handle_message(world.now, Message::Unroute { address, connection: stranger });
         shard.handle_message(world.now, Message::Attached { connection: stranger, address });
     }

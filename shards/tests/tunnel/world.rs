@@ -433,6 +433,13 @@ impl World {
         }
     }
 
+    /// The epoch after the world's, in which there is no user.
+    pub fn epoch_without_users(&self) -> Arc<Epoch> {
+        let Epoch { number, directory, isolate_clients, tls } = &*self.epoch;
+        let directory = Arc::new(directory.succeed(Vec::new()).unwrap());
+        Arc::new(Epoch { number: number + 1, directory, isolate_clients: *isolate_clients, tls: tls.clone() })
+    }
+
     /// Bytes that the gateway has sent to `remote`.
     pub fn sent_to(&self, remote: SocketAddr) -> u64 {
         self.sent.get(&remote).copied().unwrap_or_default()

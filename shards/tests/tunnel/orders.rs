@@ -1,0 +1,38 @@
+//! Orders that do not reach all shards at one moment.
+
+use std::time::Duration;
+
+use tollgate_shards::{Command, Event, Ticket};
+
+use crate::world::{Setup, UserSpec, World};
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_enters_that_first() {
+    for (home, owner) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for first in [0, 1] {
+            let what = format!("home {home}, owner {owner}, first {first}");
+            let users = vec![UserSpec { home: Some(home), ..UserSpec::default() }];
+            let mut world = World::new(Setup { users, ..Setup::default() });
+            world.attach(0, owner);
+            world.events.clear();
+            let epoch = world.epoch_without_users();
+            let mut told = Vec::new();
+            for shard in [first, 1 - first] {
+                let command = Command::Apply { ticket: Ticket(1), epoch: epoch.clone() };
+                world.shards[shard].handle_command(world.now, command);
+                world.run(10 * MS);
+                told.extend(world.events.drain(..).filter_map(|event| match event {
+                    Event::Detached { reason, epoch, .. } => Some((shard, reason, epoch)),
+                    _ => None,
+                }));
+            }
+            // Neither the home nor the owner lets it pass any longer than it must.
+            let by = if usize::from(home) == first || usize::from(owner) == first { first } else { 1 - first };
+            let reason = "closed by the gateway: Access revoked (code 0x04)".to_owned();
+            assert_eq!(told, [(by, reason, epoch.number)], "{what}");
+            assert!(world.shards.iter().all(|shard| shard.settled() == Ticket(1)), "{what}");
+        }
+    }
+}
