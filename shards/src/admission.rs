@@ -4,11 +4,15 @@
 //! This module knows no connections.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 /// Pending handshakes of an IPv6 /56 and of a /48, in multiples of what one source may have.
 const BY_56_FACTOR: usize = 2;
 const BY_48_FACTOR: usize = 4;
+/// How long a handshake whose ClientHello is complete keeps its place from newer ones of its own source: what the client's last flight takes
+/// on a long path. Where it is longer, a source whose handshakes keep failing fills its part of the table with fewer of them than it may begin.
+const UNDER_WAY: Duration = Duration::from_millis(300);
 /// Widths at which an address is counted.
 const WIDTHS: usize = 3;
 
@@ -71,12 +75,22 @@ pub enum Room {
     Free,
     /// Once the one in this slot has given way.
     InsteadOf(u32),
+    /// Not now: all others of its source are under way.
+    None,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     slot: u32,
-    address: IpAddr,
+    remote: SocketAddr,
+    /// When the ClientHello was complete.
+    hello_at: Option<Instant>,
+}
+
+impl Pending {
+    fn is_under_way(&self, now: Instant) -> bool {
+        self.hello_at.is_some_and(|at| now.saturating_duration_since(at) < UNDER_WAY)
+    }
 }
 
 /// The handshakes in progress.
@@ -86,6 +100,8 @@ pub struct Admission {
     pending_max: usize,
     by_prefix: BTreeMap<Prefix, BTreeSet<Place>>,
     by_source_max: usize,
+    /// Where they come from, each with its place's number.
+    remotes: BTreeSet<(SocketAddr, u64)>,
     /// Number of the next place.
     next: u64,
 }
@@ -98,6 +114,7 @@ impl Admission {
             pending_max: pending_max.max(1),
             by_prefix: BTreeMap::new(),
             by_source_max: by_source_max.max(1),
+            remotes: BTreeSet::new(),
             next: 0,
         }
     }
@@ -106,18 +123,21 @@ impl Admission {
     ///
     /// Where the table, or the part of it that the address may use, is full, the oldest whose ClientHello is not complete gives way, and
     /// only then the oldest that has still to prove its identity. So an honest client is put at a disadvantage by nobody who sends less than a
-    /// whole table's worth of handshakes while it exchanges two flights.
-    pub fn room(&self, address: IpAddr) -> Room {
+    /// whole table's worth of handshakes while it exchanges two flights. Its own neighbours behind a NAT fill their part sooner, so they do
+    /// not have it give way as long as it may be under way.
+    pub fn room(&self, now: Instant, address: IpAddr) -> Room {
         let full = |prefix: Prefix| {
             let places = self.by_prefix.get(&prefix)?;
             (places.len() >= self.prefix_max(prefix)).then(|| places.first())?
         };
-        let crowded = Prefix::widths(address).find_map(full);
-        let full = || (self.pending.len() >= self.pending_max).then(|| self.pending.keys().next())?;
-        match crowded.or_else(full) {
-            Some(place) => Room::InsteadOf(self.pending[place].slot),
-            None => Room::Free,
+        if let Some(place) = Prefix::widths(address).find_map(full) {
+            let neighbour = &self.pending[place];
+            return if neighbour.is_under_way(now) { Room::None } else { Room::InsteadOf(neighbour.slot) };
         }
+        if self.pending.len() < self.pending_max {
+            return Room::Free;
+        }
+        self.first_to_go().map_or(Room::Free, Room::InsteadOf)
     }
 
     /// The handshake that gives way to another one first, if there is any.
@@ -133,19 +153,24 @@ impl Admission {
     }
 
     /// Takes in the handshake of the connection in `slot`, for which [`Admission::room`] is free.
-    pub fn admit(&mut self, address: IpAddr, slot: u32) -> Place {
+    pub fn admit(&mut self, remote: SocketAddr, slot: u32) -> Place {
         let place = Place { has_hello: false, number: self.next };
         self.next += 1;
-        self.insert(place, Pending { slot, address });
+        self.insert(place, Pending { slot, remote, hello_at: None });
         place
     }
 
     /// The ClientHello of a handshake is complete.
-    pub fn complete_hello(&mut self, place: &mut Place) {
+    pub fn complete_hello(&mut self, now: Instant, place: &mut Place) {
         if let Some(pending) = self.remove(*place) {
             place.has_hello = true;
-            self.insert(*place, pending);
+            self.insert(*place, Pending { hello_at: Some(now), ..pending });
         }
+    }
+
+    /// Whether a handshake from `remote` is in progress.
+    pub fn knows(&self, remote: SocketAddr) -> bool {
+        self.remotes.range((remote, 0)..=(remote, u64::MAX)).next().is_some()
     }
 
     /// Handshakes in progress.
@@ -159,15 +184,17 @@ impl Admission {
     }
 
     fn insert(&mut self, place: Place, pending: Pending) {
-        for prefix in Prefix::widths(pending.address) {
+        for prefix in Prefix::widths(pending.remote.ip()) {
             self.by_prefix.entry(prefix).or_default().insert(place);
         }
+        self.remotes.insert((pending.remote, place.number));
         self.pending.insert(place, pending);
     }
 
     fn remove(&mut self, place: Place) -> Option<Pending> {
         let pending = self.pending.remove(&place)?;
-        for prefix in Prefix::widths(pending.address) {
+        self.remotes.remove(&(pending.remote, place.number));
+        for prefix in Prefix::widths(pending.remote.ip()) {
             if let Some(places) = self.by_prefix.get_mut(&prefix) {
                 places.remove(&place);
                 if places.is_empty() {
@@ -190,20 +217,30 @@ impl Place {
 mod tests {
     use super::*;
 
+    fn start() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        Instant::now()
+    }
+
     /// Admits a handshake under the next slot, after whoever has to has given way. Returns its place and who that was.
     fn admit(admission: &mut Admission, address: &str) -> (Place, Option<u32>) {
+        admit_at(admission, start(), address).expect("room")
+    }
+
+    fn admit_at(admission: &mut Admission, now: Instant, address: &str) -> Option<(Place, Option<u32>)> {
         let address = address.parse().unwrap();
-        let gone = match admission.room(address) {
+        let gone = match admission.room(now, address) {
+            Room::None => return None,
             Room::Free => None,
             Room::InsteadOf(slot) => {
                 let (&place, _) = admission.pending.iter().find(|(_, pending)| pending.slot == slot).unwrap();
                 admission.release(place);
-                assert_eq!(admission.room(address), Room::Free, "one that goes makes room");
+                assert_eq!(admission.room(now, address), Room::Free, "one that goes makes room");
                 Some(slot)
             }
         };
         let slot = admission.next as u32;
-        (admission.admit(address, slot), gone)
+        Some((admission.admit(SocketAddr::new(address, 1), slot), gone))
     }
 
     #[test]
@@ -212,7 +249,7 @@ mod tests {
         let (mut first, _) = admit(&mut admission, "198.18.0.1");
         admit(&mut admission, "198.18.0.2");
         admit(&mut admission, "198.18.0.3");
-        admission.complete_hello(&mut first);
+        admission.complete_hello(start(), &mut first);
         assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(1));
         assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(2));
         assert_eq!(admission.pending(), 3);
@@ -225,7 +262,7 @@ mod tests {
         let mut admission = Admission::new(3, 3);
         for address in ["198.18.0.1", "198.18.0.2", "198.18.0.3"] {
             let (mut place, _) = admit(&mut admission, address);
-            admission.complete_hello(&mut place);
+            admission.complete_hello(start(), &mut place);
         }
         assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(0), "the oldest");
         assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(3), "the only one without");
@@ -240,6 +277,22 @@ mod tests {
         assert_eq!(admit(&mut admission, "198.18.0.1").1, Some(1));
         assert_eq!(admit(&mut admission, "::ffff:198.18.0.1").1, Some(2));
         assert_eq!(admission.pending(), 3);
+    }
+
+    #[test]
+    fn a_handshake_under_way_gives_way_to_none_of_its_source_for_a_while() {
+        let start = start();
+        let mut admission = Admission::new(10, 2);
+        for _ in 0..2 {
+            let (mut place, _) = admit(&mut admission, "198.18.0.1");
+            admission.complete_hello(start, &mut place);
+        }
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(admit_at(&mut admission, at(0), "198.18.0.1").is_none());
+        assert!(admit_at(&mut admission, at(299), "198.18.0.1").is_none());
+        assert_eq!(admit_at(&mut admission, at(300), "198.18.0.1").unwrap().1, Some(0), "the oldest");
+        assert_eq!(admit_at(&mut admission, at(300), "198.18.0.1").unwrap().1, Some(2), "the only one without");
+        assert_eq!(admission.pending(), 2);
     }
 
     #[test]
@@ -282,9 +335,10 @@ mod tests {
     fn sources_without_handshakes_take_no_memory() {
         let mut admission = Admission::new(10, 2);
         let (mut place, _) = admit(&mut admission, "fd00::1");
-        admission.complete_hello(&mut place);
+        assert!(admission.knows("[fd00::1]:1".parse().unwrap()) && !admission.knows("[fd00::1]:2".parse().unwrap()));
+        admission.complete_hello(start(), &mut place);
         admission.release(place);
-        assert!(admission.by_prefix.is_empty() && admission.pending.is_empty());
+        assert!(admission.by_prefix.is_empty() && admission.pending.is_empty() && admission.remotes.is_empty());
         assert_eq!(admission.first_to_go(), None);
     }
 }

@@ -17,6 +17,7 @@ use crate::harness::gateway::Gateway;
 use crate::harness::peers::Peers;
 use crate::harness::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
 use crate::harness::turn;
+use crate::sockets::datagrams_lost;
 
 const INITIAL_BYTES: usize = 1200;
 /// Initials of one send.
@@ -49,8 +50,14 @@ fn a_flood_of_initials_costs_a_live_client_little_beside_a_flood_that_is_dropped
         };
         let mut shares: Vec<_> = (0..PAIRS)
             .map(|_| {
-                let ((control, _), (flooded, sent_per_s)) = (beside(deaf.local_addr().unwrap().port()), beside(PORT));
-                println!("{sent_per_s:.0} Initials a second: {:.2} of the control's goodput", control / flooded);
+                let (control, _) = beside(deaf.local_addr().unwrap().port());
+                let before = datagrams_lost(&topology.gateway);
+                let (flooded, sent_per_s) = beside(PORT);
+                let share = control / flooded;
+                let lost = datagrams_lost(&topology.gateway) - before;
+                println!(
+                    "{sent_per_s:.0} Initials a second: {share:.2} of the control's goodput; the kernel dropped {lost}"
+                );
                 control / flooded
             })
             .collect();

@@ -21,5 +21,6 @@ mod placement;
 mod rebinding;
 mod refusals;
 mod reload;
+mod sockets;
 mod stranger;
 mod users;

@@ -29,7 +29,7 @@ impl Shard {
         let drained = owned.link.exchange(&mut self.endpoint);
         while let Some(event) = owned.link.connection.poll() {
             match event {
-                ConnectionEvent::HandshakeDataReady => self.hello_complete(&mut owned),
+                ConnectionEvent::HandshakeDataReady => self.hello_complete(now, &mut owned),
                 ConnectionEvent::Connected => self.logged_in(now, &mut owned),
                 ConnectionEvent::ConnectionLost { reason } => self.lost(&mut owned, &reason),
                 _ => {}
@@ -54,9 +54,9 @@ impl Shard {
     }
 
     /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
-    fn hello_complete(&mut self, owned: &mut Owned) {
+    fn hello_complete(&mut self, now: Instant, owned: &mut Owned) {
         if let Stage::Handshaking { place, deadline, .. } = &mut owned.stage {
-            self.admission.complete_hello(place);
+            self.admission.complete_hello(now, place);
             let started = *deadline - HELLO_TIMEOUT.min(self.params.handshake_timeout);
             *deadline = started + self.params.handshake_timeout;
         }
@@ -178,14 +178,17 @@ impl Shard {
         self.leave(owned, self.epoch.number, &reason);
     }
 
-    /// Ends a pending handshake at once, so that another one finds room: the client is told, and nothing of it stays.
+    /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
+    /// packets have an ID by now that serves for nothing else. One that has not will repeat its Initial, and so begin anew.
     pub(super) fn give_way(&mut self, now: Instant, slot: u32) {
         let Some(mut owned) = self.connections.take(slot) else { return };
         self.counters.drops.count(DropReason::HandshakeGaveWay);
-        owned.link.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
-        let mut last_words = Vec::new();
-        if let Some(transmit) = owned.link.poll_transmit(now, 1, &mut last_words) {
-            self.respond(transmit, &last_words);
+        if owned.link.connection.stats().udp_tx.datagrams > 0 {
+            owned.link.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
+            let mut last_words = Vec::new();
+            if let Some(transmit) = owned.link.poll_transmit(now, 1, &mut last_words) {
+                self.respond(transmit, &last_words);
+            }
         }
         self.leave(&mut owned, self.epoch.number, "gave way to another handshake");
         self.endpoint.handle_event(owned.link.handle, EndpointEvent::drained());

@@ -131,8 +131,9 @@ impl Shard {
             self.counters.drops.count(DropReason::InvalidToken);
             return None;
         }
+        // The rest of a ClientHello is not a new handshake.
         let is_fresh = claim.issued_s == retry::seconds(wall_clock);
-        if is_fresh && self.failures.is_ignored(now, remote.ip()) {
+        if is_fresh && self.failures.is_ignored(now, remote.ip()) && !self.admission.knows(remote) {
             self.counters.drops.count(DropReason::HandshakeRate);
             return None;
         }
@@ -155,21 +156,24 @@ impl Shard {
         let remote = incoming.remote_address();
         let address = remote.ip();
         let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
-        if !self.failures.admits(now, remote, persists) {
+        // Not refused: an honest client's next Initial may find room. One for which there is none takes nothing of its source's share.
+        let hindrance = if self.admission.room(now, address) == Room::None {
+            Some(DropReason::HandshakeLimit)
+        } else if !self.failures.admits(now, remote, persists) {
+            Some(DropReason::HandshakeRate)
+        } else if !self.make_room(now, address) {
+            Some(DropReason::HandshakeLimit)
+        } else {
+            None
+        };
+        if let Some(hindrance) = hindrance {
             self.endpoint.ignore(incoming);
-            self.counters.drops.count(DropReason::HandshakeRate);
-            return;
-        }
-        if !self.make_room(now, address) {
-            // Not refused: an honest client's next Initial may find room.
-            self.endpoint.ignore(incoming);
-            self.counters.drops.count(DropReason::HandshakeLimit);
-            return;
+            return self.counters.drops.count(hindrance);
         }
         match self.endpoint.accept(incoming, now, &mut answer, None) {
             Ok((handle, connection)) => {
                 let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
-                let place = self.admission.admit(address, handle.0 as u32);
+                let place = self.admission.admit(remote, handle.0 as u32);
                 let stage = Stage::Handshaking { place, deadline, room_bytes: HANDSHAKE_BYTES_MAX };
                 let link = Link::new(handle, connection, self.params.transport.datagram_send_buffer_bytes_max);
                 let slot = self.connections.insert(self.params.index, link, stage, Moves::new(remote, now));
@@ -196,8 +200,10 @@ impl Shard {
         if self.stopping {
             return false;
         }
-        if let Room::InsteadOf(slot) = self.admission.room(address) {
-            self.give_way(now, slot);
+        match self.admission.room(now, address) {
+            Room::Free => {}
+            Room::InsteadOf(slot) => self.give_way(now, slot),
+            Room::None => return false,
         }
         if self.connections.len() >= self.params.limits.connections_max
             && let Some(slot) = self.admission.first_to_go()

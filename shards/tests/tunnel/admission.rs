@@ -15,21 +15,26 @@ fn world(shards: u16) -> World {
 
 /// A handshake of which the first `datagrams` datagrams arrive, from `address` with its address proven, and then nothing more.
 fn stuck(world: &mut World, address: SocketAddr, owner: u16, datagrams: usize) {
-    let client = world.connect(0, owner);
+    let (client, hello) = proven(world, 0, address, owner);
+    for datagram in hello.iter().take(datagrams) {
+        world.udp(address, datagram.len(), datagram);
+    }
+    world.step();
+    world.kill(client);
+}
+
+/// A client of `user` at `address` that has got its token: what it sends next, in two datagrams, and all that follows is held.
+fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
+    let client = world.connect(user, owner);
     world.clients[client].address = address;
     world.clients[client].held = Some(Vec::new());
     world.step();
-    let deliver = |world: &mut World, datagrams| {
-        for datagram in world.clients[client].held.replace(Vec::new()).unwrap().iter().take(datagrams) {
-            world.udp(address, datagram.len(), datagram);
-        }
-        world.step();
-    };
-    deliver(world, 1);
-    let sent = world.clients[client].held.as_ref().unwrap().len();
-    assert_eq!(sent, 2, "a ClientHello takes two datagrams");
-    deliver(world, datagrams);
-    world.kill(client);
+    let first = world.clients[client].held.replace(Vec::new()).unwrap();
+    world.udp(address, first[0].len(), &first[0]);
+    world.step();
+    let hello = world.clients[client].held.replace(Vec::new()).unwrap();
+    assert_eq!(hello.len(), 2, "a ClientHello takes two datagrams");
+    (client, hello)
 }
 
 fn v4(host: u8, port: u16) -> SocketAddr {
@@ -104,13 +109,69 @@ fn a_client_hello_may_take_two_seconds_and_the_rest_ten() {
     }
 }
 
-#[test]
-fn a_handshake_that_gives_way_is_told_and_leaves_nothing_behind() {
+/// Where an honest client's last flight takes `trip`, and strangers behind the same NAT begin `strangers` handshakes meanwhile, of
+/// `datagrams` datagrams each: whether it is through.
+fn passes_beside_newer_ones(trip: Duration, strangers: u16, datagrams: usize) -> bool {
     let mut world = world(1);
-    for number in 0..9u16 {
+    let (client, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
+    hello.iter().for_each(|datagram| world.udp(v4(1, 50_000), datagram.len(), datagram));
+    world.run(Duration::from_millis(1));
+    for number in 0..strangers {
+        stuck(&mut world, v4(1, 1000 + number), 0, datagrams);
+        world.run(trip / u32::from(strangers));
+    }
+    for datagram in world.clients[client].held.take().unwrap() {
+        world.udp(v4(1, 50_000), datagram.len(), &datagram);
+    }
+    world.run(Duration::from_millis(50));
+    world.clients[client].machine.assignment().is_some()
+}
+
+#[test]
+fn a_handshake_that_waits_for_its_client_is_not_overtaken_from_behind_the_same_nat() {
+    for strangers in [9, 30, 200] {
+        for datagrams in [1, 2] {
+            assert!(
+                passes_beside_newer_ones(Duration::from_millis(200), strangers, datagrams),
+                "{strangers} newer ones"
+            );
+        }
+    }
+}
+
+/// The client repeats what nobody answered, and cannot know that it was there once.
+#[test]
+fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew() {
+    let mut world = world(1);
+    let (client, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
+    let others: Vec<_> = (0..8).map(|number| proven(&mut world, 0, v4(1, 1000 + number), 0)).collect();
+    let before = world.sent_to(v4(1, 50_000));
+    world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
+    for (number, (other, hello)) in others.iter().enumerate() {
+        world.udp(v4(1, 1000 + number as u16), hello[0].len(), &hello[0]);
+        world.kill(*other);
+    }
+    world.step();
+    assert_eq!(world.dropped(DropReason::HandshakeGaveWay), 1);
+    assert_eq!(world.sent_to(v4(1, 50_000)), before);
+    world.clients[client].held = None;
+    world.run(Duration::from_millis(1500));
+    assert!(world.clients[client].machine.assignment().is_some());
+}
+
+/// Its client has our ID by then, and gets no further with it.
+#[test]
+fn a_handshake_that_gives_way_once_it_is_answered_is_told_and_leaves_nothing_behind() {
+    let mut world = world(1);
+    let (_, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
+    world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
+    world.step();
+    let before = world.sent_to(v4(1, 50_000));
+    for number in 0..8u16 {
         stuck(&mut world, v4(1, 1000 + number), 0, 1);
     }
     assert_eq!(world.dropped(DropReason::HandshakeGaveWay), 1);
+    assert!(world.sent_to(v4(1, 50_000)) > before);
     assert_eq!(world.shards[0].owned_connections(), 8);
     world.run(Duration::from_secs(30));
     assert_eq!(world.shards[0].owned_connections(), 0);
@@ -251,6 +312,28 @@ fn a_source_whose_handshakes_keep_failing_is_ignored_for_a_while_and_its_neighbo
     let client = world.connect(1, 0);
     world.clients[client].address = SocketAddr::new(nat, 50_000);
     world.run(Duration::from_secs(4));
+    assert!(world.clients[client].machine.assignment().is_some());
+}
+
+/// The handshake that gave way for it was what made the source one that is ignored.
+#[test]
+fn the_rest_of_a_client_hello_is_heard_from_a_source_that_is_ignored_by_then() {
+    let mut world = World::new(Setup { users: vec![Default::default(); 3], shards: 1, ..Setup::default() });
+    world.long_hellos = true;
+    world.revoke_certificate(2);
+    let address = v4(1, 50_000);
+    let (client, hello) = proven(&mut world, 1, address, 0);
+    world.udp(address, hello[0].len(), &hello[0]);
+    for attempt in 0..60 {
+        let failing = world.connect(2, 0);
+        world.clients[failing].address = v4(1, 1000 + attempt);
+        world.run(Duration::from_micros(500));
+        world.kill(failing);
+    }
+    assert!(world.dropped(DropReason::HandshakeRate) > 0, "the source is ignored");
+    world.clients[client].held = None;
+    world.udp(address, hello[1].len(), &hello[1]);
+    world.run(Duration::from_millis(20));
     assert!(world.clients[client].machine.assignment().is_some());
 }
 
