@@ -101,6 +101,18 @@ impl DropReason {
         DropReason::MemoryLimit,
     ];
 
+    /// Those of them that count outer datagrams and answers to them, not inner packets.
+    pub const OUTER: [DropReason; 8] = [
+        DropReason::ForeignDatagram,
+        DropReason::Undecryptable,
+        DropReason::HandshakeLimit,
+        DropReason::HandshakeGaveWay,
+        DropReason::HandshakeRate,
+        DropReason::InvalidToken,
+        DropReason::AddressChange,
+        DropReason::ResponseQueueFull,
+    ];
+
     /// The reason's name in logs, tables and metrics.
     pub const fn name(self) -> &'static str {
         match self {

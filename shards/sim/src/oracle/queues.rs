@@ -5,17 +5,9 @@ use tollgate_shards::{DropReason, Shard};
 use super::Violation;
 use crate::world::World;
 
-/// Drops of datagrams and answers, not of inner packets. Replies that are not sent are beside a drop that is counted as too big; a frame that
-/// the merger has no room for has been counted as sent.
-const NOT_INNER: [DropReason; 13] = [
-    DropReason::ForeignDatagram,
-    DropReason::Undecryptable,
-    DropReason::HandshakeGaveWay,
-    DropReason::HandshakeRate,
-    DropReason::InvalidToken,
-    DropReason::AddressChange,
-    DropReason::HandshakeLimit,
-    DropReason::ResponseQueueFull,
+/// Drops that are of no inner packet either, beside those of outer datagrams. Replies that are not sent are beside a drop that is counted as
+/// too big; a frame that the merger has no room for has been counted as sent.
+const NOT_INNER: [DropReason; 5] = [
     DropReason::ReplyLimit,
     DropReason::UdpSend,
     DropReason::UdpTruncated,
@@ -62,7 +54,10 @@ pub(super) fn balanced(world: &World) -> Result<(), Violation> {
     let mut gone = world.mesh.lost_packets;
     for core in &world.gateway.cores {
         let counters = core.shard.counters();
-        let inner = counters.drops.iter().filter(|(reason, _)| !NOT_INNER.contains(reason));
+        let inner = counters
+            .drops
+            .iter()
+            .filter(|(reason, _)| !DropReason::OUTER.contains(reason) && !NOT_INNER.contains(reason));
         came += counters.datagrams_received + counters.own_packets;
         gone += counters.up_packets + counters.datagrams_sent + inner.map(|(_, packets)| packets).sum::<u64>();
     }
