@@ -194,7 +194,7 @@ impl Gateway {
         Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), upkeep })
     }
 
-    /// Asks every core how things stand. Names those that do not say so within [`REPORT_TIMEOUT`].
+    /// Asks every core how things stand. Names those that do not say so within `REPORT_TIMEOUT`.
     pub fn status(&self) -> Status {
         let deadline = Instant::now() + REPORT_TIMEOUT;
         let waiting: Vec<_> = self
@@ -226,7 +226,7 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// If a core had failed, or does not end within [`STOP_TIMEOUT`].
+    /// If a core had failed, or does not end within `STOP_TIMEOUT`.
     pub fn stop(self) -> Result<(), GatewayError> {
         // What goes from now on goes for good.
         drop(self.upkeep);

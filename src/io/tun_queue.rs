@@ -130,7 +130,7 @@ impl TunQueue {
     /// Writes one frame, gathered from its slices without a copy as long as they are no more than 1,024.
     ///
     /// Some kernels refuse super-packets, or those whose last packet is shorter, with EINVAL, which has other causes too. So the packets go
-    /// again one by one, and the kind is given up only when that has helped [`MERGE_REFUSALS_MAX`] times.
+    /// again one by one, and the kind is given up only when that has helped `MERGE_REFUSALS_MAX` times.
     pub fn write(&self, frame: &Frame<'_>) -> WriteOutcome {
         match self.write_once(frame) {
             WriteOutcome::Refused(libc::EINVAL) => self.write_apart(frame),

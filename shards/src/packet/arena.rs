@@ -1,6 +1,6 @@
 //! Memory for packets that are built or copied: chunks that many packets share, used again once all of theirs are gone.
 //!
-//! A packet that stays keeps its whole chunk. Of chunks that are kept there are [`CHUNKS_MAX`] at most: beyond, whatever is built takes exactly
+//! A packet that stays keeps its whole chunk. Of chunks that are kept there are `CHUNKS_MAX` at most: beyond, whatever is built takes exactly
 //! the memory that it needs. So what packets keep beyond their own length is bounded, whoever keeps them.
 //!
 //! This module never copies what it has handed out, and never waits for it.
