@@ -76,6 +76,8 @@ impl Site {
         self.topology
             .gateway
             .configure(|netlink| {
+                // Pings pass under another name, too.
+                assert!(eventually(RECOVERY, || netlink.link(TUN).is_ok()), "{what}: there is no {TUN}");
                 let index = netlink.link(TUN)?.index;
                 fault(netlink, index);
                 Ok(())
