@@ -174,11 +174,12 @@ fn an_interface_that_others_change_is_put_right() {
             netlink.set_link_queue_length(index, 7).unwrap();
         });
         if plan.tunnel.contains(':') {
-            let first = site.gateway.process.line_count();
+            // After so many faults in a row, what is put back is counted, and told of later.
+            let restored = site.host("restored_addresses");
             let setting = format!("net/ipv6/conf/{TUN}/disable_ipv6");
             site.topology.gateway.sysctl(&setting, "1").unwrap();
             site.assert_recovers("IPv6 forbidden on the interface");
-            assert_eq!(site.count_lines_from(first, put_back), 1);
+            assert!(site.host("restored_addresses") > restored);
         }
         let link = |site: &Site| site.topology.gateway.configure(|netlink| netlink.link(TUN));
         assert!(eventually(RECOVERY, || link(&site)

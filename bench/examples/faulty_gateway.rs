@@ -5,19 +5,18 @@
 use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use crossbeam_channel::select;
+use crossbeam_channel::{never, select, tick};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tollgate::gateway::Gateway;
 use tollgate::signals::{Signal, signals};
 use tollgate_config::ServerConfig;
 use tollgate_shards::Directory;
 use tollgate_shards::directory::User;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -49,27 +48,16 @@ enum Command {
     },
 }
 
-/// Leaks memory whenever a client connects.
-struct Leak;
+/// How often it is looked how many clients have come.
+const LEAK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Whether an event says that a client has connected.
-struct IsClient(bool);
-
-impl<S: Subscriber> Layer<S> for Leak {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut is_client = IsClient(false);
-        event.record(&mut is_client);
-        if is_client.0 {
-            // Touched, so that it takes up memory and not only address space, and looked at, so that no optimizer takes it away.
-            std::hint::black_box(Box::leak(vec![0xa5u8; LEAK_BYTES].into_boxed_slice()));
-        }
-    }
-}
-
-impl Visit for IsClient {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.0 |= field.name() == "message" && format!("{value:?}") == "client connected";
-    }
+/// Leaks memory for every client that has come, which a Retry tells.
+fn leak_for_clients(gateway: &Gateway, leaked_for: &mut u64) {
+    let clients = gateway.status().shards.iter().map(|shard| shard.counters.retries).sum();
+    let bytes = LEAK_BYTES * (clients - *leaked_for) as usize;
+    *leaked_for = clients;
+    // Touched, so that it takes up memory and not only address space, and looked at, so that no optimizer takes it away.
+    std::hint::black_box(Box::leak(vec![0xa5u8; bytes].into_boxed_slice()));
 }
 
 fn give_up(rights: CapabilitySet) -> Result<()> {
@@ -82,7 +70,7 @@ fn give_up(rights: CapabilitySet) -> Result<()> {
 fn main() -> Result<()> {
     let Cli { command: Command::Serve { config, leak, no_limits, no_bpf } } = Cli::parse();
     let log = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(EnvFilter::from_default_env());
-    tracing_subscriber::registry().with(leak.then_some(Leak)).with(log).init();
+    tracing_subscriber::registry().with(log).init();
     if no_bpf {
         give_up(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN)?;
     }
@@ -93,12 +81,15 @@ fn main() -> Result<()> {
     }
     let signals = signals()?;
     let gateway = Gateway::start(&config)?;
+    let looks = if leak { tick(LEAK_INTERVAL) } else { never() };
+    let mut leaked_for = 0;
     loop {
         select! {
             recv(signals) -> signal => match signal? {
                 Signal::Report => println!("{}", gateway.status().to_json()),
                 Signal::Stop => break,
             },
+            recv(looks) -> _ => leak_for_clients(&gateway, &mut leaked_for),
             recv(gateway.ended()) -> _ => break,
         }
     }
