@@ -9,9 +9,11 @@ use bytes::BytesMut;
 use quinn_proto::{DatagramEvent, EndpointEvent, Incoming, TimeSource};
 
 use super::connections::{Owned, Stage};
+use super::responses::Responses;
 use super::{Event, Shard};
 use crate::admission::Room;
 use crate::connection_id::{Steered, steer};
+use crate::counters::Counters;
 use crate::excerpt::excerpt;
 use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
 use crate::link::{Link, outgoing};
@@ -113,12 +115,7 @@ impl Shard {
         let Some(claim) = self.retries.read(initial.token) else {
             let answer = self.retries.answer(initial, remote, wall_clock);
             let transmit = Transmit { remote, local_ip, ecn: None, bytes: answer.len(), segment_bytes: answer.len() };
-            if self.responses.push(transmit, answer) {
-                self.counters.retries += 1;
-                self.counters.stateless_responses += 1;
-            } else {
-                self.counters.drops.count(DropReason::ResponseQueueFull);
-            }
+            self.counters.retries += u64::from(respond(&mut self.responses, &mut self.counters, transmit, answer));
             return None;
         };
         // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
@@ -157,11 +154,12 @@ impl Shard {
         let address = remote.ip();
         let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
         // Not refused: an honest client's next Initial may find room. One for which there is none takes nothing of its source's share.
-        let hindrance = if self.admission.room(now, address) == Room::None {
+        let room = self.admission.room(now, address);
+        let hindrance = if room == Room::None {
             Some(DropReason::HandshakeLimit)
         } else if !self.failures.admits(now, remote, persists) {
             Some(DropReason::HandshakeRate)
-        } else if !self.make_room(now, address) {
+        } else if !self.make_room(now, room) {
             Some(DropReason::HandshakeLimit)
         } else {
             None
@@ -195,12 +193,12 @@ impl Shard {
         }
     }
 
-    /// Sees to it that a handshake from `address` finds room, at the cost of another one where it must be. Returns whether it does.
-    fn make_room(&mut self, now: Instant, address: IpAddr) -> bool {
+    /// Sees to it that a handshake for which there is `room` finds it, at the cost of another one where it must be. Returns whether it does.
+    fn make_room(&mut self, now: Instant, room: Room) -> bool {
         if self.stopping {
             return false;
         }
-        match self.admission.room(now, address) {
+        match room {
             Room::Free => {}
             Room::InsteadOf(slot) => self.give_way(now, slot),
             Room::None => return false,
@@ -215,11 +213,7 @@ impl Shard {
 
     /// Queues an answer outside any connection, made of `bytes`.
     pub(super) fn respond(&mut self, transmit: Transmit, bytes: &[u8]) {
-        if self.responses.push(transmit, bytes) {
-            self.counters.stateless_responses += 1;
-        } else {
-            self.counters.drops.count(DropReason::ResponseQueueFull);
-        }
+        respond(&mut self.responses, &mut self.counters, transmit, bytes);
     }
 
     /// Calls every connection whose time has come.
@@ -291,6 +285,17 @@ impl Shard {
         }
         self.connections.put_back(owned);
     }
+}
+
+/// Queues an answer where there is room, and counts it or its loss. Returns whether there was.
+fn respond(responses: &mut Responses, counters: &mut Counters, transmit: Transmit, bytes: &[u8]) -> bool {
+    let is_queued = responses.push(transmit, bytes);
+    if is_queued {
+        counters.stateless_responses += 1;
+    } else {
+        counters.drops.count(DropReason::ResponseQueueFull);
+    }
+    is_queued
 }
 
 /// Whether a datagram begins with a packet of the handshake (RFC 8999, section 5.1).
