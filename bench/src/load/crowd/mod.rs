@@ -139,6 +139,10 @@ impl Crowd {
         let (started, is_started) = bounded(1);
         let run = move || {
             let mut driver = Driver::new(plan, owner);
+            // The owner may read the counts as soon as the start has returned.
+            if let Ok(driver) = &mut driver {
+                driver.publish();
+            }
             let failure = driver.as_mut().err().map(|error| anyhow!("{error:#}"));
             // The receiver waits for exactly this.
             let _ = started.send(failure.map_or(Ok(()), Err));

@@ -352,7 +352,7 @@ impl Driver {
         until.map_or(SLEEP_MAX, |until| until.min(SLEEP_MAX))
     }
 
-    fn publish(&mut self) {
+    pub fn publish(&mut self) {
         let counts = &mut self.common.counts;
         if self.cpu_read_at.is_none_or(|at| self.now.saturating_duration_since(at) >= CPU_INTERVAL) {
             counts.cpu_ns = cpu_ns();
