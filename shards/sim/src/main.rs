@@ -5,6 +5,7 @@
     reason = "out here time is real, and runs share the cores"
 )]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ struct Arguments {
     /// which a user is sent away. From 0 to 108 are all of them.
     #[arg(long, conflicts_with_all = ["without", "only", "simulated_seconds"])]
     revocations: bool,
+    /// Print the facts of each seed that passes, in the order of seeds: what `tests/facts.txt` holds.
+    #[arg(long, requires = "seeds")]
+    facts: bool,
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
@@ -138,6 +142,7 @@ fn run_many(arguments: &Arguments, seeds: Range<u64>) -> u64 {
     let jobs = arguments.jobs.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let (next, failed, packets) = (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
     let told = Mutex::new(Instant::now());
+    let lines = Mutex::new(BTreeMap::new());
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
@@ -150,6 +155,7 @@ fn run_many(arguments: &Arguments, seeds: Range<u64>) -> u64 {
                     match arguments.run(seed) {
                         Ok(facts) => {
                             packets.fetch_add(facts.packets_sent, Ordering::Relaxed);
+                            lines.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, facts.line(seed));
                         }
                         Err(failure) => {
                             failed.fetch_add(1, Ordering::Relaxed);
@@ -166,6 +172,10 @@ fn run_many(arguments: &Arguments, seeds: Range<u64>) -> u64 {
             });
         }
     });
+    if arguments.facts {
+        let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
+        lines.values().for_each(|line| println!("{line}"));
+    }
     let failed = failed.into_inner();
     let run = next.into_inner().min(seeds.end).saturating_sub(seeds.start);
     let seconds = started.elapsed().as_secs_f64();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tollgate_shards::Drops;
+
 use crate::identity;
 use crate::oracle::{self, Violation};
 use crate::plan::Plan;
@@ -27,6 +29,10 @@ pub struct Facts {
     pub datagrams: u64,
     /// Handshakes completed.
     pub handshakes: u64,
+    /// Clients that got an address.
+    pub sessions: u64,
+    /// Packets that the shards dropped, by reason. Those of a shard that was started anew are gone with it.
+    pub drops: Drops,
     /// Messages between shards.
     pub messages: u64,
     /// Orders given.
@@ -35,6 +41,20 @@ pub struct Facts {
     pub restarts: u64,
     /// When it was over.
     pub simulated: Duration,
+}
+
+impl Facts {
+    /// One line: what must stay as it is while the engine's insides change. The hash of the trace comes last: it changes with the order of a
+    /// shard's outputs too.
+    pub fn line(&self, seed: u64) -> String {
+        let Facts { packets_sent, packets_delivered, handshakes, sessions, trace_hash, .. } = self;
+        let drops = self.drops.iter().filter(|&(_, packets)| packets > 0);
+        let drops: Vec<_> = drops.map(|(reason, packets)| format!("{}={packets}", reason.name())).collect();
+        let drops = drops.join(" ");
+        format!(
+            "{seed}: {packets_delivered}/{packets_sent} packets, {sessions}/{handshakes} sessions, {drops}, {trace_hash:016x}"
+        )
+    }
 }
 
 /// Something of the simulator's own that is broken on purpose, to see that it is found.

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use tollgate_shards::params::TransportParams;
 use tollgate_shards::routes::ConnectionKey;
 use tollgate_shards::transport::transport;
-use tollgate_shards::{Command, Machine, Received, ShardIndex, Ticket};
+use tollgate_shards::{Command, Drops, Machine, Received, ShardIndex, Ticket};
 
 use crate::client::{Act, Device};
 use crate::gateway::{GATEWAY, Gateway};
@@ -103,6 +103,7 @@ pub struct World {
     arrivals: Vec<(Time, Aggregate)>,
     buf: Vec<u8>,
     datagrams: u64,
+    sessions: u64,
     /// Inner packets given to TUN queues.
     pub(crate) frames_in: u64,
 }
@@ -140,6 +141,7 @@ impl World {
             arrivals: Vec::new(),
             buf: Vec::new(),
             datagrams: 0,
+            sessions: 0,
             frames_in: 0,
             plan,
         };
@@ -312,6 +314,11 @@ impl World {
     /// What the run amounted to so far.
     pub fn facts(&self) -> Facts {
         let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.counters()).collect();
+        let mut drops = Drops::default();
+        counters
+            .iter()
+            .flat_map(|counters| counters.drops.iter())
+            .for_each(|(reason, packets)| drops.add(reason, packets));
         Facts {
             trace_hash: self.trace.hash(),
             events: self.trace.events(),
@@ -319,6 +326,8 @@ impl World {
             packets_delivered: self.packets.delivered,
             datagrams: self.datagrams,
             handshakes: counters.iter().map(|counters| counters.handshakes).sum(),
+            sessions: self.sessions,
+            drops,
             messages: counters.iter().map(|counters| counters.messages).sum(),
             orders: self.gateway.tickets,
             restarts: self.gateway.restarts,

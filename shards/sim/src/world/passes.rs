@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use tollgate_shards::{ClientEvent, DropReason, Machine, ShardIndex};
+use tollgate_shards::{ClientEvent, DropReason, Event as ShardEvent, Machine, ShardIndex};
 
 use super::{Event, World};
 use crate::oracle::Violation;
@@ -61,6 +61,7 @@ impl World {
         let events: Vec<_> = std::iter::from_fn(|| core.shard.poll_event()).collect();
         for event in &events {
             self.trace.tell(self.now, who, format_args!("{event:?}"));
+            self.sessions += u64::from(matches!(event, ShardEvent::Attached { .. }));
             self.oracle.told(event, &self.gateway)?;
         }
         let mut frame_bytes = std::mem::take(&mut self.buf);
