@@ -108,6 +108,7 @@ impl Handshakes {
 
 /// What a pump moved, in system calls and what they carried.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Traffic {
     /// UDP messages received, aggregates counted once.
     pub udp_receives: u64,

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::{DropReason, Drops};
 
-/// A shard's counters since its start.
+/// A shard's counters since its start. What an earlier version does not count reads as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Inner packets from clients that went to the TUN.
     pub up_packets: u64,
@@ -50,7 +51,6 @@ pub struct Counters {
     pub fragmented_packets: u64,
     /// Inner packets to the peer that did not come in from anywhere: answers, fragments beyond the first, and those that confirm what a path
     /// carries. With them, what came in is what went out or was dropped.
-    #[serde(default)]
     pub own_packets: u64,
     /// Messages sent to other shards.
     pub messages: u64,
@@ -59,7 +59,6 @@ pub struct Counters {
     /// Users with a session at this shard.
     pub users: u64,
     /// Events for the log that were not told of one by one, because there were too many at once.
-    #[serde(default)]
     pub forgotten_events: u64,
     /// Packets dropped, by reason.
     pub drops: Drops,

@@ -16,6 +16,7 @@ pub const PACKET_BYTES: usize = 64;
 
 /// What a shard holds, in bytes, by kind. Each is an upper bound of the memory behind it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Held {
     /// What it may hold in all.
     pub limit_bytes: u64,

@@ -89,6 +89,7 @@ pub struct Report {
     /// Addresses held, where the shard is their keeper.
     pub addresses_held: Option<u64>,
     /// What is held for others.
+    #[serde(default)]
     pub memory: Held,
     /// What the engine counted.
     pub counters: Counters,

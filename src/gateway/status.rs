@@ -11,13 +11,13 @@ use super::{HostReport, Report};
 
 /// The reports of all cores.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     /// One for each shard that has answered, in order.
     pub shards: Vec<Report>,
     /// What was put back on the host.
     pub host: HostReport,
     /// The shards that have not answered in time: sums over all shards lack theirs.
-    #[serde(default)]
     pub unanswered: Vec<u16>,
 }
 

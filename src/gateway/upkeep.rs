@@ -90,6 +90,7 @@ pub struct TaskSource {
 
 /// What was put back on the host.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostReport {
     /// Times the name, the MTU, the queue length or the state of the interface was put back.
     pub restored_links: u64,
