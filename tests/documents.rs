@@ -1,25 +1,59 @@
-//! What documents say of the tests holds.
+//! What documents say of the repository holds: links, files, tests, commands, names.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tollgate_shards::DropReason;
+
+use self::pages::commands::Checker;
+use self::pages::{Page, all, page};
+
+// Tests of other packages use the rest of it.
+#[allow(dead_code)]
+mod pages;
+
+/// The folders that documents name files of.
+const FOLDERS: [&str; 8] = ["src/", "shards/", "config/", "bench/", "tests/", "docs/", ".ci/", ".cargo/"];
+
+fn root() -> PathBuf {
+    pages::root(env!("CARGO_MANIFEST_DIR"), "")
+}
 
 /// The parts of `text` between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
+/// The rows of the table below `heading`, each as its columns.
+fn rows<'a>(page: &'a Page, heading: &str) -> Vec<Vec<&'a str>> {
+    let (_, section) = page.text.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+    let lines = section.lines().take_while(|line| !line.starts_with('#'));
+    let tables = lines.skip_while(|line| !line.starts_with("|---")).filter(|line| line.starts_with("| "));
+    tables.map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+/// Whether any source below `folder` contains `text`.
+fn sources_contain(folder: &Path, text: &str) -> bool {
+    fs::read_dir(folder).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return sources_contain(&path, text);
+        }
+        path.extension().is_some_and(|extension| extension == "rs") && fs::read_to_string(&path).unwrap().contains(text)
+    })
+}
+
 #[test]
 fn every_field_case_names_tests_that_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let table = fs::read_to_string(root.join("docs/field-cases.md")).unwrap();
+    let table = page(&root(), "docs/field-cases.md");
     let is_case = |row: &&str| row.starts_with("| ") && !row.starts_with("| nr ");
     let mut cases = 0;
-    for row in table.lines().filter(is_case) {
+    for row in table.text.lines().filter(is_case) {
         let tests = row.split(" | ").nth(2).unwrap_or_else(|| panic!("three columns: {row}"));
         let mut source = None;
         for name in quoted(tests) {
             if name.ends_with(".rs") {
-                source = Some(fs::read_to_string(root.join(name)).unwrap_or_else(|error| panic!("{name}: {error}")));
+                source = Some(page(&root(), name).text);
             } else if let Some(source) = &source {
                 assert!(source.contains(&format!("fn {name}(")), "no test is named {name}: {row}");
             }
@@ -27,4 +61,98 @@ fn every_field_case_names_tests_that_exist() {
         cases += 1;
     }
     assert!(cases > 40, "{cases} cases");
+}
+
+#[test]
+fn every_link_within_the_repository_leads_somewhere() {
+    let root = root();
+    let pages = all(&root);
+    let mut links = 0;
+    for page in &pages {
+        for link in page.links().into_iter().filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let folder = root.join(&page.path);
+            let target = if file.is_empty() { folder } else { folder.parent().unwrap().join(file) };
+            let place = page.path.display();
+            let target = target.canonicalize().unwrap_or_else(|error| panic!("{place}: {link}: {error}"));
+            if let Some(anchor) = anchor {
+                let known = pages.iter().find(|page| root.join(&page.path) == target);
+                let known = known.unwrap_or_else(|| panic!("{place}: {link}: not a document"));
+                assert!(known.anchors().iter().any(|known| known == anchor), "{place}: {link}: {:?}", known.anchors());
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 40, "{links} links");
+}
+
+#[test]
+fn every_file_that_a_document_names_exists() {
+    let root = root();
+    // What was, not what is.
+    let pages = all(&root).into_iter().filter(|page| page.path != Path::new("CHANGELOG.md"));
+    let mut files = 0;
+    for page in pages {
+        let is_file =
+            |name: &&str| !name.contains([' ', '*', '<']) && FOLDERS.iter().any(|folder| name.starts_with(folder));
+        for name in page.quoted().into_iter().filter(is_file) {
+            assert!(root.join(name).exists(), "{}: there is no {name}", page.path.display());
+            files += 1;
+        }
+    }
+    assert!(files > 40, "{files} files");
+}
+
+#[test]
+fn every_command_of_the_gateway_in_a_document_is_one_that_it_knows() {
+    let root = root();
+    let mut checker = Checker::of(&root, "tollgate", env!("CARGO_BIN_EXE_tollgate"));
+    all(&root).iter().for_each(|page| checker.check(page));
+    assert!(checker.checked > 15, "{} commands", checker.checked);
+}
+
+#[test]
+fn the_readme_is_short_and_names_the_test_command_of_ci() {
+    let readme = page(&root(), "README.md");
+    assert!(readme.text.lines().count() <= 150, "the details belong to docs/");
+    assert!(readme.blocks().iter().any(|block| block.text.contains("cargo test --workspace ")));
+    assert!(fs::read_to_string(root().join(".ci/run")).unwrap().contains("cargo test --workspace "));
+}
+
+#[test]
+fn every_reason_for_a_drop_is_explained_once() {
+    let operation = page(&root(), "docs/operation.md");
+    let mut explained: Vec<&str> = rows(&operation, "### Drop reasons").iter().flat_map(|row| quoted(row[0])).collect();
+    explained.sort_unstable();
+    let mut reasons = DropReason::ALL.map(DropReason::name).to_vec();
+    reasons.sort_unstable();
+    assert_eq!(explained, reasons);
+}
+
+#[test]
+fn every_bound_has_the_name_of_something_in_the_sources() {
+    let limits = page(&root(), "docs/limits.md");
+    let mut names = 0;
+    for row in rows(&limits, "## The bound of everything that grows") {
+        for name in quoted(row[2]).map(|name| name.rsplit(' ').next().unwrap_or(name)) {
+            let is_there =
+                ["src", "shards/src", "config/src"].iter().any(|folder| sources_contain(&root().join(folder), name));
+            assert!(is_there, "docs/limits.md: no source has {name}: {row:?}");
+            names += 1;
+        }
+    }
+    assert!(names > 40, "{names} names");
+}
+
+#[test]
+fn the_tree_answers_where_something_is() {
+    let contributing = page(&root(), "CONTRIBUTING.md");
+    let questions = rows(&contributing, "## Where is ...?");
+    for question in &questions {
+        let [_, file, item] = question[..] else { panic!("three columns: {question:?}") };
+        let only = |text| quoted(text).next().unwrap_or_else(|| panic!("nothing is quoted: {question:?}"));
+        let source = page(&root(), only(file)).text;
+        assert!(source.contains(only(item)), "{file} has no {item}: {question:?}");
+    }
+    assert_eq!(questions.len(), 20);
 }

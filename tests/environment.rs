@@ -584,9 +584,9 @@ fn a_name_that_another_process_holds_keeps_no_gateway_from_its_port() {
 }
 
 #[test]
-fn the_unit_of_the_readme_starts_the_gateway_again_for_as_long_as_it_takes() {
-    let readme = include_str!("../README.md");
-    let (_, unit) = readme.split_once("<!-- run: unit -->").expect("a unit");
+fn the_documented_unit_starts_the_gateway_again_for_as_long_as_it_takes() {
+    let document = include_str!("../docs/deployment.md");
+    let (_, unit) = document.split_once("<!-- run: unit -->").expect("a unit");
     let (unit, _) = unit.split_once("\nEND\n").expect("an end");
     for setting in [
         "StartLimitIntervalSec=0",

@@ -60,7 +60,8 @@ fn skip(missing: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {missing}");
 }
 
-fn is_required() -> bool {
+/// Whether nothing may be skipped on this machine.
+pub fn is_required() -> bool {
     let set = |name: &str, value: &str| env::var(name).is_ok_and(|found| found == value);
     set("CI", "true") || set("TOLLGATE_REQUIRE_PEERS", "1")
 }
