@@ -63,6 +63,7 @@ enum Command {
     /// Show a gateway and two clients at work, in network namespaces of their own, with nothing to set up.
     ///
     /// Measures ping and bulk TCP both ways and prints one table. Nothing is left behind.
+    #[cfg(feature = "demo")]
     Demo(crate::demo::Options),
 }
 
@@ -175,6 +176,7 @@ impl Cli {
             }
             Command::Check(file) => check(&file),
             Command::Identity(command) => Ok(print(&command.run()?.to_string())?),
+            #[cfg(feature = "demo")]
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
     }

@@ -1,7 +1,7 @@
 //! The shell of the Tollgate gateway: the only code that knows glommio, descriptors, system calls and the clock.
 //!
 //! [`gateway`] and [`connect`] are its two programs; both run a machine of `tollgate-shards` with a [`pump`] over [`io`]. [`control`] takes orders
-//! for a gateway that runs. [`lab`] builds the network namespaces in which [`demo`], tests and benchmarks run them.
+//! for a gateway that runs. `demo`, a default feature, shows both at work.
 //!
 //! Nothing prints past [`output`] and [`log`]: `print!` panics where its output is closed or full, and waits where nobody reads it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -9,15 +9,19 @@
 pub mod cli;
 pub mod connect;
 pub mod control;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
 pub mod host;
 pub mod identity;
 pub mod io;
-pub mod lab;
 pub mod log;
-pub mod netlink;
 pub mod output;
 pub mod pump;
 pub mod signals;
 pub mod tls;
+
+pub use tollgate_netlink as netlink;
+#[cfg(feature = "demo")]
+#[doc(hidden)]
+pub use tollgate_testkit as lab;

@@ -141,7 +141,7 @@ mod tests {
     use ipnet::IpNet;
 
     use super::*;
-    use crate::lab::{Namespace, require_privileges_or_skip};
+    use tollgate_testkit::{Namespace, require_privileges_or_skip};
 
     #[test]
     fn a_crowd_of_changes_is_told_at_once_and_then_there_is_peace() {

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use super::DemoError;
 use super::site::Site;
-use crate::lab::{ClientSite, LabError, Topology};
+use tollgate_testkit::{ClientSite, LabError, Topology};
 
 /// How often the one who waits is called back.
 const TICK: Duration = Duration::from_millis(50);

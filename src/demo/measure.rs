@@ -12,9 +12,9 @@ use super::site::Site;
 use super::table::{Echoes, Load};
 use super::tally::Tally;
 use super::{DemoError, Options};
-use crate::lab::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
-use crate::lab::ping::{PingPlan, PingReport, ping};
-use crate::lab::{LabError, SERVER_V4};
+use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
+use tollgate_testkit::ping::{PingPlan, PingReport, ping};
+use tollgate_testkit::{LabError, SERVER_V4};
 
 /// Echo requests of each client without load, and the time between them.
 const IDLE_PLAN: (u32, Duration) = (200, Duration::from_millis(5));

@@ -25,10 +25,10 @@ use self::progress::Progress;
 use self::site::Site;
 use self::table::Findings;
 use crate::identity::IdentityError;
-use crate::lab::bulk::Direction;
-use crate::lab::{self, LabError, Privilege};
 use crate::output;
 use crate::signals::Signal;
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{self as testkit, LabError, Privilege};
 
 /// How often a demo on hold looks after its processes.
 const HOLD_INTERVAL: Duration = Duration::from_millis(200);
@@ -168,8 +168,8 @@ impl fmt::Display for Logs {
 /// What is missing on this machine, in one line with the remedy; or the first step that failed, corrupt bytes among them. Everything is
 /// taken down in any case.
 pub fn run(options: &Options) -> Result<(), DemoError> {
-    let privilege = lab::prepare()?;
-    lab::require_tun()?;
+    let privilege = testkit::prepare()?;
+    testkit::require_tun()?;
     let signals =
         crate::signals::signals().map_err(|source| DemoError::System { operation: "watch signals", source })?;
     let interrupt = Interrupt::new(signals);

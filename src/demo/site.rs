@@ -22,8 +22,8 @@ use super::interrupt::Interrupt;
 use super::{DemoError, Logs};
 use crate::gateway::Status;
 use crate::identity::Identity;
-use crate::lab::ping::{PingPlan, ping};
-use crate::lab::{LabError, Namespace, Privilege, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::{LabError, Namespace, Privilege, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 /// The users, each with one client.
 pub(super) const CLIENTS: [&str; 2] = ["alice", "bob"];

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::lab::{
+use tollgate_testkit::{
     PathToGateway, SERVER_V4, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan, require_privileges_or_skip,
 };
 

@@ -21,7 +21,7 @@ use super::{
     pattern::{Pattern, Verifier},
     pump::{self, Watch},
 };
-use crate::lab::LabError;
+use crate::LabError;
 
 /// Connections served at a time; further ones are closed.
 const CONNECTIONS_MAX: usize = 256;

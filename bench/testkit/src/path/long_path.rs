@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::codel::Codel;
-use super::{LabError, Namespace, ecn};
+use super::ecn;
+use crate::{LabError, Namespace};
 
 /// Longest UDP payload, in bytes.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
@@ -269,7 +270,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{PathToGateway, ROUTER_V4, SERVICE_V4, Topology, TopologyPlan, require_privileges_or_skip};
+    use crate::{PathToGateway, ROUTER_V4, SERVICE_V4, Topology, TopologyPlan, require_privileges_or_skip};
 
     /// A path, a client that is connected to its near end, and a server at its far end.
     fn ends(topology: &Topology, plan: impl FnOnce(&mut LongPathPlan)) -> (LongPath, UdpSocket, UdpSocket) {

@@ -16,7 +16,7 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto, socket_with, sockopt},
 };
 
-use super::LabError;
+use crate::LabError;
 
 /// The sequence number of an echo has 16 bits.
 const COUNT_MAX: u32 = 65_536;
@@ -293,7 +293,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{Namespace, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan, require_privileges_or_skip};
+    use crate::{Namespace, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan, require_privileges_or_skip};
 
     #[test]
     fn echoes_cross_a_link_in_both_families() {
@@ -322,7 +322,7 @@ mod tests {
     fn a_router_says_what_fits_behind_it() {
         require_privileges_or_skip!();
         let topology = Topology::build(&TopologyPlan::default()).unwrap();
-        let narrow = |netlink: &mut crate::netlink::Netlink| {
+        let narrow = |netlink: &mut tollgate_netlink::Netlink| {
             let index = netlink.link("to-client1")?.index;
             netlink.set_link_mtu(index, 1300)
         };

@@ -24,7 +24,7 @@ use pump::Watch;
 use request::{Outcome, Request};
 pub use server::BulkServer;
 
-use super::LabError;
+use crate::LabError;
 
 const STREAMS_MAX: usize = 64;
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
@@ -214,7 +214,7 @@ mod tests {
     use std::net::{IpAddr, TcpListener};
 
     use super::*;
-    use crate::lab::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan, require_privileges_or_skip};
+    use crate::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan, require_privileges_or_skip};
 
     fn serve(namespace: &Namespace, address: impl Into<IpAddr>) -> BulkServer {
         let address = SocketAddr::new(address.into(), 0);

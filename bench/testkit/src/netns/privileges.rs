@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use rustix::thread::UnshareFlags;
 
-use super::LabError;
+use crate::LabError;
 
 /// CAP_NET_ADMIN, a bit of the effective set (capabilities(7)).
 const CAP_NET_ADMIN: u64 = 1 << 12;

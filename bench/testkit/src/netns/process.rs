@@ -16,9 +16,10 @@ use rustix::{
 };
 
 use super::{
-    LabError, Namespace,
+    Namespace,
     output::{NoLine, Output},
 };
+use crate::LabError;
 
 /// How many of a process's last lines go into an error.
 const LAST_LINES_MAX: usize = 20;
@@ -310,7 +311,7 @@ fn cpu_seconds(id: u32) -> io::Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::require_privileges_or_skip;
+    use crate::require_privileges_or_skip;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -411,7 +412,7 @@ mod tests {
             return;
         }
         let mut parent = Command::new(std::env::current_exe().unwrap());
-        let test = "lab::process::tests::a_child_dies_when_its_parent_is_killed";
+        let test = "netns::process::tests::a_child_dies_when_its_parent_is_killed";
         parent.args(["--exact", test, "--nocapture"]).env(PARENT, "1");
         let mut parent = namespace.spawn(parent).unwrap();
         let line = parent.wait_for_line("child is ", LONG).unwrap();

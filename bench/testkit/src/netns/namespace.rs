@@ -13,8 +13,9 @@ use std::{
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::{LabError, Process, privileges};
-use crate::netlink::{Netlink, NetlinkError};
+use super::{Process, privileges};
+use crate::LabError;
+use tollgate_netlink::{Netlink, NetlinkError};
 
 /// Settings that every lab namespace needs: both directions of a path may differ, and IPv6 addresses are usable at once.
 const SYSCTLS: [(&str, &str); 6] = [
@@ -174,7 +175,8 @@ mod tests {
     };
 
     use super::*;
-    use crate::{lab::require_privileges_or_skip, netlink::VethPeer};
+    use crate::require_privileges_or_skip;
+    use tollgate_netlink::VethPeer;
 
     fn own_interfaces() -> Vec<String> {
         let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();

@@ -16,9 +16,9 @@ use rustix::{
 };
 
 use super::tally::{FlowCounts, Tally};
-use crate::lab::{
+use crate::{
     LabError,
-    aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX},
+    path::aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX},
 };
 
 /// How often the thread looks whether it shall stop.

@@ -18,8 +18,9 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{LabError, Namespace};
-use crate::netlink::{Route, VethPeer};
+use super::Namespace;
+use crate::LabError;
+use tollgate_netlink::{Route, VethPeer};
 
 /// The gateway's outer IPv4 address, which every client can reach.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -286,7 +287,7 @@ fn v6(address: Ipv6Addr) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{
+    use crate::{
         ping::{PingPlan, ping},
         require_privileges_or_skip,
     };

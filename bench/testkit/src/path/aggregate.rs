@@ -14,10 +14,10 @@ use rustix::net::{
 };
 
 /// The most bytes that one receive brings or one send takes.
-pub(super) const AGGREGATE_BYTES_MAX: usize = 65_535;
+pub(crate) const AGGREGATE_BYTES_MAX: usize = 65_535;
 
 /// The most datagrams in one send, the smallest bound of all kernels since 4.18.
-pub(super) const SEGMENTS_MAX: usize = 64;
+pub(crate) const SEGMENTS_MAX: usize = 64;
 
 /// The socket buffers' size, enough for the bursts of a saturated link.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
@@ -27,15 +27,15 @@ const CONTROL_BYTES: usize = 64;
 
 /// One aggregate: `length` bytes, all datagrams of `segment` bytes but for a shorter last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Received {
-    pub(super) length: usize,
-    pub(super) segment: usize,
-    pub(super) from: SocketAddr,
+pub(crate) struct Received {
+    pub(crate) length: usize,
+    pub(crate) segment: usize,
+    pub(crate) from: SocketAddr,
 }
 
 impl Received {
     /// The number of datagrams.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.length.div_ceil(self.segment).max(1)
     }
 }
@@ -44,7 +44,7 @@ impl Received {
 struct Control([u8; CONTROL_BYTES]);
 
 /// Gives a socket big buffers and lets it receive aggregates.
-pub(super) fn prepare(socket: &UdpSocket) -> io::Result<()> {
+pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     // Without CAP_NET_ADMIN the kernel caps the size; what it grants must do.
     sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
@@ -65,7 +65,7 @@ pub(super) fn prepare(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// Receives one aggregate without waiting; `None` when there is none.
-pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
     let mut storage = mem::MaybeUninit::<SocketAddrStorage>::zeroed();
     let mut control = Control([0; CONTROL_BYTES]);
     let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -91,7 +91,7 @@ pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Optio
 }
 
 /// Sends `payload` as datagrams of `segment` bytes, the last one possibly shorter. At most [`SEGMENTS_MAX`] of them.
-pub(super) fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr) -> io::Result<()> {
+pub(crate) fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr) -> io::Result<()> {
     let mut control = Control([0; CONTROL_BYTES]);
     let mut vector = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     // SAFETY: all fields of `msghdr` may be zero.

@@ -18,10 +18,8 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    LabError, Namespace,
-    aggregate::{self, AGGREGATE_BYTES_MAX, Received, SEGMENTS_MAX},
-};
+use super::aggregate::{self, AGGREGATE_BYTES_MAX, Received, SEGMENTS_MAX};
+use crate::{LabError, Namespace};
 
 /// Clients served at a time; datagrams of further ones are dropped.
 const FLOWS_MAX: usize = 256;
@@ -349,7 +347,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::lab::{
+    use crate::{
         PathToGateway, ROUTER_ALTERNATE_V4, ROUTER_V4, ROUTER_V6, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan,
         datagrams::{DatagramPlan, DatagramReceiver, DatagramResponse, send},
         require_privileges_or_skip,

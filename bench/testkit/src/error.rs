@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::netlink::NetlinkError;
+use tollgate_netlink::NetlinkError;
 
 /// A failure of the lab.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +80,11 @@ pub enum LabError {
 }
 
 impl LabError {
-    pub(super) fn traffic(traffic: impl Into<String>, operation: &'static str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn traffic(traffic: impl Into<String>, operation: &'static str, source: impl Into<io::Error>) -> Self {
         Self::Traffic { traffic: traffic.into(), operation, source: source.into() }
     }
 
-    pub(super) fn timed_out(traffic: impl Into<String>, operation: &'static str, state: String) -> Self {
+    pub(crate) fn timed_out(traffic: impl Into<String>, operation: &'static str, state: String) -> Self {
         Self::Traffic {
             traffic: traffic.into(),
             operation,

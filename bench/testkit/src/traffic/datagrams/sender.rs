@@ -16,9 +16,9 @@ use super::{
     message::{HEADER_BYTES, Message, now_ns},
     tally::{FlowCounts, SEQUENCES_MAX, Tally},
 };
-use crate::lab::{
+use crate::{
     LabError,
-    aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX},
+    path::aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX},
 };
 
 const PAYLOAD_BYTES_MAX: usize = 65_000;
@@ -171,7 +171,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::lab::{
+    use crate::{
         SERVICE_V4, SERVICE_V6, Topology, TopologyPlan,
         datagrams::{DatagramReceiver, DatagramResponse},
         require_privileges_or_skip,

@@ -1,0 +1,28 @@
+//! The testkit: private network namespaces with real kernel traffic, for the demo, the end-to-end tests and the benchmarks.
+//!
+//! A namespace is held by a descriptor and has no name in the file system, children die with the process that started them: whatever
+//! happens, nothing is left behind. System calls only, no external tools. The interfaces, addresses and routes of the namespace that the
+//! process was started in are never touched, and all addresses lie in 198.18.0.0/15 (RFC 2544) and fd00::/8.
+//!
+//! It does not know the gateway: it starts programs and looks at them from outside.
+
+mod error;
+mod netns;
+mod path;
+mod traffic;
+
+pub use error::LabError;
+pub use netns::*;
+pub use path::{long_path, relay};
+pub use traffic::{bulk, datagrams, ping};
+
+/// Ends a test early, saying why, where namespaces cannot be made.
+#[macro_export]
+macro_rules! require_privileges_or_skip {
+    () => {
+        if let Err(missing) = $crate::privileges() {
+            eprintln!("skipped: {missing}");
+            return;
+        }
+    };
+}
