@@ -14,7 +14,7 @@ use rcgen::{
 };
 use tempfile::NamedTempFile;
 use tollgate_config::PemSource;
-use tollgate_shards::directory::Fingerprint;
+use tollgate_shards::Fingerprint;
 use zeroize::Zeroizing;
 
 use crate::tls::{self, TlsError};

@@ -14,8 +14,7 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tollgate::gateway::Gateway;
 use tollgate::signals::{Signal, signals};
 use tollgate_config::ServerConfig;
-use tollgate_shards::Directory;
-use tollgate_shards::directory::User;
+use tollgate_shards::{User, Users};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -77,7 +76,7 @@ fn main() -> Result<()> {
     let mut config = ServerConfig::load(&config, env::vars().filter(|(name, _)| name.starts_with("TOLLGATE_")))?;
     if no_limits {
         let users = config.users.directory.users().map(|(_, user)| User { limit: None, ..user.clone() });
-        config.users.directory = Arc::new(Directory::new(users.collect())?);
+        config.users.directory = Arc::new(Users::new(users.collect())?);
     }
     let signals = signals()?;
     let gateway = Gateway::start(&config)?;

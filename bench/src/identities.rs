@@ -16,7 +16,7 @@ use tollgate::identity::Identity;
 use tollgate::tls::{self, Clients};
 use tollgate_config::reading::{RATE, rate};
 use tollgate_config::{KeyExchange, PemSource};
-use tollgate_shards::directory::Fingerprint;
+use tollgate_shards::Fingerprint;
 use zeroize::Zeroizing;
 
 use crate::progress::Progress;
@@ -221,7 +221,7 @@ fn next_steps(users: u32, folder: &Path) -> String {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use tollgate_config::{Defaults, Users};
+    use tollgate_config::{Defaults, UsersFile};
 
     use super::*;
 
@@ -229,11 +229,11 @@ mod tests {
         Identities::generate(users, |_| ()).unwrap()
     }
 
-    fn parsed(text: &str) -> Users {
+    fn parsed(text: &str) -> UsersFile {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(USERS_FILE);
         fs::write(&path, text).unwrap();
-        Users::load(&path, "198.19.128.1/24".parse().unwrap(), Defaults::default()).unwrap()
+        UsersFile::load(&path, "198.19.128.1/24".parse().unwrap(), Defaults::default()).unwrap()
     }
 
     #[test]

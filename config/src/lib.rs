@@ -37,7 +37,7 @@ pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
 pub use server::{FILE_BYTES_MAX, Metrics, ServerConfig};
 pub use sessions::Sessions;
 pub use shards::{CPUS_MAX, SHARDS_MAX, ShardCount, Shards};
-pub use users::{Defaults, NoiseKey, USERS_FILE_BYTES_MAX, Users};
+pub use users::{Defaults, NoiseKey, USERS_FILE_BYTES_MAX, UsersFile};
 pub use value::{LogFilter, RATE_BITS_PER_S_MAX, interface as interface_name};
 
 /// The reader behind all of these, for other TOML files: it reports every mistake with its place and its remedy.

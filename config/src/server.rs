@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tollgate_shards::directory::Rate;
+use tollgate_shards::Rate;
 
 use crate::connection::{self, Connection};
 use crate::control::{self, Control};
@@ -15,7 +15,7 @@ use crate::error::ConfigError;
 use crate::protocol::{self, ServerTls};
 use crate::sessions::{self, Sessions};
 use crate::shards::{self, Shards};
-use crate::users::{Defaults, USERS_FILE_BYTES_MAX, Users};
+use crate::users::{Defaults, USERS_FILE_BYTES_MAX, UsersFile};
 use crate::value::{self, LogFilter};
 
 /// Longest server or client file, in bytes.
@@ -40,7 +40,7 @@ pub struct ServerConfig {
     /// Where the users were read from.
     pub users_file: PathBuf,
     /// The users.
-    pub users: Users,
+    pub users: UsersFile,
     /// Whether clients are kept from reaching each other.
     pub isolate_clients: bool,
     /// The limit of users that have none of their own; `None` for no limit.
@@ -235,7 +235,7 @@ fn read_users(
     report: &mut Report<'_>,
     network: Option<IpNet>,
     defaults: Defaults,
-) -> Option<(PathBuf, Users)> {
+) -> Option<(PathBuf, UsersFile)> {
     let expected = "write the path of the users file, for example users_file = \"users.toml\"";
     root.require(report, "users_file", expected);
     let setting = root.take(report, "users_file")?;
@@ -252,7 +252,7 @@ fn read_users(
             return None;
         }
     };
-    match Users::parse(&path, &text, network?, defaults) {
+    match UsersFile::parse(&path, &text, network?, defaults) {
         Ok(users) => Some((path, users)),
         Err(error) => {
             report.absorb(error);

@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tollgate_shards::directory::{BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, WhenReached};
+use tollgate_shards::{BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, WhenReached};
 
 use crate::document::{Report, Table};
 use crate::value;

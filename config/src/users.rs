@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
-use tollgate_shards::directory::{AddressRange, Directory, Fingerprint, Rate, User, UserIndex};
+use tollgate_shards::{AddressRange, Fingerprint, Rate, User, UserIndex, Users};
 
 use crate::document::{self, Report, Table};
 use crate::error::{ConfigError, Place, Problem};
@@ -34,14 +34,14 @@ pub struct NoiseKey {
 
 /// What a users file holds.
 #[derive(Debug, Clone, Default)]
-pub struct Users {
+pub struct UsersFile {
     /// The users, in the order of the file.
-    pub directory: Arc<Directory>,
+    pub directory: Arc<Users>,
     /// Their Noise keys.
     pub noise_keys: Vec<NoiseKey>,
 }
 
-impl Users {
+impl UsersFile {
     /// Reads the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of their own
     /// is as in `defaults`.
     ///
@@ -50,10 +50,10 @@ impl Users {
     /// If the file cannot be read or any of it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
         let text = document::read(path, USERS_FILE_BYTES_MAX)?;
-        Users::parse(path, &text, network, defaults)
+        UsersFile::parse(path, &text, network, defaults)
     }
 
-    /// As [`Users::load`], with the text of the file given.
+    /// As [`UsersFile::load`], with the text of the file given.
     pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
         let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
         let mut reading = Reading { network, defaults, ..Reading::default() };
@@ -65,7 +65,7 @@ impl Users {
         root.finish(&mut report);
         reading.refuse_overlaps(&mut report);
         report.finish(Some(()))?;
-        let directory = Directory::new(reading.users).map_err(|error| {
+        let directory = Users::new(reading.users).map_err(|error| {
             ConfigError::one(Problem {
                 place: Place::File(path.into()),
                 key: "users".into(),
@@ -73,7 +73,7 @@ impl Users {
                 remedy: "remove one of the two".into(),
             })
         })?;
-        Ok(Users { directory: Arc::new(directory), noise_keys: reading.noise_keys })
+        Ok(UsersFile { directory: Arc::new(directory), noise_keys: reading.noise_keys })
     }
 }
 

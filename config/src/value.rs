@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use tollgate_shards::directory::{AddressRange, Fingerprint, Rate};
+use tollgate_shards::{AddressRange, Fingerprint, Rate};
 
 use crate::document::nearest;
 

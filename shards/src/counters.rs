@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize};
 
-use crate::verdict::{DropReason, Drops};
+use crate::drops::{DropReason, Drops};
 
 /// A shard's counters since its start. What an earlier version does not count reads as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,51 +16,62 @@
 //! Everything that grows is bounded by a `*_max` of [`Params`].
 #![forbid(unsafe_code)]
 #![warn(clippy::iter_over_hash_type)]
+// What only `inspect` reads is dead without it; the workspace is built with it.
+#![cfg_attr(not(feature = "inspect"), allow(dead_code, reason = "read by `inspect` alone"))]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod admission;
-pub mod allowance;
-pub mod assignment;
-pub mod bucket;
-pub mod client;
-pub mod congestion;
-pub mod connection_id;
-pub mod context;
-pub mod counters;
-pub mod deadlines;
-pub mod directory;
-pub mod epoch;
-pub mod excerpt;
-pub mod failures;
-pub mod home;
-pub mod in_flight;
-pub mod keeper;
-pub mod lease;
-pub mod ledger;
-pub mod link;
-pub mod machine;
-pub mod memory;
-pub mod message;
-pub mod moves;
+mod assignment;
+mod client;
+mod counters;
+mod drops;
+mod excerpt;
+mod forward;
+mod ids;
+mod io;
+mod limit;
+mod machine;
+mod memory;
 pub mod packet;
-pub mod params;
-pub mod path_mtu;
-pub mod policy;
-pub mod retry;
-pub mod routes;
-pub mod shaper;
-pub mod shard;
-pub mod transport;
-pub mod verdict;
-pub mod wall_clock;
+mod quic;
+mod session;
+mod shard;
 
+pub use assignment::{Assignment, AssignmentError};
 pub use client::{Client, ClientEvent, ClientParams, CloseCause, Tunnel, TunnelParams};
-pub use connection_id::ShardIndex;
 pub use counters::Counters;
-pub use directory::{Directory, UserIndex};
-pub use epoch::{Epoch, Ticket};
-pub use machine::{Ecn, Frame, Machine, Received, Transmit, WakeReason};
-pub use message::Message;
-pub use params::Params;
+pub use drops::{DropReason, Drops};
+pub use excerpt::excerpt;
+pub use ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+pub use io::{Received, Transmit, WakeReason};
+pub use limit::rate::{BURST_BYTES_MIN, Limit, Rate};
+pub use limit::shaper::ShaperLimits;
+pub use machine::Machine;
+pub use memory::Held;
+pub use packet::ecn::Ecn;
+pub use packet::frame::Frame;
+pub use quic::close_code;
+pub use quic::connection_id::ConnectionIdKey;
+pub use quic::retry::TokenKey;
+pub use quic::timers::{TimerEntry, TimerQueue};
+pub use quic::transport::{Congestion, TransportParams, transport};
+pub use session::addresses::SteeringUpdate;
+pub use session::home::home_of;
+pub use session::message::{CloseReason, Message};
+pub use session::snapshot::Snapshot;
+pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError, WhenReached};
+pub use shard::params::{Limits, Params};
 pub use shard::{ClientMtu, Command, Event, Shard, ShardKeys};
-pub use verdict::{DropReason, Drops};
+
+/// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.
+#[cfg(feature = "inspect")]
+pub mod inspect {
+    pub use crate::forward::routes::Routes;
+    pub use crate::limit::bucket::{TokenBucket, UNITS_PER_BYTE, units};
+    pub use crate::limit::issuer::{Audit, LeaseIssuer};
+    pub use crate::limit::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
+    pub use crate::session::addresses::{AddressAllocator, Holding};
+    pub use crate::session::context::Context;
+    pub use crate::session::home::{ALLOCATOR, Member, Session, SessionHome};
+    pub use crate::session::message::{Login, Outbox, Refusal};
+    pub use crate::shard::inspect::{HeldLease, OwnedStage, SessionMember, UserTokens};
+}

@@ -1,8 +1,6 @@
 //! Why there is no tunnel, and whether trying again could help.
 
-use tollgate_shards::CloseCause;
-use tollgate_shards::assignment::AssignmentError;
-use tollgate_shards::shard::close_code;
+use tollgate_shards::{AssignmentError, CloseCause, close_code};
 
 use crate::io::BindError;
 use crate::tls::OutOfValidity;

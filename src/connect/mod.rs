@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use tollgate_config::ClientConfig;
-use tollgate_shards::assignment::Assignment;
+use tollgate_shards::Assignment;
 use tracing::{debug, error, info, warn};
 
 pub use failure::Failure;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use tollgate_config::ClientConfig;
-use tollgate_shards::assignment::Assignment;
+use tollgate_shards::Assignment;
 use tracing::{debug, warn};
 
 use super::dns::Dns;

@@ -9,11 +9,8 @@ use std::time::{Duration, Instant};
 use quinn_proto::ConnectError as RefusedStart;
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_config::ClientConfig;
-use tollgate_shards::assignment::Assignment;
-use tollgate_shards::client::ClientParams;
-use tollgate_shards::packet::merge::MergeLimits;
-use tollgate_shards::params::TransportParams;
-use tollgate_shards::{Client, ClientEvent, CloseCause, Counters, Machine};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{Assignment, Client, ClientEvent, ClientParams, CloseCause, Counters, Machine, TransportParams};
 
 use super::control::Control;
 use crate::gateway::{congestion, ephemeral_reset_key, random};

@@ -3,8 +3,7 @@
 //! This module asks nobody.
 
 use serde::Serialize;
-use tollgate_shards::Counters;
-use tollgate_shards::assignment::Assignment;
+use tollgate_shards::{Assignment, Counters};
 
 use crate::pump::Traffic;
 

@@ -145,8 +145,7 @@ fn counted(count: u64, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::memory::Held;
-    use tollgate_shards::{Counters, DropReason};
+    use tollgate_shards::{Counters, DropReason, Held};
 
     use super::*;
     use crate::demo::tally::Carried;

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::gateway::Report;
     use crate::pump::Traffic;
-    use tollgate_shards::memory::Held;
+    use tollgate_shards::Held;
 
     fn report(shard: u16, scale: u64) -> Report {
         let mut drops = Drops::default();

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use tollgate_shards::{Epoch, Ticket, UserIndex};
+use tollgate_shards::{CommandId, Snapshot, UserIndex};
 
 use super::core::Carried;
 
@@ -19,7 +19,7 @@ pub struct Awaited {
 }
 
 struct Order {
-    ticket: Ticket,
+    ticket: CommandId,
     done: Sender<Carried>,
     concerned: Concerned,
     closed_connections: u64,
@@ -29,7 +29,7 @@ struct Order {
 enum Concerned {
     User(UserIndex),
     /// Whoever is not in the one epoch as in the other.
-    ChangedBetween(Arc<Epoch>, Arc<Epoch>),
+    ChangedBetween(Arc<Snapshot>, Arc<Snapshot>),
 }
 
 impl Concerned {
@@ -43,7 +43,13 @@ impl Concerned {
 
 impl Awaited {
     /// Awaits that the shard has gone over from the epoch `before` to `next`.
-    pub fn begin_apply(&mut self, ticket: Ticket, done: Sender<Carried>, before: Arc<Epoch>, next: Arc<Epoch>) {
+    pub fn begin_apply(
+        &mut self,
+        ticket: CommandId,
+        done: Sender<Carried>,
+        before: Arc<Snapshot>,
+        next: Arc<Snapshot>,
+    ) {
         let concerned = Concerned::ChangedBetween(before, next);
         let early = std::mem::take(&mut self.early);
         let closed_connections = early.into_iter().filter(|&user| concerned.contains(user)).count() as u64;
@@ -51,7 +57,7 @@ impl Awaited {
     }
 
     /// Awaits that the connections of `user` are closed.
-    pub fn begin_kick(&mut self, ticket: Ticket, done: Sender<Carried>, user: UserIndex) {
+    pub fn begin_kick(&mut self, ticket: CommandId, done: Sender<Carried>, user: UserIndex) {
         self.order = Some(Order { ticket, done, concerned: Concerned::User(user), closed_connections: 0 });
     }
 
@@ -65,7 +71,7 @@ impl Awaited {
     }
 
     /// Answers as `shard` if the order is no later than `settled`.
-    pub fn answer(&mut self, shard: u16, settled: Ticket) {
+    pub fn answer(&mut self, shard: u16, settled: CommandId) {
         if let Some(Order { done, closed_connections, .. }) = self.order.take_if(|order| settled >= order.ticket) {
             // Whoever gave it may have given up waiting.
             let _ = done.send(Carried { shard, closed_connections });
@@ -78,12 +84,11 @@ mod tests {
     use crossbeam_channel::bounded;
     use quinn_proto::crypto::rustls::QuicServerConfig;
     use rustls::pki_types::PrivateKeyDer;
-    use tollgate_shards::Directory;
-    use tollgate_shards::directory::User;
+    use tollgate_shards::{User, Users};
 
     use super::*;
 
-    fn epochs() -> [Arc<Epoch>; 2] {
+    fn epochs() -> [Arc<Snapshot>; 2] {
         let certified = rcgen::generate_simple_self_signed(["gateway".to_owned()]).unwrap();
         let key = PrivateKeyDer::Pkcs8(certified.signing_key.serialize_der().into());
         let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -94,12 +99,12 @@ mod tests {
             .unwrap();
         let tls = Arc::new(QuicServerConfig::try_from(tls).unwrap());
         let user = |name: &str| User { name: name.to_owned(), ..User::default() };
-        let before = Directory::new(vec![user("alice"), user("bob")]).unwrap();
+        let before = Users::new(vec![user("alice"), user("bob")]).unwrap();
         let next = before.succeed(vec![user("alice")]).unwrap();
         let mut number = 0;
         [before, next].map(|directory| {
             number += 1;
-            Arc::new(Epoch { number, directory: Arc::new(directory), isolate_clients: true, tls: tls.clone() })
+            Arc::new(Snapshot { number, directory: Arc::new(directory), isolate_clients: true, tls: tls.clone() })
         })
     }
 
@@ -112,17 +117,17 @@ mod tests {
         // Of an epoch that is ordered here later; the second one would have gone anyway, for a newer connection.
         awaited.count_closed(bob, 2, 1);
         awaited.count_closed(alice, 2, 1);
-        awaited.begin_apply(Ticket(1), done.clone(), before, next);
+        awaited.begin_apply(CommandId(1), done.clone(), before, next);
         awaited.count_closed(bob, 2, 2);
         awaited.count_closed(alice, 2, 2);
-        awaited.answer(0, Ticket(0));
+        awaited.answer(0, CommandId(0));
         assert!(answers.is_empty(), "not settled yet");
-        awaited.answer(0, Ticket(1));
+        awaited.answer(0, CommandId(1));
         assert_eq!(answers.try_recv(), Ok(Carried { shard: 0, closed_connections: 2 }));
-        awaited.begin_kick(Ticket(2), done, alice);
+        awaited.begin_kick(CommandId(2), done, alice);
         awaited.count_closed(alice, 2, 2);
         awaited.count_closed(bob, 2, 2);
-        awaited.answer(0, Ticket(2));
+        awaited.answer(0, CommandId(2));
         assert_eq!(answers.try_recv(), Ok(Carried { shard: 0, closed_connections: 1 }), "nothing of the order before");
     }
 }

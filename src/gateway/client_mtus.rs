@@ -8,9 +8,8 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use tollgate_shards::ClientMtu;
-use tollgate_shards::packet::inner::MTU_BYTES_MIN_V6;
-use tollgate_shards::routes::ConnectionKey;
+use tollgate_shards::packet::MTU_BYTES_MIN_V6;
+use tollgate_shards::{ClientMtu, ConnectionKey};
 
 use crate::io::Wake;
 

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use serde::{Deserialize, Serialize};
-use tollgate_shards::keeper::Steer;
-use tollgate_shards::memory::Held;
-use tollgate_shards::{Command, Counters, Epoch, Event, Machine, Shard, Ticket, UserIndex};
+use tollgate_shards::{Command, CommandId, Counters, Event, Held, Machine, Shard, Snapshot, SteeringUpdate, UserIndex};
 use tracing::{debug, info, warn};
 
 use super::awaited::Awaited;
@@ -38,16 +36,16 @@ pub enum Order {
     /// Goes over to another epoch. Answered when every shard has, and nothing that the new one forbids is under way any more.
     Apply {
         /// The order's number.
-        ticket: Ticket,
+        ticket: CommandId,
         /// The next epoch.
-        epoch: Arc<Epoch>,
+        epoch: Arc<Snapshot>,
         /// Where the answer goes.
         done: Sender<Carried>,
     },
     /// Closes a user's connections. Answered likewise.
     Kick {
         /// The order's number.
-        ticket: Ticket,
+        ticket: CommandId,
         /// Whose.
         user: UserIndex,
         /// Where the answer goes.
@@ -112,7 +110,7 @@ pub struct Core {
     /// The shard.
     pub shard: Shard,
     /// The newest epoch that was ordered, for the log: it knows the users of all earlier ones.
-    pub epoch: Arc<Epoch>,
+    pub epoch: Arc<Snapshot>,
     /// The shard's descriptors.
     pub pump: Pump,
     /// Its end of the mesh.
@@ -313,7 +311,7 @@ impl Core {
         }
     }
 
-    fn steer(&self, Steer { address, owner }: Steer) {
+    fn steer(&self, SteeringUpdate { address, owner }: SteeringUpdate) {
         let Some(steering) = &self.steering else { return };
         if let Err(error) = steering.set(address, owner.map(|owner| usize::from(owner.0))) {
             // Not lost: the mesh carries what arrives at the wrong shard.

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::HmacKey;
 use tollgate_config::Shards;
-use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::retry::TokenKey;
+use tollgate_shards::{ConnectionIdKey, TokenKey};
 use tracing::warn;
 use zeroize::Zeroizing;
 

@@ -160,7 +160,7 @@ mod tests {
     use std::net::IpAddr;
 
     use bytes::Bytes;
-    use tollgate_shards::routes::ConnectionKey;
+    use tollgate_shards::ConnectionKey;
 
     use std::time::{Duration, Instant};
 

@@ -24,10 +24,10 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
-use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::packet::merge::MergeLimits;
-use tollgate_shards::params::{Congestion, Limits, TransportParams};
-use tollgate_shards::{Epoch, Params, Shard, ShardIndex, ShardKeys, Ticket};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{
+    CommandId, Congestion, ConnectionIdKey, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams,
+};
 use tracing::{info, warn};
 
 pub use self::core::Report;
@@ -124,11 +124,11 @@ pub struct Gateway {
     /// The configuration in force.
     config: ServerConfig,
     /// What of it the shards know.
-    epoch: Arc<Epoch>,
+    epoch: Arc<Snapshot>,
     /// The gateway's own certificate and those that vouch for it, as clients see them.
     certificates: Vec<CertificateDer<'static>>,
     /// The last order's.
-    ticket: Ticket,
+    ticket: CommandId,
     /// Keeps the interface and the sockets as they should be.
     upkeep: Upkeep,
 }
@@ -152,7 +152,7 @@ impl Gateway {
         let threads = threads::start(&cpus)?;
         let keys = Keys::of(&config.shards)?;
         let certificates = chain(&config.tls)?;
-        let epoch = Arc::new(Epoch {
+        let epoch = Arc::new(Snapshot {
             number: 0,
             directory: config.users.directory.clone(),
             isolate_clients: config.isolate_clients,
@@ -191,7 +191,7 @@ impl Gateway {
         };
         let upkeep = Upkeep::start(kept, tasks, task_source)?;
         let config = config.clone();
-        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: Ticket::default(), upkeep })
+        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: CommandId::default(), upkeep })
     }
 
     /// Asks every core how things stand. Names those that do not say so within `REPORT_TIMEOUT`.
@@ -265,7 +265,7 @@ impl Gateway {
 struct Shared {
     keys: ShardKeys,
     connection_id: ConnectionIdKey,
-    epoch: Arc<Epoch>,
+    epoch: Arc<Snapshot>,
     steering: Option<Arc<TunSteering>>,
     upkeep: Tasks,
     ended: Sender<u16>,

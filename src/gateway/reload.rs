@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{ServerConfig, UserChanges};
-use tollgate_shards::{Directory, Epoch, Ticket};
+use tollgate_shards::{CommandId, Snapshot, Users};
 
 use super::core::{Carried, Order};
 use super::{Gateway, chain};
@@ -136,7 +136,7 @@ impl Gateway {
         let changes = self.changes(&next, &certificates);
         let number = self.epoch.number + 1;
         let directory = Arc::new(directory);
-        self.epoch = Arc::new(Epoch { number, directory, isolate_clients: next.isolate_clients, tls });
+        self.epoch = Arc::new(Snapshot { number, directory, isolate_clients: next.isolate_clients, tls });
         (self.config, self.certificates) = (next, certificates);
         let start = Instant::now();
         let epoch = self.epoch.clone();
@@ -174,7 +174,7 @@ impl Gateway {
     }
 
     /// Gives every core what `order` makes and waits until all have carried it out. Returns how many connections were closed for it.
-    fn order(&mut self, order: impl Fn(Ticket, Sender<Carried>) -> Order) -> Result<u64, Unanswered> {
+    fn order(&mut self, order: impl Fn(CommandId, Sender<Carried>) -> Order) -> Result<u64, Unanswered> {
         self.ticket.0 += 1;
         let (done, carried) = bounded(self.cores.len());
         for core in &self.cores {
@@ -200,7 +200,7 @@ impl Gateway {
 }
 
 /// Why `next` must be meant if it is to replace `now`: fewer than half of the users would remain, or none.
-fn few_remain(now: &Directory, next: &Directory) -> Option<String> {
+fn few_remain(now: &Users, next: &Users) -> Option<String> {
     let users = now.users().count();
     let remaining = now.users().filter(|(_, user)| next.find_name(&user.name).is_some()).count();
     (2 * remaining < users).then(|| {
@@ -213,7 +213,7 @@ fn few_remain(now: &Directory, next: &Directory) -> Option<String> {
 }
 
 /// The user whose name is most like `name`, if any is like enough.
-fn nearest(name: &str, directory: &Directory) -> Option<String> {
+fn nearest(name: &str, directory: &Users) -> Option<String> {
     let name = name.to_lowercase();
     directory
         .users()
@@ -233,14 +233,14 @@ fn list(shards: &BTreeSet<u16>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::directory::User;
+    use tollgate_shards::User;
 
     use super::*;
 
     #[test]
     fn a_name_that_is_like_a_users_finds_it() {
         let users = ["alice", "bob", "Carol"].map(|name| User { name: name.to_owned(), ..User::default() });
-        let directory = Directory::new(users.to_vec()).unwrap();
+        let directory = Users::new(users.to_vec()).unwrap();
         for (name, expected) in [("alcie", Some("alice")), ("carol", Some("Carol")), ("zed", None), ("", None)] {
             assert_eq!(nearest(name, &directory).as_deref(), expected, "{name}");
         }
@@ -251,8 +251,7 @@ mod tests {
     #[test]
     fn it_takes_force_to_turn_out_more_than_half_of_the_users() {
         let directory = |names: &[&str]| {
-            Directory::new(names.iter().map(|name| User { name: (*name).to_owned(), ..User::default() }).collect())
-                .unwrap()
+            Users::new(names.iter().map(|name| User { name: (*name).to_owned(), ..User::default() }).collect()).unwrap()
         };
         for (now, next, is_refused) in [
             (&[][..], &[][..], false),

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use tollgate_shards::Frame;
-use tollgate_shards::packet::{Arena, MergeKind, VnetHeader, split, vnet};
+use tollgate_shards::packet::{MergeKind, PacketPool, VnetHeader, split, vnet};
 
 use super::transmit::DATA_BYTES_MIN;
 
@@ -171,7 +171,7 @@ impl TunQueue {
         let whole = joined(frame);
         let packet = &whole[vnet::HEADER_BYTES..];
         let (mut taken, mut refused) = (0, 0);
-        let parts = split(&header, packet, &mut Arena::for_one_frame(), &mut |packet| {
+        let parts = split(&header, packet, &mut PacketPool::for_one_frame(), &mut |packet| {
             let single = Frame { header: &PLAIN, payloads: &[packet], carries_data: frame.carries_data };
             match self.write_once(&single) {
                 WriteOutcome::Written => taken += 1,

@@ -7,7 +7,7 @@ use quinn_proto::{ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Eve
 use rustls::client::WantsClientCert;
 use rustls::pki_types::ServerName;
 use rustls::{ConfigBuilder, NamedGroup};
-use tollgate_shards::directory::Fingerprint;
+use tollgate_shards::Fingerprint;
 
 use super::*;
 use crate::identity::Identity;

@@ -14,10 +14,9 @@ use quinn_proto::{ConnectError, ConnectionId, Side, TransportError};
 use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
-use tollgate_shards::Received;
-use tollgate_shards::client::{ClientEvent, CloseCause, Tunnel, TunnelParams};
-use tollgate_shards::params::{Congestion, TransportParams};
-use tollgate_shards::transport::transport;
+use tollgate_shards::{
+    ClientEvent, CloseCause, Congestion, Received, TransportParams, Tunnel, TunnelParams, transport,
+};
 
 use crate::harness::deployment::Deployment;
 

@@ -12,10 +12,8 @@ use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket};
 use tollgate::lab::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
-use tollgate_shards::client::ClientParams;
-use tollgate_shards::packet::merge::MergeLimits;
-use tollgate_shards::params::{Congestion, TransportParams};
-use tollgate_shards::{Client, Machine, Received, Transmit};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{Client, ClientParams, Congestion, Machine, Received, Transmit, TransportParams};
 
 use crate::harness::PATIENCE;
 use crate::harness::deployment::{Deployment, PORT, Plan};

@@ -4,7 +4,7 @@ use std::thread;
 
 use rustix::process::Signal;
 use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
-use tollgate_shards::home::home_of;
+use tollgate_shards::home_of;
 
 use crate::harness::client::{Attached, Login};
 use crate::harness::deployment::{Deployment, Plan};

@@ -11,10 +11,8 @@ use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
-use tollgate_shards::client::ClientParams;
-use tollgate_shards::packet::merge::MergeLimits;
-use tollgate_shards::params::{Congestion, TransportParams};
-use tollgate_shards::{Client, Machine, Received};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{Client, ClientParams, Congestion, Machine, Received, TransportParams};
 use zeroize::Zeroizing;
 
 /// How long an answer may take that may also be lost.

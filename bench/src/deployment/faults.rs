@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket, Wake};
-use tollgate_shards::machine::{Received, Transmit};
+use tollgate_shards::{Received, Transmit};
 
 use super::Network;
 use crate::load::wire::{HEADER_BYTES, Header};

@@ -5,8 +5,8 @@
 use std::net::Ipv4Addr;
 
 use bytes::Bytes;
-use tollgate_shards::packet::vnet::{self, VnetHeader};
-use tollgate_shards::packet::{Arena, split};
+use tollgate_shards::packet::vnet::VnetHeader;
+use tollgate_shards::packet::{PacketPool, split, vnet};
 
 /// Length of the IPv4 header, in bytes.
 const IP_BYTES: usize = 20;
@@ -30,13 +30,13 @@ pub struct Traffic {
     destination: Ipv4Addr,
     tcp_sequence: u32,
     small_flow: u16,
-    arena: Arena,
+    arena: PacketPool,
 }
 
 impl Traffic {
     /// None so far.
     pub fn new(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
-        Traffic { source, destination, tcp_sequence: 1, small_flow: 0, arena: Arena::default() }
+        Traffic { source, destination, tcp_sequence: 1, small_flow: 0, arena: PacketPool::default() }
     }
 
     /// The next [`SEGMENTS`] large packets of the one TCP flow, as the TUN gives them: one frame, its checksum not complete.
@@ -112,7 +112,7 @@ impl Traffic {
     }
 }
 
-fn packets_of(frame: &[u8], arena: &mut Arena) -> Vec<Bytes> {
+fn packets_of(frame: &[u8], arena: &mut PacketPool) -> Vec<Bytes> {
     let mut packets = Vec::new();
     let (header, packet) = VnetHeader::parse(frame).expect("the frame has a header");
     split(&header, packet, arena, &mut |packet| packets.push(packet)).expect("the frame is well-formed");
@@ -125,7 +125,7 @@ fn fill(frame: &mut Vec<u8>, bytes: usize) {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::packet::{InnerPacket, MergeLimits, Merger};
+    use tollgate_shards::packet::{Coalescer, InnerPacket, MergeLimits};
 
     use super::*;
 
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn checksums_are_right_so_that_packets_merge() {
-        let mut merger = Merger::new(MergeLimits::default());
+        let mut merger = Coalescer::new(MergeLimits::default());
         let mut traffic = traffic();
         let (large, small) = (traffic.large_packets(), (0..64).map(|_| traffic.small_packet()));
         for packet in large.into_iter().chain(small) {

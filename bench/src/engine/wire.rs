@@ -16,14 +16,9 @@ use quinn_proto::crypto::rustls::QuicClientConfig;
 use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
-use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::directory::User;
-use tollgate_shards::message::Message;
-use tollgate_shards::params::{Congestion, Limits, TransportParams};
-use tollgate_shards::retry::TokenKey;
-use tollgate_shards::transport::transport;
 use tollgate_shards::{
-    Directory, Epoch, Event, Machine, Params, Received, Shard, ShardIndex, ShardKeys, Transmit, Tunnel, TunnelParams,
+    Congestion, ConnectionIdKey, Event, Limits, Machine, Message, Params, Received, Shard, ShardIndex, ShardKeys,
+    Snapshot, TokenKey, Transmit, TransportParams, Tunnel, TunnelParams, User, Users, transport,
 };
 use zeroize::Zeroizing;
 
@@ -81,8 +76,8 @@ impl Wire {
             ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) };
         let certificates = vec![user.fingerprint];
         let user = User { name: "user".to_owned(), certificates, ..User::default() };
-        let directory = Arc::new(Directory::new(vec![user])?);
-        let epoch = Arc::new(Epoch { number: 0, directory, isolate_clients: true, tls: tls::server(&server_tls)? });
+        let directory = Arc::new(Users::new(vec![user])?);
+        let epoch = Arc::new(Snapshot { number: 0, directory, isolate_clients: true, tls: tls::server(&server_tls)? });
         let params = |index| Params {
             shards,
             index: ShardIndex(index),

@@ -152,7 +152,7 @@ fn transport_header(transport: Transport, transport_bytes: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::packet::{Arena, InnerPacket, split};
+    use tollgate_shards::packet::{InnerPacket, PacketPool, split};
 
     use super::*;
     use crate::floor::crossing::PAYLOAD_BYTES;
@@ -189,7 +189,7 @@ mod tests {
             assert!(packet.len() <= IP_BYTES_MAX && packet.len() > IP_BYTES_MAX - PACKET_BYTES);
             assert_eq!(vnet.segment_bytes(packet), PACKET_BYTES);
             let mut lengths = Vec::new();
-            split(&vnet, packet, &mut Arena::default(), &mut |piece| lengths.push(piece.len())).unwrap();
+            split(&vnet, packet, &mut PacketPool::default(), &mut |piece| lengths.push(piece.len())).unwrap();
             assert_eq!(lengths, vec![PACKET_BYTES; transport.packets_max()]);
         }
         assert_eq!(Transport::Tcp.payload_bytes(), PAYLOAD_BYTES);

@@ -1,7 +1,7 @@
 //! `tollgate-bench load`: thousands of clients from one process, inner traffic made and checked on both ends.
 //!
 //! Threads of the harness, all in one process:
-//! - each *crowd* thread drives its part of the clients (the engine's [`Tunnel`](tollgate_shards::client::Tunnel) machines) over few UDP
+//! - each *crowd* thread drives its part of the clients (the engine's [`Tunnel`](tollgate_shards::Tunnel) machines) over few UDP
 //!   sockets, and is the near end of their flows;
 //! - the *far end* is an ordinary UDP service behind the gateway: the other end of every flow;
 //! - the *director* (the calling thread) ramps up, starts and stops traffic, samples the gateway, and at the end balances the ledgers.

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 
 use bytes::{Bytes, BytesMut};
 use tollgate_shards::packet::checksum::Sum;
-use tollgate_shards::packet::inner::{InnerPacket, protocol};
+use tollgate_shards::packet::{InnerPacket, protocol};
 
 use super::pattern::Pattern;
 use super::wire::{HEADER_BYTES, Header};

@@ -9,8 +9,7 @@ use tollgate_config::{
     ClientConfig, CongestionController, Connection, DataPath, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
     ShardCount,
 };
-use tollgate_shards::UserIndex;
-use tollgate_shards::directory::{Limit, Rate};
+use tollgate_shards::{Limit, Rate, UserIndex};
 
 /// Every key that Quincy 3.1.1 knows in TLS mode, none at its default, written as its users write them.
 const QUINCY_SERVER: &str = r#"

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use tollgate_config::ServerConfig;
-use tollgate_shards::directory::{ConnectionLimit, User, WhenReached};
+use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
 use crate::common::{SERVER, load_server, load_server_with_users};
 

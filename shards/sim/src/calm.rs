@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tollgate_shards::directory::User;
+use tollgate_shards::User;
 
 use crate::client::Act;
 use crate::world::{Event, World};
@@ -121,8 +121,8 @@ impl World {
     }
 }
 
-fn own_addresses(user: &tollgate_shards::directory::User) -> u64 {
-    let size = |range: &tollgate_shards::directory::AddressRange| match (range.first(), range.last()) {
+fn own_addresses(user: &tollgate_shards::User) -> u64 {
+    let size = |range: &tollgate_shards::AddressRange| match (range.first(), range.last()) {
         (std::net::IpAddr::V4(first), std::net::IpAddr::V4(last)) => u64::from(u32::from(last) - u32::from(first)) + 1,
         (std::net::IpAddr::V6(first), std::net::IpAddr::V6(last)) => (u128::from(last) - u128::from(first)) as u64 + 1,
         _ => 0,

@@ -7,8 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::{Command, Directory, Epoch, Params, Shard, ShardIndex, ShardKeys, Ticket};
+use tollgate_shards::{Command, CommandId, ConnectionIdKey, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
 
 use crate::identity::{Identity, shard_keys};
 use crate::plan::Plan;
@@ -32,14 +31,14 @@ pub struct Core {
     pub dirty: bool,
     incarnation: u32,
     /// The last order that every shard had carried out when this one's last pass was over.
-    settled: Ticket,
+    settled: CommandId,
     /// Orders under way, in order.
     orders: VecDeque<(Time, Command)>,
 }
 
 impl Core {
     fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>) -> Self {
-        Core { shard, wake: None, dirty: false, incarnation, settled: Ticket::default(), orders }
+        Core { shard, wake: None, dirty: false, incarnation, settled: CommandId::default(), orders }
     }
 
     /// A pass is over: everything that the shard had for the outside is out.
@@ -51,7 +50,7 @@ impl Core {
 /// An order that has been given and not acknowledged.
 pub struct Pending {
     /// Its number.
-    pub ticket: Ticket,
+    pub ticket: CommandId,
     /// When it was given.
     pub given: Time,
     /// What it is.
@@ -61,13 +60,13 @@ pub struct Pending {
 /// What an operator wants.
 pub enum Order {
     /// Another epoch.
-    Apply(Arc<Epoch>),
+    Apply(Arc<Snapshot>),
     /// A user's connections closed.
     Kick(tollgate_shards::UserIndex),
 }
 
 impl Order {
-    fn command(&self, ticket: Ticket) -> Command {
+    fn command(&self, ticket: CommandId) -> Command {
         match self {
             Order::Apply(epoch) => Command::Apply { ticket, epoch: epoch.clone() },
             Order::Kick(user) => Command::Kick { ticket, user: *user },
@@ -82,9 +81,9 @@ pub struct Gateway {
     /// The users as the operator has them.
     pub population: Population,
     /// The newest epoch.
-    pub epoch: Arc<Epoch>,
+    pub epoch: Arc<Snapshot>,
     /// The last epoch that was acknowledged.
-    in_force: Arc<Epoch>,
+    in_force: Arc<Snapshot>,
     /// Orders that are not acknowledged yet.
     pub pending: Vec<Pending>,
     /// Restarts so far.
@@ -109,9 +108,9 @@ impl Gateway {
     /// A gateway without connections.
     pub fn new(plan: &Plan, origin: Instant) -> Self {
         let population = Population::new(plan);
-        let epoch = Arc::new(Epoch {
+        let epoch = Arc::new(Snapshot {
             number: 0,
-            directory: Arc::new(population.directory(&Directory::default())),
+            directory: Arc::new(population.directory(&Users::default())),
             isolate_clients: plan.isolate_clients,
             tls: Identity::cached(GATEWAY_IDENTITY).server(),
         });
@@ -223,7 +222,7 @@ impl Gateway {
     /// Gives an order to every shard. Returns when it reaches each.
     pub fn give(&mut self, now: Time, order: Order) -> Vec<(Time, u16)> {
         self.tickets += 1;
-        let ticket = Ticket(self.tickets);
+        let ticket = CommandId(self.tickets);
         let mut arrivals = Vec::new();
         for index in 0..self.params.shards {
             let after = match &self.fixed_order_delays {
@@ -269,7 +268,7 @@ impl Gateway {
     }
 
     /// The epochs that some shard may go by: the last one acknowledged, and those given since.
-    pub fn epochs(&self) -> impl Iterator<Item = &Epoch> {
+    pub fn epochs(&self) -> impl Iterator<Item = &Snapshot> {
         let given = self.pending.iter().filter_map(|pending| match &pending.order {
             Order::Apply(epoch) => Some(&**epoch),
             Order::Kick(_) => None,
@@ -278,14 +277,14 @@ impl Gateway {
     }
 
     /// The next epoch, after some change.
-    pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Epoch>, String) {
+    pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Snapshot>, String) {
         let what = self.population.change(plan, random);
         (self.next_epoch(), what)
     }
 
     /// The epoch of the population as it stands.
-    pub fn next_epoch(&mut self) -> Arc<Epoch> {
-        let epoch = Arc::new(Epoch {
+    pub fn next_epoch(&mut self) -> Arc<Snapshot> {
+        let epoch = Arc::new(Snapshot {
             number: self.epoch.number + 1,
             directory: Arc::new(self.population.directory(&self.epoch.directory)),
             isolate_clients: self.population.isolate_clients,
@@ -296,7 +295,7 @@ impl Gateway {
     }
 }
 
-fn ticket_of(command: &Command) -> Option<Ticket> {
+fn ticket_of(command: &Command) -> Option<CommandId> {
     match *command {
         Command::Apply { ticket, .. } | Command::Kick { ticket, .. } => Some(ticket),
         Command::Stop => None,

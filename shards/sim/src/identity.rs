@@ -21,9 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Serve
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::ShardKeys;
-use tollgate_shards::directory::Fingerprint;
-use tollgate_shards::retry::TokenKey;
+use tollgate_shards::{Fingerprint, ShardKeys, TokenKey};
 
 use crate::random::Stream;
 

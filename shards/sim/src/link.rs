@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tollgate_shards::machine::Ecn;
+use tollgate_shards::packet::ecn::Ecn;
 
 use crate::plan::LinkPlan;
 use crate::random::Stream;

@@ -142,7 +142,7 @@ impl Mesh {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::Ticket;
+    use tollgate_shards::CommandId;
 
     use super::*;
     use crate::plan::{Features, Plan};
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn fence(ticket: u64) -> Message {
-        Message::Fence { from: A, ticket: Ticket(ticket), revoked: Vec::new() }
+        Message::Fence { from: A, ticket: CommandId(ticket), revoked: Vec::new() }
     }
 
     fn fences(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {

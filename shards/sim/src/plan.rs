@@ -9,10 +9,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tollgate_shards::directory::{AddressRange, BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, User, WhenReached};
-use tollgate_shards::params::{Congestion, Limits, TransportParams};
+use tollgate_shards::{
+    AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, TransportParams, User, WhenReached,
+};
 
-use tollgate_shards::shaper::ShaperLimits;
+use tollgate_shards::ShaperLimits;
 
 use crate::random::Stream;
 

@@ -4,8 +4,7 @@
 
 use std::net::IpAddr;
 
-use tollgate_shards::Directory;
-use tollgate_shards::directory::{Fingerprint, User};
+use tollgate_shards::{Fingerprint, User, Users};
 
 use crate::identity::Identity;
 use crate::plan::{DevicePlan, Feature, Plan, draw_limit, draw_user};
@@ -42,7 +41,7 @@ impl Population {
     }
 
     /// The directory that succeeds `before`.
-    pub fn directory(&self, before: &Directory) -> Directory {
+    pub fn directory(&self, before: &Users) -> Users {
         before.succeed(self.present().cloned().collect()).expect("names and certificates are unique")
     }
 

@@ -9,8 +9,7 @@
 
 use std::time::Duration;
 
-use tollgate_shards::directory::{Limit, Rate, User};
-use tollgate_shards::shaper::ShaperLimits;
+use tollgate_shards::{Limit, Rate, ShaperLimits, User};
 
 use crate::client::Act;
 use crate::gateway::Order;

@@ -15,18 +15,19 @@ use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 
 use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
+use crate::drops::DropReason;
 use crate::excerpt::excerpt;
-use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::io::{Received, Transmit, WakeReason};
+use crate::machine::Machine;
+use crate::packet::coalesce::{Coalescer, MergeLimits};
 use crate::packet::fragment::{fragment, may_be_fragmented};
+use crate::packet::frame::Frame;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
-use crate::packet::merge::{MergeLimits, Merger};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
-use crate::packet::{Arena, MergeKind};
-use crate::params::TransportParams;
-use crate::transport::transport;
-use crate::verdict::DropReason;
+use crate::packet::{MergeKind, PacketPool};
+use crate::quic::transport::{TransportParams, transport};
 
 pub use tunnel::{Tunnel, TunnelParams};
 
@@ -95,8 +96,8 @@ pub enum CloseCause {
 pub struct Client {
     tunnel: Tunnel,
     gateway: IpAddr,
-    merger: Merger,
-    arena: Arena,
+    merger: Coalescer,
+    arena: PacketPool,
 }
 
 impl Client {
@@ -117,8 +118,8 @@ impl Client {
         Ok(Client {
             tunnel: Tunnel::new(params, tls, reset_key, now)?,
             gateway: remote.ip(),
-            merger: Merger::new(merge),
-            arena: Arena::default(),
+            merger: Coalescer::new(merge),
+            arena: PacketPool::default(),
         })
     }
 

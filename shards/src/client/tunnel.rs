@@ -16,13 +16,14 @@ use quinn_proto::{
 
 use super::{ClientEvent, CloseCause};
 use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
-use crate::connection_id::{ConnectionIdKey, ShardIndex, SteeringIds};
 use crate::counters::Counters;
-use crate::link::{Link, outgoing};
-use crate::machine::{Received, Transmit, WakeReason};
+use crate::drops::DropReason;
+use crate::ids::ShardIndex;
+use crate::io::{Received, Transmit, WakeReason};
 use crate::packet::icmp::unasked_reply;
-use crate::shard::close_code;
-use crate::verdict::DropReason;
+use crate::quic::close_code;
+use crate::quic::connection_id::{ConnectionIdKey, SteeringIds};
+use crate::quic::tunnel_connection::{TunnelConnection, outgoing};
 
 /// How long a client waits for its address after the handshake.
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ pub struct TunnelParams {
     pub remote: SocketAddr,
     /// The name that the gateway's certificate must carry.
     pub server_name: String,
-    /// Transport parameters, from [`crate::transport::transport`]. Tunnels may share them.
+    /// Transport parameters, from [`crate::quic::transport::transport`]. Tunnels may share them.
     pub transport: Arc<TransportConfig>,
     /// Datagrams of one UDP send.
     pub send_datagrams_max: usize,
@@ -53,7 +54,7 @@ pub struct TunnelParams {
 /// come, so that a process can hold thousands.
 pub struct Tunnel {
     endpoint: Endpoint,
-    pub(super) link: Link,
+    pub(super) link: TunnelConnection,
     assignment: Option<Assignment>,
     assignment_stream: Option<StreamId>,
     assignment_json: Vec<u8>,
@@ -102,7 +103,7 @@ impl Tunnel {
         let (handle, connection) = endpoint.connect(now, config, params.remote, &params.server_name)?;
         Ok(Tunnel {
             endpoint,
-            link: Link::new(handle, connection, 0),
+            link: TunnelConnection::new(handle, connection, 0),
             assignment: None,
             assignment_stream: None,
             assignment_json: Vec::new(),

@@ -114,7 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::naive_sum;
+    use crate::packet::test_packets::naive_sum;
 
     #[test]
     fn the_example_of_rfc_1071_is_reproduced() {

@@ -4,7 +4,9 @@
 
 use super::checksum;
 use super::inner::InnerPacket;
-use crate::machine::Ecn;
+
+/// An ECN codepoint (RFC 3168).
+pub use quinn_proto::EcnCodepoint as Ecn;
 
 /// The ECN field of the IPv4 type of service.
 const ECN_V4: u8 = 0b11;
@@ -43,7 +45,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::{self, TcpSegment, UdpDatagram};
+    use crate::packet::test_packets;
+    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
 
     const NOT_ECT: u8 = 0b00;
     const ECT_1: u8 = 0b01;
@@ -54,7 +57,7 @@ mod tests {
         [
             TcpSegment { traffic_class, ..TcpSegment::v4() }.build(),
             TcpSegment { traffic_class, flow_label: 0xabcde, ..TcpSegment::v6() }.build(),
-            oracle::with_ipv4_options(&UdpDatagram { traffic_class, ..UdpDatagram::v4() }.build(), &[1; 4]),
+            test_packets::with_ipv4_options(&UdpDatagram { traffic_class, ..UdpDatagram::v4() }.build(), &[1; 4]),
             UdpDatagram { traffic_class, ..UdpDatagram::v6() }.build(),
         ]
     }
@@ -95,12 +98,12 @@ mod tests {
         let mut packet = TcpSegment { traffic_class: ECT_0, ..TcpSegment::v4() }.build();
         packet[11] ^= 0x10;
         assert!(mark_ce(&mut packet));
-        assert_ne!(oracle::naive_sum(&packet[..20]), 0xffff);
+        assert_ne!(test_packets::naive_sum(&packet[..20]), 0xffff);
     }
 
     proptest! {
         #[test]
-        fn nothing_but_the_field_and_its_checksum_ever_changes(packet in oracle::almost_a_packet()) {
+        fn nothing_but_the_field_and_its_checksum_ever_changes(packet in test_packets::almost_a_packet()) {
             let mut marked = packet.clone();
             let is_marked = mark_ce(&mut marked);
             prop_assert_eq!(is_marked, codepoint(&packet).is_some());
@@ -111,7 +114,7 @@ mod tests {
                 expected[10..12].copy_from_slice(&marked[10..12]);
                 // As right, or as wrong, as it was.
                 let header_bytes = usize::from(packet[0] & 15) * 4;
-                prop_assert_eq!(oracle::naive_sum(&marked[..header_bytes]), oracle::naive_sum(&packet[..header_bytes]));
+                prop_assert_eq!(test_packets::naive_sum(&marked[..header_bytes]), test_packets::naive_sum(&packet[..header_bytes]));
             } else if is_marked {
                 expected[1] |= 0x30;
             }

@@ -1,6 +1,6 @@
 //! What decides whether a TCP segment or UDP datagram may be merged with those before it, or takes their place.
 //!
-//! This module compares packets. It holds none: see [`Merger`](super::merge::Merger).
+//! This module compares packets. It holds none: see [`Coalescer`](super::coalesce::Coalescer).
 
 use super::checksum::Sum;
 use super::inner::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, InnerPacket, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol};
@@ -235,7 +235,7 @@ fn ip_v6(packet: &[u8]) -> Option<(u64, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::oracle::{TcpSegment, UdpDatagram};
+    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
 
     fn read(packet: &[u8]) -> Option<Segment> {
         Segment::read(packet, &InnerPacket::parse(packet).unwrap())

@@ -106,7 +106,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::{self, UdpDatagram, naive_sum};
+    use crate::packet::test_packets;
+    use crate::packet::test_packets::{UdpDatagram, naive_sum};
 
     fn fragments(packet: &[u8], mtu_bytes: usize) -> Option<Vec<Bytes>> {
         let mut fragments = Vec::new();
@@ -196,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_are_fragmented_rightly_or_not_at_all(bytes in oracle::almost_a_packet(), mtu in 0usize..1500) {
+        fn random_bytes_are_fragmented_rightly_or_not_at_all(bytes in test_packets::almost_a_packet(), mtu in 0usize..1500) {
             if let Some(fragments) = fragments(&bytes, mtu) {
                 prop_assert!(fragments.iter().all(|fragment| fragment.len() <= mtu));
             }

@@ -165,7 +165,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::{self, TcpSegment, UdpDatagram, naive_sum};
+    use crate::packet::test_packets;
+    use crate::packet::test_packets::{TcpSegment, UdpDatagram, naive_sum};
 
     const FROM_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 254));
     const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xfe));
@@ -258,7 +259,7 @@ mod tests {
             packet[40] = kind;
             assert_eq!(packet_too_big(&packet, 1300, FROM_V6).is_some(), answered, "ICMPv6 type {kind}");
             let hidden =
-                oracle::with_extension(&packet, protocol::HOP_BY_HOP, &[protocol::ICMPV6, 0, 1, 4, 0, 0, 0, 0]);
+                test_packets::with_extension(&packet, protocol::HOP_BY_HOP, &[protocol::ICMPV6, 0, 1, 4, 0, 0, 0, 0]);
             assert_eq!(packet_too_big(&hidden, 1300, FROM_V6).is_some(), answered, "hidden ICMPv6 type {kind}");
         }
     }
@@ -271,9 +272,11 @@ mod tests {
         packet[6..8].copy_from_slice(&[0x20, 1]);
         assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None);
 
-        let first = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+        let first =
+            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
         assert!(packet_too_big(&first, 1300, FROM_V6).is_some());
-        let later = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
+        let later =
+            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
         assert_eq!(packet_too_big(&later, 1300, FROM_V6), None);
     }
 
@@ -315,7 +318,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_are_answered_rightly_or_not_at_all(bytes in oracle::almost_a_packet(), mtu in any::<u16>()) {
+        fn random_bytes_are_answered_rightly_or_not_at_all(bytes in test_packets::almost_a_packet(), mtu in any::<u16>()) {
             for from in [FROM_V4, FROM_V6] {
                 if let Some(answer) = packet_too_big(&bytes, mtu, from) {
                     prop_assert!(answer.len() <= ERROR_V6_BYTES_MAX);

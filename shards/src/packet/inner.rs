@@ -234,7 +234,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::{self, TcpSegment, UdpDatagram};
+    use crate::packet::test_packets;
+    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
 
     #[test]
     fn a_tcp_segment_over_ipv4_is_read() {
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn ipv4_options_move_the_transport_header() {
-        let packet = oracle::with_ipv4_options(&TcpSegment::v4().build(), &[1, 1, 1, 0]);
+        let packet = test_packets::with_ipv4_options(&TcpSegment::v4().build(), &[1, 1, 1, 0]);
         assert_eq!(InnerPacket::parse(&packet).unwrap().transport_offset, Some(24));
     }
 
@@ -297,7 +298,8 @@ mod tests {
             let inner = InnerPacket::parse(&packet).unwrap();
             assert_eq!((inner.is_fragment, inner.transport_offset), (true, None), "{flags_and_offset:#x}");
         }
-        let packet = oracle::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+        let packet =
+            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!((inner.is_fragment, inner.transport_offset), (true, None));
     }
@@ -312,16 +314,16 @@ mod tests {
     #[test]
     fn extension_headers_are_walked_up_to_the_transport() {
         let tcp = TcpSegment::v6().build();
-        let packet = oracle::with_extension(&tcp, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let packet = test_packets::with_extension(&tcp, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!((inner.protocol, inner.transport_offset), (protocol::HOP_BY_HOP, None));
         let upper = upper_layer_v6(&packet).unwrap();
         assert_eq!((upper.protocol, upper.offset, upper.is_fragment), (protocol::TCP, 48, false));
 
-        let routed = oracle::with_extension(&tcp, protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
+        let routed = test_packets::with_extension(&tcp, protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
         assert!(upper_layer_v6(&routed).unwrap().is_source_routed);
 
-        let later = oracle::with_extension(&tcp, protocol::FRAGMENT, &[6, 0, 0, 8, 0, 0, 0, 0]);
+        let later = test_packets::with_extension(&tcp, protocol::FRAGMENT, &[6, 0, 0, 8, 0, 0, 0, 0]);
         assert!(upper_layer_v6(&later).unwrap().is_later_fragment);
     }
 
@@ -330,10 +332,11 @@ mod tests {
         let mut packet = TcpSegment::v6().build();
         for _ in 0..EXTENSION_HEADERS_MAX {
             let next = packet[6];
-            packet = oracle::with_extension(&packet, protocol::DESTINATION_OPTIONS, &[next, 0, 1, 4, 0, 0, 0, 0]);
+            packet = test_packets::with_extension(&packet, protocol::DESTINATION_OPTIONS, &[next, 0, 1, 4, 0, 0, 0, 0]);
         }
         assert_eq!(upper_layer_v6(&packet), None);
-        let cut = oracle::with_extension(&TcpSegment::v6().build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let cut =
+            test_packets::with_extension(&TcpSegment::v6().build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         assert_eq!(upper_layer_v6(&cut[..47]), None);
     }
 
@@ -366,7 +369,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn random_bytes_are_read_or_refused(bytes in oracle::almost_a_packet()) {
+        fn random_bytes_are_read_or_refused(bytes in test_packets::almost_a_packet()) {
             if let Ok(inner) = InnerPacket::parse(&bytes) {
                 prop_assert_eq!(inner.total_bytes, bytes.len());
                 prop_assert!(inner.transport_offset.is_none_or(|offset| offset <= bytes.len()));

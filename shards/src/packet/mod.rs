@@ -2,24 +2,25 @@
 //!
 //! Nothing here knows QUIC, users or shards.
 
-pub mod arena;
 pub mod checksum;
+pub mod coalesce;
 pub mod ecn;
 mod flow;
 pub mod fragment;
+pub mod frame;
 pub mod icmp;
 pub mod inner;
-pub mod merge;
-#[cfg(test)]
-pub(crate) mod oracle;
+pub mod pool;
 #[cfg(test)]
 mod round_trip;
 pub mod split;
+#[cfg(test)]
+pub(crate) mod test_packets;
 pub mod vnet;
 
-pub use arena::Arena;
+pub use coalesce::{Coalescer, MergeKind, MergeLimits};
 pub use icmp::packet_too_big;
-pub use inner::{DestinationClass, InnerPacket, Malformed};
-pub use merge::{MergeKind, MergeLimits, Merger};
+pub use inner::{DestinationClass, InnerPacket, MTU_BYTES_MIN_V6, Malformed, protocol};
+pub use pool::PacketPool;
 pub use split::split;
 pub use vnet::VnetHeader;

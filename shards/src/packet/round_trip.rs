@@ -3,20 +3,20 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::arena::Arena;
+use super::coalesce::{Coalescer, MergeLimits};
 use super::inner::InnerPacket;
-use super::merge::{MergeLimits, Merger};
-use super::oracle::{self, ACK, CWR, Checked, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet};
+use super::pool::PacketPool;
 use super::split::split;
+use super::test_packets::{self, ACK, CWR, Checked, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet};
 use super::vnet::VnetHeader;
 
 fn split_all(header: &VnetHeader, frame: &[u8]) -> Vec<Bytes> {
     let mut packets = Vec::new();
-    split(header, frame, &mut Arena::default(), &mut |packet| packets.push(packet)).unwrap();
+    split(header, frame, &mut PacketPool::default(), &mut |packet| packets.push(packet)).unwrap();
     packets
 }
 
-fn merge_all(merger: &mut Merger, packets: impl IntoIterator<Item = Bytes>) -> Vec<(VnetHeader, Vec<u8>)> {
+fn merge_all(merger: &mut Coalescer, packets: impl IntoIterator<Item = Bytes>) -> Vec<(VnetHeader, Vec<u8>)> {
     for packet in packets {
         merger.push(packet.clone(), &InnerPacket::parse(&packet).unwrap()).unwrap();
     }
@@ -139,7 +139,7 @@ proptest! {
             prop_assert_eq!(segment.flags, spec.flags & (ACK | only_last | only_first));
         }
 
-        let frames = merge_all(&mut Merger::new(MergeLimits::default()), packets.clone());
+        let frames = merge_all(&mut Coalescer::new(MergeLimits::default()), packets.clone());
         if spec.flags & (FIN | CWR) == 0 && packets.len() > 1 && packets.len() <= 64 {
             prop_assert_eq!(&frames, &[(VnetHeader { hdr_len: frames[0].0.hdr_len, ..header }, frame)]);
         }
@@ -159,7 +159,7 @@ proptest! {
             prop_assert_eq!(&datagram.rest, &first.rest);
             prop_assert_eq!(datagram.identification, first.identification.map(|first| first.wrapping_add(index as u16)));
         }
-        let frames = merge_all(&mut Merger::new(MergeLimits::default()), packets.clone());
+        let frames = merge_all(&mut Coalescer::new(MergeLimits::default()), packets.clone());
         if packets.len() > 1 {
             prop_assert_eq!(&frames, &[(VnetHeader { hdr_len: frames[0].0.hdr_len, ..header }, frame)]);
         } else {
@@ -169,7 +169,7 @@ proptest! {
 
     #[test]
     fn interleaved_flows_keep_every_packet_and_their_own_order(packets in interleaved(), runs_max in 0..8usize) {
-        let mut merger = Merger::new(MergeLimits { runs_max, ..MergeLimits::default() });
+        let mut merger = Coalescer::new(MergeLimits { runs_max, ..MergeLimits::default() });
         let frames = merge_all(&mut merger, packets.iter().map(|(_, packet)| Bytes::copy_from_slice(packet)));
         let after: Vec<_> = frames.iter().flat_map(|(header, frame)| split_all(header, frame)).collect();
         prop_assert_eq!(after.len(), packets.len());
@@ -182,10 +182,10 @@ proptest! {
 
     #[test]
     fn random_packets_are_merged_without_panic_and_none_is_lost(
-        packets in prop::collection::vec(oracle::almost_a_packet(), 0..20),
+        packets in prop::collection::vec(test_packets::almost_a_packet(), 0..20),
         mismatched in any::<bool>(),
     ) {
-        let mut merger = Merger::new(MergeLimits { runs_max: 4, frames_max: 16, ..MergeLimits::default() });
+        let mut merger = Coalescer::new(MergeLimits { runs_max: 4, frames_max: 16, ..MergeLimits::default() });
         let readable: Vec<_> = packets.iter().filter_map(|packet| Some((packet, InnerPacket::parse(packet).ok()?))).collect();
         let mut taken = 0;
         for (index, (packet, inner)) in readable.iter().enumerate() {

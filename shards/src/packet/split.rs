@@ -5,11 +5,11 @@
 
 use bytes::Bytes;
 
-use super::arena::Arena;
 use super::checksum::Sum;
 use super::inner::{
     IPV6_HEADER_BYTES, InnerPacket, Malformed, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol, upper_layer_v6,
 };
+use super::pool::PacketPool;
 use super::vnet::{self, VnetHeader};
 
 /// Most segments of a TCP super-packet. Linux never goes below 8 bytes of payload a segment (`TCP_MIN_GSO_SIZE`).
@@ -37,7 +37,7 @@ const CWR: u8 = 0x80;
 pub fn split(
     header: &VnetHeader,
     frame: &[u8],
-    arena: &mut Arena,
+    arena: &mut PacketPool,
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Malformed> {
     split_first(header, frame, arena, usize::MAX, emit)
@@ -50,7 +50,7 @@ pub fn split(
 pub fn split_first(
     header: &VnetHeader,
     frame: &[u8],
-    arena: &mut Arena,
+    arena: &mut PacketPool,
     packets_max: usize,
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Malformed> {
@@ -68,7 +68,12 @@ pub fn split_first(
 }
 
 /// Copies a frame that is one packet, and completes its checksum where that is wanted.
-fn copy_whole(header: &VnetHeader, frame: &[u8], inner: &InnerPacket, arena: &mut Arena) -> Result<Bytes, Malformed> {
+fn copy_whole(
+    header: &VnetHeader,
+    frame: &[u8],
+    inner: &InnerPacket,
+    arena: &mut PacketPool,
+) -> Result<Bytes, Malformed> {
     let completed = if header.needs_csum() {
         let start = usize::from(header.csum_start);
         let at = start + usize::from(header.csum_offset);
@@ -154,7 +159,12 @@ impl<'a> SuperPacket<'a> {
         Ok(SuperPacket { frame, is_v6: inner.is_v6(), transport, offset, header_bytes, segment_bytes })
     }
 
-    fn segment(&self, arena: &mut Arena, packets_max: usize, emit: &mut impl FnMut(Bytes)) -> Result<usize, Malformed> {
+    fn segment(
+        &self,
+        arena: &mut PacketPool,
+        packets_max: usize,
+        emit: &mut impl FnMut(Bytes),
+    ) -> Result<usize, Malformed> {
         let (headers, payload) = self.frame.split_at(self.header_bytes);
         let segments = payload.len().div_ceil(self.segment_bytes);
         let emitted = segments.min(packets_max);
@@ -271,8 +281,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::oracle::{
-        self, ACK, CWR, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet, naive_sum,
+    use crate::packet::test_packets;
+    use crate::packet::test_packets::{
+        ACK, CWR, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet, naive_sum,
     };
 
     const PLAIN: VnetHeader =
@@ -280,7 +291,7 @@ mod tests {
 
     fn packets(header: &VnetHeader, frame: &[u8]) -> Result<Vec<Bytes>, Malformed> {
         let mut packets = Vec::new();
-        let count = split(header, frame, &mut Arena::default(), &mut |packet| packets.push(packet));
+        let count = split(header, frame, &mut PacketPool::default(), &mut |packet| packets.push(packet));
         assert_eq!(count.unwrap_or(0), packets.len());
         count.map(|_| packets)
     }
@@ -374,7 +385,7 @@ mod tests {
         let spec = TcpSegment { payload: vec![5; 250], ..TcpSegment::v6() };
         let mut frame = spec.build();
         let header = into_super_packet(&mut frame, 100);
-        let frame = oracle::with_extension(&frame, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let frame = test_packets::with_extension(&frame, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         let header_behind = VnetHeader { csum_start: 48, ..header };
         let segments = packets(&header_behind, &frame).unwrap();
         assert_eq!(segments.len(), 3);
@@ -387,7 +398,7 @@ mod tests {
             assert_eq!(check(&direct).seq, 1000 + index as u32 * 100);
         }
         assert_eq!(packets(&header, &frame), Err(Malformed), "the checksum is said to start in the extension");
-        let routed = oracle::with_extension(&spec.build(), protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
+        let routed = test_packets::with_extension(&spec.build(), protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!(packets(&header_behind, &routed), Err(Malformed), "the final destination is unknown");
     }
 
@@ -434,7 +445,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_frames_are_split_or_refused(
-            bytes in oracle::almost_a_packet(),
+            bytes in test_packets::almost_a_packet(),
             flags in 0..4u8,
             gso_type in prop_oneof![0..6u8, any::<u8>()],
             gso_size in prop_oneof![0..300u16, any::<u16>()],

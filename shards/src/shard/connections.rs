@@ -5,23 +5,21 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::admission::Place;
-use crate::connection_id::ShardIndex;
-use crate::deadlines::Armed;
-use crate::directory::{Fingerprint, UserIndex};
-use crate::link::Link;
-use crate::machine::WakeReason;
-use crate::message::Login;
-use crate::moves::Moves;
-use crate::routes::ConnectionKey;
+use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::io::WakeReason;
+use crate::quic::admission::Place;
+use crate::quic::moves::Moves;
+use crate::quic::timers::TimerEntry;
+use crate::quic::tunnel_connection::TunnelConnection;
+use crate::session::message::Login;
 
 /// A connection and where it stands.
 pub struct Owned {
     pub key: ConnectionKey,
-    pub link: Link,
+    pub link: TunnelConnection,
     pub stage: Stage,
     pub moves: Moves,
-    pub armed: Armed,
+    pub armed: TimerEntry,
     /// What its queue is accounted for, in bytes.
     pub queued_bytes: usize,
     /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
@@ -112,7 +110,7 @@ impl Connections {
     }
 
     /// Puts a new connection into the slot that its endpoint chose.
-    pub fn insert(&mut self, owner: ShardIndex, link: Link, stage: Stage, moves: Moves) -> u32 {
+    pub fn insert(&mut self, owner: ShardIndex, link: TunnelConnection, stage: Stage, moves: Moves) -> u32 {
         let slot = link.handle.0;
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
@@ -124,7 +122,7 @@ impl Connections {
             link,
             stage,
             moves,
-            armed: Armed::default(),
+            armed: TimerEntry::default(),
             queued_bytes: 0,
             told_mtu_bytes: None,
             touched: false,

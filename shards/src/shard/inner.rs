@@ -7,16 +7,16 @@ use bytes::Bytes;
 use super::Shard;
 use super::connections::{Owned, Stage};
 use super::outer::want_to_send;
-use crate::message::Message;
-use crate::packet::Arena;
+use crate::drops::DropReason;
+use crate::forward::policy::Verdict;
+use crate::ids::ConnectionKey;
+use crate::limit::shaper::Direction;
+use crate::packet::PacketPool;
 use crate::packet::fragment::fragment;
 use crate::packet::inner::InnerPacket;
 use crate::packet::split::{split, split_first};
 use crate::packet::vnet::VnetHeader;
-use crate::policy::Verdict;
-use crate::routes::ConnectionKey;
-use crate::shaper::Direction;
-use crate::verdict::DropReason;
+use crate::session::message::Message;
 
 impl Shard {
     /// Takes the inner packets that a connection has received, while there is room for what becomes of them. Returns whether some are left.
@@ -181,7 +181,7 @@ impl Shard {
         let packet_bytes = header.segment_bytes(packet);
         if packet_bytes > owned.link.inner_mtu_bytes() {
             if Self::fragments(packet) {
-                let split = split(header, packet, &mut Arena::for_one_frame(), &mut |packet| {
+                let split = split(header, packet, &mut PacketPool::for_one_frame(), &mut |packet| {
                     self.down_too_large(owned, &packet)
                 });
                 return split.map(|_| ()).map_err(|_| DropReason::Malformed);
@@ -207,7 +207,7 @@ impl Shard {
             return Err(DropReason::DatagramQueueFull);
         }
         let sent =
-            split_first(header, packet, &mut Arena::for_one_frame(), room, &mut |packet| self.down(owned, packet));
+            split_first(header, packet, &mut PacketPool::for_one_frame(), room, &mut |packet| self.down(owned, packet));
         let sent = sent.map_err(|_| DropReason::Malformed)?;
         self.counters.drops.add(DropReason::DatagramQueueFull, header.packets(packet).saturating_sub(sent as u64));
         Ok(())

@@ -11,15 +11,15 @@ use rustls::pki_types::CertificateDer;
 
 use super::connections::{Member, Owned, Stage};
 use super::outer::{HELLO_TIMEOUT, touch, want_to_send};
-use super::{Event, Shard, close_code};
+use super::{Event, Shard};
 use crate::assignment::Assignment;
-use crate::directory::Fingerprint;
+use crate::drops::DropReason;
 use crate::excerpt::excerpt;
-use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
-use crate::home::home_of;
-use crate::message::{CloseReason, Login, Message};
-use crate::routes::ConnectionKey;
-use crate::verdict::DropReason;
+use crate::ids::{ConnectionKey, Fingerprint};
+use crate::quic::close_code;
+use crate::quic::failures::{COST_OF_FAILURE, COST_OF_HALF};
+use crate::session::home::home_of;
+use crate::session::message::{CloseReason, Login, Message};
 
 impl Shard {
     /// Looks at one connection that the batch touched: what happened to it, what came out of it.

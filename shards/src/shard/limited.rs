@@ -11,14 +11,14 @@ use bytes::Bytes;
 use super::Shard;
 use super::connections::{Member, Owned};
 use super::outer::want_to_send;
-use crate::allowance::Allowance;
-use crate::directory::{Limit, UserIndex};
-use crate::lease::{LeaseGrant, LeaseId};
-use crate::message::Message;
+use crate::drops::DropReason;
+use crate::ids::{ConnectionKey, UserIndex};
+use crate::limit::lease::{LeaseGrant, LeaseId};
+use crate::limit::rate::Limit;
+use crate::limit::shaper::{Direction, QueuedPacket};
+use crate::limit::user_queue::UserQueue;
 use crate::packet::inner::InnerPacket;
-use crate::routes::ConnectionKey;
-use crate::shaper::{Direction, Waiting};
-use crate::verdict::DropReason;
+use crate::session::message::Message;
 
 impl Shard {
     /// One more connection shares the user's allowance here.
@@ -26,7 +26,7 @@ impl Shard {
         let Member { user, home, .. } = *member;
         if !self.allowances.contains_key(&user) {
             let lease = self.next_lease();
-            let allowance = Allowance::new(user, home, lease, limit, self.queues);
+            let allowance = UserQueue::new(user, home, lease, limit, self.queues);
             self.allowances.insert(user, allowance);
         }
         if let Some(allowance) = self.allowances.get_mut(&user) {
@@ -108,7 +108,7 @@ impl Shard {
     }
 
     /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
-    fn release(&mut self, waiting: Waiting) {
+    fn release(&mut self, waiting: QueuedPacket) {
         let Some(mut owned) = self.connections.take_exact(waiting.connection) else {
             return self.counters.drops.count(DropReason::NotAttached);
         };
@@ -161,7 +161,7 @@ impl Shard {
         if sources.is_empty() {
             return;
         }
-        let is_theirs = |waiting: &Waiting| {
+        let is_theirs = |waiting: &QueuedPacket| {
             waiting.direction == Direction::Down
                 && InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
         };
@@ -226,7 +226,7 @@ impl Shard {
 }
 
 /// Queues a limited user to be served.
-fn make_ready(ready: &mut VecDeque<UserIndex>, user: UserIndex, allowance: &mut Allowance) {
+fn make_ready(ready: &mut VecDeque<UserIndex>, user: UserIndex, allowance: &mut UserQueue) {
     if !allowance.ready {
         allowance.ready = true;
         ready.push_back(user);

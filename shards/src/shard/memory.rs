@@ -5,8 +5,8 @@
 use super::Shard;
 use super::connections::Owned;
 use super::outer::HANDSHAKE_BYTES_MAX;
+use crate::drops::{DropReason, Drops};
 use crate::memory::{CONNECTION_BYTES, Held, Memory, PACKET_BYTES};
-use crate::verdict::{DropReason, Drops};
 
 /// The longest queue loses half of what can be taken from it, and so many bytes at least.
 const TAKEN_BYTES_MIN: usize = 64 * 1024;

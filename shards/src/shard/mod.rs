@@ -6,16 +6,17 @@
 //!
 //! A shard never touches a descriptor, and never another shard.
 
+mod commands;
 mod connections;
 mod inner;
+#[cfg(feature = "inspect")]
+pub mod inspect;
 mod lifecycle;
 mod limited;
 mod memory;
 mod mtu;
-pub mod oracle;
-mod orders;
 mod outer;
-mod responses;
+pub mod params;
 mod roles;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -27,35 +28,37 @@ use quinn_proto::crypto::HmacKey;
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 use rustc_hash::FxHashMap;
 
-use crate::admission::Admission;
-use crate::allowance::{Allowance, Queues};
-use crate::bucket::Pace;
-use crate::connection_id::ShardIndex;
-use crate::connection_id::SteeringIds;
 use crate::counters::Counters;
-use crate::deadlines::Deadlines;
-use crate::directory::UserIndex;
-use crate::epoch::{Epoch, Ticket};
-use crate::failures::Failures;
-use crate::home::{Home, KEEPER};
-use crate::in_flight::InFlight;
-use crate::keeper::{Keeper, Steer};
-use crate::machine::{Frame, Machine, Received, Transmit, WakeReason};
+use crate::drops::DropReason;
+use crate::forward::policy::Policy;
+use crate::forward::routes::Routes;
+use crate::ids::{CommandId, ConnectionKey, ShardIndex, UserIndex};
+use crate::io::{Received, Transmit, WakeReason};
+use crate::limit::bucket::RateLimiter;
+use crate::limit::shaper::FlowKey;
+use crate::limit::user_queue::{Queues, UserQueue};
+use crate::machine::Machine;
 use crate::memory::Memory;
-use crate::message::{Message, Outbox};
-use crate::packet::merge::Merger;
-use crate::packet::{Arena, MergeKind};
-use crate::params::Params;
-use crate::policy::Policy;
-use crate::retry::{self, Retries, TokenKey};
-use crate::routes::{ConnectionKey, Routes};
-use crate::shaper::FlowKey;
-use crate::transport::gateway_transport;
-use crate::verdict::DropReason;
-use crate::wall_clock::WallClock;
+use crate::packet::coalesce::Coalescer;
+use crate::packet::frame::Frame;
+use crate::packet::{MergeKind, PacketPool};
+use crate::quic::admission::Admission;
+use crate::quic::connection_id::SteeringIds;
+use crate::quic::failures::Failures;
+use crate::quic::in_flight::InFlight;
+use crate::quic::responses::Responses;
+use crate::quic::retry;
+use crate::quic::retry::{Retries, TokenKey};
+use crate::quic::timers::TimerQueue;
+use crate::quic::transport::gateway_transport;
+use crate::quic::wall_clock::WallClock;
+use crate::session::addresses::{AddressAllocator, SteeringUpdate};
+use crate::session::home::{ALLOCATOR, SessionHome};
+use crate::session::message::{Message, Outbox};
+use crate::session::snapshot::Snapshot;
+use crate::shard::params::Params;
 
 use connections::Connections;
-use responses::Responses;
 use roles::Roles;
 
 /// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
@@ -77,20 +80,6 @@ const STALE_TOKENS_BURST: u64 = 20;
 /// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
 const RESET_INTERVAL: std::time::Duration = std::time::Duration::from_micros(100);
 
-/// Application close codes, as Quincy uses them, and one of ours.
-pub mod close_code {
-    /// The gateway or the client stops.
-    pub const SHUTDOWN: u32 = 0x01;
-    /// The certificate is nobody's, or there is no address.
-    pub const ESTABLISHMENT_FAILED: u32 = 0x02;
-    /// The user's fixed address, or the place of its oldest connection, has gone to a newer one.
-    pub const SUPERSEDED: u32 = 0x03;
-    /// The user, the certificate or the address is not valid any more, or the operator has sent the user away.
-    pub const REVOKED: u32 = 0x04;
-    /// The client sends what the protocol has no place for.
-    pub const MISUSE: u32 = 0x05;
-}
-
 /// What a shard's cryptography needs, shared by all shards of a gateway.
 #[derive(Clone)]
 pub struct ShardKeys {
@@ -108,14 +97,14 @@ pub enum Command {
     /// Go over to another epoch: who is not in it any more is closed, limits and addresses are those of the new one.
     Apply {
         /// The order's number.
-        ticket: Ticket,
+        ticket: CommandId,
         /// The next epoch.
-        epoch: Arc<Epoch>,
+        epoch: Arc<Snapshot>,
     },
     /// Close a user's connections.
     Kick {
         /// The order's number.
-        ticket: Ticket,
+        ticket: CommandId,
         /// Whose.
         user: UserIndex,
     },
@@ -147,7 +136,7 @@ pub enum Event {
     /// Somebody completed a handshake with a certificate that no user has.
     UnknownCertificate {
         /// Its fingerprint.
-        certificate: crate::directory::Fingerprint,
+        certificate: crate::ids::Fingerprint,
     },
     /// The path to a client carries less than before.
     PathNarrowed {
@@ -202,12 +191,12 @@ pub struct ClientMtu {
 pub struct Shard {
     params: Params,
     policy: Policy,
-    epoch: Arc<Epoch>,
+    epoch: Arc<Snapshot>,
     endpoint: Endpoint,
     keys: ShardKeys,
     connections: Connections,
     admission: Admission,
-    allowances: FxHashMap<UserIndex, Allowance>,
+    allowances: FxHashMap<UserIndex, UserQueue>,
     /// Limited users to be served, because their packets, tokens or time have changed. One entry a user.
     ready: VecDeque<UserIndex>,
     /// When an allowance wants to be served without that. One entry a user.
@@ -215,10 +204,10 @@ pub struct Shard {
     queues: Queues,
     /// Number of the last lease.
     leases: u64,
-    deadlines: Deadlines,
+    deadlines: TimerQueue,
     routes: Routes,
-    home: Home,
-    keeper: Option<Keeper>,
+    home: SessionHome,
+    keeper: Option<AddressAllocator>,
     outbox: Outbox,
     /// Connections that the batch touched, to be looked at.
     touched: VecDeque<u32>,
@@ -227,20 +216,20 @@ pub struct Shard {
     responses: Responses,
     retries: Retries,
     /// Initials with tokens that hold no more and are answered nevertheless.
-    stale_tokens: Pace,
+    stale_tokens: RateLimiter,
     failures: Failures,
-    steers: VecDeque<Steer>,
+    steers: VecDeque<SteeringUpdate>,
     /// One entry for each change of a connection's path; the driver takes them in every pass.
     client_mtus: VecDeque<ClientMtu>,
     events: VecDeque<Event>,
     /// Events that nobody was told of yet, not even of their number.
     forgotten_events: u64,
-    merger: Merger,
-    arena: Arena,
+    merger: Coalescer,
+    arena: PacketPool,
     memory: Memory,
     in_flight: InFlight,
-    replies: Pace,
-    narrowings_told: Pace,
+    replies: RateLimiter,
+    narrowings_told: RateLimiter,
     counters: Counters,
     now: Instant,
     wall_clock: WallClock,
@@ -248,7 +237,7 @@ pub struct Shard {
     undecided: bool,
     stopping: bool,
     /// The last order that each shard, this one included, has said it has carried out.
-    fences: Vec<Ticket>,
+    fences: Vec<CommandId>,
 }
 
 impl Shard {
@@ -257,7 +246,7 @@ impl Shard {
     /// # Panics
     ///
     /// If `params` names more than 128 shards, or an index that is not one of them.
-    pub fn new(params: Params, keys: &ShardKeys, epoch: Arc<Epoch>, now: Instant) -> Self {
+    pub fn new(params: Params, keys: &ShardKeys, epoch: Arc<Snapshot>, now: Instant) -> Self {
         assert!(
             params.shards <= 128 && params.index.0 < params.shards,
             "shard {:?} of {}",
@@ -265,14 +254,15 @@ impl Shard {
             params.shards
         );
         let remembered_max = params.limits.remembered_addresses_max;
-        let keeper = (params.index == KEEPER)
-            .then(|| Keeper::new(params.tunnel, &epoch.directory, remembered_max, params.shards, params.incarnation));
+        let keeper = (params.index == ALLOCATOR).then(|| {
+            AddressAllocator::new(params.tunnel, &epoch.directory, remembered_max, params.shards, params.incarnation)
+        });
         let limits = &params.limits;
         let wall_clock = WallClock::new(params.wall_clock, now);
         let in_flight = InFlight::new(limits.memory_bytes_max / RECORDS_OF_MEMORY);
         let config = Arc::new(server_config(&params, keys, &epoch, &wall_clock, &in_flight));
         Shard {
-            policy: Policy::new(&params, epoch.isolate_clients),
+            policy: policy(&params, &epoch),
             endpoint: endpoint(&params, keys, config),
             keys: keys.clone(),
             connections: Connections::new(params.incarnation),
@@ -282,32 +272,32 @@ impl Shard {
             allowances_due: BTreeSet::new(),
             queues: Queues { limits: limits.waiting, key: flow_key(&params.seed) },
             leases: u64::from(params.incarnation) << 32,
-            deadlines: Deadlines::default(),
+            deadlines: TimerQueue::default(),
             routes: Routes::default(),
-            home: Home::new(params.index, params.shards, params.incarnation, now),
+            home: SessionHome::new(params.index, params.shards, params.incarnation, now),
             keeper,
             outbox: first_words(&params),
             touched: VecDeque::new(),
             sending: VecDeque::new(),
             responses: Responses::default(),
             retries: retries(&params, keys),
-            stale_tokens: Pace::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
+            stale_tokens: RateLimiter::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
             failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             steers: VecDeque::new(),
             client_mtus: VecDeque::new(),
             events: VecDeque::new(),
             forgotten_events: 0,
-            merger: Merger::new(limits.merge),
-            arena: Arena::default(),
+            merger: Coalescer::new(limits.merge),
+            arena: PacketPool::default(),
             memory: Memory::new(limits.memory_bytes_max),
             in_flight,
-            replies: Pace::new(REPLIES_PER_S, REPLIES_BURST, now),
-            narrowings_told: Pace::new(1, NARROWINGS_BURST, now),
+            replies: RateLimiter::new(REPLIES_PER_S, REPLIES_BURST, now),
+            narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
             counters: Counters::default(),
             now,
             undecided: false,
             stopping: false,
-            fences: vec![Ticket::default(); usize::from(params.shards)],
+            fences: vec![CommandId::default(); usize::from(params.shards)],
             wall_clock,
             epoch,
             params,
@@ -332,7 +322,7 @@ impl Shard {
 
     /// Addresses held, as the keeper sees it; `None` on every other shard.
     pub fn addresses_held(&self) -> Option<u64> {
-        self.keeper.as_ref().map(Keeper::held)
+        self.keeper.as_ref().map(AddressAllocator::held)
     }
 
     /// Connections that this shard owns, handshakes and closing ones included.
@@ -352,7 +342,7 @@ impl Shard {
 
     /// The last order that every shard has carried out, as far as this one has heard, with nothing under way to it from before. What the order
     /// forbids passes this shard no more, once the outputs of the pass are out.
-    pub fn settled(&self) -> Ticket {
+    pub fn settled(&self) -> CommandId {
         self.fences.iter().copied().min().unwrap_or_default()
     }
 
@@ -383,7 +373,7 @@ impl Shard {
     }
 
     /// The next change for the kernel's steering of inner addresses.
-    pub fn poll_steer(&mut self) -> Option<Steer> {
+    pub fn poll_steer(&mut self) -> Option<SteeringUpdate> {
         self.steers.pop_front()
     }
 
@@ -541,6 +531,10 @@ fn flow_key(seed: &[u8; 32]) -> FlowKey {
     FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
 }
 
+fn policy(params: &Params, epoch: &Snapshot) -> Policy {
+    Policy::new(params.index, params.tunnel, &params.outer_addresses, epoch.isolate_clients)
+}
+
 fn retries(params: &Params, keys: &ShardKeys) -> Retries {
     // Of another key than the endpoint's own, so that no ID is issued twice.
     let nonce_key = retry::subkey(&params.seed, b"retry id");
@@ -564,7 +558,7 @@ fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> End
 fn server_config(
     params: &Params,
     keys: &ShardKeys,
-    epoch: &Epoch,
+    epoch: &Snapshot,
     wall_clock: &WallClock,
     in_flight: &InFlight,
 ) -> ServerConfig {

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use super::connections::{Member, Owned, Stage};
 use super::outer::want_to_send;
 use super::{ClientMtu, Event, Shard};
+use crate::drops::DropReason;
 use crate::packet::fragment::{fragment, may_be_fragmented};
 use crate::packet::icmp::{packet_too_big, unasked_reply};
 use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
-use crate::verdict::DropReason;
 
 impl Shard {
     /// Sends a packet to a client whose path carries less than its length: in fragments, or not at all, and then its sender is told.

@@ -9,19 +9,20 @@ use bytes::BytesMut;
 use quinn_proto::{DatagramEvent, EndpointEvent, Incoming, TimeSource};
 
 use super::connections::{Owned, Stage};
-use super::responses::Responses;
 use super::{Event, Shard};
-use crate::admission::Room;
-use crate::connection_id::{Steered, steer};
 use crate::counters::Counters;
+use crate::drops::DropReason;
 use crate::excerpt::excerpt;
-use crate::failures::{COST_OF_FAILURE, COST_OF_HALF};
-use crate::link::{Link, outgoing};
-use crate::machine::{Received, Transmit, WakeReason};
-use crate::message::Message;
-use crate::moves::Moves;
-use crate::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial};
-use crate::verdict::DropReason;
+use crate::io::{Received, Transmit, WakeReason};
+use crate::quic::admission::Room;
+use crate::quic::connection_id::{Steered, steer};
+use crate::quic::failures::{COST_OF_FAILURE, COST_OF_HALF};
+use crate::quic::moves::Moves;
+use crate::quic::responses::Responses;
+use crate::quic::retry;
+use crate::quic::retry::{CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial};
+use crate::quic::tunnel_connection::{TunnelConnection, outgoing};
+use crate::session::message::Message;
 
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -173,7 +174,8 @@ impl Shard {
                 let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
                 let place = self.admission.admit(remote, handle.0 as u32);
                 let stage = Stage::Handshaking { place, deadline, room_bytes: HANDSHAKE_BYTES_MAX };
-                let link = Link::new(handle, connection, self.params.transport.datagram_send_buffer_bytes_max);
+                let link =
+                    TunnelConnection::new(handle, connection, self.params.transport.datagram_send_buffer_bytes_max);
                 let slot = self.connections.insert(self.params.index, link, stage, Moves::new(remote, now));
                 let owned = self.connections.at(slot).expect("just inserted");
                 self.deadlines.arm(slot, &mut owned.armed, deadline, WakeReason::Handshake);

@@ -5,21 +5,21 @@
 use std::time::Instant;
 
 use super::Shard;
-use crate::connection_id::ShardIndex;
-use crate::context::Context;
-use crate::home::Home;
-use crate::keeper::Keeper;
-use crate::message::Message;
+use crate::ids::ShardIndex;
+use crate::session::addresses::AddressAllocator;
+use crate::session::context::Context;
+use crate::session::home::SessionHome;
+use crate::session::message::Message;
 
-/// Home and keeper, and what they work with.
+/// SessionHome and keeper, and what they work with.
 pub(super) struct Roles<'a> {
     pub context: Context<'a>,
-    pub home: &'a mut Home,
-    pub keeper: Option<&'a mut Keeper>,
+    pub home: &'a mut SessionHome,
+    pub keeper: Option<&'a mut AddressAllocator>,
 }
 
 impl Shard {
-    /// Home and keeper, ready for work.
+    /// SessionHome and keeper, ready for work.
     pub(super) fn roles(&mut self, now: Instant) -> Roles<'_> {
         let context = Context {
             now,

@@ -1,6 +1,6 @@
 //! Leases under every order of events: random attach, detach, spend, lease, loss of messages, death of holders and homes, changes of the limit.
 //!
-//! The real [`Lease`](tollgate_shards::lease::Lease) and [`Ledger`](tollgate_shards::ledger::Ledger); what joins them is a model. After every step
+//! The real [`Lease`](tollgate_shards::inspect::Lease) and [`LeaseIssuer`](tollgate_shards::inspect::LeaseIssuer); what joins them is a model. After every step
 //! every token is in one place, and an ideal token bucket, which knows nothing of shards, has room for all that was spent.
 
 mod steady;

@@ -4,10 +4,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tollgate_shards::directory::{Limit, Rate};
-use tollgate_shards::lease::{Lease, LeaseGrant, LeaseId, LeaseReport};
-use tollgate_shards::ledger::Ledger;
-use tollgate_shards::{ShardIndex, UserIndex};
+use tollgate_shards::inspect::{Lease, LeaseGrant, LeaseId, LeaseIssuer, LeaseReport};
+use tollgate_shards::{Limit, Rate, ShardIndex, UserIndex};
 
 use crate::origin;
 
@@ -34,7 +32,7 @@ struct Owner {
 struct Steady {
     start: Instant,
     now: Instant,
-    ledger: Ledger,
+    ledger: LeaseIssuer,
     owners: Vec<Owner>,
     reports: VecDeque<LeaseReport>,
     grants: VecDeque<LeaseGrant>,
@@ -56,7 +54,7 @@ impl Steady {
         Steady {
             start,
             now: start,
-            ledger: Ledger::full(USER, limit, start),
+            ledger: LeaseIssuer::full(USER, limit, start),
             owners: owners.collect(),
             reports: VecDeque::new(),
             grants: VecDeque::new(),

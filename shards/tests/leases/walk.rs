@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tollgate_shards::bucket::{UNITS_PER_BYTE, units};
-use tollgate_shards::directory::{Limit, Rate};
-use tollgate_shards::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
-use tollgate_shards::ledger::Ledger;
-use tollgate_shards::{ShardIndex, UserIndex};
+use tollgate_shards::inspect::{
+    Lease, LeaseClose, LeaseGrant, LeaseId, LeaseIssuer, LeaseReport, UNITS_PER_BYTE, units,
+};
+use tollgate_shards::{Limit, Rate, ShardIndex, UserIndex};
 
 use crate::origin;
 
@@ -113,8 +112,8 @@ struct Owner {
     downward: VecDeque<Downward>,
 }
 
-enum Home {
-    Lives(Ledger),
+enum SessionHome {
+    Lives(LeaseIssuer),
     /// Started anew; hears from owners one by one before it mints.
     Learns {
         since: Instant,
@@ -127,7 +126,7 @@ struct Walk {
     plant: Plant,
     now: Instant,
     limit: Limit,
-    home: Home,
+    home: SessionHome,
     owners: Vec<Owner>,
     ideal: Ideal,
     /// Spent from what this home has granted.
@@ -149,7 +148,7 @@ pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
         plant,
         now,
         limit,
-        home: Home::Lives(Ledger::full(USER, limit, now)),
+        home: SessionHome::Lives(LeaseIssuer::full(USER, limit, now)),
         owners,
         ideal: Ideal { limit, level: units(limit.burst_bytes) as i128, at: now },
         spent_bytes: 0,
@@ -216,7 +215,7 @@ impl Walk {
         owner.upward.push_back(Upward::Restarted);
         owner.lease = None;
         owner.waiting.clear();
-        if matches!(self.home, Home::Learns { .. }) {
+        if matches!(self.home, SessionHome::Learns { .. }) {
             owner.upward.push_back(Upward::Reattached);
         }
     }
@@ -232,18 +231,18 @@ impl Walk {
                 owner.upward.clear();
             }
         }
-        self.home = Home::Learns { since: self.now, missing };
+        self.home = SessionHome::Learns { since: self.now, missing };
         self.begin_to_mint();
     }
 
     fn begin_to_mint(&mut self) {
-        if let Home::Learns { since, missing } = &self.home
+        if let SessionHome::Learns { since, missing } = &self.home
             && missing.iter().all(|missing| !missing)
         {
-            self.home = Home::Lives(match self.plant {
-                Plant::HomeStartsFull | Plant::HomeMintsEarly => Ledger::full(USER, self.limit, self.now),
-                Plant::HomeMintsFromItsStart => Ledger::empty(USER, self.limit, *since),
-                _ => Ledger::empty(USER, self.limit, self.now),
+            self.home = SessionHome::Lives(match self.plant {
+                Plant::HomeStartsFull | Plant::HomeMintsEarly => LeaseIssuer::full(USER, self.limit, self.now),
+                Plant::HomeMintsFromItsStart => LeaseIssuer::empty(USER, self.limit, *since),
+                _ => LeaseIssuer::empty(USER, self.limit, self.now),
             });
             self.spent_bytes = 0;
         }
@@ -251,14 +250,14 @@ impl Walk {
 
     /// A home forgets a user who is gone, once a new ledger would hold as much.
     fn forget(&mut self) {
-        let Home::Lives(ledger) = &self.home else { return };
+        let SessionHome::Lives(ledger) = &self.home else { return };
         let gone = self.owners.iter().all(|owner| owner.lease.is_none());
         let full = ledger.full_at().is_some_and(|at| at <= self.now);
         if self.plant == Plant::HomeForgetsWhatItLent && self.random.one_in(8)
             || gone && full
             || gone && self.plant == Plant::HomeForgetsAtOnce
         {
-            self.home = Home::Lives(Ledger::full(USER, self.limit, self.now));
+            self.home = SessionHome::Lives(LeaseIssuer::full(USER, self.limit, self.now));
             self.spent_bytes = 0;
         }
     }
@@ -268,13 +267,13 @@ impl Walk {
         self.ideal.accrue(self.now);
         let (limit, now) = (self.limit, self.now);
         let held = match &mut self.home {
-            Home::Lives(ledger) => {
+            SessionHome::Lives(ledger) => {
                 let owners = &mut self.owners;
                 ledger.set_limit(now, limit, &mut |grant| send(owners, grant));
                 ledger.audit().outstanding_bytes
             }
             // What owners still hold from the old home.
-            Home::Learns { .. } => self.held_bytes(),
+            SessionHome::Learns { .. } => self.held_bytes(),
         };
         let room = units(self.limit.burst_bytes.max(held)) as i128;
         self.ideal.level = self.ideal.level.min(room);
@@ -321,13 +320,13 @@ impl Walk {
         let (owners, now) = (&mut self.owners, self.now);
         let shard = ShardIndex(place as u16);
         match (message, &mut self.home) {
-            (Upward::Report(report), Home::Lives(ledger)) if !lost => {
+            (Upward::Report(report), SessionHome::Lives(ledger)) if !lost => {
                 ledger.report(now, &report, &mut |grant| send(owners, grant));
             }
-            (Upward::Close(close), Home::Lives(ledger)) => {
+            (Upward::Close(close), SessionHome::Lives(ledger)) => {
                 ledger.close(now, &close, &mut |grant| send(owners, grant));
             }
-            (Upward::Restarted, Home::Lives(ledger)) => {
+            (Upward::Restarted, SessionHome::Lives(ledger)) => {
                 if self.plant == Plant::LostLeaseComesBack {
                     let lease = ledger.leases().find(|(lease, _)| lease.holder == shard);
                     if let Some((lease, _)) = lease {
@@ -337,7 +336,7 @@ impl Walk {
                 }
                 ledger.holder_lost(now, shard, &mut |grant| send(owners, grant));
             }
-            (Upward::Reattached | Upward::Restarted, Home::Learns { missing, .. }) => {
+            (Upward::Reattached | Upward::Restarted, SessionHome::Learns { missing, .. }) => {
                 missing[place] = false;
                 self.begin_to_mint();
             }
@@ -394,8 +393,8 @@ impl Walk {
 
     fn next_timeout(&self) -> Option<Instant> {
         let home = match &self.home {
-            Home::Lives(ledger) => ledger.poll_timeout(),
-            Home::Learns { .. } => None,
+            SessionHome::Lives(ledger) => ledger.poll_timeout(),
+            SessionHome::Learns { .. } => None,
         };
         let owners = self.owners.iter().filter_map(|owner| owner.lease.as_ref()?.poll_timeout());
         owners.chain(home).min()
@@ -403,7 +402,7 @@ impl Walk {
 
     fn timeouts(&mut self) -> Result<(), String> {
         let (owners, now) = (&mut self.owners, self.now);
-        if let Home::Lives(ledger) = &mut self.home {
+        if let SessionHome::Lives(ledger) = &mut self.home {
             ledger.handle_timeout(now, &mut |grant| send(owners, grant));
         }
         (0..self.owners.len()).try_for_each(|place| self.serve(place))
@@ -419,7 +418,7 @@ impl Walk {
                 return Err(format!("{lease:?} does not add up"));
             }
         }
-        let Home::Lives(ledger) = &self.home else { return Ok(()) };
+        let SessionHome::Lives(ledger) = &self.home else { return Ok(()) };
         let audit = ledger.audit();
         if !audit.is_conserved() || !audit.is_within_burst() {
             return Err(format!("{audit:?}"));

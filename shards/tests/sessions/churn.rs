@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tollgate_shards::directory::User;
-use tollgate_shards::message::CloseReason;
-use tollgate_shards::routes::ConnectionKey;
+use tollgate_shards::{CloseReason, ConnectionKey, User};
 
 use crate::world::{World, certificate, user};
 

@@ -2,8 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use tollgate_shards::directory::{ConnectionLimit, User, WhenReached};
-use tollgate_shards::message::CloseReason;
+use tollgate_shards::{CloseReason, ConnectionLimit, User, WhenReached};
 
 use crate::world::{World, certificate, user};
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use tollgate_shards::message::CloseReason;
+use tollgate_shards::CloseReason;
 
 use crate::world::{World, certificate, user};
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use tollgate_shards::directory::{ConnectionLimit, User, WhenReached};
+use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
 use crate::world::{Random, World, certificate, user};
 
@@ -114,7 +114,7 @@ fn users_and_pools_change_while_logins_race_and_every_address_has_one_holder_who
 fn a_login_of_a_later_epoch_waits_for_the_home_and_one_of_an_earlier_is_refused() {
     let mut world = World::new(1, 2, "198.18.0.1/24", vec![user(1, &[])]);
     let (home, other) = {
-        let home = usize::from(tollgate_shards::home::home_of("user2", 2).0);
+        let home = usize::from(tollgate_shards::home_of("user2", 2).0);
         (home, 1 - home)
     };
     world.announce(vec![user(1, &[]), user(2, &[])]);
@@ -129,7 +129,7 @@ fn a_login_of_a_later_epoch_waits_for_the_home_and_one_of_an_earlier_is_refused(
     world.apply_next(home);
     let late = world.login(other, certificate(2)).unwrap();
     world.settle();
-    assert!(world.closed.contains(&(late, tollgate_shards::message::CloseReason::Revoked)));
+    assert!(world.closed.contains(&(late, tollgate_shards::CloseReason::Revoked)));
     world.apply_next(other);
     world.settle();
     world.check_at_rest();

@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate_shards::context::Context;
-use tollgate_shards::directory::{AddressRange, Fingerprint, User};
-use tollgate_shards::home::{Home, KEEPER, home_of};
-use tollgate_shards::keeper::{Keeper, Steer};
-use tollgate_shards::message::{CloseReason, Login, Message, Outbox};
-use tollgate_shards::routes::{ConnectionKey, Routes};
-use tollgate_shards::{Directory, ShardIndex};
+use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Outbox, Routes, SessionHome};
+use tollgate_shards::{
+    AddressRange, CloseReason, ConnectionKey, Fingerprint, Message, ShardIndex, SteeringUpdate, User, Users, home_of,
+};
 
 /// A small generator: the tests need no good one, but the same one everywhere.
 pub struct Random(u64);
@@ -67,22 +64,22 @@ pub struct Owned {
 
 /// A shard without packets.
 pub struct Node {
-    pub home: Home,
-    pub keeper: Option<Keeper>,
+    pub home: SessionHome,
+    pub keeper: Option<AddressAllocator>,
     pub routes: Routes,
     pub connections: BTreeMap<ConnectionKey, Owned>,
     pub epoch: usize,
     incarnation: u32,
     opened: u64,
     outbox: Outbox,
-    steers: VecDeque<Steer>,
+    steers: VecDeque<SteeringUpdate>,
 }
 
 pub struct World {
     pub random: Random,
     pub nodes: Vec<Node>,
     /// Number and users of every epoch so far.
-    pub epochs: Vec<Arc<Directory>>,
+    pub epochs: Vec<Arc<Users>>,
     /// Which connection is sure to hold each address. Two are a violation.
     pub beliefs: BTreeMap<IpAddr, ConnectionKey>,
     /// The order in which the homes heard of connections.
@@ -106,7 +103,7 @@ impl World {
         let now = Instant::now();
         let mut random = Random::new(seed);
         let tunnel: IpNet = tunnel.parse().unwrap();
-        let directory = Arc::new(Directory::new(users).unwrap());
+        let directory = Arc::new(Users::new(users).unwrap());
         let pairs = usize::from(shards) * usize::from(shards);
         let weights = (0..pairs).map(|_| [1, 10, 10, 100][random.below(4)]).collect();
         let nodes = (0..shards).map(|index| Node::new(index, shards, tunnel, &directory, 0, 0, now)).collect();
@@ -293,7 +290,7 @@ impl World {
             }
         }
         let users = self.live().map(|owned| owned.login.user).collect::<std::collections::BTreeSet<_>>().len();
-        let keeper = self.nodes[usize::from(KEEPER.0)].keeper.as_ref().unwrap();
+        let keeper = self.nodes[usize::from(ALLOCATOR.0)].keeper.as_ref().unwrap();
         let held: BTreeMap<_, _> = keeper.holdings().map(|(address, held)| (address, held.login.connection)).collect();
         let unconfirmed = keeper.holdings().filter(|(_, held)| !held.confirmed).count();
         let mut wrong = Vec::new();
@@ -401,7 +398,7 @@ impl World {
         let (owner, owner_incarnation) = (ShardIndex(shard as u16), node.incarnation);
         let reattached = Message::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
         node.outbox.send(sibling, reattached);
-        if sibling == KEEPER {
+        if sibling == ALLOCATOR {
             node.routes.doubt();
         }
         self.with_roles(shard, |home, keeper, context| {
@@ -412,7 +409,11 @@ impl World {
         });
     }
 
-    fn with_roles(&mut self, shard: usize, act: impl FnOnce(&mut Home, Option<&mut Keeper>, &mut Context<'_>)) {
+    fn with_roles(
+        &mut self,
+        shard: usize,
+        act: impl FnOnce(&mut SessionHome, Option<&mut AddressAllocator>, &mut Context<'_>),
+    ) {
         self.now += Duration::from_nanos(1);
         let Node { home, keeper, epoch, outbox, steers, .. } = &mut self.nodes[shard];
         let (number, directory) = (*epoch as u64, &self.epochs[*epoch]);
@@ -432,15 +433,15 @@ impl Node {
         index: u16,
         shards: u16,
         tunnel: IpNet,
-        directory: &Directory,
+        directory: &Users,
         epoch: usize,
         incarnation: u32,
         now: Instant,
     ) -> Self {
         let index = ShardIndex(index);
         Node {
-            home: Home::new(index, shards, incarnation, now),
-            keeper: (index == KEEPER).then(|| Keeper::new(tunnel, directory, 64, shards, incarnation)),
+            home: SessionHome::new(index, shards, incarnation, now),
+            keeper: (index == ALLOCATOR).then(|| AddressAllocator::new(tunnel, directory, 64, shards, incarnation)),
             routes: Routes::default(),
             connections: BTreeMap::new(),
             epoch,
@@ -452,7 +453,12 @@ impl Node {
     }
 }
 
-fn receive_as_role(home: &mut Home, keeper: Option<&mut Keeper>, context: &mut Context<'_>, message: Message) {
+fn receive_as_role(
+    home: &mut SessionHome,
+    keeper: Option<&mut AddressAllocator>,
+    context: &mut Context<'_>,
+    message: Message,
+) {
     match (message, keeper) {
         (Message::Attach { login, epoch, address }, _) => home.attach(context, login, epoch, address),
         (Message::Detach { user, connection }, _) => home.detach(context, user, connection),

@@ -12,9 +12,9 @@ mod world;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate_shards::message::{CloseReason, Message};
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::{ClientEvent, CloseCause, DropReason, Event, ShardIndex, UserIndex};
+use tollgate_shards::{
+    ClientEvent, CloseCause, CloseReason, ConnectionKey, DropReason, Event, Message, ShardIndex, UserIndex,
+};
 use world::{Setup, UserSpec, World, udp4};
 
 const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 9));

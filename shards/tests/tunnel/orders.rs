@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate_shards::{Command, Event, Ticket};
+use tollgate_shards::{Command, CommandId, Event};
 
 use crate::world::{Setup, UserSpec, World};
 
@@ -20,7 +20,7 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             let epoch = world.epoch_without_users();
             let mut told = Vec::new();
             for shard in [first, 1 - first] {
-                let command = Command::Apply { ticket: Ticket(1), epoch: epoch.clone() };
+                let command = Command::Apply { ticket: CommandId(1), epoch: epoch.clone() };
                 world.shards[shard].handle_command(world.now, command);
                 world.run(10 * MS);
                 told.extend(world.events.drain(..).filter_map(|event| match event {
@@ -32,7 +32,7 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             let by = if usize::from(home) == first || usize::from(owner) == first { first } else { 1 - first };
             let reason = "closed by the gateway: Access revoked (code 0x04)".to_owned();
             assert_eq!(told, [(by, reason, epoch.number)], "{what}");
-            assert!(world.shards.iter().all(|shard| shard.settled() == Ticket(1)), "{what}");
+            assert!(world.shards.iter().all(|shard| shard.settled() == CommandId(1)), "{what}");
         }
     }
 }

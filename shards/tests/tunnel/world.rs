@@ -9,16 +9,11 @@ use aws_lc_rs::hmac;
 use bytes::BytesMut;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tollgate_shards::client::ClientParams;
-use tollgate_shards::connection_id::ConnectionIdKey;
-use tollgate_shards::directory::{AddressRange, BURST_BYTES_MIN, Fingerprint, Limit, Rate, User};
-use tollgate_shards::home::home_of;
-use tollgate_shards::packet::merge::MergeLimits;
-use tollgate_shards::params::{Congestion, Limits, TransportParams};
-use tollgate_shards::retry::TokenKey;
+use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{
-    Client, ClientEvent, ClientMtu, Command, Counters, Directory, DropReason, Epoch, Event, Machine, Params, Received,
-    Shard, ShardIndex, ShardKeys,
+    AddressRange, BURST_BYTES_MIN, Client, ClientEvent, ClientMtu, ClientParams, Command, Congestion, ConnectionIdKey,
+    Counters, DropReason, Event, Fingerprint, Limit, Limits, Machine, Params, Rate, Received, Shard, ShardIndex,
+    ShardKeys, Snapshot, TokenKey, TransportParams, User, Users, home_of,
 };
 
 /// A virtio header that asks for nothing.
@@ -52,7 +47,7 @@ pub struct World {
     /// Whether a ClientHello takes two datagrams, as that of hybrid key exchange does.
     pub long_hellos: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
-    epoch: Arc<Epoch>,
+    epoch: Arc<Snapshot>,
     params: Params,
     identities: Vec<Identity>,
     keys: ShardKeys,
@@ -164,9 +159,9 @@ impl World {
             wall_clock: std::time::UNIX_EPOCH,
             seed: [0; 32],
         };
-        let epoch = Epoch {
+        let epoch = Snapshot {
             number: 0,
-            directory: Arc::new(Directory::new(users.collect()).unwrap()),
+            directory: Arc::new(Users::new(users.collect()).unwrap()),
             isolate_clients: setup.isolate_clients,
             tls: Arc::new(QuicServerConfig::try_from(tls).unwrap()),
         };
@@ -434,10 +429,10 @@ impl World {
     }
 
     /// The epoch after the world's, in which there is no user.
-    pub fn epoch_without_users(&self) -> Arc<Epoch> {
-        let Epoch { number, directory, isolate_clients, tls } = &*self.epoch;
+    pub fn epoch_without_users(&self) -> Arc<Snapshot> {
+        let Snapshot { number, directory, isolate_clients, tls } = &*self.epoch;
         let directory = Arc::new(directory.succeed(Vec::new()).unwrap());
-        Arc::new(Epoch { number: number + 1, directory, isolate_clients: *isolate_clients, tls: tls.clone() })
+        Arc::new(Snapshot { number: number + 1, directory, isolate_clients: *isolate_clients, tls: tls.clone() })
     }
 
     /// Bytes that the gateway has sent to `remote`.

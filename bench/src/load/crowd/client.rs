@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
-use tollgate_shards::client::{ClientEvent, CloseCause, Tunnel, TunnelParams};
-use tollgate_shards::deadlines::Armed;
-use tollgate_shards::{Counters, Received, Transmit};
+use tollgate_shards::{ClientEvent, CloseCause, Counters, Received, TimerEntry, Transmit, Tunnel, TunnelParams};
 
 use super::common::{Common, INTERVALS};
 use super::flows::Flows;
@@ -66,7 +64,7 @@ pub(super) struct Client {
     /// Attempts that failed in a row.
     failed: u8,
     pub flows: Flows,
-    armed: Armed,
+    armed: TimerEntry,
     is_touched: bool,
     heard_at: Instant,
     leaving_since: Instant,
@@ -86,7 +84,7 @@ impl Client {
             attempt: 0,
             failed: 0,
             flows: Flows::new(slot, meter),
-            armed: Armed::default(),
+            armed: TimerEntry::default(),
             is_touched: false,
             heard_at: now,
             leaving_since: now,

@@ -10,8 +10,7 @@ use bytes::BytesMut;
 use quinn_proto::TransportConfig;
 use quinn_proto::crypto::HmacKey;
 use tollgate::gateway::ephemeral_reset_key;
-use tollgate_shards::params::{Congestion, TransportParams};
-use tollgate_shards::transport::transport;
+use tollgate_shards::{Congestion, TransportParams, transport};
 
 use super::flow::Group;
 use super::meter::Meters;

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tollgate_shards::deadlines::Armed;
+use tollgate_shards::TimerEntry;
 
 use crate::load::far_end::LIFETIME_MAX;
 use crate::load::latencies::RoundTrips;
@@ -120,7 +120,7 @@ pub(super) struct Flow {
     pub source: Option<Source>,
     sink: Sink,
     /// When the source is to be asked.
-    pub armed: Armed,
+    pub armed: TimerEntry,
     /// Whether it waits for its turn to send.
     pub is_ready: bool,
     is_credit_timed: bool,
@@ -153,7 +153,7 @@ impl Flow {
             has_turn: false,
             source: None,
             sink: Sink::new(),
-            armed: Armed::default(),
+            armed: TimerEntry::default(),
             is_ready: false,
             is_credit_timed: false,
             report: None,

@@ -5,8 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tollgate_shards::WakeReason;
-use tollgate_shards::client::Tunnel;
+use tollgate_shards::{Tunnel, WakeReason};
 
 use super::CLIENT_FLOWS_MAX;
 use super::common::Common;

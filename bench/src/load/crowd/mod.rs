@@ -1,6 +1,6 @@
 //! A crowd: one pinned thread that drives thousands of clients, and is the near end of their flows.
 //!
-//! Each client is a [`Tunnel`](tollgate_shards::client::Tunnel), the engine's own state machine, with an identity and an outer address or
+//! Each client is a [`Tunnel`](tollgate_shards::Tunnel), the engine's own state machine, with an identity and an outer address or
 //! port of its own. The thread makes no decision about the run: whoever owns the [`Crowd`] gives [`Order`]s and reads counts. It never
 //! looks at the gateway from any side but a client's.
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tollgate_shards::deadlines::Deadlines;
+use tollgate_shards::TimerQueue;
 
 /// Constant traffic falls due at multiples of this only: thousands of slow flows would otherwise wake the thread for each packet, and an
 /// eighth of what counts as late is no harm.
@@ -105,9 +105,9 @@ pub(super) struct Intervals {
 #[derive(Debug)]
 pub(super) struct Timers {
     /// Of clients' tunnels, by client.
-    pub tunnels: Deadlines,
+    pub tunnels: TimerQueue,
     /// When sources are to be asked, by [`source_slot`].
-    pub sources: Deadlines,
+    pub sources: TimerQueue,
     /// Questions to the far end that are to be repeated.
     pub questions: Delay<FlowName>,
     /// Acknowledgements that are due although few packets came.
@@ -123,8 +123,8 @@ pub(super) struct Timers {
 impl Timers {
     pub fn new(after: &Intervals) -> Timers {
         Timers {
-            tunnels: Deadlines::default(),
-            sources: Deadlines::default(),
+            tunnels: TimerQueue::default(),
+            sources: TimerQueue::default(),
             questions: Delay::new(after.question),
             credits: Delay::new(after.credit),
             handshakes: Delay::new(after.handshake),

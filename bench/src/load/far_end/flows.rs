@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use tollgate_shards::deadlines::Armed;
+use tollgate_shards::TimerEntry;
 
 use super::super::packet::{V4_OVERHEAD_BYTES, V6_OVERHEAD_BYTES};
 use super::super::sink::Sink;
@@ -57,9 +57,9 @@ pub(super) struct Flow {
     /// Whether it waits for the time of a credit.
     pub is_credit_timed: bool,
     /// When its source is to be asked.
-    pub armed: Armed,
+    pub armed: TimerEntry,
     /// When it is to be stopped or removed.
-    pub expiry: Armed,
+    pub expiry: TimerEntry,
 }
 
 /// Why there will be no such flow, in words for the near end.
@@ -111,8 +111,8 @@ impl Flow {
             is_closed: false,
             is_ready: false,
             is_credit_timed: false,
-            armed: Armed::default(),
-            expiry: Armed::default(),
+            armed: TimerEntry::default(),
+            expiry: TimerEntry::default(),
         })
     }
 

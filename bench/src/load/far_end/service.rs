@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use tollgate_shards::deadlines::Deadlines;
-use tollgate_shards::{Received, Transmit, WakeReason};
+use tollgate_shards::{Received, TimerQueue, Transmit, WakeReason};
 
 use super::super::pattern::Pattern;
 use super::super::source::{Next, TRAIN_PACKETS_MAX};
@@ -44,9 +43,9 @@ pub(super) struct Service {
     /// Slots of flows that may send now, each at most once.
     ready: VecDeque<u32>,
     /// When sources are to be asked.
-    sources: Deadlines,
+    sources: TimerQueue,
     /// When flows are to be stopped or removed.
-    expiries: Deadlines,
+    expiries: TimerQueue,
     /// When credits are due at the latest, in that order, since all wait equally long. Each flow is here at most once.
     credits: VecDeque<(Instant, u32)>,
     totals: FarTotals,
@@ -61,8 +60,8 @@ impl Service {
             flows: Flows::new(flows_max),
             replies: VecDeque::new(),
             ready: VecDeque::new(),
-            sources: Deadlines::default(),
-            expiries: Deadlines::default(),
+            sources: TimerQueue::default(),
+            expiries: TimerQueue::default(),
             credits: VecDeque::new(),
             totals: FarTotals::default(),
         }
@@ -305,7 +304,7 @@ impl Service {
     }
 }
 
-/// Deadlines want a reason, which is never looked at here.
+/// TimerQueue want a reason, which is never looked at here.
 const ANY_REASON: WakeReason = WakeReason::Connection;
 
 /// Writes as many packets of the flow's source as go in one run, and returns the length of the first in bytes; `None` for none.

@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::{ShardIndex, UserIndex};
+use tollgate_shards::{ConnectionKey, ShardIndex, UserIndex};
 
 use super::Violation;
 use crate::gateway::Gateway;

@@ -11,8 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::{Command, Event, Shard, ShardIndex, Ticket, UserIndex};
+use tollgate_shards::{Command, CommandId, ConnectionKey, Event, Shard, ShardIndex, UserIndex};
 
 use crate::gateway::{Gateway, Order, Pending};
 use crate::packets::{is_too_big_answer, source_of};
@@ -63,7 +62,7 @@ pub struct Oracle {
     addresses: Addresses,
     tokens: Tokens,
     /// For each kick that is not acknowledged: the connections that it found.
-    kicked: BTreeMap<Ticket, BTreeSet<ConnectionKey>>,
+    kicked: BTreeMap<CommandId, BTreeSet<ConnectionKey>>,
     passes: u64,
     server_address: IpAddr,
 }

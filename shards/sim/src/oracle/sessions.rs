@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use tollgate_shards::UserIndex;
-use tollgate_shards::directory::Fingerprint;
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::shard::oracle::{OwnedStage, SessionMember};
+use tollgate_shards::inspect::{OwnedStage, SessionMember};
+use tollgate_shards::{ConnectionKey, Fingerprint, UserIndex};
 
 use super::Violation;
 use crate::gateway::Gateway;

@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use tollgate_shards::directory::Limit;
-use tollgate_shards::{Directory, Shard, UserIndex};
+use tollgate_shards::{Limit, Shard, UserIndex, Users};
 
 use super::Violation;
 use crate::plan::Plan;
@@ -59,7 +58,7 @@ impl Tokens {
     }
 
     /// Another epoch is on its way: until it has arrived everywhere, the higher limit holds.
-    pub(super) fn limits_change(&mut self, now: Time, number: u64, directory: &Directory) {
+    pub(super) fn limits_change(&mut self, now: Time, number: u64, directory: &Users) {
         self.newest = number;
         self.limits = directory.users().filter_map(|(index, user)| Some((index, user.limit?))).collect();
         for (&user, &limit) in &self.limits {
@@ -137,7 +136,7 @@ impl Bucket {
 mod tests {
     use std::time::Duration;
 
-    use tollgate_shards::directory::{Rate, User};
+    use tollgate_shards::{Rate, User};
 
     use super::*;
 
@@ -167,7 +166,7 @@ mod tests {
     fn a_lower_limit_holds_once_it_has_arrived_everywhere() {
         let mut tokens = tokens(limit(8_000_000, 5000));
         let slower = User { name: "user".to_owned(), limit: Some(limit(8_000, 2000)), ..User::default() };
-        tokens.limits_change(at(0), 1, &Directory::new(vec![slower]).unwrap());
+        tokens.limits_change(at(0), 1, &Users::new(vec![slower]).unwrap());
         assert!(tokens.passed(at(0), UserIndex(0), 10_000).is_ok(), "generous once");
         assert!(tokens.passed(at(1), UserIndex(0), 1000).is_ok(), "the old rate may still hold");
         tokens.limits_changed(at(1), 1);

@@ -8,10 +8,9 @@ mod make;
 use std::net::IpAddr;
 
 use rustc_hash::FxHashMap;
-use tollgate_shards::machine::Ecn;
-use tollgate_shards::packet::split::split;
+use tollgate_shards::packet::ecn::Ecn;
 use tollgate_shards::packet::vnet::VnetHeader;
-use tollgate_shards::packet::{Arena, ecn};
+use tollgate_shards::packet::{PacketPool, ecn, split};
 
 use crate::schedule::Time;
 
@@ -90,7 +89,7 @@ impl Packets {
             // An ICMP message of the gateway's.
             return Ok(());
         }
-        let mut arena = Arena::default();
+        let mut arena = PacketPool::default();
         let mut result = Ok(());
         let taken_apart = split(&header, packet, &mut arena, &mut |packet| {
             if result.is_ok() {
@@ -183,7 +182,7 @@ pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::packet::icmp::packet_too_big;
+    use tollgate_shards::packet::packet_too_big;
 
     use super::*;
 

@@ -5,8 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::{ShardIndex, Ticket};
+use tollgate_shards::{CommandId, ConnectionKey, ShardIndex};
 
 use super::{Event, World};
 use crate::gateway::Order;
@@ -72,11 +71,11 @@ impl World {
                 let session = device.session.as_ref().filter(|session| session.address == Some(address))?;
                 Some((connection, index as u32, session.number))
             });
-            self.sent_away.entry(Ticket(ticket)).or_default().extend(session);
+            self.sent_away.entry(CommandId(ticket)).or_default().extend(session);
         }
     }
 
-    pub(super) fn forbid_sent_away(&mut self, ticket: Ticket) {
+    pub(super) fn forbid_sent_away(&mut self, ticket: CommandId) {
         for (_, device, session) in self.sent_away.remove(&ticket).unwrap_or_default() {
             self.packets.forbid(device, session, self.on_links_max.map(|on_links_max| self.now + on_links_max));
         }

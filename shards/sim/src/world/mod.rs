@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use quinn_proto::TransportConfig;
 use rustc_hash::FxHashMap;
-use tollgate_shards::params::TransportParams;
-use tollgate_shards::routes::ConnectionKey;
-use tollgate_shards::transport::transport;
-use tollgate_shards::{Command, Drops, Machine, Received, ShardIndex, Ticket};
+use tollgate_shards::{
+    Command, CommandId, ConnectionKey, Drops, Machine, Received, ShardIndex, TransportParams, transport,
+};
 
 use crate::client::{Act, Device};
 use crate::gateway::{GATEWAY, Gateway};
@@ -88,7 +87,7 @@ pub struct World {
     /// were sent away are looked for at other clients too.
     pub on_links_max: Option<Duration>,
     /// Clients that orders send away, and which sessions of theirs, until the orders are acknowledged.
-    pub(crate) sent_away: BTreeMap<Ticket, Vec<(ConnectionKey, u32, u64)>>,
+    pub(crate) sent_away: BTreeMap<CommandId, Vec<(ConnectionKey, u32, u64)>>,
     /// Whether faults have stopped.
     pub is_calm: bool,
     pub(crate) origin: Instant,

@@ -1,0 +1,6 @@
+//! Where an inner packet goes.
+//!
+//! Nothing here knows sessions.
+
+pub mod policy;
+pub mod routes;

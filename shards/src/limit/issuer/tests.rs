@@ -1,0 +1,442 @@
+use std::time::Duration;
+
+use super::*;
+use crate::limit::lease::Lease;
+use crate::limit::rate::Rate;
+
+const USER: UserIndex = UserIndex(7);
+const A: LeaseId = LeaseId { holder: ShardIndex(0), number: 1 };
+const B: LeaseId = LeaseId { holder: ShardIndex(1), number: 1 };
+const PACKET: u64 = 1500;
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+fn limit(bits_per_s: u64) -> Limit {
+    Limit::new(Rate::from_bits_per_s(bits_per_s).unwrap())
+}
+
+/// A ledger, its grants, and the oracle after every call.
+struct Bench {
+    ledger: LeaseIssuer,
+    now: Instant,
+    grants: VecDeque<LeaseGrant>,
+}
+
+impl Bench {
+    fn full(limit: Limit) -> Self {
+        let now = origin();
+        Bench { ledger: LeaseIssuer::full(USER, limit, now), now, grants: VecDeque::new() }
+    }
+
+    fn empty(limit: Limit) -> Self {
+        let now = origin();
+        Bench { ledger: LeaseIssuer::empty(USER, limit, now), now, grants: VecDeque::new() }
+    }
+
+    fn with(&mut self, act: impl FnOnce(&mut LeaseIssuer, Instant, &mut dyn FnMut(LeaseGrant))) {
+        let Bench { ledger, now, grants } = self;
+        act(ledger, *now, &mut |grant| grants.push_back(grant));
+        let audit = self.ledger.audit();
+        assert!(audit.is_conserved() && audit.is_within_burst(), "{audit:?}");
+    }
+
+    fn report(&mut self, report: LeaseReport) {
+        self.with(|ledger, now, mut grant| ledger.report(now, &report, &mut grant));
+    }
+
+    fn close(&mut self, lease: LeaseId, spent_bytes: u64) {
+        let close = LeaseClose { user: USER, lease, spent_bytes };
+        self.with(|ledger, now, mut grant| ledger.close(now, &close, &mut grant));
+    }
+
+    fn holder_lost(&mut self, shard: ShardIndex) {
+        self.with(|ledger, now, mut grant| ledger.holder_lost(now, shard, &mut grant));
+    }
+
+    fn set_limit(&mut self, limit: Limit) {
+        self.with(|ledger, now, mut grant| ledger.set_limit(now, limit, &mut grant));
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.with(|ledger, now, mut grant| ledger.handle_timeout(now, &mut grant));
+    }
+
+    /// The only grant there is: of which lease, how much in all, and whether it recalls.
+    fn grant(&mut self) -> (LeaseId, u64, bool) {
+        let grant = self.grants.pop_front().expect("a grant");
+        assert!(self.grants.is_empty(), "more than one grant");
+        assert_eq!(grant.user, USER);
+        (grant.lease, grant.granted_bytes, grant.recall)
+    }
+
+    /// Who has been granted tokens.
+    fn served(&mut self) -> Vec<LeaseId> {
+        self.grants.drain(..).filter(|grant| !grant.recall).map(|grant| grant.lease).collect()
+    }
+
+    /// When the first request is due, from now.
+    fn due(&self) -> Duration {
+        self.ledger.poll_timeout().expect("somebody waits") - self.now
+    }
+}
+
+/// Packets wait for so much, and so much at least; nothing has been granted so far.
+fn wants(lease: LeaseId, wanted_bytes: u64, least_bytes: u64) -> LeaseReport {
+    LeaseReport { user: USER, lease, granted_bytes: 0, spent_bytes: 0, returned_bytes: 0, wanted_bytes, least_bytes }
+}
+
+#[test]
+fn a_lease_is_five_milliseconds_of_the_rate_at_most() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, u64::MAX, PACKET));
+    assert_eq!(bench.grant(), (A, 50_000, false));
+    let mut bench = Bench::full(limit(100_000_000_000));
+    bench.report(wants(A, u64::MAX, PACKET));
+    assert_eq!(bench.grant(), (A, 62_500_000, false));
+}
+
+#[test]
+fn a_lease_is_no_more_than_is_wanted() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 2_000, PACKET));
+    assert_eq!(bench.grant(), (A, 2_000, false));
+}
+
+#[test]
+fn a_slow_user_is_lent_a_few_packets_and_not_the_burst() {
+    let mut bench = Bench::full(limit(1_000));
+    bench.report(wants(A, u64::MAX, PACKET));
+    assert_eq!(bench.grant(), (A, LEASE_BYTES_MIN, false));
+}
+
+#[test]
+fn a_packet_of_a_slow_user_goes_in_the_nanosecond_in_which_its_tokens_are_there() {
+    let mut bench = Bench::empty(limit(1_000));
+    bench.report(wants(A, 10 * PACKET, PACKET));
+    assert_eq!(bench.due(), Duration::from_secs(12));
+    bench.wait(Duration::from_nanos(11_999_999_999));
+    assert!(bench.grants.is_empty());
+    bench.wait(Duration::from_nanos(1));
+    assert_eq!(bench.grant(), (A, PACKET, false));
+    assert_eq!(bench.ledger.poll_timeout(), None);
+}
+
+#[test]
+fn who_wants_much_waits_for_a_millisecond_of_the_rate_and_not_for_a_packet() {
+    let mut bench = Bench::empty(limit(100_000_000_000));
+    bench.report(wants(A, u64::MAX, PACKET));
+    assert_eq!(bench.due(), Duration::from_millis(1));
+    bench.wait(Duration::from_millis(1));
+    assert_eq!(bench.grant(), (A, 12_500_000, false));
+}
+
+#[test]
+fn requests_are_served_in_turn_and_a_repeated_one_keeps_its_place() {
+    let mut bench = Bench::empty(limit(80_000));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.report(wants(B, PACKET, PACKET));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [A]);
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [B]);
+    bench.wait(Duration::from_secs(1));
+    assert_eq!(bench.served(), [], "one request a holder");
+}
+
+/// What two holders whose packets always wait are granted in ten seconds, with packets of so many bytes each.
+fn shares(bits_per_s: u64, packet_bytes: [u64; 2]) -> [u64; 2] {
+    let mut bench = Bench::empty(limit(bits_per_s));
+    let mut leases = [Lease::new(USER, A), Lease::new(USER, B)];
+    let end = bench.now + Duration::from_secs(10);
+    while bench.now < end {
+        for (lease, bytes) in leases.iter_mut().zip(packet_bytes) {
+            while lease.spend(bytes) {}
+            if let Some(report) = lease.poll_report(bench.now, 100 * bytes, bytes) {
+                bench.report(report);
+            }
+        }
+        let grants = std::mem::take(&mut bench.grants);
+        if grants.is_empty() {
+            let due = bench.ledger.poll_timeout().unwrap_or(bench.now + Duration::from_millis(1));
+            bench.wait(due - bench.now);
+        }
+        for grant in grants.iter().chain(&std::mem::take(&mut bench.grants)) {
+            leases.iter_mut().for_each(|lease| lease.handle_grant(grant));
+        }
+    }
+    leases.map(|lease| lease.spent_bytes())
+}
+
+#[test]
+fn two_holders_who_always_wait_get_the_same_bytes_whatever_the_length_of_their_packets() {
+    for (bits_per_s, packet_bytes) in
+        [(20_000_000, [1_400, 1_400]), (20_000_000, [1_400, 100]), (1_000_000, [1_400, 100]), (1_000_000, [60, 1_500])]
+    {
+        let [first, second] = shares(bits_per_s, packet_bytes);
+        assert!(first + second > bits_per_s * 10 / 8 * 97 / 100, "{bits_per_s}, {packet_bytes:?}: {first}, {second}");
+        assert!(first.abs_diff(second) < (first + second) / 20, "{bits_per_s}, {packet_bytes:?}: {first}, {second}");
+    }
+}
+
+#[test]
+fn who_wants_little_goes_before_one_who_has_been_granted_much() {
+    let mut bench = Bench::empty(limit(80_000));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [A]);
+    bench.report(LeaseReport { granted_bytes: PACKET, spent_bytes: PACKET, ..wants(A, PACKET, PACKET) });
+    bench.report(wants(B, 100, 100));
+    bench.wait(Duration::from_millis(10));
+    assert_eq!(bench.served(), [B]);
+    bench.wait(Duration::from_millis(150));
+    assert_eq!(bench.served(), [A]);
+}
+
+#[test]
+fn a_request_above_the_burst_is_served_with_the_burst() {
+    let mut bench = Bench::empty(Limit { rate: Rate::from_bits_per_s(8_000).unwrap(), burst_bytes: 1_000 });
+    bench.report(wants(A, 4_000, 4_000));
+    bench.wait(Duration::from_secs(1));
+    assert_eq!(bench.grant(), (A, 1_000, false));
+}
+
+#[test]
+fn tokens_parked_at_an_idle_holder_serve_another_after_one_recall() {
+    let mut bench = Bench::full(limit(1_000));
+    let (mut idle, mut busy) = (Lease::new(USER, A), Lease::new(USER, B));
+    // One takes what the bucket holds, bit by bit.
+    while bench.ledger.audit().bucket_units > 0 {
+        let granted_bytes = idle.granted_bytes();
+        bench.report(LeaseReport { granted_bytes, ..wants(A, LEASE_BYTES_MIN, PACKET) });
+        idle.handle_grant(&bench.grants.pop_front().unwrap());
+    }
+    assert_eq!(idle.available_bytes(), 65_536);
+    bench.report(busy.poll_report(bench.now, PACKET, PACKET).unwrap());
+    let recall = bench.grants.pop_front().unwrap();
+    assert_eq!((recall.lease, recall.recall), (A, true));
+    assert_eq!(bench.ledger.poll_timeout(), None, "nothing is minted before something comes back");
+    assert!(bench.grants.is_empty(), "one recall");
+    idle.handle_grant(&recall);
+    bench.report(idle.poll_report(bench.now, 0, 0).unwrap());
+    busy.handle_grant(&bench.grants.pop_front().unwrap());
+    assert!(busy.spend(PACKET));
+    assert_eq!(idle.available_bytes(), 0);
+    assert_eq!(bench.ledger.audit().bucket_units, units(65_536 - PACKET));
+}
+
+#[test]
+fn who_asks_before_a_packet_waits_gives_its_tokens_to_one_whose_packets_do() {
+    let mut bench = Bench::full(Limit { rate: Rate::from_bits_per_s(1_000).unwrap(), burst_bytes: 4_000 });
+    bench.report(wants(A, 4_000, PACKET));
+    assert_eq!(bench.grant(), (A, 4_000, false));
+    bench.report(LeaseReport { granted_bytes: 4_000, ..wants(B, PACKET, PACKET) });
+    bench.grants.clear();
+    bench.report(wants(B, PACKET, PACKET));
+    bench.grants.clear();
+    // It has more than a packet's worth, and would like more still.
+    bench.report(LeaseReport { granted_bytes: 4_000, spent_bytes: 2_500, ..wants(A, 4_000, 1) });
+    assert_eq!(bench.grant(), (A, 4_000, true));
+    bench.report(LeaseReport { granted_bytes: 4_000, spent_bytes: 2_500, returned_bytes: 1_500, ..wants(A, 0, 0) });
+    assert_eq!(bench.grant(), (B, PACKET, false));
+}
+
+#[test]
+fn those_whose_packets_wait_are_recalled_only_when_nobody_can_be_served_otherwise() {
+    for (burst_bytes, is_stuck) in [(65_536, false), (2_200, true)] {
+        let mut bench = Bench::empty(Limit { rate: Rate::from_bits_per_s(1_000).unwrap(), burst_bytes });
+        bench.wait(Duration::from_secs(16));
+        bench.report(wants(A, 1_000, 1_000));
+        bench.report(wants(B, 1_000, 1_000));
+        assert_eq!(bench.served(), [A, B]);
+        bench.report(LeaseReport { granted_bytes: 1_000, ..wants(B, 500, 500) });
+        assert_eq!(bench.grant(), (A, 1_000, true));
+        // Both hold a part of what their next packet takes.
+        bench.report(LeaseReport { granted_bytes: 1_000, ..wants(A, 500, 500) });
+        assert_eq!(bench.ledger.poll_timeout().is_none(), is_stuck);
+        assert_eq!(bench.grants.iter().any(|grant| grant.recall), is_stuck);
+    }
+}
+
+#[test]
+fn a_recall_is_repeated_with_the_request_and_not_before() {
+    let mut bench = Bench::full(limit(8_000));
+    for granted_bytes in (0..65_536).step_by(4_096) {
+        bench.report(LeaseReport { granted_bytes, ..wants(A, 4_096, PACKET) });
+    }
+    bench.grants.clear();
+    bench.report(wants(B, PACKET, PACKET));
+    assert_eq!(bench.grant(), (A, 65_536, true));
+    bench.wait(Duration::from_millis(50));
+    assert!(bench.grants.is_empty());
+    bench.report(wants(B, PACKET, PACKET));
+    assert_eq!(bench.grant(), (A, 65_536, true));
+}
+
+#[test]
+fn a_lost_grant_is_repaired_by_the_repetition_and_not_granted_twice() {
+    let mut bench = Bench::full(limit(80_000_000));
+    let mut lease = Lease::new(USER, A);
+    bench.report(lease.poll_report(bench.now, 20_000, PACKET).unwrap());
+    let (_, granted_bytes, _) = bench.grant();
+    assert_eq!(lease.poll_report(bench.now, 20_000, PACKET), None);
+    let again = lease.poll_timeout().unwrap();
+    bench.wait(again - bench.now);
+    bench.report(lease.poll_report(again, 20_000, PACKET).unwrap());
+    assert_eq!(bench.grants.front().map(|grant| grant.granted_bytes), Some(granted_bytes));
+    lease.handle_grant(&bench.grants.pop_front().unwrap());
+    assert!(bench.grants.is_empty());
+    assert_eq!((lease.available_bytes(), bench.ledger.audit().outstanding_bytes), (20_000, 20_000));
+}
+
+#[test]
+fn what_is_spent_leaves_room_to_mint_and_what_is_outstanding_does_not() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    bench.wait(Duration::from_secs(10));
+    assert_eq!(bench.ledger.audit().bucket_units, units(9_950_000));
+    bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, ..wants(A, 0, 0) });
+    bench.wait(Duration::from_secs(10));
+    assert_eq!(bench.ledger.audit().bucket_units, units(9_970_000));
+}
+
+#[test]
+fn the_remainder_of_a_closed_lease_comes_back() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    bench.close(A, 20_000);
+    let audit = bench.ledger.audit();
+    assert_eq!((audit.bucket_units, audit.spent_bytes, audit.outstanding_bytes), (units(9_980_000), 20_000, 0));
+    bench.close(A, 50_000);
+    assert_eq!(bench.ledger.audit(), audit, "only once");
+}
+
+#[test]
+fn what_a_dead_holder_held_expires() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, ..wants(A, 0, 0) });
+    bench.holder_lost(A.holder);
+    let audit = bench.ledger.audit();
+    assert_eq!((audit.bucket_units, audit.expired_units), (units(9_950_000), units(30_000)));
+    assert_eq!(bench.ledger.leases().count(), 0);
+}
+
+#[test]
+fn nobody_is_served_for_a_dead_holder() {
+    let mut bench = Bench::empty(limit(80_000));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.report(wants(B, PACKET, PACKET));
+    bench.holder_lost(A.holder);
+    bench.wait(bench.due());
+    assert_eq!(bench.grant(), (B, PACKET, false));
+}
+
+#[test]
+fn a_new_lease_of_a_holder_ends_the_one_before() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    bench.grants.clear();
+    let next = LeaseId { number: 2, ..A };
+    bench.report(wants(next, PACKET, PACKET));
+    assert_eq!(bench.grant(), (next, PACKET, false));
+    let audit = bench.ledger.audit();
+    assert_eq!((audit.outstanding_bytes, audit.expired_units), (PACKET, units(50_000)));
+    // What the old one may still have to say changes nothing.
+    bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 10_000, ..wants(A, PACKET, PACKET) });
+    bench.close(A, 10_000);
+    assert!(bench.grants.is_empty());
+    assert_eq!(bench.ledger.audit(), audit);
+}
+
+#[test]
+fn a_lease_of_another_ledger_is_none_of_this_one() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(LeaseReport { granted_bytes: 9_000, spent_bytes: 3_000, ..wants(A, PACKET, PACKET) });
+    assert!(bench.grants.is_empty());
+    assert_eq!(bench.ledger.leases().count(), 0);
+}
+
+#[test]
+fn an_older_report_that_comes_late_changes_no_count() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    let new = LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, returned_bytes: 5_000, ..wants(A, 0, 0) };
+    bench.report(new);
+    let audit = bench.ledger.audit();
+    bench.report(LeaseReport { spent_bytes: 10_000, returned_bytes: 0, ..new });
+    assert_eq!(bench.ledger.audit(), audit);
+}
+
+#[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "more settled than granted"))]
+fn more_settled_than_granted_is_a_bug_of_ours_that_mints_nothing() {
+    let mut bench = Bench::full(limit(80_000_000));
+    bench.report(wants(A, 50_000, PACKET));
+    bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 40_000, returned_bytes: 30_000, ..wants(A, 0, 0) });
+    assert_eq!(bench.ledger.audit().bucket_units, units(9_960_000));
+}
+
+#[test]
+fn another_limit_holds_from_its_time_on() {
+    let mut bench = Bench::empty(limit(80_000_000));
+    bench.now += Duration::from_millis(100);
+    bench.set_limit(limit(8_000_000));
+    assert_eq!(bench.ledger.audit().bucket_units, units(1_000_000), "minted at the rate before");
+    bench.set_limit(limit(800_000));
+    let audit = bench.ledger.audit();
+    assert_eq!((audit.bucket_units, audit.expired_units), (units(100_000), units(900_000)));
+}
+
+#[test]
+fn after_a_smaller_burst_nothing_is_minted_until_what_is_outstanding_has_shrunk() {
+    let mut bench = Bench::full(limit(80_000_000_000));
+    bench.report(wants(A, 50_000_000, PACKET));
+    bench.set_limit(limit(80_000_000));
+    bench.wait(Duration::from_secs(10));
+    assert_eq!(bench.ledger.audit().bucket_units, 0);
+    bench.report(LeaseReport {
+        granted_bytes: 50_000_000,
+        spent_bytes: 1,
+        returned_bytes: 49_999_999,
+        ..wants(A, 0, 0)
+    });
+    let audit = bench.ledger.audit();
+    assert_eq!(audit.bucket_units, units(10_000_000), "a burst, and no more");
+}
+
+#[test]
+fn a_waiting_request_is_served_when_the_limit_is_raised() {
+    let mut bench = Bench::empty(limit(1_000));
+    bench.report(wants(A, PACKET, PACKET));
+    bench.set_limit(limit(1_200_000));
+    assert_eq!(bench.due(), Duration::from_millis(10));
+}
+
+#[test]
+fn a_ledger_is_full_again_only_when_a_new_one_would_hold_no_more() {
+    let mut bench = Bench::full(limit(80_000_000));
+    assert!(bench.ledger.full_at().is_some_and(|at| at <= bench.now));
+    bench.report(wants(A, 50_000, PACKET));
+    assert_eq!(bench.ledger.full_at(), None);
+    bench.close(A, 20_000);
+    assert_eq!(bench.ledger.full_at(), Some(bench.now + Duration::from_millis(2)));
+}
+
+#[test]
+fn an_empty_ledger_may_begin_to_mint_later() {
+    let now = origin();
+    let since = now + Duration::from_secs(1);
+    let ledger = LeaseIssuer::empty(USER, limit(80_000), since);
+    let mut bench = Bench { ledger, now, grants: VecDeque::new() };
+    bench.report(wants(A, PACKET, PACKET));
+    assert_eq!(bench.due(), Duration::from_millis(1_150));
+    bench.wait(Duration::from_millis(1_149));
+    assert!(bench.grants.is_empty());
+    bench.wait(Duration::from_millis(1));
+    assert_eq!(bench.grant(), (A, PACKET, false));
+}

@@ -1,0 +1,392 @@
+use std::collections::{BTreeMap, VecDeque};
+
+use super::*;
+use crate::ids::ShardIndex;
+use crate::packet::ecn::Ecn;
+use crate::packet::test_packets::UdpDatagram;
+
+const ECT_0: u8 = 0b10;
+const CE: u8 = 0b11;
+pub(super) const KEY: FlowKey = FlowKey([1; 16]);
+const MS: Duration = Duration::from_millis(1);
+
+pub(super) fn start() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+    Instant::now()
+}
+
+pub(super) fn connection(slot: u32) -> ConnectionKey {
+    ConnectionKey { owner: ShardIndex(0), slot, generation: 0 }
+}
+
+pub(super) fn rate(bits_per_s: u64) -> Rate {
+    Rate::from_bits_per_s(bits_per_s).unwrap()
+}
+
+/// A packet of `bytes` that carries `number`.
+fn packet(source_port: u16, traffic_class: u8, bytes: usize, number: u32) -> Bytes {
+    let mut payload = vec![0; bytes - 28];
+    payload[..4].copy_from_slice(&number.to_be_bytes());
+    UdpDatagram { source_port, traffic_class, payload, ..UdpDatagram::v4() }.build().into()
+}
+
+fn none_dropped(reason: DropReason, waiting: QueuedPacket) {
+    panic!("{waiting:?} was dropped: {reason:?}");
+}
+
+/// A shaper, its tokens, and what came of each packet.
+struct TunnelConnection {
+    shaper: Shaper,
+    now: Instant,
+    tokens_per_ms: f64,
+    tokens: f64,
+    drops: Vec<(DropReason, QueuedPacket)>,
+}
+
+impl TunnelConnection {
+    fn new(bits_per_s: u64) -> TunnelConnection {
+        let mut shaper = Shaper::new(ShaperLimits::default(), KEY);
+        shaper.set_rate(rate(bits_per_s));
+        TunnelConnection {
+            shaper,
+            now: start(),
+            tokens_per_ms: bits_per_s as f64 / 8000.0,
+            tokens: 0.0,
+            drops: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, packet: Bytes) {
+        self.shaper.push(self.now, Direction::Up, connection(0), packet, &mut |reason, waiting| {
+            self.drops.push((reason, waiting))
+        });
+    }
+
+    /// One millisecond later: what the tokens have paid for, each with how long it waited.
+    fn tick(&mut self) -> Vec<(QueuedPacket, Duration)> {
+        self.now += MS;
+        self.tokens += self.tokens_per_ms;
+        let mut sent = Vec::new();
+        while let Some(waiting) =
+            self.shaper.pop(self.now, self.tokens as u64, &mut |reason, waiting| self.drops.push((reason, waiting)))
+        {
+            self.tokens -= waiting.packet.len() as f64;
+            let waited = self.now - waiting.since;
+            sent.push((waiting, waited));
+        }
+        if self.shaper.is_empty() {
+            self.tokens = self.tokens.min(self.tokens_per_ms);
+        }
+        sent
+    }
+
+    fn dropped_for(&self, reason: DropReason) -> usize {
+        self.drops.iter().filter(|(dropped_for, _)| *dropped_for == reason).count()
+    }
+}
+
+fn source_port(packet: &[u8]) -> u16 {
+    u16::from_be_bytes([packet[20], packet[21]])
+}
+
+fn p99(mut delays: Vec<Duration>) -> Duration {
+    delays.sort_unstable();
+    delays[delays.len() * 99 / 100]
+}
+
+/// Sends at a rate and does not listen.
+struct Flood {
+    source_port: u16,
+    bytes_per_ms: f64,
+    owed_bytes: f64,
+}
+
+impl Flood {
+    const PACKET_BYTES: usize = 1400;
+
+    fn new(source_port: u16, bits_per_s: u64) -> Flood {
+        Flood { source_port, bytes_per_ms: bits_per_s as f64 / 8000.0, owed_bytes: 0.0 }
+    }
+
+    fn tick(&mut self, link: &mut TunnelConnection) {
+        self.owed_bytes += self.bytes_per_ms;
+        while self.owed_bytes >= Self::PACKET_BYTES as f64 {
+            self.owed_bytes -= Self::PACKET_BYTES as f64;
+            link.push(packet(self.source_port, 0, Self::PACKET_BYTES, 0));
+        }
+    }
+}
+
+/// Sends as TCP does: a window that grows by a packet a round trip, and shrinks by three tenths (RFC 9438, section 4.6) after one with marks or
+/// losses.
+struct Aimd {
+    traffic_class: u8,
+    window: f64,
+    is_slow_start: bool,
+    in_flight: usize,
+    cut_at: Instant,
+    answers: VecDeque<(Instant, bool)>,
+    sent: u32,
+}
+
+impl Aimd {
+    const ROUND_TRIP: Duration = Duration::from_millis(40);
+    const PACKET_BYTES: usize = 1400;
+
+    fn new(traffic_class: u8, now: Instant) -> Aimd {
+        let answers = VecDeque::new();
+        Aimd { traffic_class, window: 10.0, is_slow_start: true, in_flight: 0, cut_at: now, answers, sent: 0 }
+    }
+
+    fn tick(&mut self, link: &mut TunnelConnection) {
+        while let Some((at, congested)) = self.answers.front().copied()
+            && at <= link.now
+        {
+            self.answers.pop_front();
+            self.in_flight -= 1;
+            if !congested {
+                self.window += if self.is_slow_start { 1.0 } else { 1.0 / self.window };
+            } else if link.now >= self.cut_at + Self::ROUND_TRIP {
+                self.is_slow_start = false;
+                self.window = (self.window * 0.7).max(2.0);
+                self.cut_at = link.now;
+            }
+        }
+        while self.in_flight < self.window as usize {
+            self.in_flight += 1;
+            self.sent += 1;
+            link.push(packet(40000, self.traffic_class, Self::PACKET_BYTES, self.sent));
+        }
+    }
+
+    fn answer(&mut self, now: Instant, congested: bool) {
+        self.answers.push_back((now + Self::ROUND_TRIP, congested));
+    }
+}
+
+#[test]
+fn a_ping_passes_a_flood_by() {
+    let mut link = TunnelConnection::new(20_000_000);
+    let mut flood = Flood::new(40000, 40_000_000);
+    let (mut pings, mut flood_bytes) = (Vec::new(), 0);
+    for ms in 0..10_000 {
+        flood.tick(&mut link);
+        if ms % 10 == 0 {
+            link.push(packet(7, 0, 84, ms));
+        }
+        for (waiting, waited) in link.tick() {
+            match source_port(&waiting.packet) {
+                7 => pings.push(waited),
+                _ => flood_bytes += waiting.packet.len(),
+            }
+        }
+    }
+    assert_eq!(pings.len(), 1000, "none is lost");
+    assert!(p99(pings.clone()) < 10 * MS, "{:?}", p99(pings));
+    // What the pings leave of 25,000,000 bytes.
+    assert!(flood_bytes > 24_800_000, "{flood_bytes}");
+    assert!(link.dropped_for(DropReason::QueueDelay) > 0);
+}
+
+/// Half a minute of a responsive flow over 20 mbps: mean delay after five seconds, share of the rate used, packets marked.
+fn responsive(traffic_class: u8) -> (TunnelConnection, Duration, f64, usize) {
+    let mut link = TunnelConnection::new(20_000_000);
+    let mut sender = Aimd::new(traffic_class, link.now);
+    let (mut delays, mut bytes, mut marked, mut told) = (Vec::new(), 0, 0, 0);
+    for ms in 0..30_000 {
+        sender.tick(&mut link);
+        for (waiting, waited) in link.tick() {
+            let congested = ecn::codepoint(&waiting.packet) == Some(Ecn::Ce);
+            marked += usize::from(congested);
+            sender.answer(link.now, congested);
+            if ms >= 5_000 {
+                delays.push(waited);
+                bytes += waiting.packet.len();
+            }
+        }
+        while told < link.drops.len() {
+            told += 1;
+            sender.answer(link.now, true);
+        }
+    }
+    let mean = delays.iter().sum::<Duration>() / delays.len() as u32;
+    (link, mean, bytes as f64 / (25.0 * 2_500_000.0), marked)
+}
+
+#[test]
+fn a_responsive_flow_is_held_near_the_target_by_drops() {
+    let (link, mean, used, marked) = responsive(0);
+    assert!(mean < 10 * MS, "{mean:?}");
+    assert!(used > 0.9, "{used}");
+    assert!(link.dropped_for(DropReason::QueueDelay) > 10, "{}", link.drops.len());
+    assert_eq!((link.dropped_for(DropReason::QueueDelay), marked), (link.drops.len(), 0));
+}
+
+#[test]
+fn an_ecn_capable_flow_is_held_near_the_target_by_marks_alone() {
+    let (link, mean, used, marked) = responsive(ECT_0);
+    assert!(mean < 10 * MS, "{mean:?}");
+    assert!(used > 0.9, "{used}");
+    assert!(marked > 10, "{marked}");
+    assert_eq!(link.drops.len(), 0);
+}
+
+#[test]
+fn flows_get_equal_shares_however_much_they_send() {
+    let mut link = TunnelConnection::new(20_000_000);
+    let mut floods = [Flood::new(40000, 12_000_000), Flood::new(40001, 120_000_000)];
+    let mut bytes: BTreeMap<u16, usize> = BTreeMap::new();
+    for _ in 0..10_000 {
+        floods.iter_mut().for_each(|flood| flood.tick(&mut link));
+        for (waiting, _) in link.tick() {
+            *bytes.entry(source_port(&waiting.packet)).or_default() += waiting.packet.len();
+        }
+    }
+    for bytes in bytes.values() {
+        assert!(bytes.abs_diff(12_500_000) < 1_250_000, "{bytes}");
+    }
+}
+
+#[test]
+fn a_slow_user_is_not_starved() {
+    for (bits_per_s, seconds) in [(64_000, 100), (1_000, 6_000)] {
+        let mut link = TunnelConnection::new(bits_per_s);
+        let mut flood = Flood::new(40000, 2 * bits_per_s);
+        let mut bytes = 0;
+        let mut longest = Duration::ZERO;
+        for _ in 0..seconds * 1000 {
+            flood.tick(&mut link);
+            for (waiting, waited) in link.tick() {
+                bytes += waiting.packet.len();
+                longest = longest.max(waited);
+            }
+        }
+        let possible = bits_per_s as usize / 8 * seconds;
+        assert!(bytes > possible * 95 / 100 && bytes <= possible, "{bytes} of {possible} at {bits_per_s}");
+        assert!(longest < link.shaper.wait_max, "{longest:?} at {bits_per_s}");
+    }
+}
+
+#[test]
+fn a_slow_users_ping_waits_for_little_more_than_the_packet_on_its_way() {
+    let mut link = TunnelConnection::new(64_000);
+    let mut flood = Flood::new(40000, 128_000);
+    let mut pings = Vec::new();
+    for ms in 0..100_000 {
+        flood.tick(&mut link);
+        if ms % 500 == 0 {
+            link.push(packet(7, 0, 84, ms));
+        }
+        pings.extend(link.tick().into_iter().filter(|sent| source_port(&sent.0.packet) == 7).map(|sent| sent.1));
+    }
+    assert!(pings.len() >= 198, "{}", pings.len());
+    // 1400 bytes take 175 ms.
+    assert!(p99(pings.clone()) < 200 * MS, "{:?}", p99(pings));
+}
+
+#[test]
+fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
+    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    assert!(shaper.pop(now, 1000, &mut none_dropped).is_none());
+    assert_eq!(shaper.head_bytes(), None);
+    shaper.push(now, Direction::Up, connection(0), packet(1, 0, 700, 0), &mut none_dropped);
+    for tokens in [0, 699] {
+        assert!(shaper.pop(now, tokens, &mut none_dropped).is_none());
+        assert_eq!(shaper.head_bytes(), Some(700));
+    }
+    assert_eq!(shaper.pop(now, 700, &mut none_dropped).unwrap().packet.len(), 700);
+    assert!(shaper.is_empty());
+}
+
+#[test]
+fn what_waits_too_long_is_dropped_without_any_tokens() {
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    assert_eq!(shaper.expires_at(), None);
+    for at in [0, 10, 20] {
+        shaper.push(start + at * MS, Direction::Up, connection(0), packet(at as u16, 0, 100, at), &mut none_dropped);
+    }
+    let due = start + ShaperLimits::default().wait_max;
+    assert_eq!(shaper.expires_at(), Some(due));
+    shaper.expire(due - Duration::from_nanos(1), &mut none_dropped);
+    let mut dropped = Vec::new();
+    shaper.expire(due, &mut |reason, waiting| dropped.push((reason, source_port(&waiting.packet))));
+    assert_eq!(shaper.expires_at(), Some(due + 10 * MS));
+    assert!(
+        shaper
+            .pop(due + 10 * MS, 0, &mut |reason, waiting| dropped.push((reason, source_port(&waiting.packet))))
+            .is_none()
+    );
+    assert_eq!(dropped, [(DropReason::WaitedTooLong, 0), (DropReason::WaitedTooLong, 10)]);
+    assert_eq!((shaper.head_bytes(), shaper.waiting_packets()), (Some(100), 1));
+}
+
+#[test]
+fn memory_is_given_back_when_nothing_has_waited_for_a_while() {
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    shaper.push(start, Direction::Up, connection(0), packet(1, 0, 100, 0), &mut none_dropped);
+    shaper.pop(start + MS, 100, &mut none_dropped).unwrap();
+    let due = shaper.expires_at().unwrap();
+    shaper.expire(due - MS, &mut none_dropped);
+    assert!(shaper.flows.is_some());
+    // To look for packets in vain is no use of it.
+    assert!(shaper.pop(due - MS, 100, &mut none_dropped).is_none());
+    shaper.expire(due, &mut none_dropped);
+    assert!(shaper.flows.is_none());
+    assert_eq!(shaper.expires_at(), None);
+}
+
+#[test]
+fn an_idle_user_costs_little() {
+    assert!(size_of::<Shaper>() <= 128, "{}", size_of::<Shaper>());
+}
+
+#[test]
+fn a_flood_pushes_out_its_own_packets_and_no_others() {
+    let limits = ShaperLimits { packets_max: 10, ..ShaperLimits::default() };
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 84, 0), &mut none_dropped);
+    let mut dropped = 0;
+    for number in 0..100 {
+        shaper.push(now, Direction::Up, connection(0), packet(40000, 0, 1400, number), &mut |reason, waiting| {
+            assert_eq!((reason, waiting.packet), (DropReason::OverLimit, packet(40000, 0, 1400, dropped)));
+            dropped += 1;
+        });
+    }
+    assert_eq!((dropped, shaper.waiting_packets()), (91, 10));
+}
+
+#[test]
+fn a_packet_larger_than_the_queue_does_not_wait() {
+    let limits = ShaperLimits { bytes_max: 1000, ..ShaperLimits::default() };
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 400, 0), &mut none_dropped);
+    let mut dropped = Vec::new();
+    shaper.push(now, Direction::Up, connection(0), packet(8, 0, 1001, 0), &mut |_, waiting| {
+        dropped.push(waiting.packet.len())
+    });
+    assert_eq!((dropped, shaper.waiting_bytes()), (vec![1001], 400));
+}
+
+#[test]
+fn a_connection_that_leaves_takes_its_packets_and_no_others() {
+    let limits = ShaperLimits { flows_max: 1, ..ShaperLimits::default() };
+    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    for number in 0..6 {
+        shaper.push(now, Direction::Up, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
+    }
+    let mut left = Vec::new();
+    shaper.take_where(|waiting| waiting.connection == connection(1), &mut |waiting| left.push(waiting.packet));
+    assert_eq!(left, [1, 3, 5].map(|number| packet(7, 0, 100, number)));
+    let mut stayed = Vec::new();
+    shaper.drain(&mut |waiting| stayed.push(waiting.packet));
+    assert_eq!(stayed, [0, 2, 4].map(|number| packet(7, 0, 100, number)));
+    assert!(shaper.is_empty());
+}
+
+#[test]
+fn a_buffer_that_somebody_else_holds_is_not_changed_by_a_mark() {
+    let unmarked = packet(7, ECT_0, 100, 5);
+    let held = unmarked.clone();
+    assert_eq!(marked(unmarked), packet(7, CE, 100, 5));
+    assert_eq!(held, packet(7, ECT_0, 100, 5));
+}

@@ -1,0 +1,535 @@
+use super::*;
+use crate::packet::test_packets;
+use crate::packet::test_packets::{
+    ACK, CWR, FIN, PSH, SYN, TcpSegment, UdpDatagram, into_super_packet, rewrite_ipv4_checksum,
+};
+
+/// A frame as it would be written, and in how many parts.
+#[derive(Debug, PartialEq)]
+struct Written {
+    header: VnetHeader,
+    packet: Vec<u8>,
+    parts: usize,
+    carries_data: bool,
+}
+
+fn drain(merger: &mut Coalescer) -> Vec<Written> {
+    let mut frames = Vec::new();
+    while let Some(frame) = merger.poll_frame() {
+        let mut bytes = frame.header.to_vec();
+        frame.payloads.iter().for_each(|payload| bytes.extend(payload));
+        let (header, packet) = VnetHeader::parse(&bytes).unwrap();
+        assert_eq!(frame.inner_bytes(), packet.len());
+        frames.push(Written {
+            header,
+            packet: packet.to_vec(),
+            parts: frame.payloads.len(),
+            carries_data: frame.carries_data,
+        });
+    }
+    assert!(merger.is_empty());
+    frames
+}
+
+fn push(merger: &mut Coalescer, packet: Vec<u8>) {
+    let inner = InnerPacket::parse(&packet).unwrap();
+    merger.push(packet.into(), &inner).unwrap();
+}
+
+fn merge_within(limits: MergeLimits, packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Written> {
+    let mut merger = Coalescer::new(limits);
+    packets.into_iter().for_each(|packet| push(&mut merger, packet));
+    drain(&mut merger)
+}
+
+fn merge(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Written> {
+    merge_within(MergeLimits::default(), packets)
+}
+
+/// How many packets went into each frame.
+fn sizes(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<usize> {
+    merge(packets).iter().map(|frame| frame.parts).collect()
+}
+
+/// The `index`th segment of a stream of equal segments.
+fn nth(base: &TcpSegment, index: usize) -> TcpSegment {
+    TcpSegment {
+        seq: base.seq.wrapping_add((index * base.payload.len()) as u32),
+        identification: base.identification.wrapping_add(index as u16),
+        ..base.clone()
+    }
+}
+
+fn nth_datagram(base: &UdpDatagram, index: usize) -> UdpDatagram {
+    UdpDatagram { identification: base.identification.wrapping_add(index as u16), ..base.clone() }
+}
+
+/// Frames of three segments of which the second was changed.
+fn sizes_with_second(base: &TcpSegment, change: impl Fn(&mut TcpSegment)) -> Vec<usize> {
+    let mut second = nth(base, 1);
+    change(&mut second);
+    sizes([base.build(), second.build(), nth(base, 2).build()])
+}
+
+#[test]
+fn consecutive_segments_become_the_super_packet_that_the_kernel_would_make() {
+    for base in [TcpSegment::v4(), TcpSegment { flow_label: 0xabcde, traffic_class: 0x28, ..TcpSegment::v6() }] {
+        let base = TcpSegment { options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], ..base };
+        let last = TcpSegment { flags: ACK | PSH, payload: vec![9; 40], ..nth(&base, 2) };
+        let frames = merge([base.build(), nth(&base, 1).build(), last.build()]);
+
+        let payload = [&base.payload[..], &base.payload, &[9; 40]].concat();
+        let mut expected = TcpSegment { flags: ACK | PSH, payload, ..base.clone() }.build();
+        let header = VnetHeader {
+            hdr_len: if base.v6 { 72 } else { 52 },
+            ..into_super_packet(&mut expected, base.payload.len() as u16)
+        };
+        assert_eq!(frames, [Written { header, packet: expected, parts: 3, carries_data: true }]);
+    }
+}
+
+#[test]
+fn equal_datagrams_become_the_super_packet_that_the_kernel_would_make() {
+    for base in [UdpDatagram::v4(), UdpDatagram::v6()] {
+        let last = UdpDatagram { payload: vec![9; 1], ..nth_datagram(&base, 2) };
+        let frames = merge([base.build(), nth_datagram(&base, 1).build(), last.build()]);
+
+        let payload = [&base.payload[..], &base.payload, &[9]].concat();
+        let mut expected = UdpDatagram { payload, ..base.clone() }.build();
+        let header = VnetHeader { hdr_len: if base.v6 { 48 } else { 28 }, ..into_super_packet(&mut expected, 100) };
+        assert_eq!(frames, [Written { header, packet: expected, parts: 3, carries_data: true }]);
+    }
+}
+
+#[test]
+fn payloads_are_slices_of_what_came_in() {
+    let base = TcpSegment::v4();
+    let packets = [base.bytes(), nth(&base, 1).bytes()];
+    let mut merger = Coalescer::new(MergeLimits::default());
+    for packet in &packets {
+        merger.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
+    }
+    let frame = merger.poll_frame().unwrap();
+    for (payload, packet) in frame.payloads.iter().zip(&packets) {
+        assert_eq!(payload.as_ptr(), packet[40..].as_ptr());
+    }
+}
+
+#[test]
+fn a_packet_alone_is_a_plain_frame() {
+    for (packet, carries_data) in [
+        (TcpSegment::v4().build(), true),
+        (TcpSegment { payload: vec![], ..TcpSegment::v6() }.build(), false),
+        (UdpDatagram { payload: vec![], ..UdpDatagram::v4() }.build(), false),
+        (UdpDatagram::v6().build(), true),
+    ] {
+        let expected = Written { header: VnetHeader::default(), packet: packet.clone(), parts: 1, carries_data };
+        assert_eq!(merge([packet]), [expected]);
+    }
+}
+
+#[test]
+fn merging_stops_at_a_gap_or_overlap_in_sequence() {
+    let base = TcpSegment::v4();
+    assert_eq!(sizes_with_second(&base, |_| ()), [3]);
+    assert_eq!(sizes_with_second(&base, |second| second.seq += 1), [1, 1, 1]);
+    assert_eq!(sizes_with_second(&base, |second| second.seq -= 1), [1, 1, 1]);
+    assert_eq!(sizes_with_second(&base, |second| second.seq = base.seq), [1, 1, 1], "a retransmission");
+}
+
+#[test]
+fn merging_crosses_the_end_of_the_sequence_space() {
+    let base = TcpSegment { seq: u32::MAX - 150, ..TcpSegment::v4() };
+    assert_eq!(sizes([base.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [3]);
+}
+
+#[test]
+fn merging_stops_where_a_header_field_differs() {
+    for base in [TcpSegment::v4(), TcpSegment::v6()] {
+        let base = TcpSegment { options: vec![1, 1, 1, 1], ..base };
+        assert_eq!(sizes_with_second(&base, |second| second.ack += 1), [1, 1, 1]);
+        assert_eq!(sizes_with_second(&base, |second| second.window += 1), [1, 1, 1]);
+        assert_eq!(sizes_with_second(&base, |second| second.urgent += 1), [1, 1, 1]);
+        assert_eq!(sizes_with_second(&base, |second| second.ttl += 1), [1, 1, 1]);
+        assert_eq!(sizes_with_second(&base, |second| second.traffic_class = 3), [1, 1, 1], "congestion experienced");
+        assert_eq!(sizes_with_second(&base, |second| second.options[3] = 0), [1, 1, 1]);
+        assert_eq!(sizes_with_second(&base, |second| second.options = vec![]), [1, 1, 1]);
+    }
+    assert_eq!(sizes_with_second(&TcpSegment::v4(), |second| second.dont_fragment = false), [1, 1, 1]);
+    assert_eq!(sizes_with_second(&TcpSegment::v6(), |second| second.flow_label = 1), [1, 1, 1]);
+}
+
+#[test]
+fn merging_stops_at_any_flag_but_ack_and_push() {
+    let base = TcpSegment::v4();
+    for flags in [ACK | SYN, ACK | FIN, ACK | 0x04, ACK | 0x20, ACK | 0x40, ACK | CWR, 0] {
+        assert_eq!(sizes_with_second(&base, |second| second.flags = flags), [1, 1, 1], "{flags:#x}");
+    }
+    let mut reserved = nth(&base, 1).build();
+    reserved[32] |= 1;
+    test_packets::complete(&mut reserved);
+    assert_eq!(sizes([base.build(), reserved, nth(&base, 2).build()]), [1, 1, 1]);
+}
+
+#[test]
+fn a_push_ends_the_run_behind_it() {
+    let base = TcpSegment::v4();
+    assert_eq!(sizes_with_second(&base, |second| second.flags = ACK | PSH), [2, 1]);
+    let frames = merge([base.build(), TcpSegment { flags: ACK | PSH, ..nth(&base, 1) }.build()]);
+    assert_eq!(frames[0].packet[33], ACK | PSH);
+    let pushed_first = TcpSegment { flags: ACK | PSH, ..base.clone() };
+    assert_eq!(sizes([pushed_first.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [1, 2]);
+}
+
+#[test]
+fn a_shorter_segment_is_the_last_and_a_longer_one_starts_anew() {
+    let base = TcpSegment::v4();
+    let short = TcpSegment { payload: vec![1; 99], ..nth(&base, 1) };
+    let after_short = TcpSegment { seq: short.seq + 99, ..nth(&base, 2) };
+    assert_eq!(sizes([base.build(), short.build(), after_short.build()]), [2, 1]);
+    let long = TcpSegment { payload: vec![1; 101], ..nth(&base, 1) };
+    let after_long = TcpSegment { seq: long.seq + 101, payload: vec![1; 101], ..nth(&base, 2) };
+    assert_eq!(sizes([base.build(), long.build(), after_long.build()]), [1, 2]);
+
+    let datagram = UdpDatagram::v4();
+    let short = UdpDatagram { payload: vec![1; 99], ..datagram.clone() };
+    let long = UdpDatagram { payload: vec![1; 101], ..datagram.clone() };
+    assert_eq!(sizes([datagram.build(), short.build(), short.build(), long.build(), long.build()]), [2, 1, 2]);
+}
+
+#[test]
+fn an_acknowledgement_without_data_keeps_its_place() {
+    let base = TcpSegment::v4();
+    let bare = TcpSegment { payload: vec![], ..nth(&base, 1) };
+    let frames = merge([base.build(), bare.build(), nth(&base, 1).build(), nth(&base, 2).build()]);
+    assert_eq!(
+        frames.iter().map(|frame| (frame.parts, frame.carries_data)).collect::<Vec<_>>(),
+        [(1, true), (1, false), (2, true)]
+    );
+}
+
+#[test]
+fn identifications_must_count_up_unless_fragmentation_is_forbidden() {
+    let base = TcpSegment { dont_fragment: false, identification: u16::MAX, ..TcpSegment::v4() };
+    assert_eq!(sizes_with_second(&base, |_| ()), [3]);
+    assert_eq!(sizes_with_second(&base, |second| second.identification += 1), [1, 1, 1]);
+    let atomic = TcpSegment { dont_fragment: true, ..base };
+    assert_eq!(sizes_with_second(&atomic, |second| second.identification = 7), [3]);
+    let datagram = UdpDatagram { dont_fragment: false, ..UdpDatagram::v4() };
+    assert_eq!(sizes([datagram.build(), nth_datagram(&datagram, 1).build(), datagram.build()]), [2, 1]);
+}
+
+#[test]
+fn a_wrong_checksum_is_never_merged_and_never_mended() {
+    for base in [TcpSegment::v4(), TcpSegment::v6()] {
+        for damaged in 0..3 {
+            let mut packets: Vec<_> = (0..3).map(|index| nth(&base, index).build()).collect();
+            *packets[damaged].last_mut().unwrap() ^= 1;
+            let frames = merge(packets.clone());
+            let alone = frames.iter().find(|frame| frame.packet == packets[damaged]).expect("unchanged");
+            assert_eq!(alone.header, VnetHeader::default());
+            assert_eq!(frames.iter().map(|frame| frame.parts).sum::<usize>(), 3);
+            assert_eq!(frames.len(), if damaged == 1 { 3 } else { 2 });
+        }
+    }
+    let base = TcpSegment::v4();
+    let mut damaged = nth(&base, 1).build();
+    damaged[10] ^= 1;
+    assert_eq!(sizes([base.build(), damaged, nth(&base, 2).build()]), [1, 1, 1], "IPv4 header checksum");
+}
+
+#[test]
+fn a_datagram_without_checksum_or_with_a_wrong_length_passes_alone() {
+    let base = UdpDatagram::v4();
+    let mut without = base.build();
+    without[26..28].fill(0);
+    assert_eq!(sizes([base.build(), without, base.build(), base.build()]), [1, 1, 2]);
+    // The same where the absent checksum happens to be right: the payload makes the sum come out as ones.
+    let two_bytes = UdpDatagram { payload: vec![0, 0], ..base.clone() };
+    let payload = two_bytes.build()[26..28].to_vec();
+    let mut without = UdpDatagram { payload, ..two_bytes.clone() }.build();
+    assert_eq!(without[26..28], [0xff, 0xff]);
+    without[26..28].fill(0);
+    assert_eq!(sizes([two_bytes.build(), without, two_bytes.build()]), [1, 1, 1]);
+    let mut wrong = base.build();
+    wrong[25] -= 1;
+    test_packets::complete(&mut wrong);
+    assert_eq!(sizes([base.build(), wrong, base.build()]), [1, 1, 1]);
+    let empty = UdpDatagram { payload: vec![], ..base.clone() };
+    assert_eq!(sizes([empty.build(), empty.build(), base.build()]), [1, 1, 1]);
+}
+
+#[test]
+fn interleaved_flows_are_merged_side_by_side_in_order_of_their_first_packets() {
+    let flows = [
+        TcpSegment::v4(),
+        TcpSegment { source_port: 1, ..TcpSegment::v4() },
+        TcpSegment { source_host: 7, ..TcpSegment::v4() },
+        TcpSegment::v6(),
+    ];
+    let frames = merge((0..5).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())));
+    assert_eq!(frames.len(), flows.len());
+    for (frame, flow) in frames.iter().zip(&flows) {
+        assert_eq!(frame.parts, 5);
+        let start = if flow.v6 { 40 } else { 20 };
+        assert_eq!(frame.packet[..start].last(), flow.build()[..start].last());
+        assert_eq!(frame.packet[start..start + 2], flow.source_port.to_be_bytes());
+    }
+}
+
+#[test]
+fn flows_that_share_a_tag_are_still_told_apart() {
+    let base = TcpSegment::v4();
+    let other = TcpSegment { source_port: 1, ..nth(&base, 1) };
+    let packet = other.build();
+    let tag = Segment::read(&packet, &InnerPacket::parse(&packet).unwrap()).unwrap().flow.tag();
+    let mut merger = Coalescer::new(MergeLimits::default());
+    push(&mut merger, base.build());
+    merger.tags[0] = tag;
+    push(&mut merger, packet);
+    push(&mut merger, nth(&other, 1).build());
+    let sizes: Vec<_> = drain(&mut merger).iter().map(|frame| frame.parts).collect();
+    assert_eq!(sizes, [1, 2]);
+}
+
+#[test]
+fn nothing_of_one_batch_shows_in_the_next() {
+    let old = TcpSegment { ack: 1, ..TcpSegment::v6() };
+    let new = TcpSegment::v4();
+    let mut merger = Coalescer::new(MergeLimits::default());
+    for batch in [&[&old, &nth(&old, 1)][..], &[&new], &[&new, &nth(&new, 1)]] {
+        let packets: Vec<_> = batch.iter().map(|segment| segment.build()).collect();
+        packets.iter().for_each(|packet| push(&mut merger, packet.clone()));
+        assert_eq!(drain(&mut merger), merge(packets));
+    }
+}
+
+#[test]
+fn a_closed_run_never_grows_again() {
+    let base = TcpSegment::v4();
+    let [first, second, third, fourth] = [0, 1, 2, 3].map(|index| nth(&base, index).build());
+    let frames = merge([first.clone(), third.clone(), second.clone(), fourth.clone()]);
+    let packets: Vec<_> = frames.into_iter().map(|frame| frame.packet).collect();
+    assert_eq!(packets, [first, third, second, fourth], "the second and fourth would fit earlier frames");
+}
+
+#[test]
+fn a_fragment_closes_the_runs_between_its_addresses_only() {
+    let near = TcpSegment::v4();
+    let far = TcpSegment { source_host: 9, ..TcpSegment::v4() };
+    let mut fragment = UdpDatagram::v4().build();
+    fragment[6..8].copy_from_slice(&[0, 3]);
+    rewrite_ipv4_checksum(&mut fragment);
+    let packets = [near.build(), far.build(), fragment, nth(&near, 1).build(), nth(&far, 1).build()];
+    assert_eq!(sizes(packets), [1, 2, 1, 1]);
+
+    let near = TcpSegment::v6();
+    let far = TcpSegment { destination_host: 9, ..TcpSegment::v6() };
+    let optioned =
+        test_packets::with_extension(&nth(&near, 1).build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+    let packets = [near.build(), far.build(), optioned, nth(&near, 1).build(), nth(&far, 1).build()];
+    assert_eq!(sizes(packets), [1, 2, 1, 1]);
+}
+
+#[test]
+fn a_packet_with_ipv4_options_passes_alone_and_keeps_its_place() {
+    let base = TcpSegment::v4();
+    let optioned = test_packets::with_ipv4_options(&nth(&base, 1).build(), &[1, 1, 1, 1]);
+    assert_eq!(sizes([base.build(), optioned, nth(&base, 1).build()]), [1, 1, 1]);
+}
+
+#[test]
+fn a_frame_never_exceeds_the_longest_packet() {
+    let base = TcpSegment { payload: vec![7; 1400], options: vec![1; 12], ..TcpSegment::v6() };
+    let frames = merge((0..100).map(|index| nth(&base, index).build()));
+    assert_eq!(frames.iter().map(|frame| frame.parts).collect::<Vec<_>>(), [46, 46, 8]);
+    assert!(frames[0].packet.len() <= INNER_BYTES_MAX);
+    assert!(frames[0].packet.len() + 1400 > INNER_BYTES_MAX);
+    let base = TcpSegment { payload: vec![7; (INNER_BYTES_MAX - 40) / 3], ..TcpSegment::v4() };
+    let frames = merge((0..4).map(|index| nth(&base, index).build()));
+    assert_eq!(
+        frames.iter().map(|frame| (frame.parts, frame.packet.len())).collect::<Vec<_>>(),
+        [(3, 65533), (1, 21871)]
+    );
+}
+
+#[test]
+fn a_frame_never_holds_too_many_segments() {
+    let tcp = TcpSegment { payload: vec![7; 10], ..TcpSegment::v4() };
+    assert_eq!(sizes((0..130).map(|index| nth(&tcp, index).build())), [SEGMENTS_MAX, SEGMENTS_MAX, 2]);
+    let udp = UdpDatagram { payload: vec![7; 10], ..UdpDatagram::v6() };
+    assert_eq!(sizes((0..130).map(|_| udp.build())), [SEGMENTS_MAX, SEGMENTS_MAX, 2]);
+}
+
+#[test]
+fn what_the_queue_does_not_take_is_not_merged() {
+    let packets = || {
+        let tcp = (0..2).map(|index| nth(&TcpSegment::v4(), index).build());
+        tcp.chain((0..2).map(|_| UdpDatagram::v4().build()))
+    };
+    let sizes = |limits| merge_within(limits, packets()).iter().map(|frame| frame.parts).collect::<Vec<_>>();
+    let limits = MergeLimits::default();
+    assert_eq!(sizes(limits), [2, 2]);
+    assert_eq!(sizes(MergeLimits { tso: false, ..limits }), [1, 1, 2]);
+    assert_eq!(sizes(MergeLimits { uso: false, ..limits }), [2, 1, 1]);
+    assert_eq!(sizes(MergeLimits { runs_max: 0, ..limits }), [1, 1, 1, 1]);
+}
+
+#[test]
+fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
+    let flows: Vec<_> = (0..5).map(|port| TcpSegment { source_port: port, ..TcpSegment::v4() }).collect();
+    let packets: Vec<_> = (0..4).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())).collect();
+    let limits = MergeLimits { runs_max: 2, ..MergeLimits::default() };
+    let mut merger = Coalescer::new(limits);
+    for packet in &packets {
+        push(&mut merger, packet.clone());
+        assert!(merger.runs.len() <= 2 && merger.runs.len() == merger.tags.len());
+    }
+    let frames = drain(&mut merger);
+    for flow in flows {
+        let of_flow = frames.iter().filter(|frame| frame.packet[20..22] == flow.source_port.to_be_bytes());
+        let payloads: Vec<u8> = of_flow.flat_map(|frame| frame.packet[40..].to_vec()).collect();
+        assert_eq!(payloads.len(), 4 * flow.payload.len());
+    }
+    let seqs: Vec<_> = frames.iter().map(|frame| frame.packet[24..28].to_vec()).collect();
+    assert!(seqs.is_sorted());
+}
+
+#[test]
+fn a_full_merger_gives_packets_back_until_it_is_drained() {
+    let mut merger = Coalescer::new(MergeLimits { frames_max: 2, ..MergeLimits::default() });
+    let packet = TcpSegment { payload: vec![], ..TcpSegment::v4() }.bytes();
+    let inner = InnerPacket::parse(&packet).unwrap();
+    for _ in 0..2 {
+        assert!(!merger.is_full());
+        assert_eq!(merger.push(packet.clone(), &inner), Ok(()));
+    }
+    assert!(merger.is_full());
+    assert_eq!(merger.push(packet.clone(), &inner), Err(packet.clone()));
+    assert!(merger.poll_frame().is_some());
+    assert_eq!(merger.push(packet.clone(), &inner), Err(packet.clone()));
+    assert!(merger.poll_frame().is_some());
+    assert!(merger.is_empty());
+    assert_eq!(merger.push(packet.clone(), &inner), Ok(()));
+    assert_eq!(drain(&mut merger).len(), 1);
+}
+
+#[test]
+fn polling_closes_runs_so_that_a_frame_never_changes_under_the_reader() {
+    let base = TcpSegment::v4();
+    let other = TcpSegment { source_port: 1, ..TcpSegment::v4() };
+    let mut merger = Coalescer::new(MergeLimits::default());
+    push(&mut merger, base.build());
+    push(&mut merger, other.build());
+    assert!(merger.poll_frame().is_some());
+    push(&mut merger, nth(&base, 1).build());
+    push(&mut merger, nth(&other, 1).build());
+    push(&mut merger, nth(&other, 2).build());
+    let sizes: Vec<_> = drain(&mut merger).iter().map(|frame| frame.parts).collect();
+    assert_eq!(sizes, [1, 1, 2]);
+}
+
+#[test]
+fn storage_and_packets_are_given_back_after_a_batch() {
+    let base = TcpSegment { payload: vec![7; 10], ..TcpSegment::v4() };
+    let mut merger = Coalescer::new(MergeLimits::default());
+    let mut capacities = Vec::new();
+    for _ in 0..4 {
+        let packets: Vec<_> = (0..50).map(|index| nth(&base, index).bytes()).collect();
+        for packet in &packets {
+            merger.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
+        }
+        while merger.poll_frame().is_some() {}
+        assert!(packets.iter().all(Bytes::is_unique));
+        let capacity = |slot: &Slot| slot.payloads.capacity();
+        capacities.push((merger.slots.len(), merger.slots.iter().map(capacity).sum::<usize>(), merger.runs.capacity()));
+    }
+    assert_eq!(capacities[0].0, 1);
+    assert!(capacities.iter().all(|capacity| *capacity == capacities[0]));
+}
+
+/// A pure acknowledgement, the `number`th of those that acknowledge 2800 bytes each.
+fn ack(base: &TcpSegment, number: u32) -> TcpSegment {
+    TcpSegment { ack: base.ack.wrapping_add(2800 * number), payload: vec![], ..base.clone() }
+}
+
+fn with_timestamps(number: u8) -> TcpSegment {
+    TcpSegment { options: vec![1, 1, 8, 10, 0, 0, 0, number, 0, 0, 0, number], ..TcpSegment::v4() }
+}
+
+/// What is written of two acknowledgements in a row, the second of which was changed: by their numbers.
+fn written_of_two(change: impl Fn(&mut TcpSegment)) -> usize {
+    let base = with_timestamps(1);
+    let mut second = ack(&base, 1);
+    change(&mut second);
+    sizes([ack(&base, 0).build(), second.build()]).len()
+}
+
+#[test]
+fn an_acknowledgement_goes_in_the_place_of_those_that_it_supersedes() {
+    for base in [TcpSegment::v4(), TcpSegment::v6(), TcpSegment { ack: u32::MAX - 3000, ..with_timestamps(7) }] {
+        let last = TcpSegment { window: 9, ..ack(&base, 4) };
+        let acks = [ack(&base, 0), ack(&base, 1), ack(&base, 2), ack(&base, 3), last.clone()];
+        let mut merger = Coalescer::new(MergeLimits::default());
+        acks.iter().for_each(|ack| push(&mut merger, ack.build()));
+        assert_eq!(merger.thinned_acks(), 4);
+        let header = VnetHeader::default();
+        assert_eq!(drain(&mut merger), [Written { header, packet: last.build(), parts: 1, carries_data: false }]);
+    }
+}
+
+#[test]
+fn every_acknowledgement_goes_if_thinning_is_off() {
+    let base = TcpSegment::v4();
+    let limits = MergeLimits { thins_acks: false, ..MergeLimits::default() };
+    assert_eq!(merge_within(limits, (0..5).map(|number| ack(&base, number).build())).len(), 5);
+}
+
+#[test]
+fn what_says_more_than_an_acknowledgement_is_neither_superseded_nor_supersedes() {
+    assert_eq!(written_of_two(|_| ()), 1);
+    assert_eq!(written_of_two(|second| second.ack -= 2800), 2, "a repetition tells of a loss");
+    assert_eq!(written_of_two(|second| second.ack -= 2801), 2, "an old one");
+    assert_eq!(written_of_two(|second| second.flags |= FIN), 2);
+    assert_eq!(written_of_two(|second| second.flags |= PSH), 2);
+    assert_eq!(written_of_two(|second| second.flags |= 0x40), 2, "ECE");
+    assert_eq!(written_of_two(|second| second.seq += 1), 2);
+    assert_eq!(written_of_two(|second| second.payload = vec![1]), 2);
+    assert_eq!(written_of_two(|second| second.ttl -= 1), 2);
+    assert_eq!(written_of_two(|second| second.traffic_class = 3), 2, "congestion experienced");
+    assert_eq!(written_of_two(|second| second.options = vec![]), 2, "without timestamps");
+    let sack = vec![1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    assert_eq!(written_of_two(|second| second.options = sack.clone()), 2, "SACK");
+    let base = with_timestamps(1);
+    let first = TcpSegment { options: sack, ..ack(&base, 0) };
+    assert_eq!(sizes([first.build(), ack(&base, 1).build()]), [1, 1]);
+    let mut damaged = ack(&base, 1).build();
+    damaged[31] ^= 1;
+    assert_eq!(sizes([ack(&base, 0).build(), damaged]), [1, 1]);
+}
+
+#[test]
+fn an_acknowledgement_is_superseded_only_by_the_next_of_its_flow() {
+    let base = TcpSegment::v4();
+    let other = TcpSegment { source_port: 9, ..base.clone() };
+    let data = TcpSegment { ack: base.ack + 2800, ..base.clone() };
+    let frames = merge([
+        ack(&base, 0).build(),
+        ack(&other, 0).build(),
+        ack(&base, 1).build(),
+        data.build(),
+        ack(&TcpSegment { seq: base.seq + 100, ..base.clone() }, 2).build(),
+    ]);
+    let packets: Vec<_> = frames.into_iter().map(|frame| frame.packet).collect();
+    let last = ack(&TcpSegment { seq: base.seq + 100, ..base.clone() }, 2).build();
+    assert_eq!(packets, [ack(&base, 1).build(), ack(&other, 0).build(), data.build(), last]);
+}
+
+#[test]
+fn no_acknowledgement_covers_more_than_a_super_packet_would() {
+    let base = TcpSegment::v4();
+    let frames = merge((0..60).map(|number| ack(&base, number).build()));
+    let acked: Vec<_> =
+        frames.iter().map(|frame| u32::from_be_bytes(*frame.packet[28..].first_chunk().unwrap())).collect();
+    assert_eq!(acked, [23, 47, 59].map(|number| base.ack + 2800 * number), "24 x 2800 is more than 65536");
+}

@@ -1,0 +1,199 @@
+//! What is remembered of packets that clients have not acknowledged (RFC 9002, appendix A.1), bounded for each connection and over all.
+//!
+//! A controller's window is in bytes, so it bounds neither the records of small packets nor those of thousands of connections.
+//!
+//! This module controls no congestion: it narrows another controller's window to nothing while too much is remembered.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use quinn_proto::RttEstimator;
+use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics};
+
+/// What the record of a packet takes, in bytes, in a tree whose nodes are half full.
+const RECORD_BYTES: usize = 224;
+/// Records of one connection: at full size 22 MB on their way.
+const PACKETS_MAX: u64 = 16 * 1024;
+/// Records that each connection may have, however many there are in all.
+const PACKETS_MIN: u64 = 64;
+
+/// The records of all connections of a shard.
+#[derive(Debug, Clone)]
+pub struct InFlight {
+    /// An atomic only because the controllers that hold it may be sent; one shard writes it.
+    packets: Arc<AtomicU64>,
+    packets_max: u64,
+}
+
+impl InFlight {
+    /// None yet, and room for so many bytes of them.
+    pub fn new(bytes_max: usize) -> Self {
+        InFlight { packets: Arc::default(), packets_max: (bytes_max / RECORD_BYTES) as u64 }
+    }
+
+    /// What they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.packets.load(Ordering::Relaxed) as usize * RECORD_BYTES
+    }
+
+    /// Replaces a connection's share.
+    fn replace(&self, before: u64, now: u64) {
+        let packets = self.packets.load(Ordering::Relaxed).wrapping_add(now).wrapping_sub(before);
+        self.packets.store(packets, Ordering::Relaxed);
+    }
+
+    /// How many one connection may have now.
+    fn share(&self) -> u64 {
+        if self.packets.load(Ordering::Relaxed) < self.packets_max { PACKETS_MAX } else { PACKETS_MIN }
+    }
+}
+
+/// Makes controllers whose window closes when too much is remembered.
+pub struct BoundedConfig {
+    /// Makes what controls the congestion.
+    pub inner: Arc<dyn ControllerFactory + Send + Sync>,
+    /// The records of all.
+    pub in_flight: InFlight,
+}
+
+impl fmt::Debug for BoundedConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundedConfig").finish_non_exhaustive()
+    }
+}
+
+impl ControllerFactory for BoundedConfig {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let inner = self.inner.clone().build(now, current_mtu);
+        Box::new(Bounded { inner, in_flight: self.in_flight.clone(), sent: 0, acknowledged: 0, packets: 0 })
+    }
+}
+
+/// A controller and how many packets are remembered.
+struct Bounded {
+    inner: Box<dyn Controller>,
+    in_flight: InFlight,
+    /// The last packet number sent, and the largest acknowledged: what came before that is acknowledged or lost (RFC 9002, section 6.1).
+    sent: u64,
+    acknowledged: u64,
+    packets: u64,
+}
+
+impl Bounded {
+    fn count(&mut self) {
+        let packets = self.sent.saturating_sub(self.acknowledged);
+        self.in_flight.replace(self.packets, packets);
+        self.packets = packets;
+    }
+}
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        self.in_flight.replace(self.packets, 0);
+    }
+}
+
+impl Controller for Bounded {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.sent = last_packet_number;
+        self.count();
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.acknowledged = largest.unwrap_or(0);
+        self.count();
+        self.inner.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, is_persistent, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.packets >= self.in_flight.share() { 0 } else { self.inner.window() }
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        self.in_flight.replace(0, self.packets);
+        Box::new(Bounded {
+            inner: self.inner.clone_box(),
+            in_flight: self.in_flight.clone(),
+            sent: self.sent,
+            acknowledged: self.acknowledged,
+            packets: self.packets,
+        })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    /// What controls the congestion.
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self.inner.clone_box().into_any()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quic::congestion::UncontrolledConfig;
+
+    fn controller(in_flight: &InFlight, now: Instant) -> Box<dyn Controller> {
+        let config = BoundedConfig { inner: Arc::new(UncontrolledConfig), in_flight: in_flight.clone() };
+        Arc::new(config).build(now, 1450)
+    }
+
+    #[test]
+    fn the_window_closes_while_too_much_is_remembered_and_opens_with_acknowledgements() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        let in_flight = InFlight::new(100 * RECORD_BYTES);
+        let (mut first, mut second) = (controller(&in_flight, now), controller(&in_flight, now));
+        first.on_sent(now, 80, 90);
+        second.on_sent(now, 80, 20);
+        assert_eq!((in_flight.bytes(), first.window()), (110 * RECORD_BYTES, 0), "beyond all that may be");
+        assert!(second.window() > 0, "a few are anybody's");
+        first.on_end_acks(now, 0, false, Some(85));
+        assert!(first.window() > 0 && in_flight.bytes() == 25 * RECORD_BYTES);
+        let copy = first.clone_box();
+        assert_eq!(in_flight.bytes(), 30 * RECORD_BYTES, "the path before a migration");
+        drop((first, second, copy));
+        assert_eq!(in_flight.bytes(), 0);
+    }
+
+    #[test]
+    fn who_controls_the_congestion_can_be_told() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        assert!(!crate::quic::congestion::answers_marks(&*controller(&InFlight::new(usize::MAX), now)));
+    }
+
+    #[test]
+    fn one_connection_is_bounded_though_all_have_room() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        let in_flight = InFlight::new(usize::MAX);
+        let mut only = controller(&in_flight, now);
+        only.on_sent(now, 80, PACKETS_MAX - 1);
+        assert!(only.window() > 0);
+        only.on_sent(now, 80, PACKETS_MAX);
+        assert_eq!(only.window(), 0);
+    }
+}

@@ -1,0 +1,18 @@
+//! QUIC towards the clients: who may begin a handshake, connections and their IDs, paths, timers.
+//!
+//! Nothing here knows users or sessions.
+
+pub mod admission;
+pub mod close_code;
+pub mod congestion;
+pub mod connection_id;
+pub mod failures;
+pub mod in_flight;
+pub mod moves;
+pub mod path_mtu;
+pub mod responses;
+pub mod retry;
+pub mod timers;
+pub mod transport;
+pub mod tunnel_connection;
+pub mod wall_clock;

@@ -1,0 +1,87 @@
+//! Answers outside any connection (Retry, version negotiation, stateless reset) that wait to be sent. Their bytes share one buffer.
+//!
+//! This module decides nothing.
+
+use std::collections::VecDeque;
+
+use crate::io::Transmit;
+
+/// Answers that wait.
+pub const RESPONSES_MAX: usize = 256;
+/// Bytes of them. A Retry has some 100, and none has more than what it answers.
+const RESPONSE_BYTES_MAX: usize = 256 << 10;
+
+/// A bounded queue. Nothing is allocated for a single answer.
+#[derive(Debug, Default)]
+pub struct Responses {
+    /// What is waiting, and what has gone since the queue was empty last.
+    bytes: Vec<u8>,
+    /// Where the first one begins.
+    start: usize,
+    queue: VecDeque<Transmit>,
+}
+
+impl Responses {
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Queues an answer, unless there is no room. Returns whether there was.
+    pub fn push(&mut self, transmit: Transmit, bytes: &[u8]) -> bool {
+        let room = self.queue.len() < RESPONSES_MAX && self.bytes.len() + bytes.len() <= RESPONSE_BYTES_MAX;
+        if room {
+            self.bytes.extend_from_slice(bytes);
+            self.queue.push_back(Transmit { bytes: bytes.len(), ..transmit });
+        }
+        room
+    }
+
+    /// Appends the next answer to `buf`.
+    pub fn pop(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
+        let transmit = self.queue.pop_front()?;
+        let end = self.start + transmit.bytes;
+        buf.extend_from_slice(&self.bytes[self.start..end]);
+        self.start = end;
+        if self.queue.is_empty() {
+            self.bytes.clear();
+            self.start = 0;
+        }
+        Some(transmit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transmit(bytes: usize) -> Transmit {
+        Transmit { remote: "198.18.0.1:1".parse().unwrap(), local_ip: None, ecn: None, bytes, segment_bytes: bytes }
+    }
+
+    fn push(responses: &mut Responses, bytes: &[u8]) -> bool {
+        responses.push(transmit(bytes.len()), bytes)
+    }
+
+    #[test]
+    fn answers_come_out_whole_and_in_order() {
+        let mut responses = Responses::default();
+        for round in 0..3u8 {
+            assert!(push(&mut responses, &[round; 3]) && push(&mut responses, &[round + 10; 5]));
+            let mut buf = Vec::new();
+            assert_eq!(responses.pop(&mut buf).unwrap().bytes, 3);
+            assert_eq!(responses.pop(&mut buf).unwrap().bytes, 5);
+            assert_eq!(buf, [[round; 3].to_vec(), [round + 10; 5].to_vec()].concat());
+            assert_eq!(responses.pop(&mut buf), None);
+        }
+        assert!(responses.bytes.capacity() < 100, "room is used again");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_number_and_by_bytes() {
+        let mut responses = Responses::default();
+        assert_eq!((0..1000).filter(|_| push(&mut responses, &[1; 10])).count(), RESPONSES_MAX);
+        let mut responses = Responses::default();
+        assert_eq!((0..100).filter(|_| push(&mut responses, &[1; 60_000])).count(), RESPONSE_BYTES_MAX / 60_000);
+    }
+}

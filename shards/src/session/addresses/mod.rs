@@ -1,0 +1,273 @@
+//! A shard in the role of the keeper: which address is whose, in one place for all shards.
+//!
+//! The tunnel network's pool and the users' own must never hand out one address twice, and "lowest free first" is a property of a whole pool, so
+//! one shard answers for all of them. It is asked once a connection.
+//!
+//! The keeper is also the one who tells every shard the routes. Channels between two shards keep their order, so what a shard hears of one
+//! address is in the order in which the address changed hands, whichever homes it went through.
+//!
+//! This module never closes a connection, and takes no address away: homes give them back.
+
+mod pool;
+mod reserve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::session::context::Context;
+use crate::session::message::{Login, Message, Refusal};
+use crate::session::users::Users;
+
+use pool::{FreeAddresses, Pool};
+use reserve::Reserve;
+
+/// Where the kernel is to steer an inner address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SteeringUpdate {
+    /// An inner address.
+    pub address: IpAddr,
+    /// The shard whose TUN queue gets its packets from now on; `None` when the address is free.
+    pub owner: Option<ShardIndex>,
+}
+
+/// An address that is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Who has it.
+    pub login: Login,
+    /// Where its session is.
+    pub home: ShardIndex,
+    /// Whether the home knows. One that has lost its memory has yet to say.
+    pub confirmed: bool,
+}
+
+/// A home's question that cannot be answered yet.
+#[derive(Debug)]
+struct Early {
+    login: Login,
+    home: ShardIndex,
+    epoch: u64,
+}
+
+/// The keeper of all addresses of a gateway. Time for an address is logarithmic in how many are out.
+#[derive(Debug)]
+pub struct AddressAllocator {
+    incarnation: u32,
+    tunnel: IpNet,
+    free: FreeAddresses,
+    held: BTreeMap<IpAddr, Holding>,
+    reserve: Reserve,
+    /// The address of each connection in `held`.
+    of_connection: FxHashMap<ConnectionKey, IpAddr>,
+    remembered: FxHashMap<Fingerprint, IpAddr>,
+    remembered_order: VecDeque<Fingerprint>,
+    remembered_max: usize,
+    /// Homes that have yet to say what they hold, where the keeper has lost its memory.
+    awaited: BTreeSet<ShardIndex>,
+    /// No more than connections that wait for an address.
+    early: VecDeque<Early>,
+}
+
+impl AddressAllocator {
+    /// All addresses of `tunnel` but the network's, the broadcast and the gateway's own are free. After the first `incarnation`, 0, it has lost its
+    /// memory: it answers when all of `shards` homes, its own among them, have said what they hold.
+    pub fn new(tunnel: IpNet, directory: &Users, remembered_max: usize, shards: u16, incarnation: u32) -> Self {
+        let awaited = (0..shards).map(ShardIndex).filter(|_| incarnation > 0 && shards > 1).collect();
+        AddressAllocator {
+            incarnation,
+            tunnel,
+            free: FreeAddresses::new(tunnel, directory),
+            held: BTreeMap::new(),
+            reserve: Reserve::new(directory, std::iter::empty()),
+            of_connection: FxHashMap::default(),
+            remembered: FxHashMap::default(),
+            remembered_order: VecDeque::new(),
+            remembered_max,
+            awaited,
+            early: VecDeque::new(),
+        }
+    }
+
+    /// How many addresses are held.
+    pub fn held(&self) -> u64 {
+        self.held.len() as u64
+    }
+
+    /// Every address held and by whom, in the order of addresses.
+    pub fn holdings(&self) -> impl Iterator<Item = (IpAddr, &Holding)> {
+        self.held.iter().map(|(&address, holding)| (address, holding))
+    }
+
+    /// How many addresses are held for one home.
+    pub fn held_by(&self, home: ShardIndex) -> u64 {
+        self.held.values().filter(|holding| holding.home == home).count() as u64
+    }
+
+    /// How many ranges the free addresses lie in: what time and memory depend on.
+    pub fn free_ranges(&self) -> usize {
+        self.free.ranges()
+    }
+
+    /// [`Message::AllocateAddress`]: answers the home of `login`, now or when it can: not before the keeper has entered `epoch`, the home's.
+    pub fn allocate(&mut self, context: &mut Context<'_>, login: Login, home: ShardIndex, epoch: u64) {
+        if !self.awaited.is_empty() || epoch > context.epoch {
+            return self.early.push_back(Early { login, home, epoch });
+        }
+        let address = match self.find(login) {
+            Some(address) => Ok(address),
+            None => self.choose(context.directory, &login),
+        };
+        if let Ok(address) = address
+            && !self.held.contains_key(&address)
+        {
+            self.insert(context, login, address, home);
+        }
+        context.outbox.send(home, Message::AddressAllocated { login, address });
+    }
+
+    /// [`Message::ReleaseAddress`]: takes an address back and remembers who had it. Says whether `login` held it; if not, nothing changes.
+    pub fn release(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr) -> bool {
+        let holds = self.held.get(&address).is_some_and(|holding| holding.login.connection == login.connection);
+        if holds {
+            self.remove(context, address);
+        }
+        holds
+    }
+
+    /// [`Message::HoldAddress`]: a home says that `login` has an address: one that the home has moved there from another connection, or that the
+    /// keeper has forgotten. Says whether that can be; if not, as when another home has the address, nothing changes.
+    pub fn hold(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) -> bool {
+        match self.held.get_mut(&address) {
+            Some(holding) if holding.home != home => return false,
+            Some(holding) if holding.login.connection == login.connection => holding.confirmed = true,
+            Some(holding) => {
+                let former = std::mem::replace(holding, Holding { login, home, confirmed: true });
+                self.reserve.gave_back(former.login.user);
+                self.reserve.took(context.directory, login.user);
+                self.of_connection.remove(&former.login.connection);
+                self.of_connection.insert(login.connection, address);
+                tell(context, address, login.connection);
+            }
+            None => {
+                if let Some(pool) = self.free.pool_of(context.directory, address) {
+                    self.free.take(pool, address);
+                }
+                self.insert(context, login, address, home);
+            }
+        }
+        true
+    }
+
+    /// [`Message::Held`]: a home has said all that it holds. What it did not say after it had lost its memory is free.
+    pub fn home_held(&mut self, context: &mut Context<'_>, home: ShardIndex, keeper_incarnation: u32) {
+        if keeper_incarnation != self.incarnation {
+            return;
+        }
+        let forgotten = |holding: &Holding| holding.home == home && !holding.confirmed;
+        let forgotten = self.held.iter().filter(|(_, holding)| forgotten(holding));
+        for address in forgotten.map(|(&address, _)| address).collect::<Vec<_>>() {
+            self.remove(context, address);
+        }
+        if self.awaited.remove(&home) && self.awaited.is_empty() {
+            context.outbox.broadcast(|| Message::RoutesTold);
+            self.answer_early(context);
+        }
+    }
+
+    /// [`Message::Restarted`]: another shard has lost its memory. It is told every route; what it held as a home stays held until it has said
+    /// what of that it still holds.
+    pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
+        self.early.retain(|early| early.home != shard);
+        for (&address, holding) in &mut self.held {
+            holding.confirmed &= holding.home != shard;
+            let connection = holding.login.connection;
+            context.outbox.send(shard, Message::Route { address, connection });
+        }
+    }
+
+    /// The shard has entered another epoch. Addresses that are held stay so, whatever pool they belong to now.
+    pub fn apply(&mut self, context: &mut Context<'_>) {
+        self.free = FreeAddresses::new(self.tunnel, context.directory);
+        for &address in self.held.keys() {
+            if let Some(pool) = self.free.pool_of(context.directory, address) {
+                self.free.take(pool, address);
+            }
+        }
+        self.reserve = Reserve::new(context.directory, self.held.values().map(|holding| holding.login.user));
+        self.answer_early(context);
+    }
+
+    fn answer_early(&mut self, context: &mut Context<'_>) {
+        for Early { login, home, epoch } in std::mem::take(&mut self.early) {
+            self.allocate(context, login, home, epoch);
+        }
+    }
+
+    /// The address that a connection has already: its home asks again after it, or the keeper, has lost its memory.
+    fn find(&mut self, login: Login) -> Option<IpAddr> {
+        let address = *self.of_connection.get(&login.connection)?;
+        self.held.get_mut(&address)?.confirmed = true;
+        Some(address)
+    }
+
+    /// Takes an address for a client: the one it had last, if that is free, else the lowest.
+    fn choose(&mut self, directory: &Users, login: &Login) -> Result<IpAddr, Refusal> {
+        let pool = pool_for(directory, login.user).ok_or(Refusal::Exhausted)?;
+        let (free, total) = self.free.shared();
+        if pool == Pool::Shared && free > 0 && self.reserve.keeps_from(login.user, free, total) {
+            return Err(Refusal::Reserved);
+        }
+        match self.remembered.get(&login.certificate) {
+            Some(&last) if self.free.take(pool, last) => Ok(last),
+            _ => self.free.take_lowest(pool).ok_or(Refusal::Exhausted),
+        }
+    }
+
+    fn insert(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) {
+        self.held.insert(address, Holding { login, home, confirmed: true });
+        self.reserve.took(context.directory, login.user);
+        self.of_connection.insert(login.connection, address);
+        tell(context, address, login.connection);
+    }
+
+    fn remove(&mut self, context: &mut Context<'_>, address: IpAddr) {
+        let Some(Holding { login, .. }) = self.held.remove(&address) else { return };
+        self.reserve.gave_back(login.user);
+        let connection = login.connection;
+        if self.of_connection.get(&connection) == Some(&address) {
+            self.of_connection.remove(&connection);
+        }
+        if let Some(pool) = self.free.pool_of(context.directory, address) {
+            self.free.put_back(pool, address);
+        }
+        self.remember(login.certificate, address);
+        context.steers.push_back(SteeringUpdate { address, owner: None });
+        context.outbox.broadcast(|| Message::Unroute { address, connection });
+    }
+
+    fn remember(&mut self, certificate: Fingerprint, address: IpAddr) {
+        if self.remembered.insert(certificate, address).is_none() {
+            self.remembered_order.push_back(certificate);
+            if self.remembered_order.len() > self.remembered_max {
+                self.remembered_order.pop_front().and_then(|oldest| self.remembered.remove(&oldest));
+            }
+        }
+    }
+}
+
+/// The pool that a user's connections get their addresses from; `None` if the user is gone.
+fn pool_for(directory: &Users, user: UserIndex) -> Option<Pool> {
+    directory.user(user).map(|configured| if configured.pool.is_empty() { Pool::Shared } else { Pool::Own(user) })
+}
+
+/// Every shard learns who has an address now, and the kernel.
+fn tell(context: &mut Context<'_>, address: IpAddr, connection: ConnectionKey) {
+    context.steers.push_back(SteeringUpdate { address, owner: Some(connection.owner) });
+    context.outbox.broadcast(|| Message::Route { address, connection });
+}

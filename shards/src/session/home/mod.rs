@@ -1,0 +1,272 @@
+//! A shard in the role of a home: the sessions of the users that hash to it.
+//!
+//! A session begins with a user's first connection. It holds the connections, their addresses, and the tokens, which owners are lent. It ends with
+//! the last connection, or when a limited user's bucket is full again after that: to reconnect must not refill it.
+//!
+//! A home that was started anew beside its siblings *recovers*: it takes in what they tell it, but judges no connection, asks for no address and
+//! grants no token that an earlier one may have granted, until every other shard has said all.
+//!
+//! This module never sees a packet.
+
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use siphasher::sip::SipHasher13;
+
+use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
+use crate::limit::lease::{LeaseClose, LeaseReport};
+use crate::session::context::Context;
+use crate::session::message::{Login, Message, Refusal};
+
+#[cfg(feature = "inspect")]
+pub use session::Member;
+pub use session::Session;
+
+/// The shard that keeps the addresses.
+pub const ALLOCATOR: ShardIndex = ShardIndex(0);
+
+/// The home of a user: the same on every shard and after every restart.
+pub fn home_of(name: &str, shards: u16) -> ShardIndex {
+    let mut hasher = SipHasher13::new();
+    hasher.write(name.as_bytes());
+    ShardIndex((hasher.finish() % u64::from(shards)) as u16)
+}
+
+/// The sessions of one home. Bounded by the connections of all owners, and one session without connections for each user.
+#[derive(Debug)]
+pub struct SessionHome {
+    here: ShardIndex,
+    incarnation: u32,
+    /// As last heard.
+    keeper_incarnation: u32,
+    sessions: BTreeMap<UserIndex, Session>,
+    connections: usize,
+    users: usize,
+    /// When sessions want to be looked at, by time. One entry a session.
+    due: BTreeSet<(Instant, UserIndex)>,
+    /// Owners that have yet to say which connections they have, where the home has lost its memory.
+    awaited: BTreeSet<ShardIndex>,
+    /// When that was; once it has it back, since when it mints tokens.
+    lost_at: Option<Instant>,
+}
+
+impl SessionHome {
+    /// The home at shard `here` of `shards`, without sessions. After the first `incarnation`, 0, it has lost its memory.
+    pub fn new(here: ShardIndex, shards: u16, incarnation: u32, now: Instant) -> Self {
+        let lost = incarnation > 0;
+        let others = (0..shards).map(ShardIndex).filter(|&shard| lost && shard != here);
+        SessionHome {
+            here,
+            incarnation,
+            keeper_incarnation: if here == ALLOCATOR { incarnation } else { 0 },
+            sessions: BTreeMap::new(),
+            connections: 0,
+            users: 0,
+            due: BTreeSet::new(),
+            awaited: others.collect(),
+            lost_at: lost.then_some(now),
+        }
+    }
+
+    /// Connections of all sessions, those that are closing included.
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// Users with a connection.
+    pub fn users(&self) -> usize {
+        self.users
+    }
+
+    /// Whether it has lost its memory, and not every shard has spoken yet.
+    pub fn is_recovering(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
+    /// Every session, those without connections included, in the order of users.
+    pub fn sessions(&self) -> impl Iterator<Item = (UserIndex, &Session)> {
+        self.sessions.iter().map(|(&user, session)| (user, session))
+    }
+
+    /// [`Message::Attach`]: a client has logged in at an owner that is in `epoch`, or had before and has `address` already where this home has lost
+    /// its memory. One that is known changes nothing.
+    pub fn attach(&mut self, context: &mut Context<'_>, login: Login, epoch: u64, address: Option<IpAddr>) {
+        let user = login.user;
+        let (here, lost_at, recovering) = (self.here, self.lost_at, self.is_recovering());
+        let session = self.sessions.entry(user).or_insert_with(|| Session::new(context, user, here, lost_at));
+        let is_first = session.members().is_empty();
+        if session.join(context, login, epoch, address) {
+            self.connections += 1;
+            self.users += usize::from(is_first);
+            if !recovering {
+                session.admit_newest(context);
+            }
+        }
+        self.settle(context.now, user);
+    }
+
+    /// [`Message::Detach`]: a connection is gone. An unknown one changes nothing.
+    pub fn detach(&mut self, context: &mut Context<'_>, user: UserIndex, connection: ConnectionKey) {
+        self.leave(context, user, |gone| gone == connection);
+    }
+
+    /// [`Message::AddressAllocated`]: the keeper's answer. What nobody waits for goes back.
+    pub fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Result<IpAddr, Refusal>) {
+        // An answer to the home that was here before. The keeper takes back what is not asked for again.
+        if self.is_recovering() {
+            return;
+        }
+        match (self.sessions.get_mut(&login.user), address) {
+            (Some(session), address) => session.address_allocated(context, login, address),
+            (None, Ok(address)) => context.outbox.send(ALLOCATOR, Message::ReleaseAddress { login, address }),
+            (None, Err(_)) => {}
+        }
+        self.settle(context.now, login.user);
+    }
+
+    /// [`Message::LeaseReport`]: how an owner's lease stands, and what it wants. It will ask again where the home has yet to hear that nobody
+    /// has tokens of an earlier home any more.
+    pub fn report_lease(&mut self, context: &mut Context<'_>, report: &LeaseReport) {
+        if self.is_recovering() {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&report.user) {
+            session.report_lease(context, report);
+            self.settle(context.now, report.user);
+        }
+    }
+
+    /// [`Message::LeaseClose`]: an owner's last word on a lease.
+    pub fn close_lease(&mut self, context: &mut Context<'_>, close: &LeaseClose) {
+        if let Some(session) = self.sessions.get_mut(&close.user) {
+            session.close_lease(context, close);
+            self.settle(context.now, close.user);
+        }
+    }
+
+    /// The shard has entered another epoch. Other limits hold, and who may not stay is closed; owners have it confirmed as always.
+    pub fn apply(&mut self, context: &mut Context<'_>) {
+        let (lost_at, recovering) = (self.lost_at, self.is_recovering());
+        self.each_session(context, |session, context| {
+            session.apply_limit(context, lost_at);
+            if !recovering {
+                session.review(context);
+            }
+        });
+    }
+
+    /// [`Message::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the keeper, it is told what is held.
+    pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex, incarnation: u32) {
+        let users: Vec<_> = self.sessions.keys().copied().collect();
+        for user in users {
+            if let Some(session) = self.sessions.get_mut(&user) {
+                session.holder_lost(context, shard);
+            }
+            self.leave(context, user, |gone| gone.owner == shard);
+        }
+        if shard == ALLOCATOR {
+            self.keeper_incarnation = incarnation;
+            self.each_session(context, |session, context| session.tell_keeper(context));
+        }
+        if self.is_recovering() {
+            self.spoken(context, shard);
+        } else if shard == ALLOCATOR {
+            self.say_held(context);
+        }
+    }
+
+    /// [`Message::Reattached`]: a shard has said which connections it has.
+    pub fn reattached(
+        &mut self,
+        context: &mut Context<'_>,
+        owner: ShardIndex,
+        owner_incarnation: u32,
+        home_incarnation: u32,
+    ) {
+        if home_incarnation == self.incarnation {
+            if owner == ALLOCATOR {
+                self.keeper_incarnation = owner_incarnation;
+            }
+            self.spoken(context, owner);
+        }
+    }
+
+    /// A shard has said all that it has to. When all have, the home has its memory back.
+    fn spoken(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
+        if self.awaited.remove(&shard) && self.awaited.is_empty() {
+            // Not before: until now owners may have spent what an earlier home had lent them.
+            self.lost_at = Some(context.now);
+            self.each_session(context, |session, context| {
+                session.mint_from_now(context);
+                session.restore_order();
+                session.review(context);
+            });
+            self.say_held(context);
+        }
+    }
+
+    fn say_held(&self, context: &mut Context<'_>) {
+        let (home, keeper_incarnation) = (self.here, self.keeper_incarnation);
+        context.outbox.send(ALLOCATOR, Message::Held { home, keeper_incarnation });
+    }
+
+    /// Grants the tokens that have come, and forgets the sessions that nobody needs any more.
+    pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
+        while let Some(&(at, user)) = self.due.first()
+            && at <= context.now
+        {
+            if let Some(session) = self.sessions.get_mut(&user) {
+                session.handle_timeout(context);
+            }
+            self.settle(context.now, user);
+        }
+    }
+
+    /// When [`SessionHome::handle_timeout`] is wanted.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first().map(|&(at, _)| at)
+    }
+
+    fn leave(&mut self, context: &mut Context<'_>, user: UserIndex, is_gone: impl Fn(ConnectionKey) -> bool) {
+        let Some(session) = self.sessions.get_mut(&user) else { return };
+        let gone = session.leave(context, is_gone);
+        self.connections -= gone;
+        self.users -= usize::from(gone > 0 && session.members().is_empty());
+        self.settle(context.now, user);
+    }
+
+    fn each_session(&mut self, context: &mut Context<'_>, mut act: impl FnMut(&mut Session, &mut Context<'_>)) {
+        let users: Vec<_> = self.sessions.keys().copied().collect();
+        for user in users {
+            if let Some(session) = self.sessions.get_mut(&user) {
+                act(session, context);
+            }
+            self.settle(context.now, user);
+        }
+    }
+
+    /// Notes when a session wants to be looked at next, or forgets it.
+    fn settle(&mut self, now: Instant, user: UserIndex) {
+        let Some(session) = self.sessions.get_mut(&user) else { return };
+        let due = session.poll_timeout();
+        if due != session.due {
+            if let Some(due) = session.due {
+                self.due.remove(&(due, user));
+            }
+            self.due.extend(due.map(|at| (at, user)));
+            session.due = due;
+        }
+        if session.is_over(now) {
+            if let Some(due) = session.due {
+                self.due.remove(&(due, user));
+            }
+            self.sessions.remove(&user);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::*;
+use crate::ids::Fingerprint;
+use crate::limit::lease::{LeaseGrant, LeaseId};
+use crate::limit::rate::{BURST_BYTES_MIN, Limit, Rate};
+use crate::session::addresses::SteeringUpdate;
+use crate::session::message::Outbox;
+use crate::session::users::{AddressRange, User, Users};
+
+/// Of the home. The only other shard, which is owner and keeper, is 0.
+const HERE: ShardIndex = ShardIndex(1);
+const USER: UserIndex = UserIndex(0);
+const BITS_PER_S: u64 = 80_000;
+
+fn limit() -> Limit {
+    Limit::new(Rate::from_bits_per_s(BITS_PER_S).unwrap())
+}
+
+fn directory(limit: Option<Limit>) -> Users {
+    let user = User { name: "alice".to_owned(), certificates: vec![Fingerprint([1; 32])], limit, ..User::default() };
+    Users::new(vec![user]).unwrap()
+}
+
+struct Bench {
+    home: SessionHome,
+    directory: Users,
+    epoch: u64,
+    outbox: Outbox,
+    steers: VecDeque<SteeringUpdate>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(limit: Option<Limit>, incarnation: u32) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+        let now = Instant::now();
+        Bench {
+            home: SessionHome::new(HERE, 2, incarnation, now),
+            directory: directory(limit),
+            epoch: 0,
+            outbox: Outbox::new(HERE, 2),
+            steers: VecDeque::new(),
+            now,
+        }
+    }
+
+    fn with(&mut self, act: impl FnOnce(&mut SessionHome, &mut Context<'_>)) {
+        let Bench { home, directory, epoch, outbox, steers, now } = self;
+        act(home, &mut Context { now: *now, epoch: *epoch, directory, outbox, steers });
+    }
+
+    fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
+        let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: number };
+        let login = Login { user: USER, connection, certificate: Fingerprint([1; 32]) };
+        self.with(|home, context| home.attach(context, login, 0, address));
+        login
+    }
+
+    fn detach(&mut self, login: Login) {
+        self.with(|home, context| home.detach(context, login.user, login.connection));
+    }
+
+    fn apply(&mut self, limit: Option<Limit>) {
+        self.directory = directory(limit);
+        self.epoch += 1;
+        self.with(|home, context| home.apply(context));
+    }
+
+    /// An owner of a new lease wants so many bytes.
+    fn report(&mut self, number: u64, spent_bytes: u64, wanted_bytes: u64) -> Vec<LeaseGrant> {
+        let report = LeaseReport {
+            user: USER,
+            lease: LeaseId { holder: ALLOCATOR, number },
+            granted_bytes: spent_bytes,
+            spent_bytes,
+            returned_bytes: 0,
+            wanted_bytes,
+            least_bytes: wanted_bytes.min(1),
+        };
+        self.with(|home, context| home.report_lease(context, &report));
+        self.grants()
+    }
+
+    fn close_lease(&mut self, number: u64, spent_bytes: u64) {
+        let close = LeaseClose { user: USER, lease: LeaseId { holder: ALLOCATOR, number }, spent_bytes };
+        self.with(|home, context| home.close_lease(context, &close));
+    }
+
+    fn messages(&mut self) -> Vec<Message> {
+        std::iter::from_fn(|| self.outbox.poll_remote()).map(|(_, message)| message).collect()
+    }
+
+    fn grants(&mut self) -> Vec<LeaseGrant> {
+        let grant = |message| match message {
+            Message::LeaseGrant(grant) => Some(grant),
+            _ => None,
+        };
+        self.messages().into_iter().filter_map(grant).collect()
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        self.now += time;
+        self.with(|home, context| home.handle_timeout(context));
+    }
+
+    fn counts(&self) -> (usize, usize, usize) {
+        (self.home.connections(), self.home.users(), self.home.sessions().count())
+    }
+}
+
+#[test]
+fn an_unlimited_session_ends_with_its_last_connection() {
+    let mut bench = Bench::new(None, 0);
+    let (first, second) = (bench.attach(1, None), bench.attach(2, None));
+    assert_eq!(bench.counts(), (2, 1, 1));
+    bench.detach(first);
+    bench.detach(first);
+    assert_eq!(bench.counts(), (1, 1, 1));
+    // The keeper's answer for a connection that has left goes back.
+    bench.messages();
+    let address = "198.18.0.2".parse().unwrap();
+    bench.with(|home, context| home.address_allocated(context, first, Ok(address)));
+    assert!(matches!(bench.messages()[..], [Message::ReleaseAddress { login, .. }] if login == first));
+    bench.with(|home, context| home.address_allocated(context, second, Ok(address)));
+    bench.detach(second);
+    assert_eq!(bench.counts(), (0, 0, 0));
+}
+
+#[test]
+fn reconnecting_does_not_refill_a_burst() {
+    let mut bench = Bench::new(Some(limit()), 0);
+    let mut spent = 0;
+    // Five connections in turn spend all that they get within no time.
+    for number in 1..=5 {
+        let login = bench.attach(number, None);
+        bench.with(|home, context| home.address_allocated(context, login, Ok("198.18.0.2".parse().unwrap())));
+        let mut granted = 0;
+        while let Some(grant) = bench.report(number, granted, BURST_BYTES_MIN).pop() {
+            granted = grant.granted_bytes;
+        }
+        spent += granted;
+        bench.close_lease(number, granted);
+        bench.detach(login);
+        assert_eq!(bench.counts(), (0, 0, 1), "the session is kept");
+        bench.messages();
+    }
+    assert!(spent <= BURST_BYTES_MIN && spent > BURST_BYTES_MIN - 4096, "{spent}");
+    assert!(bench.home.sessions().all(|(_, session)| session.ledger().unwrap().audit().is_conserved()));
+    // It is forgotten when its bucket is full, and not before.
+    let full = Duration::from_nanos(BURST_BYTES_MIN * 8_000_000_000 / BITS_PER_S);
+    bench.sleep(full - Duration::from_secs(1));
+    assert_eq!(bench.counts(), (0, 0, 1));
+    assert!(bench.home.poll_timeout().unwrap() <= bench.now + Duration::from_secs(1));
+    bench.sleep(Duration::from_secs(1));
+    assert_eq!((bench.counts(), bench.home.poll_timeout()), ((0, 0, 0), None));
+}
+
+#[test]
+fn a_home_without_memory_grants_what_comes_after_everybody_has_spoken_and_no_burst() {
+    let mut bench = Bench::new(Some(limit()), 1);
+    bench.sleep(Duration::from_secs(1));
+    let login = bench.attach(1, Some("198.18.0.2".parse().unwrap()));
+    assert!(bench.home.is_recovering());
+    bench.with(|home, context| home.reattached(context, ALLOCATOR, 0, 1));
+    assert!(!bench.home.is_recovering());
+    // Until now an owner may have spent what an earlier home had lent it.
+    assert_eq!(bench.report(1, 0, u64::MAX), []);
+    bench.sleep(Duration::from_secs(1));
+    let granted = bench.report(1, 0, u64::MAX).pop().unwrap().granted_bytes;
+    assert!(granted > 0 && granted <= BITS_PER_S / 8, "{granted}");
+    // A lease that was granted by the home before is not this one's.
+    assert_eq!(bench.report(2, 5000, 1000), []);
+    bench.close_lease(1, granted);
+    bench.detach(login);
+    assert_eq!(bench.counts(), (0, 0, 1), "the bucket is not full");
+}
+
+#[test]
+fn a_home_without_memory_asks_for_no_address_before_everybody_has_spoken() {
+    let mut bench = Bench::new(None, 2);
+    let resumed = bench.attach(1, Some("198.18.0.2".parse().unwrap()));
+    let newcomer = bench.attach(2, None);
+    let messages = bench.messages();
+    assert!(matches!(messages[..], [Message::HoldAddress { login, .. }] if login == resumed), "{messages:?}");
+    bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 1));
+    assert!(bench.home.is_recovering(), "that was for an earlier incarnation");
+    bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 2));
+    let messages = bench.messages();
+    assert!(
+        matches!(
+            messages[..],
+            [Message::AllocateAddress { login, .. }, Message::Held { keeper_incarnation: 7, .. }] if login == newcomer
+        ),
+        "{messages:?}"
+    );
+}
+
+#[test]
+fn limits_come_change_and_go_with_the_epoch() {
+    let mut bench = Bench::new(None, 0);
+    let login = bench.attach(1, None);
+    let bits = |bench: &Bench| {
+        let session = bench.home.sessions().next().unwrap().1;
+        session.ledger().map(|ledger| ledger.limit().rate.bits_per_s())
+    };
+    assert_eq!(bits(&bench), None);
+    bench.apply(Some(limit()));
+    assert_eq!(bits(&bench), Some(BITS_PER_S));
+    assert!(!bench.report(1, 0, 1000).is_empty());
+    bench.apply(Some(Limit::new(Rate::from_bits_per_s(9000).unwrap())));
+    assert_eq!(bits(&bench), Some(9000));
+    bench.apply(None);
+    assert_eq!(bits(&bench), None);
+    assert_eq!(bench.report(1, 0, 1000), []);
+    bench.detach(login);
+    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
+    assert_eq!(bench.counts(), (0, 0, 0));
+}
+
+#[test]
+fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_allowed() {
+    let addresses: [IpAddr; 2] = ["198.18.0.2", "198.18.0.3"].map(|address| address.parse().unwrap());
+    for allowed in [true, false] {
+        let mut bench = Bench::new(None, 0);
+        let fixed = |address| {
+            let pool = AddressRange::new(address, address).into_iter().collect();
+            let certificates = vec![Fingerprint([1; 32])];
+            Users::new(vec![User { name: "alice".to_owned(), certificates, pool, ..User::default() }]).unwrap()
+        };
+        bench.directory = fixed(addresses[0]);
+        let older = bench.attach(1, None);
+        bench.with(|home, context| home.address_allocated(context, older, Ok(addresses[0])));
+        let newer = bench.attach(2, None);
+        bench.with(|home, context| home.address_allocated(context, newer, Err(Refusal::Exhausted)));
+        let told = |message: &Message| matches!(message, Message::Attached { connection, .. } if *connection == newer.connection);
+        assert!(!bench.messages().iter().any(told), "the older one has not let go");
+        if !allowed {
+            bench.directory = fixed(addresses[1]);
+            bench.epoch += 1;
+            bench.with(|home, context| home.apply(context));
+        }
+        bench.detach(older);
+        let messages = bench.messages();
+        assert_eq!(messages.iter().any(told), allowed, "{messages:?}");
+        let asked = |message: &Message| matches!(message, Message::AllocateAddress { login, .. } if *login == newer);
+        assert_eq!(messages.iter().any(asked), !allowed, "{messages:?}");
+    }
+}
+
+#[test]
+fn what_nobody_knows_changes_nothing() {
+    let mut bench = Bench::new(Some(limit()), 0);
+    let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: 1 };
+    let login = Login { user: UserIndex(77), connection, certificate: Fingerprint([9; 32]) };
+    bench.detach(login);
+    assert_eq!(bench.report(1, 0, 1000), []);
+    bench.close_lease(1, 0);
+    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
+    bench.with(|home, context| home.reattached(context, ALLOCATOR, 0, 0));
+    assert!(bench.messages().is_empty());
+    assert_eq!((bench.counts(), bench.home.poll_timeout()), ((0, 0, 0), None));
+}
+
+#[test]
+fn the_same_login_twice_is_one_connection() {
+    let mut bench = Bench::new(None, 0);
+    bench.attach(1, None);
+    assert_eq!(bench.messages().len(), 1);
+    bench.attach(1, None);
+    assert!(bench.messages().is_empty());
+    assert_eq!(bench.counts(), (1, 1, 1));
+}

@@ -1,0 +1,249 @@
+//! What shards say to each other. Between any two shards messages arrive in order.
+//!
+//! This module sends nothing.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
+use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::io::Received;
+use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
+use crate::packet::vnet::VnetHeader;
+
+/// A client that has proved who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Login {
+    /// As whom.
+    pub user: UserIndex,
+    /// On which connection.
+    pub connection: ConnectionKey,
+    /// By which certificate.
+    pub certificate: Fingerprint,
+}
+
+/// A message to another shard.
+#[derive(Debug)]
+pub enum Message {
+    /// Owner to home: a client has logged in.
+    Attach {
+        /// Who, where.
+        login: Login,
+        /// The epoch of the owner's look-up. A home that is behind takes the message when it has caught up.
+        epoch: u64,
+        /// The address that the connection has already, where the home has lost its memory.
+        address: Option<IpAddr>,
+    },
+    /// Owner to home: a connection is gone.
+    Detach {
+        /// Whose.
+        user: UserIndex,
+        /// Which.
+        connection: ConnectionKey,
+    },
+    /// SessionHome to keeper: a connection needs an address.
+    AllocateAddress {
+        /// For whom.
+        login: Login,
+        /// Whom to answer.
+        home: ShardIndex,
+        /// The home's epoch. A keeper that is behind takes the message when it has caught up.
+        epoch: u64,
+    },
+    /// AddressAllocator to home: the answer.
+    AddressAllocated {
+        /// For whom.
+        login: Login,
+        /// The address, or why there is none.
+        address: Result<IpAddr, Refusal>,
+    },
+    /// SessionHome to keeper: an address is free again.
+    ReleaseAddress {
+        /// Who had it.
+        login: Login,
+        /// Which.
+        address: IpAddr,
+    },
+    /// SessionHome to keeper: an address is held, which the keeper has forgotten, or which the home has moved from one connection of a user to another.
+    HoldAddress {
+        /// By whom, where.
+        login: Login,
+        /// Which.
+        address: IpAddr,
+        /// Where the session is.
+        home: ShardIndex,
+    },
+    /// SessionHome to owner: the session has taken the connection in.
+    Attached {
+        /// Which.
+        connection: ConnectionKey,
+        /// Its inner address.
+        address: IpAddr,
+    },
+    /// SessionHome to owner: the connection is to be closed.
+    Close {
+        /// Which.
+        connection: ConnectionKey,
+        /// Why.
+        reason: CloseReason,
+        /// The home's epoch. The owner may not have entered it yet.
+        epoch: u64,
+    },
+    /// AddressAllocator to every shard: who has an address now.
+    Route {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        connection: ConnectionKey,
+    },
+    /// AddressAllocator to every shard: an address has left a connection.
+    Unroute {
+        /// The address.
+        address: IpAddr,
+        /// Who had it.
+        connection: ConnectionKey,
+    },
+    /// AddressAllocator that has lost its memory to every shard: every route there is has been told.
+    RoutesTold,
+    /// Owner to home: how a lease stands, and what is wanted. May be lost.
+    LeaseReport(LeaseReport),
+    /// SessionHome to owner: tokens. May be lost.
+    LeaseGrant(LeaseGrant),
+    /// Owner to home: a lease is closed.
+    LeaseClose(LeaseClose),
+    /// To every shard: what the sender sent before it carried out an order, it has sent before this.
+    Fence {
+        /// Who says so.
+        from: ShardIndex,
+        /// The order.
+        ticket: CommandId,
+        /// Inner addresses of the sender's connections that the order has closed. What they sent to others before waits nowhere any more.
+        revoked: Vec<IpAddr>,
+    },
+    /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
+    Restarted {
+        /// Which.
+        shard: ShardIndex,
+        /// How often it has been by now.
+        incarnation: u32,
+    },
+    /// Owner to a home that has lost its memory: every connection of its users has been attached again.
+    Reattached {
+        /// Who says so.
+        owner: ShardIndex,
+        /// The owner's incarnation.
+        owner_incarnation: u32,
+        /// The incarnation of the home that is answered. What was meant for an earlier one is void.
+        home_incarnation: u32,
+    },
+    /// SessionHome to keeper, after either has lost its memory: every address that the home holds has been said.
+    Held {
+        /// Who says so.
+        home: ShardIndex,
+        /// The incarnation of the keeper that it was said to. What was meant for an earlier one is void.
+        keeper_incarnation: u32,
+    },
+    /// Inner packets for a connection of another shard, in order.
+    Hairpin {
+        /// To whom.
+        connection: ConnectionKey,
+        /// What.
+        packets: Vec<Bytes>,
+    },
+    /// A TUN frame (virtio header in front) that the kernel gave to the wrong queue.
+    Frame(Bytes),
+    /// A UDP datagram that the kernel gave to the wrong socket.
+    Datagram(Received),
+}
+
+impl Message {
+    /// Inner packets or UDP datagrams that are lost if the message is: `None` if it must not be lost. Of leases, the next message repairs it.
+    pub fn expendable(&self) -> Option<u64> {
+        match self {
+            Message::Hairpin { packets, .. } => Some(packets.len() as u64),
+            Message::Frame(frame) => {
+                Some(VnetHeader::parse(frame).map_or(1, |(header, packet)| header.packets(packet)))
+            }
+            Message::Datagram(_) => Some(1),
+            Message::LeaseReport(_) | Message::LeaseGrant(_) => Some(0),
+            _ => None,
+        }
+    }
+}
+
+/// Why the keeper gives a connection no address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// All are out.
+    Exhausted,
+    /// The user has one, and those that are left are for users who have none.
+    Reserved,
+}
+
+/// Why a home wants a connection closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// No address is free.
+    PoolExhausted,
+    /// The addresses that are left are for users who have none.
+    PoolReserved,
+    /// The user's fixed address, or the place of its oldest connection, has gone to a newer connection.
+    Superseded,
+    /// The user has as many connections as allowed.
+    TooManyConnections,
+    /// The user is not known any more.
+    Revoked,
+}
+
+/// Messages on their way out, and those of a shard to itself.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    here: ShardIndex,
+    shards: u16,
+    remote: VecDeque<(ShardIndex, Message)>,
+    local: VecDeque<Message>,
+}
+
+impl Outbox {
+    /// The outbox of shard `here` among `shards`.
+    pub fn new(here: ShardIndex, shards: u16) -> Self {
+        Outbox { here, shards, ..Outbox::default() }
+    }
+
+    /// Sends `message` to shard `to`, which may be this one.
+    pub fn send(&mut self, to: ShardIndex, message: Message) {
+        if to == self.here {
+            self.local.push_back(message);
+        } else {
+            self.remote.push_back((to, message));
+        }
+    }
+
+    /// Sends what `message` makes to every shard, this one included.
+    pub fn broadcast(&mut self, message: impl Fn() -> Message) {
+        (0..self.shards).for_each(|index| self.send(ShardIndex(index), message()));
+    }
+
+    /// Adds `packet` to the message on its way to `connection`, or begins a new one after `packets_max`.
+    pub fn hairpin(&mut self, connection: ConnectionKey, packet: Bytes, packets_max: usize) {
+        if let Some((_, Message::Hairpin { connection: last, packets })) = self.remote.back_mut()
+            && *last == connection
+            && packets.len() < packets_max
+        {
+            packets.push(packet);
+        } else {
+            self.send(connection.owner, Message::Hairpin { connection, packets: vec![packet] });
+        }
+    }
+
+    /// The next message for another shard.
+    pub fn poll_remote(&mut self) -> Option<(ShardIndex, Message)> {
+        self.remote.pop_front()
+    }
+
+    /// The next message of this shard to itself.
+    pub fn poll_local(&mut self) -> Option<Message> {
+        self.local.pop_front()
+    }
+}

@@ -1,0 +1,352 @@
+//! The users a gateway knows: names, certificates, limits, addresses. Read-only; all shards share one through an `Arc`.
+//!
+//! When the users change while the gateway runs, the new directory [succeeds](Users::succeed) the old one: whoever is in both keeps the
+//! same [`UserIndex`]. One that is gone is remembered by name until the next succession; a new user gets an index that no user had before, so that
+//! what is under way about one user never reaches another. (Indices begin again after four billion users, without those in use.)
+//!
+//! This module never reads files: the configuration crate fills it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+
+use rustc_hash::FxHashMap;
+
+use crate::ids::{Fingerprint, UserIndex};
+use crate::limit::rate::Limit;
+
+/// How many connections a user may have at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// So many.
+    pub connections_max: NonZeroU32,
+    /// What becomes of one more.
+    pub when_reached: WhenReached,
+}
+
+/// What happens when a user who has all the connections allowed logs in once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenReached {
+    /// The new connection is refused.
+    #[default]
+    RefuseNew,
+    /// The oldest connection is closed, and the new one takes its place.
+    CloseOldest,
+}
+
+/// An inclusive range of addresses of one family, `first <= last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressRange {
+    first: IpAddr,
+    last: IpAddr,
+}
+
+impl AddressRange {
+    /// The range from `first` to `last`; `None` if they are of different families or in the wrong order.
+    pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
+        (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(AddressRange { first, last })
+    }
+
+    /// Lowest address.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// Highest address.
+    pub fn last(&self) -> IpAddr {
+        self.last
+    }
+
+    /// Whether `address` lies in the range.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.first.is_ipv4() == address.is_ipv4() && self.first <= address && address <= self.last
+    }
+}
+
+/// One user, as configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    /// The name, unique in the directory.
+    pub name: String,
+    /// Certificates that log this user in.
+    pub certificates: Vec<Fingerprint>,
+    /// Limit over all of the user's connections and both directions; `None` for no limit.
+    pub limit: Option<Limit>,
+    /// Limit to the connections; `None` for as many as there are addresses.
+    pub connection_limit: Option<ConnectionLimit>,
+    /// Addresses that this user's connections get, and nobody else's; empty for the tunnel network's pool.
+    pub pool: Vec<AddressRange>,
+}
+
+/// Two users claim the same thing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UsersError {
+    /// The same name twice.
+    #[error("user '{0}' is defined twice")]
+    DuplicateName(String),
+    /// The same certificate for two users, or twice for one.
+    #[error("certificate {fingerprint} is authorized for user '{first}' and again for user '{second}'")]
+    DuplicateCertificate {
+        /// The certificate.
+        fingerprint: Fingerprint,
+        /// Who had it first.
+        first: String,
+        /// Who claimed it again.
+        second: String,
+    },
+}
+
+/// All users.
+#[derive(Debug, Default)]
+pub struct Users {
+    entries: BTreeMap<UserIndex, Entry>,
+    /// Where the search for the index of the next new user begins.
+    next: u32,
+    by_name: FxHashMap<String, UserIndex>,
+    by_certificate: FxHashMap<Fingerprint, UserIndex>,
+    /// Users' own addresses, by the first of each range. Disjoint.
+    claims: BTreeMap<IpAddr, (IpAddr, UserIndex)>,
+}
+
+/// A place in the directory. It outlasts its user by one succession.
+#[derive(Debug)]
+enum Entry {
+    Present(User),
+    /// One of the directory before, by name: the log still speaks of it.
+    Gone(String),
+}
+
+impl Users {
+    /// Indexes `users`.
+    ///
+    /// # Errors
+    ///
+    /// If two share a name or a certificate.
+    pub fn new(users: Vec<User>) -> Result<Self, UsersError> {
+        Users::default().succeed(users)
+    }
+
+    /// The directory of `users` that takes the place of this one: users of the same name keep their index.
+    ///
+    /// # Errors
+    ///
+    /// If two share a name or a certificate.
+    pub fn succeed(&self, users: Vec<User>) -> Result<Self, UsersError> {
+        let mut next = Users { next: self.next, ..Users::default() };
+        for (index, user) in self.users() {
+            next.entries.insert(index, Entry::Gone(user.name.clone()));
+            next.by_name.insert(user.name.clone(), index);
+        }
+        users.into_iter().try_for_each(|user| next.insert(self, user))?;
+        Ok(next)
+    }
+
+    fn insert(&mut self, before: &Users, user: User) -> Result<(), UsersError> {
+        let index = match self.by_name.get(&user.name).or_else(|| before.by_name.get(&user.name)) {
+            Some(&index) => index,
+            None => self.fresh_index(before),
+        };
+        if self.user(index).is_some() {
+            return Err(UsersError::DuplicateName(user.name));
+        }
+        self.by_name.insert(user.name.clone(), index);
+        for fingerprint in &user.certificates {
+            if let Some(first) = self.by_certificate.insert(*fingerprint, index) {
+                return Err(UsersError::DuplicateCertificate {
+                    fingerprint: *fingerprint,
+                    first: self.user(first).map_or(&user.name, |first| &first.name).clone(),
+                    second: user.name.clone(),
+                });
+            }
+        }
+        self.claims.extend(user.pool.iter().map(|range| (range.first(), (range.last(), index))));
+        self.entries.insert(index, Entry::Present(user));
+        Ok(())
+    }
+
+    /// An index that is nobody's, here or in the directory before.
+    fn fresh_index(&mut self, before: &Users) -> UserIndex {
+        loop {
+            let index = UserIndex(self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.entries.contains_key(&index) && !before.entries.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    /// The user whom a certificate logs in.
+    pub fn find(&self, certificate: &Fingerprint) -> Option<UserIndex> {
+        self.by_certificate.get(certificate).copied()
+    }
+
+    /// The user whose own address it is.
+    pub fn claimant(&self, address: IpAddr) -> Option<UserIndex> {
+        let (_, &(last, user)) = self.claims.range(..=address).next_back()?;
+        (last.is_ipv4() == address.is_ipv4() && address <= last).then_some(user)
+    }
+
+    /// Whether a connection of the user may have an address of the tunnel network: one of the user's own, or one that is nobody's where the user
+    /// has none.
+    pub fn allows(&self, user: UserIndex, address: IpAddr) -> bool {
+        match self.claimant(address) {
+            Some(claimant) => claimant == user,
+            None => self.user(user).is_some_and(|user| user.pool.is_empty()),
+        }
+    }
+
+    /// The user of a name.
+    pub fn find_name(&self, name: &str) -> Option<UserIndex> {
+        self.by_name.get(name).copied().filter(|&index| self.user(index).is_some())
+    }
+
+    /// The user at `index`; `None` if it is gone, or not known yet.
+    pub fn user(&self, index: UserIndex) -> Option<&User> {
+        match self.entries.get(&index)? {
+            Entry::Present(user) => Some(user),
+            Entry::Gone(_) => None,
+        }
+    }
+
+    /// The name at `index`, also of a user who has gone with the last succession. For the log.
+    pub fn name(&self, index: UserIndex) -> &str {
+        self.entries.get(&index).map_or("unknown", Entry::name)
+    }
+
+    /// Users that there are and names that are remembered.
+    pub fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.users().count()
+    }
+
+    /// Whether there is no user.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All users, in the order of their indices.
+    pub fn users(&self) -> impl Iterator<Item = (UserIndex, &User)> {
+        self.entries.iter().filter_map(|(&index, entry)| match entry {
+            Entry::Present(user) => Some((index, user)),
+            Entry::Gone(_) => None,
+        })
+    }
+}
+
+impl Entry {
+    fn name(&self) -> &str {
+        match self {
+            Entry::Present(user) => &user.name,
+            Entry::Gone(name) => name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limit::rate::{BURST_BYTES_MIN, Rate};
+
+    fn user(name: &str, certificate: u8) -> User {
+        User { name: name.to_owned(), certificates: vec![Fingerprint([certificate; 32])], ..User::default() }
+    }
+
+    #[test]
+    fn a_user_keeps_its_index_through_every_change() {
+        let first = Users::new(vec![user("alice", 1), user("bob", 2)]).unwrap();
+        let second = first.succeed(vec![user("carol", 3), user("bob", 4)]).unwrap();
+        let third = second.succeed(vec![user("alice", 5), user("carol", 3)]).unwrap();
+        assert_eq!(second.find(&Fingerprint([4; 32])), Some(UserIndex(1)));
+        assert_eq!((second.user(UserIndex(0)), second.name(UserIndex(0))), (None, "alice"));
+        assert_eq!(second.find(&Fingerprint([2; 32])), None, "an old certificate");
+        assert_eq!(third.find_name("alice"), Some(UserIndex(0)));
+        assert_eq!(third.find_name("bob"), None);
+        assert_eq!(third.users().map(|(index, _)| index.0).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn ten_thousand_reloads_with_ever_new_names_leave_nothing_behind_and_give_no_index_twice() {
+        let mut directory = Users::new(vec![user("stays", 0)]).unwrap();
+        let mut last = UserIndex(0);
+        for reload in 0..10_000 {
+            let users = [user("stays", 0), user(&format!("a{reload}"), 1), user(&format!("b{reload}"), 2)];
+            directory = directory.succeed(users.into()).unwrap();
+            assert_eq!(directory.find_name("stays"), Some(UserIndex(0)));
+            let new = [1, 2].map(|certificate| directory.find(&Fingerprint([certificate; 32])).unwrap());
+            assert!(last < new[0] && new[0] < new[1], "{new:?} after {last:?}");
+            last = new[1];
+            assert!(directory.entries() <= 5, "{directory:?}");
+            assert!(directory.by_name.len() <= 5, "{directory:?}");
+        }
+    }
+
+    #[test]
+    fn indices_begin_again_without_those_in_use() {
+        let before = Users { next: u32::MAX, ..Users::new(vec![user("alice", 1), user("bob", 2)]).unwrap() };
+        let first = before.succeed(vec![user("bob", 2), user("carol", 3), user("dave", 4)]).unwrap();
+        assert_eq!(first.find_name("carol"), Some(UserIndex(u32::MAX)));
+        assert_eq!(first.find_name("dave"), Some(UserIndex(2)), "0 was alice's in the directory before, 1 is bob's");
+        let second = first.succeed(vec![user("bob", 2), user("erin", 5)]).unwrap();
+        let third = second.succeed(vec![user("bob", 2), user("frank", 6)]).unwrap();
+        assert_eq!([second.find_name("erin"), third.find_name("frank")], [Some(UserIndex(3)), Some(UserIndex(4))]);
+    }
+
+    #[test]
+    fn who_was_gone_for_longer_than_one_reload_is_a_new_user() {
+        let first = Users::new(vec![user("alice", 1)]).unwrap();
+        let without = first.succeed(vec![]).unwrap();
+        assert_eq!((without.name(UserIndex(0)), without.find_name("alice")), ("alice", None));
+        let still_without = without.succeed(vec![]).unwrap();
+        assert_eq!(still_without.name(UserIndex(0)), "unknown");
+        assert_eq!(still_without.succeed(vec![user("alice", 1)]).unwrap().find_name("alice"), Some(UserIndex(1)));
+    }
+
+    #[test]
+    fn names_and_certificates_belong_to_one_user() {
+        let twice = Users::new(vec![user("alice", 1), user("alice", 2)]).unwrap_err();
+        assert_eq!(twice, UsersError::DuplicateName("alice".to_owned()));
+        let shared = Users::new(vec![user("alice", 1), user("bob", 1)]).unwrap_err();
+        assert!(
+            matches!(shared, UsersError::DuplicateCertificate { first, second, .. } if first == "alice" && second == "bob")
+        );
+        let own = User { certificates: vec![Fingerprint([7; 32]); 2], ..user("alice", 1) };
+        assert!(Users::new(vec![own]).is_err());
+    }
+
+    #[test]
+    fn an_address_is_for_its_claimant_or_for_whoever_has_none_of_their_own() {
+        let range = |first: &str, last: &str| AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap();
+        let pool = vec![range("198.18.0.8", "198.18.0.11"), range("198.18.0.20", "198.18.0.20")];
+        let directory = Users::new(vec![User { pool, ..user("alice", 1) }, user("bob", 2)]).unwrap();
+        let (alice, bob) = (UserIndex(0), UserIndex(1));
+        for (address, by) in [
+            ("198.18.0.7", bob),
+            ("198.18.0.8", alice),
+            ("198.18.0.11", alice),
+            ("198.18.0.12", bob),
+            ("198.18.0.20", alice),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(
+                (directory.allows(alice, address), directory.allows(bob, address)),
+                (by == alice, by == bob),
+                "{address}"
+            );
+        }
+        assert_eq!(directory.claimant("fd00::1".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_burst_is_a_second_of_rate_and_a_super_packet_at_least() {
+        let rate = |bits| Rate::from_bits_per_s(bits).unwrap();
+        assert_eq!(Limit::new(rate(100_000_000_000)).burst_bytes, 12_500_000_000);
+        assert_eq!(Limit::new(rate(1_000)).burst_bytes, BURST_BYTES_MIN);
+        assert_eq!(Limit::with_burst(rate(80_000_000), Duration::from_millis(10), 1500).burst_bytes, 100_000);
+    }
+}
