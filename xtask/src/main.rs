@@ -1,0 +1,94 @@
+//! `cargo xtask TASK`: the tasks of Tollgate's developers, by name. CI calls the same ones.
+
+mod house;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+/// The tasks of Tollgate's developers, by name. CI calls the same ones.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Check what takes no test: formatting, lints, documentation, the shape of the tree
+    Check,
+    /// Check the shape of the tree only: imports between folders, retired names, empty comments, sizes of files
+    House,
+    /// Run all tests that this machine can run
+    Test {
+        /// Also run what needs root, the peers' programs or minutes; what is missing then fails
+        #[arg(long)]
+        full: bool,
+        /// Passed on to the tests: a part of their names, for instance
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Run a gateway and two clients with real traffic, and print one table
+    Demo,
+    /// Install the programs that tests and benchmarks compare with into .peers
+    Peers,
+    /// Build the documentation of all crates
+    Docs,
+}
+
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no root")?.to_owned();
+    match Task::parse() {
+        Task::Check => {
+            cargo(&root, ["fmt", "--all", "--check"])?;
+            cargo(&root, ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+            docs(&root)?;
+            house(&root)
+        }
+        Task::House => house(&root),
+        Task::Test { full, rest } => test(&root, full, &rest),
+        Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
+        Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").arg("--wireguard").current_dir(root)),
+        Task::Docs => docs(&root),
+    }
+}
+
+fn house(root: &Path) -> Result<()> {
+    let faults = house::check(root)?;
+    faults.iter().for_each(|fault| println!("{fault}"));
+    ensure!(faults.is_empty(), "{} faults in the shape of the tree", faults.len());
+    Ok(())
+}
+
+fn test(root: &Path, full: bool, rest: &[String]) -> Result<()> {
+    let mut command = command(root);
+    command.args(["test", "--workspace", "--locked"]);
+    if full {
+        ensure!(root.join(".peers/bin").is_dir(), "the peers' programs are missing: run `cargo xtask peers` first");
+        command.envs([("TOLLGATE_TEST_PRIVILEGED", "1"), ("TOLLGATE_REQUIRE_PEERS", "1")]);
+    }
+    command.arg("--").args(rest);
+    run(&mut command)
+}
+
+fn docs(root: &Path) -> Result<()> {
+    let mut command = command(root);
+    command.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
+    run(&mut command)
+}
+
+fn cargo(root: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
+    run(command(root).args(arguments))
+}
+
+fn command(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from));
+    command.current_dir(root);
+    command
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} ended with {status}", command.get_program());
+    }
+    Ok(())
+}
