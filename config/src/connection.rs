@@ -95,7 +95,7 @@ impl Default for Connection {
             datagram_send_buffer_bytes: 4 << 20,
             datagram_receive_buffer_bytes: 4 << 20,
             pending_handshakes_max: 256,
-            pending_handshakes_per_source_max: 8,
+            pending_handshakes_per_source_max: 32,
         }
     }
 }

@@ -12,11 +12,13 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Client, ClientParams, Congestion, Machine, Received, TransportParams};
+use tollgate_shards::{Client, ClientEvent, ClientParams, Congestion, Machine, Received, TransportParams};
 use zeroize::Zeroizing;
 
 /// How long an answer may take that may also be lost.
 const ANSWER: Duration = Duration::from_millis(300);
+/// How long a stranger who waits for a refusal keeps repeating what nobody answers.
+const PERSISTENCE: Duration = Duration::from_millis(900);
 
 /// What a stranger needs for a handshake: a certificate that nobody has asked for.
 #[derive(Clone)]
@@ -31,16 +33,18 @@ pub enum Until {
     HalfHello,
     /// The whole ClientHello.
     Hello,
+    /// To its end, for a certificate that no user has.
+    Refusal,
 }
 
 impl Stranger {
-    /// With a certificate of its own making.
-    pub fn new() -> Self {
+    /// With a certificate of its own making; it trusts a gateway that has `certificate_pem`.
+    pub fn new(certificate_pem: &str) -> Self {
         let identity = Identity::generate("stranger", &["stranger"]).expect("an identity");
         let inline = |pem: &str| PemSource::Inline(Zeroizing::new(pem.to_owned()));
         let tls = tls::client(&ClientTls {
             key_exchange: KeyExchange::Hybrid,
-            trusted: vec![inline(&identity.certificate_pem)],
+            trusted: vec![inline(certificate_pem)],
             certificates: vec![inline(&identity.certificate_pem)],
             key: inline(&identity.key_pem),
         });
@@ -51,27 +55,21 @@ impl Stranger {
     pub fn begin(&self, socket: &UdpSocket, gateway: SocketAddr, until: Until) -> bool {
         let mut client = self.client(gateway);
         send(&mut client, socket, gateway, usize::MAX);
-        socket.set_read_timeout(Some(ANSWER)).expect("a timeout");
-        let mut datagram = [0; 2048];
-        let bytes = match socket.recv_from(&mut datagram) {
-            Ok((bytes, _)) => bytes,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return false,
-            Err(error) => panic!("receiving: {error}"),
-        };
-        let data = BytesMut::from(&datagram[..bytes]);
-        client.handle_udp(
-            Instant::now(),
-            Received { remote: gateway, local_ip: None, ecn: None, segment_bytes: bytes, data },
-        );
+        if !receive(&mut client, socket, gateway, ANSWER) {
+            return false;
+        }
         let datagrams = if until == Until::HalfHello { 1 } else { usize::MAX };
         assert!(send(&mut client, socket, gateway, datagrams) > 1, "this ClientHello takes two datagrams");
+        if until == Until::Refusal {
+            end(&mut client, socket, gateway);
+        }
         true
     }
 
     fn client(&self, remote: SocketAddr) -> Client {
         let params = ClientParams {
             remote,
-            server_name: "stranger".to_owned(),
+            server_name: remote.ip().to_string(),
             transport: TransportParams {
                 mtu_bytes: 1400,
                 idle_timeout: Duration::from_secs(30),
@@ -103,4 +101,34 @@ fn send(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr, datagrams:
         socket.send_to(datagram, gateway).expect("the network takes it");
     }
     all.len()
+}
+
+/// Takes the next datagram, if one comes within `limit`.
+fn receive(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr, limit: Duration) -> bool {
+    socket.set_read_timeout(Some(limit.max(Duration::from_millis(1)))).expect("a timeout");
+    let mut datagram = [0; 2048];
+    let bytes = match socket.recv_from(&mut datagram) {
+        Ok((bytes, _)) => bytes,
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return false,
+        Err(error) => panic!("receiving: {error}"),
+    };
+    let data = BytesMut::from(&datagram[..bytes]);
+    let received = Received { remote: gateway, local_ip: None, ecn: None, segment_bytes: bytes, data };
+    client.handle_udp(Instant::now(), received);
+    true
+}
+
+/// Goes on with the handshake, repetitions included, until the gateway refuses it or has been silent for too long.
+fn end(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr) {
+    let deadline = Instant::now() + PERSISTENCE;
+    let is_closed = |client: &mut Client| {
+        std::iter::from_fn(|| client.poll_event()).any(|event| matches!(event, ClientEvent::Closed(_)))
+    };
+    while Instant::now() < deadline && !is_closed(client) {
+        let due = client.poll_timeout().map_or(deadline, |(at, _)| at.min(deadline));
+        if !receive(client, socket, gateway, due.saturating_duration_since(Instant::now())) {
+            client.handle_timeout(Instant::now());
+        }
+        send(client, socket, gateway, usize::MAX);
+    }
 }

@@ -13,6 +13,8 @@ const BY_48_FACTOR: usize = 4;
 /// How long a handshake whose ClientHello is complete keeps its place from newer ones of its own source: what the client's last flight takes
 /// on a long path. Where it is longer, a source whose handshakes keep failing fills its part of the table with fewer of them than it may begin.
 const UNDER_WAY: Duration = Duration::from_millis(300);
+/// Of what a source may have, one in so many is kept from handshakes whose client has not shown that it repeats what is not answered.
+const FREE_PART: usize = 4;
 /// Widths at which an address is counted.
 const WIDTHS: usize = 3;
 
@@ -145,11 +147,21 @@ impl Admission {
         self.pending.values().next().map(|pending| pending.slot)
     }
 
-    /// Most handshakes of one prefix. No /48 fills more than half of the table.
+    /// Whether so many handshakes of a range that `address` is in wait for their clients that, if more came in at once, there would be no room.
+    pub fn is_crowded(&self, now: Instant, address: IpAddr) -> bool {
+        Prefix::widths(address).any(|prefix| {
+            let max = self.prefix_max(prefix);
+            let crowd = max - max / FREE_PART;
+            let places = self.by_prefix.get(&prefix).filter(|places| places.len() >= crowd);
+            // Those whose ClientHello is complete come last, the newest of them last of all.
+            let of_crowd = places.and_then(|places| places.iter().nth_back(crowd - 1));
+            of_crowd.is_some_and(|place| self.pending[place].is_under_way(now))
+        })
+    }
+
+    /// Most handshakes of one prefix: none fills more than half of the table.
     fn prefix_max(&self, prefix: Prefix) -> usize {
-        let shares = prefix.shares();
-        let max = self.by_source_max.saturating_mul(shares);
-        if shares > 1 { max.min(self.pending_max.div_ceil(2)) } else { max }
+        self.by_source_max.saturating_mul(prefix.shares()).min(self.pending_max.div_ceil(2))
     }
 
     /// Takes in the handshake of the connection in `slot`, for which [`Admission::room`] is free.
@@ -296,6 +308,24 @@ mod tests {
     }
 
     #[test]
+    fn a_source_is_crowded_when_three_quarters_of_its_places_are_under_way() {
+        let start = start();
+        let is_crowded = |admission: &Admission, ms| {
+            admission.is_crowded(start + Duration::from_millis(ms), "198.18.0.1".parse().unwrap())
+        };
+        let mut admission = Admission::new(100, 8);
+        for number in 0..6 {
+            admit(&mut admission, "198.18.0.1");
+            assert!(!is_crowded(&admission, 0), "beside {number} under way");
+            let (mut place, _) = admit(&mut admission, "198.18.0.1");
+            admission.complete_hello(start, &mut place);
+        }
+        assert!(is_crowded(&admission, 0) && is_crowded(&admission, 299));
+        assert!(!is_crowded(&admission, 300));
+        assert!(!admission.is_crowded(start, "198.18.0.2".parse().unwrap()));
+    }
+
+    #[test]
     fn ipv6_is_counted_by_64_by_56_and_by_48() {
         // Each address in a source of its own, of the stated range.
         let in_56 = |n: u64| format!("fd00:0:0:{n:x}::1");
@@ -312,14 +342,18 @@ mod tests {
     }
 
     #[test]
-    fn no_48_fills_a_small_table() {
+    fn no_source_and_no_48_fills_a_small_table() {
+        let one = |_: u64| "198.18.0.9".to_owned();
+        let in_48 = |n: u64| format!("fd00:0:0:{:x}::1", n << 8);
         for pending_max in [2, 3, 4, 32, 33] {
-            let mut admission = Admission::new(pending_max, 8.min(pending_max));
-            for n in 0..100u64 {
-                admit(&mut admission, &format!("fd00:0:0:{:x}::1", n << 8));
+            for address in [&one as &dyn Fn(u64) -> String, &in_48] {
+                let mut admission = Admission::new(pending_max, 8.min(pending_max));
+                for n in 0..100u64 {
+                    admit(&mut admission, &address(n));
+                }
+                assert!(admission.pending() < pending_max, "{} of {pending_max}", admission.pending());
+                assert_eq!(admit(&mut admission, "198.18.0.1").1, None);
             }
-            assert!(admission.pending() < pending_max, "{} of {pending_max}", admission.pending());
-            assert_eq!(admit(&mut admission, "198.18.0.1").1, None);
         }
     }
 

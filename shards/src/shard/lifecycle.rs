@@ -3,7 +3,7 @@
 //! Never looks into a packet.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionError, Dir, EndpointEvent, Event as ConnectionEvent, VarInt};
@@ -162,6 +162,11 @@ impl Shard {
 
     /// The other side has closed a connection, or it has died.
     fn lost(&mut self, owned: &mut Owned, reason: &ConnectionError) {
+        // What TLS refused it had to compute first, as opposed to what was not there yet.
+        let cost = match reason {
+            ConnectionError::TransportError(_) => COST_OF_FAILURE,
+            _ => COST_OF_HALF,
+        };
         let reason = match reason {
             ConnectionError::ApplicationClosed(close) => {
                 let said = excerpt(&close.reason);
@@ -169,13 +174,7 @@ impl Shard {
             }
             other => excerpt(other.to_string().as_bytes()),
         };
-        if let Stage::Handshaking { place, .. } = owned.stage
-            && !place.has_hello()
-        {
-            // One that TLS refused, as opposed to one that was not there yet.
-            self.failures.count(self.now, owned.link.connection.remote_address().ip(), COST_OF_FAILURE);
-        }
-        self.leave(owned, self.epoch.number, &reason);
+        self.leave_at(owned, self.epoch.number, &reason, cost);
     }
 
     /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
@@ -196,10 +195,15 @@ impl Shard {
     }
 
     fn leave(&mut self, owned: &mut Owned, epoch: u64, reason: &str) {
+        self.leave_at(owned, epoch, reason, COST_OF_HALF);
+    }
+
+    /// Likewise, where a handshake whose ClientHello has not been taken costs `cost`.
+    fn leave_at(&mut self, owned: &mut Owned, epoch: u64, reason: &str, cost: Duration) {
         match std::mem::replace(&mut owned.stage, Stage::Closed) {
             Stage::Handshaking { place, .. } => {
                 self.admission.release(place);
-                let cost = if place.has_hello() { COST_OF_FAILURE } else { COST_OF_HALF };
+                let cost = if place.has_hello() { COST_OF_FAILURE } else { cost };
                 self.failures.count(self.now, owned.link.connection.remote_address().ip(), cost);
                 self.tell(Event::HandshakeFailed { reason: reason.to_owned() });
             }

@@ -16,7 +16,7 @@ use crate::excerpt::excerpt;
 use crate::io::{Received, Transmit, WakeReason};
 use crate::quic::admission::Room;
 use crate::quic::connection_id::{Steered, steer};
-use crate::quic::failures::{COST_OF_FAILURE, COST_OF_HALF};
+use crate::quic::failures::{COST_OF_FAILURE, COST_OF_HALF, Standing};
 use crate::quic::moves::Moves;
 use crate::quic::responses::Responses;
 use crate::quic::retry;
@@ -131,11 +131,20 @@ impl Shard {
         }
         // The rest of a ClientHello is not a new handshake.
         let is_fresh = claim.issued_s == retry::seconds(wall_clock);
-        if is_fresh && self.failures.is_ignored(now, remote.ip()) && !self.admission.knows(remote) {
+        if is_fresh && !self.admission.knows(remote) && !self.hears(now, remote) {
             self.counters.drops.count(DropReason::HandshakeRate);
             return None;
         }
         Some(claim)
+    }
+
+    /// Whether the first packet of a handshake from `remote` is heard, as it is or because it is not the first one any more.
+    fn hears(&mut self, now: Instant, remote: SocketAddr) -> bool {
+        match self.failures.standing(now, remote.ip()) {
+            Standing::Heard if !self.admission.is_crowded(now, remote.ip()) => true,
+            Standing::Heard | Standing::Doubted => self.failures.is_repeated(now, remote),
+            Standing::Ignored => false,
+        }
     }
 
     /// Lets a handshake begin, where it may. `issued_s` is when its token was issued.

@@ -41,7 +41,7 @@ impl Default for Limits {
         Limits {
             connections_max: 65_536,
             handshakes_max: 256,
-            handshakes_per_source_max: 8,
+            handshakes_per_source_max: 32,
             memory_bytes_max: 1 << 30,
             waiting: ShaperLimits::default(),
             hairpin_packets_max: 64,

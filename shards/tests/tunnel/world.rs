@@ -46,6 +46,8 @@ pub struct World {
     pub steering: bool,
     /// Whether a ClientHello takes two datagrams, as that of hybrid key exchange does.
     pub long_hellos: bool,
+    /// Whether clients ask for a protocol that the gateway does not speak, which TLS refuses.
+    pub asks_for_another_protocol: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
     epoch: Arc<Snapshot>,
     params: Params,
@@ -180,6 +182,7 @@ impl World {
             sent_down: 0,
             steering: true,
             long_hellos: false,
+            asks_for_another_protocol: false,
             steered: BTreeMap::new(),
             epoch: Arc::new(epoch),
             params,
@@ -237,7 +240,7 @@ impl World {
             .with_root_certificates(self.roots.clone())
             .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())
             .unwrap();
-        tls.alpn_protocols = vec![b"quincy".to_vec()];
+        tls.alpn_protocols = vec![if self.asks_for_another_protocol { b"other".to_vec() } else { b"quincy".to_vec() }];
         let params = ClientParams {
             remote: "198.19.0.1:55555".parse().unwrap(),
             server_name: "gateway".to_owned(),
