@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the programs that tests and benchmarks compare with into .peers, which git ignores: Quincy's; with --wireguard also WireGuard in
-# user space (boringtun-cli, gotatun, and Debian's wireguard-go, which goes where Debian puts it). Does nothing for what is there already.
+# user space (boringtun-cli, gotatun). Does nothing for what is there already.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -37,17 +37,4 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # the list is meant to be split
     CARGO_TARGET_DIR=$PWD/.peers/build cargo install $missing --locked --root .peers --force
     rm -rf .peers/build
-fi
-
-if [ -n "$wireguard" ]; then
-    if command -v wireguard-go >/dev/null; then
-        echo "wireguard-go is there" >&2
-    else
-        if [ "$(id -u)" -ne 0 ]; then
-            echo "wireguard-go is missing: run apt-get install wireguard-go as root" >&2
-            exit 1
-        fi
-        apt-get update -q >&2
-        apt-get install -qy --no-install-recommends wireguard-go >&2
-    fi
 fi

@@ -29,10 +29,6 @@ pub struct Callgrind {
 
 impl Callgrind {
     /// Looks for it.
-    ///
-    /// # Errors
-    ///
-    /// If it is not installed.
     pub fn find() -> Result<Self> {
         let paths = env::var_os("PATH").unwrap_or_default();
         let program = env::split_paths(&paths)
@@ -47,10 +43,6 @@ impl Callgrind {
     }
 
     /// Instructions of `case` for each unit of its work.
-    ///
-    /// # Errors
-    ///
-    /// If the benchmark fails, or what callgrind wrote cannot be read.
     pub fn count(&self, case: &Case) -> Result<f64> {
         let folder = TempDir::with_prefix("tollgate-bench-").context("no folder for callgrind's output")?;
         let counts = folder.path().join("counts");
@@ -73,10 +65,6 @@ impl Callgrind {
 }
 
 /// The child's part: does the work of `case` until there is enough, and prints how many units were measured.
-///
-/// # Errors
-///
-/// If the work was not what it should have been.
 pub fn measure(case: &Case) -> Result<()> {
     let mut fixture = (case.make)()?;
     for _ in 0..WARM_UP_ROUNDS {
@@ -86,7 +74,7 @@ pub fn measure(case: &Case) -> Result<()> {
     while units < case.units {
         units += round(&mut *fixture, &mut measured)?;
     }
-    super::print(&format!("{units}\n"))
+    crate::measure::record::print(&format!("{units}\n"))
 }
 
 /// What is counted. A function of its own, since callgrind begins and ends with one.

@@ -11,20 +11,12 @@ use super::traffic::{LARGE_BYTES, SMALL_BYTES};
 /// Work in rounds. Only [`Fixture::work`] is measured.
 pub trait Fixture {
     /// Gets everything ready for the work.
-    ///
-    /// # Errors
-    ///
-    /// If the wire does not carry what it should.
     fn prepare(&mut self) -> Result<()>;
 
     /// The work. Returns how many units of it were done: with 0, another turn of all three belongs to the same round.
     fn work(&mut self) -> u64;
 
     /// Makes sure that all of it was done.
-    ///
-    /// # Errors
-    ///
-    /// If not.
     fn conclude(&mut self) -> Result<()>;
 }
 
@@ -122,10 +114,6 @@ pub fn find(name: &str) -> Option<&'static Case> {
 }
 
 /// One round. `measured` has the work done, and may count or time it. Returns the units done.
-///
-/// # Errors
-///
-/// If the work was not what it should have been.
 pub fn round(fixture: &mut dyn Fixture, measured: &mut impl FnMut(&mut dyn Fixture) -> u64) -> Result<u64> {
     loop {
         fixture.prepare()?;

@@ -1,7 +1,7 @@
 //! The engine by itself: what a core of the gateway does, without input and output, deterministic and under virtual time.
 //!
-//! The same [`fixture`]s are timed by criterion (`cargo bench -p tollgate-bench --bench engine`) and have their instructions counted by
-//! callgrind, here. Time drifts with the machine; a count repeats, so that it can be held against a recorded one.
+//! Callgrind counts the instructions of each [`fixture`]. Time drifts with the machine; a count repeats, so that it can be held against a
+//! recorded one.
 
 mod callgrind;
 pub mod fixture;
@@ -9,18 +9,32 @@ mod recorded;
 mod traffic;
 mod wire;
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
-use crate::progress::Progress;
-use crate::record::{Output, print};
-use crate::results::{EngineFigure, EngineResult, Finding};
+use serde::Serialize;
+
+use crate::measure::progress::Progress;
+use crate::measure::record::{Output, print, table};
 use callgrind::Callgrind;
 use fixture::{CASES, Case};
 use recorded::Recorded;
+
+/// One benchmark of the engine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Figure {
+    name: &'static str,
+    /// What it does once: `packet`, `handshake` ...
+    unit: &'static str,
+    what: &'static str,
+    instructions: f64,
+    /// The recorded count that it is held against, where there is one.
+    recorded: Option<f64>,
+    /// Whether it is more than the allowed share above the recorded one.
+    exceeds: bool,
+}
 
 /// The command line of `engine`.
 #[derive(Debug, clap::Args)]
@@ -42,34 +56,30 @@ pub struct Options {
 }
 
 /// Counts, prints, and compares or records.
-///
-/// # Errors
-///
-/// If something is missing or goes wrong, a benchmark costs more than it may, or the recorded counts are not of these benchmarks.
 pub fn run(options: &Options) -> Result<()> {
     if let Some(name) = &options.measure {
         return callgrind::measure(fixture::find(name).context("there is no such benchmark")?);
     }
     let path =
         options.recorded.clone().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.toml").into());
-    if options.record {
-        let callgrind = Callgrind::find()?;
-        let recording = options.output.start([callgrind.version.clone()])?;
-        let counts = count(&callgrind, options)?;
-        let result = compare(&counts, None);
-        print(&table(&result))?;
-        recording.write(Finding::Engine(result))?;
-        Recorded::new(&callgrind.version, counts.iter().map(|&(case, count)| (case.name, count))).write(&path)?;
-        return print(&format!("recorded in {}\n", path.display()));
-    }
-    let recorded = Recorded::read(&path)?;
-    recorded.require_same_conditions()?;
+    let recorded = match options.record {
+        true => None,
+        false => Some(Recorded::read(&path)?),
+    };
+    recorded.as_ref().map_or(Ok(()), Recorded::require_same_conditions)?;
     let callgrind = Callgrind::find()?;
-    let recording = options.output.start([callgrind.version.clone()])?;
-    let result = compare(&count(&callgrind, options)?, Some(&recorded));
-    print(&table(&result))?;
-    recording.write(Finding::Engine(result.clone()))?;
-    judge(&result, &recorded, &callgrind.version)
+    let mut recording = options.output.start([callgrind.version.clone()])?;
+    let counts = count(&callgrind, options)?;
+    let figures = compare(&counts, recorded.as_ref());
+    recording.print(&shown(&figures))?;
+    recording.write("engine", &figures)?;
+    match recorded {
+        Some(recorded) => judge(&figures, &recorded, &callgrind.version),
+        None => {
+            Recorded::new(&callgrind.version, counts.iter().map(|&(case, count)| (case.name, count))).write(&path)?;
+            print(&format!("recorded in {}\n", path.display()))
+        }
+    }
 }
 
 fn names() -> PossibleValuesParser {
@@ -89,48 +99,36 @@ fn count(callgrind: &Callgrind, options: &Options) -> Result<Vec<(&'static Case,
     counts
 }
 
-fn compare(counts: &[(&Case, f64)], recorded: Option<&Recorded>) -> EngineResult {
-    let figure = |&(case, instructions): &(&Case, f64)| {
-        let then = recorded.and_then(|recorded| recorded.instructions.get(case.name).copied());
-        let allowed = recorded.map_or(0.0, |recorded| recorded.allowed_share);
-        EngineFigure {
-            name: case.name.to_owned(),
-            unit: case.unit.to_owned(),
-            instructions,
-            recorded: then,
-            exceeds: then.is_some_and(|then| instructions > then * (1.0 + allowed)),
-        }
+fn compare(counts: &[(&'static Case, f64)], recorded: Option<&Recorded>) -> Vec<Figure> {
+    let allowed = recorded.map_or(0.0, |recorded| recorded.allowed_share);
+    let figure = |&(case, instructions): &(&'static Case, f64)| {
+        let Case { name, unit, what, .. } = *case;
+        let recorded = recorded.and_then(|recorded| recorded.instructions.get(name).copied());
+        let exceeds = recorded.is_some_and(|then| instructions > then * (1.0 + allowed));
+        Figure { name, unit, what, instructions, recorded, exceeds }
     };
-    let compiler = recorded::Conditions::here().compiler;
-    EngineResult { benchmarks: counts.iter().map(figure).collect(), compiler }
+    counts.iter().map(figure).collect()
 }
 
-/// One line for each benchmark.
-fn table(result: &EngineResult) -> String {
-    let mut text = format!("{:<17}{:>13}{:>13}{:>10}\n", "", "instructions", "recorded", "change");
-    for EngineFigure { name, unit, instructions, recorded, exceeds } in &result.benchmarks {
-        let (then, change) = match recorded {
-            Some(then) => (format!("{then:.1}"), format!("{:+.2} %", (instructions / then - 1.0) * 100.0)),
-            None => ("-".to_owned(), "-".to_owned()),
-        };
-        let what = fixture::find(name).map_or("", |case| case.what);
-        let mark = if *exceeds { "  TOO MUCH" } else { "" };
-        let _ = writeln!(text, "{name:<17}{instructions:>13.1}{then:>13}{change:>10}  a {unit}: {what}{mark}");
-    }
-    text
+fn shown(figures: &[Figure]) -> comfy_table::Table {
+    let rows = figures.iter().map(|&Figure { name, unit, what, instructions, recorded, exceeds }| {
+        let then = recorded.map_or("-".to_owned(), |then| format!("{then:.1}"));
+        let change = recorded.map_or("-".to_owned(), |then| format!("{:+.2} %", (instructions / then - 1.0) * 100.0));
+        let mark = if exceeds { " TOO MUCH" } else { "" };
+        [name.to_owned(), format!("a {unit}: {what}"), format!("{instructions:.1}"), then, format!("{change}{mark}")]
+    });
+    table(2, &["benchmark", "", "instructions", "recorded", "change"], rows)
 }
 
 /// Whether the gate is passed.
-fn judge(result: &EngineResult, recorded: &Recorded, valgrind: &str) -> Result<()> {
-    let unknown: Vec<_> = result.benchmarks.iter().filter(|figure| figure.recorded.is_none()).collect();
-    if let Some(figure) = unknown.first() {
+fn judge(figures: &[Figure], recorded: &Recorded, valgrind: &str) -> Result<()> {
+    if let Some(figure) = figures.iter().find(|figure| figure.recorded.is_none()) {
         bail!("{} has no recorded count: record anew with --record", figure.name);
     }
     if let Some(gone) = recorded.instructions.keys().find(|name| fixture::find(name).is_none()) {
         bail!("a count is recorded of {gone}, but there is no such benchmark: record anew with --record");
     }
-    let dearer: Vec<_> =
-        result.benchmarks.iter().filter(|figure| figure.exceeds).map(|figure| &figure.name[..]).collect();
+    let dearer: Vec<_> = figures.iter().filter(|figure| figure.exceeds).map(|figure| figure.name).collect();
     if !dearer.is_empty() {
         let allowed = recorded.allowed_share * 100.0;
         let note = match &recorded.valgrind {
@@ -155,8 +153,9 @@ mod tests {
         let mut recorded = recorded(0.02);
         change(&mut recorded);
         let counts: Vec<_> = CASES.iter().zip(counts).map(|(case, &count)| (case, count)).collect();
-        let result = compare(&counts, Some(&recorded));
-        judge(&result, &recorded, "valgrind-3.19.0").map(|()| table(&result)).map_err(|error| error.to_string())
+        let figures = compare(&counts, Some(&recorded));
+        let judged = judge(&figures, &recorded, "valgrind-3.19.0");
+        judged.map(|()| shown(&figures).to_string()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -69,10 +69,6 @@ impl Recorded {
     }
 
     /// Reads the file.
-    ///
-    /// # Errors
-    ///
-    /// In one line: it cannot be read, or makes no sense.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
         let absent = || format!("cannot read the recorded counts in {shown}: name the file, or make it with --record");
@@ -91,20 +87,12 @@ impl Recorded {
     }
 
     /// Writes the file, over what was there.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = format!("{HEADING}\n{}", toml::to_string(self)?);
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Makes sure that counts of this program may be compared with these.
-    ///
-    /// # Errors
-    ///
-    /// If they were made by another compiler, with another profile or for another target.
     pub fn require_same_conditions(&self) -> Result<()> {
         let (then, here) = (&self.conditions, Conditions::here());
         let pairs = [
@@ -128,48 +116,15 @@ impl Recorded {
 mod tests {
     use super::*;
 
-    fn recorded() -> Recorded {
-        Recorded::new("valgrind-3.19.0", [("up_1400", 1234.56), ("down_1400", 99.0)])
-    }
-
     #[test]
-    fn what_is_recorded_is_read_back() {
+    fn counts_survive_the_file_and_what_is_no_count_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("instructions.toml");
-        recorded().write(&path).unwrap();
+        let recorded = Recorded::new("valgrind-3", [("checksum", 12.345)]);
+        recorded.write(&path).unwrap();
         let read = Recorded::read(&path).unwrap();
-        assert_eq!(read, recorded());
-        assert_eq!(read.instructions["up_1400"], 1234.6);
-        read.require_same_conditions().unwrap();
-    }
-
-    #[test]
-    fn counts_of_another_compiler_profile_or_target_are_not_compared() {
-        for name in ["compiler 'other'", "profile 'other'", "target 'other'"] {
-            let mut recorded = recorded();
-            let Conditions { compiler, profile, target } = &mut recorded.conditions;
-            let changed = [("compiler", compiler), ("profile", profile), ("target", target)];
-            changed
-                .into_iter()
-                .filter(|(what, _)| name.starts_with(what))
-                .for_each(|(_, value)| *value = "other".into());
-            let error = recorded.require_same_conditions().unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("--record"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_none_is_refused_in_one_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("instructions.toml");
-        let refused = || format!("{:#}", Recorded::read(&path).unwrap_err());
-        assert!(refused().contains("--record"), "{}", refused());
-        for text in ["", "allowed_share = 0.02\n", "= ="] {
-            fs::write(&path, text).unwrap();
-            assert!(refused().contains("instructions.toml holds no recorded counts"), "{}", refused());
-            assert_eq!(refused().lines().count(), 1);
-        }
-        Recorded { allowed_share: 2.0, ..recorded() }.write(&path).unwrap();
-        assert!(refused().contains("allowed_share is 2"), "{}", refused());
+        assert_eq!((read.instructions["checksum"], read.require_same_conditions().is_ok()), (12.3, true));
+        fs::write(&path, "allowed_share = 2.0").unwrap();
+        assert!(format!("{:#}", Recorded::read(&path).unwrap_err()).contains("holds no recorded counts"));
     }
 }

@@ -53,10 +53,6 @@ pub struct Wire {
 
 impl Wire {
     /// A gateway of `shards` shards, and a client whose connection is going to be owned by `owner`. The handshake has not begun.
-    ///
-    /// # Errors
-    ///
-    /// If no identity can be made.
     pub fn new(shards: u16, owner: ShardIndex) -> Result<Self> {
         let now = Instant::now();
         let (gateway, user) = (Identity::generate(SERVER_NAME, &[SERVER_NAME])?, Identity::generate("user", &[])?);
@@ -101,10 +97,6 @@ impl Wire {
     }
 
     /// Waits for the client's address, and returns it.
-    ///
-    /// # Errors
-    ///
-    /// If it never comes.
     pub fn attach(&mut self) -> Result<Ipv4Addr> {
         let end = self.now + PATIENCE;
         while self.client.assignment().is_none() {
@@ -118,10 +110,6 @@ impl Wire {
     }
 
     /// Has the client say goodbye, waits until everybody has forgotten it, and puts a new one in its place.
-    ///
-    /// # Errors
-    ///
-    /// If it is never forgotten.
     pub fn reconnect(&mut self) -> Result<()> {
         self.client.close(self.now);
         let end = self.now + PATIENCE;

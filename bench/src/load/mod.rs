@@ -1,27 +1,93 @@
-//! `tollgate-bench load`: thousands of clients from one process, inner traffic made and checked on both ends.
+//! `load`: thousands of clients from one process, inner traffic made and checked on both ends.
 //!
 //! Threads of the harness, all in one process:
-//! - each *crowd* thread drives its part of the clients (the engine's [`Tunnel`](tollgate_shards::Tunnel) machines) over few UDP
-//!   sockets, and is the near end of their flows;
-//! - the *far end* is an ordinary UDP service behind the gateway: the other end of every flow;
-//! - the *director* (the calling thread) ramps up, starts and stops traffic, samples the gateway, and at the end balances the ledgers.
+//! - each *generator* thread drives its part of the clients (the engine's [`Tunnel`](tollgate_shards::Tunnel) machines) over one UDP
+//!   socket, and is the near end of their flows;
+//! - the *responder* is an ordinary UDP service behind the gateway: the other end of every flow;
+//! - the *controller* (the calling thread) ramps up, starts and stops traffic, samples the gateway, and at the end balances the accounts.
 //!
-//! Near and far end speak in band only, in the messages of [`wire`]: so it makes no difference whether the gateway is ours, a peer's, or
-//! on another machine.
+//! Generator and responder speak in band only, in the messages of [`flow::wire`]: so it makes no difference whose gateway is between them.
 
-pub mod crowd;
-mod director;
-pub mod far_end;
-pub mod latencies;
-pub mod ledger;
-pub mod options;
-pub mod packet;
-pub mod pattern;
-pub mod sink;
-pub mod sizes;
-pub mod source;
-pub mod table;
-pub mod verdict;
-pub mod wire;
+pub mod accounting;
+mod controller;
+mod experiment;
+pub mod flow;
+pub mod generator;
+mod identities;
+pub mod responder;
+pub mod result;
+pub mod scenario;
+mod table;
+mod testbed;
 
-pub use director::{Observer, SAMPLES_MAX, run, run_observed, run_with_faults};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::measure::progress::Progress;
+use crate::measure::record::Output;
+use crate::programs::Gateway;
+pub use controller::run;
+#[cfg(test)]
+pub use experiment::fixture;
+pub use experiment::{BULK_TRAIN_PACKETS, Experiment, constant, scenario, traffic};
+pub use identities::absent_user;
+use scenario::Scenario;
+
+/// A struct of counters, each of which adds up.
+macro_rules! counts {
+    ($(#[$attribute:meta])* $name:ident { $($(#[$comment:meta])* $field:ident,)+ }) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$comment])* pub $field: u64,)+
+        }
+
+        impl std::ops::AddAssign for $name {
+            fn add_assign(&mut self, other: $name) {
+                $(self.$field += other.$field;)+
+            }
+        }
+    };
+}
+pub(crate) use counts;
+
+/// What to load, and how.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The scenario, a TOML file: see bench/scenarios/ for examples, bench/README.md for all keys.
+    #[arg(value_name = "SCENARIO")]
+    scenario: PathBuf,
+    /// The gateway to start: `tollgate`, `quincy-server`, or the path of either.
+    #[arg(long, value_name = "NAME|PATH", default_value = "tollgate")]
+    gateway: String,
+    /// Run traffic for so many seconds, in place of the scenario's duration.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: Option<u64>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Runs the scenario and prints the table. Fails after all results when the load has failed.
+pub fn command(options: &Options) -> Result<()> {
+    let mut scenario = Scenario::load(&options.scenario)?;
+    if let Some(seconds) = options.seconds {
+        scenario.duration = Duration::from_secs(seconds);
+    }
+    let gateway = Gateway::named(&options.gateway)?;
+    let version = gateway.version()?;
+    tollgate_testkit::prepare()?;
+    tollgate_testkit::require_tun()?;
+    let mut recording = options.output.start([version])?;
+    let mut progress = Progress::new();
+    let result = run(&scenario, &gateway, &mut progress, &mut |_| Ok(()));
+    progress.clear();
+    let result = result?;
+    recording.print(&table::LoadTable(&result))?;
+    recording.write("load", &result)?;
+    match result.failures.len() {
+        0 => Ok(()),
+        failures => bail!("the load failed, for {failures} reason(s): see the table"),
+    }
+}

@@ -1,6 +1,7 @@
 //! What can go wrong in the lab, each naming the namespace, process or traffic concerned.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use tollgate_netlink::NetlinkError;
 
@@ -65,6 +66,16 @@ pub enum LabError {
         /// The system call's error, or a timeout.
         source: io::Error,
     },
+    /// A file could not be made.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Files {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system call's error.
+        source: io::Error,
+    },
     /// A plan asks for what the lab does not do.
     #[error("{plan}: {field} is {value}, but must be {bounds}")]
     Plan {
@@ -80,6 +91,10 @@ pub enum LabError {
 }
 
 impl LabError {
+    pub(crate) fn files(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Files { operation, path: path.to_owned(), source }
+    }
+
     pub(crate) fn traffic(traffic: impl Into<String>, operation: &'static str, source: impl Into<io::Error>) -> Self {
         Self::Traffic { traffic: traffic.into(), operation, source: source.into() }
     }

@@ -5,6 +5,8 @@
 
 use std::io::IoSlice;
 
+use crate::chance::{Chance, mixed};
+
 const BLOCK_BYTES: usize = 64 * 1024;
 const STAMP_BYTES: usize = 16;
 const PATTERN_BYTES: usize = 1024 * 1024;
@@ -35,11 +37,8 @@ pub(super) struct Verifier<'a> {
 
 impl Pattern {
     pub(super) fn new(seed: u64) -> Self {
-        let mut state = seed;
-        let words = (0..(PATTERN_BYTES + BLOCK_BYTES) / 8).map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            mixed(state)
-        });
+        let mut chance = Chance::new(seed);
+        let words = (0..(PATTERN_BYTES + BLOCK_BYTES) / 8).map(|_| chance.number());
         Self { seed, bytes: words.flat_map(u64::to_le_bytes).collect() }
     }
 
@@ -123,13 +122,6 @@ impl<'a> Verifier<'a> {
     pub(super) fn corrupt_at(&self) -> Option<u64> {
         self.corrupt_at
     }
-}
-
-/// The output function of SplitMix64.
-fn mixed(state: u64) -> u64 {
-    let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
 }
 
 #[cfg(test)]

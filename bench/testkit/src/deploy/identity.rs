@@ -1,0 +1,63 @@
+//! Certificates as users of a gateway have them: self-signed, each trusted or authorized by itself.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+use sha2::{Digest, Sha256};
+
+use crate::LabError;
+
+/// A certificate with its key.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// Its key, PEM.
+    pub key_pem: String,
+    /// How a users file names the certificate: `sha256:` and hexadecimal digits.
+    pub fingerprint: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Makes a certificate of the common name `name`, for the names and addresses `sans`.
+    ///
+    /// # Errors
+    ///
+    /// When a name cannot be put in a certificate.
+    pub fn generate(name: &str, sans: &[&str]) -> Result<Self, LabError> {
+        let make = || -> Result<Self, rcgen::Error> {
+            let mut params = CertificateParams::new(sans.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let key = KeyPair::generate()?;
+            let certificate = params.self_signed(&key)?;
+            let digest = Sha256::digest(certificate.der());
+            let fingerprint = digest.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"));
+            Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), fingerprint })
+        };
+        make().map_err(|error| LabError::files("make a certificate", Path::new(name), std::io::Error::other(error)))
+    }
+
+    /// Writes `{name}_cert.pem` and `{name}_key.pem` into `folder`, in place of what is there.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be written.
+    pub fn write(&self, folder: &Path, name: &str) -> Result<(), LabError> {
+        for (part, text, mode) in [("cert", &self.certificate_pem, 0o644), ("key", &self.key_pem, 0o600)] {
+            let path = folder.join(format!("{name}_{part}.pem"));
+            fs::write(&path, text)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+                .map_err(|source| LabError::files("write", &path, source))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! Whole loads against real gateways, as a user runs them: every packet is accounted for, on both ends, and nothing is left behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+use tollgate_testkit as testkit;
+
+/// One load at a time: two would be each other's trouble.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Waits for the machine; without the right to make namespaces there is nothing to test. `peers` are programs of others that it takes.
+fn machine(peers: &[&str]) -> Option<MutexGuard<'static, ()>> {
+    if let Err(missing) = testkit::privileges().and_then(|()| testkit::require_tun()) {
+        testkit::skip(&missing.to_string());
+        return None;
+    }
+    let folder = std::env::var_os("TOLLGATE_PEERS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.peers/bin"));
+    if let Some(missing) = peers.iter().find(|peer| !folder.join(peer).is_file()) {
+        assert!(std::env::var_os("TOLLGATE_REQUIRE_PEERS").is_none(), "{missing} is missing");
+        eprintln!("skipped: {missing} is missing");
+        return None;
+    }
+    // A test that failed has left nothing half done.
+    Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs the program with temporary files in a folder of their own, none of which may be left.
+fn bench(arguments: &[&str]) -> (Output, Value) {
+    let (temporary, results) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let json = results.path().join("result.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate-bench"));
+    command.args(arguments).arg("--json").arg(&json).env("TMPDIR", temporary.path());
+    let output = command.output().unwrap();
+    let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let text = fs::read_to_string(&json).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let record: Value = serde_json::from_str(&text).unwrap();
+    (output, record["result"].clone())
+}
+
+/// Runs a scenario against a gateway. Gives the result, with the printed table for messages.
+fn load(scenario: &str, gateway: &str) -> (Value, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scenario.toml");
+    fs::write(&path, scenario).unwrap();
+    let (output, result) = bench(&["load", path.to_str().unwrap(), "--gateway", gateway]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.success(), result["failures"] == Value::Array(Vec::new()), "{table}");
+    (result, table)
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+/// 200 clients: some send up, some are sent to, some ask, some are idle; all lengths from the shortest to the MTU.
+const MIXED: &str = r#"
+duration = "3 s"
+[gateway]
+shards = 2
+[users]
+count = 200
+[[traffic]]
+name = "up"
+kind = "constant"
+connections = 60
+direction = "up"
+rate = 50.0
+size = "imix"
+[[traffic]]
+name = "down"
+kind = "constant"
+connections = 60
+direction = "down"
+rate = 50.0
+size = "imix"
+[[traffic]]
+kind = "request"
+connections = 60
+flows = 2
+rate = 10.0
+size = [[52, 1], [300, 1]]
+answer_bytes = 1400
+[demand]
+# A machine with other work drops packets, which is to be counted and not to fail a test.
+loss_max = 1.0
+"#;
+
+fn assert_mixed_load_is_exact(gateway: &str) -> Value {
+    let (result, table) = load(MIXED, gateway);
+    assert_eq!(result["failures"], Value::Array(Vec::new()), "{table}");
+    assert_eq!((number(&result["ramp"]["connected"]), number(&result["churn"]["connected"])), (200, 200), "{table}");
+    let groups = result["groups"].as_array().unwrap();
+    let [up, down, request] = &groups[..] else { panic!("{table}") };
+    let received = |group: &Value, way| number(&group[way]["received_packets"]);
+    assert!(received(up, "up") > 60 * 50 && received(down, "down") > 60 * 50, "{table}");
+    // Every request that arrived was answered, and each round trip timed.
+    assert_eq!(received(request, "up"), number(&request["down"]["sent_packets"]), "{table}");
+    assert_eq!(number(&request["round_trip"]["count"]), received(request, "down"), "{table}");
+    for way in ["up", "down"] {
+        // The accounts have the control messages too.
+        let sent: u64 = groups.iter().map(|group| number(&group[way]["sent_packets"])).sum();
+        let all = number(&result[way]["sent"]);
+        assert!(all > sent && all < sent + 2000 && result[way]["unaccounted"] == 0, "{table}");
+    }
+    assert!(number(&result["gateway_usage"]["memory_bytes"]) > 1 << 20, "{table}");
+    result
+}
+
+#[test]
+fn two_hundred_clients_of_two_shards_are_accounted_for_to_the_packet() {
+    let Some(_machine) = machine(&[]) else { return };
+    let shards = assert_mixed_load_is_exact("tollgate")["shards"].clone();
+    let counts = ["shards", "connections", "addresses_held"].map(|name| number(&shards[name]));
+    assert_eq!(counts, [2, 200, 200]);
+}
+
+#[test]
+fn the_same_clients_are_accounted_for_with_quincys_server() {
+    let Some(_machine) = machine(&["quincy-server"]) else { return };
+    assert_eq!(assert_mixed_load_is_exact("quincy-server")["shards"], Value::Null);
+}
+
+#[test]
+fn clients_that_come_go_move_and_lose_datagrams_are_accounted_for_too() {
+    let Some(_machine) = machine(&[]) else { return };
+    let scenario = r#"
+duration = "5 s"
+[gateway]
+shards = 3
+[users]
+count = 60
+[harness]
+threads = 2
+[trouble]
+churn_per_second = 10
+loss = 0.005
+rebinds_per_second = 10
+[[traffic]]
+kind = "constant"
+connections = 30
+rate = 40.0
+size = "imix"
+[[traffic]]
+kind = "bulk"
+connections = 4
+window_bytes = 65536
+"#;
+    let (result, table) = load(scenario, "tollgate");
+    for way in ["up", "down"] {
+        assert_eq!(result[way]["unaccounted"], 0, "{table}");
+        assert!(number(&result[way]["drops"]["outer: lost on purpose"]) > 0, "{table}");
+    }
+    assert!(number(&result["churn"]["closed"]) >= 20 && number(&result["churn"]["rebound"]) >= 20, "{table}");
+    let failures = result["failures"].as_array().unwrap().iter().filter_map(Value::as_str);
+    let damaged = failures.filter(|failure| !failure.contains("missing") && !failure.contains("connections"));
+    assert_eq!(damaged.count(), 0, "{table}");
+}
+
+#[test]
+fn flows_over_steered_shards_keep_their_order() {
+    let Some(_machine) = machine(&[]) else { return };
+    let scenario = r#"
+duration = "4 s"
+[gateway]
+shards = 6
+[users]
+count = 40
+[[traffic]]
+name = "up"
+kind = "constant"
+connections = 10
+flows = 16
+direction = "up"
+rate = 40.0
+size = "imix"
+[[traffic]]
+name = "down"
+kind = "constant"
+connections = 10
+flows = 16
+direction = "down"
+rate = 40.0
+size = "imix"
+[[traffic]]
+kind = "bulk"
+connections = 8
+flows = 5
+window_bytes = 65536
+[demand]
+loss_max = 1.0
+"#;
+    let (result, table) = load(scenario, "tollgate");
+    let mut received = 0;
+    for flow in result["groups"].as_array().unwrap().iter().flat_map(|group| [&group["up"], &group["down"]]) {
+        received += number(&flow["received_packets"]);
+        let wrong = ["reordered_packets", "duplicated_packets", "corrupted_packets"].map(|name| number(&flow[name]));
+        assert_eq!(wrong, [0; 3], "reordered, twice, corrupt: {table}");
+    }
+    assert!(received > 40_000 && result["up"]["unaccounted"] == 0 && result["down"]["unaccounted"] == 0, "{table}");
+    let shards = &result["shards"];
+    assert!(number(&shards["crossed"]) * 100 < number(&shards["arrived"]), "the TUN device is steered: {table}");
+}
+
+#[test]
+fn users_who_want_too_much_are_held_to_their_limit() {
+    let Some(_machine) = machine(&[]) else { return };
+    let scenario = r#"
+duration = "4 s"
+[users]
+count = 4
+limit = "2 mbps"
+[[traffic]]
+kind = "constant"
+rate = 500.0
+"#;
+    let (result, table) = load(scenario, "tollgate");
+    assert_eq!(result["failures"], Value::Array(Vec::new()), "{table}");
+    for way in ["up", "down"] {
+        let flow = &result["groups"][0][way];
+        assert!(number(&flow["lost_packets"]) > 0 && flow["user_peak_bits_per_second"].as_f64() > Some(0.0), "{table}");
+    }
+}
+
+#[test]
+fn a_comparison_checks_every_byte_and_holds_ours_against_the_floor() {
+    let Some(_machine) = machine(&["quincy-server", "quincy-client"]) else { return };
+    let (output, result) = bench(&["compare", "--peer", "quincy", "--pairs", "1", "--seconds", "1"]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && table.contains("times the CPU per GB of quincy-server"), "{table}");
+    for transfer in ["ours", "peer"].iter().flat_map(|who| result["pairs"][0][who].as_array().unwrap()) {
+        assert!(number(&transfer["bytes"]) > 0 && transfer["corrupt_at_byte"].is_null(), "{transfer}");
+    }
+    let summaries = result["summaries"].as_array().unwrap();
+    assert_eq!(summaries.len(), 3);
+    assert!(summaries.iter().all(|work| work["ours_to_floor"]["median"].as_f64() > Some(1.0)), "{table}");
+}
