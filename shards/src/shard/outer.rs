@@ -164,7 +164,7 @@ impl Shard {
         let address = remote.ip();
         let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
         // Not refused: an honest client's next Initial may find room. One for which there is none takes nothing of its source's share.
-        let room = self.admission.room(now, address);
+        let room = self.room(now, address);
         let hindrance = if room == Room::None {
             Some(DropReason::HandshakeLimit)
         } else if !self.failures.admits(now, remote, persists) {
@@ -201,6 +201,22 @@ impl Shard {
                     self.respond(outgoing(&transmit), &answer);
                 }
             }
+        }
+    }
+
+    /// Whether a handshake from `address` finds room. The rest of a ClientHello that came in the same batch is taken before its handshake gives way
+    /// as one without.
+    fn room(&mut self, now: Instant, address: IpAddr) -> Room {
+        let mut looked_at = None;
+        loop {
+            let room = self.admission.room(now, address);
+            let Room::InsteadOf(slot) = room else { return room };
+            let is_behind = self.connections.at(slot).is_some_and(|owned| owned.touched);
+            if !is_behind || looked_at == Some(slot) {
+                return room;
+            }
+            looked_at = Some(slot);
+            self.drive(now, slot);
         }
     }
 

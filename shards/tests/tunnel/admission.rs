@@ -139,6 +139,25 @@ fn a_handshake_that_waits_for_its_client_is_not_overtaken_from_behind_the_same_n
     }
 }
 
+/// One batch brings all of its ClientHello and a newer handshake, while every place is taken by one that is further.
+#[test]
+fn a_handshake_does_not_give_way_to_one_that_came_with_the_rest_of_its_client_hello() {
+    let mut world = world(1);
+    for number in 0..256u16 {
+        stuck(&mut world, v4((number / 8) as u8 + 1, 1000 + number), 0, 2);
+    }
+    let (client, hello) = proven(&mut world, 1, v4(200, 50_000), 0);
+    let (other, others_hello) = proven(&mut world, 0, v4(201, 50_000), 0);
+    for datagram in &hello {
+        world.udp(v4(200, 50_000), datagram.len(), datagram);
+    }
+    world.udp(v4(201, 50_000), others_hello[0].len(), &others_hello[0]);
+    world.kill(other);
+    world.clients[client].held = None;
+    world.run(Duration::from_millis(100));
+    assert!(world.clients[client].machine.assignment().is_some());
+}
+
 /// The client repeats what nobody answered, and cannot know that it was there once.
 #[test]
 fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew() {
