@@ -213,10 +213,12 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
 }
 
 fn check(file: &CheckedFile) -> anyhow::Result<()> {
-    let (warnings, effective) = if file.client {
+    let (warnings, effective): (Vec<String>, _) = if file.client {
         let config = ClientConfig::load(&file.config, file.environment.variables())?;
         crate::tls::client(&config.tls)?;
-        (config.warnings.clone(), config.effective())
+        let doubts = crate::tls::doubts_of_trusted(&config.tls, &config.server.host, SystemTime::now())?;
+        let doubts = doubts.into_iter().map(|doubt| doubt.text);
+        (config.warnings.iter().cloned().chain(doubts).collect(), config.effective())
     } else {
         let config = ServerConfig::load(&file.config, file.environment.variables())?;
         crate::tls::server(&config.tls)?;

@@ -34,7 +34,7 @@ use rustls::{
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use zeroize::Zeroizing;
 
-pub use inspect::{Doubt, doubts};
+pub use inspect::{Doubt, doubts, doubts_of_trusted};
 pub use validity::{OutOfValidity, ValidityNote};
 
 use self::validity::NotingVerifier;

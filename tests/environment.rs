@@ -318,6 +318,23 @@ fn a_user_with_nothing_but_the_right_to_make_network_devices_serves() {
 }
 
 #[test]
+fn without_a_tun_driver_the_gateway_says_so_in_one_line() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let site = Site::new(&Plan::default());
+    let mut process =
+        site.topology.gateway.spawn(after_mounts("mount -t tmpfs none /dev/net", &site.command(&[]))).unwrap();
+    assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(1));
+    process.wait_for_line("no line says this", PATIENCE).unwrap_err();
+    let lines = process.lines();
+    let told: Vec<_> = lines.iter().filter(|line| line.contains("tun")).collect();
+    assert!(told.len() == 1 && told[0].starts_with("tollgate: ") && told[0].contains("/dev/net/tun"), "{lines:#?}");
+    assert!(told[0].contains("load the module `tun`, or give the container this device"), "{told:?}");
+}
+
+#[test]
 fn a_hardened_container_of_a_cluster_serves() {
     let Some(peers) = Peers::find() else { return };
     let _turn = turn::together();
@@ -471,6 +488,18 @@ fn a_control_socket_that_another_gateway_has_is_a_warning_where_none_is_configur
     let two = start_with_one_run(&second);
     let line = two.process.wait_for_line("a gateway already listens on the control socket", PATIENCE).unwrap();
     assert!(line.contains("WARN") && line.contains("tollgate reload") && line.contains("SIGHUP"), "{line}");
+    // Whichever file it is given, it is the first one that takes the order; the second one takes signals.
+    let variables = [("RUNTIME_DIRECTORY", &folder[..])];
+    for file in [&first, &second] {
+        let before = one.process.line_count();
+        let (code, text) = order(file, &variables, &["reload", "--config", "server.toml"]);
+        assert_eq!(code, Some(0), "{text}");
+        one.process.wait_for_line_from(before, "reloaded on order", PATIENCE).unwrap();
+    }
+    assert!(line.contains("whichever --config"), "{line}");
+    two.process.signal(rustix::process::Signal::HUP).unwrap();
+    two.process.wait_for_line("reloaded on SIGHUP", PATIENCE).unwrap();
+    assert_eq!((two.count_lines("reloaded on order"), one.count_lines("reloaded on SIGHUP")), (0, 0));
     second.assert_serves(&peers, two);
     let (code, text) = order(&first, &[("RUNTIME_DIRECTORY", &folder)], &["reload", "--config", "server.toml"]);
     assert_eq!(code, Some(0), "the first one keeps its socket: {text}");
@@ -664,4 +693,37 @@ fn a_check_warns_of_certificates_that_clients_refuse() {
         assert!(warnings.contains(expected) && warnings.lines().count() == 1, "{name}: {warnings}");
         assert!(warnings.starts_with("tollgate: warning: the certificate"), "{warnings}");
     }
+}
+
+#[test]
+fn a_check_warns_of_trusted_certificates_that_no_gateway_can_use() {
+    let site = Deployment::write(&Plan::default());
+    let config = site.write_client("alice", "vpn.example.org:55555", "hybrid");
+    let check = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let output = command.args(["check", "--client", "--config"]).arg(&config).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let trusted = site.path("server_cert.pem");
+    let (code, warnings) = check();
+    assert_eq!(code, Some(0), "{warnings}");
+    assert!(warnings.contains("no trusted certificate bears the name \"vpn.example.org\""), "{warnings}");
+    for (name, certificate, _, expected) in doubtful_certificates() {
+        // What an authority has signed is not known here; a certificate of one is nothing that the authority's own would vouch for.
+        let expected = match name {
+            "authority" => None,
+            "incomplete" => Some("which is not trusted"),
+            _ => Some(expected),
+        };
+        fs::write(&trusted, certificate).unwrap();
+        let (code, warnings) = check();
+        assert_eq!(code, Some(0), "{name}: {warnings}");
+        assert_eq!(warnings.lines().count(), usize::from(expected.is_some()), "{name}: {warnings}");
+        assert!(expected.is_none_or(|expected| warnings.contains(expected)), "{name}: {warnings}");
+    }
+    // Of two that are trusted, one may be the next.
+    let own = tollgate::identity::Identity::generate("a", &["vpn.example.org"]).unwrap();
+    let other = tollgate::identity::Identity::generate("b", &["other.example.org"]).unwrap();
+    fs::write(&trusted, format!("{}{}", other.certificate_pem, own.certificate_pem)).unwrap();
+    assert_eq!(check(), (Some(0), String::new()));
 }

@@ -23,6 +23,8 @@ use self::harness::traffic::{
 };
 use self::harness::{eventually, turn};
 
+// The tests of the client use the rest of it.
+#[allow(dead_code)]
 mod faults;
 // The interop tests use the rest of it.
 #[allow(dead_code)]
@@ -306,6 +308,30 @@ fn a_socket_that_is_shut_down_by_another_program_is_opened_anew() {
     assert!(faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
     site.assert_recovers("sockets shut down");
     assert!(site.host("remade_sockets") >= 1);
+    let bob = site.assert_serves_another();
+    drop(bob);
+    site.assert_alice_stayed();
+}
+
+#[test]
+fn a_descriptor_that_is_closed_under_the_gateway_is_made_anew() {
+    let faults = Faults::build();
+    let Some(mut site) = Site::start_with(&Plan::default(), Some(&faults)) else { return };
+    let _turn = turn::together();
+    for (call, counter) in
+        [("recvmmsg", "remade_sockets"), ("sendmmsg", "remade_sockets"), ("writev", "remade_devices")]
+    {
+        let before = site.host(counter);
+        faults.close_at(call);
+        // A call that needs it.
+        assert!(eventually(RECOVERY, || {
+            let plan = PingPlan { count: 1, timeout: Duration::from_millis(20), ..PingPlan::new(site.server) };
+            let _ = site.inside().run(|| ping(&plan));
+            site.host(counter) == before + 1
+        }));
+        site.assert_recovers(&format!("closed at {call}"));
+        assert_eq!(site.host(counter), before + 1, "{call}: {:#?}", site.gateway.process.lines());
+    }
     let bob = site.assert_serves_another();
     drop(bob);
     site.assert_alice_stayed();

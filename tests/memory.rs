@@ -22,6 +22,8 @@ use self::tunnels::TestTunnel;
 mod harness;
 #[path = "harness/initials.rs"]
 mod initials;
+// The tests of MTUs use the rest of it.
+#[allow(dead_code)]
 #[path = "harness/tunnels.rs"]
 mod tunnels;
 

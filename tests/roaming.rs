@@ -2,9 +2,13 @@
 //!
 //! Each test holds packets of the tunnel's inside against what crosses the physical links: none may, at any time.
 
+// The tests of the gateway's host use the rest of it.
+#[allow(dead_code)]
+mod faults;
 mod site;
 
 use std::fs;
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -18,6 +22,7 @@ use tollgate::lab::ping::{PingPlan, ping};
 use tollgate::lab::{Process, SERVER_V4, SERVER_V6, SERVICE_V4, SERVICE_V6};
 use tollgate::netlink::{Netlink, Route};
 
+use faults::Faults;
 use site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, add_address, by_hand, net};
 use site::{CONNECTED, PATIENCE};
 
@@ -564,4 +569,65 @@ fn a_socket_that_somebody_destroys_is_opened_anew_under_the_same_connection() {
         assert!(took < SOON, "{took:?}: {destroyed:?}");
     }
     tunnel.assert_same_connection();
+}
+
+/// How long a gateway waits for a client here, how long a client sleeps, and when it would speak by itself.
+const FORGOTTEN: Duration = Duration::from_secs(5);
+const ASLEEP: Duration = Duration::from_secs(6);
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_machine_that_was_suspended_has_its_tunnel_again_at_once_and_a_clock_that_is_set_costs_nothing() {
+    require_privileges_or_skip!();
+    let uplinks = Uplinks::new();
+    uplinks.site.client_file("\"0.0.0.0/0\"", "", "server");
+    let append = |file: &str, text: String| {
+        let mut file = fs::OpenOptions::new().append(true).open(uplinks.site.path(file)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    append("server.toml", format!("[connection]\nconnection_timeout_s = {}\n", FORGOTTEN.as_secs()));
+    append("client.toml", format!("[connection]\nkeep_alive_interval_s = {}\n", KEEP_ALIVE.as_secs()));
+    let _gateway = uplinks.site.serve();
+    let faults = Faults::build();
+    let mut command = uplinks.site.command("connect", "client.toml");
+    command.env("PATH", uplinks.site.directory.path());
+    faults.prepare(&mut command);
+    let client = uplinks.client().spawn(command).unwrap();
+    client.wait_for_line(CONNECTED, PATIENCE).unwrap();
+    assert!(uplinks.time_until_answer(SERVER_V4) < SOON);
+    let is_lost = || client.lines().iter().any(|line| line.contains("tunnel lost"));
+
+    // The clock is set while all is well.
+    assert_eq!(faults::tell_of_clock_jump(client.id()), 1, "the client watches the clock");
+    assert!(uplinks.time_until_answer(SERVER_V4) < SOON);
+    assert!(!is_lost(), "{:#?}", client.lines());
+
+    let watch = uplinks.watch_for_clear_traffic();
+    let mut still = Duration::ZERO;
+    // Suspended, the client's clock has stood still and it is told so; stopped, it knows by its clock.
+    for suspended in [true, false] {
+        assert!(uplinks.time_until_answer(SERVER_V4) < SOON);
+        // What the exchange left to be acknowledged is over.
+        thread::sleep(Duration::from_secs(1));
+        let lines = client.line_count();
+        let asleep = Instant::now();
+        client.signal(Signal::STOP).unwrap();
+        thread::sleep(ASLEEP);
+        if suspended {
+            still += asleep.elapsed();
+            faults.stop_clock(still);
+        }
+        client.signal(Signal::CONT).unwrap();
+        let awake = Instant::now();
+        if suspended {
+            faults::tell_of_clock_jump(client.id());
+        }
+        // Nothing goes into the tunnel meanwhile that would make the gateway answer.
+        client.wait_for_line_from(lines, "connected: this machine is", PATIENCE).unwrap();
+        let took = awake.elapsed();
+        eprintln!("suspended {suspended}: connected again after {took:?}");
+        assert!(took < SOON, "suspended {suspended}: {took:?}: {:#?}", client.lines());
+        assert!(uplinks.time_until_answer(SERVER_V4) < SOON);
+    }
+    watch.assert_none();
 }

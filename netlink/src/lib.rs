@@ -36,6 +36,7 @@ const DUMP_ATTEMPTS_MAX: u32 = 8;
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
 }
 
@@ -46,17 +47,22 @@ impl Netlink {
     ///
     /// When the kernel gives no netlink socket (descriptor limit, or a sandbox that forbids the family).
     pub fn open() -> Result<Self, NetlinkError> {
-        let opening = || -> std::io::Result<Socket> {
+        let opening = || -> std::io::Result<(Socket, u32)> {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
             sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = opening().map_err(|source| NetlinkError::socket("open a netlink socket", source))?;
-        Ok(Self { socket, sequence: 0 })
+        let (socket, port) = opening().map_err(|source| NetlinkError::socket("open a netlink socket", source))?;
+        Ok(Self { socket, port, sequence: 0 })
+    }
+
+    /// Its address in the namespace, by which notifications name who made a change.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends one request and returns what came before its acknowledgement.

@@ -18,6 +18,8 @@ const INTERFACES_MAX: usize = 64;
 const BUFFER_BYTES: usize = 4096;
 /// Length of `nlmsghdr`.
 const HEADER_BYTES: usize = 16;
+/// Where `nlmsghdr` names the socket whose request made the change; 0 is the kernel itself.
+const PORT_AT: usize = 12;
 /// Length of `rtmsg`.
 const ROUTE_HEADER_BYTES: usize = 12;
 /// The outgoing interface among a route's attributes.
@@ -75,8 +77,8 @@ impl Changes {
         }
     }
 
-    /// Takes one datagram of notifications.
-    fn note(&mut self, mut datagram: &[u8]) {
+    /// Takes one datagram of notifications, but for routes that the netlink socket `own` has changed.
+    fn note(&mut self, mut datagram: &[u8], own: Option<u32>) {
         while let Some((length, kind)) = header(datagram) {
             let body = datagram.get(HEADER_BYTES..length.min(datagram.len())).unwrap_or_default();
             match kind {
@@ -88,6 +90,7 @@ impl Changes {
                     self.addresses = true;
                     self.add_interface(word(body, 4));
                 }
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE if own.is_some() && word(datagram, PORT_AT) == own => {}
                 libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                     self.routes = true;
                     self.add_interface(outgoing_interface(body));
@@ -131,11 +134,17 @@ impl NetlinkWatch {
 
     /// Reads the pending notifications, without waiting for more. An overrun or any other failure counts as a change of everything.
     pub fn drain(&self) -> Changes {
+        self.drain_of_others(None)
+    }
+
+    /// The same, without the routes that the socket of [`Netlink::port`](super::Netlink::port) `own` has changed: whoever changes many need
+    /// not look at all of them after each.
+    pub fn drain_of_others(&self, own: Option<u32>) -> Changes {
         let mut changes = Changes::default();
         let mut buffer = [0; BUFFER_BYTES];
         for _ in 0..NOTIFICATIONS_MAX {
             match self.socket.recv(&mut &mut buffer[..], 0) {
-                Ok(bytes) => changes.note(&buffer[..bytes.min(BUFFER_BYTES)]),
+                Ok(bytes) => changes.note(&buffer[..bytes.min(BUFFER_BYTES)], own),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
@@ -197,13 +206,13 @@ mod tests {
     fn cut_and_empty_notifications_are_taken_for_what_they_show() {
         let mut changes = Changes::default();
         for datagram in [&[][..], &[0; 15], &[0; 64]] {
-            changes.note(datagram);
+            changes.note(datagram, None);
         }
         assert!(changes.is_empty());
         let mut route = [0u8; HEADER_BYTES + ROUTE_HEADER_BYTES];
         route[..4].copy_from_slice(&1000u32.to_ne_bytes());
         route[4..6].copy_from_slice(&libc::RTM_NEWROUTE.to_ne_bytes());
-        changes.note(&route);
+        changes.note(&route, None);
         assert!(changes.routes && changes.concern(7), "a route whose interface is cut off may be any");
     }
 }

@@ -222,6 +222,13 @@ fn control_socket(config: &tollgate_config::Control) -> Result<Option<ControlSoc
     match ControlSocket::listen(&config.socket) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if config.is_socket_configured => Err(error),
+        Err(error @ SocketError::InUse { .. }) => {
+            warn!(
+                "`tollgate reload` and `tollgate kick` reach the gateway that has the control socket, whichever --config they are given, and not \
+                 this one, which SIGHUP and SIGTERM reach: {error}"
+            );
+            Ok(None)
+        }
         Err(error) => {
             warn!("`tollgate reload` and `tollgate kick` cannot reach this gateway, SIGHUP and SIGTERM can: {error}");
             Ok(None)

@@ -226,11 +226,16 @@ impl Core {
     }
 
     fn sleep(&mut self, now: Instant, deadline: Option<Instant>) {
-        self.bell.fall_asleep();
-        if self.mesh.is_idle() && self.orders.is_empty() {
-            self.pump.sleep(now, deadline);
-        }
-        self.bell.wake_up(self.pump.take_woken());
+        let (pump, mesh, orders) = (&mut self.pump, &self.mesh, &self.orders);
+        self.bell.sleep(
+            || mesh.is_idle() && orders.is_empty(),
+            |is_idle| {
+                if is_idle {
+                    pump.sleep(now, deadline);
+                }
+                pump.take_woken()
+            },
+        );
     }
 
     /// Asks for what the pump has given up, and for what it could not be given (`refused`).

@@ -45,14 +45,26 @@ impl Bell {
         }
     }
 
-    /// Announces sleep: from now on others ring. The shard must look once more for what came before.
-    pub fn fall_asleep(&self) {
+    /// Sleeps by `sleep`, which is told whether nothing waits and says whether the wake-up had been notified when it ended. Afterwards the
+    /// shard must look for what has come.
+    ///
+    /// No ring is lost. Whoever rings has put something in place before, and looks at `sleeping` after; the shard sets it before `is_idle`
+    /// looks. All four are sequentially consistent, so one of the two sees the other: the shard does not sleep, or it is notified. A
+    /// notification that is drained was for something that lies there by then, and what lies there is looked for after each sleep.
+    pub fn sleep(&self, is_idle: impl FnOnce() -> bool, sleep: impl FnOnce(bool) -> bool) {
+        self.fall_asleep();
+        let is_notified = sleep(is_idle());
+        self.wake_up(is_notified);
+    }
+
+    /// Announces sleep: from now on others ring.
+    fn fall_asleep(&self) {
         self.sleeping.store(true, Ordering::SeqCst);
     }
 
     /// Sleep is over; `is_notified` says whether the wake-up had been notified when it ended. A ring that came late, when something else had
     /// ended an earlier sleep, ends this one: it must be drained, or no later sleep would last.
-    pub fn wake_up(&self, is_notified: bool) {
+    fn wake_up(&self, is_notified: bool) {
         let is_rung = !self.sleeping.swap(false, Ordering::SeqCst);
         if is_rung || is_notified {
             self.wake.drain();
@@ -162,6 +174,7 @@ mod tests {
     use bytes::Bytes;
     use tollgate_shards::ConnectionKey;
 
+    use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -232,17 +245,25 @@ mod tests {
     /// As a core does it. Returns whether the sleep lasted.
     fn sleep(bell: &Bell, pump: &mut Pump) -> bool {
         let (start, limit) = (Instant::now(), Duration::from_millis(20));
-        bell.fall_asleep();
-        pump.sleep(start, Some(start + limit));
-        bell.wake_up(pump.take_woken());
+        bell.sleep(
+            || true,
+            |_| {
+                pump.sleep(start, Some(start + limit));
+                pump.take_woken()
+            },
+        );
         start.elapsed() >= limit
+    }
+
+    fn pump(bell: &Bell) -> Pump {
+        let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
+        Pump::new(socket, None, bell.wake()).unwrap()
     }
 
     #[test]
     fn a_ring_that_comes_late_ends_one_sleep_and_not_all() {
         let bell = Bell::new().unwrap();
-        let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
-        let mut pump = Pump::new(socket, None, bell.wake()).unwrap();
+        let mut pump = pump(&bell);
         // Another thread rings: it sees the sleeper asleep, and is interrupted before it notifies.
         bell.fall_asleep();
         assert!(bell.sleeping.swap(false, Ordering::SeqCst));
@@ -252,5 +273,113 @@ mod tests {
         assert!(!sleep(&bell, &mut pump), "the late ring ends a sleep");
         let empty_passes = (0..5).filter(|_| !sleep(&bell, &mut pump)).count();
         assert_eq!(empty_passes, 0, "sleeps that did not last, of 5");
+    }
+
+    /// Two who ring and one who sleeps, each step in an order of its own.
+    #[test]
+    fn in_no_order_of_steps_does_a_shard_sleep_on_what_was_put_in_place() {
+        let mut random = 1u64;
+        let mut choose = |among: u64| {
+            // SplitMix64.
+            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (mixed ^ (mixed >> 31)) % among
+        };
+        for _ in 0..20_000 {
+            let bell = Bell::new().unwrap();
+            let (mut put, mut step, mut is_idle, mut is_notified) = (0, 0, false, false);
+            // What each still does, three steps a message; whether it saw the sleeper asleep.
+            let mut ringers = [(6, false), (6, false)];
+            loop {
+                let is_readable = bell.wake.drain() && {
+                    bell.wake.notify();
+                    true
+                };
+                let sleeps = step == 2 && is_idle;
+                let others_are_done = ringers.iter().all(|(left, _)| *left == 0);
+                if sleeps && !is_readable && others_are_done {
+                    assert_eq!(put, 0, "it sleeps and something waits");
+                    break;
+                }
+                match choose(3) {
+                    2 if sleeps && !is_readable && choose(4) > 0 => {}
+                    2 => {
+                        match step {
+                            0 => bell.fall_asleep(),
+                            1 => is_idle = put == 0,
+                            2 => is_notified = is_readable && is_idle,
+                            3 => bell.wake_up(is_notified),
+                            _ => put = 0,
+                        }
+                        step = (step + 1) % 5;
+                    }
+                    ringer => {
+                        let (left, saw) = &mut ringers[ringer as usize];
+                        match *left % 3 {
+                            _ if *left == 0 => continue,
+                            0 => put += 1,
+                            2 => *saw = bell.sleeping.swap(false, Ordering::SeqCst),
+                            _ if *saw => bell.wake.notify(),
+                            _ => {}
+                        }
+                        *left -= 1;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shards_that_ring_and_sleep_all_the_time_lose_no_ring() {
+        const SHARDS: usize = 4;
+        const ROUNDS: u64 = 5_000;
+        let (ends, bells) = mesh(SHARDS);
+        let done = AtomicUsize::new(0);
+        // Two balls go round, so that shards sleep most of the time and are rung at every moment of it.
+        let run = |index: usize, mut end: Mesh| {
+            let bell = &bells[index];
+            let mut pump = pump(bell);
+            let next = ShardIndex(((index + 1) % SHARDS) as u16);
+            if index.is_multiple_of(2) {
+                end.send(next, route(0));
+            }
+            let (mut balls, mut slept) = (0, 0);
+            while done.load(Ordering::SeqCst) < SHARDS {
+                let mut came = 0;
+                let more = end.receive(|_| came += 1);
+                if balls < ROUNDS && balls + came >= ROUNDS && done.fetch_add(1, Ordering::SeqCst) + 1 == SHARDS {
+                    bells.iter().for_each(Bell::ring);
+                }
+                balls += came;
+                for _ in 0..came {
+                    end.send(next, route(0));
+                }
+                end.flush();
+                if more {
+                    continue;
+                }
+                let (start, limit) = (Instant::now(), Duration::from_secs(20));
+                bell.sleep(
+                    || end.is_idle() && done.load(Ordering::SeqCst) < SHARDS,
+                    |is_idle| {
+                        if is_idle {
+                            slept += 1;
+                            pump.sleep(start, Some(start + limit));
+                        }
+                        pump.take_woken()
+                    },
+                );
+                assert!(start.elapsed() < limit, "shard {index} slept for {limit:?}; nothing waits: {}", end.is_idle());
+            }
+            slept
+        };
+        let slept: u64 = std::thread::scope(|scope| {
+            let run = &run;
+            let shards: Vec<_> =
+                ends.into_iter().enumerate().map(|(index, end)| scope.spawn(move || run(index, end))).collect();
+            shards.into_iter().map(|shard| shard.join().unwrap()).sum()
+        });
+        assert!(slept > ROUNDS / 4, "{slept} sleeps are no trial");
     }
 }

@@ -253,7 +253,9 @@ impl Keeper {
                 return self.remove_client_routes();
             }
             self.take_client_mtus();
-            let changes = self.watch.as_ref().map(NetlinkWatch::drain).unwrap_or_default();
+            // A look reads all routes there are, and clients' routes come and go with every login.
+            let own = self.host.as_ref().map(Host::port);
+            let changes = self.watch.as_ref().map(|watch| watch.drain_of_others(own)).unwrap_or_default();
             if !changes.is_empty() && changes.concern(self.kept.interface.index()) {
                 self.look_soon();
             }

@@ -218,6 +218,11 @@ impl Host {
         }
     }
 
+    /// By what notifications tell its changes from others'.
+    pub fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
     /// Asks the kernel how things are.
     fn look<T>(&mut self, ask: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, HostError> {
         let answer = ask(&mut self.netlink);

@@ -1,10 +1,12 @@
-//! Kernels that refuse, played by a preloaded library, and what other programs may do to a socket.
+//! Kernels that refuse, played by a preloaded library, and what happens to a program from outside.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tempfile::TempDir;
 
 /// Faults of a program's system calls.
@@ -23,6 +25,7 @@ impl Faults {
             Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).args([source, "-ldl"]).output();
         let compiler = compiler.expect("a C compiler");
         assert!(compiler.status.success(), "{compiler:?}");
+        fs::write(folder.path().join("clock"), 0u64.to_ne_bytes()).unwrap();
         Faults { folder, variables: Vec::new() }
     }
 
@@ -54,13 +57,26 @@ impl Faults {
     /// Has `command` suffer the faults, once they are armed.
     pub fn prepare(&self, command: &mut Command) {
         command.env("LD_PRELOAD", self.path("faults.so")).env("FAULTS_ARMED", self.path("armed"));
-        command.env("FAULTS_REFUSALS", self.path("refusals"));
+        command.env("FAULTS_REFUSALS", self.path("refusals")).env("FAULTS_CLOSE", self.path("close"));
+        command.env("FAULTS_CLOCK", self.path("clock"));
         command.envs(self.variables.iter().map(|(variable, value)| (variable, value)));
     }
 
     /// From now on.
     pub fn arm(&self) {
         fs::write(self.path("armed"), "").unwrap();
+    }
+
+    /// Closes the descriptor that `call` uses next: `recvmmsg`, `sendmmsg`, or `writev` to a TUN queue.
+    pub fn close_at(&self, call: &str) {
+        fs::write(self.path(&format!("close.{call}")), "").unwrap();
+    }
+
+    /// The monotonic clock has stood still for so long in all, as while a machine sleeps.
+    pub fn stop_clock(&self, still: Duration) {
+        // In place: the file is mapped.
+        let file = fs::OpenOptions::new().write(true).open(self.path("clock")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &(still.as_nanos() as u64).to_ne_bytes(), 0).unwrap();
     }
 
     /// How many TUN writes were refused.
@@ -79,6 +95,11 @@ fn list(errors: &[i32]) -> String {
 
 /// Shuts the UDP sockets of the process `id` down, as a debugger could. Returns how many there were.
 pub fn shut_down_udp(id: u32) -> usize {
+    descriptors(id).filter(shut_down).count()
+}
+
+/// Copies of the descriptors of the process `id`.
+fn descriptors(id: u32) -> impl Iterator<Item = OwnedFd> {
     // SAFETY: takes no pointers.
     let process = unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) };
     assert!(process >= 0, "{}", std::io::Error::last_os_error());
@@ -86,23 +107,37 @@ pub fn shut_down_udp(id: u32) -> usize {
     let process = unsafe { OwnedFd::from_raw_fd(process as i32) };
     let numbers = fs::read_dir(format!("/proc/{id}/fd")).unwrap();
     let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    numbers.filter(|number| shut_down(&process, *number)).count()
+    numbers.filter_map(move |number| {
+        // SAFETY: takes no pointers.
+        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy as i32) })
+    })
 }
 
-fn shut_down(process: &OwnedFd, number: i32) -> bool {
-    // SAFETY: takes no pointers.
-    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    if copy < 0 {
-        return false;
-    }
-    // SAFETY: the descriptor was just opened and belongs to nobody else.
-    let copy = unsafe { OwnedFd::from_raw_fd(copy as i32) };
-    let is_udp = rustix::net::sockopt::socket_domain(&copy)
+fn shut_down(copy: &OwnedFd) -> bool {
+    let is_udp = rustix::net::sockopt::socket_domain(copy)
         .is_ok_and(|domain| domain == rustix::net::AddressFamily::INET)
-        && rustix::net::sockopt::socket_type(&copy).is_ok_and(|kind| kind == rustix::net::SocketType::DGRAM);
+        && rustix::net::sockopt::socket_type(copy).is_ok_and(|kind| kind == rustix::net::SocketType::DGRAM);
     if is_udp {
         // It says that the socket is not connected, and shuts it down.
-        let _ = rustix::net::shutdown(&copy, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(copy, rustix::net::Shutdown::Both);
     }
     is_udp
+}
+
+/// Makes the timers by which the process `id` watches the wall clock due, as the kernel does when the clock is set or the machine wakes up.
+/// Returns how many there were. (The machine's own clock is left alone.)
+pub fn tell_of_clock_jump(id: u32) -> usize {
+    let number_of = |copy: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+    let timers =
+        descriptors(id).filter(|copy| number_of(copy).is_ok_and(|name| name.ends_with("anon_inode:[timerfd]")));
+    let past = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let due = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: past };
+    let mut told = 0;
+    for timer in timers {
+        timerfd_settime(timer.as_fd(), TimerfdTimerFlags::ABSTIME, &due).unwrap();
+        told += 1;
+    }
+    told
 }

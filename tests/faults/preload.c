@@ -1,13 +1,20 @@
-/* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once the file $FAULTS_ARMED is there. */
+/* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once the file $FAULTS_ARMED is there. Also a
+   program that closes what it still uses, and a clock that stood still. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static int is_armed(void) {
@@ -33,6 +40,18 @@ static int next_error(const char *variable, atomic_int *taken) {
     return error;
 }
 
+/* Closes `fd`, which `call` is about to use, once for each time that somebody makes the file "$FAULTS_CLOSE.call". The number stays taken,
+   for a descriptor that no call can use (EBADF): otherwise the next file that is opened would get it. */
+static void close_if_asked(const char *call, int fd) {
+    const char *prefix = getenv("FAULTS_CLOSE");
+    char path[4096];
+    if (!prefix || snprintf(path, sizeof path, "%s.%s", prefix, call) >= (int)sizeof path || unlink(path) != 0)
+        return;
+    int nothing = open("/", O_PATH | O_CLOEXEC);
+    dup3(nothing, fd, O_CLOEXEC);
+    close(nothing);
+}
+
 int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout) {
     static atomic_int taken;
     static int (*real)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
@@ -43,6 +62,7 @@ int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, st
         errno = error;
         return -1;
     }
+    close_if_asked("recvmmsg", fd);
     return real(fd, messages, count, flags, timeout);
 }
 
@@ -56,6 +76,7 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
         errno = error;
         return -1;
     }
+    close_if_asked("sendmmsg", fd);
     return real(fd, messages, count, flags);
 }
 
@@ -86,5 +107,32 @@ ssize_t writev(int fd, const struct iovec *vectors, int count) {
             return -1;
         }
     }
+    struct stat file;
+    if (fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 200))
+        close_if_asked("writev", fd);
     return real(fd, vectors, count);
+}
+
+/* $FAULTS_CLOCK is a file of 8 bytes: for how many nanoseconds the monotonic clock has stood still, as it does while a machine sleeps. */
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*real)(clockid_t, struct timespec *);
+    static volatile int64_t *still_ns;
+    if (!real)
+        real = dlsym(RTLD_NEXT, "clock_gettime");
+    const char *path = getenv("FAULTS_CLOCK");
+    if (!still_ns && path) {
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        void *shared = mmap(NULL, sizeof *still_ns, PROT_READ, MAP_SHARED, file, 0);
+        if (shared == MAP_FAILED)
+            abort();
+        still_ns = shared;
+        close(file);
+    }
+    int result = real(clock, time);
+    if (result == 0 && clock == CLOCK_MONOTONIC && still_ns) {
+        int64_t now_ns = (int64_t)time->tv_sec * 1000000000 + time->tv_nsec - *still_ns;
+        time->tv_sec = now_ns / 1000000000;
+        time->tv_nsec = now_ns % 1000000000;
+    }
+    return result;
 }

@@ -42,6 +42,10 @@ pub struct TestTunnel {
 impl TestTunnel {
     /// Begins a login as `user` in the namespace of the calling thread.
     pub fn start(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
+        Self::start_with(deployment, user, remote, None)
+    }
+
+    fn start_with(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: Option<u16>) -> Self {
         let pem = |name: String| PemSource::File(deployment.path(&name));
         let tls = ClientTls {
             key_exchange: KeyExchange::Standard,
@@ -49,13 +53,13 @@ impl TestTunnel {
             certificates: vec![pem(format!("{user}_cert.pem"))],
             key: pem(format!("{user}_key.pem")),
         };
-        let tls = Arc::new(Verbatim(tls::client(&tls).expect("a client's TLS")));
+        let tls = Arc::new(Verbatim { config: tls::client(&tls).expect("a client's TLS"), takes_bytes });
         let params = TunnelParams {
             remote,
             server_name: "198.18.0.1".to_owned(),
             transport: Arc::new(transport(&TransportParams {
                 mtu_bytes: 1400,
-                idle_timeout: Duration::from_secs(60),
+                idle_timeout: Duration::from_secs(600),
                 keep_alive: None,
                 initial_rtt: None,
                 datagram_send_buffer_bytes_max: 1 << 20,
@@ -74,7 +78,16 @@ impl TestTunnel {
 
     /// Logs in, and keeps at it until there is an address.
     pub fn login(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
-        let mut tunnel = Self::start(deployment, user, remote);
+        Self::start(deployment, user, remote).logged_in()
+    }
+
+    /// The same, of a client that takes UDP payloads of `takes_bytes` at most.
+    pub fn login_small(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: u16) -> Self {
+        Self::start_with(deployment, user, remote, Some(takes_bytes)).logged_in()
+    }
+
+    fn logged_in(self) -> Self {
+        let mut tunnel = self;
         let end = Instant::now() + LOGIN;
         while tunnel.address.is_none() {
             assert!(tunnel.closed.is_none() && Instant::now() < end, "no login: {:?}", tunnel.closed);
@@ -129,7 +142,23 @@ impl TestTunnel {
 }
 
 /// TLS whose packets of one marked DATAGRAM frame bear the frames within instead.
-struct Verbatim(Arc<dyn ClientConfig>);
+struct Verbatim {
+    config: Arc<dyn ClientConfig>,
+    /// The `max_udp_payload_size` that is told, where it is not the largest.
+    takes_bytes: Option<u16>,
+}
+
+/// `max_udp_payload_size` (RFC 9000, section 18.2). The default of 65,527 is not told.
+const MAX_UDP_PAYLOAD_SIZE: u8 = 3;
+
+/// `params` with a `max_udp_payload_size` of less than 16,384 bytes.
+fn taking(params: &TransportParameters, takes_bytes: u16) -> TransportParameters {
+    let mut encoded = Vec::new();
+    params.write(&mut encoded);
+    let [high, low] = takes_bytes.to_be_bytes();
+    encoded.extend([MAX_UDP_PAYLOAD_SIZE, 2, 0x40 | high, low]);
+    TransportParameters::read(Side::Server, &mut &encoded[..]).expect("valid parameters")
+}
 
 impl ClientConfig for Verbatim {
     fn start_session(
@@ -138,7 +167,9 @@ impl ClientConfig for Verbatim {
         server_name: &str,
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
-        Ok(Box::new(VerbatimSession(self.0.clone().start_session(version, server_name, params)?)))
+        let small = self.takes_bytes.map(|takes_bytes| taking(params, takes_bytes));
+        let params = small.as_ref().unwrap_or(params);
+        Ok(Box::new(VerbatimSession(self.config.clone().start_session(version, server_name, params)?)))
     }
 }
 

@@ -26,4 +26,8 @@ mod refusals;
 mod reload;
 mod sockets;
 mod stranger;
+// The tests of memory use the rest of it.
+#[allow(dead_code)]
+#[path = "../harness/tunnels.rs"]
+mod tunnels;
 mod users;

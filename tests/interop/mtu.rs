@@ -1,5 +1,6 @@
 //! Paths that carry less than the tunnel: what is too large arrives in fragments, or its sender is told; nothing vanishes.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -13,11 +14,13 @@ use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
 use tollgate::lab::{Namespace, PathToGateway, ROUTER_V4, SERVER_V4, SERVER_V6, SERVICE_V4, Topology, TopologyPlan};
 
 use crate::harness::client::{Attached, Client, Login};
+use crate::harness::control;
 use crate::harness::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
 use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
+use crate::harness::peers::{Peers, gateways_can_run};
 use crate::harness::traffic::{bulk, bulk_server, wait_for_ping};
 use crate::harness::{PATIENCE, eventually, turn};
+use crate::tunnels::TestTunnel;
 
 /// Datagrams of one try.
 const DATAGRAMS: usize = 10;
@@ -284,5 +287,93 @@ fn routes_with_an_mtu_go_with_their_clients() {
     assert!(eventually(PATIENCE, || route_mtu(&topology.gateway, address).is_some()));
     drop(client);
     assert!(eventually(PATIENCE, || route_mtu(&topology.gateway, address).is_none()));
+    gateway.assert_sound();
+}
+
+#[test]
+fn routes_that_a_killed_gateway_left_on_an_adopted_device_go_at_the_next_start() {
+    let Some(peers) = Peers::find() else { return };
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let mut command = Command::new("ip");
+    command.args(["tuntap", "add", "dev", "tollgate0", "mode", "tun", "multi_queue"]);
+    assert!(topology.gateway.spawn(command).unwrap().wait(PATIENCE).unwrap().success());
+    let mut left = Vec::new();
+    // The second one has another network, and the third one the first one's again.
+    for tunnel in [Plan::default().tunnel, "198.19.129.1/24", Plan::default().tunnel] {
+        let deployment = Deployment::write(&Plan { tunnel, ..Plan::default() });
+        let mut gateway = Gateway::start(&deployment, &topology.gateway);
+        for address in left.drain(..) {
+            let is_gone = || route_mtu(&topology.gateway, address).is_none();
+            assert!(eventually(PATIENCE, is_gone), "the route to {address} is of an earlier run");
+        }
+        let inside = &topology.clients[0].namespace;
+        let whole = Attached::start(&peers, &deployment, inside, &gateway, Login::of("bob"));
+        wait_for_ping(inside, SERVER_V4);
+        assert_eq!(send_large(&topology.gateway, inside, whole.address, true).arrived, DATAGRAMS);
+        drop(whole);
+        let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+        deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
+        let small = Client::start_with(&peers, &deployment, inside, &config);
+        let address = small.wait_for_address();
+        assert!(eventually(PATIENCE, || route_mtu(&topology.gateway, address).is_some()));
+        left.push(address);
+        gateway.assert_sound();
+        gateway.process.kill().unwrap();
+        assert!(route_mtu(&topology.gateway, address).is_some(), "the device stays, and its routes with it");
+    }
+}
+
+const HOST_THREAD: &str = "tollgate-host";
+/// Clients with small MTUs, in two halves.
+const CROWD: usize = 1_000;
+
+/// What the thread that makes the routes has used of its core, once there is one.
+fn host_thread_cpu(gateway: &Gateway) -> Option<Duration> {
+    let mut tasks = fs::read_dir(format!("/proc/{}/task", gateway.process.id())).ok()?;
+    let is_host =
+        |path: &std::path::Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == HOST_THREAD);
+    let task = tasks.find_map(|task| Some(task.ok()?.path()).filter(|path| is_host(path)))?;
+    let used = fs::read_to_string(task.join("schedstat")).ok()?;
+    Some(Duration::from_nanos(used.split_whitespace().next()?.parse().ok()?))
+}
+
+#[test]
+fn a_route_costs_as_much_with_a_thousand_others_as_without_and_goes_with_its_client() {
+    if !gateways_can_run() {
+        return;
+    }
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 0, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan { tunnel: "198.19.128.1/20", shards: 1, ..Plan::default() });
+    // Nobody is missed before the end.
+    deployment.edit_server("[control]", "[connection]\nconnection_timeout_s = 600\n[control]");
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
+    let routes = || {
+        let of_clients = |netlink: &mut tollgate::netlink::Netlink| {
+            let interface = netlink.link("tollgate0")?.index;
+            Ok(netlink.routes(interface)?.iter().filter(|route| route.mtu_bytes.is_some()).count())
+        };
+        topology.gateway.configure(of_clients).unwrap()
+    };
+    assert!(eventually(PATIENCE, || host_thread_cpu(&gateway).is_some()), "the gateway has no thread {HOST_THREAD}");
+    let host_thread_cpu = || host_thread_cpu(&gateway).expect("it runs as long as the gateway");
+    let mut used = [Duration::ZERO; 2];
+    for (half, used) in used.iter_mut().enumerate() {
+        let before = host_thread_cpu();
+        for _ in 0..CROWD / 2 {
+            let remote = Login::of("alice").endpoint.parse().unwrap();
+            // It falls silent; its address is its own until it is missed.
+            topology.gateway.run(|| TestTunnel::login_small(&deployment, "alice", remote, 1330));
+        }
+        let expected = (half + 1) * (CROWD / 2);
+        assert!(eventually(PATIENCE, || routes() == expected), "{} of {expected} routes", routes());
+        *used = host_thread_cpu() - before;
+    }
+    println!("{used:?} for {} routes each", CROWD / 2);
+    let bound = used[0] + used[0] / 2 + Duration::from_millis(20);
+    assert!(used[1] < bound, "{used:?}: every login looks at all routes");
+    assert!(control::kick(&deployment, "alice").done);
+    assert!(eventually(PATIENCE, || routes() == 0), "{} routes of clients that are gone", routes());
     gateway.assert_sound();
 }

@@ -75,3 +75,24 @@ fn an_overrun_counts_as_a_change_of_everything() {
     let after = settled(&watch);
     assert!(after.addresses && !after.links && after.concern(loopback), "{after:?}");
 }
+
+#[test]
+fn routes_that_one_socket_changed_can_be_left_out() {
+    require_privileges_or_skip!();
+    let namespace = Namespace::new("own").unwrap();
+    let watch = namespace.run(NetlinkWatch::open).unwrap();
+    let [mut own, mut other] = [0, 1].map(|_| namespace.netlink().unwrap());
+    let loopback = own.link("lo").unwrap().index;
+    settled(&watch);
+    for destination in ["198.18.0.0/24", "fd00:18::/64"] {
+        let route = Route::on_link(net(destination), loopback);
+        own.add_route(&route).unwrap();
+        own.remove_route(&route).unwrap();
+        assert!(is_readable(&watch, Duration::from_secs(5)));
+        assert!(watch.drain_of_others(Some(own.port())).is_empty());
+        other.add_route(&route).unwrap();
+        assert!(watch.drain_of_others(Some(own.port())).routes);
+        own.remove_route(&route).unwrap();
+        assert!(watch.drain().routes);
+    }
+}
