@@ -7,10 +7,10 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tollgate_config::{ClientConfig, LogFilter, ServerConfig};
+use tollgate_config::{ClientConfig, LogFilter, ServerConfig, control_socket};
 use tracing::warn;
 
-use crate::control::{Control, Request, ask, socket_of};
+use crate::control::{Control, Request, ask};
 use crate::gateway::Gateway;
 use crate::log::{Log, say_last};
 use crate::output::print;
@@ -196,7 +196,7 @@ impl Operator {
     fn socket(&self) -> Result<PathBuf, tollgate_config::ConfigError> {
         match &self.socket {
             Some(path) => Ok(path.clone()),
-            None => socket_of(&self.config, self.environment.variables()),
+            None => control_socket(&self.config, self.environment.variables()),
         }
     }
 }

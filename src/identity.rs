@@ -3,9 +3,7 @@
 //! A certificate made here is self-signed and no authority: the other side trusts or authorizes just this one.
 
 use std::fmt;
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +16,7 @@ use tollgate_shards::Fingerprint;
 use zeroize::Zeroizing;
 
 use crate::tls::{self, TlsError};
+use crate::whole_file;
 
 /// How long a certificate is valid unless told otherwise, in days.
 pub const DEFAULT_VALIDITY_DAYS: u32 = 3650;
@@ -251,16 +250,9 @@ fn subject_alt_name(text: &str) -> Result<SanType, IdentityError> {
     Ok(SanType::DnsName(text.try_into().map_err(|_| refused())?))
 }
 
-/// A file with `contents` beside `path`, ready to take its place.
 fn prepare(path: &Path, contents: &[u8], mode: u32) -> Result<NamedTempFile, IdentityError> {
-    let refused = |error| IdentityError::Unwritable { path: path.to_owned(), error };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(directory).map_err(refused)?;
-    // The file was made with mode 0600: a key is never open to others, not even for a moment.
-    file.write_all(contents).map_err(refused)?;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).map_err(refused)?;
-    file.as_file().sync_all().map_err(refused)?;
-    Ok(file)
+    whole_file::prepare(path, contents, mode)
+        .map_err(|error| IdentityError::Unwritable { path: path.to_owned(), error })
 }
 
 fn persist(file: NamedTempFile, path: &Path, overwrite: bool) -> Result<(), IdentityError> {
@@ -276,6 +268,8 @@ fn persist(file: NamedTempFile, path: &Path, overwrite: bool) -> Result<(), Iden
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {

@@ -20,6 +20,7 @@ pub mod output;
 pub mod pump;
 pub mod signals;
 pub mod tls;
+pub mod whole_file;
 
 pub use tollgate_netlink as netlink;
 #[cfg(feature = "demo")]

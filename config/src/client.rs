@@ -7,11 +7,15 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use crate::connection::{self, Connection};
-use crate::document::{self, Report, Table};
+use crate::document::{self, Report};
 use crate::error::ConfigError;
+use crate::kind::{Kind, interface, text};
+use crate::metrics::Log;
 use crate::protocol::{self, ClientTls};
-use crate::server::{FILE_BYTES_MAX, read_log};
-use crate::value::{self, LogFilter};
+use crate::schema::{Declared, RESTART, Section, table};
+use crate::server::{DEFAULT_BIND, FILE_BYTES_MAX};
+use crate::table::Table;
+use crate::value::LogFilter;
 
 /// Most routes, and most DNS servers, of a client.
 const LIST_MAX: usize = 4096;
@@ -35,34 +39,40 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// The client's configuration, checked.
-#[derive(Debug, Clone)]
-pub struct ClientConfig {
-    /// The server to connect to.
-    pub server: ServerAddress,
-    /// Certificates, key and key exchange.
-    pub tls: ClientTls,
-    /// QUIC and the UDP socket.
-    pub connection: Connection,
-    /// What the client sets up on its machine.
-    pub network: Network,
-    /// What to log.
-    pub log: LogFilter,
-    /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
-    pub ignored_variables: Vec<String>,
-    /// What is valid but was hardly meant so, each in a line.
-    pub warnings: Vec<String>,
+table! {
+    /// The client's configuration, checked.
+    #[derive(Debug, Clone)]
+    pub struct ClientConfig of Quincy {
+        /// The gateway: a name that its certificate bears, or its address, and its port.
+        "connection_string" => server: ServerAddress = ServerAddress { host: String::new(), port: DEFAULT_BIND.port() }, server(), RESTART.required("\"vpn.example.org:55555\"");
+    }
+    and {
+        /// Certificates, key and key exchange.
+        tls: ClientTls = ClientTls::initial();
+        /// QUIC and the UDP socket.
+        connection: Connection = Connection::initial();
+        /// What the client sets up on its machine.
+        network: Network = Network::initial();
+        /// What to log.
+        log: LogFilter = LogFilter::default();
+        /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
+        ignored_variables: Vec<String> = Vec::new();
+        /// What is valid but was hardly meant so, each in a line.
+        warnings: Vec<String> = Vec::new();
+    }
 }
 
-/// The table `[network]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Network {
-    /// Networks to reach through the tunnel besides the tunnel network; host bits are clear.
-    pub routes: Vec<IpNet>,
-    /// DNS servers to use while connected.
-    pub dns_servers: Vec<IpAddr>,
-    /// The TUN interface's name; `None` to let the kernel choose.
-    pub interface_name: Option<String>,
+table! {
+    /// What the client sets up on its machine.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Network of Quincy {
+        /// Networks to reach through the tunnel besides the tunnel network itself.
+        "routes" => routes: Vec<IpNet> = Vec::new(), routes(), RESTART.in_example("[\"198.18.64.0/24\"]");
+        /// DNS servers to use while connected.
+        "dns_servers" => dns_servers: Vec<IpAddr> = Vec::new(), dns_servers(), RESTART;
+        /// Name of the TUN interface. With %d once, the kernel puts the first free number there.
+        "interface_name" => interface_name: Option<String> = None, interface(), RESTART.example("\"tollgate0\"");
+    }
 }
 
 impl ClientConfig {
@@ -74,55 +84,74 @@ impl ClientConfig {
     ///
     /// If the file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read)?;
+        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read_file)?;
         config.ignored_variables = ignored.variables;
         config.warnings.extend(ignored.warnings);
         Ok(config)
     }
 
-    fn read(mut root: Table<'_>, report: &mut Report<'_>) -> Option<Self> {
-        let expected = "write host and port, for example \"vpn.example.org:55555\" or \"[2001:db8::1]:55555\"";
-        root.require(report, "connection_string", expected);
-        let server = root.parsed(report, "connection_string", expected, server_address);
-        let expected = "write a table [protocol] with mode = \"tls\", trusted_certificate_paths, \
-                        client_certificate_file and client_certificate_key_file";
-        root.require(report, "protocol", expected);
-        let tls = if root.is_set(report, "protocol") {
-            protocol::read_client(root.table(report, "protocol"), report)
-        } else {
-            None
-        };
-        let connection_place = root.place_of("connection");
-        let connection = connection::read(root.table(report, "connection"), report, false);
-        if connection.keep_alive_interval >= connection.connection_timeout {
+    /// Every key with its value.
+    pub(crate) fn sections(&self) -> Vec<Section> {
+        vec![
+            self.section(""),
+            protocol::section(&self.tls),
+            self.connection.section("connection"),
+            self.network.section("network"),
+            Log { level: self.log.clone() }.section("log"),
+        ]
+    }
+
+    fn read_file(mut root: Table<'_>, report: &mut Report<'_>) -> Self {
+        let mut config = ClientConfig::initial();
+        config.read_keys(&mut root, report);
+        config.tls = protocol::read_client(&mut root, report);
+        let place = root.place_of("connection");
+        config.connection = connection::read(root.table(report, "connection"), report, false);
+        let Connection { keep_alive_interval, connection_timeout, .. } = config.connection;
+        if keep_alive_interval >= connection_timeout {
             let what = format!(
                 "is {}, not less than connection.connection_timeout_s, which is {}",
-                connection.keep_alive_interval.as_secs(),
-                connection.connection_timeout.as_secs()
+                keep_alive_interval.as_secs(),
+                connection_timeout.as_secs()
             );
             let remedy = "lower this one or raise connection.connection_timeout_s: silence would end the connection";
-            report.wrong(connection_place, "connection.keep_alive_interval_s", what, remedy);
+            report.wrong(place, "connection.keep_alive_interval_s", what, remedy);
         }
-        let network = read_network(root.table(report, "network"), report);
-        let log = read_log(root.table(report, "log"), report);
+        config.network = Network::read(root.table(report, "network"), report);
+        config.log = Log::read(root.table(report, "log"), report).level;
         root.finish(report);
-        Some(ClientConfig {
-            server: server?,
-            tls: tls?,
-            connection,
-            network,
-            log,
-            ignored_variables: Vec::new(),
-            warnings: Vec::new(),
-        })
+        config
     }
+}
+
+fn server() -> Kind<ServerAddress> {
+    let expected = "write host and port, for example \"vpn.example.org:55555\" or \"[2001:db8::1]:55555\"";
+    text(expected, server_address, ServerAddress::to_string)
+}
+
+fn routes() -> Kind<Vec<IpNet>> {
+    let parse = |text: &str| {
+        let network = text.trim().parse::<IpNet>();
+        network.map(|network| network.trunc()).map_err(|_| "which is not a network in CIDR notation".to_owned())
+    };
+    let expected = "write a network in CIDR notation, for example \"198.18.64.0/24\"";
+    text(expected, parse, IpNet::to_string).list(LIST_MAX)
+}
+
+fn dns_servers() -> Kind<Vec<IpAddr>> {
+    let parse = |text: &str| text.trim().parse().map_err(|_| "which is not an IP address".to_owned());
+    text("write an IP address", parse, IpAddr::to_string).list(LIST_MAX)
 }
 
 fn server_address(text: &str) -> Result<ServerAddress, String> {
     let text = text.trim();
     if let Some((scheme, rest)) = text.split_once("://") {
         let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let port = if rest.ends_with(']') || !rest.contains(':') { ":55555" } else { "" };
+        let port = if rest.ends_with(']') || !rest.contains(':') {
+            format!(":{}", DEFAULT_BIND.port())
+        } else {
+            String::new()
+        };
         return Err(format!("which is a URL: leave {scheme}:// and what follows the port out, as in \"{rest}{port}\""));
     }
     let Some((host, port)) = text.rsplit_once(':') else { return Err("which has no port".into()) };
@@ -142,33 +171,4 @@ fn server_address(text: &str) -> Result<ServerAddress, String> {
         return Err(format!("where {host:?} is neither a DNS name nor an IP address"));
     }
     Ok(ServerAddress { host: host.to_owned(), port })
-}
-
-fn read_network(mut table: Table<'_>, report: &mut Report<'_>) -> Network {
-    let expected = "write a network in CIDR notation, for example \"198.18.64.0/24\"";
-    let routes = bounded(&mut table, report, "routes", expected, |text| {
-        let network = text.trim().parse::<IpNet>();
-        network.map(|network| network.trunc()).map_err(|_| "which is not a network in CIDR notation".to_owned())
-    });
-    let dns_servers = bounded(&mut table, report, "dns_servers", "write an IP address", |text| {
-        text.trim().parse().map_err(|_| "which is not an IP address".to_owned())
-    });
-    let interface_name = table.parsed(report, "interface_name", value::INTERFACE, value::interface);
-    table.finish(report);
-    Network { routes, dns_servers, interface_name }
-}
-
-fn bounded<T>(
-    table: &mut Table<'_>,
-    report: &mut Report<'_>,
-    key: &str,
-    expected: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Vec<T> {
-    let list = table.list(report, key, expected, parse).unwrap_or_default();
-    if let Some((place, _)) = list.get(LIST_MAX) {
-        let what = format!("has {} elements", list.len());
-        report.wrong(place.clone(), &format!("network.{key}"), what, format!("list at most {LIST_MAX}"));
-    }
-    list.into_iter().map(|(_, value)| value).collect()
 }

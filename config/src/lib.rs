@@ -17,32 +17,34 @@ mod control;
 mod data_path;
 mod document;
 mod effective;
+mod environment;
 mod error;
-mod live;
+mod kind;
+mod likeness;
+mod metrics;
 mod protocol;
+mod schema;
 mod server;
 mod sessions;
 mod setting;
 mod shards;
+mod table;
 mod users;
 mod value;
 
 pub use client::{ClientConfig, Network, ServerAddress};
-pub use connection::{CongestionController, Connection, MTU_BYTES_MAX, MTU_BYTES_MIN, MTU_BYTES_MIN_V6};
-pub use control::{Control, socket_name};
-pub use data_path::{COALESCE_US_MAX, DataPath};
+pub use connection::{CongestionController, Connection};
+pub use control::{Control, control_socket};
+pub use data_path::DataPath;
+pub use effective::{Changed, UserChanges};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
-pub use live::{Changed, UserChanges};
+pub use kind::FilePlace;
+pub use likeness::nearest;
+pub use metrics::Metrics;
 pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
-pub use server::{FILE_BYTES_MAX, Metrics, ServerConfig};
-pub use sessions::Sessions;
-pub use shards::{CPUS_MAX, SHARDS_MAX, ShardCount, Shards};
+pub use schema::{Entry, Origin, Section, Traits, files};
+pub use server::{FILE_BYTES_MAX, ServerConfig};
+pub use sessions::{Sessions, UserSessions};
+pub use shards::{ShardCount, Shards};
 pub use users::{Defaults, NoiseKey, USERS_FILE_BYTES_MAX, UsersFile};
-pub use value::{LogFilter, RATE_BITS_PER_S_MAX, interface as interface_name};
-
-/// The reader behind all of these, for other TOML files: it reports every mistake with its place and its remedy.
-pub mod reading {
-    pub use crate::document::{Ignored, Report, Table, load};
-    pub use crate::setting::Setting;
-    pub use crate::value::{RATE, rate};
-}
+pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate};

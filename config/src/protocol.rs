@@ -7,23 +7,17 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
-use crate::document::{Report, Table};
-use crate::error::Place;
+use crate::document::Report;
+use crate::kind::{Kind, choice, path, quoted, text};
+use crate::schema::{Declared, LIVE, RESTART, Section, Shared, table};
+use crate::setting::Setting;
+use crate::table::Table;
 use crate::value;
 
 const MODES: [(&str, Mode); 2] = [("tls", Mode::Tls), ("noise", Mode::Noise)];
 
-const KEY_EXCHANGES: [(&str, KeyExchange); 6] = [
-    ("standard", KeyExchange::Standard),
-    ("hybrid", KeyExchange::Hybrid),
-    ("post_quantum", KeyExchange::PostQuantum),
-    ("Standard", KeyExchange::Standard),
-    ("Hybrid", KeyExchange::Hybrid),
-    ("PostQuantum", KeyExchange::PostQuantum),
-];
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
     Tls,
     Noise,
 }
@@ -39,16 +33,14 @@ pub enum KeyExchange {
     PostQuantum,
 }
 
-impl KeyExchange {
-    /// The name in a configuration file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            KeyExchange::Standard => "standard",
-            KeyExchange::Hybrid => "hybrid",
-            KeyExchange::PostQuantum => "post_quantum",
-        }
-    }
-}
+const KEY_EXCHANGES: [(&str, KeyExchange); 6] = [
+    ("standard", KeyExchange::Standard),
+    ("hybrid", KeyExchange::Hybrid),
+    ("post_quantum", KeyExchange::PostQuantum),
+    ("Standard", KeyExchange::Standard),
+    ("Hybrid", KeyExchange::Hybrid),
+    ("PostQuantum", KeyExchange::PostQuantum),
+];
 
 /// Where PEM data comes from.
 #[derive(Clone, PartialEq, Eq)]
@@ -68,141 +60,201 @@ impl fmt::Debug for PemSource {
     }
 }
 
-/// The server's side of the TLS handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerTls {
-    /// The only key exchange to accept; `None`, unless the file asks for one, to accept what any client offers.
-    pub key_exchange: Option<KeyExchange>,
-    /// The server's certificate and those that vouch for it, in this order: one or two sources.
-    pub certificates: Vec<PemSource>,
-    /// The key of the first certificate.
-    pub key: PemSource,
-}
-
-/// The client's side of the TLS handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientTls {
-    /// What to offer the server.
-    pub key_exchange: KeyExchange,
-    /// Certificates to trust, of the server itself or of who signed it: at least one source.
-    pub trusted: Vec<PemSource>,
-    /// The client's certificate and those that vouch for it, in this order: one or two sources.
-    pub certificates: Vec<PemSource>,
-    /// The key of the first certificate.
-    pub key: PemSource,
-}
-
-/// Reads a server's table; `None` if it cannot be used.
-pub(crate) fn read_server(mut table: Table<'_>, report: &mut Report<'_>) -> Option<ServerTls> {
-    if !reads_tls(&mut table, report) {
-        table.abandon(report);
-        return None;
-    }
-    let key_exchange = read_key_exchange(&mut table, report);
-    let certificates = read_certificates(&mut table, report, "certificate_file", "certificate");
-    let key = read_key(&mut table, report, "certificate_key_file", "certificate_key");
-    table.finish(report);
-    Some(ServerTls { key_exchange, certificates, key: key? })
-}
-
-/// Reads a client's table; `None` if it cannot be used.
-pub(crate) fn read_client(mut table: Table<'_>, report: &mut Report<'_>) -> Option<ClientTls> {
-    if !reads_tls(&mut table, report) {
-        table.abandon(report);
-        return None;
-    }
-    let key_exchange = read_key_exchange(&mut table, report).unwrap_or(KeyExchange::Hybrid);
-    let trusted = read_trusted(&mut table, report);
-    let certificates = read_certificates(&mut table, report, "client_certificate_file", "client_certificate");
-    let key = read_key(&mut table, report, "client_certificate_key_file", "client_certificate_key");
-    table.finish(report);
-    Some(ClientTls { key_exchange, trusted, certificates, key: key? })
-}
-
-/// Whether the table is one for TLS, or at least not one for something else.
-fn reads_tls(table: &mut Table<'_>, report: &mut Report<'_>) -> bool {
-    let expected = "write mode = \"tls\"";
-    table.require(report, "mode", expected);
-    let Some(setting) = table.take(report, "mode") else { return true };
-    let (place, path) = (setting.place.clone(), setting.path.clone());
-    let mode = setting.parsed(report, expected, |text| value::one_of(&MODES, text));
-    if mode == Some(Mode::Noise) {
-        let remedy = "write mode = \"tls\" and give a certificate and its key; `tollgate identity gencert` makes both";
-        report.wrong(place, &path, "is \"noise\", which is not supported yet", remedy);
-    }
-    mode != Some(Mode::Noise)
-}
-
-fn read_key_exchange(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<KeyExchange> {
-    let expected = "write \"standard\", \"hybrid\" or \"post_quantum\"";
-    table.parsed(report, "key_exchange", expected, |text| value::one_of(&KEY_EXCHANGES, text))
-}
-
-fn read_trusted(table: &mut Table<'_>, report: &mut Report<'_>) -> Vec<PemSource> {
-    let (paths, inline) = ("trusted_certificate_paths", "trusted_certificates");
-    let place = table.place_of(paths);
-    let what = if table.is_set(report, paths) { "names no certificate" } else { "is missing" };
-    let problems = report.problems();
-    let files = table.list(report, paths, "write the path of a PEM file", value::path).unwrap_or_default();
-    let mut trusted: Vec<PemSource> = files.into_iter().map(|(_, path)| PemSource::File(path)).collect();
-    let elements = table.take(report, inline).and_then(|setting| setting.elements(report, PEM_CERTIFICATE));
-    for element in elements.unwrap_or_default() {
-        let path = element.path.clone();
-        if let Some((place, pem)) = element.secret(report, PEM_CERTIFICATE) {
-            trusted.extend(checked_pem(report, place, &path, pem, paths));
-        }
-    }
-    // Not a second problem for what was given but wrong.
-    if trusted.is_empty() && report.problems() == problems {
-        let remedy =
-            "name the server's certificate, or that of who signed it: trusted_certificate_paths = [\"server.pem\"]";
-        report.wrong(place, &format!("protocol.{paths}"), what, remedy);
-    }
-    trusted
-}
+/// What stands in place of a secret.
+const MASK: &str = "(masked)";
 
 const PEM_CERTIFICATE: &str = "write a certificate in PEM form, from -----BEGIN CERTIFICATE----- on";
+const PEM_KEY: &str = "write a private key in PEM form, from -----BEGIN PRIVATE KEY----- on";
 
-/// Certificates from a file, from the configuration, or from both, the file's first.
-fn read_certificates(table: &mut Table<'_>, report: &mut Report<'_>, file: &str, inline: &str) -> Vec<PemSource> {
-    if !table.is_set(report, file) && !table.is_set(report, inline) {
-        table.require(report, file, &format!("name a PEM file with the certificate: {file} = \"certificate.pem\""));
-    }
-    let path = table.parsed(report, file, "write the path of a PEM file", value::path);
-    let pem = table.secret(report, inline, PEM_CERTIFICATE);
-    let pem = pem.and_then(|(place, pem)| checked_pem(report, place, &format!("protocol.{inline}"), pem, file));
-    path.map(PemSource::File).into_iter().chain(pem).collect()
+/// A file with PEM data.
+fn file() -> Kind<PemSource> {
+    let path_of = |source: &PemSource| if let PemSource::File(path) = source { Some(path.clone()) } else { None };
+    path("write the path of a PEM file").map(PemSource::File, path_of)
 }
 
-/// A key from a file or from the configuration, but not both.
-fn read_key(table: &mut Table<'_>, report: &mut Report<'_>, file: &str, inline: &str) -> Option<PemSource> {
-    let expected = "write a private key in PEM form, from -----BEGIN PRIVATE KEY----- on";
-    let (has_file, has_inline) = (table.is_set(report, file), table.is_set(report, inline));
-    if !has_file && !has_inline {
-        table.require(report, file, &format!("name a PEM file with the certificate's key: {file} = \"key.pem\""));
-    }
-    let path = table.parsed(report, file, "write the path of a PEM file", value::path);
-    let Some((place, pem)) = table.secret(report, inline, expected) else { return path.map(PemSource::File) };
-    if has_file {
-        let remedy = format!("keep either protocol.{file} or protocol.{inline}");
-        report.wrong(place, &format!("protocol.{inline}"), format!("is given beside protocol.{file}"), remedy);
-        return path.map(PemSource::File);
-    }
-    checked_pem(report, place, &format!("protocol.{inline}"), pem, file)
+/// PEM data within the configuration, which no error shows. The key `file` names a file with such data instead.
+fn inline(expected: &'static str, file: &'static str) -> Kind<PemSource> {
+    let read = move |setting: Setting<'_>, report: &mut Report<'_>| {
+        let path = setting.path.clone();
+        let (place, pem) = setting.secret(report, expected)?;
+        if pem.contains("-----BEGIN ") {
+            return Some(pem);
+        }
+        // The likeliest mistake is a path.
+        let remedy = format!("write the data from its -----BEGIN line on, or name its file with protocol.{file}");
+        report.wrong(place, &path, "is not PEM data", remedy);
+        None
+    };
+    let data_of = |source: &PemSource| if let PemSource::Inline(pem) = source { Some(pem.clone()) } else { None };
+    Kind::new(expected, read, |_| quoted(MASK)).map(PemSource::Inline, data_of)
 }
 
-/// Catches the likeliest mistake: a path where the data itself belongs.
-fn checked_pem(
-    report: &mut Report<'_>,
-    place: Place,
-    path: &str,
-    pem: Zeroizing<String>,
-    file: &str,
-) -> Option<PemSource> {
-    if pem.contains("-----BEGIN ") {
-        return Some(PemSource::Inline(pem));
+/// One of several sources.
+fn one(kind: Kind<PemSource>) -> Kind<Vec<PemSource>> {
+    let Kind { expected, absent, read, show } = kind;
+    let read = Box::new(move |setting: Setting<'_>, report: &mut Report<'_>| Some(vec![read(setting, report)?]));
+    Kind { expected, absent, read, show: Box::new(move |sources| sources.iter().find_map(&show)) }
+}
+
+fn mode() -> Kind<Mode> {
+    text("write mode = \"tls\"", |text| value::one_of(&MODES, text), |_| "tls".into())
+}
+
+table! {
+    /// How the two sides prove who they are.
+    #[derive(Debug)]
+    struct Handshake of Quincy {
+        /// "tls" is the only mode so far.
+        "mode" => mode: Mode = Mode::Tls, mode(), LIVE.required("\"tls\"");
     }
-    let remedy = format!("write the data from its -----BEGIN line on, or name its file with protocol.{file}");
-    report.wrong(place, path, "is not PEM data", remedy);
+}
+
+table! {
+    /// The server's side of the TLS handshake.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct ServerTls of Quincy {
+        /// The one key exchange to accept: "standard" (elliptic curves), "hybrid" (X25519 with ML-KEM-768) or "post_quantum" (ML-KEM-768).
+        "key_exchange" => key_exchange: Option<KeyExchange> = None, choice(&KEY_EXCHANGES).optional("what the client offers"), LIVE.example("\"hybrid\"");
+    }
+    into {
+        /// The gateway's certificate. Clients must trust it, and connect to a name that it bears. Make it and its key with
+        /// `tollgate identity gencert --name vpn.example.org --san vpn.example.org --out-cert server_cert.pem --out-key server_key.pem`.
+        "certificate_file" => certificates, one(file()), LIVE.in_example("\"server_cert.pem\"");
+        /// The certificate itself instead of its file, or those that vouch for the file's.
+        "certificate" => certificates, one(inline(PEM_CERTIFICATE, "certificate_file")), LIVE;
+        /// The key of the gateway's certificate.
+        "certificate_key_file" => key, file(), LIVE.in_example("\"server_key.pem\"");
+        /// The key itself instead of its file.
+        "certificate_key" => key, inline(PEM_KEY, "certificate_key_file"), LIVE;
+    }
+    and {
+        /// The server's certificate and those that vouch for it, in this order: one or two sources.
+        certificates: Vec<PemSource> = Vec::new();
+        /// The key of the first certificate.
+        key: PemSource = PemSource::File(PathBuf::new());
+    }
+}
+
+table! {
+    /// The client's side of the TLS handshake.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct ClientTls of Quincy {
+        /// "standard" (elliptic curves), "hybrid" (X25519 with ML-KEM-768) or "post_quantum" (ML-KEM-768).
+        "key_exchange" => key_exchange: KeyExchange = KeyExchange::Hybrid, choice(&KEY_EXCHANGES), RESTART;
+    }
+    into {
+        /// Files with the gateway's own certificate, or that of who signed it. Nothing else is trusted.
+        "trusted_certificate_paths" => trusted, file().list(usize::MAX), RESTART.in_example("[\"server_cert.pem\"]");
+        /// Such certificates themselves.
+        "trusted_certificates" => trusted, inline(PEM_CERTIFICATE, "trusted_certificate_paths").list(usize::MAX), RESTART;
+        /// The certificate that logs this client in. Make it and its key with
+        /// `tollgate identity gencert --name alice --out-cert alice_cert.pem --out-key alice_key.pem`,
+        /// and give the fingerprint, which `tollgate identity fingerprint alice_cert.pem` prints, to whoever keeps the gateway's users.toml.
+        "client_certificate_file" => certificates, one(file()), RESTART.in_example("\"alice_cert.pem\"");
+        /// The certificate itself instead of its file, or those that vouch for the file's.
+        "client_certificate" => certificates, one(inline(PEM_CERTIFICATE, "client_certificate_file")), RESTART;
+        /// The key of this client's certificate.
+        "client_certificate_key_file" => key, file(), RESTART.in_example("\"alice_key.pem\"");
+        /// The key itself instead of its file.
+        "client_certificate_key" => key, inline(PEM_KEY, "client_certificate_key_file"), RESTART;
+    }
+    and {
+        /// Certificates to trust, of the server itself or of who signed it: at least one source.
+        trusted: Vec<PemSource> = Vec::new();
+        /// The client's certificate and those that vouch for it, in this order: one or two sources.
+        certificates: Vec<PemSource> = Vec::new();
+        /// The key of the first certificate.
+        key: PemSource = PemSource::File(PathBuf::new());
+    }
+}
+
+impl Shared for Vec<PemSource> {
+    fn add(&mut self, other: Self) {
+        self.extend(other);
+    }
+}
+
+impl Shared for PemSource {
+    fn add(&mut self, other: Self) {
+        *self = other;
+    }
+}
+
+/// The table with its values.
+pub(crate) fn section(tls: &impl Declared) -> Section {
+    Handshake::initial().section("protocol").and(tls.section("protocol"))
+}
+
+/// Takes a server's table out of `root`. What is given after a problem is not to be used.
+pub(crate) fn read_server(root: &mut Table<'_>, report: &mut Report<'_>) -> ServerTls {
+    let mut tls = ServerTls::initial();
+    let expected = "write a table [protocol] with mode = \"tls\", certificate_file and certificate_key_file";
+    let Some(mut table) = handshake(root, report, expected) else { return tls };
+    tls.read_keys(&mut table, report);
+    require_certificate(&table, report, "certificate_file", "certificate");
+    require_key(&table, report, "certificate_key_file", "certificate_key");
+    table.finish(report);
+    tls
+}
+
+/// Takes a client's table out of `root`. What is given after a problem is not to be used.
+pub(crate) fn read_client(root: &mut Table<'_>, report: &mut Report<'_>) -> ClientTls {
+    let mut tls = ClientTls::initial();
+    let expected = "write a table [protocol] with mode = \"tls\", trusted_certificate_paths, client_certificate_file and \
+                    client_certificate_key_file";
+    let Some(mut table) = handshake(root, report, expected) else { return tls };
+    tls.read_keys(&mut table, report);
+    // Not a second problem for what was given but wrong.
+    if tls.trusted.is_empty() && !report.is_wrong("protocol.trusted_certificate") {
+        let taken = table.taken("trusted_certificate_paths");
+        let what = if taken.is_some() { "names no certificate" } else { "is missing" };
+        let place = taken.map_or(table.place(), |taken| taken.key.clone());
+        let remedy =
+            "name the server's certificate, or that of who signed it: trusted_certificate_paths = [\"server.pem\"]";
+        report.wrong(place, "protocol.trusted_certificate_paths", what, remedy);
+    }
+    require_certificate(&table, report, "client_certificate_file", "client_certificate");
+    require_key(&table, report, "client_certificate_key_file", "client_certificate_key");
+    table.finish(report);
+    tls
+}
+
+/// The table, if it is there and is one for TLS, or at least not one for something else.
+fn handshake<'i>(root: &mut Table<'i>, report: &mut Report<'_>, expected: &str) -> Option<Table<'i>> {
+    root.require(report, "protocol", expected);
+    if !root.is_set(report, "protocol") {
+        return None;
+    }
+    let mut table = root.table(report, "protocol");
+    let mut handshake = Handshake::initial();
+    handshake.read_keys(&mut table, report);
+    let Some(taken) = table.taken("mode").filter(|_| handshake.mode == Mode::Noise) else { return Some(table) };
+    let remedy = "write mode = \"tls\" and give a certificate and its key; `tollgate identity gencert` makes both";
+    report.wrong(taken.value.clone(), "protocol.mode", "is \"noise\", which is not supported yet", remedy);
+    table.abandon(report);
     None
+}
+
+/// A certificate comes from a file, from the configuration, or from both.
+fn require_certificate(table: &Table<'_>, report: &mut Report<'_>, file: &str, inline: &str) {
+    if table.taken(file).or(table.taken(inline)).is_none() {
+        let remedy = format!("name a PEM file with the certificate: {file} = \"certificate.pem\"");
+        report.wrong(table.place(), &format!("protocol.{file}"), "is missing", remedy);
+    }
+}
+
+/// A key comes from a file or from the configuration, but not from both.
+fn require_key(table: &Table<'_>, report: &mut Report<'_>, file: &str, inline: &str) {
+    match (table.taken(file), table.taken(inline)) {
+        (None, None) => {
+            let remedy = format!("name a PEM file with the certificate's key: {file} = \"key.pem\"");
+            report.wrong(table.place(), &format!("protocol.{file}"), "is missing", remedy);
+        }
+        (Some(_), Some(taken)) => {
+            let remedy = format!("keep either protocol.{file} or protocol.{inline}");
+            let what = format!("is given beside protocol.{file}");
+            report.wrong(taken.value.clone(), &format!("protocol.{inline}"), what, remedy);
+        }
+        _ => {}
+    }
 }

@@ -14,7 +14,7 @@ use crate::error::Place;
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// A setting that was taken out of its table.
-pub struct Setting<'i> {
+pub(crate) struct Setting<'i> {
     /// The full path of its key.
     pub path: String,
     /// Where its value is.
@@ -33,7 +33,7 @@ pub(crate) enum Value<'i> {
 
 impl<'i> Setting<'i> {
     /// An integer within `range`.
-    pub fn integer(self, report: &mut Report<'_>, range: RangeInclusive<u64>, unit: &str) -> Option<u64> {
+    pub(crate) fn integer(self, report: &mut Report<'_>, range: RangeInclusive<u64>, unit: &str) -> Option<u64> {
         let expected = format!("write a whole number of {unit} from {} to {}", range.start(), range.end());
         let value = match &self.value {
             Value::Toml(DeValue::Integer(value)) => i128::from_str_radix(value.as_str(), value.radix()).ok(),
@@ -51,38 +51,23 @@ impl<'i> Setting<'i> {
         }
     }
 
-    /// A number, whole or not, within `range`.
-    pub fn number(self, report: &mut Report<'_>, range: RangeInclusive<f64>, unit: &str) -> Option<f64> {
-        let expected = format!("write a number of {unit} from {} to {}", range.start(), range.end());
-        let value: Option<f64> = match &self.value {
-            Value::Toml(DeValue::Float(value)) => value.as_str().parse().ok(),
-            Value::Toml(DeValue::Integer(value)) => {
-                i128::from_str_radix(value.as_str(), value.radix()).ok().map(|value| value as f64)
-            }
-            Value::Text(text) => text.trim().parse().ok(),
+    /// `true` or `false`.
+    pub(crate) fn boolean(self, report: &mut Report<'_>) -> Option<bool> {
+        let value = match &self.value {
+            Value::Toml(DeValue::Boolean(value)) => Some(*value),
+            Value::Text(text) => text.trim().to_ascii_lowercase().parse().ok(),
             Value::Toml(_) => None,
         };
-        let Some(value) = value.filter(|value| value.is_finite()) else { return self.refuse_type(report, &expected) };
-        if range.contains(&value) {
-            return Some(value);
-        }
-        let what = if value < *range.start() { "too small" } else { "too large" };
-        report.wrong(self.place, &self.path, format!("is {value}, which is {what}"), expected);
-        None
+        value.or_else(|| self.refuse_type(report, "write true or false"))
     }
 
     /// Whether the value is a string: only then `parsed` and `secret` can succeed.
-    pub fn is_string(&self) -> bool {
+    pub(crate) fn is_string(&self) -> bool {
         matches!(self.value, Value::Text(_) | Value::Toml(DeValue::String(_)))
     }
 
-    /// Whether the value is an array: only then `elements` can succeed for a setting from a file.
-    pub fn is_array(&self) -> bool {
-        matches!(self.value, Value::Toml(DeValue::Array(_)))
-    }
-
     /// A string that `parse` understands; what `parse` says on failure follows "is "value", ".
-    pub fn parsed<T>(
+    pub(crate) fn parsed<T>(
         self,
         report: &mut Report<'_>,
         expected: &str,
@@ -104,7 +89,7 @@ impl<'i> Setting<'i> {
     }
 
     /// The elements of an array.
-    pub fn elements(self, report: &mut Report<'_>, expected: &str) -> Option<Vec<Setting<'i>>> {
+    pub(crate) fn elements(self, report: &mut Report<'_>, expected: &str) -> Option<Vec<Setting<'i>>> {
         let Setting { path, place, value } = self;
         match value {
             Value::Toml(DeValue::Array(array)) => Some(

@@ -1,23 +1,45 @@
-//! The table `[shards]`: how many cores the gateway uses, which, and the keys that they share.
+//! The table `[shards]`.
 
+use std::fmt;
 use std::num::NonZeroU16;
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::document::{Report, Table};
-use crate::value;
+use tollgate_shards::SHARDS_MAX;
 
-/// Most shards of one gateway: the shard's index must fit in half a connection-ID byte's values.
-pub const SHARDS_MAX: u64 = 128;
+use crate::document::Report;
+use crate::environment::STATE_FOLDER;
+use crate::kind::{FilePlace, Kind, path, whole};
+use crate::schema::{RESTART, table};
+use crate::setting::Setting;
 
 /// Most CPU numbers in a list, and one more than the highest: the kernel's CPU_SETSIZE.
-pub const CPUS_MAX: u64 = 1024;
+const CPUS_MAX: u64 = 1024;
 
-/// What `memory_mib` may say: up to 1 TiB.
-pub const MEMORY_MIB: RangeInclusive<u64> = 32..=1_048_576;
+const CPU: &str = "the number of a CPU, for example [0, 2]";
+
+const MEMORY_MIB_MIN: u64 = 32;
+/// 1 TiB.
+const MEMORY_MIB_MAX: u64 = 1_048_576;
 
 /// Name of the file of the shared keys, where none is configured, in the folder of what outlives the process.
-const KEY_FILE_NAME: &str = "keys";
+pub(crate) const KEY_FILE_NAME: &str = "keys";
+
+table! {
+    /// How many cores the gateway uses, which, and what they share.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Shards of Tollgate {
+        /// How many cores work: "auto" for one shard a core, or a number, which may be more than there are cores.
+        "count" => count: ShardCount = ShardCount::Auto, shard_count(), RESTART;
+        /// Which cores, by number, each named once; the shards go round this list.
+        "cpus" => cpus: Option<Vec<u16>> = None, cpu_numbers().optional("all that the process may use"), RESTART.example("[0, 1, 2, 3]");
+        /// The file with the keys that let clients notice a restarted gateway at once. Made on the first start. Keep it secret. Where systemd sets
+        /// STATE_DIRECTORY, its default is there. The gateway does without the default where it cannot be made, and without what is set here never.
+        "key_file" => key_file: FilePlace = FilePlace::unconfigured(STATE_FOLDER, KEY_FILE_NAME), FilePlace::kind(path("write the path of a file")), RESTART;
+        /// How much memory the gateway takes at most, in MiB: 32 and up, and 12 for each further shard. When it is full, the longest queue of
+        /// packets gets shorter. Users beyond a few thousand come on top.
+        "memory_mib" => memory_bytes: Option<u64> = None, memory().optional("half of what the machine has, or the control group allows"), RESTART.example("512");
+    }
+}
 
 /// How many shards to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,56 +51,58 @@ pub enum ShardCount {
     Fixed(NonZeroU16),
 }
 
-/// The table `[shards]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shards {
-    /// How many shards to run.
-    pub count: ShardCount,
-    /// The CPUs to pin shards to, by number, in this order and then from the start again. Each below [`CPUS_MAX`] and named once, but
-    /// not checked against the machine. `None` for all CPUs that the process may use.
-    pub cpus: Option<Vec<u16>>,
-    /// The file with the keys that all shards share and that outlive a restart: stateless reset and address validation tokens.
-    pub key_file: PathBuf,
-    /// Whether the configuration names it. Otherwise the gateway can do without.
-    pub is_key_file_configured: bool,
-    /// What the gateway may take for packets and connections, in bytes; each shard has its part. `None` for half of what the system allows.
-    pub memory_bytes: Option<u64>,
-}
+impl FromStr for ShardCount {
+    type Err = String;
 
-/// Reads the table.
-pub(crate) fn read(mut table: Table<'_>, report: &mut Report<'_>) -> Shards {
-    let count = read_count(&mut table, report).unwrap_or_default();
-    let cpus = read_cpus(&mut table, report);
-    let key_file = table.parsed(report, "key_file", "write the path of a file", value::path);
-    let memory_bytes = table.integer(report, "memory_mib", MEMORY_MIB, "MiB").map(|mib| mib << 20);
-    table.finish(report);
-    let is_key_file_configured = key_file.is_some();
-    let key_file = key_file.unwrap_or_else(|| report.state_folder().join(KEY_FILE_NAME));
-    Shards { count, cpus, key_file, is_key_file_configured, memory_bytes }
-}
-
-fn read_count(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<ShardCount> {
-    let expected = "write \"auto\" for one a core, or a whole number from 1 to 128";
-    let setting = table.take(report, "count")?;
-    if !setting.is_string() {
-        let count = setting.integer(report, 1..=SHARDS_MAX, "shards, or \"auto\",")?;
-        return NonZeroU16::new(count as u16).map(ShardCount::Fixed);
+    /// What is wrong is said as the end of a sentence.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text.trim(), text.trim().parse::<u16>()) {
+            ("auto", _) => Ok(ShardCount::Auto),
+            (_, Ok(count)) => NonZeroU16::new(count)
+                .filter(|count| count.get() <= SHARDS_MAX)
+                .map(ShardCount::Fixed)
+                .ok_or_else(|| "which is out of range".into()),
+            _ => Err("which is not a choice".into()),
+        }
     }
-    // Also of a variable, which is a string whatever it holds.
-    setting.parsed(report, expected, |text| match (text.trim(), text.trim().parse::<u16>()) {
-        ("auto", _) => Ok(ShardCount::Auto),
-        (_, Ok(count)) => NonZeroU16::new(count)
-            .filter(|count| u64::from(count.get()) <= SHARDS_MAX)
-            .map(ShardCount::Fixed)
-            .ok_or_else(|| "which is out of range".into()),
-        _ => Err("which is not a choice".into()),
-    })
 }
 
-fn read_cpus(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<Vec<u16>> {
-    let setting = table.take(report, "cpus")?;
+impl fmt::Display for ShardCount {
+    /// As a configuration file has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ShardCount::Auto => f.write_str("\"auto\""),
+            ShardCount::Fixed(count) => count.fmt(f),
+        }
+    }
+}
+
+fn memory() -> Kind<u64> {
+    whole(MEMORY_MIB_MIN..=MEMORY_MIB_MAX, "MiB").map(|mib| mib << 20, |bytes| Some(bytes >> 20))
+}
+
+fn shard_count() -> Kind<ShardCount> {
+    let expected = format!("write \"auto\" for one a core, or a whole number from 1 to {SHARDS_MAX}");
+    let remedy = expected.clone();
+    let read = move |setting: Setting<'_>, report: &mut Report<'_>| {
+        // A variable is a string whatever it holds.
+        if setting.is_string() {
+            return setting.parsed(report, &remedy, str::parse);
+        }
+        let count = setting.integer(report, 1..=SHARDS_MAX.into(), "shards, or \"auto\",")?;
+        NonZeroU16::new(count as u16).map(ShardCount::Fixed)
+    };
+    Kind::new(expected, read, ShardCount::to_string)
+}
+
+fn cpu_numbers() -> Kind<Vec<u16>> {
+    let expected = format!("write a list in brackets; for each element: {CPU}");
+    Kind::new(expected, read_cpus, |cpus| format!("{cpus:?}"))
+}
+
+fn read_cpus(setting: Setting<'_>, report: &mut Report<'_>) -> Option<Vec<u16>> {
     let (place, path) = (setting.place.clone(), setting.path.clone());
-    let elements = setting.elements(report, "the number of a CPU, for example [0, 2]")?;
+    let elements = setting.elements(report, CPU)?;
     if elements.is_empty() || elements.len() as u64 > CPUS_MAX {
         let what = format!("names {} CPUs", elements.len());
         report.wrong(place, &path, what, "name at least one, or leave the key out to use all");
@@ -89,12 +113,8 @@ fn read_cpus(table: &mut Table<'_>, report: &mut Report<'_>) -> Option<Vec<u16>>
         let (place, path) = (element.place.clone(), element.path.clone());
         let Some(cpu) = element.integer(report, 0..=CPUS_MAX - 1, "a CPU") else { continue };
         if cpus.contains(&(cpu as u16)) {
-            report.wrong(
-                place,
-                &path,
-                format!("names CPU {cpu} again"),
-                "name each CPU once; shards go round the list",
-            );
+            let remedy = "name each CPU once; shards go round the list";
+            report.wrong(place, &path, format!("names CPU {cpu} again"), remedy);
         }
         cpus.push(cpu as u16);
     }

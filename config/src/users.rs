@@ -10,9 +10,12 @@ use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
 use tollgate_shards::{AddressRange, Fingerprint, Rate, User, UserIndex, Users};
 
-use crate::document::{self, Report, Table};
+use crate::document::{self, Report};
 use crate::error::{ConfigError, Place, Problem};
-use crate::sessions::Sessions;
+use crate::kind::{Kind, rate, text};
+use crate::schema::{Declared, LIVE, Section, table};
+use crate::sessions::{Sessions, UserSessions};
+use crate::table::{Table, quoted_key};
 use crate::value;
 
 /// Longest users file, in bytes.
@@ -32,6 +35,40 @@ pub struct NoiseKey {
     pub bytes: Vec<u8>,
 }
 
+fn fingerprint() -> Kind<Fingerprint> {
+    text(value::FINGERPRINT, value::fingerprint, Fingerprint::to_string)
+}
+
+fn noise_key() -> Kind<Vec<u8>> {
+    let parse = |text: &str| {
+        let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| "which is not base64".to_owned())?;
+        let known = NOISE_KEY_BYTES.contains(&bytes.len());
+        if known { Ok(bytes) } else { Err(format!("which has {} bytes", bytes.len())) }
+    };
+    let expected = "write the base64 of a Noise public key of 32, 1184 or 1216 bytes";
+    text(expected, parse, |bytes| BASE64_STANDARD.encode(bytes))
+}
+
+fn range() -> Kind<AddressRange> {
+    text(value::RANGE, value::range, |range| shown(*range))
+}
+
+table! {
+    /// A user. Every key is optional.
+    #[derive(Debug)]
+    pub(crate) struct UserKeys of Quincy {
+        /// Fingerprints of the certificates that log the user in, as `tollgate identity fingerprint CERTIFICATE` prints them. Without one, the
+        /// user cannot connect.
+        "authorized_certs" => certificates: Vec<(Place, Fingerprint)> = Vec::new(), fingerprint().placed(), LIVE;
+        /// Noise public keys. They are checked, but Noise is not served yet.
+        "authorized_keys" => noise_keys: Vec<(Place, Vec<u8>)> = Vec::new(), noise_key().placed(), LIVE;
+        /// The user's own limit.
+        "bandwidth_limit" => limit: Option<Rate> = None, rate().optional("the server's default_bandwidth_limit"), LIVE.example("\"250 mbps\"");
+        /// The only addresses that the user's connections get, and nobody else's do.
+        "address_pool" => pool: Vec<(Place, AddressRange)> = Vec::new(), range().placed(), LIVE;
+    }
+}
+
 /// What a users file holds.
 #[derive(Debug, Clone, Default)]
 pub struct UsersFile {
@@ -42,6 +79,11 @@ pub struct UsersFile {
 }
 
 impl UsersFile {
+    /// What a user's table may hold.
+    pub(crate) fn table() -> Section {
+        UserKeys::initial().section("users.NAME").and(UserSessions::initial().section("users.NAME"))
+    }
+
     /// Reads the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of their own
     /// is as in `defaults`.
     ///
@@ -64,7 +106,7 @@ impl UsersFile {
         table.finish(&mut report);
         root.finish(&mut report);
         reading.refuse_overlaps(&mut report);
-        report.finish(Some(()))?;
+        report.finish(())?;
         let directory = Users::new(reading.users).map_err(|error| {
             ConfigError::one(Problem {
                 place: Place::File(path.into()),
@@ -107,7 +149,7 @@ struct Claim {
 
 impl Reading {
     fn user(&mut self, name: String, mut table: Table<'_>, report: &mut Report<'_>) {
-        let path = format!("users.{}", document::quoted_key(&name));
+        let path = format!("users.{}", quoted_key(&name));
         let index = self.users.len();
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
             let remedy = format!("give the user a name of 1 to {NAME_BYTES_MAX} bytes without control characters");
@@ -115,15 +157,26 @@ impl Reading {
         }
         // First the user, so that problems can name it.
         self.users.push(User { name, ..User::default() });
-        self.noise_keys(index, &mut table, report);
-        self.certificates(index, &mut table, report);
-        let mut sessions = self.defaults.sessions;
-        sessions.read_own(&mut table, report);
-        let rate = table.parsed(report, "bandwidth_limit", value::RATE, value::rate).or(self.defaults.limit);
-        self.users[index].limit = rate.map(|rate| sessions.limit(rate));
-        self.users[index].connection_limit = sessions.connection_limit();
-        let pool = table.list(report, "address_pool", value::RANGE, value::range).unwrap_or_default();
-        for (place, range) in pool {
+        let mut keys = UserKeys::initial();
+        keys.read_keys(&mut table, report);
+        for (place, certificate) in keys.certificates {
+            if let Some(first) = self.by_certificate.insert(certificate, index) {
+                self.refuse_twice(index, first, "authorized_certs", place, &certificate.to_string(), report);
+            }
+            self.users[index].certificates.push(certificate);
+        }
+        for (place, bytes) in keys.noise_keys {
+            if let Some(first) = self.by_noise_key.insert(bytes.clone(), index) {
+                self.refuse_twice(index, first, "authorized_keys", place, "a key", report);
+            }
+            self.noise_keys.push(NoiseKey { user: UserIndex(index as u32), bytes });
+        }
+        let Defaults { limit, sessions } = self.defaults;
+        let mut own = sessions.user;
+        own.read_own(&mut table, report);
+        self.users[index].limit = keys.limit.or(limit).map(|rate| sessions.limit(&own, rate));
+        self.users[index].connection_limit = own.connection_limit();
+        for (place, range) in keys.pool {
             let path = format!("{path}.address_pool");
             if self.is_usable(range, &place, &path, report) {
                 self.users[index].pool.push(range);
@@ -133,35 +186,10 @@ impl Reading {
         let name = self.users[index].name.clone();
         for (place, rest) in table.take_nested() {
             let (dotted, path) = (format!("{name}.{rest}"), format!("{path}.{rest}"));
-            let remedy = format!("if the user is {dotted}, quote the name: [users.{}]", document::quoted_key(&dotted));
+            let remedy = format!("if the user is {dotted}, quote the name: [users.{}]", quoted_key(&dotted));
             report.wrong(place, &path, "is a table within a user's", remedy);
         }
         table.finish(report);
-    }
-
-    fn certificates(&mut self, user: usize, table: &mut Table<'_>, report: &mut Report<'_>) {
-        let certificates = table.list(report, "authorized_certs", value::FINGERPRINT, value::fingerprint);
-        for (place, certificate) in certificates.unwrap_or_default() {
-            if let Some(first) = self.by_certificate.insert(certificate, user) {
-                self.refuse_twice(user, first, "authorized_certs", place, &certificate.to_string(), report);
-            }
-            self.users[user].certificates.push(certificate);
-        }
-    }
-
-    fn noise_keys(&mut self, user: usize, table: &mut Table<'_>, report: &mut Report<'_>) {
-        let expected = "write the base64 of a Noise public key of 32, 1184 or 1216 bytes";
-        let keys = table.list(report, "authorized_keys", expected, |text| {
-            let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| "which is not base64".to_owned())?;
-            let known = NOISE_KEY_BYTES.contains(&bytes.len());
-            if known { Ok(bytes) } else { Err(format!("which has {} bytes", bytes.len())) }
-        });
-        for (place, bytes) in keys.unwrap_or_default() {
-            if let Some(first) = self.by_noise_key.insert(bytes.clone(), user) {
-                self.refuse_twice(user, first, "authorized_keys", place, "a key", report);
-            }
-            self.noise_keys.push(NoiseKey { user: UserIndex(user as u32), bytes });
-        }
     }
 
     fn refuse_twice(
@@ -174,7 +202,7 @@ impl Reading {
         report: &mut Report<'_>,
     ) {
         let (name, first) = (&self.users[user].name, &self.users[first].name);
-        let path = format!("users.{}.{key}", document::quoted_key(name));
+        let path = format!("users.{}.{key}", quoted_key(name));
         let what = format!("lists {credential} again, which user '{first}' has already");
         report.wrong(place, &path, what, "list it once: it tells the gateway who connects");
     }

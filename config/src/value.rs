@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use tollgate_shards::{AddressRange, Fingerprint, Rate};
 
-use crate::document::nearest;
+use crate::likeness::nearest;
 
 /// Highest rate that can be configured, in bits per second: 1000 gbps.
-pub const RATE_BITS_PER_S_MAX: u64 = 1_000_000_000_000;
+const RATE_BITS_PER_S_MAX: u64 = 1_000_000_000_000;
 
 /// What a rate looks like.
-pub const RATE: &str = "write a number and bps, kbps, mbps or gbps, for example \"10 mbps\"";
+pub(crate) const RATE: &str = "write a number and bps, kbps, mbps or gbps, for example \"10 mbps\"";
 
 const RATE_UNITS: [(&str, u64); 4] = [("gbps", 1_000_000_000), ("mbps", 1_000_000), ("kbps", 1000), ("bps", 1)];
 
@@ -110,7 +110,7 @@ pub(crate) fn fingerprint(text: &str) -> Result<Fingerprint, String> {
 }
 
 /// What a network interface name looks like.
-pub(crate) const INTERFACE: &str = "write 1 to 15 bytes without space, slash or colon, for example \"tollgate0\", or with %d once for the \
+pub const INTERFACE: &str = "write 1 to 15 bytes without space, slash or colon, for example \"tollgate0\", or with %d once for the \
                                     first free number: \"tollgate%d\"";
 
 /// Longest name of a network interface, in bytes: the kernel's IFNAMSIZ without its terminator.

@@ -50,7 +50,7 @@ pub use memory::Held;
 pub use packet::ecn::Ecn;
 pub use packet::frame::Frame;
 pub use quic::close_code;
-pub use quic::connection_id::ConnectionIdKey;
+pub use quic::connection_id::{ConnectionIdKey, SHARDS_MAX};
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};
 pub use quic::transport::{Congestion, TransportParams, transport};

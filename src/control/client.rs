@@ -3,7 +3,6 @@
 //! This module never decides what an answer means for its caller.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
-use tollgate_config::{ConfigError, FILE_BYTES_MAX, reading, socket_name};
 
 use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Request, encode};
 
@@ -21,9 +19,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a gateway is tried whose queue of connections is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(20);
-
-/// The port of a gateway that names none.
-const DEFAULT_PORT: u64 = 55_555;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -82,30 +77,6 @@ pub enum AskError {
     },
 }
 
-/// The control socket that the gateway's configuration file at `path` names. Nothing else in the file needs to be right: a gateway may run
-/// with what it was before.
-///
-/// # Errors
-///
-/// If the file cannot be read or is not TOML, or what it says of the socket is wrong.
-pub fn socket_of(path: &Path, variables: impl Iterator<Item = (String, String)>) -> Result<PathBuf, ConfigError> {
-    let concerned = |name: &str| {
-        ["_CONTROL__SOCKET", "_BIND_PORT", "_BIND_ADDRESS", "RUNTIME_DIRECTORY"].iter().any(|key| name.ends_with(key))
-    };
-    let variables = variables.filter(|(name, _)| concerned(&name.to_ascii_uppercase()));
-    let (socket, _) = reading::load(path, FILE_BYTES_MAX, variables, |mut root, report| {
-        let port = root.integer(report, "bind_port", 1..=u16::MAX.into(), "a port").unwrap_or(DEFAULT_PORT);
-        let address = root.parsed(report, "bind_address", "write an IP address", |text| {
-            text.trim().parse::<IpAddr>().map_err(|_| "which is not an IP address".to_owned())
-        });
-        let bind = SocketAddr::new(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port as u16);
-        let mut control = root.table(report, "control");
-        let socket = control.parsed(report, "socket", "write the path of a Unix socket", |text| Ok(text.into()));
-        Some(socket.unwrap_or_else(|| report.runtime_folder().join(socket_name(bind))))
-    })?;
-    Ok(socket)
-}
-
 /// Has the gateway that listens at `path` carry out `request`, and waits for its answer.
 ///
 /// # Errors
@@ -161,8 +132,6 @@ fn connect_by(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use tollgate_config::ServerConfig;
-
     use super::*;
 
     #[test]
@@ -176,38 +145,6 @@ mod tests {
         let dead = ask(&path);
         assert!(dead.contains("without a goodbye"), "{dead}");
         assert!(!missing.contains('\n') && !dead.contains('\n'));
-    }
-
-    #[test]
-    fn the_socket_is_the_gateways_even_if_all_else_is_wrong() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, users) = (folder.path().join("server.toml"), folder.path().join("users.toml"));
-        std::fs::write(&users, "").unwrap();
-        let protocol = "[protocol]\nmode = \"tls\"\ncertificate_file = \"c\"\ncertificate_key_file = \"k\"";
-        let rest = format!("name = \"a\"\ntunnel_network = \"198.18.0.1/24\"\nusers_file = {users:?}");
-        for (port, socket, variable) in [
-            ("", "", None),
-            ("bind_port = 7", "", None),
-            ("bind_address = \"::\"", "", None),
-            ("bind_address = \"198.18.0.1\"", "", None),
-            ("bind_address = \"fd00::1\"\nbind_port = 7", "", None),
-            ("", "", Some(("QUINCY_BIND_ADDRESS", "198.18.0.2"))),
-            ("", "", Some(("RUNTIME_DIRECTORY", "/run/one:/run/two"))),
-            ("", "", Some(("QUINCY_BIND_PORT", "tcp://198.18.0.7:80"))),
-            ("", "socket = \"here\"", None),
-            ("bind_port = 7", "", Some(("QUINCY_BIND_PORT", "8"))),
-            ("", "socket = \"here\"", Some(("TOLLGATE_CONTROL__SOCKET", "there"))),
-        ] {
-            let variables = || variable.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter();
-            let text = format!("{port}\n{rest}\n{protocol}\n[control]\n{socket}\n");
-            std::fs::write(&path, &text).unwrap();
-            let config = ServerConfig::load(&path, variables()).unwrap();
-            assert_eq!(socket_of(&path, variables()).unwrap(), config.control.socket, "{text}");
-            std::fs::write(&path, text.replace("name", "mane").replace("tls", "slt") + "watch = 3").unwrap();
-            assert_eq!(socket_of(&path, variables()).unwrap(), config.control.socket, "{text}");
-        }
-        std::fs::write(&path, "[control]\nsocket = 3").unwrap();
-        assert!(socket_of(&path, std::iter::empty()).is_err());
     }
 
     #[test]

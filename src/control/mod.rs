@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, never, select};
 use tollgate_config::{ConfigError, LogFilter, ServerConfig};
 use tracing::{error, info, warn};
 
-pub use client::{AskError, ask, socket_of};
+pub use client::{AskError, ask};
 pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
 pub use socket::{CLIENT_TIMEOUT, CLIENTS_MAX, SocketError};
 pub use watch::QUIET;
@@ -219,9 +219,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
 
 /// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
 fn control_socket(config: &tollgate_config::Control) -> Result<Option<ControlSocket>, SocketError> {
-    match ControlSocket::listen(&config.socket) {
+    match ControlSocket::listen(&config.socket.path) {
         Ok(socket) => Ok(Some(socket)),
-        Err(error) if config.is_socket_configured => Err(error),
+        Err(error) if config.socket.is_configured => Err(error),
         Err(error @ SocketError::InUse { .. }) => {
             warn!(
                 "`tollgate reload` and `tollgate kick` reach the gateway that has the control socket, whichever --config they are given, and not \

@@ -13,12 +13,12 @@ mod tally;
 
 use std::fmt;
 use std::io;
-use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use tollgate_config::ShardCount;
+use tollgate_shards::SHARDS_MAX;
 
 use self::interrupt::Interrupt;
 use self::progress::Progress;
@@ -39,8 +39,13 @@ pub struct Options {
     /// For how many seconds to move data, each way: 1 to 600.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
-    /// How many shards the gateway has: "auto" for one a core, or a number from 1 to 128, which may exceed the cores.
-    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = shard_count)]
+    #[arg(
+        long,
+        help = format!("How many shards the gateway has: \"auto\" for one a core, or a number from 1 to {SHARDS_MAX}, which may exceed the cores"),
+        value_name = "auto|N",
+        default_value = "auto",
+        value_parser = shard_count
+    )]
     shards: ShardCount,
     /// How many TCP connections each client has at once: 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -235,11 +240,7 @@ fn print(text: &str) -> Result<(), DemoError> {
 }
 
 fn shard_count(text: &str) -> Result<ShardCount, String> {
-    if text == "auto" {
-        return Ok(ShardCount::Auto);
-    }
-    let count = text.parse().ok().filter(|count| (1..=128).contains(count)).and_then(NonZeroU16::new);
-    count.map(ShardCount::Fixed).ok_or_else(|| "write \"auto\" or a number from 1 to 128".to_owned())
+    text.parse().map_err(|_| format!("write \"auto\" or a number from 1 to {SHARDS_MAX}"))
 }
 
 #[cfg(test)]
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!((options.seconds, options.shards, options.streams), (4, ShardCount::Auto, 1));
         assert!(!options.hold);
         let options = parsed("demo --seconds 9 --shards 3 --streams 64 --hold").unwrap();
-        assert_eq!(options.shards, ShardCount::Fixed(NonZeroU16::new(3).unwrap()));
+        assert_eq!(options.shards, ShardCount::Fixed(3.try_into().unwrap()));
         assert!(options.hold);
         for wrong in ["--seconds 0", "--seconds 601", "--shards 0", "--shards 129", "--shards all", "--streams 65"] {
             let error = parsed(&format!("demo {wrong}")).unwrap_err().to_string();

@@ -219,10 +219,6 @@ fn write_files(directory: &Path, shards: ShardCount) -> Result<(), DemoError> {
 }
 
 fn server_config(shards: ShardCount) -> String {
-    let count = match shards {
-        ShardCount::Auto => "\"auto\"".to_owned(),
-        ShardCount::Fixed(count) => count.to_string(),
-    };
     format!(
         r#"name = "demo"
 tunnel_network = "198.19.128.1/24"
@@ -237,7 +233,7 @@ certificate_file = "gateway_cert.pem"
 certificate_key_file = "gateway_key.pem"
 
 [shards]
-count = {count}
+count = {shards}
 key_file = "shard_keys"
 
 [control]

@@ -6,7 +6,7 @@
 //! This module never prints a key.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use tollgate_config::Shards;
 use tollgate_shards::{ConnectionIdKey, TokenKey};
 use tracing::warn;
 use zeroize::Zeroizing;
+
+use crate::whole_file;
 
 const MAGIC: &str = "tollgate-keys-1";
 const MASTER_BYTES: usize = 32;
@@ -77,8 +79,8 @@ impl Keys {
     ///
     /// As of [`Keys::load_or_create`].
     pub fn of(config: &Shards) -> Result<Self, KeyError> {
-        match Keys::load_or_create(&config.key_file) {
-            Err(error) if error.is_of_the_place() && !config.is_key_file_configured => {
+        match Keys::load_or_create(&config.key_file.path) {
+            Err(error) if error.is_of_the_place() && !config.key_file.is_configured => {
                 warn!(
                     "clients will notice a restart of this gateway only by its silence, for its keys end with it: {error}"
                 );
@@ -150,15 +152,10 @@ pub fn random() -> Zeroizing<[u8; 32]> {
 }
 
 fn create(path: &Path, master: &[u8; MASTER_BYTES]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
+    fs::create_dir_all(whole_file::folder(path))?;
     let hex: Zeroizing<String> = Zeroizing::new(master.iter().map(|byte| format!("{byte:02x}")).collect());
-    // Under another name until it is whole: a gateway that dies or fails here must not leave half a key behind. The file has mode 0600 from
-    // its first moment, and is removed unless it is kept.
-    let mut file = tempfile::Builder::new().prefix(".keys-").tempfile_in(folder)?;
-    file.write_all(format!("{MAGIC} {}\n", *hex).as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
+    let line = Zeroizing::new(format!("{MAGIC} {}\n", *hex));
+    whole_file::prepare(path, line.as_bytes(), 0o600)?.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
@@ -190,6 +187,7 @@ fn expand(root: &hkdf::Prk, label: &[u8], out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
     use super::*;

@@ -26,7 +26,8 @@ use rustls::pki_types::CertificateDer;
 use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{
-    CommandId, Congestion, ConnectionIdKey, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams,
+    CommandId, Congestion, ConnectionIdKey, Limits, Params, SHARDS_MAX, Shard, ShardIndex, ShardKeys, Snapshot,
+    TransportParams,
 };
 use tracing::{info, warn};
 
@@ -159,13 +160,13 @@ impl Gateway {
             tls: tls::server(&config.tls)?,
         });
         let mut sockets = SocketPlan {
-            address: config.bind,
+            address: config.bind(),
             shards,
             options: udp_options(config),
             handshake_buffer_bytes: HANDSHAKE_BUFFER_BYTES,
         };
         let bound = host::bind_sockets(&sockets)?;
-        sockets.address = bound.first().map_or(config.bind, |bound| bound.live.local_address());
+        sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
         let plan = tun_plan(config, shards);
         let (mut tun, queues) = host::make_tun(&plan)?;
         let steering = steer_tun(&queues);
@@ -388,7 +389,7 @@ fn udp_options(config: &ServerConfig) -> UdpOptions {
 
 /// What is known before the first packet; where the gateway listens on all addresses, each connection adds its own.
 fn outer_addresses(config: &ServerConfig) -> Vec<IpAddr> {
-    Some(config.bind.ip()).filter(|ip| !ip.is_unspecified()).into_iter().collect()
+    Some(config.bind_address).filter(|ip| !ip.is_unspecified()).into_iter().collect()
 }
 
 fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
@@ -416,7 +417,7 @@ fn placement(config: &ServerConfig) -> Result<Vec<usize>, GatewayError> {
         return Err(GatewayError::Cpu { cpu, allowed: list(&allowed) });
     }
     let count = match config.shards.count {
-        ShardCount::Auto => cpus.len().min(128),
+        ShardCount::Auto => cpus.len().min(usize::from(SHARDS_MAX)),
         ShardCount::Fixed(count) => usize::from(count.get()),
     };
     Ok(cpus.into_iter().cycle().take(count).collect())
@@ -428,7 +429,7 @@ fn announce(config: &ServerConfig, cpus: &[usize], tun: &TunDevice, steered: boo
     info!(
         "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by connection ID (classic BPF); \
          TUN steered by {}; TUN offloads: {}",
-        config.bind,
+        config.bind(),
         if shards == 1 { "" } else { "s" },
         list(cpus),
         config.tunnel_network,

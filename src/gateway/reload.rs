@@ -22,9 +22,6 @@ use crate::tls;
 /// How long all shards together may take to carry an order out.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// From which likeness on a user's name is suggested for another.
-const LIKENESS_MIN: f64 = 0.8;
-
 /// Another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloaded {
@@ -214,13 +211,7 @@ fn few_remain(now: &Users, next: &Users) -> Option<String> {
 
 /// The user whose name is most like `name`, if any is like enough.
 fn nearest(name: &str, directory: &Users) -> Option<String> {
-    let name = name.to_lowercase();
-    directory
-        .users()
-        .map(|(_, user)| (strsim::jaro_winkler(&name, &user.name.to_lowercase()), &user.name))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, near)| near.clone())
+    tollgate_config::nearest(name, directory.users().map(|(_, user)| &user.name[..])).map(str::to_owned)
 }
 
 fn counted(count: u64, what: &str) -> String {

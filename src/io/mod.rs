@@ -25,5 +25,5 @@ pub use transmit::{DATA_BYTES_MIN, SendCounters, SendOutcome, TransmitBatch};
 pub use tun::{Offloads, QUEUES_MAX, TunDevice, TunError, TunOptions};
 pub use tun_queue::{FRAME_BYTES_MAX, TunCounters, TunQueue, WriteOutcome};
 pub use tun_steering::{SteeringError, TunSteering};
-pub use udp::{BindError, SHARDS_MAX, ShardSockets, UdpGroup, UdpOptions, UdpSocket};
+pub use udp::{BindError, ShardSockets, UdpGroup, UdpOptions, UdpSocket};
 pub use wake::Wake;

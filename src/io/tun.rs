@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ipnet::IpNet;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use tollgate_config::INTERFACE_NAME;
 use tollgate_shards::packet::vnet;
 use tun::AbstractDevice;
 
@@ -95,7 +96,7 @@ pub enum TunError {
         name: String,
     },
     /// The name cannot be a network device's.
-    #[error("\"{name}\" cannot name a network device, {reason}: use 1 to 15 bytes without space, slash or colon")]
+    #[error("\"{name}\" cannot name a network device, {reason}: {INTERFACE_NAME}")]
     Name {
         /// What was asked for.
         name: String,

@@ -5,12 +5,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use tollgate_shards::SHARDS_MAX;
+
 use super::cmsg::UDP_GRO;
 use super::reuseport::{self, Layout};
 use super::sockaddr::{Family, RAW_ADDRESS_BYTES, RawAddress};
-
-/// The most sockets of a group: the first byte of a connection ID can name no more.
-pub const SHARDS_MAX: usize = 256;
 
 /// What a UDP socket is opened with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +60,7 @@ pub enum BindError {
         address: SocketAddr,
     },
     /// More shards than a connection ID can name.
-    #[error("{shards} shards cannot share a UDP port: the number must be from 1 to 256")]
+    #[error("{shards} shards cannot share a UDP port: the number must be from 1 to {SHARDS_MAX}")]
     Shards {
         /// What was asked for.
         shards: usize,
@@ -117,7 +116,7 @@ impl UdpGroup {
         layout: Layout,
         sockets: &[UdpOptions],
     ) -> Result<Vec<UdpSocket>, BindError> {
-        if !(1..=SHARDS_MAX).contains(&shards) {
+        if !(1..=usize::from(SHARDS_MAX)).contains(&shards) {
             return Err(BindError::Shards { shards });
         }
         let (mut address, mut bound) = (address, Vec::<UdpSocket>::with_capacity(sockets.len()));
@@ -370,11 +369,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_group_shares_one_port_up_to_256_shards() {
+    fn a_group_shares_one_port_up_to_128_shards() {
         let sockets = bind_group("127.0.0.1:0".parse().unwrap(), 5).unwrap();
         assert_eq!(sockets.len(), 5);
         assert!(sockets.iter().all(|socket| socket.local_address() == sockets[0].local_address()));
-        for shards in [0, 257] {
+        for shards in [0, 129] {
             assert!(matches!(bind_group("127.0.0.1:0".parse().unwrap(), shards), Err(BindError::Shards { .. })));
         }
     }

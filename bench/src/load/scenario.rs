@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Deserializer, Serialize, de};
-use tollgate_config::reading::rate;
+use tollgate_config::rate;
 
 use super::flow::sizes::{INNER_BYTES_MIN, SizeCycle};
 use super::flow::source::{RATE_MAX, TRAIN_PACKETS_MAX};

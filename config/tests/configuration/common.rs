@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tollgate_config::{ClientConfig, ConfigError, ServerConfig};
+use tollgate_config::{ClientConfig, ConfigError, Entry, ServerConfig};
 
 /// A server file without its users.
 pub const SERVER: &str = r#"
@@ -81,4 +81,11 @@ pub fn load_client(text: &str, variables: &[(&str, &str)]) -> Result<ClientConfi
 /// The name of a file without its directory.
 pub fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
+}
+
+/// The range of a number.
+pub fn range(entry: &Entry) -> Option<(u64, u64)> {
+    let (_, range) = entry.expected.rsplit_once(" from ")?;
+    let (from, to) = range.split_once(" to ")?;
+    Some((from.parse().ok()?, to.parse().ok()?))
 }

@@ -1,15 +1,11 @@
 //! Whole files: the examples, files written for Quincy, overrides by the environment, the effective configuration.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
-use tollgate_config::{
-    ClientConfig, CongestionController, Connection, DataPath, KeyExchange, Metrics, PemSource, ServerConfig, Sessions,
-    ShardCount,
-};
-use tollgate_shards::{Limit, Rate, UserIndex};
+use tollgate_config::{KeyExchange, PemSource, ServerConfig, ShardCount, control_socket};
+use tollgate_shards::UserIndex;
+use tollgate_shards::{Limit, Rate};
 
 /// Every key that Quincy 3.1.1 knows in TLS mode, none at its default, written as its users write them.
 const QUINCY_SERVER: &str = r#"
@@ -79,38 +75,16 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     directory.write("users.toml", QUINCY_USERS);
     let text = QUINCY_SERVER.replace("USERS", directory.path("users.toml").to_str().unwrap());
     let config = ServerConfig::load(&directory.write("server.toml", &text), env(&[])).unwrap();
-    assert_eq!(config.name, "quincy-server");
-    assert_eq!(config.interface_name.as_deref(), Some("quincy0"));
-    assert_eq!(config.bind, "198.18.7.1:4433".parse().unwrap());
-    assert!(config.reuse_socket);
-    assert!(!config.isolate_clients);
-    assert_eq!(config.tunnel_network.to_string(), "198.18.0.1/24");
-    assert_eq!(config.default_bandwidth_limit, Rate::from_bits_per_s(50_000_000));
+    // Every key of it, as Tollgate spells the values.
+    let spelt = text.replace("PostQuantum", "post_quantum").replace("NewReno", "new_reno").replace("DEBUG", "debug");
+    let effective = config.effective();
+    for line in spelt.lines().filter(|line| line.contains(" = ") && !line.contains("\"\"\"")) {
+        assert!(effective.lines().any(|effective| effective == line), "{line}:\n{effective}");
+    }
     assert_eq!(config.tls.key_exchange, Some(KeyExchange::PostQuantum));
     assert_eq!(config.tls.certificates[0], PemSource::File("chain.pem".into()));
     assert!(matches!(config.tls.certificates[1..], [PemSource::Inline(_)]));
     assert!(matches!(&config.tls.key, PemSource::Inline(pem) if pem.contains("c2VjcmV0")));
-    let connection = Connection {
-        mtu_bytes: 1300,
-        congestion_controller: CongestionController::NewReno,
-        connection_timeout: Duration::from_secs(40),
-        keep_alive_interval: Duration::from_secs(20),
-        send_buffer_bytes: 1_048_576,
-        recv_buffer_bytes: 1_048_577,
-        datagram_send_buffer_bytes: 1_048_578,
-        datagram_receive_buffer_bytes: 1_048_579,
-        pending_handshakes_max: 128,
-        pending_handshakes_per_source_max: 4,
-    };
-    assert_eq!(config.connection, connection);
-    assert_eq!(config.log.as_str(), "debug");
-    let metrics = Metrics {
-        enabled: true,
-        bind: SocketAddr::from(([0, 0, 0, 0], 9100)),
-        reporting_interval: Duration::from_secs(10),
-        idle_timeout: None,
-    };
-    assert_eq!(config.metrics, metrics);
     assert_eq!((config.shards.count, config.shards.cpus), (ShardCount::Auto, None));
 
     let users: Vec<_> = config.users.directory.users().map(|(_, user)| user).collect();
@@ -160,26 +134,6 @@ fn a_file_for_quincys_client_is_read_unchanged() {
 }
 
 #[test]
-fn defaults_are_quincys() {
-    let config = load_server(SERVER, &[]).unwrap();
-    assert_eq!(config.bind, "0.0.0.0:55555".parse().unwrap());
-    assert!(config.isolate_clients && !config.reuse_socket);
-    assert_eq!((config.interface_name, config.default_bandwidth_limit), (None, None));
-    assert_eq!(config.tls.key_exchange, None);
-    assert_eq!(config.connection, Connection::default());
-    assert_eq!(config.metrics, Metrics::default());
-    assert_eq!(config.log.as_str(), "info");
-    assert_eq!(config.shards.count, ShardCount::Auto);
-    assert_eq!(config.shards.key_file, Path::new("/var/lib/tollgate/keys"));
-    assert_eq!(config.data_path, DataPath::default());
-    assert_eq!(config.sessions, Sessions::default());
-    assert_eq!(config.control.socket, Path::new("/run/tollgate/55555.sock"));
-    assert!(!config.control.watch_users_file);
-    let config = load_client(CLIENT, &[]).unwrap();
-    assert_eq!(config.tls.key_exchange, KeyExchange::Hybrid);
-}
-
-#[test]
 fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
     let variables = [
         ("TOLLGATE_BIND_PORT", "1001"),
@@ -193,7 +147,7 @@ fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
         ("UNRELATED__MTU", "5"),
     ];
     let config = load_server(&format!("bind_port = 999\n{SERVER}"), &variables).unwrap();
-    assert_eq!(config.bind.port(), 1001);
+    assert_eq!(config.bind_port, 1001);
     assert_eq!(config.connection.mtu_bytes, 1310);
     assert_eq!(config.log.as_str(), "warn");
     assert_eq!(config.shards.count, ShardCount::Fixed(3.try_into().unwrap()));
@@ -228,7 +182,7 @@ fn variables_that_a_container_platform_sets_for_services_are_ignored() {
     }
     let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (&name[..], *value)).collect();
     let config = load_server(SERVER, &variables).unwrap();
-    assert_eq!(config.bind.port(), 55_555);
+    assert_eq!(config.bind_port, 55_555);
     assert_eq!((config.ignored_variables.len(), config.warnings), (variables.len(), vec![]));
     let config = load_client(CLIENT, &variables).unwrap();
     assert_eq!((config.ignored_variables.len(), config.warnings), (variables.len(), vec![]));
@@ -281,18 +235,48 @@ fn files_that_are_not_configured_go_where_systemd_says_and_bear_the_address() {
         ] {
             let variables: Vec<_> = runtime.map(|runtime| ("RUNTIME_DIRECTORY", runtime)).into_iter().collect();
             let config = load_server(&format!("bind_address = {bind:?}\n{SERVER}"), &variables).unwrap();
-            assert_eq!(config.control.socket, Path::new(folder).join(name));
-            assert!(!config.control.is_socket_configured);
+            assert_eq!(config.control.socket.path, Path::new(folder).join(name));
+            assert!(!config.control.socket.is_configured);
         }
     }
     let config = load_server(SERVER, &[("STATE_DIRECTORY", "/var/lib/vpn:/var/lib/two")]).unwrap();
-    assert_eq!(config.shards.key_file, Path::new("/var/lib/vpn/keys"));
-    assert!(!config.shards.is_key_file_configured);
+    assert_eq!(config.shards.key_file.path, Path::new("/var/lib/vpn/keys"));
+    assert!(!config.shards.key_file.is_configured);
     let text = format!("{SERVER}[shards]\nkey_file = \"k\"\n[control]\nsocket = \"s\"");
     let folders = [("STATE_DIRECTORY", "/var/lib/vpn"), ("RUNTIME_DIRECTORY", "/run/vpn")];
     let config = load_server(&text, &folders).unwrap();
-    assert_eq!((config.shards.key_file, config.control.socket), ("k".into(), "s".into()));
-    assert!(config.shards.is_key_file_configured && config.control.is_socket_configured);
+    assert_eq!((config.shards.key_file.path, config.control.socket.path), ("k".into(), "s".into()));
+    assert!(config.shards.key_file.is_configured && config.control.socket.is_configured);
+}
+
+#[test]
+fn the_control_socket_is_the_gateways_even_if_all_else_is_wrong() {
+    let directory = Directory::new();
+    let users = directory.write("users.toml", "");
+    let socket = |text: &str, variable: Option<(&str, &str)>| {
+        control_socket(&directory.write("server.toml", text), env(variable.as_slice()))
+    };
+    for (bind, control, variable) in [
+        ("", "", None),
+        ("bind_port = 7", "", None),
+        ("bind_address = \"::\"", "", None),
+        ("bind_address = \"198.18.0.1\"", "", None),
+        ("bind_address = \"fd00::1\"\nbind_port = 7", "", None),
+        ("", "", Some(("QUINCY_BIND_ADDRESS", "198.18.0.2"))),
+        ("", "", Some(("RUNTIME_DIRECTORY", "/run/one:/run/two"))),
+        ("", "", Some(("QUINCY_BIND_PORT", "tcp://198.18.0.7:80"))),
+        ("", "socket = \"here\"", None),
+        ("bind_port = 7", "", Some(("QUINCY_BIND_PORT", "8"))),
+        ("", "socket = \"here\"", Some(("TOLLGATE_CONTROL__SOCKET", "there"))),
+    ] {
+        let text = format!("{bind}\nusers_file = {users:?}\n{SERVER}[control]\n{control}\n");
+        let path = directory.write("server.toml", &text);
+        let config = ServerConfig::load(&path, env(variable.as_slice())).unwrap();
+        assert_eq!(socket(&text, variable).unwrap(), config.control.socket.path, "{text}");
+        let wrong = text.replace("name", "mane").replace("tls", "slt") + "watch = 3";
+        assert_eq!(socket(&wrong, variable).unwrap(), config.control.socket.path, "{wrong}");
+    }
+    assert!(socket("[control]\nsocket = 3", None).is_err());
 }
 
 #[test]
@@ -338,44 +322,4 @@ fn the_effective_configuration_masks_secrets_and_reads_back_the_same() {
 
     let client = load_client(CLIENT, &[]).unwrap().effective();
     assert_eq!(load_client(&client, &[]).unwrap().effective(), client);
-}
-
-#[test]
-fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
-    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let read = |name: &str| std::fs::read_to_string(examples.join(name)).unwrap();
-    let users = [("TOLLGATE_USERS_FILE", examples.join("users.toml"))];
-    let users = [(users[0].0, users[0].1.to_str().unwrap())];
-    let config = load_server(&read("server.toml"), &users).unwrap();
-    assert_eq!(config.users.directory.len(), 3);
-    // With each commented key in force, the same comes out, but for the four whose default is to be absent.
-    let uncommented = load_server(&uncomment(&read("server.toml")), &users).unwrap();
-    assert_eq!(uncommented.tls.key_exchange, Some(KeyExchange::Hybrid));
-    assert_eq!(uncommented.shards.cpus, Some(vec![0, 1, 2, 3]));
-    let mut same = uncommented.clone();
-    same.tls.key_exchange = None;
-    same.shards.cpus = None;
-    assert_eq!(uncommented.shards.memory_bytes, Some(512 << 20));
-    same.shards.memory_bytes = None;
-    assert_eq!(uncommented.sessions.connections_max.map(|count| count.get()), Some(16));
-    same.sessions.connections_max = None;
-    assert_eq!(same.effective(), config.effective());
-
-    let client = ClientConfig::load(&examples.join("client.toml"), env(&[])).unwrap();
-    assert_eq!(load_client(&uncomment(&read("client.toml")), &[]).unwrap().effective(), client.effective());
-}
-
-/// Puts every commented `key = value` line in force.
-fn uncomment(text: &str) -> String {
-    let line = |line: &str| match line.strip_prefix("# ") {
-        Some(rest)
-            if rest
-                .split_once(" = ")
-                .is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) =>
-        {
-            rest.to_owned()
-        }
-        _ => line.to_owned(),
-    };
-    text.lines().map(|text| line(text) + "\n").collect()
 }

@@ -2,56 +2,42 @@
 
 use std::num::NonZeroU32;
 
-use tollgate_config::ServerConfig;
+use tollgate_config::{Changed, Entry, ServerConfig, files};
 use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
-use crate::common::{SERVER, load_server, load_server_with_users};
+use crate::common::{SERVER, load_server, load_server_with_users, range};
 
-/// A key's variable, two values, and whether it may change.
-const KEYS: &[(&str, &str, &str, bool)] = &[
-    ("NAME", "a", "b", true),
-    ("INTERFACE_NAME", "tun7", "tun8", false),
-    ("BIND_ADDRESS", "127.0.0.1", "127.0.0.2", false),
-    ("BIND_PORT", "1000", "1001", false),
-    ("REUSE_SOCKET", "false", "true", false),
-    ("TUNNEL_NETWORK", "198.18.0.1/24", "198.18.0.2/24", false),
-    ("ISOLATE_CLIENTS", "true", "false", true),
-    ("DEFAULT_BANDWIDTH_LIMIT", "10 mbps", "20 mbps", true),
-    ("PROTOCOL__KEY_EXCHANGE", "hybrid", "standard", true),
-    ("PROTOCOL__CERTIFICATE_FILE", "a.pem", "b.pem", true),
-    ("PROTOCOL__CERTIFICATE_KEY_FILE", "a.pem", "b.pem", true),
-    ("CONNECTION__MTU", "1300", "1400", false),
-    ("CONNECTION__CONGESTION_CONTROLLER", "cubic", "bbr", false),
-    ("CONNECTION__CONNECTION_TIMEOUT_S", "30", "31", false),
-    ("CONNECTION__KEEP_ALIVE_INTERVAL_S", "25", "26", false),
-    ("CONNECTION__SEND_BUFFER_SIZE", "65536", "65537", false),
-    ("CONNECTION__RECV_BUFFER_SIZE", "65536", "65537", false),
-    ("CONNECTION__DATAGRAM_SEND_BUFFER_SIZE", "65536", "65537", false),
-    ("CONNECTION__DATAGRAM_RECEIVE_BUFFER_SIZE", "65536", "65537", false),
-    ("CONNECTION__MAX_PENDING_HANDSHAKES", "100", "101", false),
-    ("CONNECTION__MAX_PENDING_HANDSHAKES_PER_SOURCE", "7", "8", false),
-    ("LOG__LEVEL", "info", "debug", true),
-    ("METRICS__ENABLED", "false", "true", true),
-    ("METRICS__ADDRESS", "127.0.0.1", "127.0.0.2", true),
-    ("METRICS__PORT", "9090", "9091", true),
-    ("METRICS__REPORTING_INTERVAL_S", "5", "6", true),
-    ("METRICS__IDLE_TIMEOUT_S", "5", "6", true),
-    ("SHARDS__COUNT", "auto", "2", false),
-    ("SHARDS__CPUS", "[0]", "[0, 1]", false),
-    ("SHARDS__KEY_FILE", "a", "b", false),
-    ("DATA_PATH__COALESCE_US", "400", "0", false),
-    ("DATA_PATH__BUSY_POLL_US", "0", "50", false),
-    ("DATA_PATH__THIN_ACKS", "true", "false", false),
-    ("DATA_PATH__GRO", "true", "false", false),
-    ("DATA_PATH__GSO", "true", "false", false),
-    ("DATA_PATH__TSO", "true", "false", false),
-    ("DATA_PATH__USO", "true", "false", false),
-    ("SESSIONS__MAX_CONNECTIONS", "1", "2", true),
-    ("SESSIONS__BURST_MS", "1000", "1001", true),
-    ("SESSIONS__BURST_BYTES_MIN", "65536", "65537", true),
-    ("CONTROL__SOCKET", "a.sock", "b.sock", false),
-    ("CONTROL__WATCH_USERS_FILE", "false", "true", true),
+/// Two values of each key whose declaration does not tell any.
+const VALUES: &[(&str, [&str; 2])] = &[
+    ("name", ["a", "b"]),
+    ("interface_name", ["tun7", "tun8"]),
+    ("bind_address", ["127.0.0.1", "127.0.0.2"]),
+    ("tunnel_network", ["198.18.0.1/24", "198.18.0.2/24"]),
+    ("default_bandwidth_limit", ["10 mbps", "20 mbps"]),
+    ("protocol.certificate_file", ["a.pem", "b.pem"]),
+    ("protocol.certificate_key_file", ["a.pem", "b.pem"]),
+    ("log.level", ["info", "debug"]),
+    ("metrics.address", ["127.0.0.1", "127.0.0.2"]),
+    ("shards.cpus", ["[0]", "[0, 1]"]),
+    ("shards.key_file", ["a", "b"]),
+    ("control.socket", ["a.sock", "b.sock"]),
 ];
+
+/// Keys that have one value, whose values are masked, or that are nothing without another.
+const ELSEWHERE: &[&str] =
+    &["users_file", "protocol.mode", "protocol.certificate", "protocol.certificate_key", "sessions.when_reached"];
+
+/// Two values that `entry` may have.
+fn values(path: &str, entry: &Entry) -> [String; 2] {
+    if let Some((from, _)) = range(entry) {
+        return [from, from + 1].map(|number| number.to_string());
+    }
+    let listed = VALUES.iter().find(|(of, _)| *of == path).map(|(_, values)| values.map(String::from));
+    // Of `write true or false`, or `write "one", "another" or "a third"`.
+    let mut words =
+        entry.expected.split([' ', ',']).filter(|word| !["write", "or", ""].contains(word)).map(String::from);
+    listed.unwrap_or_else(|| [words.next().unwrap(), words.next().unwrap()])
+}
 
 fn with(variable: &str, value: &str) -> ServerConfig {
     // The users file is a temporary one: its path is made the same.
@@ -61,33 +47,26 @@ fn with(variable: &str, value: &str) -> ServerConfig {
 }
 
 #[test]
-fn each_key_is_live_or_needs_a_restart() {
-    for (variable, from, to, live) in KEYS {
-        let (before, after) = (with(variable, from), with(variable, to));
-        let (refused, changed) = (before.restart_needed(&after), before.live_changes(&after));
-        let key = variable.to_lowercase().replace("__", ".");
-        // A port is also in the default of the socket's path.
-        let of_key: Vec<_> = refused.iter().chain(&changed).filter(|changed| changed.key == key).collect();
-        assert_eq!(of_key.len(), 1, "{variable}: {refused:?}, {changed:?}");
-        assert_eq!(refused.iter().any(|changed| changed.key == key), !live, "{variable}");
-        assert!(before.restart_needed(&before).is_empty() && before.live_changes(&before).is_empty(), "{variable}");
-    }
-}
-
-#[test]
-fn every_key_of_the_configuration_has_been_tried() {
-    let effective = with("SESSIONS__MAX_CONNECTIONS", "2").effective();
-    let mut table = String::new();
-    for line in effective.lines().filter(|line| !line.starts_with('#')) {
-        if let Some(name) = line.strip_prefix('[') {
-            table = format!("{}__", name.trim_end_matches(']').to_uppercase());
-        } else if let Some((key, _)) = line.split_once(" = ") {
-            let variable = format!("{table}{}", key.to_uppercase());
-            let elsewhere = ["USERS_FILE", "PROTOCOL__MODE", "SESSIONS__WHEN_REACHED"];
-            assert!(
-                KEYS.iter().any(|(tried, ..)| *tried == variable) || elsewhere.contains(&&variable[..]),
-                "{variable} is not in the table"
-            );
+fn each_key_is_overridden_shown_and_compared() {
+    let [(_, sections), ..] = files();
+    for section in &sections {
+        for entry in &section.entries {
+            let path = section.path(entry);
+            if ELSEWHERE.contains(&&path[..]) {
+                continue;
+            }
+            let variable = path.to_uppercase().replace('.', "__");
+            let [from, to] = values(&path, entry);
+            let (before, after) = (with(&variable, &from), with(&variable, &to));
+            let shown =
+                |line: &str| line.starts_with(&format!("{} = ", entry.name)) && line.contains(to.trim_matches('"'));
+            assert!(after.effective().lines().any(shown), "{path} = {to}");
+            let (refused, changed) = (before.restart_needed(&after), before.live_changes(&after));
+            // A port is also in the default of the socket's path.
+            let of_key = |changes: &[Changed]| changes.iter().filter(|changed| changed.key == path).count();
+            let expected = if entry.traits.is_live { (0, 1) } else { (1, 0) };
+            assert_eq!((of_key(&refused), of_key(&changed)), expected, "{path}: {refused:?}, {changed:?}");
+            assert!(before.restart_needed(&before).is_empty() && before.live_changes(&before).is_empty(), "{path}");
         }
     }
 }

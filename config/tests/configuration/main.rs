@@ -1,6 +1,7 @@
 //! Tests of the configuration through its public interface.
 
 mod common;
+mod documents;
 mod files;
 mod live;
 mod refusals;

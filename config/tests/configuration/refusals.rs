@@ -1,10 +1,10 @@
 //! Every mistake is refused with its place, its key, what is wrong and what would be right.
 
-use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server, load_server_with_users, name};
+use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server, load_server_with_users, name, range};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use tollgate_config::{ClientConfig, ConfigError, Place, Problem, ServerConfig};
+use tollgate_config::{ClientConfig, ConfigError, Entry, Place, Problem, Section, ServerConfig, files};
 
 /// The only problem of `result`.
 fn problem<T: std::fmt::Debug>(result: Result<T, ConfigError>) -> Problem {
@@ -44,18 +44,12 @@ fn with_line(file: &str, table: &str, line: &str) -> (String, usize) {
 
 const WRONG_TYPE: &[&str] = &["[[1]]", "{ a = 1 }", "1.5", "1979-05-27"];
 
-/// Table, key, values that are refused besides those of the wrong type, and a part of the remedy.
-type Case = (&'static str, &'static str, &'static [&'static str], &'static str);
-
-const SERVER_KEYS: &[Case] = &[
-    ("", "name", &["5", "\"\"", "true"], "name = \"office\""),
-    ("", "interface_name", &["5", "\"\"", "\"much-too-long-a-name\"", "\"a b\"", "\"a%s\""], "1 to 15 bytes"),
-    ("", "bind_address", &["5", "\"localhost\"", "\"224.0.0.1\""], "IP address"),
-    ("", "bind_port", &["\"x\"", "0", "65536", "-1", "true", "99999999999999999999"], "from 1 to 65535"),
-    ("", "reuse_socket", &["1", "\"yes\""], "true or false"),
-    ("", "isolate_clients", &["0", "\"true\""], "true or false"),
+/// Values that a key refuses, besides those of the wrong type and what is outside its range.
+const WRONG: &[(&str, &[&str])] = &[
+    ("name", &["5", "\"\"", "true"]),
+    ("interface_name", &["5", "\"\"", "\"much-too-long-a-name\"", "\"a b\"", "\"a%s\""]),
+    ("bind_address", &["5", "\"localhost\"", "\"224.0.0.1\""]),
     (
-        "",
         "tunnel_network",
         &[
             "5",
@@ -72,115 +66,89 @@ const SERVER_KEYS: &[Case] = &[
             "\"fd00::1/128\"",
             "\"fd00::/64\"",
         ],
-        "198.18.0.1/24",
     ),
-    ("", "default_bandwidth_limit", &["10", "\"10\"", "\"0 mbps\"", "\"5 mb\"", "\"2000 gbps\""], "10 mbps"),
-    ("protocol", "mode", &["1", "\"tsl\"", "\"TLS\""], "mode = \"tls\""),
-    ("protocol", "key_exchange", &["1", "\"classic\"", "\"hybird\""], "\"hybrid\""),
-    ("protocol", "certificate_file", &["1", "\"\""], "PEM file"),
-    ("protocol", "certificate", &["1", "\"cert.pem\""], "-----BEGIN"),
-    ("protocol", "certificate_key_file", &["1", "\"\""], "PEM file"),
-    ("shards", "count", &["0", "129", "-1", "\"all\"", "\"0\"", "true"], "\"auto\""),
-    ("shards", "cpus", &["0", "\"a\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"], ""),
-    ("shards", "memory_mib", &["31", "1048577", "-1", "\"half\""], "from 32 to 1048576"),
-    ("shards", "key_file", &["1", "\"\""], "path"),
-    ("data_path", "coalesce_us", &["-1", "5001", "\"fast\""], "from 0 to 5000"),
-    ("data_path", "busy_poll_us", &["-1", "1000001", "true"], "from 0 to 1000000"),
-    ("data_path", "thin_acks", &["1", "\"on\""], "true or false"),
-    ("data_path", "gro", &["1", "\"on\""], "true or false"),
-    ("data_path", "gso", &["1", "\"on\""], "true or false"),
-    ("data_path", "tso", &["1", "\"on\""], "true or false"),
-    ("data_path", "uso", &["1", "\"on\""], "true or false"),
-    ("sessions", "max_connections", &["0", "65537", "\"2\""], "from 1 to 65536"),
-    ("sessions", "when_reached", &["1", "\"close\"", "\"refuse\""], "\"refuse_new\" or \"close_oldest\""),
-    ("sessions", "burst_ms", &["0", "60001", "-1"], "from 1 to 60000"),
-    ("sessions", "burst_bytes_min", &["65535", "1073741825"], "from 65536 to 1073741824"),
-    ("control", "socket", &["1", "\"\""], "Unix socket"),
-    ("control", "watch_users_file", &["1", "\"on\""], "true or false"),
-    ("metrics", "enabled", &["1"], "true or false"),
-    ("metrics", "address", &["1", "\"here\""], "IP address"),
-    ("metrics", "port", &["0", "65536", "\"a\""], "from 1 to 65535"),
-    ("metrics", "reporting_interval_s", &["0", "86401"], "from 1 to 86400"),
-    ("metrics", "idle_timeout_s", &["-1", "86401"], "from 0 to 86400"),
-];
-
-/// Keys that server and client share.
-const COMMON_KEYS: &[Case] = &[
-    ("connection", "mtu", &["575", "9001", "\"1400\"", "-1", "true"], "from 576 to 9000"),
+    ("default_bandwidth_limit", &["10", "\"10\"", "\"0 mbps\"", "\"5 mb\"", "\"2000 gbps\""]),
+    ("protocol.mode", &["1", "\"tsl\"", "\"TLS\""]),
+    ("protocol.key_exchange", &["1", "\"classic\"", "\"hybird\""]),
+    ("protocol.certificate_file", &["1", "\"\""]),
+    ("protocol.certificate", &["1", "\"cert.pem\""]),
+    ("protocol.certificate_key_file", &["1", "\"\""]),
+    ("protocol.certificate_key", &["1"]),
+    ("connection.congestion_controller", &["1", "\"reno\"", "\"CUBIC\""]),
+    ("connection.max_pending_handshakes_per_source", &["257"]),
+    ("log.level", &["1", "\"loud\"", "\"inof\"", "\"\""]),
+    ("metrics.address", &["1", "\"here\""]),
+    ("shards.count", &["\"all\"", "\"0\""]),
+    ("shards.cpus", &["0", "\"a\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
+    ("shards.key_file", &["1", "\"\""]),
+    ("sessions.when_reached", &["1", "\"close\"", "\"refuse\""]),
+    ("control.socket", &["1", "\"\""]),
     (
-        "connection",
-        "congestion_controller",
-        &["1", "\"reno\"", "\"CUBIC\""],
-        "\"cubic\", \"bbr\", \"new_reno\" or \"none\"",
-    ),
-    ("connection", "connection_timeout_s", &["0", "86401", "\"30\""], "seconds from 1 to 86400"),
-    ("connection", "keep_alive_interval_s", &["0", "86401"], "seconds from 1 to 86400"),
-    ("connection", "send_buffer_size", &["0", "4095", "1073741825"], "bytes from 4096"),
-    ("connection", "recv_buffer_size", &["0", "4095", "1073741825"], "bytes from 4096"),
-    ("connection", "datagram_send_buffer_size", &["0", "65535", "1073741825"], "bytes from 65536"),
-    ("connection", "datagram_receive_buffer_size", &["0", "65535", "1073741825"], "bytes from 65536"),
-    ("connection", "max_pending_handshakes", &["0", "65537"], "from 1 to 65536"),
-    ("connection", "max_pending_handshakes_per_source", &["0", "257"], ""),
-    ("log", "level", &["1", "\"loud\"", "\"inof\"", "\"\""], "write off, error, warn, info, debug or trace"),
-];
-
-const CLIENT_KEYS: &[Case] = &[
-    (
-        "",
         "connection_string",
         &["1", "\"host\"", "\"host:0\"", "\"host:65536\"", "\":5\"", "\"fd00::1:5\"", "\"[x]:5\"", "\"a b:5\""],
-        "vpn.example.org:55555",
     ),
-    ("protocol", "mode", &["1", "\"tsl\""], "mode = \"tls\""),
-    ("protocol", "key_exchange", &["1", "\"classic\""], "\"hybrid\""),
-    ("protocol", "trusted_certificate_paths", &["1", "\"a.pem\"", "[]", "[\"\"]"], ""),
-    ("protocol", "trusted_certificates", &["1", "[\"a.pem\"]"], ""),
-    ("protocol", "client_certificate_file", &["1", "\"\""], "PEM file"),
-    ("protocol", "client_certificate", &["1", "\"cert.pem\""], "-----BEGIN"),
-    ("protocol", "client_certificate_key_file", &["1", "\"\""], "PEM file"),
-    ("network", "routes", &["1", "\"198.18.0.0/24\"", "[1]", "[\"198.18.0.0\"]"], "CIDR"),
-    ("network", "dns_servers", &["1", "[1]", "[\"dns.example.org\"]"], "IP address"),
-    ("network", "interface_name", &["5", "\"a/b\""], "1 to 15 bytes"),
+    ("protocol.trusted_certificate_paths", &["1", "\"a.pem\"", "[]", "[\"\"]"]),
+    ("protocol.trusted_certificates", &["1", "[\"a.pem\"]"]),
+    ("protocol.client_certificate_file", &["1", "\"\""]),
+    ("protocol.client_certificate", &["1", "\"cert.pem\""]),
+    ("protocol.client_certificate_key_file", &["1", "\"\""]),
+    ("protocol.client_certificate_key", &["1"]),
+    ("network.routes", &["1", "\"198.18.0.0/24\"", "[1]", "[\"198.18.0.0\"]"]),
+    ("network.dns_servers", &["1", "[1]", "[\"dns.example.org\"]"]),
+    ("network.interface_name", &["5", "\"a/b\""]),
 ];
 
-/// Checks that each value of each case is refused with file, line, key and remedy.
-fn refuses<T: std::fmt::Debug>(base: &str, cases: &[Case], load: impl Fn(&str) -> Result<T, ConfigError>) {
+/// What `entry` refuses.
+fn wrong(path: &str, entry: &Entry) -> Vec<String> {
+    let listed = WRONG.iter().find(|(of, _)| *of == path).map_or(&[][..], |(_, values)| values);
+    let mut values: Vec<String> = listed.iter().map(|value| value.to_string()).collect();
+    if let Some((from, to)) = range(entry) {
+        values.extend([format!("{}", from as i64 - 1), format!("{}", to + 1), "99999999999999999999".into()]);
+        values.extend(["true", "\"x\""].map(String::from));
+    }
+    if entry.expected == "write true or false" {
+        values.extend(["1", "\"on\""].map(String::from));
+    }
+    assert!(!values.is_empty(), "{path}: add what it refuses to the table");
+    values
+}
+
+/// Checks that each key refuses what is wrong with file, line, key and remedy.
+fn refuses<T: std::fmt::Debug>(base: &str, sections: &[Section], load: impl Fn(&str) -> Result<T, ConfigError>) {
     load(base).unwrap();
-    for (table, key, values, remedy) in cases {
-        let path = if table.is_empty() { key.to_string() } else { format!("{table}.{key}") };
-        for value in values.iter().chain(WRONG_TYPE) {
-            let (text, expected) = with_line(base, table, &format!("{key} = {value}"));
-            let error = load(&text).expect_err(&format!("{path} = {value} is refused"));
-            let found = error.problems().iter().find(|problem| problem.key.starts_with(&path));
-            let Some(problem) = found else { panic!("{path} = {value} is not named: {error}") };
-            let Place::Position { file, line, column } = &problem.place else { panic!("no position: {problem}") };
-            assert!(name(file).ends_with(".toml"));
-            assert_eq!(*line, expected, "{path} = {value}: {problem}");
-            // The value's column, but for a list that lacks elements: there the key's.
-            assert!(*column > key.len() || *value == "[]", "{problem}");
-            assert!(!problem.remedy.is_empty() && !problem.what.is_empty());
-            if WRONG_TYPE.contains(value) || values[0] == *value {
-                assert!(problem.remedy.contains(remedy), "{path} = {value}: {problem}");
+    for section in sections {
+        for entry in section.entries.iter().filter(|entry| entry.name != "users_file") {
+            let (path, key) = (section.path(entry), entry.name);
+            for value in wrong(&path, entry).iter().map(String::as_str).chain(WRONG_TYPE.iter().copied()) {
+                let (text, expected) = with_line(base, section.name, &format!("{key} = {value}"));
+                let error = load(&text).expect_err(&format!("{path} = {value} is refused"));
+                let found = error.problems().iter().find(|problem| problem.key.starts_with(&path));
+                let Some(problem) = found else { panic!("{path} = {value} is not named: {error}") };
+                let Place::Position { file, line, column } = &problem.place else { panic!("no position: {problem}") };
+                assert!(name(file).ends_with(".toml"));
+                assert_eq!(*line, expected, "{path} = {value}: {problem}");
+                // The value's column, but for a list that lacks elements: there the key's.
+                assert!(*column > key.len() || value == "[]", "{problem}");
+                assert!(!problem.remedy.is_empty() && !problem.what.is_empty());
+                // The number of shards and of CPUs have remedies by the type of what is there.
+                if WRONG_TYPE.contains(&value) && !path.starts_with("shards.c") {
+                    assert!(entry.expected.contains(&problem.remedy), "{path} = {value}: {problem}");
+                }
             }
+            let (text, line) = with_line(base, section.name, &format!("{key}x = 1"));
+            let problem = problem(load(&text));
+            assert_eq!(problem.key, format!("{path}x"));
+            assert!(matches!(problem.place, Place::Position { line: at, column: 1, .. } if at == line), "{problem}");
+            assert_eq!(problem.remedy, format!("did you mean `{key}`?"));
         }
-        let (text, line) = with_line(base, table, &format!("{key}x = 1"));
-        let problem = problem(load(&text));
-        assert_eq!(problem.key, format!("{path}x"));
-        assert!(matches!(problem.place, Place::Position { line: at, column: 1, .. } if at == line), "{problem}");
-        assert_eq!(problem.remedy, format!("did you mean `{key}`?"));
     }
 }
 
 #[test]
-fn each_server_key_refuses_wrong_types_wrong_values_and_unknown_siblings() {
-    refuses(SERVER, SERVER_KEYS, |text| load_server(text, &[]));
-    refuses(SERVER, COMMON_KEYS, |text| load_server(text, &[]));
-}
-
-#[test]
-fn each_client_key_refuses_wrong_types_wrong_values_and_unknown_siblings() {
-    refuses(CLIENT, CLIENT_KEYS, |text| load_client(text, &[]));
-    refuses(CLIENT, COMMON_KEYS, |text| load_client(text, &[]));
+fn each_key_refuses_wrong_types_wrong_values_and_unknown_siblings() {
+    let [(_, server), _, (_, client)] = files();
+    refuses(SERVER, &server, |text| load_server(text, &[]));
+    refuses(CLIENT, &client, |text| load_client(text, &[]));
 }
 
 #[test]
@@ -456,8 +424,10 @@ proptest! {
     }
 
     #[test]
-    fn no_value_makes_the_reader_panic(case in 0..SERVER_KEYS.len(), value in "[-\"\\[\\]0-9a-z/.: ]{1,20}") {
-        let (table, key, ..) = SERVER_KEYS[case];
-        let _ = load_server(&with_line(SERVER, table, &format!("{key} = {value}")).0, &[]);
+    fn no_value_makes_the_reader_panic(at in 0..10_000_usize, value in "[-\"\\[\\]0-9a-z/.: ]{1,20}") {
+        let [(_, sections), ..] = files();
+        let section = &sections[at % sections.len()];
+        let key = section.entries[at / sections.len() % section.entries.len()].name;
+        let _ = load_server(&with_line(SERVER, section.name, &format!("{key} = {value}")).0, &[]);
     }
 }

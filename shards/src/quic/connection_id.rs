@@ -16,6 +16,9 @@ use siphasher::sip::SipHasher24;
 
 use crate::ids::ShardIndex;
 
+/// Most shards of one gateway: each owns at least two values of a connection ID's first byte.
+pub const SHARDS_MAX: u16 = 128;
+
 /// Length of every connection ID of ours, in bytes.
 pub const CONNECTION_ID_BYTES: usize = 8;
 

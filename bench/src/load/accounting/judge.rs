@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use tollgate_config::reading::rate;
+use tollgate_config::rate;
 
 use crate::load::generator::GeneratorCounts;
 use crate::load::result::{Account, LimitedBy, LoadResult, Sample};

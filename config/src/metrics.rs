@@ -1,0 +1,43 @@
+//! The tables `[log]` and `[metrics]`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use crate::kind::{Kind, listen, port, seconds, switch, text, whole};
+use crate::schema::{LIVE, table};
+use crate::value::{self, LogFilter};
+
+const INTERVAL_S_MAX: u64 = 86_400;
+
+fn idle_timeout() -> Kind<Option<Duration>> {
+    whole(0..=INTERVAL_S_MAX, "seconds (0 for ever)").map(
+        |seconds| (seconds > 0).then_some(Duration::from_secs(seconds)),
+        |timeout| Some(timeout.map_or(0, |timeout| timeout.as_secs())),
+    )
+}
+
+table! {
+    /// What is logged.
+    #[derive(Debug)]
+    pub(crate) struct Log of Quincy {
+        /// off, error, warn, info, debug or trace; for parts of the program "info,tollgate_shards=debug". A level alone is that of Tollgate; libraries are silent unless named, as in "info,quinn_proto=warn".
+        "level" => level: LogFilter = LogFilter::default(), text(value::LOG, LogFilter::parse, LogFilter::to_string), LIVE;
+    }
+}
+
+table! {
+    /// These keys are checked, but no endpoint is served yet.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Metrics of Quincy {
+        /// Whether an endpoint is wanted.
+        "enabled" => enabled: bool = false, switch(), LIVE.without_effect("no endpoint is served yet, for now SIGUSR1 prints the counters of every shard");
+        /// Where it listens.
+        "address" => address: IpAddr = Ipv4Addr::LOCALHOST.into(), listen(), LIVE;
+        /// The port where it listens.
+        "port" => port: u16 = 9090, port(), LIVE;
+        /// How often the figures of connections are renewed, in seconds.
+        "reporting_interval_s" => reporting_interval: Duration = Duration::from_secs(5), seconds(1..=INTERVAL_S_MAX), LIVE;
+        /// How long the figures of a connection that is gone are kept, in seconds; 0 for ever.
+        "idle_timeout_s" => idle_timeout: Option<Duration> = Some(Duration::from_secs(300)), idle_timeout(), LIVE;
+    }
+}
