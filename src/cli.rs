@@ -1,6 +1,4 @@
 //! Commands and their options.
-//!
-//! This module starts things and prints; it does none of the work.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -77,7 +75,7 @@ struct ServerFile {
     environment: Environment,
 }
 
-/// Which running gateway is meant.
+/// How `reload` and `kick` find the running gateway.
 #[derive(Debug, Args)]
 struct Operator {
     /// The gateway's configuration file, which names its control socket.
@@ -96,7 +94,7 @@ struct Operator {
     environment: Environment,
 }
 
-/// What to check.
+/// The file that `check` reads.
 #[derive(Debug, Args)]
 struct CheckedFile {
     /// The configuration file.

@@ -47,9 +47,9 @@ pub enum IdentityError {
     /// A file that cannot be written.
     #[error("cannot write '{}': {error}", path.display())]
     Unwritable {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         error: std::io::Error,
     },
     /// A certificate that cannot be read.
@@ -75,7 +75,7 @@ pub enum Command {
     },
 }
 
-/// Which certificate to make.
+/// Options of `tollgate identity gencert`.
 #[derive(Debug, clap::Args)]
 pub struct Gencert {
     /// The subject's common name, for people.

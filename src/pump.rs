@@ -144,9 +144,9 @@ pub struct Traffic {
     pub poll_errors: u64,
     /// Descriptors given up because they were out of order.
     pub lost_descriptors: u64,
-    /// Passes made.
+    /// Passes of the event loop.
     pub passes: u64,
-    /// Times slept.
+    /// Sleeps of the event loop.
     pub sleeps: u64,
 }
 
@@ -498,7 +498,7 @@ impl Pump {
         self.transmit.is_empty()
     }
 
-    /// What was moved so far.
+    /// The counters of all descriptors that this loop has had.
     pub fn traffic(&self) -> Traffic {
         let ReceiveCounters { messages, datagrams, .. } = self.receive.counters();
         let handshakes = self.handshakes.as_ref().map(|handshakes| handshakes.receive.counters()).unwrap_or_default();

@@ -1,6 +1,4 @@
 //! Signals as messages.
-//!
-//! This module acts on none of them.
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -11,7 +9,7 @@ use signal_hook::iterator::Signals;
 pub enum Signal {
     /// End, with goodbyes.
     Stop,
-    /// Say how things stand.
+    /// Print the counters (SIGUSR1).
     Report,
 }
 

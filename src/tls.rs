@@ -53,9 +53,9 @@ pub enum TlsError {
     Unreadable {
         /// What the file is for.
         role: &'static str,
-        /// Which file.
+        /// The file.
         origin: String,
-        /// Why not.
+        /// The system's error.
         error: std::io::Error,
     },
     /// A file is longer than [`PEM_BYTES_MAX`].
@@ -63,7 +63,7 @@ pub enum TlsError {
     TooLong {
         /// What the file is for.
         role: &'static str,
-        /// Which file.
+        /// The file.
         origin: String,
     },
     /// PEM data without a certificate in it.
@@ -71,7 +71,7 @@ pub enum TlsError {
     NoCertificate {
         /// What the data is for.
         role: &'static str,
-        /// Where it is.
+        /// The file, or the place in the configuration.
         origin: String,
     },
     /// Something else than PEM data of the kind that is needed.
@@ -79,11 +79,11 @@ pub enum TlsError {
     WrongForm {
         /// What the data is for.
         role: &'static str,
-        /// Where it is.
+        /// The file, or the place in the configuration.
         origin: String,
-        /// What it is instead.
+        /// The form that the data has.
         is: &'static str,
-        /// What would be right.
+        /// The command that converts it.
         remedy: String,
     },
     /// PEM data without a private key in it.
@@ -91,7 +91,7 @@ pub enum TlsError {
     NoKey {
         /// What the data is for.
         role: &'static str,
-        /// Where it is.
+        /// The file, or the place in the configuration.
         origin: String,
     },
     /// A certificate that cannot be parsed.
@@ -99,7 +99,7 @@ pub enum TlsError {
     BadCertificate {
         /// What the certificate is for.
         role: &'static str,
-        /// Where it is.
+        /// The file, or the place in the configuration.
         origin: String,
         /// What is wrong with it.
         reason: String,
@@ -120,7 +120,7 @@ pub enum TlsError {
         /// Where the key is.
         key: String,
     },
-    /// Nothing to trust.
+    /// The client has no certificate to trust.
     #[error("no certificate to trust is configured: name the gateway's, or that of who signed it")]
     NothingTrusted,
     /// TLS refuses the settings for a reason of its own.
@@ -273,7 +273,7 @@ fn initial_suite() -> Result<quic::Suite, TlsError> {
     suite.ok_or_else(|| Error::General("AES-128-GCM is not available for QUIC".into()).into())
 }
 
-/// What a side shows of itself.
+/// A side's own certificate chain and key.
 struct Own {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -366,7 +366,7 @@ fn refused_key(error: Error, certificates: &[PemSource], key: &PemSource) -> Tls
     }
 }
 
-/// Where PEM data is, for people.
+/// The place of PEM data, for error messages.
 struct Origin<'a>(&'a PemSource);
 
 impl fmt::Display for Origin<'_> {

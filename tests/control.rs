@@ -43,7 +43,7 @@ impl Site {
         Self::start_with_clients(1, prepare)
     }
 
-    /// Likewise, with places for `clients`.
+    /// Starts a site with namespaces for `clients`.
     fn start_with_clients(clients: usize, prepare: impl FnOnce(&Deployment)) -> Self {
         let plan = Plan { users: users(&["alice", "bob", "carol"]), ..Plan::default() };
         let mut deployment = Deployment::write(&plan);

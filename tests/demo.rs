@@ -29,7 +29,7 @@ struct Demo {
     interfaces: Vec<String>,
 }
 
-/// What a demo came to.
+/// A demo's exit status and output.
 struct Outcome {
     status: ExitStatus,
     table: String,

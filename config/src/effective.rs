@@ -132,9 +132,9 @@ impl fmt::Display for Changed {
 /// How many users are not what they were.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UserChanges {
-    /// New ones.
+    /// Users who are new.
     pub added: usize,
-    /// Those who are gone.
+    /// Users who are gone.
     pub removed: usize,
     /// Those with other certificates, limits or addresses.
     pub changed: usize,

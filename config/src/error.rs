@@ -39,7 +39,7 @@ impl fmt::Display for Place {
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
+    /// The place of the setting.
     pub place: Place,
     /// The full path of the key, for example `connection.mtu`; empty where no key is concerned.
     pub key: String,

@@ -163,7 +163,7 @@ pub(crate) fn choice<T: Copy + PartialEq>(words: &'static [(&'static str, T)]) -
 /// A file that has a place without being configured. A gateway can do without such a one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilePlace {
-    /// Its path.
+    /// The path of the file.
     pub path: PathBuf,
     /// Whether the configuration names it.
     pub is_configured: bool,

@@ -19,13 +19,13 @@ pub(crate) struct Setting<'i> {
     pub path: String,
     /// Where its value is.
     pub place: Place,
-    /// What it is.
+    /// The value as it was read.
     pub(crate) value: Value<'i>,
 }
 
 /// A value as it was found.
 pub(crate) enum Value<'i> {
-    /// From the file.
+    /// A value of the TOML file.
     Toml(DeValue<'i>),
     /// From the environment: what the text stands for depends on who asks.
     Text(Zeroizing<String>),

@@ -22,9 +22,9 @@ pub(crate) struct Table<'i> {
 
 /// Where a setting is that was taken out of its table.
 pub(crate) struct Taken {
-    /// Its key.
+    /// The place of the key.
     pub key: Place,
-    /// Its value.
+    /// The place of the value.
     pub value: Place,
 }
 

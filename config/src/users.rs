@@ -29,7 +29,7 @@ const NOISE_KEY_BYTES: [usize; 3] = [32, 1184, 1216];
 /// A Noise public key that is authorized for a user. Kept for the day when the Noise handshake is supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoiseKey {
-    /// Whose.
+    /// The user who has the key.
     pub user: UserIndex,
     /// The key: 32 bytes (standard), 1184 (post-quantum) or 1216 (hybrid).
     pub bytes: Vec<u8>,

@@ -1,6 +1,4 @@
 //! How long to wait before the next attempt to connect.
-//!
-//! This module neither waits nor knows the time.
 
 use std::time::Duration;
 
@@ -48,7 +46,7 @@ fn delay(failures: u32, random: u64) -> Duration {
 mod tests {
     use super::*;
 
-    /// Neither shortens nor lengthens.
+    /// The random number that leaves a pause as it is.
     const EVEN: u64 = u64::MAX / 2;
 
     fn rounded_ms(delay: Duration) -> u64 {

@@ -10,9 +10,9 @@ use crate::signals::Signal;
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
-    /// Its time is over.
+    /// The timeout has passed.
     Elapsed,
-    /// Somebody wants something.
+    /// A signal has arrived.
     Signal(Signal),
     /// This machine's network has changed.
     NetworkChanged,
@@ -42,12 +42,12 @@ impl<'a> Control<'a> {
         Control { network_changes, clock_changes, ..self }
     }
 
-    /// What the client sleeps on.
+    /// The eventfd that ends the client's sleep.
     pub fn wake(&self) -> &'a Wake {
         self.wake
     }
 
-    /// Where signals come from.
+    /// The channel of signals.
     pub fn signals(&self) -> &Receiver<Signal> {
         &self.signals
     }

@@ -18,7 +18,7 @@ pub struct Exclusion {
 }
 
 impl Exclusion {
-    /// None is made yet.
+    /// No exclusion route yet.
     pub fn new() -> Self {
         Exclusion { route: None, table: TABLE_MAIN }
     }

@@ -22,7 +22,7 @@ pub enum Failure {
         "this machine has no way to the gateway outside the tunnel now: connect it to a network, and see `ip route`"
     )]
     NoWay,
-    /// Silence.
+    /// The gateway has not answered.
     #[error("the gateway does not answer: check connection_string, and that UDP gets there and back")]
     Silent,
     /// No TLS session.
@@ -44,13 +44,13 @@ pub enum Failure {
     /// The gateway's message makes no sense.
     #[error("{0}: correct tunnel_network and the address pools at the gateway")]
     Assignment(AssignmentError),
-    /// Anything else.
+    /// A cause with no advice of its own.
     #[error("{0}")]
     Closed(CloseCause),
 }
 
 impl Failure {
-    /// What `cause` means.
+    /// The failure that a connection's end by `cause` stands for.
     pub fn of(cause: CloseCause) -> Self {
         match cause {
             CloseCause::TimedOut => Failure::Silent,

@@ -19,7 +19,7 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Looks for them.
+    /// Finds the routes of clients that are gone.
     ///
     /// # Errors
     ///
@@ -36,7 +36,7 @@ impl Leftovers {
         Ok(Leftovers { routes })
     }
 
-    /// Whether there are none.
+    /// Whether nothing is left behind.
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
     }

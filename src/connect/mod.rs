@@ -64,7 +64,7 @@ const WAY_PATIENCE: Duration = Duration::from_millis(700);
 /// Why the client has given up.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Its certificates or its key.
+    /// The client's certificates or its key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The first answer of a gateway was a refusal that trying again would not change.
@@ -148,7 +148,7 @@ enum WayLost {
 
 /// How an attempt ended.
 enum Attempt {
-    /// Somebody wanted it to.
+    /// A signal ended it.
     Stopped,
     /// Another one is due after this time.
     Retry(Duration),

@@ -27,7 +27,7 @@ const MTU_BYTES_MIN_V6: u16 = 1280;
 /// Why the tunnel cannot be set up on this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The interface.
+    /// The TUN interface cannot be made.
     #[error(transparent)]
     Tun(#[from] TunError),
     /// An address or a route.
@@ -38,7 +38,7 @@ pub enum NetworkError {
         "network.routes: {route} has a route already, through another interface: remove that route, or take {route} out of network.routes"
     )]
     Taken {
-        /// Where it leads.
+        /// The destination that both want.
         route: IpNet,
     },
     /// The gateway would be reachable through its own tunnel only.
@@ -67,7 +67,7 @@ pub struct Network<'a> {
     /// What the interface is to have: whoever changes it there changes it here, or it is put back.
     mtu_bytes: u16,
     exclusion: Exclusion,
-    /// Those that are in place.
+    /// The `unreachable` routes that are in place.
     guards: BTreeSet<IpNet>,
     dns: Option<Dns>,
     restored: Restored,

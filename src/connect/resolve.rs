@@ -22,12 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Most addresses of one name.
 const ADDRESSES_MAX: usize = 16;
 
-/// What to do next.
+/// The outcome of [`Resolver`]'s choice.
 #[derive(Debug)]
 pub enum Picked {
-    /// Try this address.
+    /// The address to try next.
     Address(SocketAddr),
-    /// There is none.
+    /// No address is known, for this reason.
     None(Failure),
     /// A signal comes first; ask again after it.
     Signal(Signal),
@@ -46,7 +46,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Nothing is resolved yet.
+    /// A resolver that has resolved nothing yet.
     pub fn new(server: &ServerAddress) -> Self {
         let literal = server.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, server.port));
         Resolver {

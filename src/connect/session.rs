@@ -1,6 +1,6 @@
 //! One connection, from its first packet to its last: the passes of a client machine with a pump.
 //!
-//! This module knows no interface and no route, and never reconnects.
+//! `network` sets up interface and routes, and the client above reconnects.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_millis(300);
 /// Datagrams of one UDP send: the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
 const SEND_DATAGRAMS_MAX: usize = 64;
 
-/// What a session stops for.
+/// The events that end a session.
 #[derive(Debug)]
 pub enum Outcome {
     /// The tunnel is up. To be run on.

@@ -1,6 +1,4 @@
 //! How a client stands, for machines.
-//!
-//! This module asks nobody.
 
 use serde::Serialize;
 use tollgate_shards::{Assignment, Counters};
@@ -23,15 +21,15 @@ pub enum State {
 /// How a client stands. Counters are those of all its connections together.
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Status {
-    /// What it is doing.
+    /// The client's state.
     pub state: State,
     /// The addresses of its tunnel, kept while it is down.
     pub assignment: Option<Assignment>,
     /// The interface's name, once there is one.
     pub interface: Option<String>,
-    /// Attempts to connect.
+    /// Attempts to connect since the start.
     pub attempts: u64,
-    /// Those that brought a tunnel.
+    /// Attempts that brought a tunnel up.
     pub tunnels: u64,
     /// How often a tunnel went on over another way to the gateway.
     pub path_changes: u64,

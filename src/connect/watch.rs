@@ -1,6 +1,6 @@
 //! Tells the client when this machine's network has changed (links, addresses, routes), or its clock.
 //!
-//! This module says nothing of what has changed: changes come in crowds, and the client compares what is with what it wants.
+//! It does not say what has changed: changes come in crowds, and the client compares the network with what it wants.
 
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,11 @@ impl Drop for WatchEnd<'_> {
     }
 }
 
-/// What is watched.
+/// The sources that the watching thread listens to.
 pub struct Watched {
     /// Links, addresses and routes.
     pub network: NetlinkWatch,
-    /// The wall clock.
+    /// Jumps of the wall clock.
     pub clock: ClockWatch,
 }
 
@@ -78,7 +78,7 @@ pub fn watch(watched: &Watched, ended: &Wake, told: &Told, wake: &Wake) {
 enum Settled {
     /// There was no other than the first.
     Alone,
-    /// There were more.
+    /// Changes still arrived when the time to settle was over.
     Crowd,
     /// The watch is to end.
     Ended,

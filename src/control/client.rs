@@ -1,6 +1,4 @@
 //! The operator's side of the control socket.
-//!
-//! This module never decides what an answer means for its caller.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -23,13 +21,13 @@ const CONNECT_RETRY: Duration = Duration::from_millis(20);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nothing is there.
+    /// There is no socket at the path.
     #[error(
         "no gateway runs with the control socket {}: start it with `tollgate serve`; if one runs with another file, or ran before its port \
          was changed here, name its socket by --socket", path.display()
     )]
     NoSocket {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// The socket of a gateway that has died.
@@ -38,41 +36,41 @@ pub enum AskError {
         path.display()
     )]
     Dead {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// Somebody else's gateway.
     #[error("the control socket {} is not for this user: run as root, or as the user whom the gateway runs as", path.display())]
     Forbidden {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
-    /// Anything else.
+    /// The socket cannot be connected to for another reason.
     #[error("the control socket {}: {source}; name a gateway's socket by --socket", path.display())]
     Connect {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
     },
-    /// The gateway says nothing.
+    /// The gateway accepted the connection but did not answer in time.
     #[error(
         "the gateway at {}{} has not answered within {ANSWER_TIMEOUT:?}: it is stopped, overloaded or out of descriptors; whether the order \
          will be carried out is not known",
         path.display(), .process.map(|process| format!(" (process {process})")).unwrap_or_default()
     )]
     Silent {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Who.
+        /// The ID of the gateway's process, where the kernel tells it.
         process: Option<i32>,
     },
     /// What the gateway says is no answer, or it has ended.
     #[error("the gateway at {} does not answer: {reason}; its log may say why", path.display())]
     NoAnswer {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// What came instead.
+        /// What came in place of an answer.
         reason: String,
     },
 }

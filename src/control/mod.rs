@@ -1,6 +1,6 @@
 //! The control thread of a running gateway: signals, orders from its control socket, and a watched users file, one at a time.
 //!
-//! This module sees no packet, and judges no configuration: the configuration crate and the gateway do.
+//! The configuration crate and the gateway validate what is to be put in force.
 
 mod client;
 mod protocol;
@@ -29,16 +29,16 @@ use crate::signals::{Signal, hangups, signals};
 /// Why a gateway cannot be controlled.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The control socket.
+    /// The control socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The users file.
+    /// The users file cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
     /// The system is out of something.
     #[error("signals cannot be received: {0}")]
     Signals(#[from] io::Error),
-    /// Likewise.
+    /// No thread for reports.
     #[error("no thread for reports can be started: {0}")]
     Reports(io::Error),
 }

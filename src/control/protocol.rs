@@ -2,7 +2,7 @@
 //!
 //! Keys that a side does not know are ignored, and keys may be left out where a default is named, so that either side may be the newer one.
 //!
-//! This module never waits longer than it is told to.
+//! Every read has a deadline.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -77,10 +77,10 @@ pub fn encode(message: &impl Serialize) -> Vec<u8> {
 /// Why there is no line.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// It is too long.
+    /// The line exceeds the limit.
     #[error("a line may have at most {0} bytes")]
     TooLong(usize),
-    /// It has not come in time.
+    /// The line did not arrive in time.
     #[error("no whole line has come within {0:?}")]
     Late(Duration),
     /// The connection has failed.

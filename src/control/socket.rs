@@ -1,7 +1,7 @@
 //! The gateway's side of the control socket: who may speak, how much, how long, and how many at once.
 //!
 //! A thread accepts, and one for each client reads its requests and writes the answers. Nobody but the control thread, which
-//! [`ControlSocket::requests`] reach, carries anything out. This module understands no request.
+//! [`ControlSocket::requests`] reach, carries anything out.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -46,19 +46,19 @@ pub enum SocketError {
     /// Another gateway has it.
     #[error("a gateway already listens on the control socket {}: stop it, or set [control] socket to another path", path.display())]
     InUse {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
     /// Something that is not ours to remove.
     #[error("{} is not a socket: remove it, or set [control] socket to another path", path.display())]
     NotASocket {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
     },
-    /// The system refuses.
+    /// The socket cannot be made.
     #[error("the control socket {} cannot be made: {source}; set [control] socket to a path that this user may write", path.display())]
     Unusable {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
@@ -68,7 +68,7 @@ pub enum SocketError {
 /// What somebody wants, and where the answer goes.
 #[derive(Debug)]
 pub struct Asked {
-    /// What.
+    /// The request.
     pub request: Request,
     /// Takes one answer; dropped without one, it tells that the gateway stops.
     pub answer: Sender<Answer>,
@@ -158,7 +158,7 @@ fn open(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener.into())
 }
 
-/// Where clients come in.
+/// The listening socket and the clients that it has let in.
 struct Door {
     listener: UnixListener,
     wake: Arc<Wake>,

@@ -62,7 +62,7 @@ impl Watch {
         Ok(Watch { path: path.to_owned(), changes, wake, thread: Some(thread) })
     }
 
-    /// Which file.
+    /// The path of the watched file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -33,7 +33,7 @@ use tollgate_testkit::{self as testkit, LabError, Privilege};
 /// How often a demo on hold looks after its processes.
 const HOLD_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What to show.
+/// Options of `tollgate demo`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Options {
     /// For how many seconds to move data, each way: 1 to 600.
@@ -67,7 +67,7 @@ pub enum DemoError {
     /// The directory with configurations and certificates.
     #[error("cannot {operation} '{path}': {source}")]
     Files {
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -77,17 +77,17 @@ pub enum DemoError {
     /// Something of the system that every program has.
     #[error("cannot {operation}: {source}")]
     System {
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
         /// The system's reason.
         source: io::Error,
     },
-    /// Something took too long.
+    /// An event did not come in time.
     #[error("{awaited} did not come within {} s\n{logs}", timeout.as_secs())]
     Awaited {
-        /// What was waited for.
+        /// The event.
         awaited: String,
-        /// How long.
+        /// The time it was given.
         timeout: Duration,
         /// The last lines of those concerned.
         logs: Logs,
@@ -95,9 +95,9 @@ pub enum DemoError {
     /// A gateway or client ended by itself, or not with status 0.
     #[error("{process} has ended ({status})\n{logs}")]
     Ended {
-        /// Which.
+        /// The name of the process.
         process: String,
-        /// How.
+        /// Its exit status.
         status: ExitStatus,
         /// Its last lines.
         logs: Logs,
@@ -105,7 +105,7 @@ pub enum DemoError {
     /// The traffic through a tunnel did not go through.
     #[error("{source}\n{logs}")]
     Traffic {
-        /// What went wrong.
+        /// The error of the transfer or ping.
         source: LabError,
         /// The last lines of gateway and client.
         logs: Logs,
@@ -120,7 +120,7 @@ pub enum DemoError {
         client: usize,
         /// Which of its connections, from 0.
         stream: usize,
-        /// Where in it.
+        /// The offset of the first wrong byte in the stream.
         offset: u64,
     },
     /// Nothing was answered or moved.
@@ -128,7 +128,7 @@ pub enum DemoError {
     Silence {
         /// The client's number, from 0.
         client: usize,
-        /// What there was none of.
+        /// The traffic of which nothing arrived.
         what: &'static str,
         /// The last lines of gateway and client.
         logs: Logs,
@@ -139,9 +139,9 @@ pub enum DemoError {
     /// Not every shard has said how it stands.
     #[error("only {answered} of {shards} shards have reported their counters")]
     MissingShards {
-        /// Those that have.
+        /// The number of shards that answered.
         answered: usize,
-        /// All.
+        /// The number of shards of the gateway.
         shards: usize,
     },
     /// SIGINT or SIGTERM came before the end.

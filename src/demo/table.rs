@@ -10,7 +10,7 @@ use crate::gateway::{Report, Status};
 const LABEL_WIDTH: usize = 34;
 const COLUMN_WIDTH: usize = 27;
 
-/// All that the demo found.
+/// The demo's results.
 #[derive(Debug, Clone)]
 pub(super) struct Findings {
     /// The number of clients.
@@ -23,13 +23,13 @@ pub(super) struct Findings {
     pub(super) placement: Status,
     /// Round trips without load.
     pub(super) idle: Echoes,
-    /// Clients to network.
+    /// Bulk data from the clients to the network.
     pub(super) up: Load,
-    /// Network to clients.
+    /// Bulk data from the network to the clients.
     pub(super) down: Load,
 }
 
-/// What came of moving data one way.
+/// The result of moving data in one direction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
     /// Bytes of TCP payload that arrived, all intact, over all clients.
@@ -38,9 +38,9 @@ pub(super) struct Load {
     pub(super) seconds: f64,
     /// CPU time of the gateway meanwhile.
     pub(super) cpu_seconds: f64,
-    /// What the gateway counted meanwhile.
+    /// The gateway's counters over that time.
     pub(super) tally: Tally,
-    /// Round trips meanwhile.
+    /// Round trips beside the bulk data.
     pub(super) echoes: Echoes,
 }
 

@@ -15,7 +15,7 @@ pub(super) struct Tally {
     pub(super) written: Carried,
     /// From the network behind: bytes, and the TUN frames with them.
     pub(super) read: Carried,
-    /// Packets dropped.
+    /// Packets dropped by all shards, by reason.
     pub(super) drops: Drops,
 }
 
@@ -41,7 +41,7 @@ impl Tally {
         sum
     }
 
-    /// What has come since `before`.
+    /// The difference to an earlier tally.
     pub(super) fn since(&self, before: &Tally) -> Self {
         let mut drops = Drops::default();
         for (reason, packets) in self.drops.iter() {

@@ -1,6 +1,4 @@
 //! The order under way at a core, and how many connections are closed for it.
-//!
-//! This module carries no order out.
 
 use std::sync::Arc;
 

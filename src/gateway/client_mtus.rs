@@ -25,7 +25,7 @@ pub struct Known(Arc<Mutex<States>>);
 pub struct Mtus {
     known: Known,
     wake: Arc<Wake>,
-    /// What could not be handed over yet.
+    /// States that the other thread has not taken yet.
     held: States,
 }
 

@@ -4,7 +4,7 @@
 //! Waiting pays while packets come anyway. Senders that wait for acknowledgements themselves, like TCP with a small window on a short path, only
 //! send less. So every now and then the core tries without for some milliseconds; if more passes then, time and again, it leaves off for some seconds.
 //!
-//! This module neither sleeps nor reads the clock.
+//! The caller sleeps and reads the clock, so that tests choose the times.
 
 use std::time::{Duration, Instant};
 

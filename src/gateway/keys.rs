@@ -41,25 +41,25 @@ pub enum KeyError {
     /// The file cannot be read or made.
     #[error("key file {}: {action}: {source}; set [shards] key_file to a path that this user may write", path.display())]
     Unusable {
-        /// The file.
+        /// The path of the key file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
         /// The system's reason.
         source: io::Error,
     },
-    /// Others may read it.
+    /// Other users may read the key file.
     #[error("key file {} is open to others (mode {mode:04o}): chmod 600 it, or remove it to have new keys made", path.display())]
     Exposed {
-        /// The file.
+        /// The path of the key file.
         path: PathBuf,
-        /// Its permissions.
+        /// The permission bits of the file.
         mode: u32,
     },
-    /// Not a key file.
+    /// The file has another format.
     #[error("key file {} is not one of ours (`{MAGIC}` and 64 hex digits): remove it to have new keys made", path.display())]
     Malformed {
-        /// The file.
+        /// The path of the key file.
         path: PathBuf,
     },
 }

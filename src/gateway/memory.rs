@@ -16,7 +16,7 @@ const SHARD_BYTES_MIN: u64 = 12 << 20;
 const UNKNOWN_BYTES: u64 = 512 << 20;
 /// So much must have come free, in bytes, for it to be worth giving back.
 const TRIM_BYTES_MIN: u64 = 4 << 20;
-/// How long after.
+/// How long a shard must have been idle before its free memory is returned.
 const TRIM_DELAY: Duration = Duration::from_secs(1);
 
 /// What each of `shards` may hold, in bytes: its part of what is configured for the whole program, or of half of what the system allows.

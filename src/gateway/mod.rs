@@ -1,6 +1,4 @@
 //! The gateway: sets everything up, starts a core for each shard, and gives orders to all of them.
-//!
-//! This module sees no packet.
 
 mod awaited;
 mod capacity;
@@ -65,7 +63,7 @@ pub enum GatewayError {
     /// The certificate or its key.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The key file.
+    /// The key file cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
     /// The UDP socket.
@@ -82,19 +80,19 @@ pub enum GatewayError {
     Cpu {
         /// The CPU.
         cpu: usize,
-        /// Those there are.
+        /// The CPUs that the process may use.
         allowed: String,
     },
-    /// Threads.
+    /// A thread cannot be started.
     #[error(transparent)]
     Thread(#[from] ThreadError),
-    /// Descriptors.
+    /// The limit of descriptors is too low.
     #[error(transparent)]
     Descriptors(#[from] DescriptorError),
     /// A descriptor failed while the gateway ran.
     #[error("shard {shard} failed: {source}")]
     Core {
-        /// The shard.
+        /// The index of the shard.
         shard: u16,
         /// The system's reason.
         source: io::Error,
@@ -102,15 +100,15 @@ pub enum GatewayError {
     /// A core does not react. What it holds goes with the process.
     #[error("shard {shard} did not end within {STOP_TIMEOUT:?}: its clients may not have been told")]
     Stuck {
-        /// The shard.
+        /// The index of the shard.
         shard: u16,
     },
     /// A core did not end as it should.
     #[error("shard {shard} ended unexpectedly: {reason}")]
     Lost {
-        /// The shard.
+        /// The index of the shard.
         shard: u16,
-        /// What became of it.
+        /// How its thread ended.
         reason: String,
     },
     /// The system is out of something.

@@ -2,8 +2,6 @@
 //!
 //! Whatever can fail is done before a shard hears of a change: a configuration that is refused has changed nothing. A change is
 //! acknowledged when every shard has carried it out and nothing that it forbids is under way any more.
-//!
-//! This module reads no configuration file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,9 +25,9 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Reloaded {
     /// The number of the epoch that it is.
     pub epoch: u64,
-    /// On how many shards.
+    /// The number of shards on which the configuration is in force.
     pub shards: usize,
-    /// What is different now, for people.
+    /// The changes, as text.
     pub changes: Vec<String>,
     /// Connections that were closed because their users are gone or may not have them any more.
     pub closed_connections: u64,
@@ -57,7 +55,7 @@ pub enum ReloadError {
     Unanswered {
         /// The number of the epoch.
         epoch: u64,
-        /// Who is silent.
+        /// The shards that did not answer.
         unanswered: Unanswered,
     },
 }
@@ -66,16 +64,16 @@ pub enum ReloadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("shard {} did not say within {ORDER_TIMEOUT:?} that the order is carried out", list(.shards))]
 pub struct Unanswered {
-    /// Which, in order.
+    /// Their indices.
     pub shards: BTreeSet<u16>,
 }
 
 /// A user's connections were closed. They may log in again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kicked {
-    /// Whose.
+    /// The user's name.
     pub user: String,
-    /// How many.
+    /// The number of connections that were closed.
     pub closed_connections: u64,
     /// From the order to its acknowledgement by the last shard.
     pub took: Duration,
@@ -94,9 +92,9 @@ pub enum KickError {
     /// There is no such user.
     #[error("no user is named {name:?}{}", .near.as_ref().map(|near| format!(": did you mean {near:?}?")).unwrap_or_default())]
     Unknown {
-        /// Who was asked for.
+        /// The name in the request.
         name: String,
-        /// Who may have been meant.
+        /// The most similar name among the users.
         near: Option<String>,
     },
     /// Not all shards have said that they carried it out.

@@ -1,6 +1,4 @@
 //! How a gateway stands, for people and for machines.
-//!
-//! This module asks nobody.
 
 use std::fmt;
 

@@ -117,7 +117,7 @@ fn plain(shard: u16, cpu: usize, start: Start) -> Result<Join, String> {
     spawned.map(Join::Plain).map_err(|error| error.to_string())
 }
 
-/// What a thread begins with.
+/// The index, CPU and channel that a new thread gets.
 struct Start {
     job: Receiver<Job>,
     started: Sender<()>,

@@ -36,7 +36,7 @@ const LINES_PAUSE: Duration = Duration::from_secs(60);
 /// How long a shard may take to close its socket.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the thread is told.
+/// A message to the upkeep thread.
 #[derive(Debug)]
 pub enum Task {
     /// A shard's TUN queue, of this generation, is out of order.
@@ -73,7 +73,7 @@ impl Tasks {
         Mtus::new(self.known.clone(), self.wake.clone())
     }
 
-    /// Tells it.
+    /// Queues `task` and wakes the thread.
     pub fn tell(&self, task: Task) {
         // Where the thread has ended, nobody has to know any more.
         let _ = self.sender.send(task);
@@ -143,15 +143,15 @@ fn add(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What the thread keeps as it is.
+/// The interface, sockets and cores that the thread looks after.
 pub struct Kept {
-    /// The interface.
+    /// The interface as it should be.
     pub interface: Interface,
-    /// Its device.
+    /// The TUN device behind the interface.
     pub device: TunDevice,
     /// The program in the kernel that steers to its queues.
     pub steering: Option<Arc<TunSteering>>,
-    /// The sockets.
+    /// How the UDP sockets are opened.
     pub sockets: SocketPlan,
     /// Orders for each shard, and its bell.
     pub cores: Vec<(Sender<Order>, Bell)>,

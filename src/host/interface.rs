@@ -32,7 +32,7 @@ pub enum Restored {
     QueueLength(u32),
     /// Its state: it was down.
     Up,
-    /// Its address.
+    /// The address was missing.
     Address(IpNet),
     /// A route.
     Route(IpNet),
@@ -74,7 +74,7 @@ impl Interface {
         }
     }
 
-    /// Its name.
+    /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -89,7 +89,7 @@ impl Interface {
         TunPlan { name: Some(self.name.clone()), ..self.plan.clone() }
     }
 
-    /// It was made anew as `device`.
+    /// Follows the interface to `device`, which was made in its place.
     pub fn replaced(&mut self, device: &TunDevice) {
         self.index = device.index();
         self.queue_frames = device.queue_frames_max();

@@ -21,7 +21,7 @@ use crate::netlink::{Netlink, NetlinkError, Route};
 pub struct TunPlan {
     /// Its name; without one the next free `tollgate` and number.
     pub name: Option<String>,
-    /// How many queues.
+    /// The number of queues, one for each shard.
     pub queues: usize,
     /// Its MTU, in bytes.
     pub mtu_bytes: u16,
@@ -34,11 +34,11 @@ pub struct TunPlan {
 /// The sockets of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketPlan {
-    /// Where to listen.
+    /// The address and port to bind.
     pub address: SocketAddr,
-    /// For how many shards.
+    /// The number of shards, each with sockets of its own.
     pub shards: usize,
-    /// Their options.
+    /// The options of each socket.
     pub options: UdpOptions,
     /// The kernel's buffer for what comes before a handshake, of each shard, in bytes.
     pub handshake_buffer_bytes: usize,
@@ -51,50 +51,50 @@ pub enum Request {
     MakeTun(TunPlan),
     /// Remove a network device.
     RemoveLink {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
     },
     /// Give a network device a name.
     SetName {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
-        /// The name.
+        /// The name that it is to have.
         name: String,
     },
     /// Set the MTU of a network device.
     SetMtu {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
         /// The MTU, in bytes.
         mtu_bytes: u32,
     },
     /// Set the length of a network device's transmit queue.
     SetQueueLength {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
         /// Its length, in packets.
         frames: u32,
     },
     /// Bring a network device up.
     SetUp {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
     },
     /// Let a network device have IPv6 addresses, and keep them while it is down.
     KeepIpv6Addresses {
-        /// Its name.
+        /// The name of the interface.
         name: String,
     },
     /// Add an address to a network device. One that it has is left alone.
     AddAddress {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
         /// The address with its prefix.
         address: IpNet,
     },
     /// Remove an address from a network device. One that it has not is no error.
     RemoveAddress {
-        /// Its index.
+        /// The index of the interface.
         interface: u32,
         /// The address with its prefix.
         address: IpNet,
@@ -107,10 +107,10 @@ pub enum Request {
     BindSockets(SocketPlan),
 }
 
-/// What a request brought.
+/// The result of a [`Request`].
 #[derive(Debug)]
 pub enum Answer {
-    /// It is done.
+    /// The change was made.
     Done,
     /// A TUN device and its queues, in order.
     Tun(TunDevice, Vec<TunQueue>),

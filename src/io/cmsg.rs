@@ -37,7 +37,7 @@ pub(super) struct ControlInfo {
 }
 
 impl Control {
-    /// No messages.
+    /// A buffer without control messages.
     pub(super) const EMPTY: Control = Control { bytes: [0; CONTROL_BYTES] };
 
     /// Reads the first `len` bytes, as the kernel left them.

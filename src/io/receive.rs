@@ -40,9 +40,9 @@ pub struct ReceiveCounters {
     pub calls: u64,
     /// Messages handed out, aggregates counted once.
     pub messages: u64,
-    /// Datagrams handed out.
+    /// Datagrams in these messages.
     pub datagrams: u64,
-    /// Bytes handed out.
+    /// Bytes in these messages.
     pub bytes: u64,
     /// Messages dropped because they or their control messages did not fit.
     pub truncated: u64,

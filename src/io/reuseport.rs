@@ -20,10 +20,10 @@ const LONG_ID_LENGTH: u32 = 5;
 /// Offset of the first byte of the destination connection ID in a long header (RFC 8999, 5.1), in bytes.
 const LONG_ID: u32 = 6;
 
-/// Whose sockets a group has.
+/// The sockets of a group, in the order of binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// One for each shard.
+    /// One socket for each shard.
     Whole,
     /// One for each shard's short headers, then one for each shard's long headers.
     Split,

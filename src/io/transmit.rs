@@ -32,7 +32,7 @@ const GSO_REFUSALS_MAX: u32 = 8;
 pub struct SendOutcome {
     /// Messages that the kernel took: runs, or single datagrams.
     pub sends: usize,
-    /// Datagrams in them.
+    /// Datagrams in these sends.
     pub datagrams: usize,
     /// Datagrams dropped because the kernel refused them.
     pub dropped: usize,
@@ -49,9 +49,9 @@ pub struct SendCounters {
     pub calls: u64,
     /// Messages that the kernel took: runs, or single datagrams.
     pub sends: u64,
-    /// Datagrams in them.
+    /// Datagrams in these sends.
     pub datagrams: u64,
-    /// Bytes in them.
+    /// Bytes in these sends.
     pub bytes: u64,
     /// Messages with datagrams of at least [`DATA_BYTES_MIN`].
     pub data_sends: u64,

@@ -33,7 +33,7 @@ const CLONE_DEVICE: &CStr = c"/dev/net/tun";
 /// made beforehand has one queue only.
 const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
-/// What a TUN device is made with.
+/// Settings of a TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TunOptions {
     /// Whether TCP super-packets may cross the device (TSO).
@@ -82,9 +82,9 @@ pub enum TunError {
     /// The process may not make network devices.
     #[error("TUN device {name}: {what} is not permitted: it needs CAP_NET_ADMIN (run as root, or grant it)")]
     NotPermitted {
-        /// The device.
+        /// The name of the device.
         name: String,
-        /// Which step it was.
+        /// The step that failed.
         what: &'static str,
     },
     /// There is a network device of that name.
@@ -92,13 +92,13 @@ pub enum TunError {
         "the network device {name} exists already: remove it (`ip link delete {name}`), stop who uses it, or choose another name"
     )]
     Taken {
-        /// The device.
+        /// The name of the device.
         name: String,
     },
     /// The name cannot be a network device's.
     #[error("\"{name}\" cannot name a network device, {reason}: {INTERFACE_NAME}")]
     Name {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// What is wrong, as the end of a sentence.
         reason: String,
@@ -109,23 +109,23 @@ pub enum TunError {
          {name} mode tun multi_queue`, or set [shards] count = 1"
     )]
     SingleQueue {
-        /// The device.
+        /// The name of the device.
         name: String,
-        /// How many are needed.
+        /// The number of queues needed.
         queues: usize,
     },
     /// A number that the kernel does not take.
     #[error("a TUN device of {queues} queues: the number must be from 1 to 256")]
     Queues {
-        /// What was asked for.
+        /// The requested number.
         queues: usize,
     },
     /// Another system call failed.
     #[error("TUN device {name}: {what} failed: {source}")]
     System {
-        /// The device.
+        /// The name of the device.
         name: String,
-        /// Which step it was.
+        /// The step that failed.
         what: &'static str,
         /// What the kernel said.
         source: io::Error,

@@ -23,7 +23,7 @@ const PLAIN: [u8; vnet::HEADER_BYTES] = [0; vnet::HEADER_BYTES];
 /// The most slices that one write can gather (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 1024;
 
-/// What became of a frame.
+/// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteOutcome {
     /// The kernel took it.
@@ -47,19 +47,19 @@ pub enum WriteOutcome {
 pub struct TunCounters {
     /// Frames read.
     pub read_frames: u64,
-    /// Bytes of them.
+    /// Bytes in frames read.
     pub read_bytes: u64,
     /// Frames read with an inner packet of at least [`DATA_BYTES_MIN`]: nothing that short is told apart by looking at its headers.
     pub read_data_frames: u64,
-    /// Bytes of them.
+    /// Bytes in these frames.
     pub read_data_bytes: u64,
     /// Frames written.
     pub written_frames: u64,
-    /// Bytes of them.
+    /// Bytes in frames written.
     pub written_bytes: u64,
     /// Frames written that carry data by their own account.
     pub written_data_frames: u64,
-    /// Bytes of them.
+    /// Bytes in these frames.
     pub written_data_bytes: u64,
     /// Frames that the kernel refused.
     pub refused_frames: u64,

@@ -28,7 +28,7 @@ pub enum SteeringError {
         "eBPF steering of the TUN device: {what} failed ({source}): the TUN driver's own flow table steers in its place"
     )]
     System {
-        /// Which step it was.
+        /// The step that failed.
         what: &'static str,
         /// What the kernel said.
         source: io::Error,

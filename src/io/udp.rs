@@ -11,7 +11,7 @@ use super::cmsg::UDP_GRO;
 use super::reuseport::{self, Layout};
 use super::sockaddr::{Family, RAW_ADDRESS_BYTES, RawAddress};
 
-/// What a UDP socket is opened with.
+/// Settings of a UDP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpOptions {
     /// Size of the kernel's send buffer, in bytes. Beyond `net.core.wmem_max` it needs CAP_NET_ADMIN.
@@ -38,39 +38,39 @@ pub enum BindError {
         "UDP address {address} is in use by another process: stop it (`ss -ulpn` names it) or listen on another port"
     )]
     InUse {
-        /// What was to be bound.
+        /// The address and port.
         address: SocketAddr,
     },
     /// No interface has the address.
     #[error("no interface of this machine has the address {}: listen on one that `ip address` shows, or on all with [::]", address.ip())]
     NotOurs {
-        /// What was to be bound.
+        /// The address and port.
         address: SocketAddr,
     },
     /// The port is privileged.
     #[error("binding UDP port {} needs CAP_NET_BIND_SERVICE: grant it, or listen on a port from 1024 on", address.port())]
     NotPermitted {
-        /// What was to be bound.
+        /// The address and port.
         address: SocketAddr,
     },
     /// The kernel has no such address family.
     #[error("this kernel has no IPv{}, which {address} needs: listen on an address of the other family", if address.is_ipv4() { 4 } else { 6 })]
     NoFamily {
-        /// What was to be bound.
+        /// The address and port.
         address: SocketAddr,
     },
     /// More shards than a connection ID can name.
     #[error("{shards} shards cannot share a UDP port: the number must be from 1 to {SHARDS_MAX}")]
     Shards {
-        /// What was asked for.
+        /// The requested number.
         shards: usize,
     },
     /// Another system call failed.
     #[error("UDP address {address}: {what} failed: {source}")]
     System {
-        /// What was to be bound.
+        /// The address and port.
         address: SocketAddr,
-        /// Which step it was.
+        /// The step that failed.
         what: &'static str,
         /// What the kernel said.
         source: io::Error,

@@ -20,7 +20,7 @@ pub enum UringRefusal {
     /// A system call was refused.
     #[error("{call} is refused: {source}")]
     Call {
-        /// Which.
+        /// The name of the system call.
         call: &'static str,
         /// What the kernel, or a filter before it, said.
         source: io::Error,

@@ -1,7 +1,7 @@
 //! How many lines others can make this program log: strangers, users, peers, whoever gives orders.
 //!
 //! Each kind of line has a rate of its own, so that a flood of one kind hides no line of another. What is withheld is counted, and told of
-//! in one line a second. This module writes nothing.
+//! in one line a second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All.
+    /// Every kind, in the order of the counters.
     pub const ALL: [Kind; 9] = [
         Kind::Connected,
         Kind::Disconnected,
@@ -79,11 +79,11 @@ struct Limit<C: Clock> {
 /// Whether a line may be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// The line is logged.
     Admitted,
     /// It is counted only, the first of its kind since [`Limits::take_withheld`].
     FirstWithheld,
-    /// It is counted only.
+    /// The line is only counted.
     Withheld,
 }
 

@@ -1,7 +1,7 @@
 //! The log on standard error. Its level may change while the program runs, unless `RUST_LOG` sets it.
 //!
 //! A level without a target is that of Tollgate's own crates: libraries are silent unless they are named, as in "info,quinn_proto=warn".
-//! Nobody who logs waits for whoever reads, and what others can cause is limited. This module never reads a configuration.
+//! Nobody who logs waits for whoever reads, and what others can cause is limited.
 
 mod limits;
 mod writer;

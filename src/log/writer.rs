@@ -27,7 +27,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long standard error may take nothing before that is looked at again; there is nobody to tell.
 const STALL: Duration = Duration::from_secs(3600);
 
-/// Where lines go.
+/// A handle to the writing thread.
 #[derive(Debug, Clone)]
 pub struct Lines {
     to: Sender<Item>,

@@ -18,7 +18,7 @@ pub struct Lost {
 }
 
 impl Lost {
-    /// Whether any is.
+    /// Whether at least one descriptor is lost.
     pub fn any(self) -> bool {
         self.udp || self.tun
     }

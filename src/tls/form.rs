@@ -9,7 +9,7 @@ use tollgate_config::PemSource;
 pub struct Form {
     /// What it is, as the rest of a sentence.
     pub is: &'static str,
-    /// What would be right.
+    /// The command that converts it.
     pub remedy: String,
 }
 

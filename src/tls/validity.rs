@@ -12,16 +12,16 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 /// A certificate that is not valid at the time that this machine's clock shows. Either may be wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutOfValidity {
-    /// It will be.
+    /// The certificate is not valid yet.
     NotYet {
-        /// From when on.
+        /// The start of its validity.
         valid_from: UnixTime,
         /// The clock's time.
         clock: UnixTime,
     },
-    /// It was.
+    /// The certificate has expired.
     NoMore {
-        /// Until when.
+        /// The end of its validity.
         valid_until: UnixTime,
         /// The clock's time.
         clock: UnixTime,

@@ -62,7 +62,7 @@ impl Faults {
         command.envs(self.variables.iter().map(|(variable, value)| (variable, value)));
     }
 
-    /// From now on.
+    /// Makes the faults happen from now on.
     pub fn arm(&self) {
         fs::write(self.path("armed"), "").unwrap();
     }

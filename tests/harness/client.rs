@@ -12,12 +12,12 @@ use super::gateway::Gateway;
 use super::peers::Peers;
 use super::{PATIENCE, eventually};
 
-/// How a client connects.
+/// A client's user, endpoint and key exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Login<'a> {
-    /// As whom.
+    /// The user's name.
     pub user: &'a str,
-    /// Where to, as in `connection_string`.
+    /// The gateway's address, as in `connection_string`.
     pub endpoint: &'a str,
     /// With which key exchange.
     pub key_exchange: &'a str,

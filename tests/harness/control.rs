@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::deployment::Deployment;
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Answer {
     /// Whether the gateway has carried the order out.

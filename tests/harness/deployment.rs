@@ -18,11 +18,11 @@ pub const PORT: u16 = 55_555;
 /// What a gateway's configuration says.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// How many shards.
+    /// The number of shards.
     pub shards: u16,
     /// The gateway's inner address with its prefix length.
     pub tunnel: &'static str,
-    /// Where it listens.
+    /// The address that it listens on.
     pub bind: &'static str,
     /// The one key exchange to accept; `None` accepts all.
     pub key_exchange: Option<&'static str>,

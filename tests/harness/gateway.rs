@@ -19,7 +19,7 @@ pub struct Gateway {
 /// A client as the gateway's log tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connected {
-    /// Whose.
+    /// The user's name.
     pub user: String,
     /// The shard that owns the connection.
     pub owner: usize,

@@ -1,6 +1,4 @@
 //! What the end-to-end tests share: a gateway and real Quincy clients in network namespaces, and the traffic between them.
-//!
-//! This module judges nothing; what holds is the tests' business.
 
 pub mod client;
 pub mod control;

@@ -328,7 +328,7 @@ struct Cut {
     flowing: bool,
     /// Its packets until the acknowledgement: up and down of its first connection, then of the second.
     before: [usize; 4],
-    /// Those after it.
+    /// Packets that arrived after it.
     after: [usize; 4],
     /// All connections that users had at the acknowledgement. Such as only repeat their goodbye are not among them.
     connections: u64,

@@ -10,7 +10,7 @@ pub mod commands;
 pub struct Page {
     /// Its path below the root of the repository.
     pub path: PathBuf,
-    /// All of it.
+    /// Its whole text.
     pub text: String,
 }
 
@@ -93,7 +93,7 @@ impl Page {
         self.prose().flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
     }
 
-    /// Where links lead to.
+    /// The targets of its links.
     pub fn links(&self) -> Vec<&str> {
         self.prose()
             .flat_map(|line| line.split("](").skip(1))

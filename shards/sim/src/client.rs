@@ -1,6 +1,4 @@
 //! A simulated device: it connects as one user, stays or vanishes, comes back, and changes its outer address.
-//!
-//! This module judges nothing that the gateway does.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,7 +14,7 @@ use crate::plan::DevicePlan;
 use crate::random::Stream;
 use crate::schedule::Time;
 
-/// What a device decides to do.
+/// A device's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// Connect, if it is not connected.
@@ -43,7 +41,7 @@ pub struct Session {
 
 /// A device and its link.
 pub struct Device {
-    /// What was planned for it.
+    /// Its plan.
     pub plan: DevicePlan,
     /// Its connection.
     pub session: Option<Session>,
@@ -51,11 +49,11 @@ pub struct Device {
     pub last_address: Option<IpAddr>,
     /// Where its datagrams seem to come from.
     pub outer: SocketAddr,
-    /// To the gateway.
+    /// The link to the gateway.
     pub up: Link,
-    /// From the gateway.
+    /// The link from the gateway.
     pub down: Link,
-    /// Its choices.
+    /// The random numbers of its choices.
     pub random: Stream,
     /// When the driver is to look at it next.
     pub wake: Option<Time>,

@@ -1,7 +1,5 @@
 //! What a run is made of: every parameter is drawn from the seed. Each seed switches features on or off and draws how strong they are, so that
 //! rare combinations get their turn. A feature that is switched off by hand shifts no other choice.
-//!
-//! This module runs nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
@@ -143,7 +141,7 @@ impl FromStr for Feature {
 pub struct Features(u32);
 
 impl Features {
-    /// All there are.
+    /// Every feature.
     pub const ALL: Features = Features((1 << Feature::ALL.len()) - 1);
 
     /// Exactly `features`.
@@ -168,7 +166,7 @@ impl Features {
         Features(self.0 & others.0)
     }
 
-    /// Their names.
+    /// The names of the features, as on the command line.
     pub fn names(self) -> Vec<&'static str> {
         Feature::ALL.into_iter().filter(|&feature| self.has(feature)).map(Feature::name).collect()
     }
@@ -200,7 +198,7 @@ pub struct DevicePlan {
 pub struct LinkPlan {
     /// One way.
     pub delay: Duration,
-    /// What may come on top of it.
+    /// The largest random delay on top of it.
     pub jitter: Duration,
     /// Datagrams lost, of a million.
     pub loss_ppm: u32,
@@ -262,15 +260,15 @@ pub struct Disturbances {
 /// Everything that is decided before a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where it all comes from.
+    /// The seed that every choice follows from.
     pub seed: u64,
-    /// What happens.
+    /// The features in use.
     pub features: Features,
     /// How long faults go on.
     pub safety: Duration,
     /// Events happen at multiples of this.
     pub tick: Duration,
-    /// How many shards.
+    /// The number of shards.
     pub shards: u16,
     /// The tunnel network.
     pub tunnel: IpNet,
@@ -288,7 +286,7 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// All flows there will ever be.
     pub flows: Vec<FlowPlan>,
-    /// What else goes on.
+    /// Further disturbances.
     pub disturbances: Disturbances,
 }
 

@@ -1,6 +1,4 @@
 //! The users as they stand, and how they change.
-//!
-//! This module tells no shard.
 
 use std::net::IpAddr;
 
@@ -20,7 +18,7 @@ pub struct Population {
     present: Vec<bool>,
     /// The identity that each device shows now.
     identities: Vec<u64>,
-    /// Whose each device is.
+    /// The user of each device.
     owners: Vec<usize>,
     /// Whether clients are kept apart.
     pub isolate_clients: bool,

@@ -7,11 +7,11 @@ use crate::plan::{Feature, Features};
 /// A run to replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Regression {
-    /// Its seed.
+    /// The seed that failed.
     pub seed: u64,
-    /// What was allowed to happen.
+    /// The features that were allowed.
     pub features: Features,
-    /// How long.
+    /// The length of the phase with faults.
     pub safety: Duration,
 }
 

@@ -4,8 +4,6 @@
 //! A run of the simulator draws delays, message by message; here each channel between two shards and each order has one of a few, and all
 //! combinations have their turn. The sender's packets are on their way to the TUN and to another user's clients, some through the wrong shard's
 //! hands; those of others are on their way to the sender; where users are limited, packets wait for tokens in either's queues.
-//!
-//! This module judges nothing; the oracles do.
 
 use std::time::Duration;
 

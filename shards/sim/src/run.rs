@@ -14,12 +14,12 @@ use crate::world::{Event, World};
 /// an address changed, an acknowledgement that was lost and came again with a keep-alive may have made those long.
 const LEAVE: Duration = Duration::from_secs(300);
 
-/// What a run amounted to.
+/// The results of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Everything that was observed, as a number.
     pub trace_hash: u64,
-    /// How much was observed.
+    /// The number of observed events.
     pub events: u64,
     /// Inner packets sent.
     pub packets_sent: u64,
@@ -39,7 +39,7 @@ pub struct Facts {
     pub orders: u64,
     /// Shards started anew.
     pub restarts: u64,
-    /// When it was over.
+    /// The simulated time at the end.
     pub simulated: Duration,
 }
 
@@ -77,7 +77,7 @@ pub enum Planted {
 pub struct Options {
     /// Whether everything is printed.
     pub print: bool,
-    /// What is broken.
+    /// The fault that is planted.
     pub planted: Option<Planted>,
 }
 

@@ -1,6 +1,4 @@
 //! Virtual time, and what is to happen when.
-//!
-//! This module knows nothing of what happens.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -78,7 +76,7 @@ impl<T> Schedule<T> {
         self.heap.push(Entry { at, sequence: self.scheduled, what });
     }
 
-    /// When something happens next.
+    /// The time of the next event.
     pub fn next(&self) -> Option<Time> {
         self.heap.peek().map(|entry| entry.at)
     }

@@ -1,6 +1,4 @@
 //! What happened, as one number, and in words where they are wanted. Ciphertext never goes in, only lengths.
-//!
-//! This module decides nothing.
 
 use std::fmt;
 use std::hash::Hasher;

@@ -1,6 +1,4 @@
 //! The inner packets of a run: who sends what, and where it arrives.
-//!
-//! This module knows no QUIC.
 
 use std::net::IpAddr;
 

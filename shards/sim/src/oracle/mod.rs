@@ -28,9 +28,9 @@ const AUDIT_EVERY: u64 = 16;
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Which oracle says so.
+    /// The name of the check that failed.
     pub oracle: &'static str,
-    /// What it has seen.
+    /// The violation, as text.
     pub what: String,
     /// When; unknown until the run is over.
     pub at: Option<Time>,
@@ -42,7 +42,7 @@ impl Violation {
         Violation { oracle, what, at: None }
     }
 
-    /// It was at `now`.
+    /// Adds the time of the violation.
     pub(crate) fn at(self, now: Time) -> Self {
         Violation { at: Some(now), ..self }
     }

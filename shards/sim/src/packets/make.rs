@@ -1,6 +1,4 @@
 //! What inner packets look like.
-//!
-//! This module follows none.
 
 use std::net::IpAddr;
 
@@ -14,13 +12,13 @@ const ECT_0: u8 = 2;
 /// One flow of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowSpec {
-    /// From whom.
+    /// The inner source address.
     pub source: IpAddr,
-    /// To whom.
+    /// The inner destination address.
     pub destination: IpAddr,
     /// Odd ports are ECN-capable.
     pub source_port: u16,
-    /// Where to.
+    /// The destination port.
     pub destination_port: u16,
     /// The number of the client's connection: a new connection is a new way, on which it may overtake what is left on the old one. Not in the
     /// packet.

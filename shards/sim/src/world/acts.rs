@@ -1,6 +1,4 @@
 //! What devices do: come, go, vanish, and change their outer addresses.
-//!
-//! This module looks at no packet.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! What happens to the gateway: its users change, users are kicked, shards die.
-//!
-//! This module touches no device.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! Everything there is in a run, and the loop that lets it happen.
-//!
-//! This module judges nothing; the oracles do.
 
 mod acts;
 mod disturbances;
@@ -32,7 +30,7 @@ use crate::trace::{Trace, Who};
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
 
-/// What happens at some moment.
+/// A scheduled event.
 #[derive(Debug)]
 pub enum Event {
     /// Datagrams of some source reach the gateway.
@@ -65,13 +63,13 @@ pub enum Event {
 
 /// A run's whole world.
 pub struct World {
-    /// What was decided before.
+    /// The plan, made before the run.
     pub plan: Plan,
-    /// What time it is.
+    /// The simulated time.
     pub now: Time,
-    /// What is to happen.
+    /// Events to come.
     pub schedule: Schedule<Event>,
-    /// What has happened.
+    /// Events so far.
     pub trace: Trace,
     /// The inner packets under way.
     pub packets: Packets,
@@ -81,7 +79,7 @@ pub struct World {
     pub mesh: Mesh,
     /// The clients.
     pub devices: Vec<Device>,
-    /// Who judges.
+    /// The checks.
     pub oracle: Oracle,
     /// For how long datagrams are under way to clients at most, where nothing holds them up in the gateway: with it, packets of clients that
     /// were sent away are looked for at other clients too.
@@ -151,7 +149,7 @@ impl World {
         world
     }
 
-    /// What time the machines are told.
+    /// The time as the state machines get it.
     pub fn instant(&self) -> Instant {
         self.origin + self.now.since_start()
     }
@@ -310,7 +308,7 @@ impl World {
         }
     }
 
-    /// What the run amounted to so far.
+    /// The results of the run so far.
     pub fn facts(&self) -> Facts {
         let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.counters()).collect();
         let mut drops = Drops::default();

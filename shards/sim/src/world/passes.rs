@@ -1,6 +1,4 @@
 //! One look at a shard or at a device: what is due, what it decides, what comes out of it and where that goes.
-//!
-//! This module decides nothing.
 
 use std::time::{Duration, Instant};
 
