@@ -51,16 +51,18 @@ pub use packet::ecn::Ecn;
 pub use packet::frame::Frame;
 pub use quic::close_code;
 pub use quic::connection_id::{ConnectionIdKey, SHARDS_MAX};
+pub use quic::endpoint::ShardKeys;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};
 pub use quic::transport::{Congestion, TransportParams, transport};
 pub use session::addresses::SteeringUpdate;
 pub use session::home::home_of;
-pub use session::message::{CloseReason, Message};
+pub use session::message::{CloseReason, ControlMessage};
 pub use session::snapshot::Snapshot;
 pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError, WhenReached};
+pub use shard::message::{Message, PacketMessage};
 pub use shard::params::{Limits, Params};
-pub use shard::{ClientMtu, Command, Event, Shard, ShardKeys};
+pub use shard::{ClientMtu, Command, Event, Shard};
 
 /// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.
 #[cfg(feature = "inspect")]
@@ -73,5 +75,5 @@ pub mod inspect {
     pub use crate::session::context::Context;
     pub use crate::session::home::{ALLOCATOR, Member, Session, SessionHome};
     pub use crate::session::message::{Login, Outbox, Refusal};
-    pub use crate::shard::inspect::{HeldLease, OwnedStage, SessionMember, UserTokens};
+    pub use crate::shard::inspect::{HeldLease, Inspect, OwnedStage, SessionMember, UserTokens};
 }

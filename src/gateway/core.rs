@@ -300,7 +300,7 @@ impl Core {
     /// Answers the order under way, once every shard has carried it out and what this one has handed out is out.
     fn answer(&mut self) {
         if self.pump.is_flushed() {
-            self.awaited.answer(self.shard.index().0, self.shard.settled());
+            self.awaited.answer(self.shard.index().0, self.shard.completed());
         }
     }
 

@@ -172,7 +172,7 @@ mod tests {
     use std::net::IpAddr;
 
     use bytes::Bytes;
-    use tollgate_shards::ConnectionKey;
+    use tollgate_shards::{ConnectionKey, ControlMessage, PacketMessage};
 
     use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, Instant};
@@ -188,13 +188,13 @@ mod tests {
 
     fn route(host: u32) -> Message {
         let connection = ConnectionKey { owner: ShardIndex(0), slot: host, generation: 0 };
-        Message::Route { address: IpAddr::from([198, 18, 0, 1]), connection }
+        Message::Control(ControlMessage::Route { address: IpAddr::from([198, 18, 0, 1]), connection })
     }
 
     fn slots(mesh: &mut Mesh) -> Vec<u32> {
         let mut slots = Vec::new();
         while mesh.receive(|message| {
-            if let Message::Route { connection, .. } = message {
+            if let Message::Control(ControlMessage::Route { connection, .. }) = message {
                 slots.push(connection.slot);
             }
         }) {}
@@ -219,7 +219,11 @@ mod tests {
         for host in 0..total {
             assert_eq!(ends[0].send(ShardIndex(1), route(host)), 0);
         }
-        assert_eq!(ends[0].send(ShardIndex(1), Message::Frame(Bytes::new())), 1, "a packet is lost and counted");
+        assert_eq!(
+            ends[0].send(ShardIndex(1), Message::Packet(PacketMessage::Frame(Bytes::new()))),
+            1,
+            "a packet is lost and counted"
+        );
         assert!(ends[0].flush(), "the rest is held");
         let mut received = slots(&mut ends[1]);
         assert!(!ends[0].flush());

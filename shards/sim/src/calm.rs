@@ -101,7 +101,7 @@ impl World {
             })
             .collect();
         for pending in &self.gateway.pending {
-            let settled: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.settled().0).collect();
+            let settled: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.completed().0).collect();
             words.push(format!("order {} of {} is not settled: {settled:?}", pending.ticket.0, pending.given));
         }
         words.join("; ")

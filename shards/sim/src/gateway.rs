@@ -43,7 +43,7 @@ impl Core {
 
     /// A pass is over: everything that the shard had for the outside is out.
     pub fn pass_ends(&mut self) {
-        self.settled = self.shard.settled();
+        self.settled = self.shard.completed();
     }
 }
 

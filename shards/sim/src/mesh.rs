@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tollgate_shards::{Message, ShardIndex};
+use tollgate_shards::{Message, PacketMessage, ShardIndex};
 
 use crate::plan::Disturbances;
 use crate::random::Stream;
@@ -77,16 +77,19 @@ impl Mesh {
             && self.random.ppm(self.loss_ppm)
         {
             match message {
-                Message::Hairpin { .. } | Message::Frame(_) => self.lost_packets += packets,
-                Message::Datagram(_) => {}
+                Message::Packet(PacketMessage::Hairpin { .. } | PacketMessage::Frame(_)) => {
+                    self.lost_packets += packets
+                }
+                Message::Packet(PacketMessage::Datagram(_)) => {}
                 _ => self.lost_leases += 1,
             }
             return Err(packets);
         }
         if self.deliver_hairpins_twice
-            && let Message::Hairpin { connection, packets } = &message
+            && let Message::Packet(PacketMessage::Hairpin { connection, packets }) = &message
         {
-            let again = Message::Hairpin { connection: *connection, packets: packets.clone() };
+            let again = PacketMessage::Hairpin { connection: *connection, packets: packets.clone() };
+            let again = Message::Packet(again);
             self.push(now, from, to, again, tick);
         }
         Ok(self.push(now, from, to, message, tick))
@@ -142,7 +145,7 @@ impl Mesh {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::CommandId;
+    use tollgate_shards::{CommandId, ControlMessage};
 
     use super::*;
     use crate::plan::{Features, Plan};
@@ -158,14 +161,14 @@ mod tests {
     }
 
     fn fence(ticket: u64) -> Message {
-        Message::Fence { from: A, ticket: CommandId(ticket), revoked: Vec::new() }
+        Message::Control(ControlMessage::Barrier { from: A, command: CommandId(ticket), revoked: Vec::new() })
     }
 
     fn fences(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {
         let late = Time { ns: 1 << 40 };
         let all = std::iter::from_fn(|| mesh.receive(late, from, to));
         let number = |message| match message {
-            Message::Fence { ticket, .. } => ticket.0,
+            Message::Control(ControlMessage::Barrier { command, .. }) => command.0,
             other => panic!("{other:?}"),
         };
         all.map(number).collect()
@@ -178,7 +181,7 @@ mod tests {
             mesh.send(Time { ns: ticket }, A, B, fence(ticket), TICK).unwrap();
         }
         assert_eq!(fences(&mut mesh, A, B), (0..100).collect::<Vec<_>>());
-        let packets = || Message::Frame(bytes::Bytes::from_static(&[0; 40]));
+        let packets = || Message::Packet(PacketMessage::Frame(bytes::Bytes::from_static(&[0; 40])));
         let lost = (0..100).filter(|_| mesh.send(Time::default(), A, B, packets(), TICK).is_err()).count();
         assert!((20..80).contains(&lost) && mesh.lost_packets == lost as u64, "{lost}");
     }

@@ -2,5 +2,6 @@
 //!
 //! Nothing here knows sessions.
 
+pub mod forwarder;
 pub mod policy;
 pub mod routes;

@@ -6,3 +6,4 @@ pub mod lease;
 pub mod rate;
 pub mod shaper;
 pub mod user_queue;
+pub mod user_queues;

@@ -6,6 +6,8 @@ pub mod admission;
 pub mod close_code;
 pub mod congestion;
 pub mod connection_id;
+pub mod connections;
+pub mod endpoint;
 pub mod failures;
 pub mod in_flight;
 pub mod moves;

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::counters::Counters;
+use crate::drops::DropReason;
 use crate::io::Transmit;
 
 /// Answers that wait.
@@ -23,12 +25,24 @@ pub struct Responses {
 
 impl Responses {
     /// How many wait.
+    #[cfg(feature = "inspect")]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
+    /// Queues an answer where there is room, and counts it or its loss. Returns whether there was.
+    pub fn respond(&mut self, transmit: Transmit, bytes: &[u8], counters: &mut Counters) -> bool {
+        let is_queued = self.push(transmit, bytes);
+        if is_queued {
+            counters.stateless_responses += 1;
+        } else {
+            counters.drops.count(DropReason::ResponseQueueFull);
+        }
+        is_queued
+    }
+
     /// Queues an answer, unless there is no room. Returns whether there was.
-    pub fn push(&mut self, transmit: Transmit, bytes: &[u8]) -> bool {
+    fn push(&mut self, transmit: Transmit, bytes: &[u8]) -> bool {
         let room = self.queue.len() < RESPONSES_MAX && self.bytes.len() + bytes.len() <= RESPONSE_BYTES_MAX;
         if room {
             self.bytes.extend_from_slice(bytes);

@@ -5,12 +5,8 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use bytes::Bytes;
-
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
-use crate::io::Received;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
-use crate::packet::vnet::VnetHeader;
 
 /// A client that has proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +19,12 @@ pub struct Login {
     pub certificate: Fingerprint,
 }
 
-/// A message to another shard.
+/// What the control planes of two shards say to each other. Between any two shards it arrives in order, and nothing is lost but what the next one
+/// of its kind repairs.
 #[derive(Debug)]
-pub enum Message {
+pub enum ControlMessage {
     /// Owner to home: a client has logged in.
-    Attach {
+    Login {
         /// Who, where.
         login: Login,
         /// The epoch of the owner's look-up. A home that is behind takes the message when it has caught up.
@@ -36,7 +33,7 @@ pub enum Message {
         address: Option<IpAddr>,
     },
     /// Owner to home: a connection is gone.
-    Detach {
+    Gone {
         /// Whose.
         user: UserIndex,
         /// Which.
@@ -75,7 +72,7 @@ pub enum Message {
         home: ShardIndex,
     },
     /// SessionHome to owner: the session has taken the connection in.
-    Attached {
+    Admit {
         /// Which.
         connection: ConnectionKey,
         /// Its inner address.
@@ -107,17 +104,17 @@ pub enum Message {
     /// AddressAllocator that has lost its memory to every shard: every route there is has been told.
     RoutesTold,
     /// Owner to home: how a lease stands, and what is wanted. May be lost.
-    LeaseReport(LeaseReport),
+    LeaseWanted(LeaseReport),
     /// SessionHome to owner: tokens. May be lost.
-    LeaseGrant(LeaseGrant),
+    Tokens(LeaseGrant),
     /// Owner to home: a lease is closed.
-    LeaseClose(LeaseClose),
+    LeaseClosed(LeaseClose),
     /// To every shard: what the sender sent before it carried out an order, it has sent before this.
-    Fence {
+    Barrier {
         /// Who says so.
         from: ShardIndex,
         /// The order.
-        ticket: CommandId,
+        command: CommandId,
         /// Inner addresses of the sender's connections that the order has closed. What they sent to others before waits nowhere any more.
         revoked: Vec<IpAddr>,
     },
@@ -144,31 +141,12 @@ pub enum Message {
         /// The incarnation of the keeper that it was said to. What was meant for an earlier one is void.
         keeper_incarnation: u32,
     },
-    /// Inner packets for a connection of another shard, in order.
-    Hairpin {
-        /// To whom.
-        connection: ConnectionKey,
-        /// What.
-        packets: Vec<Bytes>,
-    },
-    /// A TUN frame (virtio header in front) that the kernel gave to the wrong queue.
-    Frame(Bytes),
-    /// A UDP datagram that the kernel gave to the wrong socket.
-    Datagram(Received),
 }
 
-impl Message {
-    /// Inner packets or UDP datagrams that are lost if the message is: `None` if it must not be lost. Of leases, the next message repairs it.
-    pub fn expendable(&self) -> Option<u64> {
-        match self {
-            Message::Hairpin { packets, .. } => Some(packets.len() as u64),
-            Message::Frame(frame) => {
-                Some(VnetHeader::parse(frame).map_or(1, |(header, packet)| header.packets(packet)))
-            }
-            Message::Datagram(_) => Some(1),
-            Message::LeaseReport(_) | Message::LeaseGrant(_) => Some(0),
-            _ => None,
-        }
+impl ControlMessage {
+    /// Whether the message may be lost, because the next one of its kind repairs it.
+    pub fn is_repeated(&self) -> bool {
+        matches!(self, ControlMessage::LeaseWanted(_) | ControlMessage::Tokens(_))
     }
 }
 
@@ -201,8 +179,8 @@ pub enum CloseReason {
 pub struct Outbox {
     here: ShardIndex,
     shards: u16,
-    remote: VecDeque<(ShardIndex, Message)>,
-    local: VecDeque<Message>,
+    remote: VecDeque<(ShardIndex, ControlMessage)>,
+    local: VecDeque<ControlMessage>,
 }
 
 impl Outbox {
@@ -212,7 +190,7 @@ impl Outbox {
     }
 
     /// Sends `message` to shard `to`, which may be this one.
-    pub fn send(&mut self, to: ShardIndex, message: Message) {
+    pub fn send(&mut self, to: ShardIndex, message: ControlMessage) {
         if to == self.here {
             self.local.push_back(message);
         } else {
@@ -221,29 +199,17 @@ impl Outbox {
     }
 
     /// Sends what `message` makes to every shard, this one included.
-    pub fn broadcast(&mut self, message: impl Fn() -> Message) {
+    pub fn broadcast(&mut self, message: impl Fn() -> ControlMessage) {
         (0..self.shards).for_each(|index| self.send(ShardIndex(index), message()));
     }
 
-    /// Adds `packet` to the message on its way to `connection`, or begins a new one after `packets_max`.
-    pub fn hairpin(&mut self, connection: ConnectionKey, packet: Bytes, packets_max: usize) {
-        if let Some((_, Message::Hairpin { connection: last, packets })) = self.remote.back_mut()
-            && *last == connection
-            && packets.len() < packets_max
-        {
-            packets.push(packet);
-        } else {
-            self.send(connection.owner, Message::Hairpin { connection, packets: vec![packet] });
-        }
-    }
-
     /// The next message for another shard.
-    pub fn poll_remote(&mut self) -> Option<(ShardIndex, Message)> {
+    pub fn poll_remote(&mut self) -> Option<(ShardIndex, ControlMessage)> {
         self.remote.pop_front()
     }
 
     /// The next message of this shard to itself.
-    pub fn poll_local(&mut self) -> Option<Message> {
+    pub fn poll_local(&mut self) -> Option<ControlMessage> {
         self.local.pop_front()
     }
 }

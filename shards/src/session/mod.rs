@@ -3,6 +3,7 @@
 //! Nothing here sees a packet.
 
 pub mod addresses;
+pub mod barriers;
 pub mod context;
 pub mod home;
 pub mod message;

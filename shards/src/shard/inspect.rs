@@ -6,10 +6,14 @@
 use std::net::IpAddr;
 
 use super::Shard;
-use super::connections::Stage;
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::limit::issuer::Audit;
 use crate::limit::lease::LeaseId;
+use crate::quic::connections::Stage;
+use crate::quic::responses::RESPONSES_MAX;
+
+/// A look at a shard: see [`Shard::inspect`].
+pub struct Inspect<'a>(pub(super) &'a Shard);
 
 /// Where a connection stands, as its owner sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,24 +69,24 @@ pub struct HeldLease {
     pub returned_bytes: u64,
 }
 
-impl Shard {
-    /// The connections that this shard owns, and where they stand.
+impl Inspect<'_> {
+    /// The connections that the shard owns, and where they stand.
     pub fn owned(&self) -> Vec<(ConnectionKey, OwnedStage)> {
-        let owned = self.connections.iter().map(|owned| {
-            let stage = match owned.stage {
+        let owned = self.0.data.quic.connections.iter().map(|client| {
+            let stage = match client.stage {
                 Stage::Handshaking { .. } => OwnedStage::Handshaking,
-                Stage::Attaching(member) => OwnedStage::Attaching(member.user),
-                Stage::Attached { member, address, .. } => OwnedStage::Attached(member.user, address),
+                Stage::LoggedIn(identity) => OwnedStage::Attaching(identity.user),
+                Stage::Attached { identity, address, .. } => OwnedStage::Attached(identity.user, address),
                 Stage::Closed => OwnedStage::Closed,
             };
-            (owned.key, stage)
+            (client.key, stage)
         });
         owned.collect()
     }
 
-    /// The members of the sessions that this shard is home to, by user.
+    /// The members of the sessions that the shard is home to, by user.
     pub fn members(&self) -> Vec<SessionMember> {
-        let sessions = self.home.sessions();
+        let sessions = self.0.control.sessions.sessions();
         let members = sessions.flat_map(|(user, session)| {
             session.members().iter().map(move |member| SessionMember {
                 user,
@@ -95,24 +99,24 @@ impl Shard {
         members.collect()
     }
 
-    /// Whether this shard, as a home, waits for its siblings to tell it what it has forgotten.
+    /// Whether the shard, as a home, waits for its siblings to tell it what it has forgotten.
     pub fn is_recovering(&self) -> bool {
-        self.home.is_recovering()
+        self.0.control.sessions.is_recovering()
     }
 
-    /// The ledgers of the limited users that this shard is home to.
-    pub fn ledgers(&self) -> Vec<UserTokens> {
-        let sessions = self.home.sessions();
-        let ledgers = sessions.filter_map(|(user, session)| session.ledger().map(|ledger| (user, ledger)));
-        ledgers
-            .map(|(user, ledger)| UserTokens { user, audit: ledger.audit(), leases: ledger.leases().collect() })
+    /// The tokens of the limited users that the shard is home to.
+    pub fn tokens(&self) -> Vec<UserTokens> {
+        let sessions = self.0.control.sessions.sessions();
+        let issuers = sessions.filter_map(|(user, session)| session.ledger().map(|issuer| (user, issuer)));
+        issuers
+            .map(|(user, issuer)| UserTokens { user, audit: issuer.audit(), leases: issuer.leases().collect() })
             .collect()
     }
 
-    /// The leases that this shard holds as an owner, by user.
+    /// The leases that the shard holds as an owner, by user.
     pub fn leases(&self) -> Vec<HeldLease> {
-        let held = self.users_here().into_iter().filter_map(|user| {
-            let lease = &self.allowances.get(&user)?.lease;
+        let held = self.0.data.users().into_iter().filter_map(|user| {
+            let lease = &self.0.data.limits.get(user)?.lease;
             Some(HeldLease {
                 user,
                 lease: lease.id(),
@@ -124,39 +128,39 @@ impl Shard {
         held.collect()
     }
 
-    /// Addresses that are out and the homes that they are out for, where this shard keeps them.
+    /// Addresses that are out and the homes that they are out for, where the shard allocates them.
     pub fn holdings(&self) -> Vec<(IpAddr, ConnectionKey, ShardIndex)> {
-        let holdings = self.keeper.iter().flat_map(|keeper| keeper.holdings());
+        let holdings = self.0.control.addresses.iter().flat_map(|addresses| addresses.holdings());
         holdings.map(|(address, holding)| (address, holding.login.connection, holding.home)).collect()
     }
 
-    /// All routes that this shard knows, by address.
+    /// All routes that the shard knows, by address.
     pub fn routes(&self) -> Vec<(IpAddr, ConnectionKey)> {
-        self.routes.all()
+        self.0.data.forward.routes.all()
     }
 
     /// Answers outside any connection that wait to be sent, and their bound.
     pub fn responses_waiting(&self) -> (usize, usize) {
-        (self.responses.len(), crate::quic::responses::RESPONSES_MAX)
+        (self.0.data.quic.responses(), RESPONSES_MAX)
     }
 
     /// Packets of `user`'s that wait for tokens, both directions together.
     pub fn packets_waiting(&self, user: UserIndex) -> usize {
-        self.allowances.get(&user).map_or(0, |allowance| allowance.waiting_packets())
+        self.0.data.limits.get(user).map_or(0, |queue| queue.waiting_packets())
     }
 
     /// Bytes of inner packets of `user`'s that wait for tokens, both directions together.
     pub fn bytes_waiting(&self, user: UserIndex) -> usize {
-        self.allowances.get(&user).map_or(0, |allowance| allowance.waiting_bytes())
+        self.0.data.limits.get(user).map_or(0, |queue| queue.waiting_bytes())
     }
 
-    /// Users that this shard holds tokens or waiting packets of.
-    pub fn allowances(&self) -> usize {
-        self.allowances.len()
+    /// Users that the shard holds tokens or waiting packets of.
+    pub fn user_queues(&self) -> usize {
+        self.0.data.limits.len()
     }
 
     /// Handshakes under way, as the admission counts them.
     pub fn handshakes_admitted(&self) -> usize {
-        self.admission.pending()
+        self.0.data.quic.pending_handshakes()
     }
 }

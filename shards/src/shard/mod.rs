@@ -1,93 +1,48 @@
-//! A shard: a core's worth of gateway, in its three roles.
+//! A shard: a core's worth of gateway.
 //!
-//! As *owner* it holds the connections whose IDs steer to it and moves their packets; as *home* it holds the sessions of the users that hash to
-//! it; shard 0 is also the *keeper* of the addresses. Roles talk through messages even within one shard, so that where they meet makes no
-//! difference.
+//! It is made of two planes. The data plane moves packets; the control plane holds sessions, addresses and what commands change. Here is the only
+//! place that knows both: what one has for the other, or for another shard, passes through here. A plane is told of a message in the same way
+//! whether it came from this shard or from another, so that where they meet makes no difference.
 //!
 //! A shard never touches a descriptor, and never another shard.
 
-mod commands;
-mod connections;
-mod inner;
+mod control;
+mod data;
+mod downlink;
 #[cfg(feature = "inspect")]
 pub mod inspect;
-mod lifecycle;
-mod limited;
-mod memory;
-mod mtu;
-mod outer;
+pub mod message;
 pub mod params;
-mod roles;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use quinn_proto::crypto::HmacKey;
-use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
-use rustc_hash::FxHashMap;
-
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::forward::policy::Policy;
-use crate::forward::routes::Routes;
-use crate::ids::{CommandId, ConnectionKey, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
-use crate::limit::bucket::RateLimiter;
-use crate::limit::shaper::FlowKey;
-use crate::limit::user_queue::{Queues, UserQueue};
+use crate::limit::rate::Limit;
 use crate::machine::Machine;
-use crate::memory::Memory;
-use crate::packet::coalesce::Coalescer;
+use crate::memory::Held;
+use crate::packet::MergeKind;
 use crate::packet::frame::Frame;
-use crate::packet::{MergeKind, PacketPool};
-use crate::quic::admission::Admission;
-use crate::quic::connection_id::SteeringIds;
-use crate::quic::failures::Failures;
-use crate::quic::in_flight::InFlight;
-use crate::quic::responses::Responses;
-use crate::quic::retry;
-use crate::quic::retry::{Retries, TokenKey};
-use crate::quic::timers::TimerQueue;
-use crate::quic::transport::gateway_transport;
-use crate::quic::wall_clock::WallClock;
+use crate::quic::close_code;
+use crate::quic::connection_id::SHARDS_MAX;
+use crate::quic::endpoint::ShardKeys;
 use crate::session::addresses::{AddressAllocator, SteeringUpdate};
-use crate::session::home::{ALLOCATOR, SessionHome};
-use crate::session::message::{Message, Outbox};
+use crate::session::home::ALLOCATOR;
+use crate::session::message::{CloseReason, ControlMessage, Login};
 use crate::session::snapshot::Snapshot;
-use crate::shard::params::Params;
 
-use connections::Connections;
-use roles::Roles;
+use control::ControlPlane;
+use data::{DataPlane, Gone, LoggedIn, Output};
+use message::{Message, Outbox, PacketMessage};
+use params::Params;
 
 /// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
 const EVENTS_MAX: usize = 4096;
-
-/// Records of unacknowledged packets may take one part in so many of a shard's memory.
-const RECORDS_OF_MEMORY: usize = 4;
-
-/// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
-const REPLIES_PER_S: u64 = 1000;
-const REPLIES_BURST: u64 = 100;
-/// Narrowed paths that a shard tells of at once; beyond that, one a second.
-const NARROWINGS_BURST: u64 = 10;
-
-/// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
-const STALE_TOKENS_PER_S: u64 = 100;
-const STALE_TOKENS_BURST: u64 = 20;
-
-/// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
-const RESET_INTERVAL: std::time::Duration = std::time::Duration::from_micros(100);
-
-/// What a shard's cryptography needs, shared by all shards of a gateway.
-#[derive(Clone)]
-pub struct ShardKeys {
-    /// Key of the stateless reset tokens, kept across restarts.
-    pub reset: Arc<dyn HmacKey>,
-    /// Key of the Retry tokens, kept across restarts.
-    pub token: TokenKey,
-}
 
 /// An order from outside.
 #[derive(Clone)]
@@ -136,7 +91,7 @@ pub enum Event {
     /// Somebody completed a handshake with a certificate that no user has.
     UnknownCertificate {
         /// Its fingerprint.
-        certificate: crate::ids::Fingerprint,
+        certificate: Fingerprint,
     },
     /// The path to a client carries less than before.
     PathNarrowed {
@@ -189,55 +144,18 @@ pub struct ClientMtu {
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
 pub struct Shard {
-    params: Params,
-    policy: Policy,
-    epoch: Arc<Snapshot>,
-    endpoint: Endpoint,
-    keys: ShardKeys,
-    connections: Connections,
-    admission: Admission,
-    allowances: FxHashMap<UserIndex, UserQueue>,
-    /// Limited users to be served, because their packets, tokens or time have changed. One entry a user.
-    ready: VecDeque<UserIndex>,
-    /// When an allowance wants to be served without that. One entry a user.
-    allowances_due: BTreeSet<(Instant, UserIndex)>,
-    queues: Queues,
-    /// Number of the last lease.
-    leases: u64,
-    deadlines: TimerQueue,
-    routes: Routes,
-    home: SessionHome,
-    keeper: Option<AddressAllocator>,
+    data: DataPlane,
+    control: ControlPlane,
     outbox: Outbox,
-    /// Connections that the batch touched, to be looked at.
-    touched: VecDeque<u32>,
-    /// Connections that may have something to send.
-    sending: VecDeque<u32>,
-    responses: Responses,
-    retries: Retries,
-    /// Initials with tokens that hold no more and are answered nevertheless.
-    stale_tokens: RateLimiter,
-    failures: Failures,
-    steers: VecDeque<SteeringUpdate>,
-    /// One entry for each change of a connection's path; the driver takes them in every pass.
-    client_mtus: VecDeque<ClientMtu>,
     events: VecDeque<Event>,
     /// Events that nobody was told of yet, not even of their number.
     forgotten_events: u64,
-    merger: Coalescer,
-    arena: PacketPool,
-    memory: Memory,
-    in_flight: InFlight,
-    replies: RateLimiter,
-    narrowings_told: RateLimiter,
-    counters: Counters,
+    here: ShardIndex,
+    hairpin_packets_max: usize,
     now: Instant,
-    wall_clock: WallClock,
     /// Whether anything was handled since the last decision.
     undecided: bool,
     stopping: bool,
-    /// The last order that each shard, this one included, has said it has carried out.
-    fences: Vec<CommandId>,
 }
 
 impl Shard {
@@ -245,145 +163,146 @@ impl Shard {
     ///
     /// # Panics
     ///
-    /// If `params` names more than 128 shards, or an index that is not one of them.
-    pub fn new(params: Params, keys: &ShardKeys, epoch: Arc<Snapshot>, now: Instant) -> Self {
-        assert!(
-            params.shards <= 128 && params.index.0 < params.shards,
-            "shard {:?} of {}",
-            params.index,
-            params.shards
-        );
-        let remembered_max = params.limits.remembered_addresses_max;
-        let keeper = (params.index == ALLOCATOR).then(|| {
-            AddressAllocator::new(params.tunnel, &epoch.directory, remembered_max, params.shards, params.incarnation)
-        });
-        let limits = &params.limits;
-        let wall_clock = WallClock::new(params.wall_clock, now);
-        let in_flight = InFlight::new(limits.memory_bytes_max / RECORDS_OF_MEMORY);
-        let config = Arc::new(server_config(&params, keys, &epoch, &wall_clock, &in_flight));
+    /// If `params` names more than [`SHARDS_MAX`](crate::SHARDS_MAX) shards, or an index that is not one of them.
+    pub fn new(params: Params, keys: &ShardKeys, snapshot: Arc<Snapshot>, now: Instant) -> Self {
+        let (here, shards) = (params.index, params.shards);
+        assert!(shards <= SHARDS_MAX && here.0 < shards, "shard {here:?} of {shards}");
         Shard {
-            policy: policy(&params, &epoch),
-            endpoint: endpoint(&params, keys, config),
-            keys: keys.clone(),
-            connections: Connections::new(params.incarnation),
-            admission: Admission::new(limits.handshakes_max, limits.handshakes_per_source_max),
-            allowances: FxHashMap::default(),
-            ready: VecDeque::new(),
-            allowances_due: BTreeSet::new(),
-            queues: Queues { limits: limits.waiting, key: flow_key(&params.seed) },
-            leases: u64::from(params.incarnation) << 32,
-            deadlines: TimerQueue::default(),
-            routes: Routes::default(),
-            home: SessionHome::new(params.index, params.shards, params.incarnation, now),
-            keeper,
-            outbox: first_words(&params),
-            touched: VecDeque::new(),
-            sending: VecDeque::new(),
-            responses: Responses::default(),
-            retries: retries(&params, keys),
-            stale_tokens: RateLimiter::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
-            failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
-            steers: VecDeque::new(),
-            client_mtus: VecDeque::new(),
+            data: DataPlane::new(&params, keys, snapshot.tls.clone(), snapshot.isolate_clients, now),
+            control: ControlPlane::new(&params, snapshot, now),
+            outbox: Outbox::new(here),
             events: VecDeque::new(),
             forgotten_events: 0,
-            merger: Coalescer::new(limits.merge),
-            arena: PacketPool::default(),
-            memory: Memory::new(limits.memory_bytes_max),
-            in_flight,
-            replies: RateLimiter::new(REPLIES_PER_S, REPLIES_BURST, now),
-            narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
-            counters: Counters::default(),
+            here,
+            hairpin_packets_max: params.limits.hairpin_packets_max,
             now,
             undecided: false,
             stopping: false,
-            fences: vec![CommandId::default(); usize::from(params.shards)],
-            wall_clock,
-            epoch,
-            params,
         }
     }
 
     /// Which shard this is.
     pub fn index(&self) -> ShardIndex {
-        self.params.index
+        self.here
     }
 
     /// The counters as they stand.
     pub fn counters(&self) -> Counters {
-        let (connections, users) = (self.home.connections() as u64, self.home.users() as u64);
-        Counters { connections, users, thinned_acks: self.merger.thinned_acks(), ..self.counters }
+        let sessions = &self.control.sessions;
+        let (connections, users) = (sessions.connections() as u64, sessions.users() as u64);
+        let thinned_acks = self.data.forward.coalescer.thinned_acks();
+        Counters { connections, users, thinned_acks, ..self.data.counters }
     }
 
     /// Inner packets that passed so far, whichever way.
     pub fn passed_packets(&self) -> u64 {
-        self.counters.up_packets + self.counters.down_packets + self.counters.relayed_packets
+        let counters = &self.data.counters;
+        counters.up_packets + counters.down_packets + counters.relayed_packets
     }
 
-    /// Addresses held, as the keeper sees it; `None` on every other shard.
+    /// Addresses held, where this shard allocates them; `None` on every other shard.
     pub fn addresses_held(&self) -> Option<u64> {
-        self.keeper.as_ref().map(AddressAllocator::held)
+        self.control.addresses.as_ref().map(AddressAllocator::held)
     }
 
     /// Connections that this shard owns, handshakes and closing ones included.
     pub fn owned_connections(&self) -> usize {
-        self.connections.len()
+        self.data.quic.connections.len()
     }
 
-    /// Whether the order to stop has been carried out: every connection has said goodbye and may be forgotten.
+    /// What is held for others now.
+    pub fn held(&self) -> Held {
+        let DataPlane { quic, forward, memory, .. } = &self.data;
+        Held {
+            limit_bytes: memory.limit_bytes() as u64,
+            receive_buffers_bytes: memory.receive_buffers_bytes as u64,
+            packet_chunks_bytes: forward.pool.held_bytes() as u64,
+            queued_bytes: memory.queued_bytes as u64,
+            waiting_bytes: memory.waiting_bytes as u64,
+            connections_bytes: quic.connections_bytes() as u64,
+            unacknowledged_bytes: quic.unacknowledged_bytes() as u64,
+        }
+    }
+
+    /// What the shard holds, for those who check from outside that shards agree. Everything is copied, and in order.
+    #[cfg(feature = "inspect")]
+    pub fn inspect(&self) -> inspect::Inspect<'_> {
+        inspect::Inspect(self)
+    }
+
+    /// Takes note of the driver's receive buffers, in bytes, with those of which the shard has kept a part.
+    pub fn handle_receive_buffers(&mut self, bytes: usize) {
+        self.data.memory.receive_buffers_bytes = bytes;
+    }
+
+    /// Frees what is only kept to be used again.
+    pub fn give_back(&mut self) {
+        self.data.forward.pool.free();
+    }
+
+    /// Whether the command to stop has been executed: every connection has said goodbye and may be forgotten.
     pub fn is_stopped(&self) -> bool {
-        self.stopping && self.connections.len() == 0
+        self.stopping && self.owned_connections() == 0
     }
 
-    /// Whether the order to stop has been given and every close frame handed out.
+    /// Whether the command to stop has been given and every close frame handed out.
     pub fn has_said_goodbye(&self) -> bool {
-        self.stopping && self.sending.is_empty() && self.touched.is_empty()
+        let connections = &self.data.quic.connections;
+        self.stopping && connections.first_sending().is_none() && !connections.has_touched()
     }
 
-    /// The last order that every shard has carried out, as far as this one has heard, with nothing under way to it from before. What the order
+    /// The last command that every shard has executed, as far as this one has heard, with nothing under way to it from before. What the command
     /// forbids passes this shard no more, once the outputs of the pass are out.
-    pub fn settled(&self) -> CommandId {
-        self.fences.iter().copied().min().unwrap_or_default()
+    pub fn completed(&self) -> CommandId {
+        self.control.completed()
     }
 
     /// Takes a message from another shard.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         self.begin(now);
-        self.receive(now, message);
-        self.receive_local(now);
+        self.receive(message);
+        self.exchange();
     }
 
-    /// Takes an order from outside.
+    /// Takes a command from outside.
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.begin(now);
         match command {
-            Command::Stop => self.stop(now),
-            Command::Apply { ticket, epoch } => self.apply(now, ticket, epoch),
-            Command::Kick { ticket, user } => self.kick(now, ticket, user),
+            Command::Stop => {
+                self.stopping = true;
+                self.data.stop();
+            }
+            Command::Apply { ticket, epoch } => self.apply(ticket, epoch),
+            Command::Kick { ticket, user } => {
+                let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
+                self.control.executed(ticket, &revoked);
+            }
         }
-        self.receive_local(now);
+        self.exchange();
     }
 
     /// The next message for another shard. To be polled after [`Shard::poll_steer`] is idle: a message may release what a steering entry held.
     pub fn poll_message(&mut self) -> Option<(ShardIndex, Message)> {
-        debug_assert!(self.steers.is_empty(), "steering comes before messages");
+        debug_assert!(!self.control.has_steers(), "steering comes before messages");
+        self.collect();
         let message = self.outbox.poll_remote();
-        self.counters.messages += u64::from(message.is_some());
+        self.data.counters.messages += u64::from(message.is_some());
         message
     }
 
     /// The next change for the kernel's steering of inner addresses.
     pub fn poll_steer(&mut self) -> Option<SteeringUpdate> {
-        self.steers.pop_front()
+        self.control.poll_steer()
     }
 
     /// The next change of what the path to a client carries.
     pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
-        self.client_mtus.pop_front()
+        self.data.poll_client_mtu()
     }
 
     /// The next event for the log.
     pub fn poll_event(&mut self) -> Option<Event> {
+        self.collect();
         if self.forgotten_events > 0 {
             return Some(Event::Forgotten { events: std::mem::take(&mut self.forgotten_events) });
         }
@@ -391,186 +310,310 @@ impl Shard {
     }
 
     fn begin(&mut self, now: Instant) {
-        if now != self.now {
-            self.now = now;
-            self.wall_clock.set(now);
-        }
+        self.now = now;
+        self.data.set_time(now);
         self.undecided = true;
     }
 
     fn tell(&mut self, event: Event) {
         if self.events.len() >= EVENTS_MAX && !matches!(event, Event::Detached { .. }) {
             self.forgotten_events += 1;
-            self.counters.forgotten_events += 1;
+            self.data.counters.forgotten_events += 1;
             return;
         }
         self.events.push_back(event);
     }
 
-    fn receive_local(&mut self, now: Instant) {
+    /// Carries what the planes have for each other, until neither has anything.
+    fn exchange(&mut self) {
+        self.collect();
         while let Some(message) = self.outbox.poll_local() {
-            self.receive(now, message);
+            self.receive(message);
+            self.collect();
         }
     }
 
-    fn receive(&mut self, now: Instant, message: Message) {
-        match message {
-            Message::Attached { connection, address } => self.attached(now, connection, address),
-            Message::Close { connection, reason, epoch } => self.close_for(now, connection, reason, epoch),
-            Message::Route { address, connection } => self.routes.insert(address, connection),
-            Message::Unroute { address, connection } => self.routes.remove(address, connection),
-            Message::RoutesTold => self.routes.told(),
-            Message::LeaseGrant(grant) => self.lease_granted(&grant),
-            Message::Fence { from, ticket, revoked } => self.fenced(from, ticket, &revoked),
-            Message::Restarted { shard, incarnation } => self.sibling_restarted(now, shard, incarnation),
-            Message::Hairpin { connection, packets } => self.deliver_from_mesh(connection, packets),
-            Message::Frame(frame) => self.route_frame(&frame, false),
-            Message::Datagram(received) => self.receive_datagram(now, received),
-            Message::Attach { .. }
-            | Message::Detach { .. }
-            | Message::AddressAllocated { .. }
-            | Message::LeaseReport(_)
-            | Message::LeaseClose(_)
-            | Message::Reattached { .. } => self.receive_as_home(now, message),
-            Message::AllocateAddress { .. }
-            | Message::ReleaseAddress { .. }
-            | Message::HoldAddress { .. }
-            | Message::Held { .. } => self.receive_as_keeper(now, message),
+    /// Takes what the planes have for others, in the order in which it came about: data first, since what it causes comes after.
+    fn collect(&mut self) {
+        while let Some(output) = self.data.poll_output() {
+            match output {
+                Output::Packet { to, packet } => self.outbox.hairpin(to, packet, self.hairpin_packets_max),
+                Output::Frame { owner, frame } => self.outbox.send(owner, PacketMessage::Frame(frame)),
+                Output::Datagram { owner, received } => self.outbox.send(owner, PacketMessage::Datagram(received)),
+                Output::LeaseWanted { home, report } => self.outbox.send(home, ControlMessage::LeaseWanted(report)),
+                Output::LeaseClosed { home, close } => self.outbox.send(home, ControlMessage::LeaseClosed(close)),
+                Output::Gone(gone) => self.gone(gone),
+                Output::Event(event) => self.tell(event),
+            }
         }
+        while let Some((to, message)) = self.control.poll_remote() {
+            self.outbox.send(to, message);
+        }
+        while let Some(message) = self.control.poll_local() {
+            self.outbox.send(self.here, message);
+        }
+    }
+
+    fn gone(&mut self, gone: Gone) {
+        let Gone { identity, connection, reason, version } = gone;
+        let user = identity.user;
+        self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
+        if let Some(reason) = reason {
+            let epoch = version.unwrap_or(self.control.snapshot.number);
+            self.tell(Event::Detached { user, connection, reason, epoch });
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Packet(PacketMessage::Hairpin { connection, packets }) => {
+                packets.into_iter().for_each(|packet| self.data.deliver(connection, packet));
+            }
+            Message::Packet(PacketMessage::Frame(frame)) => self.data.handle_frame(&frame, false),
+            Message::Packet(PacketMessage::Datagram(received)) => self.data.handle_datagram(received),
+            Message::Control(message) => self.receive_control(message),
+        }
+    }
+
+    fn receive_control(&mut self, message: ControlMessage) {
+        use ControlMessage as M;
+        let Shard { data, control, now, .. } = self;
+        let now = *now;
+        match message {
+            M::Admit { connection, address } => self.admit(connection, address),
+            M::Close { connection, reason, epoch } => self.close(connection, reason, epoch),
+            M::Route { address, connection } => data.forward.routes.insert(address, connection),
+            M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
+            M::RoutesTold => data.forward.routes.told(),
+            M::Tokens(grant) => data.limits.handle_grant(&grant),
+            M::Barrier { from, command, revoked } => {
+                data.drop_waiting_from(&revoked);
+                control.barrier_passed(from, command);
+            }
+            M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
+            M::Login { login, epoch, address } => {
+                control.in_sessions(now, |sessions, context| sessions.attach(context, login, epoch, address));
+            }
+            M::Gone { user, connection } => {
+                control.in_sessions(now, |sessions, context| sessions.detach(context, user, connection));
+            }
+            M::AddressAllocated { login, address } => {
+                control.in_sessions(now, |sessions, context| sessions.address_allocated(context, login, address));
+            }
+            M::LeaseWanted(report) => {
+                control.in_sessions(now, |sessions, context| sessions.report_lease(context, &report));
+            }
+            M::LeaseClosed(close) => {
+                control.in_sessions(now, |sessions, context| sessions.close_lease(context, &close))
+            }
+            M::Reattached { owner, owner_incarnation, home_incarnation } => {
+                control.in_sessions(now, |sessions, context| {
+                    sessions.reattached(context, owner, owner_incarnation, home_incarnation);
+                });
+            }
+            M::AllocateAddress { login, home, epoch } => {
+                control.in_addresses(now, |addresses, context| addresses.allocate(context, login, home, epoch));
+            }
+            M::ReleaseAddress { login, address } => control.in_addresses(now, |addresses, context| {
+                // One that was not held is a message of an earlier incarnation.
+                let _ = addresses.release(context, login, address);
+            }),
+            M::HoldAddress { login, address, home } => control.in_addresses(now, |addresses, context| {
+                let _ = addresses.hold(context, login, address, home);
+            }),
+            M::Held { home, keeper_incarnation } => {
+                control.in_addresses(now, |addresses, context| addresses.home_held(context, home, keeper_incarnation));
+            }
+        }
+    }
+
+    /// Looks at one connection that the batch touched: what happened to it, what came out of it.
+    fn drive(&mut self, slot: u32) {
+        let is_drained = self.data.quic.exchange(slot);
+        while let Some(login) = self.data.poll_login(slot) {
+            self.log_in(login);
+        }
+        self.data.drive(slot, is_drained);
+        self.exchange();
+    }
+
+    /// Somebody has proved to hold the key of a certificate: the user's home is asked for an address.
+    fn log_in(&mut self, logged_in: LoggedIn) {
+        let LoggedIn { connection, certificate } = logged_in;
+        let Some(user) = self.control.users().find(&certificate) else { return self.data.reject(logged_in) };
+        let home = self.control.home(user);
+        self.data.identify(logged_in, user, home);
+        self.collect();
+        let login = Login { user, connection, certificate };
+        let epoch = self.control.snapshot.number;
+        self.outbox.send(home, ControlMessage::Login { login, epoch, address: None });
+    }
+
+    /// The home has taken a connection in.
+    fn admit(&mut self, connection: ConnectionKey, address: IpAddr) {
+        let Some(identity) = self.data.waits_for_address(connection) else { return };
+        // The home may be a snapshot behind.
+        if self.control.users().allows(identity.user, address) {
+            self.data.admit(connection.slot, identity, address, self.control.limit(identity.user));
+        } else {
+            self.data.close(connection.slot, close_code::REVOKED, "Access revoked");
+        }
+    }
+
+    /// The home wants a connection closed.
+    fn close(&mut self, connection: ConnectionKey, reason: CloseReason, version: u64) {
+        let Some(slot) = self.data.quic.connections.find(connection) else { return };
+        let user = self.data.quic.connections.at(slot).and_then(|client| Some(client.identity()?.user));
+        let event = user.and_then(|user| match reason {
+            CloseReason::PoolExhausted => Some(Event::PoolExhausted { user }),
+            CloseReason::PoolReserved => Some(Event::PoolReserved { user }),
+            CloseReason::TooManyConnections => Some(Event::TooManyConnections { user }),
+            CloseReason::Revoked | CloseReason::Superseded => None,
+        });
+        event.into_iter().for_each(|event| self.tell(event));
+        let (code, reason) = match reason {
+            CloseReason::PoolExhausted | CloseReason::PoolReserved => {
+                (close_code::ESTABLISHMENT_FAILED, "Session establishment failed")
+            }
+            CloseReason::TooManyConnections => (close_code::ESTABLISHMENT_FAILED, "Too many connections"),
+            CloseReason::Revoked => (close_code::REVOKED, "Access revoked"),
+            CloseReason::Superseded => (close_code::SUPERSEDED, "Superseded by a newer connection"),
+        };
+        self.data.close_of(Some(version), slot, code, reason);
+    }
+
+    /// Goes over to another snapshot: whoever may not stay is closed, other limits hold for the others.
+    fn apply(&mut self, command: CommandId, snapshot: Arc<Snapshot>) {
+        self.data.quic.set_tls(snapshot.tls.clone());
+        self.data.forward.set_isolation(snapshot.isolate_clients);
+        self.control.snapshot = snapshot;
+        let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
+        let users = self.control.snapshot.directory.clone();
+        let revoked = self.revoke("Access revoked", |data, user, connection, (certificate, address)| {
+            if users.find(&certificate) != Some(user) || address.is_some_and(|address| !users.allows(user, address)) {
+                return true;
+            }
+            if address.is_some() {
+                let limit = users.user(user).and_then(|user| user.limit);
+                data.set_limited(connection, limit);
+                limits.insert(user, limit);
+            }
+            false
+        });
+        limits.into_iter().for_each(|(user, limit)| self.data.set_limit(user, limit));
+        self.collect();
+        self.control.apply(self.now);
+        self.control.executed(command, &revoked);
+    }
+
+    /// Closes every connection on which somebody has logged in and that `is_over`. Returns the inner addresses that they had.
+    fn revoke(
+        &mut self,
+        reason: &'static str,
+        mut is_over: impl FnMut(&mut DataPlane, UserIndex, ConnectionKey, (Fingerprint, Option<IpAddr>)) -> bool,
+    ) -> Vec<IpAddr> {
+        let mut revoked = Vec::new();
+        for (connection, identity, address) in self.data.clients() {
+            if is_over(&mut self.data, identity.user, connection, (identity.certificate, address)) {
+                revoked.extend(address);
+                self.data.close(connection.slot, close_code::REVOKED, reason);
+            }
+        }
+        self.collect();
+        revoked
+    }
+
+    /// A sibling has lost its memory: it is told what it must know, and what it held is void.
+    fn sibling_restarted(&mut self, shard: ShardIndex, incarnation: u32) {
+        self.collect();
+        let epoch = self.control.snapshot.number;
+        let mut users = BTreeSet::new();
+        for (connection, identity, address) in self.data.clients() {
+            if identity.home == shard {
+                let login = Login { user: identity.user, connection, certificate: identity.certificate };
+                self.outbox.send(shard, ControlMessage::Login { login, epoch, address });
+                users.insert(identity.user);
+            }
+        }
+        users.into_iter().for_each(|user| self.data.limits.expire_lease(user));
+        self.data.forward.routes.forget_owner(shard);
+        if shard == ALLOCATOR {
+            self.data.forward.routes.doubt();
+        }
+        self.control.sibling_restarted(self.now, shard, incarnation);
     }
 }
 
 impl Machine for Shard {
     fn handle_udp(&mut self, now: Instant, received: Received) {
         self.begin(now);
-        self.receive_datagrams(now, received);
+        self.data.handle_udp(received);
     }
 
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
         self.begin(now);
-        self.route_frame(frame, true);
+        self.data.handle_frame(frame, true);
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         self.begin(now);
-        self.connection_timeouts(now);
-        self.allowance_timeouts(now);
-        let Roles { mut context, home, .. } = self.roles(now);
-        home.handle_timeout(&mut context);
-        self.receive_local(now);
+        self.data.quic.handle_timeout(now);
+        self.data.limits.handle_timeout(now);
+        self.control.in_sessions(now, |sessions, context| sessions.handle_timeout(context));
+        self.exchange();
     }
 
     fn decide(&mut self, now: Instant) {
         self.undecided = false;
         self.now = now;
-        self.weigh();
-        while !self.merger.is_full()
-            && let Some(slot) = self.touched.pop_front()
+        self.data.set_time(now);
+        self.data.weigh();
+        while !self.data.forward.coalescer.is_full()
+            && let Some(slot) = self.data.quic.connections.next_touched()
         {
-            self.drive(now, slot);
-            self.receive_local(now);
+            self.drive(slot);
         }
-        while !self.merger.is_full()
-            && let Some(user) = self.ready.pop_front()
-        {
-            self.serve(now, user);
-            self.receive_local(now);
+        while !self.data.forward.coalescer.is_full() && self.data.limits.has_ready() {
+            self.data.serve_next();
+            self.exchange();
         }
     }
 
     fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         debug_assert!(!self.undecided, "decide comes before poll");
         debug_assert!(buf.is_empty(), "each send has a buffer of its own");
-        self.next_transmit(now, buf)
+        let transmit = self.data.poll_transmit(now, buf);
+        self.collect();
+        transmit
     }
 
     fn poll_frame(&mut self) -> Option<Frame<'_>> {
-        self.merger.poll_frame()
+        self.data.forward.coalescer.poll_frame()
     }
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {
-        self.counters.drops.add(reason, packets);
+        self.data.counters.drops.add(reason, packets);
     }
 
     fn handle_refused_merges(&mut self, kind: MergeKind) {
-        self.merger.give_up(kind);
+        self.data.forward.coalescer.give_up(kind);
     }
 
     fn has_backlog(&self) -> bool {
-        !self.touched.is_empty()
+        self.data.quic.connections.has_touched()
     }
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
-        if !self.touched.is_empty() {
+        if self.has_backlog() {
             return Some((self.now, WakeReason::Connection));
         }
-        if !self.ready.is_empty() {
+        if self.data.limits.has_ready() {
             return Some((self.now, WakeReason::Tokens));
         }
-        let connection = self.deadlines.next().map(|(at, slot)| (at, self.connections.wake_reason(slot)));
-        let tokens = self.home.poll_timeout().map(|at| (at, WakeReason::Tokens));
-        let waiting = self.allowances_due.first().map(|&(at, _)| (at, WakeReason::Tokens));
-        [connection, tokens, waiting].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let connection = self.data.quic.connections.poll_timeout();
+        let tokens = self.control.sessions.poll_timeout();
+        let waiting = self.data.limits.poll_timeout();
+        let tokens = [tokens, waiting].into_iter().flatten().min().map(|at| (at, WakeReason::Tokens));
+        [connection, tokens].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
-}
-
-/// The outbox of a new shard. One that was started anew beside its siblings tells them so before anything else.
-fn first_words(params: &Params) -> Outbox {
-    let mut outbox = Outbox::new(params.index, params.shards);
-    if params.incarnation > 0 {
-        let siblings = (0..params.shards).map(ShardIndex).filter(|&sibling| sibling != params.index);
-        siblings.for_each(|sibling| {
-            outbox.send(sibling, Message::Restarted { shard: params.index, incarnation: params.incarnation })
-        });
-    }
-    outbox
-}
-
-/// The part of the seed that the endpoint does not use for itself alone: nobody sees it.
-fn flow_key(seed: &[u8; 32]) -> FlowKey {
-    FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
-}
-
-fn policy(params: &Params, epoch: &Snapshot) -> Policy {
-    Policy::new(params.index, params.tunnel, &params.outer_addresses, epoch.isolate_clients)
-}
-
-fn retries(params: &Params, keys: &ShardKeys) -> Retries {
-    // Of another key than the endpoint's own, so that no ID is issued twice.
-    let nonce_key = retry::subkey(&params.seed, b"retry id");
-    let ids = SteeringIds::new(params.connection_id_key.clone(), params.shards, params.index, nonce_key);
-    Retries::new(keys.token.clone(), ids, retry::subkey(&params.seed, b"retry token"))
-}
-
-fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
-    let (shards, index, id_key) = (params.shards, params.index, params.connection_id_key.clone());
-    let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
-    let mut config = EndpointConfig::new(keys.reset.clone());
-    config
-        .cid_generator(move || Box::new(SteeringIds::new(id_key.clone(), shards, index, nonce_key)))
-        .rng_seed(Some(params.seed))
-        .supported_versions(vec![retry::VERSION])
-        .min_reset_interval(RESET_INTERVAL);
-    config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
-    Endpoint::new(Arc::new(config), Some(server), true, None)
-}
-
-fn server_config(
-    params: &Params,
-    keys: &ShardKeys,
-    epoch: &Snapshot,
-    wall_clock: &WallClock,
-    in_flight: &InFlight,
-) -> ServerConfig {
-    let mut server = ServerConfig::new(epoch.tls.clone(), Arc::new(keys.token.clone()));
-    server
-        .transport_config(Arc::new(gateway_transport(&params.transport, in_flight)))
-        .migration(true)
-        .retry_token_lifetime(retry::TOKEN_LIFETIME)
-        .max_incoming(params.limits.handshakes_max)
-        // An Initial is answered at once, so nothing comes between.
-        .incoming_buffer_size(0)
-        .incoming_buffer_size_total(0)
-        .time_source(Arc::new(wall_clock.clone()));
-    server
 }

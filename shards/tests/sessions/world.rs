@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Outbox, Routes, SessionHome};
 use tollgate_shards::{
-    AddressRange, CloseReason, ConnectionKey, Fingerprint, Message, ShardIndex, SteeringUpdate, User, Users, home_of,
+    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, SteeringUpdate, User, Users,
+    home_of,
 };
 
 /// A small generator: the tests need no good one, but the same one everywhere.
@@ -90,7 +91,7 @@ pub struct World {
     /// A fault to plant: owners confirm that a connection is gone while it still has its address.
     pub confirms_early: bool,
     /// From `from * shards + to`.
-    channels: Vec<VecDeque<Message>>,
+    channels: Vec<VecDeque<ControlMessage>>,
     /// How soon each channel is served, relative to others.
     weights: Vec<usize>,
     now: Instant,
@@ -135,7 +136,7 @@ impl World {
         let login = Login { user, connection, certificate };
         let home = home_of(directory.name(user), shards);
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
-        node.outbox.send(home, Message::Attach { login, epoch: node.epoch as u64, address: None });
+        node.outbox.send(home, ControlMessage::Login { login, epoch: node.epoch as u64, address: None });
         self.flush(shard);
         Some(connection)
     }
@@ -152,7 +153,7 @@ impl World {
 
     fn confirm(&mut self, shard: usize, owned: &Owned) {
         let Login { user, connection, .. } = owned.login;
-        self.nodes[shard].outbox.send(owned.home, Message::Detach { user, connection });
+        self.nodes[shard].outbox.send(owned.home, ControlMessage::Gone { user, connection });
         self.flush(shard);
     }
 
@@ -202,7 +203,7 @@ impl World {
         let index = ShardIndex(shard as u16);
         let mut node = Node::new(index.0, shards as u16, self.tunnel, directory, epoch, incarnation + 1, self.now);
         for other in (0..shards as u16).map(ShardIndex).filter(|&other| other != index) {
-            node.outbox.send(other, Message::Restarted { shard: index, incarnation: incarnation + 1 });
+            node.outbox.send(other, ControlMessage::Restarted { shard: index, incarnation: incarnation + 1 });
         }
         self.nodes[shard] = node;
         self.flush(shard);
@@ -210,7 +211,8 @@ impl World {
 
     /// Delivers the oldest message of some channel. Says whether there was one.
     pub fn deliver(&mut self) -> bool {
-        let weight = |(channel, weight): (&VecDeque<Message>, &usize)| if channel.is_empty() { 0 } else { *weight };
+        let weight =
+            |(channel, weight): (&VecDeque<ControlMessage>, &usize)| if channel.is_empty() { 0 } else { *weight };
         let total: usize = self.channels.iter().zip(&self.weights).map(weight).sum();
         if total == 0 {
             return false;
@@ -342,16 +344,18 @@ impl World {
         }
     }
 
-    fn receive(&mut self, shard: usize, message: Message) {
+    fn receive(&mut self, shard: usize, message: ControlMessage) {
         match message {
-            Message::Attached { connection, address } => self.attached(connection, address),
-            Message::Close { connection, reason, .. } => self.close(connection, reason),
-            Message::Restarted { shard: sibling, incarnation } => self.sibling_restarted(shard, sibling, incarnation),
-            Message::Route { address, connection } => self.nodes[shard].routes.insert(address, connection),
-            Message::Unroute { address, connection } => self.nodes[shard].routes.remove(address, connection),
-            Message::RoutesTold => self.nodes[shard].routes.told(),
+            ControlMessage::Admit { connection, address } => self.attached(connection, address),
+            ControlMessage::Close { connection, reason, .. } => self.close(connection, reason),
+            ControlMessage::Restarted { shard: sibling, incarnation } => {
+                self.sibling_restarted(shard, sibling, incarnation)
+            }
+            ControlMessage::Route { address, connection } => self.nodes[shard].routes.insert(address, connection),
+            ControlMessage::Unroute { address, connection } => self.nodes[shard].routes.remove(address, connection),
+            ControlMessage::RoutesTold => self.nodes[shard].routes.told(),
             message => {
-                if let Message::Attach { login, .. } = message {
+                if let ControlMessage::Login { login, .. } = message {
                     self.arrivals.push(login.connection);
                 }
                 self.with_roles(shard, |home, keeper, context| receive_as_role(home, keeper, context, message));
@@ -393,10 +397,10 @@ impl World {
         let node = &mut self.nodes[shard];
         for owned in node.connections.values().filter(|owned| owned.home == sibling) {
             let Owned { login, address, .. } = *owned;
-            node.outbox.send(sibling, Message::Attach { login, epoch: node.epoch as u64, address });
+            node.outbox.send(sibling, ControlMessage::Login { login, epoch: node.epoch as u64, address });
         }
         let (owner, owner_incarnation) = (ShardIndex(shard as u16), node.incarnation);
-        let reattached = Message::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
+        let reattached = ControlMessage::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
         node.outbox.send(sibling, reattached);
         if sibling == ALLOCATOR {
             node.routes.doubt();
@@ -457,25 +461,25 @@ fn receive_as_role(
     home: &mut SessionHome,
     keeper: Option<&mut AddressAllocator>,
     context: &mut Context<'_>,
-    message: Message,
+    message: ControlMessage,
 ) {
     match (message, keeper) {
-        (Message::Attach { login, epoch, address }, _) => home.attach(context, login, epoch, address),
-        (Message::Detach { user, connection }, _) => home.detach(context, user, connection),
-        (Message::AddressAllocated { login, address }, _) => home.address_allocated(context, login, address),
-        (Message::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
+        (ControlMessage::Login { login, epoch, address }, _) => home.attach(context, login, epoch, address),
+        (ControlMessage::Gone { user, connection }, _) => home.detach(context, user, connection),
+        (ControlMessage::AddressAllocated { login, address }, _) => home.address_allocated(context, login, address),
+        (ControlMessage::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
             home.reattached(context, owner, owner_incarnation, home_incarnation);
         }
-        (Message::AllocateAddress { login, home, epoch }, Some(keeper)) => {
+        (ControlMessage::AllocateAddress { login, home, epoch }, Some(keeper)) => {
             keeper.allocate(context, login, home, epoch);
         }
-        (Message::ReleaseAddress { login, address }, Some(keeper)) => {
+        (ControlMessage::ReleaseAddress { login, address }, Some(keeper)) => {
             keeper.release(context, login, address);
         }
-        (Message::HoldAddress { login, address, home }, Some(keeper)) => {
+        (ControlMessage::HoldAddress { login, address, home }, Some(keeper)) => {
             keeper.hold(context, login, address, home);
         }
-        (Message::Held { home, keeper_incarnation }, Some(keeper)) => {
+        (ControlMessage::Held { home, keeper_incarnation }, Some(keeper)) => {
             keeper.home_held(context, home, keeper_incarnation);
         }
         (message, _) => panic!("nobody sends {message:?} here"),

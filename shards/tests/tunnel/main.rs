@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tollgate_shards::{
-    ClientEvent, CloseCause, CloseReason, ConnectionKey, DropReason, Event, Message, ShardIndex, UserIndex,
+    ClientEvent, CloseCause, CloseReason, ConnectionKey, ControlMessage, DropReason, Event, ShardIndex, UserIndex,
 };
 use world::{Setup, UserSpec, World, udp4};
 
@@ -143,14 +143,15 @@ fn removing_an_unknown_connection_changes_nothing() {
     let stranger = ConnectionKey { owner: ShardIndex(1), slot: 77, generation: 77 };
     for shard in &mut world.shards {
         for user in 0..2 {
-            shard.handle_message(world.now, Message::Detach { user: UserIndex(user), connection: stranger });
+            shard
+                .handle_message(world.now, ControlMessage::Gone { user: UserIndex(user), connection: stranger }.into());
         }
         shard.handle_message(
             world.now,
-            Message::Close { connection: stranger, reason: CloseReason::Superseded, epoch: 0 },
+            ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, epoch: 0 }.into(),
         );
-        shard.handle_message(world.now, Message::Unroute { address, connection: stranger });
-        shard.handle_message(world.now, Message::Attached { connection: stranger, address });
+        shard.handle_message(world.now, ControlMessage::Unroute { address, connection: stranger }.into());
+        shard.handle_message(world.now, ControlMessage::Admit { connection: stranger, address }.into());
     }
     assert_eq!(world.connections(), (1, 1));
     exchange(&mut world, client, address, 5);

@@ -32,7 +32,7 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             let by = if usize::from(home) == first || usize::from(owner) == first { first } else { 1 - first };
             let reason = "closed by the gateway: Access revoked (code 0x04)".to_owned();
             assert_eq!(told, [(by, reason, epoch.number)], "{what}");
-            assert!(world.shards.iter().all(|shard| shard.settled() == CommandId(1)), "{what}");
+            assert!(world.shards.iter().all(|shard| shard.completed() == CommandId(1)), "{what}");
         }
     }
 }

@@ -18,7 +18,7 @@ const NOT_INNER: [DropReason; 5] = [
 
 /// What a shard holds after a pass, as far as it costs nothing to ask.
 pub(super) fn within_bounds(shard: &Shard) -> Result<(), Violation> {
-    let (waiting, waiting_max) = shard.responses_waiting();
+    let (waiting, waiting_max) = shard.inspect().responses_waiting();
     within("answers", shard, waiting, waiting_max)
 }
 
@@ -28,11 +28,21 @@ pub(super) fn all_within_bounds(world: &World) -> Result<(), Violation> {
         let limits = &world.plan.limits.waiting;
         let users = world.gateway.epochs().flat_map(|epoch| epoch.directory.users().map(|(user, _)| user));
         for user in users {
-            within("bytes that wait for tokens", &core.shard, core.shard.bytes_waiting(user), limits.bytes_max)?;
-            within("packets that wait for tokens", &core.shard, core.shard.packets_waiting(user), limits.packets_max)?;
+            within(
+                "bytes that wait for tokens",
+                &core.shard,
+                core.shard.inspect().bytes_waiting(user),
+                limits.bytes_max,
+            )?;
+            within(
+                "packets that wait for tokens",
+                &core.shard,
+                core.shard.inspect().packets_waiting(user),
+                limits.packets_max,
+            )?;
         }
         let limits = &world.plan.limits;
-        within("handshakes", &core.shard, core.shard.handshakes_admitted(), limits.handshakes_max)?;
+        within("handshakes", &core.shard, core.shard.inspect().handshakes_admitted(), limits.handshakes_max)?;
         within("connections", &core.shard, core.shard.owned_connections(), limits.connections_max)?;
     }
     Ok(())

@@ -16,14 +16,14 @@ pub(super) fn agree(world: &World) -> Result<(), Violation> {
     let mut members = BTreeMap::new();
     let mut users = BTreeSet::new();
     for core in &world.gateway.cores {
-        for (connection, stage) in core.shard.owned() {
+        for (connection, stage) in core.shard.inspect().owned() {
             match stage {
                 OwnedStage::Attaching(user) => owned.insert(connection, (user, None)),
                 OwnedStage::Attached(user, address) => owned.insert(connection, (user, Some(address))),
                 OwnedStage::Handshaking | OwnedStage::Closed => None,
             };
         }
-        for SessionMember { user, connection, address, .. } in core.shard.members() {
+        for SessionMember { user, connection, address, .. } in core.shard.inspect().members() {
             users.insert(user);
             if members.insert(connection, (user, address)).is_some() {
                 return Err(violation(format!("{connection:?} is a member of two sessions")));
@@ -37,13 +37,13 @@ pub(super) fn agree(world: &World) -> Result<(), Violation> {
     same("owned connections and what was told of them", &owned, &attached)?;
     let routes: BTreeMap<_, _> = attached.iter().filter_map(|(&key, (_, address))| Some(((*address)?, key))).collect();
     for core in &world.gateway.cores {
-        same("routes and connections", &core.shard.routes().into_iter().collect(), &routes)?;
+        same("routes and connections", &core.shard.inspect().routes().into_iter().collect(), &routes)?;
     }
     let counted: u64 = world.gateway.cores.iter().map(|core| core.shard.counters().connections).sum();
     if counted != members.len() as u64 {
         return Err(violation(format!("homes count {counted} connections and have {}", members.len())));
     }
-    let holdings = world.gateway.cores.iter().flat_map(|core| core.shard.holdings());
+    let holdings = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().holdings());
     same("addresses held and connections", &holdings.map(|(address, key, _)| (address, key)).collect(), &routes)?;
     let counted: u64 = world.gateway.cores.iter().map(|core| core.shard.counters().users).sum();
     if counted != users.len() as u64 {
@@ -70,10 +70,10 @@ fn same<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
 
 /// Whoever has an address logged in with a certificate that is good for that by some epoch that may still be in force.
 pub(super) fn certificates_allowed(gateway: &Gateway) -> Result<(), Violation> {
-    let members = gateway.cores.iter().flat_map(|core| core.shard.members());
+    let members = gateway.cores.iter().flat_map(|core| core.shard.inspect().members());
     let shown: BTreeMap<ConnectionKey, Fingerprint> =
         members.map(|member| (member.connection, member.certificate)).collect();
-    for (connection, stage) in gateway.cores.iter().flat_map(|core| core.shard.owned()) {
+    for (connection, stage) in gateway.cores.iter().flat_map(|core| core.shard.inspect().owned()) {
         let OwnedStage::Attached(user, _) = stage else { continue };
         let Some(certificate) = shown.get(&connection) else { continue };
         if !gateway.epochs().any(|epoch| epoch.directory.find(certificate) == Some(user)) {
@@ -96,12 +96,12 @@ pub(super) fn none(world: &World) -> Result<(), Violation> {
             ("users", counters.users),
             ("connections that it owns", core.shard.owned_connections() as u64),
             ("addresses held", core.shard.addresses_held().unwrap_or(0)),
-            ("routes", core.shard.routes().len() as u64),
-            ("users' tokens or waiting packets", core.shard.allowances() as u64),
-            ("handshakes", core.shard.handshakes_admitted() as u64),
+            ("routes", core.shard.inspect().routes().len() as u64),
+            ("users' tokens or waiting packets", core.shard.inspect().user_queues() as u64),
+            ("handshakes", core.shard.inspect().handshakes_admitted() as u64),
         ];
         if let Some((what, count)) = left.into_iter().find(|(_, count)| *count > 0) {
-            let owned = core.shard.owned();
+            let owned = core.shard.inspect().owned();
             return Err(violation(format!("{count} {what} are left at the end with {index:?}: {owned:?}")));
         }
     }

@@ -92,7 +92,7 @@ impl Tokens {
 
 /// A home's ledgers after a pass: tokens are in one place each, and no more of them than a burst.
 pub(super) fn conserved(shard: &Shard) -> Result<(), Violation> {
-    for ledger in shard.ledgers() {
+    for ledger in shard.inspect().tokens() {
         if !ledger.audit.is_conserved() || !ledger.audit.is_within_burst() {
             return Err(Violation::new("tokens", format!("{:?} has lost or made tokens: {ledger:?}", shard.index())));
         }
@@ -102,11 +102,11 @@ pub(super) fn conserved(shard: &Shard) -> Result<(), Violation> {
 
 /// Both ends of every lease: nobody spends what was not granted.
 pub(super) fn ends_agree(world: &World) -> Result<(), Violation> {
-    let ledgers = world.gateway.cores.iter().flat_map(|core| core.shard.ledgers());
+    let ledgers = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().tokens());
     let granted: BTreeMap<_, _> = ledgers
         .flat_map(|ledger| ledger.leases.into_iter().map(move |(lease, bytes)| ((ledger.user, lease), bytes)))
         .collect();
-    for lease in world.gateway.cores.iter().flat_map(|core| core.shard.leases()) {
+    for lease in world.gateway.cores.iter().flat_map(|core| core.shard.inspect().leases()) {
         // A home that has died and come back does not know the leases of its former life until they end.
         let known = granted.get(&(lease.user, lease.lease)).copied();
         let gone = lease.spent_bytes + lease.returned_bytes;

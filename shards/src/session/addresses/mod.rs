@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::session::context::Context;
-use crate::session::message::{Login, Message, Refusal};
+use crate::session::message::{ControlMessage, Login, Refusal};
 use crate::session::users::Users;
 
 use pool::{FreeAddresses, Pool};
@@ -114,7 +114,7 @@ impl AddressAllocator {
         self.free.ranges()
     }
 
-    /// [`Message::AllocateAddress`]: answers the home of `login`, now or when it can: not before the keeper has entered `epoch`, the home's.
+    /// [`ControlMessage::AllocateAddress`]: answers the home of `login`, now or when it can: not before the keeper has entered `epoch`, the home's.
     pub fn allocate(&mut self, context: &mut Context<'_>, login: Login, home: ShardIndex, epoch: u64) {
         if !self.awaited.is_empty() || epoch > context.epoch {
             return self.early.push_back(Early { login, home, epoch });
@@ -128,10 +128,10 @@ impl AddressAllocator {
         {
             self.insert(context, login, address, home);
         }
-        context.outbox.send(home, Message::AddressAllocated { login, address });
+        context.outbox.send(home, ControlMessage::AddressAllocated { login, address });
     }
 
-    /// [`Message::ReleaseAddress`]: takes an address back and remembers who had it. Says whether `login` held it; if not, nothing changes.
+    /// [`ControlMessage::ReleaseAddress`]: takes an address back and remembers who had it. Says whether `login` held it; if not, nothing changes.
     pub fn release(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr) -> bool {
         let holds = self.held.get(&address).is_some_and(|holding| holding.login.connection == login.connection);
         if holds {
@@ -140,7 +140,7 @@ impl AddressAllocator {
         holds
     }
 
-    /// [`Message::HoldAddress`]: a home says that `login` has an address: one that the home has moved there from another connection, or that the
+    /// [`ControlMessage::HoldAddress`]: a home says that `login` has an address: one that the home has moved there from another connection, or that the
     /// keeper has forgotten. Says whether that can be; if not, as when another home has the address, nothing changes.
     pub fn hold(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) -> bool {
         match self.held.get_mut(&address) {
@@ -164,7 +164,7 @@ impl AddressAllocator {
         true
     }
 
-    /// [`Message::Held`]: a home has said all that it holds. What it did not say after it had lost its memory is free.
+    /// [`ControlMessage::Held`]: a home has said all that it holds. What it did not say after it had lost its memory is free.
     pub fn home_held(&mut self, context: &mut Context<'_>, home: ShardIndex, keeper_incarnation: u32) {
         if keeper_incarnation != self.incarnation {
             return;
@@ -175,19 +175,19 @@ impl AddressAllocator {
             self.remove(context, address);
         }
         if self.awaited.remove(&home) && self.awaited.is_empty() {
-            context.outbox.broadcast(|| Message::RoutesTold);
+            context.outbox.broadcast(|| ControlMessage::RoutesTold);
             self.answer_early(context);
         }
     }
 
-    /// [`Message::Restarted`]: another shard has lost its memory. It is told every route; what it held as a home stays held until it has said
+    /// [`ControlMessage::Restarted`]: another shard has lost its memory. It is told every route; what it held as a home stays held until it has said
     /// what of that it still holds.
     pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
         self.early.retain(|early| early.home != shard);
         for (&address, holding) in &mut self.held {
             holding.confirmed &= holding.home != shard;
             let connection = holding.login.connection;
-            context.outbox.send(shard, Message::Route { address, connection });
+            context.outbox.send(shard, ControlMessage::Route { address, connection });
         }
     }
 
@@ -248,7 +248,7 @@ impl AddressAllocator {
         }
         self.remember(login.certificate, address);
         context.steers.push_back(SteeringUpdate { address, owner: None });
-        context.outbox.broadcast(|| Message::Unroute { address, connection });
+        context.outbox.broadcast(|| ControlMessage::Unroute { address, connection });
     }
 
     fn remember(&mut self, certificate: Fingerprint, address: IpAddr) {
@@ -269,5 +269,5 @@ fn pool_for(directory: &Users, user: UserIndex) -> Option<Pool> {
 /// Every shard learns who has an address now, and the kernel.
 fn tell(context: &mut Context<'_>, address: IpAddr, connection: ConnectionKey) {
     context.steers.push_back(SteeringUpdate { address, owner: Some(connection.owner) });
-    context.outbox.broadcast(|| Message::Route { address, connection });
+    context.outbox.broadcast(|| ControlMessage::Route { address, connection });
 }

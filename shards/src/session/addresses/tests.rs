@@ -71,7 +71,7 @@ impl Bench {
     fn answers(&mut self) -> Vec<(Login, Result<IpAddr, Refusal>)> {
         let messages: Vec<_> = std::iter::from_fn(|| self.outbox.poll_remote()).collect();
         let answer = |(to, message)| match message {
-            Message::AddressAllocated { login, address } => {
+            ControlMessage::AddressAllocated { login, address } => {
                 assert_eq!(to, HOME);
                 Some((login, address))
             }

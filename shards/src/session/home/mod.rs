@@ -22,7 +22,7 @@ use siphasher::sip::SipHasher13;
 use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::limit::lease::{LeaseClose, LeaseReport};
 use crate::session::context::Context;
-use crate::session::message::{Login, Message, Refusal};
+use crate::session::message::{ControlMessage, Login, Refusal};
 
 #[cfg(feature = "inspect")]
 pub use session::Member;
@@ -94,7 +94,7 @@ impl SessionHome {
         self.sessions.iter().map(|(&user, session)| (user, session))
     }
 
-    /// [`Message::Attach`]: a client has logged in at an owner that is in `epoch`, or had before and has `address` already where this home has lost
+    /// [`ControlMessage::Login`]: a client has logged in at an owner that is in `epoch`, or had before and has `address` already where this home has lost
     /// its memory. One that is known changes nothing.
     pub fn attach(&mut self, context: &mut Context<'_>, login: Login, epoch: u64, address: Option<IpAddr>) {
         let user = login.user;
@@ -111,12 +111,12 @@ impl SessionHome {
         self.settle(context.now, user);
     }
 
-    /// [`Message::Detach`]: a connection is gone. An unknown one changes nothing.
+    /// [`ControlMessage::Gone`]: a connection is gone. An unknown one changes nothing.
     pub fn detach(&mut self, context: &mut Context<'_>, user: UserIndex, connection: ConnectionKey) {
         self.leave(context, user, |gone| gone == connection);
     }
 
-    /// [`Message::AddressAllocated`]: the keeper's answer. What nobody waits for goes back.
+    /// [`ControlMessage::AddressAllocated`]: the keeper's answer. What nobody waits for goes back.
     pub fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Result<IpAddr, Refusal>) {
         // An answer to the home that was here before. The keeper takes back what is not asked for again.
         if self.is_recovering() {
@@ -124,13 +124,13 @@ impl SessionHome {
         }
         match (self.sessions.get_mut(&login.user), address) {
             (Some(session), address) => session.address_allocated(context, login, address),
-            (None, Ok(address)) => context.outbox.send(ALLOCATOR, Message::ReleaseAddress { login, address }),
+            (None, Ok(address)) => context.outbox.send(ALLOCATOR, ControlMessage::ReleaseAddress { login, address }),
             (None, Err(_)) => {}
         }
         self.settle(context.now, login.user);
     }
 
-    /// [`Message::LeaseReport`]: how an owner's lease stands, and what it wants. It will ask again where the home has yet to hear that nobody
+    /// [`ControlMessage::LeaseWanted`]: how an owner's lease stands, and what it wants. It will ask again where the home has yet to hear that nobody
     /// has tokens of an earlier home any more.
     pub fn report_lease(&mut self, context: &mut Context<'_>, report: &LeaseReport) {
         if self.is_recovering() {
@@ -142,7 +142,7 @@ impl SessionHome {
         }
     }
 
-    /// [`Message::LeaseClose`]: an owner's last word on a lease.
+    /// [`ControlMessage::LeaseClosed`]: an owner's last word on a lease.
     pub fn close_lease(&mut self, context: &mut Context<'_>, close: &LeaseClose) {
         if let Some(session) = self.sessions.get_mut(&close.user) {
             session.close_lease(context, close);
@@ -161,7 +161,7 @@ impl SessionHome {
         });
     }
 
-    /// [`Message::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the keeper, it is told what is held.
+    /// [`ControlMessage::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the keeper, it is told what is held.
     pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex, incarnation: u32) {
         let users: Vec<_> = self.sessions.keys().copied().collect();
         for user in users {
@@ -181,7 +181,7 @@ impl SessionHome {
         }
     }
 
-    /// [`Message::Reattached`]: a shard has said which connections it has.
+    /// [`ControlMessage::Reattached`]: a shard has said which connections it has.
     pub fn reattached(
         &mut self,
         context: &mut Context<'_>,
@@ -213,7 +213,7 @@ impl SessionHome {
 
     fn say_held(&self, context: &mut Context<'_>) {
         let (home, keeper_incarnation) = (self.here, self.keeper_incarnation);
-        context.outbox.send(ALLOCATOR, Message::Held { home, keeper_incarnation });
+        context.outbox.send(ALLOCATOR, ControlMessage::Held { home, keeper_incarnation });
     }
 
     /// Grants the tokens that have come, and forgets the sessions that nobody needs any more.

@@ -13,7 +13,7 @@ use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::session::context::Context;
-use crate::session::message::{CloseReason, Login, Message, Outbox, Refusal};
+use crate::session::message::{CloseReason, ControlMessage, Login, Outbox, Refusal};
 use crate::session::users::{ConnectionLimit, User, Users, WhenReached};
 
 /// A user's connections, in the order of their logins, and tokens.
@@ -93,17 +93,17 @@ impl Member {
     fn close(&mut self, context: &mut Context<'_>, reason: CloseReason) {
         self.closing = true;
         let connection = self.login.connection;
-        context.outbox.send(connection.owner, Message::Close { connection, reason, epoch: context.epoch });
+        context.outbox.send(connection.owner, ControlMessage::Close { connection, reason, epoch: context.epoch });
     }
 
     fn hold(&self, context: &mut Context<'_>, home: ShardIndex, address: IpAddr) {
-        context.outbox.send(ALLOCATOR, Message::HoldAddress { login: self.login, address, home });
+        context.outbox.send(ALLOCATOR, ControlMessage::HoldAddress { login: self.login, address, home });
     }
 
     fn assign(&mut self, context: &mut Context<'_>, address: IpAddr) {
         self.stage = Stage::Holds(address);
         let connection = self.login.connection;
-        context.outbox.send(connection.owner, Message::Attached { connection, address });
+        context.outbox.send(connection.owner, ControlMessage::Admit { connection, address });
     }
 }
 
@@ -343,7 +343,7 @@ impl Session {
         let member = &mut self.members[place];
         member.stage = Stage::Asked { releases: self.releases };
         let (login, home, epoch) = (member.login, self.home, context.epoch);
-        context.outbox.send(ALLOCATOR, Message::AllocateAddress { login, home, epoch });
+        context.outbox.send(ALLOCATOR, ControlMessage::AllocateAddress { login, home, epoch });
     }
 
     /// An address of this session is free: it goes to a member that waits for one, or back to the keeper.
@@ -354,7 +354,7 @@ impl Session {
             member.hold(context, self.home, address);
             member.assign(context, address);
         } else {
-            context.outbox.send(ALLOCATOR, Message::ReleaseAddress { login: former, address });
+            context.outbox.send(ALLOCATOR, ControlMessage::ReleaseAddress { login: former, address });
             self.releases += 1;
         }
     }
@@ -387,5 +387,5 @@ fn new_ledger(context: &Context<'_>, user: UserIndex, lost_at: Option<Instant>) 
 }
 
 fn sender(outbox: &mut Outbox) -> impl FnMut(LeaseGrant) {
-    |grant| outbox.send(grant.lease.holder, Message::LeaseGrant(grant))
+    |grant| outbox.send(grant.lease.holder, ControlMessage::Tokens(grant))
 }

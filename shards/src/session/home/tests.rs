@@ -88,13 +88,13 @@ impl Bench {
         self.with(|home, context| home.close_lease(context, &close));
     }
 
-    fn messages(&mut self) -> Vec<Message> {
+    fn messages(&mut self) -> Vec<ControlMessage> {
         std::iter::from_fn(|| self.outbox.poll_remote()).map(|(_, message)| message).collect()
     }
 
     fn grants(&mut self) -> Vec<LeaseGrant> {
         let grant = |message| match message {
-            Message::LeaseGrant(grant) => Some(grant),
+            ControlMessage::Tokens(grant) => Some(grant),
             _ => None,
         };
         self.messages().into_iter().filter_map(grant).collect()
@@ -122,7 +122,7 @@ fn an_unlimited_session_ends_with_its_last_connection() {
     bench.messages();
     let address = "198.18.0.2".parse().unwrap();
     bench.with(|home, context| home.address_allocated(context, first, Ok(address)));
-    assert!(matches!(bench.messages()[..], [Message::ReleaseAddress { login, .. }] if login == first));
+    assert!(matches!(bench.messages()[..], [ControlMessage::ReleaseAddress { login, .. }] if login == first));
     bench.with(|home, context| home.address_allocated(context, second, Ok(address)));
     bench.detach(second);
     assert_eq!(bench.counts(), (0, 0, 0));
@@ -183,7 +183,7 @@ fn a_home_without_memory_asks_for_no_address_before_everybody_has_spoken() {
     let resumed = bench.attach(1, Some("198.18.0.2".parse().unwrap()));
     let newcomer = bench.attach(2, None);
     let messages = bench.messages();
-    assert!(matches!(messages[..], [Message::HoldAddress { login, .. }] if login == resumed), "{messages:?}");
+    assert!(matches!(messages[..], [ControlMessage::HoldAddress { login, .. }] if login == resumed), "{messages:?}");
     bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 1));
     assert!(bench.home.is_recovering(), "that was for an earlier incarnation");
     bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 2));
@@ -191,7 +191,7 @@ fn a_home_without_memory_asks_for_no_address_before_everybody_has_spoken() {
     assert!(
         matches!(
             messages[..],
-            [Message::AllocateAddress { login, .. }, Message::Held { keeper_incarnation: 7, .. }] if login == newcomer
+            [ControlMessage::AllocateAddress { login, .. }, ControlMessage::Held { keeper_incarnation: 7, .. }] if login == newcomer
         ),
         "{messages:?}"
     );
@@ -234,7 +234,7 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
         bench.with(|home, context| home.address_allocated(context, older, Ok(addresses[0])));
         let newer = bench.attach(2, None);
         bench.with(|home, context| home.address_allocated(context, newer, Err(Refusal::Exhausted)));
-        let told = |message: &Message| matches!(message, Message::Attached { connection, .. } if *connection == newer.connection);
+        let told = |message: &ControlMessage| matches!(message, ControlMessage::Admit { connection, .. } if *connection == newer.connection);
         assert!(!bench.messages().iter().any(told), "the older one has not let go");
         if !allowed {
             bench.directory = fixed(addresses[1]);
@@ -244,7 +244,7 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
         bench.detach(older);
         let messages = bench.messages();
         assert_eq!(messages.iter().any(told), allowed, "{messages:?}");
-        let asked = |message: &Message| matches!(message, Message::AllocateAddress { login, .. } if *login == newer);
+        let asked = |message: &ControlMessage| matches!(message, ControlMessage::AllocateAddress { login, .. } if *login == newer);
         assert_eq!(messages.iter().any(asked), !allowed, "{messages:?}");
     }
 }

@@ -1,0 +1,126 @@
+//! What a shard knows of ways for inner packets: routes, rules, frames for the TUN queue, and the memory of packets under way.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::policy::{Policy, Verdict};
+use super::routes::Routes;
+use crate::counters::Counters;
+use crate::drops::DropReason;
+use crate::ids::{ConnectionKey, ShardIndex};
+use crate::limit::bucket::RateLimiter;
+use crate::packet::coalesce::{Coalescer, MergeLimits};
+use crate::packet::icmp::packet_too_big;
+use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
+use crate::packet::pool::PacketPool;
+
+/// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
+const REPLIES_PER_S: u64 = 1000;
+const REPLIES_BURST: u64 = 100;
+
+/// What the forwarder is told at its start.
+pub struct ForwarderParams {
+    pub here: ShardIndex,
+    pub tunnel: ipnet::IpNet,
+    pub outer_addresses: Vec<IpAddr>,
+    pub merge: MergeLimits,
+}
+
+/// Where inner packets go, and the TUN's side of it.
+pub struct Forwarder {
+    params: ForwarderParams,
+    policy: Policy,
+    pub routes: Routes,
+    pub coalescer: Coalescer,
+    pub pool: PacketPool,
+    replies: RateLimiter,
+}
+
+impl Forwarder {
+    /// A forwarder that knows no route yet.
+    pub fn new(params: ForwarderParams, isolate_clients: bool, now: Instant) -> Self {
+        Forwarder {
+            policy: policy(&params, isolate_clients),
+            routes: Routes::default(),
+            coalescer: Coalescer::new(params.merge),
+            pool: PacketPool::default(),
+            replies: RateLimiter::new(REPLIES_PER_S, REPLIES_BURST, now),
+            params,
+        }
+    }
+
+    /// The gateway's own inner address.
+    pub fn server_address(&self) -> IpAddr {
+        self.params.tunnel.addr()
+    }
+
+    /// Whether clients' packets to other clients are dropped from now on.
+    pub fn set_isolation(&mut self, isolate_clients: bool) {
+        self.policy = policy(&self.params, isolate_clients);
+    }
+
+    /// What becomes of a packet of the client that was leased `leased` and reaches the gateway at `local_ip`.
+    #[inline]
+    pub fn judge(&self, inner: &InnerPacket, leased: IpAddr, local_ip: Option<IpAddr>) -> Verdict {
+        self.policy.judge(inner, leased, local_ip, &self.routes)
+    }
+
+    /// Sends a packet to the TUN.
+    #[inline]
+    pub fn write_to_tun(&mut self, packet: Bytes, inner: &InnerPacket, counters: &mut Counters) {
+        if self.coalescer.push(packet, inner).is_err() {
+            counters.drops.count(DropReason::TunWrite);
+        }
+    }
+
+    /// Tells the sender of `packet`, of which there may be only the head, that its packets to this destination may have `mtu_bytes`. The message is
+    /// returned where a client is to get it.
+    pub fn reply_too_big(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        mtu_bytes: usize,
+        counters: &mut Counters,
+    ) -> Option<(ConnectionKey, Bytes)> {
+        let (source, destination) = addresses(packet)?;
+        let sender = self.routes.find(source);
+        // To the kernel, an ICMP message from one of its own IPv4 addresses is a martian: there, the client itself answers.
+        let from = if sender.is_none() && destination.is_ipv4() { destination } else { self.server_address() };
+        let mtu_bytes = if destination.is_ipv6() { mtu_bytes.max(MTU_BYTES_MIN_V6) } else { mtu_bytes };
+        let reply = packet_too_big(packet, mtu_bytes as u16, from)?;
+        if !self.replies.allows(now) {
+            counters.drops.count(DropReason::ReplyLimit);
+            return None;
+        }
+        counters.too_big_replies += 1;
+        if let Some(sender) = sender {
+            counters.own_packets += 1;
+            return Some((sender, reply));
+        }
+        if let Ok(inner) = InnerPacket::parse(&reply) {
+            self.write_to_tun(reply, &inner, counters);
+        }
+        None
+    }
+}
+
+fn policy(params: &ForwarderParams, isolate_clients: bool) -> Policy {
+    Policy::new(params.here, params.tunnel, &params.outer_addresses, isolate_clients)
+}
+
+/// Source and destination of a packet of which there may be only the head.
+fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match packet.first()? >> 4 {
+        4 => {
+            let [source, destination] = [12, 16].map(|at| packet.get(at..)?.first_chunk::<4>().copied());
+            Some((source?.into(), destination?.into()))
+        }
+        6 => {
+            let [source, destination] = [8, 24].map(|at| packet.get(at..)?.first_chunk::<16>().copied());
+            Some((source?.into(), destination?.into()))
+        }
+        _ => None,
+    }
+}

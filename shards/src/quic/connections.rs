@@ -1,0 +1,291 @@
+//! The connections of a shard, by slot, and which of them are to be looked at, to send, and to be woken.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use quinn_proto::Event as ConnectionEvent;
+
+use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::io::WakeReason;
+use crate::memory::{Memory, PACKET_BYTES};
+use crate::quic::admission::Place;
+use crate::quic::moves::Moves;
+use crate::quic::timers::{TimerEntry, TimerQueue};
+use crate::quic::tunnel_connection::TunnelConnection;
+
+/// A client's connection and where it stands.
+pub struct ClientConnection {
+    pub key: ConnectionKey,
+    pub tunnel: TunnelConnection,
+    pub stage: Stage,
+    pub moves: Moves,
+    /// Taken from the connection before its turn had come.
+    pub early_event: Option<ConnectionEvent>,
+    timer: TimerEntry,
+    /// What its queue is accounted for, in bytes.
+    queued_bytes: usize,
+    /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
+    pub told_mtu_bytes: Option<u16>,
+    /// Queued to be looked at.
+    touched: bool,
+    /// Queued to send.
+    sending: bool,
+}
+
+/// Where a connection stands between its first Initial and its last CLOSE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The handshake is under way.
+    Handshaking {
+        /// Its place among the pending ones.
+        place: Place,
+        /// When it is given up.
+        deadline: Instant,
+        /// What the client may still send until then, in bytes.
+        room_bytes: usize,
+    },
+    /// Logged in; the user's home has been asked.
+    LoggedIn(Identity),
+    /// Has its address.
+    Attached {
+        /// Who.
+        identity: Identity,
+        /// The leased inner address.
+        address: IpAddr,
+        /// Whether packets need tokens.
+        limited: bool,
+    },
+    /// Says goodbye, or waits until its last packets have died out (RFC 9000, section 10.2).
+    Closed,
+}
+
+/// Who has logged in on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// As which user.
+    pub user: UserIndex,
+    /// The user's home.
+    pub home: ShardIndex,
+    /// By which certificate.
+    pub certificate: Fingerprint,
+}
+
+impl ClientConnection {
+    /// Who has logged in, if anybody has.
+    pub fn identity(&self) -> Option<Identity> {
+        match self.stage {
+            Stage::LoggedIn(identity) | Stage::Attached { identity, .. } => Some(identity),
+            Stage::Handshaking { .. } | Stage::Closed => None,
+        }
+    }
+
+    /// What has happened to it next.
+    pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
+        self.early_event.take().or_else(|| self.tunnel.connection.poll())
+    }
+
+    /// The inner address, while it has one.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.stage {
+            Stage::Attached { address, .. } => Some(address),
+            _ => None,
+        }
+    }
+
+    /// Whether the handshake was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.stage == Stage::Closed && self.tunnel.connection.crypto_session().is_handshaking()
+    }
+
+    /// Brings the account up to date with the queue.
+    pub fn account(&mut self, memory: &mut Memory) {
+        let bytes = self.tunnel.held_bytes();
+        memory.queued_bytes = memory.queued_bytes + bytes - self.queued_bytes;
+        self.queued_bytes = bytes;
+    }
+
+    /// Adds a packet of so many bytes to the account, until [`ClientConnection::account`] knows better.
+    #[inline]
+    pub fn account_packet(&mut self, memory: &mut Memory, bytes: usize) {
+        memory.queued_bytes += bytes + PACKET_BYTES;
+        self.queued_bytes += bytes + PACKET_BYTES;
+    }
+}
+
+/// All connections of a shard. Bounded by `connections_max`, through the admission of handshakes.
+pub struct Connections {
+    here: ShardIndex,
+    /// Boxed: an empty slot costs a pointer.
+    slots: Vec<Option<Box<ClientConnection>>>,
+    len: usize,
+    generation: u64,
+    timers: TimerQueue,
+    /// Those that the batch touched, to be looked at.
+    touched: VecDeque<u32>,
+    /// Those that may have something to send.
+    sending: VecDeque<u32>,
+}
+
+/// The upper half of a generation is the shard's incarnation.
+const INCARNATION_SHIFT: u32 = 32;
+
+impl Connections {
+    pub fn new(here: ShardIndex, incarnation: u32) -> Self {
+        Connections {
+            here,
+            slots: Vec::new(),
+            len: 0,
+            generation: u64::from(incarnation) << INCARNATION_SHIFT,
+            timers: TimerQueue::default(),
+            touched: VecDeque::new(),
+            sending: VecDeque::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Puts a new connection into the slot that its endpoint chose, to be woken at `deadline`.
+    pub fn insert(
+        &mut self,
+        tunnel: TunnelConnection,
+        place: Place,
+        deadline: Instant,
+        room_bytes: usize,
+        moves: Moves,
+    ) {
+        let slot = tunnel.handle.0;
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.generation += 1;
+        let slot_u32 = slot as u32;
+        let previous = self.slots[slot].replace(Box::new(ClientConnection {
+            key: ConnectionKey { owner: self.here, slot: slot_u32, generation: self.generation },
+            tunnel,
+            stage: Stage::Handshaking { place, deadline, room_bytes },
+            moves,
+            early_event: None,
+            timer: TimerEntry::default(),
+            queued_bytes: 0,
+            told_mtu_bytes: None,
+            touched: false,
+            sending: false,
+        }));
+        assert!(previous.is_none(), "the endpoint gave a slot away twice");
+        self.len += 1;
+        self.arm(slot_u32, deadline, WakeReason::Handshake);
+        self.touch(slot_u32);
+    }
+
+    /// The slot of `key`, if its connection is still there.
+    #[inline]
+    pub fn find(&self, key: ConnectionKey) -> Option<u32> {
+        let connection = self.slots.get(key.slot as usize)?.as_deref()?;
+        (connection.key == key).then_some(key.slot)
+    }
+
+    /// The connection in `slot`.
+    #[inline]
+    pub fn at(&mut self, slot: u32) -> Option<&mut ClientConnection> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Every connection, in the order of the slots.
+    pub fn iter(&self) -> impl Iterator<Item = &ClientConnection> {
+        self.slots.iter().flatten().map(|connection| &**connection)
+    }
+
+    /// Every occupied slot, in order.
+    pub fn slots(&self) -> Vec<u32> {
+        self.iter().map(|connection| connection.key.slot).collect()
+    }
+
+    /// Takes a connection out for good.
+    pub fn remove(&mut self, slot: u32, memory: &mut Memory) {
+        let Some(mut connection) = self.slots.get_mut(slot as usize).and_then(Option::take) else { return };
+        memory.queued_bytes -= connection.queued_bytes;
+        self.timers.disarm(slot, &mut connection.timer);
+        self.len -= 1;
+    }
+
+    /// Queues a connection to be looked at.
+    #[inline]
+    pub fn touch(&mut self, slot: u32) {
+        if let Some(Some(connection)) = self.slots.get_mut(slot as usize)
+            && !std::mem::replace(&mut connection.touched, true)
+        {
+            self.touched.push_back(slot);
+        }
+    }
+
+    /// Whether a connection is queued to be looked at.
+    pub fn is_touched(&mut self, slot: u32) -> bool {
+        self.at(slot).is_some_and(|client| client.touched)
+    }
+
+    /// The next connection to be looked at. It may be gone by now.
+    pub fn next_touched(&mut self) -> Option<u32> {
+        let slot = self.touched.pop_front()?;
+        if let Some(connection) = self.at(slot) {
+            connection.touched = false;
+        }
+        Some(slot)
+    }
+
+    /// Whether a connection is to be looked at.
+    pub fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Queues a connection to send.
+    #[inline]
+    pub fn want_to_send(&mut self, slot: u32) {
+        if let Some(Some(connection)) = self.slots.get_mut(slot as usize)
+            && !std::mem::replace(&mut connection.sending, true)
+        {
+            self.sending.push_back(slot);
+        }
+    }
+
+    /// The connection whose turn it is to send.
+    pub fn first_sending(&self) -> Option<u32> {
+        self.sending.front().copied()
+    }
+
+    /// The connection whose turn it is has nothing more to send.
+    pub fn has_sent(&mut self) {
+        if let Some(slot) = self.sending.pop_front()
+            && let Some(connection) = self.at(slot)
+        {
+            connection.sending = false;
+        }
+    }
+
+    /// Sees to it that the connection in `slot` is woken at `at` or earlier.
+    pub fn arm(&mut self, slot: u32, at: Instant, reason: WakeReason) {
+        if let Some(Some(connection)) = self.slots.get_mut(slot as usize) {
+            self.timers.arm(slot, &mut connection.timer, at, reason);
+        }
+    }
+
+    /// The next connection whose time has come.
+    pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
+        while let Some(slot) = self.timers.pop_due(now) {
+            if let Some(connection) = self.at(slot) {
+                connection.timer.fired();
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// When a connection wants to be woken next, and why.
+    pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
+        let (at, slot) = self.timers.next()?;
+        let reason = self.at(slot).and_then(|connection| connection.timer.reason());
+        Some((at, reason.unwrap_or(WakeReason::Connection)))
+    }
+}

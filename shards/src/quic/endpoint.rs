@@ -1,0 +1,593 @@
+//! The shard's end of QUIC: datagrams in, UDP sends out, who may begin a handshake and how it ends.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::crypto::{HmacKey, ServerConfig as CryptoConfig};
+use quinn_proto::{
+    Connection, ConnectionError, DatagramEvent, Endpoint, EndpointConfig, EndpointEvent, Event as ConnectionEvent,
+    Incoming, ServerConfig, TimeSource, VarInt,
+};
+use rustls::pki_types::CertificateDer;
+
+use super::admission::{Admission, Room};
+use super::close_code;
+use super::connection_id::{ConnectionIdKey, Steered, SteeringIds, steer};
+use super::connections::{Connections, Stage};
+use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
+use super::in_flight::InFlight;
+use super::moves::Moves;
+use super::responses::Responses;
+use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries, TokenKey};
+use super::transport::{TransportParams, gateway_transport};
+use super::tunnel_connection::{TunnelConnection, outgoing};
+use super::wall_clock::WallClock;
+use crate::counters::Counters;
+use crate::drops::DropReason;
+use crate::excerpt::excerpt;
+use crate::ids::{Fingerprint, ShardIndex};
+use crate::io::{Received, Transmit};
+use crate::limit::bucket::RateLimiter;
+use crate::memory::{CONNECTION_BYTES, Memory};
+
+/// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
+/// order, whatever their number and length. Quincy's client sends 4 KiB; the rest is for long certificate chains and repetitions.
+const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
+/// What keeping a datagram costs beside its bytes.
+const DATAGRAM_COST_BYTES: usize = 192;
+/// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
+const STALE_TOKENS_PER_S: u64 = 100;
+const STALE_TOKENS_BURST: u64 = 20;
+/// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
+const RESET_INTERVAL: Duration = Duration::from_micros(100);
+
+/// What a shard's cryptography needs, shared by all shards of a gateway.
+#[derive(Clone)]
+pub struct ShardKeys {
+    /// Key of the stateless reset tokens, kept across restarts.
+    pub reset: Arc<dyn HmacKey>,
+    /// Key of the Retry tokens, kept across restarts.
+    pub token: TokenKey,
+}
+
+/// What the endpoint is told at its start.
+pub struct EndpointParams {
+    pub here: ShardIndex,
+    pub shards: u16,
+    pub incarnation: u32,
+    pub connection_id_key: ConnectionIdKey,
+    pub seed: [u8; 32],
+    pub wall_clock: SystemTime,
+    pub handshake_timeout: Duration,
+    pub transport: TransportParams,
+    pub connections_max: usize,
+    pub handshakes_max: usize,
+    pub handshakes_per_source_max: usize,
+    pub send_datagrams_max: usize,
+    /// For records of unacknowledged packets.
+    pub records_bytes_max: usize,
+}
+
+/// An endpoint and its connections.
+pub struct QuicEndpoint {
+    endpoint: Endpoint,
+    pub connections: Connections,
+    admission: Admission,
+    failures: Failures,
+    responses: Responses,
+    retries: Retries,
+    /// Initials with tokens that hold no more and are answered nevertheless.
+    stale_tokens: RateLimiter,
+    in_flight: InFlight,
+    wall_clock: WallClock,
+    keys: ShardKeys,
+    params: EndpointParams,
+    is_stopping: bool,
+    /// Why handshakes have failed that nobody was told of yet.
+    failed: VecDeque<String>,
+}
+
+impl QuicEndpoint {
+    /// An endpoint without connections, which will log in with `tls`.
+    pub fn new(params: EndpointParams, keys: &ShardKeys, tls: Arc<dyn CryptoConfig>, now: Instant) -> Self {
+        let wall_clock = WallClock::new(params.wall_clock, now);
+        let in_flight = InFlight::new(params.records_bytes_max);
+        let server = server_config(&params, keys, tls, &wall_clock, &in_flight);
+        QuicEndpoint {
+            endpoint: endpoint(&params, keys, server),
+            connections: Connections::new(params.here, params.incarnation),
+            admission: Admission::new(params.handshakes_max, params.handshakes_per_source_max),
+            failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
+            responses: Responses::default(),
+            retries: retries(&params, keys),
+            stale_tokens: RateLimiter::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
+            in_flight,
+            wall_clock,
+            keys: keys.clone(),
+            params,
+            is_stopping: false,
+            failed: VecDeque::new(),
+        }
+    }
+
+    /// New connections log in with `tls` from now on.
+    pub fn set_tls(&mut self, tls: Arc<dyn CryptoConfig>) {
+        let server = server_config(&self.params, &self.keys, tls, &self.wall_clock, &self.in_flight);
+        self.endpoint.set_server_config(Some(server));
+    }
+
+    /// Sets the time of day that tokens are judged by.
+    pub fn set_time(&mut self, now: Instant) {
+        self.wall_clock.set(now);
+    }
+
+    /// No handshake begins any more.
+    pub fn stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// Takes one UDP receive apart. The kernel steers an aggregate by its first datagram, so each one's connection ID is looked at: what belongs
+    /// to another shard goes to `misrouted`.
+    pub fn handle_udp(
+        &mut self,
+        now: Instant,
+        received: Received,
+        counters: &mut Counters,
+        memory: &mut Memory,
+        misrouted: &mut impl FnMut(ShardIndex, Received),
+    ) {
+        let Received { remote, local_ip, ecn, segment_bytes, mut data } = received;
+        while !data.is_empty() {
+            let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
+            let here = self.params.here;
+            match steer(&datagram, &self.params.connection_id_key, self.params.shards, here) {
+                Steered::To(owner) if owner == here => {
+                    let received = Received { remote, local_ip, ecn, segment_bytes, data: datagram };
+                    self.handle_datagram(now, received, counters, memory);
+                }
+                Steered::To(owner) => {
+                    counters.misrouted_datagrams += 1;
+                    // Copied, because shards share no buffers.
+                    let data = BytesMut::from(&datagram[..]);
+                    misrouted(owner, Received { remote, local_ip, ecn, segment_bytes, data });
+                }
+                Steered::Foreign => counters.drops.count(DropReason::ForeignDatagram),
+            }
+        }
+    }
+
+    /// Takes one datagram that belongs here.
+    pub fn handle_datagram(&mut self, now: Instant, received: Received, counters: &mut Counters, memory: &mut Memory) {
+        let Received { remote, local_ip, ecn, mut data, .. } = received;
+        let mut issued_s = None;
+        if has_long_header(&data) {
+            if let Some(initial) = Initial::parse(&data) {
+                match self.prove_address(now, remote, local_ip, &initial, data.len(), counters) {
+                    Some(claim) => issued_s = Some(claim.issued_s),
+                    None => return,
+                }
+            }
+            // What handshakes bring may be kept for as long as they last, so it keeps no receive buffer.
+            data = BytesMut::from(&data[..]);
+        }
+        let (bytes, mut answer) = (data.len(), Vec::new());
+        match self.endpoint.handle(now, remote, local_ip, ecn, data, &mut answer) {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                let slot = handle.0 as u32;
+                let Some(client) = self.connections.at(slot) else { return };
+                let current = client.tunnel.connection.remote_address();
+                let mtu_bytes = client.tunnel.connection.current_mtu();
+                if !client.moves.may_receive(now, remote, bytes, current, mtu_bytes) {
+                    return counters.drops.count(DropReason::AddressChange);
+                }
+                if let Stage::Handshaking { room_bytes, .. } = &mut client.stage {
+                    match room_bytes.checked_sub(bytes + DATAGRAM_COST_BYTES) {
+                        Some(left) => *room_bytes = left,
+                        None => return counters.drops.count(DropReason::HandshakeLimit),
+                    }
+                }
+                client.tunnel.handle_event(event);
+                if remote != current {
+                    client.moves.received(now, client.tunnel.connection.remote_address());
+                }
+                self.connections.touch(slot);
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, issued_s, counters, memory),
+            Some(DatagramEvent::Response(transmit)) => {
+                self.respond(outgoing(&transmit), &answer, counters);
+            }
+            None => counters.drops.count(DropReason::ForeignDatagram),
+        }
+    }
+
+    /// Every source must prove its address (RFC 9000, section 8.1.2) before it costs more than a Retry. Returns what it has proven, if the
+    /// endpoint is to see the Initial.
+    fn prove_address(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local_ip: Option<IpAddr>,
+        initial: &Initial<'_>,
+        bytes: usize,
+        counters: &mut Counters,
+    ) -> Option<Claim> {
+        let wall_clock = self.wall_clock.now();
+        if bytes < INITIAL_BYTES_MIN || initial.destination.len() < CHOSEN_ID_BYTES_MIN {
+            counters.drops.count(DropReason::ForeignDatagram);
+            return None;
+        }
+        let Some(claim) = self.retries.read(initial.token) else {
+            let answer = self.retries.answer(initial, remote, wall_clock);
+            let transmit = Transmit { remote, local_ip, ecn: None, bytes: answer.len(), segment_bytes: answer.len() };
+            counters.retries += u64::from(self.responses.respond(transmit, answer, counters));
+            return None;
+        };
+        // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
+        if !self.params.connection_id_key.is_ours(initial.destination) {
+            counters.drops.count(DropReason::ForeignDatagram);
+            return None;
+        }
+        // The connection of a client whose address has changed meanwhile may stand.
+        if !claim.holds(remote, wall_clock) && !self.stale_tokens.allows(now) {
+            counters.drops.count(DropReason::InvalidToken);
+            return None;
+        }
+        // The rest of a ClientHello is not a new handshake.
+        let is_fresh = claim.issued_s == retry::seconds(wall_clock);
+        if is_fresh && !self.admission.knows(remote) && !self.hears(now, remote) {
+            counters.drops.count(DropReason::HandshakeRate);
+            return None;
+        }
+        Some(claim)
+    }
+
+    /// Whether the first packet of a handshake from `remote` is heard, as it is or because it is not the first one any more.
+    fn hears(&mut self, now: Instant, remote: SocketAddr) -> bool {
+        match self.failures.standing(now, remote.ip()) {
+            Standing::Heard if !self.admission.is_crowded(now, remote.ip()) => true,
+            Standing::Heard | Standing::Doubted => self.failures.is_repeated(now, remote),
+            Standing::Ignored => false,
+        }
+    }
+
+    /// Lets a handshake begin, where it may. `issued_s` is when its token was issued.
+    fn admit(
+        &mut self,
+        now: Instant,
+        incoming: Incoming,
+        issued_s: Option<u64>,
+        counters: &mut Counters,
+        memory: &mut Memory,
+    ) {
+        let mut answer = Vec::new();
+        if !incoming.remote_address_validated() {
+            match self.endpoint.retry(incoming, &mut answer) {
+                Ok(transmit) => {
+                    counters.retries += 1;
+                    self.respond(outgoing(&transmit), &answer, counters);
+                }
+                Err(error) => self.endpoint.ignore(error.into_incoming()),
+            }
+            return;
+        }
+        let remote = incoming.remote_address();
+        let address = remote.ip();
+        let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
+        // Not refused: an honest client's next Initial may find room. One for which there is none takes nothing of its source's share.
+        let room = self.room(now, address);
+        let hindrance = if room == Room::None {
+            Some(DropReason::HandshakeLimit)
+        } else if !self.failures.admits(now, remote, persists) {
+            Some(DropReason::HandshakeRate)
+        } else if !self.make_room(now, room, counters, memory) {
+            Some(DropReason::HandshakeLimit)
+        } else {
+            None
+        };
+        if let Some(hindrance) = hindrance {
+            self.endpoint.ignore(incoming);
+            return counters.drops.count(hindrance);
+        }
+        match self.endpoint.accept(incoming, now, &mut answer, None) {
+            Ok((handle, connection)) => {
+                let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
+                let place = self.admission.admit(remote, handle.0 as u32);
+                let queued_bytes_max = self.params.transport.datagram_send_buffer_bytes_max;
+                let tunnel = TunnelConnection::new(handle, connection, queued_bytes_max);
+                self.connections.insert(tunnel, place, deadline, HANDSHAKE_BYTES_MAX, Moves::new(remote, now));
+            }
+            Err(error) => {
+                // What is answered has come as far as TLS.
+                let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
+                self.failures.count(now, address, cost);
+                counters.drops.count(DropReason::Undecryptable);
+                self.failed.push_back(excerpt(error.cause.to_string().as_bytes()));
+                if let Some(transmit) = error.response {
+                    self.respond(outgoing(&transmit), &answer, counters);
+                }
+            }
+        }
+    }
+
+    /// Whether a handshake from `address` finds room. The rest of a ClientHello that came in the same batch is taken before its handshake gives way
+    /// as one without.
+    fn room(&mut self, now: Instant, address: IpAddr) -> Room {
+        let mut looked_at = None;
+        loop {
+            let room = self.admission.room(now, address);
+            let Room::InsteadOf(slot) = room else { return room };
+            if !self.connections.is_touched(slot) || looked_at == Some(slot) {
+                return room;
+            }
+            looked_at = Some(slot);
+            self.look_early(now, slot);
+        }
+    }
+
+    /// Looks at what has happened to a handshake before its turn has come.
+    fn look_early(&mut self, now: Instant, slot: u32) {
+        while let Some(client) = self.connections.at(slot)
+            && client.early_event.is_none()
+            && let Some(event) = client.tunnel.connection.poll()
+        {
+            match event {
+                ConnectionEvent::HandshakeDataReady => self.hello_complete(now, slot),
+                ConnectionEvent::ConnectionLost { reason } => drop(self.handshake_lost(now, slot, &reason)),
+                other => client.early_event = Some(other),
+            }
+        }
+    }
+
+    /// Sees to it that a handshake for which there is `room` finds it, at the cost of another one where it must be. Returns whether it does.
+    fn make_room(&mut self, now: Instant, room: Room, counters: &mut Counters, memory: &mut Memory) -> bool {
+        if self.is_stopping {
+            return false;
+        }
+        match room {
+            Room::Free => {}
+            Room::InsteadOf(slot) => self.give_way(now, slot, counters, memory),
+            Room::None => return false,
+        }
+        if self.connections.len() >= self.params.connections_max
+            && let Some(slot) = self.admission.first_to_go()
+        {
+            self.give_way(now, slot, counters, memory);
+        }
+        self.connections.len() < self.params.connections_max
+    }
+
+    /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
+    /// packets have an ID by now that serves for nothing else. One that has not will repeat its Initial, and so begin anew.
+    fn give_way(&mut self, now: Instant, slot: u32, counters: &mut Counters, memory: &mut Memory) {
+        let Some(client) = self.connections.at(slot) else { return };
+        counters.drops.count(DropReason::HandshakeGaveWay);
+        if client.tunnel.connection.stats().udp_tx.datagrams > 0 {
+            client.tunnel.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
+            let mut last_words = Vec::new();
+            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, &mut last_words) {
+                self.responses.respond(transmit, &last_words, counters);
+            }
+        }
+        self.handshake_failed(now, slot, COST_OF_HALF, "gave way to another handshake".to_owned());
+        self.give_up(slot);
+        self.forget(now, slot, counters, memory);
+    }
+
+    /// Queues an answer outside any connection, made of `bytes`.
+    fn respond(&mut self, transmit: Transmit, bytes: &[u8], counters: &mut Counters) {
+        self.responses.respond(transmit, bytes, counters);
+    }
+
+    /// A handshake is over, and nobody has logged in: it costs `cost`, more where its ClientHello was taken. Returns whether it was one.
+    fn handshake_failed(&mut self, now: Instant, slot: u32, cost: Duration, reason: String) -> bool {
+        let Some(client) = self.connections.at(slot) else { return false };
+        let Stage::Handshaking { place, .. } = client.stage else { return false };
+        client.stage = Stage::Closed;
+        self.admission.release(place);
+        self.count_failure(now, slot, if place.has_hello() { COST_OF_FAILURE } else { cost });
+        self.failed.push_back(reason);
+        true
+    }
+
+    /// This side has closed a connection. Returns whether it was a handshake.
+    pub fn handshake_closed(&mut self, now: Instant, slot: u32, reason: &str) -> bool {
+        self.handshake_failed(now, slot, COST_OF_HALF, reason.to_owned())
+    }
+
+    /// The other side has closed a connection, or it has died. Returns whether it was a handshake.
+    pub fn handshake_lost(&mut self, now: Instant, slot: u32, reason: &ConnectionError) -> bool {
+        // What TLS refused it had to compute first, as opposed to what was not there yet.
+        let cost = match reason {
+            ConnectionError::TransportError(_) => COST_OF_FAILURE,
+            _ => COST_OF_HALF,
+        };
+        self.handshake_failed(now, slot, cost, words(reason))
+    }
+
+    /// Counts a failed login against its source.
+    pub fn login_failed(&mut self, now: Instant, slot: u32) {
+        self.count_failure(now, slot, COST_OF_FAILURE);
+    }
+
+    fn count_failure(&mut self, now: Instant, slot: u32, cost: Duration) {
+        if let Some(client) = self.connections.at(slot) {
+            self.failures.count(now, client.tunnel.connection.remote_address().ip(), cost);
+        }
+    }
+
+    /// Why another handshake has failed.
+    pub fn poll_failed(&mut self) -> Option<String> {
+        self.failed.pop_front()
+    }
+
+    /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
+    pub fn hello_complete(&mut self, now: Instant, slot: u32) {
+        if let Some(client) = self.connections.at(slot)
+            && let Stage::Handshaking { place, deadline, .. } = &mut client.stage
+        {
+            self.admission.complete_hello(now, place);
+            let started = *deadline - HELLO_TIMEOUT.min(self.params.handshake_timeout);
+            *deadline = started + self.params.handshake_timeout;
+        }
+    }
+
+    /// The handshake is complete; the client has proved that it holds the key of its certificate, whose fingerprint is returned.
+    pub fn handshake_complete(&mut self, slot: u32) -> Option<Fingerprint> {
+        let client = self.connections.at(slot)?;
+        if let Stage::Handshaking { place, .. } = client.stage {
+            self.admission.release(place);
+            client.stage = Stage::Closed;
+        }
+        client.tunnel.handshake_is_complete();
+        fingerprint_of_peer(&client.tunnel.connection)
+    }
+
+    /// Carries messages between a connection and the endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.
+    pub fn exchange(&mut self, slot: u32) -> bool {
+        self.connections.at(slot).is_some_and(|client| client.tunnel.exchange(&mut self.endpoint))
+    }
+
+    /// Closes a connection, if it is not closed already.
+    pub fn close(&mut self, now: Instant, slot: u32, code: u32, reason: &'static str) {
+        if let Some(client) = self.connections.at(slot)
+            && !client.tunnel.connection.is_closed()
+        {
+            client.tunnel.connection.close(now, VarInt::from_u32(code), Bytes::from_static(reason.as_bytes()));
+        }
+        self.connections.touch(slot);
+    }
+
+    /// The endpoint forgets a connection before its closing period is over.
+    pub fn give_up(&mut self, slot: u32) {
+        if let Some(client) = self.connections.at(slot) {
+            let _ = self.endpoint.handle_event(client.tunnel.handle, EndpointEvent::drained());
+        }
+    }
+
+    /// Takes a connection out for good that the endpoint has forgotten.
+    pub fn forget(&mut self, now: Instant, slot: u32, counters: &mut Counters, memory: &mut Memory) {
+        let Some(client) = self.connections.at(slot) else { return };
+        while client.tunnel.recv().is_some() {
+            counters.drops.count(DropReason::NotAttached);
+        }
+        client.tunnel.count(now, counters);
+        self.connections.remove(slot, memory);
+    }
+
+    /// Calls every connection whose time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(slot) = self.connections.pop_due(now) {
+            if let Some(client) = self.connections.at(slot)
+                && client.tunnel.connection.poll_timeout().is_some_and(|at| at <= now)
+            {
+                client.tunnel.handle_timeout(now);
+            }
+            // Also re-arms what was woken in vain.
+            self.connections.touch(slot);
+        }
+    }
+
+    /// The next UDP send of the connection in `slot`.
+    pub fn poll_transmit(&mut self, now: Instant, slot: u32, buf: &mut Vec<u8>) -> Option<Transmit> {
+        let client = self.connections.at(slot)?;
+        let transmit = client.tunnel.poll_transmit(now, self.params.send_datagrams_max, buf)?;
+        let connection = &client.tunnel.connection;
+        let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
+        client.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);
+        Some(transmit)
+    }
+
+    /// The next answer outside any connection. They come last, so that live traffic goes first.
+    pub fn poll_response(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
+        self.responses.pop(buf)
+    }
+
+    /// Answers outside any connection that wait.
+    #[cfg(feature = "inspect")]
+    pub fn responses(&self) -> usize {
+        self.responses.len()
+    }
+
+    /// Handshakes in progress.
+    pub fn pending_handshakes(&self) -> usize {
+        self.admission.pending()
+    }
+
+    /// What connections and handshakes take, with what those may have sent out of order, in bytes.
+    pub fn connections_bytes(&self) -> usize {
+        self.connections.len() * CONNECTION_BYTES + self.admission.pending() * HANDSHAKE_BYTES_MAX
+    }
+
+    /// What the records of unacknowledged packets take, in bytes.
+    pub fn unacknowledged_bytes(&self) -> usize {
+        self.in_flight.bytes()
+    }
+}
+
+fn retries(params: &EndpointParams, keys: &ShardKeys) -> Retries {
+    // Of another key than the endpoint's own, so that no ID is issued twice.
+    let nonce_key = retry::subkey(&params.seed, b"retry id");
+    let ids = SteeringIds::new(params.connection_id_key.clone(), params.shards, params.here, nonce_key);
+    Retries::new(keys.token.clone(), ids, retry::subkey(&params.seed, b"retry token"))
+}
+
+fn endpoint(params: &EndpointParams, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
+    let (shards, here, id_key) = (params.shards, params.here, params.connection_id_key.clone());
+    let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
+    let mut config = EndpointConfig::new(keys.reset.clone());
+    config
+        .cid_generator(move || Box::new(SteeringIds::new(id_key.clone(), shards, here, nonce_key)))
+        .rng_seed(Some(params.seed))
+        .supported_versions(vec![retry::VERSION])
+        .min_reset_interval(RESET_INTERVAL);
+    config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
+    Endpoint::new(Arc::new(config), Some(server), true, None)
+}
+
+fn server_config(
+    params: &EndpointParams,
+    keys: &ShardKeys,
+    tls: Arc<dyn CryptoConfig>,
+    wall_clock: &WallClock,
+    in_flight: &InFlight,
+) -> Arc<ServerConfig> {
+    let mut server = ServerConfig::new(tls, Arc::new(keys.token.clone()));
+    server
+        .transport_config(Arc::new(gateway_transport(&params.transport, in_flight)))
+        .migration(true)
+        .retry_token_lifetime(retry::TOKEN_LIFETIME)
+        .max_incoming(params.handshakes_max)
+        // An Initial is answered at once, so nothing comes between.
+        .incoming_buffer_size(0)
+        .incoming_buffer_size_total(0)
+        .time_source(Arc::new(wall_clock.clone()));
+    Arc::new(server)
+}
+
+/// SHA-256 of the client's certificate.
+fn fingerprint_of_peer(connection: &Connection) -> Option<Fingerprint> {
+    let identity = connection.crypto_session().peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(Fingerprint::of(chain.first()?))
+}
+
+/// Why a connection is lost.
+pub fn words(reason: &ConnectionError) -> String {
+    match reason {
+        ConnectionError::ApplicationClosed(close) => {
+            let said = excerpt(&close.reason);
+            format!("closed by the client: {said} (code {:#04x})", close.error_code.into_inner())
+        }
+        other => excerpt(other.to_string().as_bytes()),
+    }
+}
+
+/// Whether a datagram begins with a packet of the handshake (RFC 8999, section 5.1).
+fn has_long_header(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0)
+}

@@ -1,0 +1,649 @@
+//! The data plane of a shard: what is done for each packet. It knows users by number, and no session: it says who has logged in, who has gone and
+//! which tokens are wanted, and is told who may stay, where addresses lead and which tokens there are.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quinn_proto::crypto::ServerConfig as CryptoConfig;
+use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent};
+
+use super::downlink::Downlink;
+use super::params::Params;
+use super::{ClientMtu, Event};
+use crate::assignment::Assignment;
+use crate::counters::Counters;
+use crate::drops::DropReason;
+use crate::forward::forwarder::{Forwarder, ForwarderParams};
+use crate::forward::policy::Verdict;
+use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::io::{Received, Transmit, WakeReason};
+use crate::limit::bucket::RateLimiter;
+use crate::limit::lease::{LeaseClose, LeaseReport};
+use crate::limit::rate::Limit;
+use crate::limit::shaper::{Direction, FlowKey, QueuedPacket};
+use crate::limit::user_queue::Queues;
+use crate::limit::user_queues::UserQueues;
+use crate::memory::Memory;
+use crate::packet::icmp::unasked_reply;
+use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
+use crate::packet::vnet::VnetHeader;
+use crate::quic::close_code;
+use crate::quic::connections::{Identity, Stage};
+use crate::quic::endpoint::{EndpointParams, QuicEndpoint, ShardKeys, words};
+
+/// Records of unacknowledged packets may take one part in so many of a shard's memory.
+const RECORDS_OF_MEMORY: usize = 4;
+/// Narrowed paths that a shard tells of at once; beyond that, one a second.
+const NARROWINGS_BURST: u64 = 10;
+
+/// What the data plane has for others, in the order in which it came about.
+#[derive(Debug)]
+pub enum Output {
+    /// An inner packet for a client, whoever owns its connection.
+    Packet { to: ConnectionKey, packet: Bytes },
+    /// A TUN frame that the kernel gave to the wrong queue.
+    Frame { owner: ShardIndex, frame: Bytes },
+    /// A UDP datagram that the kernel gave to the wrong socket.
+    Datagram { owner: ShardIndex, received: Received },
+    /// For a user's home: how its lease stands, and what is wanted.
+    LeaseWanted { home: ShardIndex, report: LeaseReport },
+    /// For a user's home: the last word on a lease.
+    LeaseClosed { home: ShardIndex, close: LeaseClose },
+    /// A connection on which somebody had logged in is gone.
+    Gone(Gone),
+    /// For the log.
+    Event(Event),
+}
+
+/// The end of a connection on which somebody had logged in.
+#[derive(Debug)]
+pub struct Gone {
+    pub identity: Identity,
+    pub connection: ConnectionKey,
+    /// Why, if it had an address.
+    pub reason: Option<String>,
+    /// Version of the snapshot that ended it, where that is another shard's.
+    pub version: Option<u64>,
+}
+
+/// Somebody has proved to hold the key of a certificate.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedIn {
+    pub connection: ConnectionKey,
+    pub certificate: Fingerprint,
+}
+
+/// What is done for each packet.
+pub struct DataPlane {
+    pub quic: QuicEndpoint,
+    pub forward: Forwarder,
+    pub limits: UserQueues,
+    pub counters: Counters,
+    pub memory: Memory,
+    outputs: VecDeque<Output>,
+    /// One entry for each change of a connection's path; the driver takes them in every pass.
+    client_mtus: VecDeque<ClientMtu>,
+    narrowings_told: RateLimiter,
+    here: ShardIndex,
+    tunnel: ipnet::IpNet,
+    tunnel_mtu_bytes: u16,
+    now: Instant,
+}
+
+impl DataPlane {
+    /// A data plane without connections.
+    pub fn new(
+        params: &Params,
+        keys: &ShardKeys,
+        tls: Arc<dyn CryptoConfig>,
+        isolate_clients: bool,
+        now: Instant,
+    ) -> Self {
+        let (here, limits) = (params.index, &params.limits);
+        let endpoint = EndpointParams {
+            here,
+            shards: params.shards,
+            incarnation: params.incarnation,
+            connection_id_key: params.connection_id_key.clone(),
+            seed: params.seed,
+            wall_clock: params.wall_clock,
+            handshake_timeout: params.handshake_timeout,
+            transport: params.transport.clone(),
+            connections_max: limits.connections_max,
+            handshakes_max: limits.handshakes_max,
+            handshakes_per_source_max: limits.handshakes_per_source_max,
+            send_datagrams_max: limits.send_datagrams_max,
+            records_bytes_max: limits.memory_bytes_max / RECORDS_OF_MEMORY,
+        };
+        let forwarder = ForwarderParams {
+            here,
+            tunnel: params.tunnel,
+            outer_addresses: params.outer_addresses.clone(),
+            merge: limits.merge,
+        };
+        let queues = Queues { limits: limits.waiting, key: flow_key(&params.seed) };
+        DataPlane {
+            quic: QuicEndpoint::new(endpoint, keys, tls, now),
+            forward: Forwarder::new(forwarder, isolate_clients, now),
+            limits: UserQueues::new(here, params.incarnation, queues),
+            counters: Counters::default(),
+            memory: Memory::new(limits.memory_bytes_max),
+            outputs: VecDeque::new(),
+            client_mtus: VecDeque::new(),
+            narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
+            here,
+            tunnel: params.tunnel,
+            tunnel_mtu_bytes: params.transport.mtu_bytes,
+            now,
+        }
+    }
+
+    /// Lets it be `now`.
+    pub fn set_time(&mut self, now: Instant) {
+        if now != self.now {
+            self.now = now;
+            self.quic.set_time(now);
+        }
+    }
+
+    /// The next thing for others.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The next change of what the path to a client carries.
+    pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
+        self.client_mtus.pop_front()
+    }
+
+    // UDP datagrams.
+
+    /// Takes one UDP receive.
+    pub fn handle_udp(&mut self, received: Received) {
+        let DataPlane { quic, counters, memory, outputs, .. } = self;
+        quic.handle_udp(self.now, received, counters, memory, &mut |owner, received| {
+            outputs.push_back(Output::Datagram { owner, received });
+        });
+        self.tell_failed();
+    }
+
+    /// Takes one datagram that another shard has received.
+    pub fn handle_datagram(&mut self, received: Received) {
+        self.quic.handle_datagram(self.now, received, &mut self.counters, &mut self.memory);
+        self.tell_failed();
+    }
+
+    /// The next UDP send of any connection, then of those outside.
+    pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        while let Some(slot) = self.quic.connections.first_sending() {
+            if let Some(transmit) = self.quic.poll_transmit(now, slot, buf) {
+                return Some(transmit);
+            }
+            self.quic.connections.has_sent();
+            self.rest(slot);
+        }
+        self.quic.poll_response(buf)
+    }
+
+    /// What is left to do once a connection has nothing more to send in this pass.
+    fn rest(&mut self, slot: u32) {
+        if self.quic.exchange(slot) {
+            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+        }
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        if client.is_given_up() {
+            // A stranger whose handshake came to nothing is owed no closing period (RFC 9000, section 10.2): it costs memory.
+            self.quic.give_up(slot);
+            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+        }
+        client.tunnel.count(self.now, &mut self.counters);
+        client.account(&mut self.memory);
+        if client.tunnel.misuses_crypto() && client.stage != Stage::Closed {
+            self.quic.connections.touch(slot);
+        }
+        self.follow_path(slot);
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let (timeout, stage) = (client.tunnel.poll_timeout(), client.stage);
+        if let Some(at) = timeout {
+            self.quic.connections.arm(slot, at, WakeReason::Connection);
+        }
+        if let Stage::Handshaking { deadline, .. } = stage {
+            self.quic.connections.arm(slot, deadline, WakeReason::Handshake);
+        }
+    }
+
+    // Connections from login to goodbye.
+
+    /// Looks at what happened to a connection, until somebody logs in on it.
+    pub fn poll_login(&mut self, slot: u32) -> Option<LoggedIn> {
+        loop {
+            let client = self.quic.connections.at(slot)?;
+            let connection = client.key;
+            match client.poll_event()? {
+                ConnectionEvent::HandshakeDataReady => self.quic.hello_complete(self.now, slot),
+                ConnectionEvent::Connected => match self.quic.handshake_complete(slot) {
+                    Some(certificate) => return Some(LoggedIn { connection, certificate }),
+                    None => self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed"),
+                },
+                ConnectionEvent::ConnectionLost { reason } => self.lost(slot, &reason),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes what has come out of a connection after its events; `is_drained` if the endpoint has forgotten it.
+    pub fn drive(&mut self, slot: u32, is_drained: bool) {
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let (stage, misuses_crypto) = (client.stage, client.tunnel.misuses_crypto());
+        if let Stage::Handshaking { deadline, .. } = stage
+            && deadline <= self.now
+        {
+            self.close(slot, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
+        } else if stage != Stage::Closed && misuses_crypto {
+            self.close(slot, close_code::MISUSE, "CRYPTO frames after the handshake");
+        }
+        if self.take_inner_packets(slot) {
+            self.quic.connections.touch(slot);
+        }
+        if is_drained {
+            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+        }
+        self.quic.connections.want_to_send(slot);
+    }
+
+    /// Somebody whom nobody knows has logged in.
+    pub fn reject(&mut self, login: LoggedIn) {
+        let slot = login.connection.slot;
+        self.quic.login_failed(self.now, slot);
+        self.tell(Event::UnknownCertificate { certificate: login.certificate });
+        self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+    }
+
+    /// It is known who has logged in.
+    pub fn identify(&mut self, login: LoggedIn, user: UserIndex, home: ShardIndex) {
+        self.counters.handshakes += 1;
+        if let Some(client) = self.quic.connections.at(login.connection.slot) {
+            client.stage = Stage::LoggedIn(Identity { user, home, certificate: login.certificate });
+        }
+    }
+
+    /// Who has logged in on a connection that has no address yet.
+    pub fn waits_for_address(&mut self, connection: ConnectionKey) -> Option<Identity> {
+        let slot = self.quic.connections.find(connection)?;
+        match self.quic.connections.at(slot)?.stage {
+            Stage::LoggedIn(identity) => Some(identity),
+            _ => None,
+        }
+    }
+
+    /// A connection has its address: the client is told.
+    pub fn admit(&mut self, slot: u32, identity: Identity, address: IpAddr, limit: Option<Limit>) {
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let assignment = Assignment::new(self.tunnel, address).to_json();
+        if !send_on_first_stream(&mut client.tunnel.connection, &assignment) {
+            return self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
+        }
+        client.stage = Stage::Attached { identity, address, limited: limit.is_some() };
+        let (user, connection) = (identity.user, client.key);
+        if let Some(limit) = limit {
+            self.limits.join(user, identity.home, limit);
+        }
+        self.tell(Event::Attached { user, connection, address });
+        self.follow_path(slot);
+        self.quic.connections.touch(slot);
+    }
+
+    /// Closes a connection from this side.
+    pub fn close(&mut self, slot: u32, code: u32, reason: &'static str) {
+        self.close_of(None, slot, code, reason);
+    }
+
+    /// Likewise, because another `version` of the snapshot wants it.
+    pub fn close_of(&mut self, version: Option<u64>, slot: u32, code: u32, reason: &'static str) {
+        self.quic.close(self.now, slot, code, reason);
+        self.leave(slot, version, &format!("closed by the gateway: {reason} (code {code:#04x})"));
+    }
+
+    /// Closes every connection, and takes no new ones.
+    pub fn stop(&mut self) {
+        self.quic.stop();
+        for slot in self.quic.connections.slots() {
+            self.close(slot, close_code::SHUTDOWN, "Server shutdown");
+        }
+    }
+
+    /// The connections on which somebody has logged in, in the order of slots, with their addresses.
+    pub fn clients(&self) -> Vec<(ConnectionKey, Identity, Option<IpAddr>)> {
+        let clients = self.quic.connections.iter();
+        clients.filter_map(|client| Some((client.key, client.identity()?, client.address()))).collect()
+    }
+
+    /// The users who have connections here, limited or not, in order.
+    pub fn users(&self) -> Vec<UserIndex> {
+        let mut users: Vec<_> =
+            self.quic.connections.iter().filter_map(|client| Some(client.identity()?.user)).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
+    }
+
+    /// The other side has closed a connection, or it has died.
+    fn lost(&mut self, slot: u32, reason: &ConnectionError) {
+        if self.quic.handshake_lost(self.now, slot, reason) {
+            return self.tell_failed();
+        }
+        self.leave(slot, None, &words(reason));
+    }
+
+    fn leave(&mut self, slot: u32, version: Option<u64>, reason: &str) {
+        if self.quic.handshake_closed(self.now, slot, reason) {
+            return self.tell_failed();
+        }
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let connection = client.key;
+        let (identity, attached) = match std::mem::replace(&mut client.stage, Stage::Closed) {
+            Stage::LoggedIn(identity) => (identity, None),
+            Stage::Attached { identity, address, limited } => (identity, Some((address, limited))),
+            Stage::Handshaking { .. } | Stage::Closed => return,
+        };
+        if let Some((address, limited)) = attached {
+            if client.told_mtu_bytes.take().is_some() {
+                self.client_mtus.push_back(ClientMtu { address, connection, mtu_bytes: None });
+            }
+            if limited {
+                self.leave_queue(identity.user, connection);
+            }
+        }
+        let reason = attached.map(|_| reason.to_owned());
+        self.outputs.push_back(Output::Gone(Gone { identity, connection, reason, version }));
+    }
+
+    fn leave_queue(&mut self, user: UserIndex, connection: ConnectionKey) {
+        let DataPlane { limits, counters, memory, outputs, .. } = self;
+        let closed = limits.leave(user, connection, memory, &mut |waiting| match waiting.direction {
+            Direction::Up => counters.drops.count(DropReason::NotAttached),
+            Direction::Down => {
+                counters.down_packets += 1;
+                counters.down_bytes += waiting.packet.len() as u64;
+                counters.drops.count(DropReason::ConnectionClosed);
+            }
+        });
+        outputs.extend(closed.map(|(home, close)| Output::LeaseClosed { home, close }));
+    }
+
+    fn tell_failed(&mut self) {
+        while let Some(reason) = self.quic.poll_failed() {
+            self.tell(Event::HandshakeFailed { reason });
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    // Inner packets of clients.
+
+    /// Takes the inner packets that a connection has received, while there is room for what becomes of them. Returns whether some are left.
+    #[must_use]
+    fn take_inner_packets(&mut self, slot: u32) -> bool {
+        let Some(client) = self.quic.connections.at(slot) else { return false };
+        let Stage::Attached { identity, address, limited } = client.stage else {
+            while client.tunnel.recv().is_some() {
+                self.counters.drops.count(DropReason::NotAttached);
+            }
+            return false;
+        };
+        let local_ip = client.tunnel.connection.local_ip();
+        let sender = Sender { connection: client.key, user: identity.user, address, local_ip };
+        while !self.forward.coalescer.is_full() {
+            let Some(packet) = self.quic.connections.at(slot).and_then(|client| client.tunnel.recv()) else { break };
+            self.up(&sender, packet, limited);
+        }
+        self.forward.coalescer.is_full()
+    }
+
+    /// Judges one inner packet of a client, has it pay where its user is limited and it has not yet, and sends it on.
+    fn up(&mut self, sender: &Sender, packet: Bytes, pays: bool) {
+        let Ok(inner) = InnerPacket::parse(&packet) else {
+            return self.counters.drops.count(DropReason::Malformed);
+        };
+        let verdict = self.forward.judge(&inner, sender.address, sender.local_ip);
+        // Judged first: what goes nowhere costs nothing. What waits now is judged again when it goes.
+        if pays && !matches!(verdict, Verdict::Drop(_)) {
+            let (payer, drops) = ((sender.user, sender.connection), &mut self.counters.drops);
+            if !self.limits.pay(self.now, payer, Direction::Up, &packet, &mut self.memory, drops) {
+                return;
+            }
+        }
+        match verdict {
+            Verdict::Forward => {
+                self.counters.up_packets += 1;
+                self.counters.up_bytes += packet.len() as u64;
+                self.forward.write_to_tun(packet, &inner, &mut self.counters);
+            }
+            // To itself: the route is its own, and nothing would be learned from it.
+            Verdict::Deliver(to) if to == sender.connection => self.counters.drops.count(DropReason::NoRoute),
+            Verdict::Deliver(to) => {
+                self.counters.relayed_packets += 1;
+                let packet = self.forward.pool.copy(&packet);
+                self.deliver(to, packet);
+            }
+            Verdict::Hairpin(to) => {
+                self.counters.relayed_packets += 1;
+                let packet = self.forward.pool.copy(&packet);
+                self.outputs.push_back(Output::Packet { to, packet });
+            }
+            Verdict::Drop(reason) => self.counters.drops.count(reason),
+        }
+    }
+
+    /// Takes a frame of the TUN: to a connection of this shard, or once across the mesh.
+    pub fn handle_frame(&mut self, frame: &[u8], may_cross: bool) {
+        let Some((header, packet)) = VnetHeader::parse(frame) else {
+            return self.counters.drops.count(DropReason::Malformed);
+        };
+        if let Err(reason) = self.route_frame(&header, packet, frame, may_cross) {
+            self.counters.drops.add(reason, header.packets(packet));
+        }
+    }
+
+    fn route_frame(
+        &mut self,
+        header: &VnetHeader,
+        packet: &[u8],
+        frame: &[u8],
+        may_cross: bool,
+    ) -> Result<(), DropReason> {
+        let inner = InnerPacket::parse(packet).map_err(|_| DropReason::Malformed)?;
+        let connection = self.forward.routes.find(inner.destination).ok_or(DropReason::NoRoute)?;
+        if connection.owner != self.here {
+            if !may_cross {
+                return Err(DropReason::NoRoute);
+            }
+            self.counters.misrouted_frames += 1;
+            let frame = self.forward.pool.copy(frame);
+            self.outputs.push_back(Output::Frame { owner: connection.owner, frame });
+            return Ok(());
+        }
+        let slot = self.quic.connections.find(connection).ok_or(DropReason::NoRoute)?;
+        let (mut downlink, forward) = self.downlink();
+        let sent = downlink.frame(slot, header, packet, forward);
+        self.quic.connections.want_to_send(slot);
+        sent
+    }
+
+    /// Sends an inner packet to a client of this shard.
+    pub fn deliver(&mut self, to: ConnectionKey, packet: Bytes) {
+        let Some(slot) = self.quic.connections.find(to) else {
+            return self.counters.drops.count(DropReason::NoRoute);
+        };
+        let (mut downlink, forward) = self.downlink();
+        downlink.deliver(slot, packet, forward);
+        self.quic.connections.want_to_send(slot);
+    }
+
+    /// The way down to clients, apart from what knows where packets come from.
+    fn downlink(&mut self) -> (Downlink<'_>, &mut Forwarder) {
+        let downlink = Downlink {
+            connections: &mut self.quic.connections,
+            limits: &mut self.limits,
+            counters: &mut self.counters,
+            memory: &mut self.memory,
+            outputs: &mut self.outputs,
+            now: self.now,
+        };
+        (downlink, &mut self.forward)
+    }
+
+    // Limited users.
+
+    /// Sends on what the tokens of a user pay for, and asks for more.
+    pub fn serve_next(&mut self) {
+        let Some(user) = self.limits.next_ready(self.now, &mut self.counters.drops) else { return };
+        while !self.forward.coalescer.is_full() {
+            let drops = &mut self.counters.drops;
+            let next = self.limits.next_affordable(self.now, user, &mut |reason, _| drops.count(reason));
+            let Some(waiting) = next else { break };
+            self.release(waiting);
+        }
+        if self.forward.coalescer.is_full() {
+            self.limits.want_service(user);
+        }
+        let report = self.limits.poll_report(self.now, user, &mut self.memory);
+        self.outputs.extend(report.map(|(home, report)| Output::LeaseWanted { home, report }));
+    }
+
+    /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
+    fn release(&mut self, waiting: QueuedPacket) {
+        let QueuedPacket { direction, connection, packet, .. } = waiting;
+        let found = self.quic.connections.find(connection);
+        let Some((slot, client)) = found.and_then(|slot| Some((slot, self.quic.connections.at(slot)?))) else {
+            return self.counters.drops.count(DropReason::NotAttached);
+        };
+        match (direction, client.stage) {
+            (Direction::Up, Stage::Attached { identity, address, .. }) => {
+                let local_ip = client.tunnel.connection.local_ip();
+                self.up(&Sender { connection, user: identity.user, address, local_ip }, packet, false);
+            }
+            (Direction::Up, _) => self.counters.drops.count(DropReason::NotAttached),
+            (Direction::Down, _) => {
+                self.downlink().0.released(slot, packet);
+                self.quic.connections.want_to_send(slot);
+            }
+        }
+    }
+
+    /// A limit holds from now on for a connection that has an address; `None` for none. Whether its user joins a queue only now.
+    pub fn set_limited(&mut self, connection: ConnectionKey, limit: Option<Limit>) {
+        let Some(slot) = self.quic.connections.find(connection) else { return };
+        if let Some(client) = self.quic.connections.at(slot)
+            && let Stage::Attached { identity, limited, .. } = &mut client.stage
+            && !std::mem::replace(limited, limit.is_some())
+            && let Some(limit) = limit
+        {
+            self.limits.join(identity.user, identity.home, limit);
+        }
+    }
+
+    /// A limit holds from now on for a user of whom a connection is here; `None` lets everything go that waits.
+    pub fn set_limit(&mut self, user: UserIndex, limit: Option<Limit>) {
+        let mut released = Vec::new();
+        let closed = match limit {
+            Some(limit) => self.limits.set_limit(user, limit),
+            None => self.limits.lift_limit(user, &mut self.memory, &mut |waiting| released.push(waiting)),
+        };
+        self.outputs.extend(closed.map(|(home, close)| Output::LeaseClosed { home, close }));
+        released.into_iter().for_each(|waiting| self.release(waiting));
+    }
+
+    /// Some clients have been sent away: what they have sent to limited users and waits here goes nowhere.
+    pub fn drop_waiting_from(&mut self, sources: &[IpAddr]) {
+        if sources.is_empty() {
+            return;
+        }
+        let is_theirs = |waiting: &QueuedPacket| {
+            waiting.direction == Direction::Down
+                && InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
+        };
+        for user in self.users() {
+            let drops = &mut self.counters.drops;
+            self.limits.take_where(user, is_theirs, &mut |_| drops.count(DropReason::NotAttached));
+        }
+    }
+
+    // What paths carry.
+
+    /// Looks, once a batch, whether the path of a connection carries something else than was told, and tells.
+    fn follow_path(&mut self, slot: u32) {
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let carried_bytes = client.tunnel.told_mtu_bytes(self.now);
+        let Stage::Attached { identity, address, .. } = client.stage else { return };
+        self.tell_driver(slot, identity.user, address, carried_bytes);
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
+            let reply = self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.counters);
+            self.outputs.extend(reply.map(|(to, packet)| Output::Packet { to, packet }));
+        }
+        if client.tunnel.path.wants_filler()
+            && let Some(filler) = unasked_reply(self.tunnel.addr(), address, client.tunnel.inner_mtu_bytes())
+        {
+            client.tunnel.path.confirm_with(filler);
+        }
+        if client.tunnel.path.has_confirmation() {
+            self.quic.connections.want_to_send(slot);
+        }
+    }
+
+    fn tell_driver(&mut self, slot: u32, user: UserIndex, address: IpAddr, carried_bytes: usize) {
+        let Some(client) = self.quic.connections.at(slot) else { return };
+        let mtu_bytes = u16::try_from(carried_bytes).ok().filter(|&bytes| bytes < self.tunnel_mtu_bytes);
+        if mtu_bytes == client.told_mtu_bytes {
+            return;
+        }
+        let connection = client.key;
+        let before = std::mem::replace(&mut client.told_mtu_bytes, mtu_bytes).unwrap_or(self.tunnel_mtu_bytes);
+        self.client_mtus.push_back(ClientMtu { address, connection, mtu_bytes });
+        if let Some(mtu_bytes) = mtu_bytes
+            && mtu_bytes < before
+        {
+            let is_too_narrow = address.is_ipv6() && usize::from(mtu_bytes) < MTU_BYTES_MIN_V6;
+            self.counters.narrowed_paths += 1;
+            self.counters.too_narrow_paths += u64::from(is_too_narrow);
+            if self.narrowings_told.allows(self.now) {
+                self.tell(Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow });
+            }
+        }
+    }
+
+    /// Sets what queues may hold, once a pass.
+    pub fn weigh(&mut self) {
+        let others = self.memory.receive_buffers_bytes
+            + self.forward.pool.held_bytes()
+            + self.quic.connections_bytes()
+            + self.quic.unacknowledged_bytes();
+        self.memory.set_others(others);
+    }
+}
+
+/// Who sends an inner packet.
+struct Sender {
+    connection: ConnectionKey,
+    user: UserIndex,
+    address: IpAddr,
+    local_ip: Option<IpAddr>,
+}
+
+/// The part of the seed that the endpoint does not use for itself alone: nobody sees it.
+fn flow_key(seed: &[u8; 32]) -> FlowKey {
+    FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
+}
+
+/// Writes `message` on a new unidirectional stream, whole, and finishes it.
+fn send_on_first_stream(connection: &mut Connection, message: &[u8]) -> bool {
+    let Some(stream) = connection.streams().open(Dir::Uni) else { return false };
+    let mut stream = connection.send_stream(stream);
+    stream.write(message) == Ok(message.len()) && stream.finish().is_ok()
+}
