@@ -23,6 +23,3 @@ pub mod tls;
 pub mod whole_file;
 
 pub use tollgate_netlink as netlink;
-#[cfg(feature = "demo")]
-#[doc(hidden)]
-pub use tollgate_testkit as lab;

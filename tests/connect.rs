@@ -1,7 +1,5 @@
 //! `tollgate connect` and `tollgate serve` as programs, in network namespaces with real kernel traffic.
 
-mod site;
-
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -10,17 +8,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use rustix::process::Signal;
-use tollgate::lab::bulk::{BulkPlan, BulkServer, Direction, transfer};
-use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
+use tollgate_testkit::bulk::{BulkPlan, BulkServer, Direction, transfer};
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::require_tun_or_skip;
+use tollgate_testkit::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
 
-use site::{CONNECTED, PATIENCE, Site};
+use tollgate_testkit::site::{CONNECTED, PATIENCE, Site};
 
 const BULK_BYTES: u64 = 20_000_000;
 
 #[test]
 fn a_tunnel_carries_traffic_both_ways_and_leaves_nothing_behind() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let before = site.client_network();
@@ -63,7 +62,7 @@ fn a_tunnel_carries_traffic_both_ways_and_leaves_nothing_behind() {
 
 #[test]
 fn a_client_is_back_soon_after_the_gateway_was_killed() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let mut gateway = site.serve();
@@ -91,7 +90,7 @@ fn a_client_is_back_soon_after_the_gateway_was_killed() {
 
 #[test]
 fn a_full_tunnel_takes_everything_but_the_way_to_the_gateway() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Routed);
     site.client_file("\"0.0.0.0/0\"", "\"198.19.0.53\"", "server");
     let resolvectl = site.path("resolvectl");
@@ -126,7 +125,7 @@ fn a_full_tunnel_takes_everything_but_the_way_to_the_gateway() {
 
 #[test]
 fn ipv6_is_carried_in_ipv6() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Routed);
     site.client_file("\"::/0\"", "", "server");
     let before = site.client_network();
@@ -145,7 +144,7 @@ fn ipv6_is_carried_in_ipv6() {
 
 #[test]
 fn a_gateway_that_is_not_there_yet_is_waited_for() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let mut client = site.connect();
@@ -158,7 +157,7 @@ fn a_gateway_that_is_not_there_yet_is_waited_for() {
 
 #[test]
 fn a_client_that_waits_can_be_stopped() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let before = site.client_network();
@@ -170,7 +169,7 @@ fn a_client_that_waits_can_be_stopped() {
 
 #[test]
 fn a_certificate_that_is_not_trusted_ends_the_client_at_once_with_one_line() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "stranger");
     let before = site.client_network();
@@ -184,7 +183,7 @@ fn a_certificate_that_is_not_trusted_ends_the_client_at_once_with_one_line() {
 
 #[test]
 fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     site.write("users.toml", "[users.alice]\nauthorized_certs = []\n");
@@ -198,7 +197,7 @@ fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
 
 #[test]
 fn a_certificate_that_is_not_valid_by_the_clock_is_tried_again_and_the_clock_is_named() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

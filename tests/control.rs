@@ -10,18 +10,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
-use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use self::harness::client::{Attached, Login};
-use self::harness::deployment::{Deployment, Plan};
-use self::harness::gateway::Gateway;
-use self::harness::peers::{Peers, gateways_can_run};
-use self::harness::traffic::{assert_pings, wait_for_ping};
-use self::harness::{PATIENCE, eventually, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 // The interop tests use the rest of it.
-#[allow(dead_code)]
-mod harness;
 
 /// A gateway, where it runs, and what it reads.
 struct Site {

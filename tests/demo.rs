@@ -12,16 +12,6 @@ use tempfile::TempDir;
 /// How long a demo of one second may take altogether, on a machine that does other things too.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Ends a test early, saying why, where the demo cannot run as it is.
-macro_rules! require_privileges_or_skip {
-    () => {
-        if let Err(missing) = tollgate::lab::privileges().and_then(|()| tollgate::lab::require_tun()) {
-            eprintln!("skipped: {missing}");
-            return;
-        }
-    };
-}
-
 /// A demo whose temporary files go into a directory of its own, which its children know from their environment.
 struct Demo {
     child: Child,
@@ -104,7 +94,7 @@ fn numbers(table: &str, label: &str) -> Vec<f64> {
 
 #[test]
 fn the_demo_prints_its_table_and_leaves_nothing_behind() {
-    require_privileges_or_skip!();
+    tollgate_testkit::require_tun_or_skip!();
     let Outcome { status, table, log } = Demo::start(&["--seconds", "1", "--shards", "2"]).finish();
     assert!(status.success(), "{log}");
     assert!(table.starts_with("2 clients through one gateway with 2 shards; 1 TCP connection each\n"), "{table}");
@@ -130,7 +120,7 @@ fn the_demo_prints_its_table_and_leaves_nothing_behind() {
 
 #[test]
 fn ctrl_c_in_the_middle_of_a_transfer_ends_everything() {
-    require_privileges_or_skip!();
+    tollgate_testkit::require_tun_or_skip!();
     let mut demo = Demo::start(&["--seconds", "600"]);
     let mut log = BufReader::new(demo.child.stderr.take().unwrap());
     let mut line = String::new();
@@ -149,7 +139,7 @@ fn ctrl_c_in_the_middle_of_a_transfer_ends_everything() {
 
 #[test]
 fn a_machine_without_the_tun_driver_is_told_so_in_one_line() {
-    require_privileges_or_skip!();
+    tollgate_testkit::require_tun_or_skip!();
     let mut command = Command::new("unshare");
     let script = "mount -t tmpfs none /dev/net && exec \"$0\" demo";
     command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_tollgate")]);

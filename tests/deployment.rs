@@ -10,17 +10,15 @@ use std::process::Command;
 
 use ipnet::IpNet;
 use tempfile::TempDir;
-use tollgate::lab::{Namespace, Process};
 use tollgate::netlink::VethPeer;
+use tollgate_testkit::{Namespace, Process};
 
-use self::harness::peers::{Peers, gateways_can_run, is_required};
-use self::harness::traffic::wait_for_ping;
-use self::harness::{PATIENCE, turn};
 use self::pages::{Block, Page, page};
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run, is_required};
+use tollgate_testkit::bed::traffic::wait_for_ping;
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 // The other tests use the rest of both.
-#[allow(dead_code)]
-mod harness;
 #[allow(dead_code)]
 mod pages;
 

@@ -8,18 +8,16 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use tollgate::lab::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
 
-use self::harness::client::{Attached, Login};
-use self::harness::deployment::{Deployment, Plan};
-use self::harness::gateway::Gateway;
-use self::harness::peers::{Peers, gateways_can_run};
-use self::harness::traffic::{assert_pings, wait_for_ping};
-use self::harness::{PATIENCE, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 // The interop tests use the rest of it.
-#[allow(dead_code)]
-mod harness;
 
 const PLAIN_THREADS: &str = "the shards run on plain pinned threads";
 
@@ -68,9 +66,11 @@ impl Site {
     fn with_quincys_own_file(plan: &Plan) -> Self {
         let site = Site::new(plan);
         let path = site.deployment.path("server.toml");
-        let text = fs::read_to_string(&path).unwrap();
-        let (quincys, _) = text.split_once("[shards]").unwrap();
-        fs::write(path, quincys).unwrap();
+        let mut table: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+        for ours in ["shards", "control"] {
+            table.remove(ours);
+        }
+        fs::write(path, table.to_string()).unwrap();
         site
     }
 

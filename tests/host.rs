@@ -8,27 +8,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 use tollgate::netlink::{Netlink, VethPeer};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use self::faults::Faults;
-use self::harness::client::{Attached, Login};
-use self::harness::deployment::{Deployment, Plan};
-use self::harness::gateway::Gateway;
-use self::harness::peers::Peers;
-use self::harness::traffic::{
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{
     assert_pings, bulk, bulk_both_ways, bulk_server, datagram_receiver, paced_flow, wait_for_ping,
 };
-use self::harness::{eventually, turn};
+use tollgate_testkit::bed::{eventually, turn};
+use tollgate_testkit::faults::Faults;
 
 // The tests of the client use the rest of it.
-#[allow(dead_code)]
-mod faults;
 // The interop tests use the rest of it.
-#[allow(dead_code)]
-mod harness;
 
 /// How long the gateway may take to put right what is wrong.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -59,7 +55,7 @@ impl Site {
             faults.prepare(&mut command);
         }
         let process = topology.gateway.spawn(command).unwrap();
-        process.wait_for_line("listening on", harness::PATIENCE).unwrap();
+        process.wait_for_line("listening on", tollgate_testkit::bed::PATIENCE).unwrap();
         let gateway = Gateway { process };
         let alice = Attached::start(&peers, &deployment, &topology.clients[0].namespace, &gateway, Login::of("alice"));
         let server = if plan.tunnel.contains(':') { SERVER_V6.into() } else { SERVER_V4.into() };
@@ -305,7 +301,7 @@ fn sockets_that_are_destroyed_are_opened_anew_under_their_clients() {
 fn a_socket_that_is_shut_down_by_another_program_is_opened_anew() {
     let Some(mut site) = Site::start(&Plan::default()) else { return };
     let _turn = turn::together();
-    assert!(faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
+    assert!(tollgate_testkit::faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
     site.assert_recovers("sockets shut down");
     assert!(site.host("remade_sockets") >= 1);
     let bob = site.assert_serves_another();

@@ -13,25 +13,23 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
-use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate::log::{LINES_BURST, LINES_PER_S};
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::require_tun_or_skip;
+use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use self::harness::client::{Client, Login};
-use self::harness::control;
-use self::harness::deployment::{Deployment, PORT, Plan};
-use self::harness::gateway::Gateway;
-use self::harness::peers::{Peers, gateways_can_run};
-use self::harness::traffic::wait_for_ping;
-use self::harness::{PATIENCE, eventually, turn};
 use self::initials::{Stranger, crypto_frame, varint};
+use tollgate_testkit::bed::client::{Client, Login};
+use tollgate_testkit::bed::control;
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::traffic::wait_for_ping;
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 // Other tests use the rest of it.
-#[allow(dead_code)]
-mod harness;
 #[path = "harness/initials.rs"]
 mod initials;
-mod site;
 
 /// How long the end of a gateway may take, whoever reads what it says.
 const END_MAX: Duration = Duration::from_secs(3);
@@ -219,12 +217,12 @@ fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
 
 #[test]
 fn a_client_forwards_reconnects_and_ends_whoever_reads_what_it_says() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let _turn = turn::alone();
     for (name, number) in [("standard output", 1), ("standard error", 2)] {
         for output in OUTPUTS {
             let what = format!("{name} is {output:?}");
-            let site = site::Site::new(PathToGateway::Direct);
+            let site = tollgate_testkit::site::Site::new(PathToGateway::Direct);
             site.client_file("\"198.19.0.0/24\"", "", "server");
             let mut gateway = site.serve();
             let pipe = Pipe::new(site.path("fifo"));

@@ -6,20 +6,18 @@ use std::sync::RwLockWriteGuard;
 use std::thread;
 use std::time::Duration;
 
-use tollgate::lab::datagrams::{DatagramPlan, send};
-use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
-use tollgate::lab::{Namespace, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::datagrams::{DatagramPlan, send};
+use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
+use tollgate_testkit::{Namespace, SERVICE_V4, Topology, TopologyPlan};
 
-use self::harness::deployment::{Deployment, PORT, Plan};
-use self::harness::gateway::Gateway;
-use self::harness::peers::gateways_can_run;
-use self::harness::{PATIENCE, eventually, turn};
 use self::initials::{Stranger, crypto_frame, varint};
 use self::tunnels::TestTunnel;
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::gateways_can_run;
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 // Other tests use the rest of it.
-#[allow(dead_code)]
-mod harness;
 #[path = "harness/initials.rs"]
 mod initials;
 // The tests of MTUs use the rest of it.

@@ -2,11 +2,6 @@
 //!
 //! Each test holds packets of the tunnel's inside against what crosses the physical links: none may, at any time.
 
-// The tests of the gateway's host use the rest of it.
-#[allow(dead_code)]
-mod faults;
-mod site;
-
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -18,13 +13,14 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use rustix::process::Signal;
 use tollgate::io::{TunDevice, TunOptions};
-use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Process, SERVER_V4, SERVER_V6, SERVICE_V4, SERVICE_V6};
 use tollgate::netlink::{Netlink, Route};
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::require_tun_or_skip;
+use tollgate_testkit::{Process, SERVER_V4, SERVER_V6, SERVICE_V4, SERVICE_V6};
 
-use faults::Faults;
-use site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, add_address, by_hand, net};
-use site::{CONNECTED, PATIENCE};
+use tollgate_testkit::faults::{Faults, tell_of_clock_jump};
+use tollgate_testkit::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, add_address, by_hand, net};
+use tollgate_testkit::site::{CONNECTED, PATIENCE};
 
 /// How soon packets pass again.
 const SOON: Duration = Duration::from_secs(2);
@@ -172,7 +168,7 @@ const FULL: [(Family, &str); 4] = [
 
 #[test]
 fn a_link_that_flaps_is_used_again_by_the_same_connection() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     for (family, routes) in FULL {
         let tunnel = Tunnel::start(family, routes);
         let (took, ()) = tunnel.recovery(|| {
@@ -189,7 +185,7 @@ fn a_link_that_flaps_is_used_again_by_the_same_connection() {
 
 #[test]
 fn a_new_default_router_is_followed_by_the_same_connection() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     for (family, routes) in [FULL[0], FULL[2]] {
         let tunnel = Tunnel::start(family, routes);
         let (took, ()) = tunnel.recovery(|| {
@@ -212,7 +208,7 @@ fn a_new_default_router_is_followed_by_the_same_connection() {
 
 #[test]
 fn a_better_way_is_taken_when_it_appears_and_left_when_it_goes() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     tunnel.uplinks.remove_default(FIRST_ROUTER);
     tunnel.uplinks.add_default(FIRST_ROUTER, Some(600));
@@ -229,7 +225,7 @@ fn a_better_way_is_taken_when_it_appears_and_left_when_it_goes() {
 
 #[test]
 fn a_link_without_carrier_gives_way_to_one_that_has_it() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     tunnel.uplinks.add_default(OTHER_ROUTER, Some(600));
     let (took, ()) = tunnel.recovery(|| {
@@ -247,7 +243,7 @@ fn a_link_without_carrier_gives_way_to_one_that_has_it() {
 
 #[test]
 fn another_address_of_the_machine_keeps_the_connection() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     let index = tunnel.uplinks.index("wan0");
     let (took, ()) = tunnel.recovery(|| {
@@ -263,7 +259,7 @@ fn another_address_of_the_machine_keeps_the_connection() {
 
 #[test]
 fn a_gateway_that_only_sends_learns_the_new_address_at_once() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"198.19.0.0/24\"");
     let index = tunnel.uplinks.index("wan0");
     // Nothing goes from the client to the gateway by itself.
@@ -289,7 +285,7 @@ fn a_gateway_that_only_sends_learns_the_new_address_at_once() {
 
 #[test]
 fn without_any_way_to_the_gateway_nothing_leaves_in_clear_and_a_new_interface_is_taken() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     let (took, ()) = tunnel.recovery(|| {
         let wan = tunnel.uplinks.index("wan0");
@@ -303,7 +299,7 @@ fn without_any_way_to_the_gateway_nothing_leaves_in_clear_and_a_new_interface_is
 
 #[test]
 fn an_attempt_to_connect_starts_anew_when_the_network_comes() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let uplinks = Uplinks::new();
     uplinks.site.client_file("\"0.0.0.0/0\"", "", "server");
     let _gateway = uplinks.site.serve();
@@ -320,7 +316,7 @@ fn an_attempt_to_connect_starts_anew_when_the_network_comes() {
 
 #[test]
 fn a_host_route_of_somebody_else_is_used_and_left_alone() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let uplinks = Uplinks::new();
     uplinks.site.client_file("\"0.0.0.0/0\"", "", "server");
     let theirs = by_hand(IpNet::from(IpAddr::from(SERVICE_V4)), OTHER_ROUTER[0]);
@@ -342,7 +338,7 @@ fn a_host_route_of_somebody_else_is_used_and_left_alone() {
 
 #[test]
 fn what_somebody_takes_from_the_tunnel_is_put_back_and_said() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     for (family, routes) in [FULL[0], FULL[2]] {
         let mut tunnel = Tunnel::start(family, routes);
         let (interface, before) = (tunnel.tunnel_interface(), tunnel.tunnel_routes());
@@ -389,7 +385,7 @@ fn what_somebody_takes_from_the_tunnel_is_put_back_and_said() {
 
 #[test]
 fn a_deleted_interface_is_made_anew_under_the_same_connection() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let mut tunnel = Tunnel::start_with_dns();
     for _ in 0..2 {
         let (took, ()) = tunnel.recovery(|| {
@@ -407,7 +403,7 @@ fn a_deleted_interface_is_made_anew_under_the_same_connection() {
 
 #[test]
 fn routes_that_are_all_flushed_or_replaced_are_put_back_or_complained_of() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     let own = || {
         let mut routes = tunnel.uplinks.configure(|netlink| netlink.own_routes().unwrap());
@@ -432,7 +428,7 @@ fn routes_that_are_all_flushed_or_replaced_are_put_back_or_complained_of() {
 
 #[test]
 fn a_fight_over_the_routes_is_fought_quietly() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     let index = tunnel.tunnel_interface();
     let lines = tunnel.client.line_count();
@@ -453,7 +449,7 @@ fn a_fight_over_the_routes_is_fought_quietly() {
 
 #[test]
 fn a_client_that_was_killed_is_succeeded_over_another_router_without_a_packet_in_clear() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     for (family, routes) in [FULL[0], FULL[2]] {
         let mut tunnel = Tunnel::start(family, routes);
         let ended = tunnel.uplinks.watch_for_clear_traffic();
@@ -477,7 +473,7 @@ fn a_client_that_was_killed_is_succeeded_over_another_router_without_a_packet_in
 
 #[test]
 fn what_a_killed_client_left_is_removed_by_one_that_leads_less_into_the_tunnel() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let mut tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     tunnel.client.kill().unwrap();
     tunnel.uplinks.site.client_file("\"198.19.0.0/24\"", "", "server");
@@ -492,7 +488,7 @@ fn what_a_killed_client_left_is_removed_by_one_that_leads_less_into_the_tunnel()
 
 #[test]
 fn a_client_leaves_alone_what_belongs_to_another_that_lives() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let mut tunnel = Tunnel::start(Family::V4, "\"128.0.0.0/1\"");
     let another = |interface: &str| {
         let mut command = tunnel.uplinks.site.command("connect", "client.toml");
@@ -513,7 +509,7 @@ fn a_client_leaves_alone_what_belongs_to_another_that_lives() {
 
 #[test]
 fn a_hangup_ends_the_client_with_everything_cleaned_up() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let mut tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     tunnel.client.signal(Signal::HUP).unwrap();
     assert!(tunnel.client.wait(PATIENCE).unwrap().success());
@@ -524,7 +520,7 @@ fn a_hangup_ends_the_client_with_everything_cleaned_up() {
 
 #[test]
 fn a_client_that_was_told_to_ignore_hangups_does() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let uplinks = Uplinks::new();
     uplinks.site.client_file("\"198.19.0.0/24\"", "", "server");
     let _gateway = uplinks.site.serve();
@@ -543,7 +539,7 @@ fn a_client_that_was_told_to_ignore_hangups_does() {
 
 #[test]
 fn a_name_that_is_taken_meanwhile_is_waited_for() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     let (took, ()) = tunnel.recovery(|| {
         let index = tunnel.tunnel_interface();
@@ -561,7 +557,7 @@ fn a_name_that_is_taken_meanwhile_is_waited_for() {
 
 #[test]
 fn a_socket_that_somebody_destroys_is_opened_anew_under_the_same_connection() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let tunnel = Tunnel::start(Family::V4, "\"0.0.0.0/0\"");
     for _ in 0..2 {
         let (took, destroyed) = tunnel
@@ -578,7 +574,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_machine_that_was_suspended_has_its_tunnel_again_at_once_and_a_clock_that_is_set_costs_nothing() {
-    require_privileges_or_skip!();
+    require_tun_or_skip!();
     let uplinks = Uplinks::new();
     uplinks.site.client_file("\"0.0.0.0/0\"", "", "server");
     let append = |file: &str, text: String| {
@@ -598,7 +594,7 @@ fn a_machine_that_was_suspended_has_its_tunnel_again_at_once_and_a_clock_that_is
     let is_lost = || client.lines().iter().any(|line| line.contains("tunnel lost"));
 
     // The clock is set while all is well.
-    assert_eq!(faults::tell_of_clock_jump(client.id()), 1, "the client watches the clock");
+    assert_eq!(tell_of_clock_jump(client.id()), 1, "the client watches the clock");
     assert!(uplinks.time_until_answer(SERVER_V4) < SOON);
     assert!(!is_lost(), "{:#?}", client.lines());
 
@@ -620,7 +616,7 @@ fn a_machine_that_was_suspended_has_its_tunnel_again_at_once_and_a_clock_that_is
         client.signal(Signal::CONT).unwrap();
         let awake = Instant::now();
         if suspended {
-            faults::tell_of_clock_jump(client.id());
+            tell_of_clock_jump(client.id());
         }
         // Nothing goes into the tunnel meanwhile that would make the gateway answer.
         client.wait_for_line_from(lines, "connected: this machine is", PATIENCE).unwrap();

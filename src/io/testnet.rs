@@ -2,56 +2,29 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use ::tun::AbstractDevice;
 use bytes::Bytes;
-use rustix::net::AddressFamily;
 use tollgate_shards::Frame;
 use tollgate_shards::packet::vnet;
+use tollgate_testkit::packet::{self, Sum};
+use tollgate_testkit::{Namespace, require_tun_or_skip};
 
-use super::tun::{control_socket, interface_request};
+use super::tun::interface_request;
 use super::{FRAME_BYTES_MAX, TunDevice, TunOptions, TunQueue, WriteOutcome};
 
-/// Runs `test` in a fresh network namespace with the loopback up, on a thread of its own. Without the privileges for that (or
-/// without /dev/net/tun) it says so on the terminal and runs nothing; with `TOLLGATE_TEST_PRIVILEGED` set that is a failure.
-pub(super) fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
-    let name = std::thread::current().name().unwrap_or("test").to_owned();
-    let thread = std::thread::Builder::new().name(name.clone()).spawn(move || {
-        // SAFETY: takes no pointers; a network namespace of its own is a thread's affair.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return Err(format!("no network namespace: {}", io::Error::last_os_error()));
-        }
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .map_err(|error| format!("/dev/net/tun: {error}"))?;
-        loopback_up();
-        test();
-        Ok(())
-    });
-    match thread.unwrap().join() {
-        Ok(Ok(())) => {}
-        Ok(Err(reason)) => skip(&name, &reason),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
+/// The address of [`tun`]'s device.
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
+/// An address behind the device.
+const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 9));
 
-/// Says on the terminal, past the test harness that hides what a passing test prints, that `name` did not run.
-pub(super) fn skip(name: &str, reason: &str) {
-    assert!(std::env::var_os("TOLLGATE_TEST_PRIVILEGED").is_none(), "{name} could not run: {reason}");
-    let _ = writeln!(io::stderr(), "SKIPPED {name}: {reason}");
-}
-
-fn loopback_up() {
-    let control = control_socket(AddressFamily::INET).unwrap();
-    let mut request = interface_request("lo");
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives through the call.
-    let done = unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+/// Runs `test` in a network namespace of its own, or says that it cannot.
+pub(super) fn in_network_namespace(test: impl FnOnce() + Send) {
+    require_tun_or_skip!();
+    Namespace::new("io").unwrap().run(test);
 }
 
 /// A device with 198.18.0.1/24 and fd00::1/64, MTU 1400, up.
@@ -131,49 +104,27 @@ pub(super) fn write(queue: &TunQueue, packet: &[u8], slice_bytes: usize) -> Writ
     queue.write(&Frame { header: &header, payloads: &payloads, carries_data: true })
 }
 
-/// An IPv4 packet of `protocol` from 198.18.0.9 to 198.18.0.1.
-pub(super) fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 198, 18, 0, 9, 198, 18, 0, 1];
-    let total = (packet.len() + payload.len()) as u16;
-    packet[2..4].copy_from_slice(&total.to_be_bytes());
-    let checksum = !sum(&packet);
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-    packet.extend_from_slice(payload);
+/// A UDP packet from 198.18.0.9 to 198.18.0.1.
+pub(super) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    packet::udp(SocketAddr::new(NEIGHBOUR, from), SocketAddr::new(HOST, to), payload)
+}
+
+/// A TCP packet from 198.18.0.9 to 198.18.0.1 that begins a connection, or confirms all before `confirmed`.
+pub(super) fn tcp(ports: (u16, u16), sequence: u32, is_syn: bool, confirmed: Option<u32>, payload: &[u8]) -> Vec<u8> {
+    let mut builder = packet::between(NEIGHBOUR, HOST).tcp(ports.0, ports.1, sequence, u16::MAX);
+    if is_syn {
+        builder = builder.syn();
+    }
+    if let Some(confirmed) = confirmed {
+        builder = builder.ack(confirmed);
+    }
+    let mut packet = Vec::new();
+    builder.write(&mut packet, payload).unwrap();
     packet
 }
 
-/// The sum that checksums complement (RFC 1071) of `bytes`, which are of even length.
-pub(super) fn sum(bytes: &[u8]) -> u16 {
-    let sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    ((folded & 0xffff) + (folded >> 16)) as u16
-}
-
-/// What the checksum of a TCP segment of `bytes` bytes from 198.18.0.9 to 198.18.0.1 covers besides the segment.
-pub(super) fn tcp_pseudo_header(bytes: usize) -> [u8; 12] {
-    let [high, low] = (bytes as u16).to_be_bytes();
-    [198, 18, 0, 9, 198, 18, 0, 1, 0, 6, high, low]
-}
-
-/// A TCP segment from 198.18.0.9 to 198.18.0.1 without options and payload.
-pub(super) fn tcp(ports: (u16, u16), seq: u32, ack: u32, flags: u8) -> Vec<u8> {
-    let mut segment = Vec::new();
-    segment.extend_from_slice(&ports.0.to_be_bytes());
-    segment.extend_from_slice(&ports.1.to_be_bytes());
-    segment.extend_from_slice(&seq.to_be_bytes());
-    segment.extend_from_slice(&ack.to_be_bytes());
-    segment.extend_from_slice(&[0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let checksum = !sum(&[&tcp_pseudo_header(segment.len())[..], &segment].concat());
-    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
-    segment
-}
-
-/// A UDP datagram without checksum.
-pub(super) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = Vec::new();
-    for field in [from, to, (8 + payload.len()) as u16, 0] {
-        datagram.extend_from_slice(&field.to_be_bytes());
-    }
-    datagram.extend_from_slice(payload);
-    datagram
+/// What the kernel is to find in the checksum of such a packet when it is to complete it: the sum of the pseudo header.
+pub(super) fn partial_checksum(packet: &[u8]) -> [u8; 2] {
+    let bytes = (packet.len() - 20) as u16;
+    (Sum::of(&packet[12..20]) + Sum::of(&[0, packet[9]]) + Sum::of(&bytes.to_be_bytes())).folded()
 }

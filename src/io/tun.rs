@@ -369,7 +369,7 @@ fn interface_index(name: &str) -> io::Result<u32> {
 }
 
 /// A socket for requests about interfaces. No packet goes through it.
-pub(super) fn control_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+fn control_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
@@ -399,7 +399,9 @@ fn refusal(name: &str, what: &'static str, source: io::Error) -> TunError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testnet::{in_network_namespace, skip};
+    use tollgate_testkit::skip;
+
+    use super::super::testnet::in_network_namespace;
     use super::*;
 
     fn create(name: &str, queues: usize) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
@@ -423,7 +425,7 @@ mod tests {
             let ours = format!("fd000000000000000000000000000001 {:02x} 70", device.index());
             assert!(addresses.contains(&ours), "{addresses}");
             match device.queue_frames_max() {
-                500 => skip("the queue length", "a user namespace may not change it"),
+                500 => skip("a user namespace may not change the queue length"),
                 frames => assert_eq!(frames, 1234),
             }
         });
@@ -469,11 +471,10 @@ mod tests {
     #[test]
     fn without_the_privilege_the_error_names_it() {
         in_network_namespace(|| {
-            let name = std::thread::current().name().unwrap_or("test").to_owned();
             // A thread's own user, by the bare system call: the C library's would change all threads.
             // SAFETY: takes no pointers.
             if unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) } != 0 {
-                return skip(&name, &format!("setresuid: {}", io::Error::last_os_error()));
+                return skip(&format!("setresuid: {}", io::Error::last_os_error()));
             }
             let error = create("tg-test", 1).unwrap_err();
             let text = error.to_string();

@@ -251,9 +251,7 @@ mod tests {
     use bytes::Bytes;
     use tollgate_shards::{Ecn, Transmit};
 
-    use super::super::testnet::{
-        in_network_namespace, ipv4, is_udp, read, sum, tcp, tcp_pseudo_header, tun, udp, write,
-    };
+    use super::super::testnet::{in_network_namespace, is_udp, partial_checksum, read, tcp, tun, udp, write};
     use super::super::{Poller, TransmitBatch, UdpOptions, UdpSocket, Wake};
     use super::*;
 
@@ -294,7 +292,7 @@ mod tests {
             let socket = StdSocket::bind("198.18.0.1:5353").unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let payload: Vec<u8> = (0..1300).map(|index| index as u8).collect();
-            let packet = ipv4(17, &udp(4000, 5353, &payload));
+            let packet = udp(4000, 5353, &payload);
             let mut buf = [0; 2000];
             // One slice, some, and (of one byte each) more than one system call takes.
             for slice_bytes in [2000, 100, 1] {
@@ -315,11 +313,11 @@ mod tests {
             let (_device, queues) = tun(1);
             // An unknown kind of super-packet; then no IP packet at all.
             let header = [0, 99, 0, 0, 0, 0, 0, 0, 0, 0];
-            let packet = [Bytes::from(ipv4(17, &udp(1, 2, b"x")))];
+            let packet = [Bytes::from(udp(1, 2, b"x"))];
             let frame = Frame { header: &header, payloads: &packet, carries_data: true };
             assert_eq!(queues[0].write(&frame), WriteOutcome::Refused(libc::EINVAL));
             assert_eq!(write(&queues[0], &[0xff; 40], 40), WriteOutcome::Refused(libc::EINVAL));
-            assert_eq!(write(&queues[0], &ipv4(17, &udp(1, 2, b"x")), 100), WriteOutcome::Written);
+            assert_eq!(write(&queues[0], &udp(1, 2, b"x"), 100), WriteOutcome::Written);
             let counters = queues[0].counters();
             assert_eq!((counters.refused_frames, counters.written_frames), (2, 1));
         });
@@ -356,8 +354,7 @@ mod tests {
                 let segment = &syn[vnet::HEADER_BYTES + 20..];
                 let from = u16::from_be_bytes([segment[0], segment[1]]);
                 let seq = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
-                const SYN_ACK: u8 = 0x12;
-                let answer = ipv4(6, &tcp((80, from), 1000, seq.wrapping_add(1), SYN_ACK));
+                let answer = tcp((80, from), 1000, true, Some(seq.wrapping_add(1)), &[]);
                 assert_eq!(write(&queues[0], &answer, 100), WriteOutcome::Written);
                 let data = read(&queues[0], |frame| is_tcp(frame) && frame[1] != 0);
                 (super_packet(&data), data.len())
@@ -398,16 +395,13 @@ mod tests {
                 stream.take(20_000).read_to_end(&mut received).unwrap();
                 received
             });
-            const SYN: u8 = 0x02;
-            const ACK: u8 = 0x10;
-            assert_eq!(write(&queues[0], &ipv4(6, &tcp((4000, 80), 99, 0, SYN)), 100), WriteOutcome::Written);
+            assert_eq!(write(&queues[0], &tcp((4000, 80), 99, true, None, &[]), 100), WriteOutcome::Written);
             let syn_ack = read(&queues[0], |frame| frame[vnet::HEADER_BYTES + 9] == 6 && frame[10] == 0x45);
             let seq = u32::from_be_bytes(*syn_ack[vnet::HEADER_BYTES + 24..].first_chunk().unwrap());
-            let segment = tcp((4000, 80), 100, seq.wrapping_add(1), ACK);
             let payload: Vec<u8> = (0..20_000).map(|index| (index / 7) as u8).collect();
-            let mut packet = ipv4(6, &[&segment[..], &payload].concat());
-            // The kernel completes it.
-            packet[36..38].copy_from_slice(&sum(&tcp_pseudo_header(20_020)).to_be_bytes());
+            let mut packet = tcp((4000, 80), 100, false, Some(seq.wrapping_add(1)), &payload);
+            let partial = partial_checksum(&packet);
+            packet[36..38].copy_from_slice(&partial);
             // NEEDS_CSUM, TCPv4, header 40, segments of 1000, checksum from 20 on, at 16 from there.
             let mut header = [0; vnet::HEADER_BYTES];
             header[..2].copy_from_slice(&[vnet::NEEDS_CSUM, vnet::GSO_TCPV4]);
@@ -436,7 +430,7 @@ mod tests {
                 csum_start: 20,
                 csum_offset: 6,
             };
-            let packet = [Bytes::from(ipv4(17, &udp(4000, 5353, &payload)))];
+            let packet = [Bytes::from(udp(4000, 5353, &payload))];
             for round in 1..=MERGE_REFUSALS_MAX {
                 let mut header = [0; vnet::HEADER_BYTES];
                 header_of.write(&mut header);

@@ -224,7 +224,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::FRAME_BYTES_MAX;
-    use super::super::testnet::{in_network_namespace, is_udp, skip, tun};
+    use super::super::testnet::{in_network_namespace, is_udp, tun};
     use super::*;
 
     const QUEUES: usize = 4;
@@ -234,7 +234,7 @@ mod tests {
         match TunSteering::attach(&queues[0], queues.len()) {
             Ok(steering) => Some(steering),
             Err(SteeringError::NotPermitted) => {
-                skip(std::thread::current().name().unwrap_or("test"), "eBPF is not permitted");
+                tollgate_testkit::skip("eBPF is not permitted");
                 None
             }
             Err(error) => panic!("{error}"),

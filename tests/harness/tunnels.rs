@@ -18,7 +18,7 @@ use tollgate_shards::{
     ClientEvent, CloseCause, Congestion, Received, TransportParams, Tunnel, TunnelParams, transport,
 };
 
-use crate::harness::deployment::Deployment;
+use tollgate_testkit::bed::deployment::Deployment;
 
 /// How long a login may take.
 const LOGIN: Duration = Duration::from_secs(10);

@@ -6,16 +6,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate::lab::{Namespace, Topology, TopologyPlan};
 use tollgate::netlink::Route;
+use tollgate_testkit::{Namespace, Topology, TopologyPlan};
 
-use crate::harness::client::{Client, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::{PATIENCE, eventually, turn};
 use crate::sockets::datagrams_lost;
 use crate::stranger::{Stranger, Until};
+use tollgate_testkit::bed::client::{Client, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 /// Half handshakes that are under way at any time: as many as the gateway has places.
 const HALF_HANDSHAKES: usize = 256;

@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket};
-use tollgate::lab::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{Client, ClientParams, Congestion, Machine, Received, Transmit, TransportParams};
+use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::PATIENCE;
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::raw;
-use crate::harness::turn;
+use tollgate_testkit::bed::PATIENCE;
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::raw;
+use tollgate_testkit::bed::turn;
 
 /// How often two packets of equal size are tried for. Also the mark of packets that none of the tries made.
 const TRIES_MAX: u8 = 50;

@@ -3,16 +3,16 @@
 use std::thread;
 use std::time::Duration;
 
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Client, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::status::Status;
-use crate::harness::traffic::{bulk, bulk_both_ways, bulk_server, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::client::{Attached, Client, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::status::Status;
+use tollgate_testkit::bed::traffic::{bulk, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const BULK_BYTES: u64 = 50_000_000;
 /// Longer than any single packet, in bytes.

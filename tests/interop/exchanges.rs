@@ -1,16 +1,16 @@
 //! Each key exchange carries a session from its first packet to its goodbyes, and carries it in big strides.
 
 use rustix::process::Signal;
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::PATIENCE;
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::PATIENCE;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const BULK_BYTES: u64 = 1_000_000_000;
 /// What a TUN frame of bulk data must hold on average, in bytes.

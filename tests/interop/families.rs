@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use tollgate::lab::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const BULK_BYTES: u64 = 20_000_000;
 const ENDPOINT_V6: &str = "[fd00:18::1]:55555";

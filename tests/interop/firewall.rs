@@ -2,7 +2,7 @@
 //! netlink, since not every machine has the program.
 
 use rustix::net::{AddressFamily, SocketType, netlink, socket};
-use tollgate::lab::Namespace;
+use tollgate_testkit::Namespace;
 
 // linux/netfilter/nfnetlink.h
 const BATCH_BEGIN: u16 = 0x10;

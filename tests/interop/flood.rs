@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tollgate::gateway::random;
-use tollgate::lab::bulk::{BulkServer, Direction};
-use tollgate::lab::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate::netlink::Route;
+use tollgate_testkit::bulk::{BulkServer, Direction};
+use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use crate::firewall::drop_port;
 use crate::forger::{BATCH, Forger};
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use crate::harness::turn;
 use crate::sockets::datagrams_lost;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const INITIAL_BYTES: usize = 1200;
 /// Where a firewall drops everything.

@@ -3,17 +3,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{CLIENT_TUN, Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::raw::{PacketSocket, contains, udp_packet};
-use crate::harness::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use crate::harness::{PATIENCE, eventually, turn};
 use crate::placement::connect_at;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::raw::{PacketSocket, contains, udp_packet};
+use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 /// How many packets of each kind are sent.
 const PACKETS: u64 = 20;
@@ -99,7 +99,8 @@ fn without_isolation_clients_on_different_shards_exchange_bulk_data() {
     }
     let after = gateway.status();
     for shard in 0..2 {
-        let relayed = |status: &crate::harness::status::Status| status.of_shard(shard, "/counters/relayed_packets");
+        let relayed =
+            |status: &tollgate_testkit::bed::status::Status| status.of_shard(shard, "/counters/relayed_packets");
         let packets = relayed(&after) - relayed(&before);
         assert!(packets >= CROSSING_BYTES / 1400, "shard {shard} relayed {packets}");
     }

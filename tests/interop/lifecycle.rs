@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tollgate::lab::datagrams::{DatagramPlan, send};
-use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::datagrams::{DatagramPlan, send};
+use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, wait_for_ping};
-use crate::harness::{PATIENCE, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 /// How soon a client that comes back must be at work.
 const BACK_MAX: Duration = Duration::from_secs(2);

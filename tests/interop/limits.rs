@@ -5,18 +5,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
-use tollgate::lab::datagrams::{DatagramPlan, send};
-use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
+use tollgate_testkit::datagrams::{DatagramPlan, send};
+use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::status::Status;
-use crate::harness::traffic::{bulk_server, datagram_receiver, wait_for_ping};
-use crate::harness::{PATIENCE, turn};
 use crate::placement::connect_at;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::status::Status;
+use tollgate_testkit::bed::traffic::{bulk_server, datagram_receiver, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 /// The limit of alice.
 const BYTES_PER_S: f64 = 80e6 / 8.0;

@@ -3,16 +3,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
-use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
-use tollgate::lab::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
+use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
+use tollgate_testkit::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{bulk_server, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{bulk_server, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 /// Connections that download at once.
 const STREAMS: usize = 8;

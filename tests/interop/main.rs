@@ -1,8 +1,5 @@
 //! The unmodified Quincy client, 3.1.1, through the real gateway, in private network namespaces.
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 mod admission;
 mod aggregate;
 mod data_path;

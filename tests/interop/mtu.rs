@@ -9,18 +9,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use tollgate::lab::bulk::{BulkPlan, Direction, transfer};
-use tollgate::lab::long_path::{LongPath, LongPathPlan, QueueManagement};
-use tollgate::lab::{Namespace, PathToGateway, ROUTER_V4, SERVER_V4, SERVER_V6, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
+use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
+use tollgate_testkit::{Namespace, PathToGateway, ROUTER_V4, SERVER_V4, SERVER_V6, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Client, Login};
-use crate::harness::control;
-use crate::harness::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::{Peers, gateways_can_run};
-use crate::harness::traffic::{bulk, bulk_server, wait_for_ping};
-use crate::harness::{PATIENCE, eventually, turn};
 use crate::tunnels::TestTunnel;
+use tollgate_testkit::bed::client::{Attached, Client, Login};
+use tollgate_testkit::bed::control;
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::traffic::{bulk, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 /// Datagrams of one try.
 const DATAGRAMS: usize = 10;

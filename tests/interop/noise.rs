@@ -3,16 +3,16 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use tollgate::lab::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::raw::{PacketSocket, udp_payloads_to};
-use crate::harness::status::Status;
-use crate::harness::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use crate::harness::{PATIENCE, eventually, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::raw::{PacketSocket, udp_payloads_to};
+use tollgate_testkit::bed::status::Status;
+use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 const RANDOM_DATAGRAMS: usize = 2000;
 /// Real packets that are taken as a pattern.

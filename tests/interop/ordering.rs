@@ -4,16 +4,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{CLIENT_TUN, Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::raw::{OrderWatch, PacketSocket};
-use crate::harness::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::raw::{OrderWatch, PacketSocket};
+use tollgate_testkit::bed::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const BULK_BYTES: u64 = 200_000_000;
 const DATAGRAMS_PER_S: u32 = 5000;

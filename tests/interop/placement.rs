@@ -3,15 +3,15 @@
 use std::thread;
 
 use rustix::process::Signal;
-use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
 use tollgate_shards::home_of;
+use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use crate::harness::{PATIENCE, eventually, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 const BULK_BYTES: u64 = 20_000_000;
 /// With two shards, a client that picks its first connection ID at random misses the wanted one this often once in a trillion runs.

@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tollgate::lab::bulk::Direction;
-use tollgate::lab::datagrams::{DatagramReceiver, FlowCounts};
-use tollgate::lab::relay::{Relay, RelayPlan};
-use tollgate::lab::{
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::datagrams::{DatagramReceiver, FlowCounts};
+use tollgate_testkit::relay::{Relay, RelayPlan};
+use tollgate_testkit::{
     Namespace, PathToGateway, ROUTER_ALTERNATE_V4, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan,
 };
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
-use crate::harness::{queue, turn};
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_testkit::bed::{queue, turn};
 
 const DATAGRAMS_PER_S: u32 = 2000;
 /// How long the load lasts, in seconds; the mapping changes after a third and after two.

@@ -8,15 +8,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate::lab::datagrams::{DatagramPlan, send};
-use tollgate::lab::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::datagrams::{DatagramPlan, send};
+use tollgate_testkit::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
-use crate::harness::turn;
+use tollgate_testkit::bed::client::{Attached, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_testkit::bed::turn;
 
 const VICTIM: Ipv4Addr = Ipv4Addr::new(198, 18, 129, 1);
 /// Bytes that an address may get for each that came from there (RFC 9000, section 8).

@@ -7,14 +7,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use tollgate::lab::{Namespace, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Client, Login};
-use crate::harness::deployment::{Deployment, PORT, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::traffic::{assert_pings, wait_for_ping};
-use crate::harness::{PATIENCE, turn};
+use tollgate_testkit::bed::client::{Attached, Client, Login};
+use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 /// A bit of the capability sets (capabilities(7)).
 const CAP_NET_ADMIN: libc::c_ulong = 12;

@@ -6,18 +6,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tollgate::lab::datagrams::{DatagramPlan, DatagramReceiver, send};
-use tollgate::lab::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::datagrams::{DatagramPlan, DatagramReceiver, send};
+use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Client, Login};
-use crate::harness::control::{self, Answer};
-use crate::harness::deployment::{CLIENT_TUN, Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::Peers;
-use crate::harness::raw::PacketSocket;
-use crate::harness::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
-use crate::harness::{PATIENCE, eventually, queue, turn};
 use crate::placement::connect_at;
+use tollgate_testkit::bed::client::{Attached, Client, Login};
+use tollgate_testkit::bed::control::{self, Answer};
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::Peers;
+use tollgate_testkit::bed::raw::PacketSocket;
+use tollgate_testkit::bed::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, eventually, queue, turn};
 
 const RELOADS: u32 = 100;
 /// The time from one reload to the next.

@@ -1,8 +1,8 @@
 //! What the kernel drops at the gateway's sockets.
 
-use tollgate::lab::Namespace;
+use tollgate_testkit::Namespace;
 
-use crate::harness::deployment::PORT;
+use tollgate_testkit::bed::deployment::PORT;
 
 /// Datagrams that the kernel has dropped at sockets of the gateway's port in `inside`, because they were full.
 pub fn datagrams_lost(inside: &Namespace) -> u64 {

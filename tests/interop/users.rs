@@ -4,15 +4,15 @@ use std::fmt::Write;
 use std::fs;
 use std::net::Ipv4Addr;
 
-use tollgate::lab::{SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use crate::harness::client::{Attached, Client, Login};
-use crate::harness::control;
-use crate::harness::deployment::{Deployment, Plan};
-use crate::harness::gateway::Gateway;
-use crate::harness::peers::{Peers, gateways_can_run};
-use crate::harness::traffic::{assert_pings, wait_for_ping};
-use crate::harness::{PATIENCE, turn};
+use tollgate_testkit::bed::client::{Attached, Client, Login};
+use tollgate_testkit::bed::control;
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
+use tollgate_testkit::bed::{PATIENCE, turn};
 
 /// Users in the file.
 const USERS: usize = 2_000;

@@ -29,7 +29,7 @@ const PROGRAMS_OF_OTHERS: [&str; 17] = [
 ];
 
 /// Subcommands of cargo in the documents.
-const CARGO: [&str; 9] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test"];
+const CARGO: [&str; 10] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test", "xtask"];
 
 /// Checks what documents say to run.
 pub struct Checker {

@@ -69,6 +69,7 @@ impl GatewayFiles {
         ConfigFile::gateway(folder.path())
             .set("tunnel_network", format!("{inner}/{}", TUNNEL_V4.prefix_len()))
             .set("connection.mtu", plan.mtu_bytes)
+            .set("log.level", "info")
             .set("connection.connection_timeout_s", plan.idle_timeout.as_secs_f64().ceil() as i64)
             .set("connection.send_buffer_size", SOCKET_BUFFER_BYTES)
             .set("connection.recv_buffer_size", SOCKET_BUFFER_BYTES)

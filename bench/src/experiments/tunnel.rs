@@ -48,7 +48,10 @@ impl TunnelFiles {
         let gateway = GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings))?;
         user.write(gateway.0.path(), "alice")?;
         let client = gateway.0.join("client.toml");
-        ConfigFile::client(gateway.0.path(), "alice", &service()).write(&client)?;
+        ConfigFile::client(gateway.0.path(), "alice", &service())
+            .set("connection.mtu", 1400)
+            .set("log.level", "info")
+            .write(&client)?;
         Ok(TunnelFiles { gateway, client })
     }
 }

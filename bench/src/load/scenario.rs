@@ -428,7 +428,8 @@ mod tests {
     fn every_example_is_a_scenario() {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios"));
         let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        assert!(files.map(|path| Scenario::load(&path).unwrap()).count() >= 8);
+        let scenarios: Vec<Scenario> = files.map(|path| Scenario::load(&path).unwrap()).collect();
+        assert!(scenarios.len() >= 8);
     }
 
     #[test]

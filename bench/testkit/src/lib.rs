@@ -6,11 +6,15 @@
 //!
 //! It does not know the gateway: it starts programs and looks at them from outside.
 
+pub mod bed;
 pub mod chance;
 pub mod deploy;
 mod error;
+pub mod faults;
 mod netns;
+pub mod packet;
 mod path;
+pub mod site;
 mod traffic;
 
 pub use error::LabError;

@@ -8,7 +8,7 @@ use tollgate_shards::packet::VnetHeader;
 use tollgate_shards::packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_UDP_L4, HEADER_BYTES, NEEDS_CSUM};
 
 use super::PACKET_BYTES;
-use crate::load::flow::packet::Sum;
+use tollgate_testkit::packet::Sum;
 
 const IP_BYTES: usize = 20;
 const IP_BYTES_MAX: usize = 65_535;

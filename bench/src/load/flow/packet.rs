@@ -3,11 +3,10 @@
 //! The headers are written and summed by `etherparse`, not by the engine that is measured.
 
 use std::net::SocketAddrV4;
-use std::ops::{Add, Sub};
 
 use bytes::{Bytes, BytesMut};
-use etherparse::checksum::Sum16BitWords;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, UdpHeader};
+use tollgate_testkit::packet::Sum;
 
 use super::pattern::Pattern;
 use super::wire::{HEADER_BYTES, Header};
@@ -20,60 +19,6 @@ pub const ARENA_BYTES: usize = 64 * 1024;
 
 const IPV4_BYTES: usize = 20;
 const UDP_BYTES: usize = 8;
-
-/// A ones' complement sum of 16-bit words (RFC 1071), so that sums of parts add up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sum(u16);
-
-impl Sum {
-    /// Of bytes that begin at an even offset; an odd last one is padded with zero.
-    #[inline]
-    pub fn of(bytes: &[u8]) -> Sum {
-        Sum(!Sum16BitWords::new().add_slice(bytes).ones_complement())
-    }
-
-    /// What goes into a header.
-    #[inline]
-    pub fn checksum(self) -> [u8; 2] {
-        (!self.0).to_ne_bytes()
-    }
-
-    /// What the kernel finds where it is to complete a checksum.
-    pub fn folded(self) -> [u8; 2] {
-        self.0.to_ne_bytes()
-    }
-
-    /// What goes into a UDP header, where 0 would say that there is none.
-    #[inline]
-    pub fn udp_checksum(self) -> [u8; 2] {
-        (if self.0 == u16::MAX { u16::MAX } else { !self.0 }).to_ne_bytes()
-    }
-
-    /// Whether this is the sum of bytes with a right checksum among them.
-    #[inline]
-    pub fn is_valid(self) -> bool {
-        self.0 == u16::MAX
-    }
-}
-
-impl Add for Sum {
-    type Output = Sum;
-
-    #[inline]
-    fn add(self, other: Sum) -> Sum {
-        let (sum, carried) = self.0.overflowing_add(other.0);
-        Sum(sum + u16::from(carried))
-    }
-}
-
-impl Sub for Sum {
-    type Output = Sum;
-
-    #[inline]
-    fn sub(self, other: Sum) -> Sum {
-        self + Sum(!other.0)
-    }
-}
 
 /// From one socket address to another: the headers that all packets of a flow have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

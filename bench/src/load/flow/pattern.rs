@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 
 use tollgate_testkit::chance::{Chance, mixed};
 
-use super::packet::Sum;
 use super::wire::Header;
+use tollgate_testkit::packet::Sum;
 
 /// The longest body, in bytes: more than any UDP payload has.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;

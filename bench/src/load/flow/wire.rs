@@ -138,7 +138,7 @@ impl Header {
 
     /// The header as it travels.
     #[inline]
-    pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..2].copy_from_slice(&MAGIC.to_be_bytes());
         bytes[2] = self.kind as u8;

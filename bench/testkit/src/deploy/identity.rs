@@ -28,10 +28,6 @@ impl std::fmt::Debug for Identity {
 
 impl Identity {
     /// Makes a certificate of the common name `name`, for the names and addresses `sans`.
-    ///
-    /// # Errors
-    ///
-    /// When a name cannot be put in a certificate.
     pub fn generate(name: &str, sans: &[&str]) -> Result<Self, LabError> {
         let make = || -> Result<Self, rcgen::Error> {
             let mut params = CertificateParams::new(sans.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -47,10 +43,6 @@ impl Identity {
     }
 
     /// Writes `{name}_cert.pem` and `{name}_key.pem` into `folder`, in place of what is there.
-    ///
-    /// # Errors
-    ///
-    /// When one cannot be written.
     pub fn write(&self, folder: &Path, name: &str) -> Result<(), LabError> {
         for (part, text, mode) in [("cert", &self.certificate_pem, 0o644), ("key", &self.key_pem, 0o600)] {
             let path = folder.join(format!("{name}_{part}.pem"));

@@ -39,7 +39,6 @@ impl ConfigFile {
             .set("protocol.mode", "tls")
             .set("protocol.certificate_file", file("server_cert.pem"))
             .set("protocol.certificate_key_file", file("server_key.pem"))
-            .set("log.level", "info")
     }
 
     /// Adds what Tollgate keeps in files of its own: by default they are the machine's.
@@ -57,10 +56,8 @@ impl ConfigFile {
             .set("protocol.trusted_certificate_paths", vec![file("server_cert.pem")])
             .set("protocol.client_certificate_file", file(&format!("{user}_cert.pem")))
             .set("protocol.client_certificate_key_file", file(&format!("{user}_key.pem")))
-            .set("connection.mtu", 1400)
             .set("network.routes", vec!["198.19.0.0/24"])
             .set("network.interface_name", CLIENT_TUN)
-            .set("log.level", "info")
     }
 
     /// Sets a key, named with its table's: `shards.count`.
@@ -77,10 +74,6 @@ impl ConfigFile {
     }
 
     /// Writes the file.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
         fs::write(path, self.to_string()).map_err(|source| LabError::files("write", path, source))
     }
@@ -108,10 +101,10 @@ mod tests {
 
     #[test]
     fn keys_are_set_in_their_tables_and_replace_what_was_there() {
-        let file = ConfigFile::gateway(Path::new("/x")).set("shards.count", 2).set("log.level", "warn");
+        let file = ConfigFile::gateway(Path::new("/x")).set("shards.count", 2).set("protocol.mode", "none");
         let table: Table = file.to_string().parse().unwrap();
         assert_eq!(table["shards"]["count"].as_integer(), Some(2));
-        assert_eq!(table["log"]["level"].as_str(), Some("warn"));
+        assert_eq!(table["protocol"]["mode"].as_str(), Some("none"));
         assert_eq!(table["protocol"]["certificate_file"].as_str(), Some("/x/server_cert.pem"));
     }
 }

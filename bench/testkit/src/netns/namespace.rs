@@ -39,10 +39,6 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes a namespace; `name` appears in messages only.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Missing`] without the privilege, otherwise when the kernel refuses (`user.max_net_namespaces`).
     pub fn new(name: &str) -> Result<Self, LabError> {
         privileges()?;
         let failed = |operation: &str, source| LabError::Namespace {
@@ -66,6 +62,11 @@ impl Namespace {
             netlink.set_link_up(loopback)
         })?;
         Ok(namespace)
+    }
+
+    /// Another handle of the same namespace.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { name: self.name.clone(), descriptor: self.descriptor.try_clone()?, inode: self.inode })
     }
 
     /// The name given to it, for messages only.
@@ -95,47 +96,27 @@ impl Namespace {
     }
 
     /// Starts a child process inside the namespace. It is killed when the returned value is dropped, and when this process ends.
-    ///
-    /// # Errors
-    ///
-    /// When the program cannot be started.
     pub fn spawn(&self, command: Command) -> Result<Process, LabError> {
         self.spawn_pinned(command, &[])
     }
 
     /// Starts a child process inside the namespace, on the given CPUs only; none means all.
-    ///
-    /// # Errors
-    ///
-    /// When the program cannot be started, or none of the CPUs exists.
     pub fn spawn_pinned(&self, command: Command, cpus: &[usize]) -> Result<Process, LabError> {
         Process::start(command, self, cpus)
     }
 
     /// Opens a netlink connection to the namespace.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel gives no netlink socket.
     pub fn netlink(&self) -> Result<Netlink, LabError> {
         self.run(Netlink::open).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
     }
 
     /// Changes links, addresses and routes of the namespace.
-    ///
-    /// # Errors
-    ///
-    /// The first refusal of the kernel, with the namespace's name.
     pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, LabError> {
         let mut netlink = self.netlink()?;
         change(&mut netlink).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
     }
 
     /// Sets a network parameter of the namespace, as in `sysctl("net/ipv4/ip_forward", "1")`.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such parameter, or /proc/sys is mounted read-only and the value is not the wanted one already.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<(), LabError> {
         let file = Path::new("/proc/sys").join(path);
         let set = || match fs::read_to_string(&file) {

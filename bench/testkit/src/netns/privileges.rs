@@ -24,11 +24,7 @@ pub enum Privilege {
 
 /// Makes sure that this process can make network namespaces: as it is, or by way of a user namespace.
 ///
-/// To be called before the process has started a thread.
-///
-/// # Errors
-///
-/// [`LabError::Missing`] with the remedy, in one line.
+/// To be called before the process has started a thread. The error has the remedy, in one line, as that of the others here.
 pub fn prepare() -> Result<Privilege, LabError> {
     if privileges().is_ok() {
         return Ok(Privilege::Root);
@@ -38,10 +34,6 @@ pub fn prepare() -> Result<Privilege, LabError> {
 }
 
 /// Whether this process can make network namespaces as it is.
-///
-/// # Errors
-///
-/// [`LabError::Missing`] when it lacks CAP_SYS_ADMIN or CAP_NET_ADMIN.
 pub fn privileges() -> Result<(), LabError> {
     let needed = CAP_NET_ADMIN | CAP_SYS_ADMIN;
     let held = status_field("CapEff:").and_then(|field| u64::from_str_radix(&field, 16).ok()).unwrap_or(0);
@@ -54,10 +46,6 @@ pub fn privileges() -> Result<(), LabError> {
 /// Moves the process into a user namespace and a network namespace of its own, in which it is root.
 ///
 /// To be called before the process has started a thread: the kernel moves only processes of a single one.
-///
-/// # Errors
-///
-/// [`LabError::Missing`] with the remedy, in one line.
 pub fn enter_user_namespace() -> Result<(), LabError> {
     if status_field("Threads:").is_some_and(|threads| threads != "1") {
         return Err(LabError::Missing {
@@ -77,10 +65,6 @@ pub fn enter_user_namespace() -> Result<(), LabError> {
 }
 
 /// Whether the TUN driver can be opened.
-///
-/// # Errors
-///
-/// [`LabError::Missing`] with the remedy, in one line.
 pub fn require_tun() -> Result<(), LabError> {
     let opened = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     let Err(error) = opened else { return Ok(()) };

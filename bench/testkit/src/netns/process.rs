@@ -74,19 +74,11 @@ impl Process {
     }
 
     /// Waits for a line that contains `pattern`, earlier ones included, and returns it.
-    ///
-    /// # Errors
-    ///
-    /// When it does not come in time, or the process closes its output.
     pub fn wait_for_line(&self, pattern: &str, timeout: Duration) -> Result<String, LabError> {
         self.wait_for_line_from(0, pattern, timeout)
     }
 
     /// Waits for a line that contains `pattern`, from line number `first` on, and returns it.
-    ///
-    /// # Errors
-    ///
-    /// When it does not come in time, or the process closes its output.
     pub fn wait_for_line_from(&self, first: usize, pattern: &str, timeout: Duration) -> Result<String, LabError> {
         self.output.wait_for(pattern, first, timeout).map_err(|no_line| {
             let reason = match no_line {
@@ -98,69 +90,41 @@ impl Process {
     }
 
     /// CPU time that all its threads have used, ended ones included, in user and kernel mode, in seconds of nanosecond resolution.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended and been waited for.
     pub fn cpu_seconds(&self) -> Result<f64, LabError> {
         cpu_seconds(self.child.id()).map_err(|source| self.failed("read the CPU time", source))
     }
 
     /// The most memory that it ever had resident, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn peak_memory_bytes(&self) -> Result<u64, LabError> {
         let peak = self.status_kib("VmHWM:");
         peak.map_err(|source| self.failed("read the peak memory", source))
     }
 
     /// The memory that it has resident now, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn memory_bytes(&self) -> Result<u64, LabError> {
         let resident = self.status_kib("VmRSS:");
         resident.map_err(|source| self.failed("read the resident memory", source))
     }
 
     /// The number of its open descriptors.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
     pub fn open_descriptors(&self) -> Result<usize, LabError> {
         let listing = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
         Ok(listing.map_err(|source| self.failed("count the open descriptors", source))?.count())
     }
 
     /// Sends it a signal.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended and been waited for.
     pub fn signal(&self, signal: Signal) -> Result<(), LabError> {
         let sent = self.pid().and_then(|pid| kill_process(pid, signal));
         sent.map_err(|errno| self.failed("signal", errno.into()))
     }
 
     /// The exit status, once it has ended.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses to tell.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>, LabError> {
         let status = self.child.try_wait();
         status.map_err(|source| self.failed("wait for the end", source))
     }
 
-    /// Waits until it ends.
-    ///
-    /// # Errors
-    ///
-    /// When it has not ended in time; it goes on running then.
+    /// Waits until it ends. When it has not in time, it goes on running.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -174,11 +138,7 @@ impl Process {
         }
     }
 
-    /// Asks it to end with SIGTERM and waits.
-    ///
-    /// # Errors
-    ///
-    /// When it has not ended in time; it is killed then.
+    /// Asks it to end with SIGTERM and waits. When it has not ended in time, it is killed, and that is an error.
     pub fn stop(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
         if let Some(status) = self.exit_status()? {
             return Ok(status);
@@ -192,10 +152,6 @@ impl Process {
     }
 
     /// Ends it, and the children that it has at this moment, with SIGKILL, and waits for the kernel to be done with it.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
     pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
         if let Some(status) = self.exit_status()? {
             return Ok(status);

@@ -108,10 +108,6 @@ impl Default for TopologyPlan {
 
 impl Topology {
     /// Makes the namespaces, links, addresses and routes.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Plan`] when the plan is out of bounds, otherwise the first refusal of the kernel.
     pub fn build(plan: &TopologyPlan) -> Result<Self, LabError> {
         plan.check()?;
         let gateway = forwarding("gateway")?;

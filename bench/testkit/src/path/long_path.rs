@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::codel::Codel;
-use super::ecn;
+use super::datagram;
 use crate::{LabError, Namespace};
 
 /// Longest UDP payload, in bytes.
@@ -100,16 +100,11 @@ struct Shared {
 
 impl LongPath {
     /// Starts a path whose middle is in `namespace`.
-    ///
-    /// # Errors
-    ///
-    /// When an address is taken or not the namespace's.
     pub fn start(namespace: &Namespace, plan: LongPathPlan) -> Result<Self, LabError> {
         let failed = |error: io::Error| LabError::traffic(format!("long path to {}", plan.gateway), "listen", error);
         let socket = |address: SocketAddr| -> io::Result<UdpSocket> {
             let socket = UdpSocket::bind(address)?;
-            socket.set_nonblocking(true)?;
-            ecn::prepare(&socket)?;
+            datagram::tell_ecn(&socket)?;
             Ok(socket)
         };
         let front = namespace.run(|| socket(plan.listen)).map_err(failed)?;
@@ -195,13 +190,13 @@ impl Worker {
     fn take(&mut self, lane: usize, buffer: &mut [u8]) {
         for _ in 0..BURST_MAX {
             // An error of an earlier send, reported here, concerns that datagram only.
-            let Ok((length, from, field)) = ecn::receive(&self.sockets[lane], buffer) else { return };
+            let Ok(Some(received)) = datagram::receive(&self.sockets[lane], buffer) else { return };
             match lane {
-                0 => self.client = Some(from),
-                _ if from != self.plan.gateway => continue,
+                0 => self.client = Some(received.from),
+                _ if received.from != self.plan.gateway => continue,
                 _ => {}
             }
-            self.enter(lane, Instant::now(), &buffer[..length], field);
+            self.enter(lane, Instant::now(), &buffer[..received.length], received.ecn);
         }
     }
 
@@ -229,7 +224,7 @@ impl Worker {
                 self.shared.dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            field = ecn::CE;
+            field = datagram::CE;
             self.shared.marked.fetch_add(1, Ordering::Relaxed);
         }
         let through = begins + takes(datagram.len() + HEADER_BYTES);
@@ -248,7 +243,7 @@ impl Worker {
         while lane.under_way.front().is_some_and(|(at, ..)| *at <= now)
             && let Some((_, datagram, field)) = lane.under_way.pop_front()
         {
-            let sent = to.is_some_and(|to| ecn::send(socket, &datagram, to, field).is_ok());
+            let sent = to.is_some_and(|to| datagram::send(socket, &datagram, datagram.len().max(1), to, field).is_ok());
             let counter = if sent { &self.shared.delivered } else { &self.shared.lost };
             counter.fetch_add(1, Ordering::Relaxed);
         }

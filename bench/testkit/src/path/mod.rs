@@ -1,7 +1,6 @@
 //! What lies between a client and a gateway: a NAT, a long way with a narrow place.
 
-pub(crate) mod aggregate;
 mod codel;
-mod ecn;
+pub(crate) mod datagram;
 pub mod long_path;
 pub mod relay;

@@ -1,34 +1,27 @@
 //! A UDP relay between clients and a gateway that behaves like a NAT and, on command, changes its mapping.
 
-use std::{
-    collections::VecDeque,
-    io,
-    net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
-    thread::{self, JoinHandle},
-};
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
-    io::Errno,
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
-use super::aggregate::{self, AGGREGATE_BYTES_MAX, Received, SEGMENTS_MAX};
+use super::datagram::{self, AGGREGATE_BYTES_MAX, Received, SEGMENTS_MAX};
 use crate::{LabError, Namespace};
 
 /// Clients served at a time; datagrams of further ones are dropped.
 const FLOWS_MAX: usize = 256;
-
 /// Sockets of former mappings that are kept open and unread, so that what still comes to them is lost without an ICMP error, as at a NAT.
 const RETIRED_MAX: usize = 256;
-
 /// How many aggregates of one socket are forwarded before the others have their turn.
 const BURST_MAX: usize = 16;
+/// How soon a change of the mapping, or the end, is noticed by a relay with nothing to do.
+const IDLE_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// What a relay connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +48,7 @@ pub struct RelayCounts {
 /// A relay at work, until it is dropped. Every client has a socket of its own on the gateway's side.
 #[derive(Debug)]
 pub struct Relay {
+    namespace: Namespace,
     address: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -62,53 +56,38 @@ pub struct Relay {
 
 #[derive(Debug)]
 struct Shared {
-    wake: OwnedFd,
-    commands: Mutex<VecDeque<Command>>,
-    to_gateway: AtomicU64,
-    to_clients: AtomicU64,
-    dropped: AtomicU64,
+    halted: AtomicBool,
+    state: Mutex<State>,
 }
 
 #[derive(Debug)]
-enum Command {
-    Rebind { source: Option<IpAddr>, done: mpsc::Sender<io::Result<Vec<SocketAddr>>> },
-    Sources { answer: mpsc::Sender<io::Result<Vec<SocketAddr>>> },
-    Stop,
+struct State {
+    plan: RelayPlan,
+    flows: Vec<Flow>,
+    retired: VecDeque<Arc<UdpSocket>>,
+    counts: RelayCounts,
+}
+
+#[derive(Debug)]
+struct Flow {
+    client: SocketAddr,
+    /// The socket on the gateway's side.
+    back: Arc<UdpSocket>,
 }
 
 impl Relay {
     /// Starts a relay inside `namespace`.
-    ///
-    /// # Errors
-    ///
-    /// When the address to listen on is taken or not the namespace's.
     pub fn start(namespace: &Namespace, plan: RelayPlan) -> Result<Self, LabError> {
-        let failed = |operation| {
-            move |error: io::Error| LabError::traffic(format!("relay to {}", plan.gateway), operation, error)
-        };
-        let front = namespace.run(|| UdpSocket::bind(plan.listen)).map_err(failed("listen"))?;
-        aggregate::prepare(&front).map_err(failed("listen"))?;
-        let address = front.local_addr().map_err(failed("listen"))?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed("start")(e.into()))?;
-        let shared = Arc::new(Shared {
-            wake,
-            commands: Mutex::default(),
-            to_gateway: AtomicU64::new(0),
-            to_clients: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-        });
-        let worker = Worker {
-            front,
-            gateway: plan.gateway,
-            source: plan.source,
-            flows: Vec::new(),
-            retired: VecDeque::new(),
-            buffer: vec![0; AGGREGATE_BYTES_MAX],
-            shared: Arc::clone(&shared),
-        };
-        // A thread that is started inside a namespace stays there, and so do the sockets that it opens later.
-        let thread = Some(namespace.run(|| thread::spawn(move || worker.run())));
-        Ok(Self { address, shared, thread })
+        let failed = |error: io::Error| LabError::traffic(format!("relay to {}", plan.gateway), "listen", error);
+        let namespace = namespace.try_clone().map_err(failed)?;
+        let front = namespace.run(|| socket(plan.listen)).map_err(failed)?;
+        let address = front.local_addr().map_err(failed)?;
+        let state = State { plan, flows: Vec::new(), retired: VecDeque::new(), counts: RelayCounts::default() };
+        let shared = Arc::new(Shared { halted: AtomicBool::new(false), state: Mutex::new(state) });
+        let running = Arc::clone(&shared);
+        // A thread that is started inside a namespace stays there, and so do the sockets that it opens.
+        let thread = Some(namespace.run(|| thread::spawn(move || running.forward(&front))));
+        Ok(Self { namespace, address, shared, thread })
     }
 
     /// Where clients send to.
@@ -118,189 +97,104 @@ impl Relay {
 
     /// Gives every client another port on the gateway's side, and returns the new addresses. Datagrams on their way to the old ones are
     /// lost.
-    ///
-    /// # Errors
-    ///
-    /// When no socket can be had; the old mapping stands then.
     pub fn rebind_port(&self) -> Result<Vec<SocketAddr>, LabError> {
-        self.ask("change the port", |done| Command::Rebind { source: None, done })
+        let source = self.shared.state().plan.source;
+        self.rebind_address(source)
     }
 
-    /// Gives every client another address, and port, on the gateway's side, and returns the new addresses.
-    ///
-    /// # Errors
-    ///
-    /// When the address is not one of the namespace's; the old mapping stands then.
+    /// Gives every client another address, and port, on the gateway's side, and returns the new addresses. When there is no such address,
+    /// the old mapping stands.
     pub fn rebind_address(&self, source: IpAddr) -> Result<Vec<SocketAddr>, LabError> {
-        self.ask("change the address", |done| Command::Rebind { source: Some(source), done })
+        let mut state = self.shared.state();
+        let count = state.flows.len();
+        let open = || (0..count).map(|_| socket((source, 0).into())).collect::<io::Result<Vec<_>>>();
+        let fresh = self.namespace.run(open).map_err(|error| self.failed("change the mapping", error))?;
+        state.rebind(source, fresh);
+        drop(state);
+        self.sources()
     }
 
     /// The addresses under which the gateway sees the clients, in the order of their first datagrams.
-    ///
-    /// # Errors
-    ///
-    /// When the relay has stopped.
     pub fn sources(&self) -> Result<Vec<SocketAddr>, LabError> {
-        self.ask("list its addresses", |answer| Command::Sources { answer })
+        let sources = self.shared.state().flows.iter().map(|flow| flow.back.local_addr()).collect::<io::Result<_>>();
+        sources.map_err(|error| self.failed("list its addresses", error))
     }
 
     /// What it has forwarded so far.
     pub fn counts(&self) -> RelayCounts {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        RelayCounts {
-            to_gateway: count(&self.shared.to_gateway),
-            to_clients: count(&self.shared.to_clients),
-            dropped: count(&self.shared.dropped),
-        }
+        self.shared.state().counts
     }
 
-    fn ask(
-        &self,
-        operation: &'static str,
-        command: impl FnOnce(mpsc::Sender<io::Result<Vec<SocketAddr>>>) -> Command,
-    ) -> Result<Vec<SocketAddr>, LabError> {
-        let failed = |error: io::Error| LabError::traffic(format!("relay at {}", self.address), operation, error);
-        let (sender, answer) = mpsc::channel();
-        self.shared.command(command(sender));
-        answer.recv().map_err(|_| failed(io::Error::other("it has stopped")))?.map_err(failed)
+    fn failed(&self, operation: &'static str, error: io::Error) -> LabError {
+        LabError::traffic(format!("relay at {}", self.address), operation, error)
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shared.command(Command::Stop);
+        self.shared.halted.store(true, Ordering::Relaxed);
         // A panic of the thread has been printed already.
         self.thread.take().into_iter().for_each(|thread| drop(thread.join()));
     }
 }
 
 impl Shared {
-    fn command(&self, command: Command) {
-        self.commands().push_back(command);
-        // It fails only when the counter is full, and then the thread wakes anyway.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn commands(&self) -> MutexGuard<'_, VecDeque<Command>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Flow {
-    client: SocketAddr,
-    back: UdpSocket,
-}
-
-/// The relay's thread.
-struct Worker {
-    /// The clients' side.
-    front: UdpSocket,
-    gateway: SocketAddr,
-    source: IpAddr,
-    flows: Vec<Flow>,
-    retired: VecDeque<UdpSocket>,
-    buffer: Vec<u8>,
-    shared: Arc<Shared>,
-}
-
-impl Worker {
-    fn run(mut self) {
-        while let Some(ready) = self.wait() {
-            if ready.commands && !self.obey() {
-                return;
+    /// The relay's thread.
+    fn forward(&self, front: &UdpSocket) {
+        let mut buffer = vec![0; AGGREGATE_BYTES_MAX];
+        while !self.halted.load(Ordering::Relaxed) {
+            // Kept apart from the state, which is free while this thread sleeps.
+            let backs: Vec<Arc<UdpSocket>> = self.state().flows.iter().map(|flow| Arc::clone(&flow.back)).collect();
+            let all = std::iter::once(front.as_fd()).chain(backs.iter().map(|back| back.as_fd()));
+            let mut descriptors: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            match poll(&mut descriptors, Some(&IDLE_INTERVAL)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
             }
-            if ready.front {
-                self.forward_to_gateway();
-            }
-            for index in ready.flows {
-                self.forward_to_client(index);
+            let mut state = self.state();
+            for index in (0..descriptors.len()).filter(|index| !descriptors[*index].revents().is_empty()) {
+                match index.checked_sub(1) {
+                    None => state.forward_to_gateway(front, &mut buffer),
+                    Some(flow) => state.forward_to_client(front, flow, &mut buffer),
+                }
             }
         }
     }
+}
 
-    /// Sleeps until something can be done; `None` when that is no longer possible.
-    fn wait(&self) -> Option<Ready> {
-        let fixed = [self.shared.wake.as_fd(), self.front.as_fd()];
-        let all = fixed.into_iter().chain(self.flows.iter().map(|flow| flow.back.as_fd()));
-        let mut descriptors: Vec<PollFd<'_>> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        match poll(&mut descriptors, None) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Some(Ready { commands: false, front: false, flows: Vec::new() }),
-            Err(_) => return None,
-        }
-        let is_ready = |descriptor: &PollFd<'_>| !descriptor.revents().is_empty();
-        let flows = descriptors[2..].iter().enumerate().filter(|(_, descriptor)| is_ready(descriptor));
-        Some(Ready {
-            commands: is_ready(&descriptors[0]),
-            front: is_ready(&descriptors[1]),
-            flows: flows.map(|(index, _)| index).collect(),
-        })
-    }
-
-    /// Carries out commands; false after the last.
-    fn obey(&mut self) -> bool {
-        // The counter is reset before the queue is read, so that no command is missed.
-        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
-        let commands = std::mem::take(&mut *self.shared.commands());
-        for command in commands {
-            // Whoever asked waits for the answer, so that it cannot be lost.
-            match command {
-                Command::Stop => return false,
-                Command::Sources { answer } => drop(answer.send(self.sources())),
-                Command::Rebind { source, done } => drop(done.send(self.rebind(source))),
-            }
-        }
-        true
-    }
-
-    fn sources(&self) -> io::Result<Vec<SocketAddr>> {
-        self.flows.iter().map(|flow| flow.back.local_addr()).collect()
-    }
-
-    fn rebind(&mut self, source: Option<IpAddr>) -> io::Result<Vec<SocketAddr>> {
-        let source = source.unwrap_or(self.source);
-        let fresh: Vec<UdpSocket> = self.flows.iter().map(|_| back_socket(source)).collect::<io::Result<_>>()?;
-        self.source = source;
+impl State {
+    fn rebind(&mut self, source: IpAddr, fresh: Vec<UdpSocket>) {
+        self.plan.source = source;
         for (flow, back) in self.flows.iter_mut().zip(fresh) {
-            self.retired.push_back(std::mem::replace(&mut flow.back, back));
+            self.retired.push_back(std::mem::replace(&mut flow.back, Arc::new(back)));
         }
-        while self.retired.len() > RETIRED_MAX {
-            self.retired.pop_front();
-        }
-        self.sources()
+        let excess = self.retired.len().saturating_sub(RETIRED_MAX);
+        self.retired.drain(..excess);
     }
 
-    fn forward_to_gateway(&mut self) {
+    fn forward_to_gateway(&mut self, front: &UdpSocket, buffer: &mut [u8]) {
         for _ in 0..BURST_MAX {
             // An error (of an earlier send, reported here) concerns that datagram only.
-            let Ok(Some(received)) = aggregate::receive(&self.front, &mut self.buffer) else { return };
-            let forwarded = match self.flow_of(received.from) {
-                Some(index) => forward(&self.flows[index].back, &self.buffer, &received, self.gateway),
-                None => Err(received.count()),
-            };
-            self.count(forwarded, &self.shared.to_gateway);
+            let Ok(Some(received)) = datagram::receive(front, buffer) else { return };
+            let flow = self.flow_of(received.from);
+            let sent = flow.is_some_and(|flow| send(&self.flows[flow].back, buffer, &received, self.plan.gateway));
+            let counter = if sent { &mut self.counts.to_gateway } else { &mut self.counts.dropped };
+            *counter += received.count() as u64;
         }
     }
 
-    fn forward_to_client(&mut self, index: usize) {
+    fn forward_to_client(&mut self, front: &UdpSocket, flow: usize, buffer: &mut [u8]) {
         for _ in 0..BURST_MAX {
-            let flow = &self.flows[index];
-            let Ok(Some(received)) = aggregate::receive(&flow.back, &mut self.buffer) else { return };
-            let forwarded = if received.from == self.gateway {
-                forward(&self.front, &self.buffer, &received, flow.client)
-            } else {
-                Err(received.count())
-            };
-            self.count(forwarded, &self.shared.to_clients);
+            let Flow { client, back } = &self.flows[flow];
+            let Ok(Some(received)) = datagram::receive(back, buffer) else { return };
+            let sent = received.from == self.plan.gateway && send(front, buffer, &received, *client);
+            let counter = if sent { &mut self.counts.to_clients } else { &mut self.counts.dropped };
+            *counter += received.count() as u64;
         }
-    }
-
-    fn count(&self, forwarded: Result<usize, usize>, counter: &AtomicU64) {
-        let (counter, count) = match forwarded {
-            Ok(count) => (counter, count),
-            Err(count) => (&self.shared.dropped, count),
-        };
-        counter.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// The flow of a client, a new one if need be.
@@ -311,35 +205,25 @@ impl Worker {
         if self.flows.len() == FLOWS_MAX {
             return None;
         }
-        let back = back_socket(self.source).ok()?;
+        let back = Arc::new(socket((self.plan.source, 0).into()).ok()?);
         self.flows.push(Flow { client, back });
         Some(self.flows.len() - 1)
     }
 }
 
-/// What can be done without waiting.
-struct Ready {
-    commands: bool,
-    front: bool,
-    /// Indices of flows with something from the gateway.
-    flows: Vec<usize>,
-}
-
-fn back_socket(source: IpAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((source, 0))?;
-    aggregate::prepare(&socket)?;
+fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    datagram::prepare(&socket)?;
     Ok(socket)
 }
 
-/// Sends an aggregate on as it came; the number of its datagrams, as an error when the kernel refused.
-fn forward(socket: &UdpSocket, buffer: &[u8], received: &Received, to: SocketAddr) -> Result<usize, usize> {
-    let count = received.count();
+/// Sends an aggregate on as it came; false when the kernel refused.
+fn send(socket: &UdpSocket, buffer: &[u8], received: &Received, to: SocketAddr) -> bool {
     if received.length == 0 {
-        return aggregate::send(socket, &[], 1, to).map(|()| count).map_err(|_| count);
+        return datagram::send(socket, &[], 1, to, 0).is_ok();
     }
     let mut parts = buffer[..received.length].chunks(received.segment * SEGMENTS_MAX);
-    let sent = parts.try_for_each(|part| aggregate::send(socket, part, received.segment, to));
-    sent.map(|()| count).map_err(|_| count)
+    parts.all(|part| datagram::send(socket, part, received.segment, to, 0).is_ok())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn kick(deployment: &Deployment, user: &str) -> Answer {
 }
 
 fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let mut command = Command::new(super::program());
     command.args(arguments).arg("--config").arg(deployment.path("server.toml")).env("NO_COLOR", "1");
     let start = Instant::now();
     let output = command.output().expect("the program starts");

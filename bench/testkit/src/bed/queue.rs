@@ -5,7 +5,7 @@ use std::mem;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-use tollgate::lab::Namespace;
+use crate::Namespace;
 
 /// Gives `interface` room for `packets` packets; a TUN interface has room for 500, which a busy quincy-client lets overflow.
 ///

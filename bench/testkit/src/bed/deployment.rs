@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use tollgate::identity::Identity;
 
 use super::peers::Peers;
-
-/// The port that gateways listen on.
-pub const PORT: u16 = 55_555;
+pub use crate::deploy::{CLIENT_TUN, PORT};
+use crate::deploy::{ConfigFile, Identity, user_entry};
 
 /// What a gateway's configuration says.
 #[derive(Debug, Clone)]
@@ -107,9 +104,8 @@ impl Deployment {
     /// Makes a certificate `{name}_cert.pem` with its key `{name}_key.pem`.
     pub fn write_identity(&mut self, name: &str, sans: &[&str]) {
         let identity = Identity::generate(name, sans).expect("an identity");
-        let (certificate, key) = (self.path(&format!("{name}_cert.pem")), self.path(&format!("{name}_key.pem")));
-        identity.write(&certificate, &key, true).expect("an identity");
-        self.fingerprints.insert(name.to_owned(), identity.fingerprint.to_string());
+        identity.write(self.folder(), name).expect("an identity");
+        self.fingerprints.insert(name.to_owned(), identity.fingerprint);
     }
 
     /// Replaces `name`'s certificate and key by such as Quincy's own program makes.
@@ -141,71 +137,35 @@ impl Deployment {
 
     /// Writes users.toml: each user with the certificate of that name.
     pub fn write_users(&self, users: &[(String, Option<&'static str>)]) {
-        let mut text = String::new();
-        for (name, pool) in users {
-            let fingerprint = &self.fingerprints[name];
-            writeln!(text, "[users.{name}]\nauthorized_certs = [\"{fingerprint}\"]")
-                .expect("a string takes everything");
-            if let Some(pool) = pool {
-                writeln!(text, "address_pool = [\"{pool}\"]").expect("a string takes everything");
-            }
-        }
+        let entry = |(name, pool): &(String, Option<&str>)| {
+            let pool = pool.map(|pool| format!("address_pool = [\"{pool}\"]")).unwrap_or_default();
+            user_entry(name, &self.fingerprints[name], &pool)
+        };
+        let text: String = users.iter().map(entry).collect();
         fs::write(self.path("users.toml"), text).expect("users.toml");
     }
 
     fn write_server(&self, plan: &Plan) {
-        let Plan { shards, tunnel, bind, isolate_clients, .. } = plan;
-        let folder = self.folder().display();
-        let key_exchange = plan.key_exchange.map(|name| format!("key_exchange = \"{name}\"")).unwrap_or_default();
-        let text = format!(
-            r#"name = "test"
-tunnel_network = "{tunnel}"
-users_file = "{folder}/users.toml"
-bind_address = "{bind}"
-bind_port = {PORT}
-interface_name = "tollgate0"
-isolate_clients = {isolate_clients}
-[protocol]
-mode = "tls"
-certificate_file = "{folder}/server_cert.pem"
-certificate_key_file = "{folder}/server_key.pem"
-{key_exchange}
-[shards]
-count = {shards}
-key_file = "{folder}/keys"
-[control]
-socket = "{folder}/control"
-"#
-        );
-        fs::write(self.path("server.toml"), text).expect("server.toml");
+        let file = ConfigFile::gateway(self.folder())
+            .of_tollgate(self.folder())
+            .set("tunnel_network", plan.tunnel)
+            .set("bind_address", plan.bind)
+            .set("isolate_clients", plan.isolate_clients)
+            .set("shards.count", plan.shards);
+        let file = plan.key_exchange.into_iter().fold(file, |file, name| file.set("protocol.key_exchange", name));
+        file.write(&self.path("server.toml")).expect("server.toml");
     }
 
     /// Writes the configuration of a Quincy client that logs in as `user`, and returns its path.
     pub fn write_client(&self, user: &str, endpoint: &str, key_exchange: &str) -> PathBuf {
-        let folder = self.folder().display();
-        let routes = if self.tunnel.contains(':') { "\"fd00:19::/64\"" } else { "\"198.19.0.0/24\"" };
-        let text = format!(
-            r#"connection_string = "{endpoint}"
-[protocol]
-mode = "tls"
-key_exchange = "{key_exchange}"
-trusted_certificate_paths = ["{folder}/server_cert.pem"]
-client_certificate_file = "{folder}/{user}_cert.pem"
-client_certificate_key_file = "{folder}/{user}_key.pem"
-[connection]
-mtu = 1400
-[network]
-routes = [{routes}]
-interface_name = "{CLIENT_TUN}"
-[log]
-level = "info"
-"#
-        );
+        let routes = if self.tunnel.contains(':') { "fd00:19::/64" } else { "198.19.0.0/24" };
         let path = self.path(&format!("client_{user}.toml"));
-        fs::write(&path, text).expect("client.toml");
+        let file = ConfigFile::client(self.folder(), user, endpoint)
+            .set("protocol.key_exchange", key_exchange)
+            .set("connection.mtu", 1400)
+            .set("log.level", "info")
+            .set("network.routes", vec![routes]);
+        file.write(&path).expect("client.toml");
         path
     }
 }
-
-/// The name of a client's TUN interface, in a namespace of its own.
-pub const CLIENT_TUN: &str = "quincy0";

@@ -4,7 +4,7 @@ use std::env;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use tollgate::lab;
+use crate as lab;
 
 /// Where Quincy's programs are.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ impl Peers {
     /// If something is missing on a machine that must have it: in CI, or with `TOLLGATE_REQUIRE_PEERS=1`.
     pub fn find() -> Option<Self> {
         let folder = env::var_os("TOLLGATE_PEERS")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".peers/bin"), PathBuf::from);
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.peers/bin"), PathBuf::from);
         let peers = Peers { folder };
         if !gateways_can_run() {
             return None;

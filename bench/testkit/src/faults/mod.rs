@@ -10,6 +10,7 @@ use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tempfile::TempDir;
 
 /// Faults of a program's system calls.
+#[derive(Debug)]
 pub struct Faults {
     folder: TempDir,
     variables: Vec<(&'static str, String)>,
@@ -19,7 +20,7 @@ impl Faults {
     /// Compiles the library. No call fails yet.
     pub fn build() -> Faults {
         let folder = tempfile::tempdir().unwrap();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/preload.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/faults/preload.c");
         let library = folder.path().join("faults.so");
         let compiler =
             Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).args([source, "-ldl"]).output();

@@ -12,12 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate::lab::ping::{PingPlan, ping};
-use tollgate::lab::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
-use tollgate::netlink::{Netlink, Route, VethPeer};
+use tollgate_netlink::{Netlink, Route, VethPeer};
 
 use super::clear::ClearTraffic;
 use super::{PATIENCE, Site};
+use crate::ping::{PingPlan, ping};
+use crate::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
 
 /// The first router, as the client's next hop on `wan0`.
 pub const FIRST_ROUTER: [&str; 2] = ["198.18.1.1", "fd00:18:1::1"];
@@ -27,12 +27,17 @@ const LAN_ADDRESSES: [&str; 2] = ["198.18.2.2/24", "fd00:18:2::2/64"];
 const WAN_ADDRESSES: [&str; 2] = ["198.18.1.2/24", "fd00:18:1::2/64"];
 
 /// A [`Site`] whose client has a second link. At first the default routes lead through the first router.
+#[derive(Debug)]
 pub struct Uplinks {
+    /// The client, the gateway, and the first router.
     pub site: Site,
+    /// The router behind `lan0`.
     pub other_router: Namespace,
 }
 
 impl Uplinks {
+    /// Both links up, the other router known to the gateway.
+    #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let site = Site::new(PathToGateway::Routed);
         let other_router = Namespace::new("other-router").unwrap();
@@ -65,14 +70,17 @@ impl Uplinks {
         ClearTraffic::watch(&[self.site.topology.router.as_ref().unwrap(), &self.other_router])
     }
 
+    /// The client's namespace.
     pub fn client(&self) -> &Namespace {
         self.site.client()
     }
 
+    /// Changes the client's machine.
     pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> T) -> T {
         change(&mut self.client().netlink().unwrap())
     }
 
+    /// The number of an interface of the client's machine.
     pub fn index(&self, interface: &str) -> u32 {
         self.configure(|netlink| netlink.link(interface).unwrap().index)
     }
@@ -148,10 +156,12 @@ pub fn by_hand(destination: IpNet, via: &str) -> Route {
     Route::via(destination, via.parse().unwrap()).foreign()
 }
 
+/// A network from its text.
 pub fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
+/// Adds an address that may be there already.
 pub fn add_address(netlink: &mut Netlink, index: u32, address: &str) {
     match netlink.add_address(index, net(address)) {
         Err(error) if !error.is_exists() => panic!("{error}"),

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
+use crate::{Namespace, Process};
 use ipnet::IpNet;
-use tollgate::lab::{Namespace, Process};
 
 use super::deployment::{CLIENT_TUN, Deployment};
 use super::gateway::Gateway;

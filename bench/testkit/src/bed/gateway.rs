@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
+use crate::{Namespace, Process};
 use rustix::process::Signal;
-use tollgate::lab::{Namespace, Process};
 
 use super::PATIENCE;
 use super::deployment::Deployment;
@@ -28,7 +28,7 @@ pub struct Connected {
 impl Gateway {
     /// The command that serves what `deployment` configures.
     pub fn command(deployment: &Deployment) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let mut command = Command::new(super::program());
         command.arg("serve").arg("--config").arg(deployment.path("server.toml"));
         // The log is read by the tests.
         command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(deployment.folder());

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use tollgate::lab::Namespace;
+use crate::{Namespace, packet};
 
 use super::eventually;
 
@@ -26,6 +26,7 @@ const HEADER_BYTES_MAX: usize = 120;
 
 /// Where the UDP packets made here go.
 pub const UDP_PORT: u16 = 12_346;
+const UDP_SOURCE_PORT: u16 = 12_345;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -181,62 +182,13 @@ pub fn udp_payloads_to(port: u16, packets: impl IntoIterator<Item = Vec<u8>>) ->
     packets.into_iter().filter_map(payload).collect()
 }
 
-/// A UDP packet from `source` to `destination` with correct checksums, but for the UDP one of IPv4, which may be absent.
+/// A UDP packet from `source` to `destination`.
 ///
 /// # Panics
 ///
 /// If the addresses are of different families.
 pub fn udp_packet(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => udp_packet_v4(source, destination, payload),
-        (IpAddr::V6(source), IpAddr::V6(destination)) => udp_packet_v6(source, destination, payload),
-        _ => panic!("{source} and {destination} are of different families"),
-    }
-}
-
-fn udp_packet_v4(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let length = (28 + payload.len()) as u16;
-    let mut packet = vec![0x45, 0];
-    packet.extend(length.to_be_bytes());
-    packet.extend([0, 1, 0, 0, 64, UDP, 0, 0]);
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    let checksum = !sum(&packet, 0);
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-    packet.extend(udp_header(payload));
-    packet.extend(payload);
-    packet
-}
-
-fn udp_packet_v6(source: Ipv6Addr, destination: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
-    let length = (8 + payload.len()) as u16;
-    let mut packet = vec![0x60, 0, 0, 0];
-    packet.extend(length.to_be_bytes());
-    packet.extend([UDP, 64]);
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(udp_header(payload));
-    packet.extend(payload);
-    let pseudo = u32::from(length) + u32::from(UDP);
-    let checksum = !sum(&packet[8..], pseudo);
-    packet[46..48].copy_from_slice(&checksum.to_be_bytes());
-    packet
-}
-
-fn udp_header(payload: &[u8]) -> [u8; 8] {
-    let [high, low] = ((8 + payload.len()) as u16).to_be_bytes();
-    let [port_high, port_low] = UDP_PORT.to_be_bytes();
-    [0x30, 0x39, port_high, port_low, high, low, 0, 0]
-}
-
-/// The Internet checksum's sum (RFC 1071).
-fn sum(bytes: &[u8], start: u32) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
-    let mut total = words.fold(start, |total, word| total + word);
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    total as u16
+    packet::udp(SocketAddr::new(source, UDP_SOURCE_PORT), SocketAddr::new(destination, UDP_PORT), payload)
 }
 
 fn link_address(interface: i32, protocol: u16) -> libc::sockaddr_ll {

@@ -1,118 +1,94 @@
-//! A gateway and a client as programs, each in its network namespace.
-
-#![allow(dead_code, reason = "each test binary uses its part")]
+//! The testbed of `tollgate connect`: it and the gateway as programs, each in its network namespace.
 
 pub mod clear;
 pub mod uplinks;
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tempfile::TempDir;
-use tollgate::identity::Identity;
-use tollgate::lab::ping::{PingPlan, PingReport, ping};
-use tollgate::lab::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, TUNNEL_V4, Topology, TopologyPlan};
+use toml::Table;
 
-/// For what must come, however loaded the machine is.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use crate::bed::PATIENCE;
+use crate::bed::program;
+use crate::deploy::{ConfigFile, Identity, service, user_entry};
+use crate::ping::{PingPlan, PingReport, ping};
+use crate::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, TUNNEL_V4, Topology, TopologyPlan};
+
 /// What the client says once its tunnel is up.
 pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
 
-/// Skips a test, and says so, where the privileges for namespaces or the TUN driver are missing.
-#[macro_export]
-macro_rules! require_privileges_or_skip {
-    () => {
-        if let Err(missing) = tollgate::lab::privileges().and_then(|()| tollgate::lab::require_tun()) {
-            eprintln!("skipped: {missing}");
-            return;
-        }
-    };
-}
-
 /// A gateway's and a client's files, and the namespaces to run them in.
+#[derive(Debug)]
 pub struct Site {
+    /// One client's, with a router before the gateway if the path has one.
     pub topology: Topology,
+    /// Where all files are, and where the programs run.
     pub directory: TempDir,
 }
 
 impl Site {
+    /// A gateway with the user alice. The client has no file yet.
     pub fn new(path: PathToGateway) -> Self {
         let topology = Topology::build(&TopologyPlan { clients: 1, path, ..TopologyPlan::default() }).unwrap();
         let site = Site { topology, directory: TempDir::new().unwrap() };
         site.identity("server", &[&SERVICE_V4.to_string(), &SERVICE_V6.to_string()]);
         site.identity("stranger", &["stranger.test"]);
         let client = site.identity("client", &[]);
-        site.write("users.toml", &format!("[users.alice]\nauthorized_certs = [\"{client}\"]\n"));
+        site.write("users.toml", &user_entry("alice", &client, ""));
         let tunnel = format!("{}/{}", TUNNEL_V4.hosts().next().unwrap(), TUNNEL_V4.prefix_len());
-        site.write(
-            "server.toml",
-            &format!(
-                r#"
-                name = "test"
-                tunnel_network = "{tunnel}"
-                users_file = "users.toml"
-                interface_name = "tg-gateway"
-                [protocol]
-                mode = "tls"
-                certificate_file = "server.pem"
-                certificate_key_file = "server.key"
-                [shards]
-                count = 2
-                key_file = "keys"
-                [control]
-                socket = "control"
-                "#
-            ),
-        );
+        ConfigFile::gateway(Path::new(""))
+            .of_tollgate(Path::new(""))
+            .set("tunnel_network", tunnel)
+            .set("interface_name", "tg-gateway")
+            .set("shards.count", 2)
+            .write(&site.path("server.toml"))
+            .unwrap();
         site
     }
 
-    /// The client's file, with `routes` into the tunnel and the certificate of `trusted`.
+    /// The client's file, with `routes` into the tunnel and the certificate of `trusted`. Lists are as in TOML, without their brackets.
     pub fn client_file(&self, routes: &str, dns_servers: &str, trusted: &str) {
-        self.write(
-            "client.toml",
-            &format!(
-                r#"
-                connection_string = "{SERVICE_V4}:55555"
-                [protocol]
-                mode = "tls"
-                trusted_certificate_paths = ["{trusted}.pem"]
-                client_certificate_file = "client.pem"
-                client_certificate_key_file = "client.key"
-                [network]
-                routes = [{routes}]
-                dns_servers = [{dns_servers}]
-                interface_name = "tg-client"
-                "#
-            ),
-        );
+        let list = |text: &str| format!("list = [{text}]").parse::<Table>().unwrap()["list"].clone();
+        ConfigFile::client(Path::new(""), "client", &service())
+            .set("protocol.trusted_certificate_paths", [format!("{trusted}_cert.pem")])
+            .set("network.routes", list(routes))
+            .set("network.dns_servers", list(dns_servers))
+            .set("network.interface_name", "tg-client")
+            .write(&self.path("client.toml"))
+            .unwrap();
     }
 
+    /// Starts the gateway, and waits until it listens.
     pub fn serve(&self) -> Process {
         let gateway = self.topology.gateway.spawn(self.command("serve", "server.toml")).unwrap();
         gateway.wait_for_line("listening on", PATIENCE).unwrap();
         gateway
     }
 
+    /// Starts the client.
     pub fn connect(&self) -> Process {
         self.client().spawn(self.command("connect", "client.toml")).unwrap()
     }
 
+    /// `tollgate VERB`, with a file of the directory.
     pub fn command(&self, verb: &str, file: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let mut command = Command::new(program());
         command.args([verb, "--config", file]).current_dir(self.directory.path());
         command.env("NO_COLOR", "1").env_remove("RUST_LOG");
         command
     }
 
+    /// The client's namespace.
     pub fn client(&self) -> &Namespace {
         &self.topology.clients[0].namespace
     }
 
+    /// Pings `target` ten times from the client's machine.
     pub fn ping(&self, target: impl Into<IpAddr>) -> PingReport {
         let plan = PingPlan::new(target.into());
         self.client().run(|| ping(&plan)).unwrap()
@@ -129,6 +105,7 @@ impl Site {
         words
     }
 
+    /// Where the client's routes of IPv4 into the tunnel lead.
     pub fn tunnel_routes(&self) -> Vec<IpNet> {
         let mut netlink = self.client().netlink().unwrap();
         let index = netlink.link("tg-client").unwrap().index;
@@ -141,10 +118,11 @@ impl Site {
             .collect()
     }
 
+    /// Makes a certificate and its key, and says the certificate's fingerprint.
     pub fn identity(&self, name: &str, sans: &[&str]) -> String {
         let identity = Identity::generate(name, sans).unwrap();
-        identity.write(&self.path(&format!("{name}.pem")), &self.path(&format!("{name}.key")), false).unwrap();
-        identity.fingerprint.to_string()
+        identity.write(self.directory.path(), name).unwrap();
+        identity.fingerprint
     }
 
     /// Makes the gateway's certificate anew, valid between two times since 1970.
@@ -155,14 +133,16 @@ impl Site {
         (params.not_before, params.not_after) = (epoch + from, epoch + until);
         params.is_ca = rcgen::IsCa::ExplicitNoCa;
         let key = rcgen::KeyPair::generate().unwrap();
-        self.write("server.pem", &params.self_signed(&key).unwrap().pem());
-        self.write("server.key", &key.serialize_pem());
+        self.write("server_cert.pem", &params.self_signed(&key).unwrap().pem());
+        self.write("server_key.pem", &key.serialize_pem());
     }
 
+    /// Writes a file of the directory.
     pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
+    /// A file of the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use tollgate::lab::Namespace;
-use tollgate::lab::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
-use tollgate::lab::datagrams::{DatagramPlan, DatagramReceiver, DatagramResponse, FlowCounts, send};
-use tollgate::lab::ping::{PingPlan, PingReport, ping};
+use crate::Namespace;
+use crate::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
+use crate::datagrams::{DatagramPlan, DatagramReceiver, DatagramResponse, FlowCounts, send};
+use crate::ping::{PingPlan, PingReport, ping};
 
 use super::{PATIENCE, eventually};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with, sockopt};
-use tollgate::lab::Namespace;
+
+use crate::Namespace;
 
 /// `ETH_P_ALL` of linux/if_ether.h.
 const ALL_PROTOCOLS: u16 = 3;
@@ -21,6 +22,7 @@ const INSIDE: [IpNet; 2] = [
 ];
 
 /// A watch over all packets that cross some namespaces.
+#[derive(Debug)]
 pub struct ClearTraffic {
     clear: Arc<AtomicU64>,
     others: Arc<AtomicU64>,
@@ -29,6 +31,7 @@ pub struct ClearTraffic {
 }
 
 impl ClearTraffic {
+    /// Watches from now on.
     pub fn watch(namespaces: &[&Namespace]) -> Self {
         let (clear, others, ended) = (Arc::default(), Arc::default(), Arc::default());
         let sockets = namespaces.iter().map(|namespace| namespace.run(packet_socket));

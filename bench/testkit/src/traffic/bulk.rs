@@ -1,0 +1,495 @@
+//! Bulk TCP transfers whose every byte is verified at the other end.
+//!
+//! The content is a pseudo-random block that repeats: making it and verifying it run at the speed of memory, and costs little beside the
+//! gateway under test. The block's length is prime, so that bytes that are lost, repeated, swapped or changed anywhere differ from it.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::LabError;
+use crate::chance::Chance;
+
+const STREAMS_MAX: usize = 64;
+const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Connections that a server has at a time; further ones are closed.
+const CONNECTIONS_MAX: usize = 256;
+/// How long a new connection may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the accepting thread looks whether it shall stop.
+const STOP_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long a read or write may sleep before it looks at the watch.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// Bytes of a read or write.
+const PIECE_BYTES: usize = 256 * 1024;
+/// The block that repeats, a prime number of bytes.
+const BLOCK_BYTES: usize = 1_048_573;
+/// The first word of every request; a connection that begins otherwise is closed.
+const MAGIC: u64 = u64::from_be_bytes(*b"TGBULK02");
+const REQUEST_BYTES: usize = 48;
+const OUTCOME_BYTES: usize = 16;
+
+/// Which way the bytes go, seen from the one who calls [`transfer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the server.
+    Upload,
+    /// From the server.
+    Download,
+}
+
+/// A transfer to or from a [`BulkServer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BulkPlan {
+    /// The server's address.
+    pub server: SocketAddr,
+    /// Which way the bytes go.
+    pub direction: Direction,
+    /// How many bytes, over all streams together.
+    pub bytes: u64,
+    /// When given, sending ends after this time even if not all bytes have been sent.
+    pub duration: Option<Duration>,
+    /// The number of parallel connections, 1 to 64.
+    pub streams: usize,
+    /// The seed of the content.
+    pub seed: u64,
+    /// The time after which the transfer is given up, at most an hour.
+    pub deadline: Duration,
+}
+
+/// The state of a transfer under way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Bytes sent (upload) or received (download) so far, over all streams.
+    pub bytes: u64,
+    /// The time since the start.
+    pub elapsed: Duration,
+}
+
+/// What a transfer came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BulkReport {
+    /// Bytes that arrived, over all streams.
+    pub bytes: u64,
+    /// The time from the first connection's start to the last byte's verification, in seconds.
+    pub seconds: f64,
+    /// The first byte that was not the one sent: its stream and its offset there. `None` when all were intact.
+    pub corrupt_at: Option<(usize, u64)>,
+}
+
+impl BulkPlan {
+    /// One stream of `bytes` bytes, given up after a minute.
+    pub fn new(server: SocketAddr, direction: Direction, bytes: u64) -> Self {
+        Self { server, direction, bytes, duration: None, streams: 1, seed: 1, deadline: Duration::from_secs(60) }
+    }
+
+    fn check(&self) -> Result<(), LabError> {
+        let wrong = |field, value: String, bounds: String| Err(LabError::Plan { plan: "bulk", field, value, bounds });
+        if !(1..=STREAMS_MAX).contains(&self.streams) {
+            return wrong("streams", self.streams.to_string(), format!("1 to {STREAMS_MAX}"));
+        }
+        if self.deadline > DEADLINE_MAX {
+            return wrong("deadline", format!("{:?}", self.deadline), format!("at most {DEADLINE_MAX:?}"));
+        }
+        Ok(())
+    }
+
+    /// The request of one stream: its share of the bytes, and a seed of its own.
+    fn request(&self, stream: usize) -> Request {
+        let (streams, index) = (self.streams as u64, stream as u64);
+        let bytes = self.bytes / streams + u64::from(index < self.bytes % streams);
+        let Self { direction, duration, deadline, .. } = *self;
+        Request { direction, bytes, seed: self.seed.wrapping_add(index), duration, deadline }
+    }
+
+    fn failure(&self, error: io::Error, moved_bytes: u64) -> LabError {
+        let traffic = match self.direction {
+            Direction::Upload => format!("bulk upload to {}", self.server),
+            Direction::Download => format!("bulk download from {}", self.server),
+        };
+        match error.kind() {
+            io::ErrorKind::TimedOut => {
+                LabError::timed_out(traffic, "finish", format!("{moved_bytes} of {} bytes moved", self.bytes))
+            }
+            _ => LabError::traffic(traffic, "finish", error),
+        }
+    }
+}
+
+impl BulkReport {
+    /// True when every byte that arrived was the one sent.
+    pub fn is_intact(&self) -> bool {
+        self.corrupt_at.is_none()
+    }
+
+    /// The mean throughput in bits a second.
+    pub fn bits_per_second(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.seconds
+    }
+}
+
+/// Moves bytes to or from a [`BulkServer`], from the calling thread's network namespace, and calls `progress` about ten times a second.
+/// Corrupt bytes are no error: see [`BulkReport::corrupt_at`].
+pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<BulkReport, LabError> {
+    plan.check()?;
+    let started = Instant::now();
+    let (moved, halted) = (AtomicU64::new(0), AtomicBool::new(false));
+    let watch = Watch { deadline: started + plan.deadline, halted: &halted, moved: &moved };
+    let outcomes = thread::scope(|scope| {
+        let (finish, finished) = mpsc::channel();
+        for stream in 0..plan.streams {
+            let (finish, watch) = (finish.clone(), &watch);
+            scope.spawn(move || finish.send((stream, run_stream(plan, stream, watch))));
+        }
+        drop(finish);
+        let mut outcomes = Vec::with_capacity(plan.streams);
+        loop {
+            match finished.recv_timeout(PROGRESS_INTERVAL) {
+                Ok((stream, outcome)) => {
+                    // One failed stream fails the transfer: the others need not go on.
+                    halted.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                    outcomes.push((stream, outcome));
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break outcomes,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            progress(Progress { bytes: moved.load(Ordering::Relaxed), elapsed: started.elapsed() });
+        }
+    });
+    let mut report = BulkReport { bytes: 0, seconds: started.elapsed().as_secs_f64(), corrupt_at: None };
+    for (stream, outcome) in outcomes {
+        let (bytes, corrupt_at) = outcome.map_err(|error| plan.failure(error, moved.load(Ordering::Relaxed)))?;
+        report.bytes += bytes;
+        report.corrupt_at = report.corrupt_at.or(corrupt_at.map(|offset| (stream, offset)));
+    }
+    if plan.duration.is_none() && report.bytes < plan.bytes {
+        let cut = format!("{} of {} bytes arrived", report.bytes, plan.bytes);
+        return Err(plan.failure(io::Error::new(io::ErrorKind::UnexpectedEof, cut), report.bytes));
+    }
+    Ok(report)
+}
+
+/// How many bytes arrived, and the first wrong one.
+type Outcome = (u64, Option<u64>);
+
+fn run_stream(plan: &BulkPlan, stream: usize, watch: &Watch<'_>) -> io::Result<Outcome> {
+    let mut socket = TcpStream::connect_timeout(&plan.server, watch.remaining()?)?;
+    let request = plan.request(stream);
+    socket.write_all(&request.encode())?;
+    match request.direction {
+        Direction::Upload => {
+            send(&mut socket, &request, watch)?;
+            socket.shutdown(Shutdown::Write)?;
+            let mut answer = [0; OUTCOME_BYTES];
+            fill(&mut socket, &mut answer, watch)?;
+            let [bytes, corrupt_at] = words(&answer);
+            Ok((bytes, (corrupt_at != u64::MAX).then_some(corrupt_at)))
+        }
+        Direction::Download => receive(&mut socket, request.seed, watch),
+    }
+}
+
+/// What a stream's client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Request {
+    direction: Direction,
+    bytes: u64,
+    seed: u64,
+    duration: Option<Duration>,
+    deadline: Duration,
+}
+
+impl Request {
+    fn encode(&self) -> [u8; REQUEST_BYTES] {
+        let milliseconds = |duration: Duration| duration.as_millis() as u64;
+        let duration = self.duration.map_or(0, |duration| milliseconds(duration).max(1));
+        let direction = u64::from(self.direction == Direction::Download);
+        let mut bytes = [0; REQUEST_BYTES];
+        put_words(&mut bytes, &[MAGIC, direction, self.bytes, self.seed, duration, milliseconds(self.deadline)]);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; REQUEST_BYTES]) -> io::Result<Self> {
+        let [magic, direction, bytes, seed, duration, deadline] = words(bytes);
+        if magic != MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a bulk request"));
+        }
+        Ok(Request {
+            direction: if direction == 0 { Direction::Upload } else { Direction::Download },
+            bytes,
+            seed,
+            duration: (duration > 0).then(|| Duration::from_millis(duration)),
+            deadline: Duration::from_millis(deadline),
+        })
+    }
+}
+
+fn put_words(bytes: &mut [u8], words: &[u64]) {
+    bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_be_bytes()));
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
+    std::array::from_fn(|index| bytes[index * 8..][..8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+}
+
+/// The content of one stream: the block, and as much of it again as a piece may reach over its end.
+struct Content(Vec<u8>);
+
+impl Content {
+    fn new(seed: u64) -> Self {
+        let mut chance = Chance::new(seed);
+        let mut bytes: Vec<u8> = (0..=BLOCK_BYTES / 8).flat_map(|_| chance.number().to_le_bytes()).collect();
+        bytes.truncate(BLOCK_BYTES);
+        bytes.extend_from_within(..PIECE_BYTES);
+        Content(bytes)
+    }
+
+    /// What follows at `offset`, of at most `limit` bytes.
+    fn piece(&self, offset: u64, limit: u64) -> &[u8] {
+        let start = (offset % BLOCK_BYTES as u64) as usize;
+        &self.0[start..start + limit.min(PIECE_BYTES as u64) as usize]
+    }
+}
+
+/// What ends a transfer early, and what shows its progress.
+struct Watch<'a> {
+    deadline: Instant,
+    halted: &'a AtomicBool,
+    moved: &'a AtomicU64,
+}
+
+impl Watch<'_> {
+    /// The time left, or an error when there is none.
+    fn remaining(&self) -> io::Result<Duration> {
+        if self.halted.load(Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was ended"));
+        }
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(remaining) }
+    }
+
+    /// What a read or write came to; 0 for a pause in which it is to be tried again. An end is none.
+    fn pass(&self, moved: io::Result<usize>) -> io::Result<usize> {
+        self.remaining()?;
+        match moved {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            other => other,
+        }
+    }
+}
+
+fn send(socket: &mut TcpStream, request: &Request, watch: &Watch<'_>) -> io::Result<()> {
+    socket.set_write_timeout(Some(SLEEP_MAX))?;
+    let content = Content::new(request.seed);
+    let end = request.duration.map(|duration| Instant::now() + duration);
+    let mut offset = 0;
+    while offset < request.bytes && end.is_none_or(|end| Instant::now() < end) {
+        let sent = watch.pass(socket.write(content.piece(offset, request.bytes - offset)))? as u64;
+        offset += sent;
+        watch.moved.fetch_add(sent, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Receives and verifies a stream until its end.
+fn receive(socket: &mut TcpStream, seed: u64, watch: &Watch<'_>) -> io::Result<Outcome> {
+    socket.set_read_timeout(Some(SLEEP_MAX))?;
+    let content = Content::new(seed);
+    let mut buffer = vec![0; PIECE_BYTES];
+    let (mut offset, mut corrupt_at) = (0, None);
+    loop {
+        let length = match watch.pass(socket.read(&mut buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok((offset, corrupt_at)),
+            length => length?,
+        };
+        let (came, expected) = (&buffer[..length], content.piece(offset, length as u64));
+        if corrupt_at.is_none() && came != expected {
+            let first = came.iter().zip(expected).position(|(came, sent)| came != sent);
+            corrupt_at = first.map(|first| offset + first as u64);
+        }
+        offset += length as u64;
+        watch.moved.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
+fn fill(socket: &mut TcpStream, bytes: &mut [u8], watch: &Watch<'_>) -> io::Result<()> {
+    socket.set_read_timeout(Some(SLEEP_MAX))?;
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += watch.pass(socket.read(&mut bytes[filled..]))?;
+    }
+    Ok(())
+}
+
+/// Serves bulk transfers until it is dropped.
+#[derive(Debug)]
+pub struct BulkServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    halted: AtomicBool,
+    moved: AtomicU64,
+}
+
+impl BulkServer {
+    /// Serves the connections of `listener`, in the network namespace in which it was opened.
+    pub fn start(listener: TcpListener) -> Result<Self, LabError> {
+        let ready = listener.set_nonblocking(true).and_then(|()| listener.local_addr());
+        let address = ready.map_err(|error| LabError::traffic("bulk server", "listen", error))?;
+        let shared = Arc::new(Shared::default());
+        let serving = Arc::clone(&shared);
+        let acceptor = Some(thread::spawn(move || accept_all(&listener, &serving)));
+        Ok(Self { address, shared, acceptor })
+    }
+
+    /// The address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Bytes sent and received so far, over all connections.
+    pub fn moved_bytes(&self) -> u64 {
+        self.shared.moved.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for BulkServer {
+    fn drop(&mut self) {
+        self.shared.halted.store(true, Ordering::Relaxed);
+        // A panic of the thread has been printed already.
+        self.acceptor.take().into_iter().for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
+    let mut connections: Vec<JoinHandle<()>> = Vec::new();
+    while !shared.halted.load(Ordering::Relaxed) {
+        connections.retain(|thread| !thread.is_finished());
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&STOP_INTERVAL)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+        // A failure concerns the one connection only.
+        let Ok((socket, _)) = listener.accept() else { continue };
+        if connections.len() < CONNECTIONS_MAX {
+            let shared = Arc::clone(shared);
+            // What goes wrong here is seen and told by the other end.
+            connections.push(thread::spawn(move || drop(serve(socket, &shared))));
+        }
+    }
+    connections.into_iter().for_each(|thread| drop(thread.join()));
+}
+
+fn serve(mut socket: TcpStream, shared: &Shared) -> io::Result<()> {
+    socket.set_nonblocking(false)?;
+    let within = |time: Duration| {
+        let deadline = Instant::now() + time.min(DEADLINE_MAX);
+        Watch { deadline, halted: &shared.halted, moved: &shared.moved }
+    };
+    let mut bytes = [0; REQUEST_BYTES];
+    fill(&mut socket, &mut bytes, &within(REQUEST_TIMEOUT))?;
+    let request = Request::decode(&bytes)?;
+    let watch = within(request.deadline);
+    match request.direction {
+        Direction::Upload => {
+            let (bytes, corrupt_at) = receive(&mut socket, request.seed, &watch)?;
+            let mut answer = [0; OUTCOME_BYTES];
+            put_words(&mut answer, &[bytes, corrupt_at.unwrap_or(u64::MAX)]);
+            socket.write_all(&answer)
+        }
+        Direction::Download => send(&mut socket, &request, &watch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::{SERVER_V4, SERVER_V6, Topology, TopologyPlan, require_privileges_or_skip};
+
+    fn server() -> BulkServer {
+        BulkServer::start(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn bytes_cross_two_namespaces_intact_both_ways_on_several_streams() {
+        require_privileges_or_skip!();
+        let topology = Topology::build(&TopologyPlan::default()).unwrap();
+        for address in [IpAddr::from(SERVER_V4), IpAddr::from(SERVER_V6)] {
+            let listener = topology.network.run(|| TcpListener::bind((address, 0))).unwrap();
+            let server = BulkServer::start(listener).unwrap();
+            for (direction, streams) in [(Direction::Upload, 1), (Direction::Download, 3)] {
+                let plan = BulkPlan { streams, ..BulkPlan::new(server.address(), direction, 20_000_003) };
+                let mut calls = 0;
+                let report = topology.gateway.run(|| transfer(&plan, |_| calls += 1)).unwrap();
+                assert_eq!((report.bytes, report.corrupt_at), (20_000_003, None));
+                assert!(report.bits_per_second() > 0.0 && calls > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_transfer_bounded_in_time_ends_without_all_its_bytes() {
+        let server = server();
+        for direction in [Direction::Upload, Direction::Download] {
+            let duration = Some(Duration::from_millis(50));
+            let plan = BulkPlan { duration, ..BulkPlan::new(server.address(), direction, u64::MAX) };
+            let report = transfer(&plan, |_| ()).unwrap();
+            assert!(report.is_intact() && report.bytes > 0 && report.bytes < u64::MAX);
+        }
+    }
+
+    #[test]
+    fn a_deadline_ends_a_transfer_that_makes_no_progress() {
+        // A listener that never accepts: the kernel completes the handshake, then the buffers fill up.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let deadline = Duration::from_millis(300);
+        let plan = BulkPlan::new(listener.local_addr().unwrap(), Direction::Upload, 1 << 30);
+        let error = transfer(&BulkPlan { deadline, ..plan }, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("out of time") && error.contains("of 1073741824 bytes moved"), "{error}");
+    }
+
+    #[test]
+    fn what_is_changed_lost_or_repeated_is_found_with_its_offset() {
+        let target = server();
+        let content = Content::new(1);
+        let good: Vec<u8> = [content.piece(0, 200_000), content.piece(200_000, 200_000)].concat();
+        let mut changed = good.clone();
+        changed[77_777] ^= 0x10;
+        let cases = [
+            (changed, Some(77_777)),
+            ([&good[..70_000], &good[71_448..]].concat(), Some(70_000)),
+            ([&good[..71_448], &good[70_000..]].concat(), Some(71_448)),
+            (good.clone(), None),
+        ];
+        for (bytes, expected) in cases {
+            let mut socket = TcpStream::connect(target.address()).unwrap();
+            let request = BulkPlan::new(target.address(), Direction::Upload, 1 << 20).request(0);
+            socket.write_all(&request.encode()).unwrap();
+            socket.write_all(&bytes).unwrap();
+            socket.shutdown(Shutdown::Write).unwrap();
+            let mut answer = [0; OUTCOME_BYTES];
+            socket.read_exact(&mut answer).unwrap();
+            assert_eq!(words::<2>(&answer), [bytes.len() as u64, expected.unwrap_or(u64::MAX)]);
+        }
+        let mut stranger = TcpStream::connect(target.address()).unwrap();
+        stranger.write_all(&[b'x'; REQUEST_BYTES]).unwrap();
+        assert_eq!(stranger.read_to_end(&mut Vec::new()).unwrap(), 0, "closed without an answer");
+        drop(target);
+    }
+}
