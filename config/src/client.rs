@@ -44,7 +44,8 @@ table! {
     #[derive(Debug, Clone)]
     pub struct ClientConfig of Quincy {
         /// The gateway: a name that its certificate bears, or its address, and its port.
-        "connection_string" => server: ServerAddress = ServerAddress { host: String::new(), port: DEFAULT_BIND.port() }, server(), RESTART.required("\"vpn.example.org:55555\"");
+        "connection_string" => server: ServerAddress = ServerAddress { host: String::new(), port: DEFAULT_BIND.port() },
+            server(), RESTART.required("\"vpn.example.org:55555\"");
     }
     and {
         /// Certificates, key and key exchange.
@@ -105,8 +106,9 @@ impl ClientConfig {
         let mut config = ClientConfig::initial();
         config.read_keys(&mut root, report);
         config.tls = protocol::read_client(&mut root, report);
-        let place = root.place_of("connection");
-        config.connection = connection::read(root.table(report, "connection"), report, false);
+        let connection = root.table(report, "connection");
+        let place = connection.place();
+        config.connection = connection::read(connection, report, false);
         let Connection { keep_alive_interval, connection_timeout, .. } = config.connection;
         if keep_alive_interval >= connection_timeout {
             let what = format!(

@@ -81,7 +81,8 @@ table! {
         /// Handshakes that may be under way at once. Of the server only.
         "max_pending_handshakes" => pending_handshakes_max: usize = 256, count(1..=PENDING_HANDSHAKES_MAX, "handshakes"), RESTART;
         /// Handshakes of one IPv4 address or IPv6 /64 that may be under way at once: no more than max_pending_handshakes. Of the server only.
-        "max_pending_handshakes_per_source" => pending_handshakes_per_source_max: usize = 32, count(1..=PENDING_HANDSHAKES_MAX, "handshakes"), RESTART;
+        "max_pending_handshakes_per_source" => pending_handshakes_per_source_max: usize = 32,
+            count(1..=PENDING_HANDSHAKES_MAX, "handshakes"), RESTART;
     }
 }
 

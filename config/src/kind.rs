@@ -55,46 +55,52 @@ impl<T: 'static> Kind<T> {
 
     /// A list of such, each with its place.
     pub(crate) fn placed(self) -> Kind<Vec<(Place, T)>> {
-        let Kind { expected, read, show, .. } = self;
-        let of_each = format!("write a list in brackets; for each element: {expected}");
-        let read = move |setting: Setting<'_>, report: &mut Report<'_>| {
-            let elements = setting.elements(report, &expected)?.into_iter();
-            Some(elements.filter_map(|element| Some((element.place.clone(), read(element, report)?))).collect())
-        };
-        let show = move |list: &Vec<(Place, T)>| listed(list.iter().filter_map(|(_, value)| show(value)));
-        Kind::new(of_each, read, show)
+        let (expected, show) = (of_each(&self.expected), self.show);
+        let read = elements(expected.clone(), self.read);
+        Kind::new(expected, read, move |list: &Vec<(Place, T)>| {
+            listed(list.iter().filter_map(|(_, value)| show(value)))
+        })
     }
 
     /// A list of at most so many such.
-    pub(crate) fn list(self, elements_max: usize) -> Kind<Vec<T>>
-    where
-        T: Clone,
-    {
-        let Kind { expected, absent, read, show } = self.placed();
+    pub(crate) fn list(self, elements_max: usize) -> Kind<Vec<T>> {
+        let (expected, show) = (of_each(&self.expected), self.show);
+        let elements = elements(expected.clone(), self.read);
         let read = move |setting: Setting<'_>, report: &mut Report<'_>| {
             let path = setting.path.clone();
-            let list = read(setting, report)?;
+            let list = elements(setting, report)?;
             if let Some((place, _)) = list.get(elements_max) {
                 let what = format!("has {} elements", list.len());
                 report.wrong(place.clone(), &path, what, format!("list at most {elements_max}"));
             }
-            Some(list)
+            Some(list.into_iter().map(|(_, value)| value).collect())
         };
-        Kind { expected, absent, read: Box::new(read), show }.map(
-            |list| list.into_iter().map(|(_, value)| value).collect(),
-            |list| Some(list.iter().map(|value| (Place::Variable(String::new()), value.clone())).collect()),
-        )
+        Kind::new(expected, read, move |list: &Vec<T>| listed(list.iter().filter_map(&show)))
     }
 }
 
+/// Reads a list, of which `read` reads each element.
+fn elements<T: 'static>(expected: String, read: Read<T>) -> Read<Vec<(Place, T)>> {
+    Box::new(move |setting, report| {
+        let elements = setting.elements(report, &expected)?.into_iter();
+        Some(elements.filter_map(|element| Some((element.place.clone(), read(element, report)?))).collect())
+    })
+}
+
+pub(crate) fn of_each(expected: &str) -> String {
+    format!("write a list in brackets; for each element: {expected}")
+}
+
 pub(crate) fn switch() -> Kind<bool> {
-    Kind::new("write true or false", |setting, report| setting.boolean(report), bool::to_string)
+    let expected = "write true or false";
+    Kind::new(expected, |setting, report| setting.boolean(report, expected), bool::to_string)
 }
 
 /// A whole number of what `unit` names.
 pub(crate) fn whole(range: RangeInclusive<u64>, unit: &'static str) -> Kind<u64> {
     let expected = format!("write a whole number of {unit} from {} to {}", range.start(), range.end());
-    Kind::new(expected, move |setting, report| setting.integer(report, range.clone(), unit), u64::to_string)
+    let remedy = expected.clone();
+    Kind::new(expected, move |setting, report| setting.integer(report, &range, &remedy), u64::to_string)
 }
 
 pub(crate) fn seconds(range: RangeInclusive<u64>) -> Kind<Duration> {

@@ -20,7 +20,8 @@ table! {
     /// What is logged.
     #[derive(Debug)]
     pub(crate) struct Log of Quincy {
-        /// off, error, warn, info, debug or trace; for parts of the program "info,tollgate_shards=debug". A level alone is that of Tollgate; libraries are silent unless named, as in "info,quinn_proto=warn".
+        /// off, error, warn, info, debug or trace; for parts of the program "info,tollgate_shards=debug". A level
+        /// alone is that of Tollgate; libraries are silent unless named, as in "info,quinn_proto=warn".
         "level" => level: LogFilter = LogFilter::default(), text(value::LOG, LogFilter::parse, LogFilter::to_string), LIVE;
     }
 }
@@ -30,7 +31,8 @@ table! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Metrics of Quincy {
         /// Whether an endpoint is wanted.
-        "enabled" => enabled: bool = false, switch(), LIVE.without_effect("no endpoint is served yet, for now SIGUSR1 prints the counters of every shard");
+        "enabled" => enabled: bool = false, switch(),
+            LIVE.without_effect("no endpoint is served yet, for now SIGUSR1 prints the counters of every shard");
         /// Where it listens.
         "address" => address: IpAddr = Ipv4Addr::LOCALHOST.into(), listen(), LIVE;
         /// The port where it listens.

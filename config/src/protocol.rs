@@ -114,7 +114,8 @@ table! {
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct ServerTls of Quincy {
         /// The one key exchange to accept: "standard" (elliptic curves), "hybrid" (X25519 with ML-KEM-768) or "post_quantum" (ML-KEM-768).
-        "key_exchange" => key_exchange: Option<KeyExchange> = None, choice(&KEY_EXCHANGES).optional("what the client offers"), LIVE.example("\"hybrid\"");
+        "key_exchange" => key_exchange: Option<KeyExchange> = None,
+            choice(&KEY_EXCHANGES).optional("what the client offers"), LIVE.example("\"hybrid\"");
     }
     into {
         /// The gateway's certificate. Clients must trust it, and connect to a name that it bears. Make it and its key with
@@ -221,8 +222,7 @@ pub(crate) fn read_client(root: &mut Table<'_>, report: &mut Report<'_>) -> Clie
 
 /// The table, if it is there and is one for TLS, or at least not one for something else.
 fn handshake<'i>(root: &mut Table<'i>, report: &mut Report<'_>, expected: &str) -> Option<Table<'i>> {
-    root.require(report, "protocol", expected);
-    if !root.is_set(report, "protocol") {
+    if !root.requires(report, "protocol", expected) {
         return None;
     }
     let mut table = root.table(report, "protocol");

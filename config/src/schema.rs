@@ -171,8 +171,8 @@ pub(crate) fn read_key<T>(
     table: &mut Table<'_>,
     report: &mut Report<'_>,
 ) -> Option<T> {
-    if traits.is_required && !table.is_set(report, name) {
-        table.require(report, name, &kind().expected);
+    if traits.is_required && !table.requires(report, name, &kind().expected) {
+        return None;
     }
     let setting = table.take(report, name)?;
     (kind().read)(setting, report)

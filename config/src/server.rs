@@ -40,12 +40,14 @@ table! {
         /// The UDP port where QUIC is received.
         "bind_port" => bind_port: u16 = DEFAULT_BIND.port(), port(), RESTART;
         /// Whether other programs may share the port too. The gateway's own shards always share it.
-        "reuse_socket" => reuse_socket: bool = false, switch(), RESTART.without_effect("the shards of one gateway share the port, and no other process may");
+        "reuse_socket" => reuse_socket: bool = false, switch(),
+            RESTART.without_effect("the shards of one gateway share the port, and no other process may");
         /// The gateway's own address inside the tunnel, with the prefix length of the network that clients get addresses from. The network's own,
         /// the broadcast and this address are never handed out.
         "tunnel_network" => tunnel_network: IpNet = IpNet::default(), network(), RESTART.required("\"198.18.0.1/24\"");
         /// Who may connect.
-        "users_file" => users_file: PathBuf = PathBuf::new(), path("write the path of the users file, for example users_file = \"users.toml\""), LIVE.required("\"users.toml\"");
+        "users_file" => users_file: PathBuf = PathBuf::new(),
+            path("write the path of the users file, for example users_file = \"users.toml\""), LIVE.required("\"users.toml\"");
         /// Whether clients are kept from reaching each other through the gateway.
         "isolate_clients" => isolate_clients: bool = true, switch(), LIVE;
         /// Limit of every user that has none of its own, over all its connections and both directions, in decimal multiples of a bit a second.

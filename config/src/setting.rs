@@ -33,14 +33,13 @@ pub(crate) enum Value<'i> {
 
 impl<'i> Setting<'i> {
     /// An integer within `range`.
-    pub(crate) fn integer(self, report: &mut Report<'_>, range: RangeInclusive<u64>, unit: &str) -> Option<u64> {
-        let expected = format!("write a whole number of {unit} from {} to {}", range.start(), range.end());
+    pub(crate) fn integer(self, report: &mut Report<'_>, range: &RangeInclusive<u64>, expected: &str) -> Option<u64> {
         let value = match &self.value {
             Value::Toml(DeValue::Integer(value)) => i128::from_str_radix(value.as_str(), value.radix()).ok(),
             Value::Text(text) => text.trim().parse().ok(),
             Value::Toml(_) => None,
         };
-        let Some(value) = value else { return self.refuse_type(report, &expected) };
+        let Some(value) = value else { return self.refuse_type(report, expected) };
         match u64::try_from(value) {
             Ok(value) if range.contains(&value) => Some(value),
             _ => {
@@ -52,13 +51,13 @@ impl<'i> Setting<'i> {
     }
 
     /// `true` or `false`.
-    pub(crate) fn boolean(self, report: &mut Report<'_>) -> Option<bool> {
+    pub(crate) fn boolean(self, report: &mut Report<'_>, expected: &str) -> Option<bool> {
         let value = match &self.value {
             Value::Toml(DeValue::Boolean(value)) => Some(*value),
             Value::Text(text) => text.trim().to_ascii_lowercase().parse().ok(),
             Value::Toml(_) => None,
         };
-        value.or_else(|| self.refuse_type(report, "write true or false"))
+        value.or_else(|| self.refuse_type(report, expected))
     }
 
     /// Whether the value is a string: only then `parsed` and `secret` can succeed.
@@ -116,7 +115,7 @@ impl<'i> Setting<'i> {
             }
             Value::Toml(value) => {
                 let what = format!("is {}, not a list", shown(&value));
-                report.wrong(place, &path, what, format!("write a list in brackets; for each element: {expected}"));
+                report.wrong(place, &path, what, expected);
                 None
             }
         }

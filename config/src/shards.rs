@@ -8,7 +8,7 @@ use tollgate_shards::SHARDS_MAX;
 
 use crate::document::Report;
 use crate::environment::STATE_FOLDER;
-use crate::kind::{FilePlace, Kind, path, whole};
+use crate::kind::{FilePlace, Kind, of_each, path, whole};
 use crate::schema::{RESTART, table};
 use crate::setting::Setting;
 
@@ -34,10 +34,12 @@ table! {
         "cpus" => cpus: Option<Vec<u16>> = None, cpu_numbers().optional("all that the process may use"), RESTART.example("[0, 1, 2, 3]");
         /// The file with the keys that let clients notice a restarted gateway at once. Made on the first start. Keep it secret. Where systemd sets
         /// STATE_DIRECTORY, its default is there. The gateway does without the default where it cannot be made, and without what is set here never.
-        "key_file" => key_file: FilePlace = FilePlace::unconfigured(STATE_FOLDER, KEY_FILE_NAME), FilePlace::kind(path("write the path of a file")), RESTART;
+        "key_file" => key_file: FilePlace = FilePlace::unconfigured(STATE_FOLDER, KEY_FILE_NAME),
+            FilePlace::kind(path("write the path of a file")), RESTART;
         /// How much memory the gateway takes at most, in MiB: 32 and up, and 12 for each further shard. When it is full, the longest queue of
         /// packets gets shorter. Users beyond a few thousand come on top.
-        "memory_mib" => memory_bytes: Option<u64> = None, memory().optional("half of what the machine has, or the control group allows"), RESTART.example("512");
+        "memory_mib" => memory_bytes: Option<u64> = None,
+            memory().optional("half of what the machine has, or the control group allows"), RESTART.example("512");
     }
 }
 
@@ -89,20 +91,19 @@ fn shard_count() -> Kind<ShardCount> {
         if setting.is_string() {
             return setting.parsed(report, &remedy, str::parse);
         }
-        let count = setting.integer(report, 1..=SHARDS_MAX.into(), "shards, or \"auto\",")?;
+        let count = (whole(1..=SHARDS_MAX.into(), "shards, or \"auto\",").read)(setting, report)?;
         NonZeroU16::new(count as u16).map(ShardCount::Fixed)
     };
     Kind::new(expected, read, ShardCount::to_string)
 }
 
 fn cpu_numbers() -> Kind<Vec<u16>> {
-    let expected = format!("write a list in brackets; for each element: {CPU}");
-    Kind::new(expected, read_cpus, |cpus| format!("{cpus:?}"))
+    Kind::new(of_each(CPU), read_cpus, |cpus| format!("{cpus:?}"))
 }
 
 fn read_cpus(setting: Setting<'_>, report: &mut Report<'_>) -> Option<Vec<u16>> {
     let (place, path) = (setting.place.clone(), setting.path.clone());
-    let elements = setting.elements(report, CPU)?;
+    let elements = setting.elements(report, &of_each(CPU))?;
     if elements.is_empty() || elements.len() as u64 > CPUS_MAX {
         let what = format!("names {} CPUs", elements.len());
         report.wrong(place, &path, what, "name at least one, or leave the key out to use all");
@@ -111,7 +112,7 @@ fn read_cpus(setting: Setting<'_>, report: &mut Report<'_>) -> Option<Vec<u16>> 
     let mut cpus: Vec<u16> = Vec::with_capacity(elements.len());
     for element in elements {
         let (place, path) = (element.place.clone(), element.path.clone());
-        let Some(cpu) = element.integer(report, 0..=CPUS_MAX - 1, "a CPU") else { continue };
+        let Some(cpu) = (whole(0..=CPUS_MAX - 1, "a CPU").read)(element, report) else { continue };
         if cpus.contains(&(cpu as u16)) {
             let remedy = "name each CPU once; shards go round the list";
             report.wrong(place, &path, format!("names CPU {cpu} again"), remedy);

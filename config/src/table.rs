@@ -73,23 +73,17 @@ impl<'i> Table<'i> {
         self.taken.get(key)
     }
 
-    /// Notes a problem if `key` is not set. To be called before it is taken.
-    pub(crate) fn require(&self, report: &mut Report<'_>, key: &str, remedy: &str) {
-        if !self.is_set(report, key) {
-            report.wrong(self.place.clone(), &join(&self.path, key), "is missing", remedy);
-        }
-    }
-
-    /// Whether `key` is set and was not taken yet.
-    pub(crate) fn is_set(&self, report: &Report<'_>, key: &str) -> bool {
+    /// Whether `key` is set, by the file or by a variable. Notes a problem otherwise. To be called before it is taken.
+    pub(crate) fn requires(&self, report: &mut Report<'_>, key: &str, remedy: &str) -> bool {
         let (path, below) = (join(&self.path, key), format!("{}.", join(&self.path, key)));
         let overridden = |(found, _): (&String, &Override)| *found == path || found.starts_with(&below);
-        self.entries.contains_key(key) || report.overrides.range(path.clone()..).next().is_some_and(overridden)
-    }
-
-    /// Where `key` is set in the file, if it is and was not taken yet; otherwise where the table begins.
-    pub(crate) fn place_of(&self, key: &str) -> Place {
-        self.entries.get(key).map_or_else(|| self.place.clone(), |entry| entry.key.clone())
+        let is_set =
+            self.entries.contains_key(key) || report.overrides.range(path.clone()..).next().is_some_and(overridden);
+        report.known.insert(join(&self.schema, key));
+        if !is_set {
+            report.wrong(self.place.clone(), &path, "is missing", remedy);
+        }
+        is_set
     }
 
     /// Where the table begins.

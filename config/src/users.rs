@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
-use tollgate_shards::{AddressRange, Fingerprint, Rate, User, UserIndex, Users};
+use tollgate_shards::{AddressRange, Fingerprint, Rate, User, Users};
 
 use crate::document::{self, Report};
 use crate::error::{ConfigError, Place, Problem};
@@ -25,15 +25,6 @@ const NAME_BYTES_MAX: usize = 128;
 
 /// Lengths of Noise public keys, in bytes: standard, post-quantum, hybrid.
 const NOISE_KEY_BYTES: [usize; 3] = [32, 1184, 1216];
-
-/// A Noise public key that is authorized for a user. Kept for the day when the Noise handshake is supported.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoiseKey {
-    /// The user who has the key.
-    pub user: UserIndex,
-    /// The key: 32 bytes (standard), 1184 (post-quantum) or 1216 (hybrid).
-    pub bytes: Vec<u8>,
-}
 
 fn fingerprint() -> Kind<Fingerprint> {
     text(value::FINGERPRINT, value::fingerprint, Fingerprint::to_string)
@@ -74,8 +65,6 @@ table! {
 pub struct UsersFile {
     /// The users, in the order of the file.
     pub directory: Arc<Users>,
-    /// Their Noise keys.
-    pub noise_keys: Vec<NoiseKey>,
 }
 
 impl UsersFile {
@@ -115,7 +104,7 @@ impl UsersFile {
                 remedy: "remove one of the two".into(),
             })
         })?;
-        Ok(UsersFile { directory: Arc::new(directory), noise_keys: reading.noise_keys })
+        Ok(UsersFile { directory: Arc::new(directory) })
     }
 }
 
@@ -133,7 +122,6 @@ struct Reading {
     network: IpNet,
     defaults: Defaults,
     users: Vec<User>,
-    noise_keys: Vec<NoiseKey>,
     by_certificate: HashMap<Fingerprint, usize>,
     by_noise_key: HashMap<Vec<u8>, usize>,
     claims: Vec<Claim>,
@@ -166,10 +154,9 @@ impl Reading {
             self.users[index].certificates.push(certificate);
         }
         for (place, bytes) in keys.noise_keys {
-            if let Some(first) = self.by_noise_key.insert(bytes.clone(), index) {
+            if let Some(first) = self.by_noise_key.insert(bytes, index) {
                 self.refuse_twice(index, first, "authorized_keys", place, "a key", report);
             }
-            self.noise_keys.push(NoiseKey { user: UserIndex(index as u32), bytes });
         }
         let Defaults { limit, sessions } = self.defaults;
         let mut own = sessions.user;

@@ -310,39 +310,11 @@ mod tests {
 
     #[test]
     fn interface_names_follow_the_kernels_rules() {
-        for text in [
-            "tollgate0",
-            "vpn.0",
-            "quincy%d",
-            "%d",
-            "tun+1",
-            "a",
-            "fifteen-letters",
-            "-",
-            "...",
-            "d\u{fc}sen",
-            "$x\"'\\",
-        ] {
+        for text in "tollgate0 vpn.0 quincy%d %d tun+1 a fifteen-letters - ... d\u{fc}sen $x\"'\\".split(' ') {
             assert_eq!(interface(text), Ok(text.into()));
         }
-        let refused = [
-            "",
-            ".",
-            "..",
-            "sixteen-letters-",
-            "a/b",
-            "a b",
-            "a:b",
-            "a\tb",
-            "a\nb",
-            "a\0b",
-            "\u{e0}",
-            "%",
-            "a%s",
-            "%d%d",
-            "a%",
-        ];
-        for text in refused {
+        let refused = "|.|..|sixteen-letters-|a/b|a b|a:b|a\tb|a\nb|a\0b|\u{e0}|%|a%s|%d%d|a%";
+        for text in refused.split('|') {
             assert!(interface(text).is_err(), "{text:?}");
         }
     }

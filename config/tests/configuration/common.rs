@@ -83,6 +83,11 @@ pub fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }
 
+/// The variable that overrides a key.
+pub fn variable(path: &str) -> String {
+    format!("TOLLGATE_{}", path.to_uppercase().replace('.', "__"))
+}
+
 /// The range of a number.
 pub fn range(entry: &Entry) -> Option<(u64, u64)> {
     let (_, range) = entry.expected.rsplit_once(" from ")?;

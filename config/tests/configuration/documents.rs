@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tollgate_config::{Entry, Origin, Section, files};
 
-use crate::common::{load_client, load_server, range};
+use crate::common::{load_client, load_server, range, variable};
 
 /// Writes the documents that are made from the declarations.
 const COMMAND: &str = "TOLLGATE_WRITE_DOCUMENTS=1 cargo test --workspace --test configuration documents";
@@ -107,7 +107,7 @@ fn facts(file: &str, section: &Section, entry: &Entry) -> String {
         let _ = write!(facts, "Another value has no effect: {reason}. ");
     }
     if file != "users.toml" {
-        let _ = write!(facts, "Variable: `TOLLGATE_{}`. ", section.path(entry).to_uppercase().replace('.', "__"));
+        let _ = write!(facts, "Variable: `{}`. ", variable(&section.path(entry)));
     }
     facts + if entry.origin == Origin::Quincy { "Quincy has it too." } else { "Quincy does not have it." }
 }

@@ -93,8 +93,6 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     assert_eq!(users[1].limit, config.default_bandwidth_limit.map(Limit::new), "the default limit");
     assert_eq!(users[0].pool.len(), 3);
     assert_eq!(config.users.directory.find(&users[0].certificates[0]), Some(UserIndex(0)));
-    assert_eq!(config.users.noise_keys[0].user, UserIndex(0));
-    assert_eq!(config.users.noise_keys[0].bytes, [0; 32]);
 }
 
 #[test]

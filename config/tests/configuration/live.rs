@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use tollgate_config::{Changed, Entry, ServerConfig, files};
 use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
-use crate::common::{SERVER, load_server, load_server_with_users, range};
+use crate::common::{SERVER, load_server, load_server_with_users, range, variable};
 
 /// Two values of each key whose declaration does not tell any.
 const VALUES: &[(&str, [&str; 2])] = &[
@@ -39,9 +39,9 @@ fn values(path: &str, entry: &Entry) -> [String; 2] {
     listed.unwrap_or_else(|| [words.next().unwrap(), words.next().unwrap()])
 }
 
-fn with(variable: &str, value: &str) -> ServerConfig {
+fn with(path: &str, value: &str) -> ServerConfig {
     // The users file is a temporary one: its path is made the same.
-    let mut config = load_server(SERVER, &[(&format!("TOLLGATE_{variable}"), value)]).unwrap();
+    let mut config = load_server(SERVER, &[(&variable(path), value)]).unwrap();
     config.users_file = "users.toml".into();
     config
 }
@@ -55,9 +55,8 @@ fn each_key_is_overridden_shown_and_compared() {
             if ELSEWHERE.contains(&&path[..]) {
                 continue;
             }
-            let variable = path.to_uppercase().replace('.', "__");
             let [from, to] = values(&path, entry);
-            let (before, after) = (with(&variable, &from), with(&variable, &to));
+            let (before, after) = (with(&path, &from), with(&path, &to));
             let shown =
                 |line: &str| line.starts_with(&format!("{} = ", entry.name)) && line.contains(to.trim_matches('"'));
             assert!(after.effective().lines().any(shown), "{path} = {to}");
@@ -73,9 +72,9 @@ fn each_key_is_overridden_shown_and_compared() {
 
 #[test]
 fn a_key_that_needs_a_restart_is_named_with_both_values() {
-    let refused = with("BIND_PORT", "1000").restart_needed(&with("BIND_PORT", "1001"));
+    let refused = with("bind_port", "1000").restart_needed(&with("bind_port", "1001"));
     assert!(refused.iter().any(|changed| changed.to_string() == "bind_port (1000 -> 1001)"), "{refused:?}");
-    let refused = load_server(SERVER, &[]).unwrap().restart_needed(&with("SHARDS__CPUS", "[0]"));
+    let refused = load_server(SERVER, &[]).unwrap().restart_needed(&with("shards.cpus", "[0]"));
     assert!(refused.iter().any(|changed| changed.to_string() == "shards.cpus (not set -> [0])"), "{refused:?}");
 }
 

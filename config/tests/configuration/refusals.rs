@@ -218,6 +218,11 @@ fn an_unknown_key_is_answered_with_the_nearest_known_one_or_its_table() {
     }
     let refused = problem(load_server(&format!("{SERVER}\n[shrads]\ncount = 1"), &[]));
     assert_eq!((refused.key.as_str(), refused.remedy.as_str()), ("shrads", "did you mean `shards`?"));
+    // Also where the right one is missed.
+    let refused = load_server(&SERVER.replace("name", "nmae").replace("protocol", "protocl"), &[]).unwrap_err();
+    for remedy in ["did you mean `name`?", "did you mean `protocol`?"] {
+        assert!(refused.problems().iter().any(|problem| problem.remedy == remedy), "{refused}");
+    }
     let refused = problem(load_server(&format!("connection = 5\n{SERVER}"), &[]));
     assert_eq!(refused.key, "connection");
     assert!(refused.remedy.contains("[connection]"), "{refused}");
