@@ -13,7 +13,8 @@ use self::pages::{Page, all, page};
 mod pages;
 
 /// The folders that documents name files of.
-const FOLDERS: [&str; 8] = ["src/", "shards/", "config/", "bench/", "tests/", "docs/", ".ci/", ".cargo/"];
+const FOLDERS: [&str; 10] =
+    ["src/", "shards/", "config/", "netlink/", "bench/", "xtask/", "tests/", "docs/", ".ci/", ".cargo/"];
 
 fn root() -> PathBuf {
     pages::root(env!("CARGO_MANIFEST_DIR"), "")

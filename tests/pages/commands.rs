@@ -122,7 +122,7 @@ impl Checker {
         };
         let package = after("-p").unwrap_or("tollgate");
         let folders = [("tollgate", ""), ("tollgate-shards", "shards"), ("tollgate-sim", "shards/sim")];
-        let more = [("tollgate-config", "config"), ("tollgate-bench", "bench")];
+        let more = [("tollgate-config", "config"), ("tollgate-bench", "bench"), ("tollgate-testkit", "bench/testkit")];
         let folder = folders.iter().chain(&more).find(|(name, _)| *name == package);
         let (_, folder) = folder.unwrap_or_else(|| panic!("{place}: {line}: there is no package {package}"));
         if let Some(test) = after("--test") {
@@ -136,8 +136,27 @@ impl Checker {
                 "{place}: {line}: there is no test {test}"
             );
         }
+        if command == "xtask" {
+            self.check_task(place, line, &own[1..]);
+        }
         if command == "run" {
             self.check_own(place, line, package, others);
+        }
+    }
+
+    /// A task and its options, held against their declaration: no test of this package has the program.
+    fn check_task(&self, place: &str, line: &str, arguments: &[&str]) {
+        let tasks = std::fs::read_to_string(self.root.join("xtask/src/main.rs")).expect("the tasks");
+        let (_, tasks) = tasks.split_once("enum Task {").expect("their declaration");
+        let (tasks, _) = tasks.split_once("\n}\n").expect("its end");
+        for argument in arguments {
+            let is_known = match argument.strip_prefix("--") {
+                Some(option) => tasks.contains(&format!(" {option}: ")),
+                None => tasks
+                    .lines()
+                    .any(|known| known.trim_end_matches([',', ' ', '{']).trim().eq_ignore_ascii_case(argument)),
+            };
+            assert!(is_known, "{place}: {line}: cargo xtask does not know {argument}");
         }
     }
 
