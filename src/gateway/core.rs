@@ -1,6 +1,4 @@
 //! One core: a shard, a UDP socket and a TUN queue, and the passes over them on a thread of their own.
-//!
-//! This module decides nothing about packets.
 
 use std::io;
 use std::sync::Arc;
@@ -39,16 +37,16 @@ pub enum Order {
         ticket: CommandId,
         /// The next epoch.
         epoch: Arc<Snapshot>,
-        /// Where the answer goes.
+        /// The channel for the answer.
         done: Sender<Carried>,
     },
     /// Closes a user's connections. Answered likewise.
     Kick {
         /// The order's number.
         ticket: CommandId,
-        /// Whose.
+        /// The user whose connections are closed.
         user: UserIndex,
-        /// Where the answer goes.
+        /// The channel for the answer.
         done: Sender<Carried>,
     },
     /// Takes another TUN queue, of a device that was made anew so many times.
@@ -62,7 +60,7 @@ pub enum Order {
 /// A core's word that an order has been carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carried {
-    /// The shard.
+    /// The index of the shard.
     pub shard: u16,
     /// Connections of this shard that were closed for it.
     pub closed_connections: u64,
@@ -78,7 +76,7 @@ pub struct Generations {
 /// How things stand on one core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The shard.
+    /// The index of the shard.
     pub shard: u16,
     /// The CPU it is pinned to.
     pub cpu: usize,
@@ -95,7 +93,7 @@ pub struct Report {
     pub traffic: Traffic,
 }
 
-/// What a pass says of the next one.
+/// What a pass found, which decides whether to sleep before the next one.
 struct Passed {
     /// Whether the descriptors had anything.
     moved: bool,
@@ -103,19 +101,19 @@ struct Passed {
     more: bool,
 }
 
-/// All that a core starts with.
+/// A core's shard, descriptors and channels.
 pub struct Core {
     /// The CPU to pin to.
     pub cpu: usize,
-    /// The shard.
+    /// The engine of this core.
     pub shard: Shard,
     /// The newest epoch that was ordered, for the log: it knows the users of all earlier ones.
     pub epoch: Arc<Snapshot>,
     /// The shard's descriptors.
     pub pump: Pump,
-    /// Its end of the mesh.
+    /// This core's end of the mesh.
     pub mesh: Mesh,
-    /// How others wake it.
+    /// Wakes this core when it sleeps.
     pub bell: Bell,
     /// Where the control thread's orders come from.
     pub orders: Receiver<Order>,
@@ -129,7 +127,7 @@ pub struct Core {
     pub trim: Trim,
     /// The kernel's steering of inner addresses, where there is one.
     pub steering: Option<Arc<TunSteering>>,
-    /// Who makes descriptors anew.
+    /// The thread that replaces failed descriptors.
     pub upkeep: Tasks,
     /// How often that was done.
     pub generations: Generations,

@@ -33,7 +33,7 @@ impl Bell {
         Ok(Bell { sleeping: Arc::new(AtomicBool::new(false)), wake: Arc::new(Wake::new()?) })
     }
 
-    /// What the shard sleeps on.
+    /// The eventfd that ends the shard's sleep.
     pub fn wake(&self) -> &Wake {
         &self.wake
     }
@@ -161,7 +161,7 @@ impl Mesh {
         any
     }
 
-    /// Whether nothing waits.
+    /// Whether no message waits in any channel to this shard.
     pub fn is_idle(&self) -> bool {
         self.inboxes.iter().all(Receiver::is_empty)
     }

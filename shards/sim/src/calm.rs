@@ -1,6 +1,4 @@
 //! The calm at the end of a run: who must get through, how long that may take, and the leave that all take.
-//!
-//! This module injects no fault.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

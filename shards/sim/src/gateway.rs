@@ -1,6 +1,4 @@
 //! The gateway: its shards, the kernel that steers to them, the epochs and orders that an operator sends, deaths and restarts.
-//!
-//! This module draws no packets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -15,7 +13,7 @@ use crate::population::Population;
 use crate::random::Stream;
 use crate::schedule::Time;
 
-/// Where the gateway is reached.
+/// The gateway's outer address.
 pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
 
 /// The identity of the gateway itself.
@@ -51,13 +49,13 @@ impl Core {
 pub struct Pending {
     /// Its number.
     pub ticket: CommandId,
-    /// When it was given.
+    /// When the operator gave it.
     pub given: Time,
-    /// What it is.
+    /// The command itself.
     pub order: Order,
 }
 
-/// What an operator wants.
+/// A command of the operator.
 pub enum Order {
     /// Another epoch.
     Apply(Arc<Snapshot>),
