@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod long_path;
 mod mtu;
+mod narrowing;
 mod noise;
 mod ordering;
 mod placement;

@@ -1,22 +1,20 @@
-//! Paths that carry less than the tunnel: what is too large arrives in fragments, or its sender is told; nothing vanishes.
+//! Clients that take less than the tunnel: what is too large arrives in fragments, or its sender is told; nothing vanishes.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
-use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
-use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
-use tollgate_testkit::{Namespace, PathToGateway, ROUTER_V4, SERVER_V4, SERVER_V6, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::bulk::Direction;
+use tollgate_testkit::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
 use crate::tunnels::TestTunnel;
 use tollgate_testkit::bed::client::{Attached, Client, Login};
 use tollgate_testkit::bed::control;
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use tollgate_testkit::bed::deployment::{Deployment, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
 use tollgate_testkit::bed::traffic::{bulk, bulk_server, wait_for_ping};
@@ -25,8 +23,6 @@ use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 /// Datagrams of one try.
 const DATAGRAMS: usize = 10;
 const BULK_BYTES: u64 = 2_000_000;
-/// How long TCP may stand still when its path narrows.
-const STALL_MAX: Duration = Duration::from_secs(3);
 
 /// What became of datagrams as long as the gateway's MTU.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +73,7 @@ fn send_large(from: &Namespace, to: &Namespace, address: IpAddr, dont_fragment: 
 }
 
 /// The MTU of the route of our own to a client's address.
-fn route_mtu(gateway: &Namespace, address: IpAddr) -> Option<u32> {
+pub fn route_mtu(gateway: &Namespace, address: IpAddr) -> Option<u32> {
     gateway
         .configure(|netlink| {
             let interface = netlink.link("tollgate0")?.index;
@@ -150,125 +146,6 @@ fn the_sender_of_what_is_too_large_for_an_ipv6_client_is_told() {
     let Some(peers) = Peers::find() else { return };
     for limit in [None, Some("50 mbps")] {
         small_client(&peers, "fd00:19:80::1/64", SERVER_V6.into(), limit);
-    }
-}
-
-/// How a client connects that sits behind a path.
-enum Program<'a> {
-    Quincy(&'a Peers),
-    Connect,
-}
-
-/// The longest time without progress of a transfer whose path narrows from 1500 to 1350 bytes in its middle.
-fn longest_stall(program: &Program<'_>, direction: Direction) -> Duration {
-    let _turn = turn::together();
-    let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
-    let topology = Topology::build(&plan).unwrap();
-    let deployment = Deployment::write(&Plan::default());
-    let mut gateway = Gateway::start(&deployment, &topology.gateway);
-    let site = &topology.clients[0];
-    let inside = &site.namespace;
-    let path = LongPathPlan {
-        listen: SocketAddr::new(site.first_hop_v4.into(), PORT),
-        gateway: SocketAddr::new(SERVICE_V4.into(), PORT),
-        source: ROUTER_V4.into(),
-        one_way: Duration::from_millis(10),
-        bits_per_second: 50_000_000,
-        queue_bytes_max: 200_000,
-        lost_of: None,
-        management: QueueManagement::Tail,
-    };
-    let path = LongPath::start(topology.router.as_ref().expect("the path has one"), path).unwrap();
-    let endpoint = path.address().to_string();
-    let config = deployment.write_client("alice", &endpoint, "hybrid");
-    let _client = match program {
-        Program::Quincy(peers) => Client::start_with(peers, &deployment, inside, &config).process,
-        Program::Connect => {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-            command.arg("connect").arg("--config").arg(&config).env("NO_COLOR", "1").current_dir(deployment.folder());
-            inside.spawn(command).unwrap()
-        }
-    };
-    wait_for_ping(inside, SERVER_V4);
-    for namespace in [inside, &topology.network] {
-        namespace.sysctl("net/ipv4/tcp_congestion_control", "reno").unwrap();
-    }
-    let server = bulk_server(&topology.network, SERVER_V4);
-    let plan = BulkPlan {
-        duration: Some(Duration::from_secs(8)),
-        deadline: Duration::from_secs(60),
-        ..BulkPlan::new(server.address(), direction, u64::MAX)
-    };
-    // What arrives is what counts, not what the sender's kernel has taken.
-    let tun = PacketCounts { namespace: inside, direction };
-    let seen = Mutex::new(Vec::new());
-    let start = Instant::now();
-    let report = thread::scope(|scope| {
-        let watching = scope.spawn(|| {
-            let mut narrowed = false;
-            while start.elapsed() < Duration::from_secs(8) {
-                seen.lock().unwrap().push((start.elapsed(), tun.bytes(&topology)));
-                if !narrowed && start.elapsed() > Duration::from_secs(2) {
-                    path.set_mtu(1350);
-                    narrowed = true;
-                }
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let report = inside.run(|| transfer(&plan, |_| {})).unwrap();
-        watching.join().unwrap();
-        report
-    });
-    assert!(report.is_intact(), "{report:?}");
-    let seen = seen.into_inner().unwrap();
-    let (mut stall, mut since, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
-    for (at, now) in seen {
-        // Less than a window's worth is retransmissions.
-        if now > bytes + 20_000 {
-            (since, bytes) = (at, now);
-        }
-        if at > Duration::from_secs(2) {
-            stall = stall.max(at - since);
-        }
-    }
-    println!("longest stall {stall:?}, {:.1} Mb/s, {:?}", report.bits_per_second() / 1e6, path.counts());
-    assert!(path.counts().too_long > 0, "the path has not narrowed");
-    gateway.assert_sound();
-    stall
-}
-
-/// What the server's network has seen of a transfer.
-struct PacketCounts<'a> {
-    namespace: &'a Namespace,
-    direction: Direction,
-}
-
-impl PacketCounts<'_> {
-    /// Bytes that have arrived where the transfer ends.
-    fn bytes(&self, topology: &Topology) -> u64 {
-        let (namespace, interface) = match self.direction {
-            Direction::Download => (self.namespace, CLIENT_TUN),
-            Direction::Upload => (&topology.network, "lan0"),
-        };
-        let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap_or_default();
-        let line = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
-        line.and_then(|fields| fields.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-    }
-}
-
-#[test]
-fn a_download_of_the_real_client_goes_on_within_three_seconds_when_its_path_narrows() {
-    let Some(peers) = Peers::find() else { return };
-    let stall = longest_stall(&Program::Quincy(&peers), Direction::Download);
-    assert!(stall < STALL_MAX, "{stall:?}");
-}
-
-#[test]
-fn transfers_of_our_own_client_go_on_within_three_seconds_when_its_path_narrows() {
-    let Some(_) = Peers::find() else { return };
-    for direction in [Direction::Download, Direction::Upload] {
-        let stall = longest_stall(&Program::Connect, direction);
-        assert!(stall < STALL_MAX, "{direction:?}: {stall:?}");
     }
 }
 
