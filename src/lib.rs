@@ -1,6 +1,6 @@
 //! The shell of the Tollgate gateway: the only code that knows glommio, descriptors, system calls and the clock.
 //!
-//! [`gateway`] and [`connect`] are its two programs; both run a machine of `tollgate-shards` with a [`pump`] over [`io`]. [`control`] takes orders
+//! [`gateway`] and [`connect`] are its two programs; both run a machine of `tollgate-shards` by [`packet_io`] over [`io`]. [`control`] takes orders
 //! for a gateway that runs. `demo`, a default feature, shows both at work.
 //!
 //! Nothing prints past [`output`] and [`log`]: `print!` panics where its output is closed or full, and waits where nobody reads it.
@@ -17,7 +17,7 @@ pub mod identity;
 pub mod io;
 pub mod log;
 pub mod output;
-pub mod pump;
+pub mod packet_io;
 pub mod signals;
 pub mod tls;
 pub mod whole_file;

@@ -1,7 +1,8 @@
 //! Standard output and standard error: what a command prints, and the reports that a running program prints when it is asked.
 //!
 //! Whoever reads them may have stopped, may have gone, or may be a full disk. A command that prints and ends may wait for its reader. A
-//! program that runs never does: [`Reports`] has a thread of its own.
+//! program that runs never does: [`Reports`] has a thread of its own. The control plane's event loop cannot write them itself: a terminal or a
+//! disk may block whatever it says of its readiness, and a descriptor that is made non-blocking is so for whoever shares it.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,10 +1,63 @@
 //! Signals as messages.
 
-use crossbeam_channel::{Receiver, bounded, unbounded};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
-/// What somebody outside wants of a running command.
+use crossbeam_channel::{Receiver, unbounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals as SignalIterator;
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+/// The signals of a gateway. The descriptor is readable while some wait.
+#[derive(Debug)]
+pub struct SignalSource(SignalDelivery<UnixStream, SignalOnly>);
+
+/// The signals that have come. Several of one number are one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PendingSignals {
+    /// SIGINT or SIGTERM: end, with goodbyes.
+    pub stop: bool,
+    /// SIGUSR1: report the status.
+    pub report: bool,
+    /// SIGHUP: reload the configuration. Without a [`SignalSource`] it ends the program.
+    pub reload: bool,
+}
+
+impl SignalSource {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be installed, or descriptors run out.
+    pub fn open() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, [SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
+        Ok(SignalSource(delivery))
+    }
+
+    /// Takes the signals that have come. Never blocks.
+    pub fn take(&mut self) -> PendingSignals {
+        let mut pending = PendingSignals::default();
+        for signal in self.0.pending() {
+            match signal {
+                SIGUSR1 => pending.report = true,
+                SIGHUP => pending.reload = true,
+                _ => pending.stop = true,
+            }
+        }
+        pending
+    }
+}
+
+impl AsFd for SignalSource {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_read().as_fd()
+    }
+}
+
+/// What a signal asks of a running command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// End, with goodbyes.
@@ -13,17 +66,17 @@ pub enum Signal {
     Report,
 }
 
-/// SIGINT and SIGTERM to stop, SIGUSR1 to report.
+/// SIGINT and SIGTERM to stop, SIGUSR1 to report, received by a thread.
 ///
 /// # Errors
 ///
 /// If the handlers cannot be installed.
-pub fn signals() -> std::io::Result<Receiver<Signal>> {
+pub fn signals() -> io::Result<Receiver<Signal>> {
     receive(&[SIGINT, SIGTERM])
 }
 
-fn receive(stopping: &[i32]) -> std::io::Result<Receiver<Signal>> {
-    let mut signals = Signals::new(stopping.iter().chain(&[SIGUSR1]))?;
+fn receive(stopping: &[i32]) -> io::Result<Receiver<Signal>> {
+    let mut signals = SignalIterator::new(stopping.iter().chain(&[SIGUSR1]))?;
     let (sender, receiver) = unbounded();
     std::thread::Builder::new().name("tollgate-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
@@ -42,7 +95,7 @@ fn receive(stopping: &[i32]) -> std::io::Result<Receiver<Signal>> {
 /// # Errors
 ///
 /// If the handlers cannot be installed.
-pub fn terminal_signals() -> std::io::Result<Receiver<Signal>> {
+pub fn terminal_signals() -> io::Result<Receiver<Signal>> {
     let stopping: &[i32] = if is_ignored(SIGHUP) { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
     receive(stopping)
 }
@@ -53,21 +106,4 @@ fn is_ignored(signal: i32) -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     ignored & (1 << (signal - 1)) != 0
-}
-
-/// SIGHUP, which ends a command that does not ask for this. Several that nobody has taken yet are one.
-///
-/// # Errors
-///
-/// If the handler cannot be installed.
-pub fn hangups() -> std::io::Result<Receiver<()>> {
-    let mut signals = Signals::new([SIGHUP])?;
-    let (sender, receiver) = bounded(1);
-    std::thread::Builder::new().name("tollgate-hangups".to_owned()).spawn(move || {
-        for _ in signals.forever() {
-            // The one that waits stands for this one too.
-            let _ = sender.try_send(());
-        }
-    })?;
-    Ok(receiver)
 }

@@ -49,7 +49,7 @@ use crate::gateway::random;
 use crate::io::{BindError, UdpOptions, UdpSocket, Wake};
 use crate::netlink::{Netlink, NetlinkWatch};
 use crate::output::Reports;
-use crate::pump::Pump;
+use crate::packet_io::PacketIo;
 use crate::signals::Signal;
 use crate::tls::{self, TlsError, ValidityNote};
 
@@ -129,9 +129,9 @@ struct Connector<'a> {
     taken_said_at: Option<Instant>,
     /// When the network is looked at again without a change of it.
     look_at: Option<Instant>,
-    // Before the pump: the interface goes with the pump's queue, and what belongs to it must go first.
+    // Before `packet_io`: the interface goes with the TUN queue in it, and what belongs to it must go first.
     network: Option<Network<'a>>,
-    pump: Option<Pump>,
+    packet_io: Option<PacketIo>,
     /// The outer address in use.
     gateway: Option<IpAddr>,
     refusals: u32,
@@ -178,7 +178,7 @@ impl<'a> Connector<'a> {
             look_at: None,
             gateway: None,
             network: None,
-            pump: None,
+            packet_io: None,
             refusals: 0,
             status: Status::default(),
             reports,
@@ -221,17 +221,17 @@ impl<'a> Connector<'a> {
         }
     }
 
-    /// Puts right what belongs to the tunnel, and looks which way packets to the gateway take. `pump` is the one in use, if not this
+    /// Puts right what belongs to the tunnel, and looks which way packets to the gateway take. `packet_io` is the one in use, if not this
     /// client's own. Returns whether there is another way than before, or one again, and it can be used.
-    fn look_around(&mut self, pump: Option<&mut Pump>) -> Result<bool, ConnectError> {
+    fn look_around(&mut self, packet_io: Option<&mut PacketIo>) -> Result<bool, ConnectError> {
         self.look_at = None;
         let Some(gateway) = self.gateway else { return Ok(false) };
         if let Some(network) = &mut self.network {
             match network.mend() {
                 Ok(None) => {}
                 Ok(queue) => {
-                    if let Some(pump) = pump.or(self.pump.as_mut()) {
-                        pump.set_tun(queue, self.control.wake())?;
+                    if let Some(packet_io) = packet_io.or(self.packet_io.as_mut()) {
+                        packet_io.set_tun(queue, self.control.wake())?;
                     }
                     self.look_at = Some(Instant::now() + MEND_INTERVAL);
                 }
@@ -285,15 +285,15 @@ impl<'a> Connector<'a> {
             Ok(udp) => udp,
             Err(error) => return self.failed(Failure::Socket(error)),
         };
-        let mut pump = match self.pump.take() {
-            Some(mut pump) => {
-                pump.set_udp(Some(udp), self.control.wake())?;
-                pump
+        let mut packet_io = match self.packet_io.take() {
+            Some(mut packet_io) => {
+                packet_io.set_udp(Some(udp), self.control.wake())?;
+                packet_io
             }
-            None => Pump::new(udp, None, self.control.wake())?,
+            None => PacketIo::new(udp, None, self.control.wake())?,
         };
-        let attempt = self.connect(remote, &mut pump);
-        self.pump = Some(pump);
+        let attempt = self.connect(remote, &mut packet_io);
+        self.packet_io = Some(packet_io);
         attempt
     }
 
@@ -328,13 +328,13 @@ impl<'a> Connector<'a> {
     }
 
     /// Runs one connection from its first packet to its end.
-    fn connect(&mut self, remote: SocketAddr, pump: &mut Pump) -> Result<Attempt, ConnectError> {
+    fn connect(&mut self, remote: SocketAddr, packet_io: &mut PacketIo) -> Result<Attempt, ConnectError> {
         let mut session = Session::new(self.config, remote, self.tls.clone(), Instant::now())?;
         let mut up_since = None;
         let ended = loop {
-            match session.run(pump, &self.control, self.look_at) {
+            match session.run(packet_io, &self.control, self.look_at) {
                 Outcome::Assigned(assignment) => {
-                    self.established(remote.ip(), assignment, pump)?;
+                    self.established(remote.ip(), assignment, packet_io)?;
                     up_since = Some(Instant::now());
                 }
                 Outcome::PathMtu(mtu_bytes) => {
@@ -343,17 +343,17 @@ impl<'a> Connector<'a> {
                     }
                 }
                 Outcome::Signal(Signal::Report) => {
-                    self.status.traffic = pump.traffic();
+                    self.status.traffic = packet_io.traffic();
                     self.report(Some(&session));
                 }
                 Outcome::Signal(Signal::Stop) => {
                     info!("stopping: the gateway is told");
-                    session.say_goodbye(pump, &self.control);
+                    session.say_goodbye(packet_io, &self.control);
                     return Ok(Attempt::Stopped);
                 }
                 Outcome::NetworkChanged => {
                     let before = self.uplink;
-                    let has_new_way = self.look_around(Some(pump))?;
+                    let has_new_way = self.look_around(Some(packet_io))?;
                     if has_new_way && up_since.is_none() {
                         // What was sent may be lost, and its repetition far away.
                         return Ok(Attempt::Retry(Duration::ZERO));
@@ -367,7 +367,7 @@ impl<'a> Connector<'a> {
                 Outcome::Lost(lost) => {
                     if lost.udp {
                         match self.open_udp(remote) {
-                            Ok(udp) => pump.set_udp(Some(udp), self.control.wake())?,
+                            Ok(udp) => packet_io.set_udp(Some(udp), self.control.wake())?,
                             Err(error) => break Failure::Socket(error),
                         }
                         if up_since.is_none() {
@@ -378,7 +378,7 @@ impl<'a> Connector<'a> {
                     }
                     if lost.tun {
                         // The queue ended with the interface, or the interface with it.
-                        self.look_around(Some(pump))?;
+                        self.look_around(Some(packet_io))?;
                     }
                 }
                 // A gateway that has not heard from this client for long has forgotten it, and says so when asked.
@@ -390,7 +390,7 @@ impl<'a> Connector<'a> {
             }
         };
         self.status.add(session.counters());
-        self.status.traffic = pump.traffic();
+        self.status.traffic = packet_io.traffic();
         match up_since {
             Some(since) => {
                 if matches!(ended, Failure::Silent) {
@@ -426,7 +426,12 @@ impl<'a> Connector<'a> {
         }
     }
 
-    fn established(&mut self, gateway: IpAddr, assignment: Assignment, pump: &mut Pump) -> Result<(), ConnectError> {
+    fn established(
+        &mut self,
+        gateway: IpAddr,
+        assignment: Assignment,
+        packet_io: &mut PacketIo,
+    ) -> Result<(), ConnectError> {
         match &mut self.network {
             Some(network) => {
                 network.readdress(gateway, assignment)?;
@@ -435,13 +440,13 @@ impl<'a> Connector<'a> {
             }
             None => {
                 let (network, queue) = Network::establish(self.config, gateway, assignment)?;
-                pump.set_tun(Some(queue), self.control.wake())?;
+                packet_io.set_tun(Some(queue), self.control.wake())?;
                 self.status.interface = Some(network.interface().to_owned());
                 self.leftovers.remove(&mut self.netlink, network.exclusion());
                 self.network = Some(network);
             }
         }
-        self.look_around(Some(pump))?;
+        self.look_around(Some(packet_io))?;
         let interface = self.status.interface.as_deref().unwrap_or_default();
         info!("connected: this machine is {} on {interface}", assignment.client_address);
         self.refusals = 0;

@@ -1,4 +1,4 @@
-//! One connection, from its first packet to its last: the passes of a client machine with a pump.
+//! One connection, from its first packet to its last: the passes of a client machine.
 //!
 //! `network` sets up interface and routes, and the client above reconnects.
 
@@ -14,7 +14,7 @@ use tollgate_shards::{Assignment, Client, ClientEvent, ClientParams, CloseCause,
 
 use super::control::Control;
 use crate::gateway::{congestion, ephemeral_reset_key, random};
-use crate::pump::{Lost, Pump};
+use crate::packet_io::{Lost, PacketIo};
 use crate::signals::Signal;
 
 /// How long an attempt may take, from the first packet to the address.
@@ -89,7 +89,7 @@ impl Session {
     }
 
     /// Runs until something happens that its caller must know, and until `look_at` at the latest.
-    pub fn run(&mut self, pump: &mut Pump, control: &Control<'_>, look_at: Option<Instant>) -> Outcome {
+    pub fn run(&mut self, packet_io: &mut PacketIo, control: &Control<'_>, look_at: Option<Instant>) -> Outcome {
         loop {
             if let Some(signal) = control.take() {
                 return Outcome::Signal(signal);
@@ -101,8 +101,8 @@ impl Session {
             if control.take_clock_change() {
                 return Outcome::ClockChanged;
             }
-            let busy = self.pass(pump, now);
-            let lost = pump.take_lost();
+            let busy = self.pass(packet_io, now);
+            let lost = packet_io.take_lost();
             if lost.any() {
                 return Outcome::Lost(lost);
             }
@@ -117,45 +117,45 @@ impl Session {
             }
             if self.late_at.is_some_and(|at| at <= now) {
                 self.client.close(now);
-                self.pass(pump, now);
+                self.pass(packet_io, now);
                 return Outcome::Late;
             }
             if !busy {
-                self.sleep(pump, control, now, [self.late_at, look_at].into_iter().flatten().min());
+                self.sleep(packet_io, control, now, [self.late_at, look_at].into_iter().flatten().min());
             }
         }
     }
 
     /// Says goodbye, and stays until the gateway can be expected to have heard it.
-    pub fn say_goodbye(&mut self, pump: &mut Pump, control: &Control<'_>) {
+    pub fn say_goodbye(&mut self, packet_io: &mut PacketIo, control: &Control<'_>) {
         let mut now = Instant::now();
         let end = now + LINGER;
         self.client.close(now);
         while now < end && !self.client.is_drained() {
             // Whoever asks again to stop is stopping already.
             while control.take().is_some() {}
-            if !self.pass(pump, now) {
-                self.sleep(pump, control, now, Some(end));
+            if !self.pass(packet_io, now) {
+                self.sleep(packet_io, control, now, Some(end));
             }
             now = Instant::now();
         }
     }
 
     /// In, decide, out. Returns whether there was anything to do.
-    fn pass(&mut self, pump: &mut Pump, now: Instant) -> bool {
-        let busy = pump.intake(&mut self.client, now);
+    fn pass(&mut self, packet_io: &mut PacketIo, now: Instant) -> bool {
+        let busy = packet_io.intake(&mut self.client, now);
         if self.client.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.client.handle_timeout(now);
         }
         self.client.decide(now);
-        pump.output(&mut self.client, now);
+        packet_io.output(&mut self.client, now);
         busy
     }
 
-    fn sleep(&mut self, pump: &mut Pump, control: &Control<'_>, now: Instant, until: Option<Instant>) {
+    fn sleep(&mut self, packet_io: &mut PacketIo, control: &Control<'_>, now: Instant, until: Option<Instant>) {
         let deadline = self.client.poll_timeout().map(|(at, _)| at);
-        pump.sleep(now, [deadline, until].into_iter().flatten().min());
-        if pump.take_woken() {
+        packet_io.sleep(now, [deadline, until].into_iter().flatten().min());
+        if packet_io.take_woken() {
             // What it announced is in the channel already.
             control.wake().drain();
         }

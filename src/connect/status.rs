@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tollgate_shards::{Assignment, Counters};
 
-use crate::pump::Traffic;
+use crate::packet_io::Traffic;
 
 /// What a client is doing.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]

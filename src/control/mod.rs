@@ -1,30 +1,48 @@
-//! The control thread of a running gateway: signals, orders from its control socket, and a watched users file, one at a time.
+//! The control plane of a running gateway: one event loop on one thread.
+//!
+//! The loop waits for signals, the control socket and its clients, the users file, the host, the cores, and timers. Nothing in it waits for
+//! a core: an order begins, and is completed when all cores have answered or its time is over. Reading the configuration files may block the
+//! loop, and a netlink request takes as long as the kernel's system call.
 //!
 //! The configuration crate and the gateway validate what is to be put in force.
 
-mod client;
+mod acceptor;
+mod clients;
+mod event_loop;
+mod file_watch;
+mod operator;
+mod orders;
 mod protocol;
-mod socket;
-mod watch;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select};
 use tollgate_config::{ConfigError, LogFilter, ServerConfig};
-use tracing::{error, info, warn};
+use tollgate_netlink::NetlinkWatch;
+use tracing::{info, warn};
 
-pub use client::{AskError, ask};
+pub use acceptor::SocketError;
+pub use clients::{CLIENT_TIMEOUT, CLIENTS_MAX};
+pub use file_watch::QUIET;
+pub use operator::{AskError, ask};
 pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
-pub use socket::{CLIENT_TIMEOUT, CLIENTS_MAX, SocketError};
-pub use watch::QUIET;
 
-use self::socket::ControlSocket;
-use self::watch::Watch;
-use crate::gateway::{Gateway, GatewayError, ReloadError};
-use crate::log::{self, Kind, Log};
+use self::acceptor::Acceptor;
+use self::clients::{Clients, not_served};
+use self::event_loop::{EventLoop, Interest, Source, Watched};
+use self::file_watch::FileWatch;
+use self::orders::{Orders, Origin};
+use crate::gateway::{Completed, Gateway, GatewayError};
+use crate::io::Wake;
+use crate::log::Log;
 use crate::output::Reports;
-use crate::signals::{Signal, hangups, signals};
+use crate::signals::SignalSource;
+
+/// How long to wait before accepting, or waiting, again when the system is out of something.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Why a gateway cannot be controlled.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +55,11 @@ pub enum ControlError {
     Watch(#[from] WatchError),
     /// The system is out of something.
     #[error("signals cannot be received: {0}")]
-    Signals(#[from] io::Error),
-    /// No thread for reports.
+    Signals(io::Error),
+    /// The system is out of something else.
+    #[error("the control plane cannot wait for its descriptors: {0}")]
+    EventLoop(#[from] io::Error),
+    /// The system is out of something else.
     #[error("no thread for reports can be started: {0}")]
     Reports(io::Error),
 }
@@ -51,14 +72,14 @@ pub struct WatchError {
     source: io::Error,
 }
 
-/// Everything that tells a gateway what to do, open.
+/// The control plane of a gateway that does not run yet.
 #[derive(Debug)]
 pub struct Control {
-    signals: Receiver<Signal>,
-    hangups: Receiver<()>,
+    event_loop: EventLoop,
+    signals: Watched<SignalSource>,
     /// `None` where there is none and none was configured.
-    socket: Option<ControlSocket>,
-    watch: Option<Watch>,
+    acceptor: Option<Watched<Acceptor>>,
+    users_file: Option<Watched<FileWatch>>,
     level: LogFilter,
     reports: Reports,
 }
@@ -70,13 +91,14 @@ impl Control {
     ///
     /// In one line that says what to do.
     pub fn open(config: &ServerConfig) -> Result<Self, ControlError> {
+        let event_loop = EventLoop::new()?;
         Ok(Control {
-            signals: signals()?,
-            hangups: hangups()?,
-            socket: control_socket(&config.control)?,
-            watch: watch(config)?,
+            signals: event_loop.watch(Source::Signals, SignalSource::open().map_err(ControlError::Signals)?)?,
+            acceptor: acceptor(&config.control, &event_loop)?,
+            users_file: watch_users_file(config, &event_loop)?,
             level: config.log.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
+            event_loop,
         })
     }
 
@@ -90,138 +112,250 @@ impl Control {
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
-        let Control { signals, hangups, socket, watch, level, reports } = self;
-        let requests = socket.as_ref().map_or_else(never, |socket| socket.requests().clone());
-        let mut running = Running { gateway, log, level, load, watch };
-        loop {
-            let changes = running.watch.as_ref().map_or_else(never, |watch| watch.changes().clone());
-            select! {
-                recv(signals) -> signal => match signal {
-                    Ok(Signal::Report) => reports.print(running.gateway.status().to_json()),
-                    // Where nobody can send signals any more, nobody could stop the gateway.
-                    Ok(Signal::Stop) | Err(_) => break,
-                },
-                recv(hangups) -> _ => drop(running.reload("SIGHUP", false)),
-                recv(changes) -> change => running.users_changed(change.is_ok()),
-                recv(requests) -> asked => if let Ok(asked) = asked {
-                    // Whoever asked may be gone.
-                    let _ = asked.answer.send(running.carry_out(&asked.request));
-                },
-                recv(running.gateway.ended()) -> _ => break,
-            }
+        let Control { event_loop, signals, acceptor, users_file, level, reports } = self;
+        let mut control = ControlLoop {
+            cores: event_loop.watch(Source::Cores, gateway.cores_wake())?,
+            _host: gateway.host_watch().map(|watch| event_loop.watch(Source::Host, watch)).transpose()?,
+            event_loop,
+            signals,
+            acceptor,
+            accept_at: None,
+            clients: Clients::default(),
+            users_file,
+            gateway,
+            reports,
+            orders: Orders::new(log, level),
+            load,
+            phase: Phase::Serving,
+        };
+        while !control.has_stopped() {
+            control.turn();
         }
-        // Nobody shall wait for an answer of a gateway that is about to go.
-        drop(socket);
-        let gateway = running.gateway;
-        for line in gateway.status().to_string().lines() {
-            info!("{line}");
-        }
-        info!("stopping: every client is told");
-        gateway.stop()
+        control.gateway.finish()
     }
 }
 
-/// A running gateway, and what else may change with its configuration.
-struct Running<L> {
+/// What the gateway is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// It reports its status a last time.
+    LastStatus,
+    /// The cores say goodbye to their clients.
+    Stopping,
+}
+
+struct ControlLoop<L> {
+    event_loop: EventLoop,
+    signals: Watched<SignalSource>,
+    acceptor: Option<Watched<Acceptor>>,
+    /// When to accept again after the system was out of something.
+    accept_at: Option<Instant>,
+    clients: Clients,
+    users_file: Option<Watched<FileWatch>>,
     gateway: Gateway,
-    log: Log,
-    /// The log's, as configured.
-    level: LogFilter,
-    watch: Option<Watch>,
+    cores: Watched<Arc<Wake>>,
+    /// Watched as long as it is here; the gateway reads it.
+    _host: Option<Watched<Arc<NetlinkWatch>>>,
+    reports: Reports,
+    orders: Orders,
     load: L,
+    phase: Phase,
 }
 
-impl<L: Fn() -> Result<ServerConfig, ConfigError>> Running<L> {
-    fn carry_out(&mut self, request: &Request) -> Answer {
-        match request {
-            Request::Reload { force } => self.reload("order", *force),
-            Request::Kick { user } => self.kick(user),
+impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
+    fn has_stopped(&self) -> bool {
+        self.phase == Phase::Stopping && self.gateway.has_stopped(Instant::now())
+    }
+
+    /// Waits once, and handles all that has come.
+    fn turn(&mut self) {
+        let users_file = self.users_file.as_ref().and_then(|watch| watch.poll_timeout());
+        let timeouts = [self.gateway.poll_timeout(), self.clients.poll_timeout(), users_file, self.accept_at];
+        let timeout = timeouts.into_iter().flatten().min().map(|at| at.saturating_duration_since(Instant::now()));
+        let ready = self.event_loop.wait(timeout).unwrap_or_else(|_| {
+            // The kernel is out of memory: whatever it is, not a loop without a pause.
+            thread::sleep(RETRY);
+            Vec::new()
+        });
+        for source in ready {
+            self.handle_ready(source, Instant::now());
+        }
+        self.handle_timeouts(Instant::now());
+        while let Some((client, request)) = self.clients.poll_request() {
+            self.orders.push(Origin::Client(client), request);
+        }
+        self.advance_orders();
+        if self.phase == Phase::Serving && self.gateway.has_lost_a_core() {
+            self.begin_stop();
         }
     }
 
-    fn users_changed(&mut self, is_watched: bool) {
-        if is_watched {
-            self.reload("a change of the users file", false);
-        } else {
-            // The folder is gone. The next reload watches again where there is one.
-            self.watch = None;
-        }
-    }
-
-    fn kick(&mut self, user: &str) -> Answer {
-        match self.gateway.kick(user) {
-            Ok(kicked) => {
-                if log::admits(Kind::Kicked) {
-                    info!("{kicked}, by order");
-                }
-                Answer {
-                    done: true,
-                    lines: vec![kicked.to_string()],
-                    closed_connections: Some(kicked.closed_connections),
-                    took_ms: Some(kicked.took.as_secs_f64() * 1e3),
-                    ..Answer::default()
+    fn handle_ready(&mut self, source: Source, now: Instant) {
+        match source {
+            Source::Signals => self.handle_signals(),
+            Source::UsersFile => {
+                if let Some(watch) = &mut self.users_file
+                    && let Err(error) = watch.handle_ready(now)
+                {
+                    warn!(%error, "{} is watched no more", watch.path().display());
+                    // The next reload watches again where there is a folder.
+                    self.users_file = None;
                 }
             }
+            Source::Cores => {
+                self.cores.drain();
+                self.gateway.handle_notices(now);
+            }
+            Source::Host => self.gateway.handle_host(now),
+            Source::Acceptor => self.accept(now),
+            Source::Client(place) => self.clients.handle_ready(place, now),
+        }
+    }
+
+    fn handle_signals(&mut self) {
+        let pending = self.signals.take();
+        if self.phase != Phase::Serving {
+            return;
+        }
+        if pending.report {
+            self.orders.push_report();
+        }
+        if pending.reload {
+            self.orders.push(Origin::Signal, Request::Reload { force: false });
+        }
+        if pending.stop {
+            self.begin_stop();
+        }
+    }
+
+    fn handle_timeouts(&mut self, now: Instant) {
+        self.gateway.handle_timeout(now);
+        self.clients.handle_timeout(now);
+        if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {
+            self.orders.push(Origin::UsersFile, Request::Reload { force: false });
+        }
+        if self.accept_at.take_if(|at| *at <= now).is_some() {
+            self.accept(now);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let Some(acceptor) = &mut self.acceptor else { return };
+        acceptor.keep_spare();
+        match acceptor.accept() {
+            Ok(stream) => {
+                self.clients.add(stream, &self.event_loop, now);
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(error) => {
-                if log::admits(Kind::NotKicked) {
-                    warn!("an order to kick was not carried out: {error}");
+                not_served(&error);
+                self.accept_at = Some(now + RETRY);
+                return;
+            }
+        }
+        if let Err(error) = acceptor.want(Interest::Input) {
+            not_served(&error);
+            self.accept_at = Some(now + RETRY);
+        }
+    }
+
+    /// Ends orders that are completed, and begins the next ones as long as none is pending.
+    fn advance_orders(&mut self) {
+        while let Some(completed) = self.gateway.poll_completed() {
+            match completed {
+                Completed::Status(status) if self.phase == Phase::LastStatus => {
+                    status.to_string().lines().for_each(|line| info!("{line}"));
+                    info!("stopping: every client is told");
+                    self.gateway.begin_stop(Instant::now());
+                    self.phase = Phase::Stopping;
                 }
-                Answer::refused(vec![error.to_string()])
+                Completed::Status(status) => {
+                    self.orders.end_report();
+                    self.reports.print(status.to_json());
+                }
+                completed => {
+                    if let Some((origin, answer)) = self.orders.complete(completed) {
+                        self.answer(origin, &answer);
+                    }
+                }
+            }
+        }
+        while let Some(next) = self.orders.begin_next() {
+            let answered = match (next, self.phase) {
+                (orders::Next::Report, Phase::Serving) => {
+                    self.gateway.begin_status(Instant::now());
+                    None
+                }
+                (orders::Next::Report, _) => {
+                    self.orders.end_report();
+                    None
+                }
+                (orders::Next::Order(origin, _), Phase::LastStatus | Phase::Stopping) => {
+                    Some((origin, self.orders.refuse_stopping()))
+                }
+                (orders::Next::Order(origin, Request::Kick { user }), Phase::Serving) => {
+                    self.orders.begin_kick(&mut self.gateway, origin, &user).map(|answer| (origin, answer))
+                }
+                (orders::Next::Order(origin, Request::Reload { force }), Phase::Serving) => {
+                    self.begin_reload(origin, force).map(|answer| (origin, answer))
+                }
+            };
+            if let Some((origin, answer)) = answered {
+                self.answer(origin, &answer);
             }
         }
     }
 
-    /// Reads the configuration again and puts it in force, on some `occasion`.
-    fn reload(&mut self, occasion: &str, force: bool) -> Answer {
-        match self.try_reload(force) {
-            Ok(answer) => {
-                answer.lines.iter().for_each(|line| info!("reloaded on {occasion}: {line}"));
-                answer
-            }
-            Err(reasons) => {
-                reasons.iter().for_each(|reason| error!("not reloaded on {occasion}: {reason}"));
-                Answer::refused(reasons)
+    /// Reads the configuration again and puts it in force. Returns the answer if there is one already.
+    fn begin_reload(&mut self, origin: Origin, force: bool) -> Option<Answer> {
+        let next = match (self.load)() {
+            Ok(next) => next,
+            Err(error) => return Some(self.orders.refuse_reload(origin, orders::reasons(&error))),
+        };
+        let is_watched = watched_file(&next) == self.users_file.as_ref().map(|watch| watch.path());
+        let watch = if is_watched { Ok(None) } else { watch_users_file(&next, &self.event_loop).map(Some) };
+        let watch = match watch {
+            Ok(watch) => watch,
+            Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
+        };
+        let refused = self.orders.begin_reload(&mut self.gateway, origin, next, force);
+        if refused.is_none()
+            && let Some(watch) = watch
+        {
+            self.users_file = watch;
+        }
+        refused
+    }
+
+    fn answer(&mut self, origin: Origin, answer: &Answer) {
+        if let Origin::Client(client) = origin {
+            self.clients.answer(client, answer, Instant::now());
+            while let Some((client, request)) = self.clients.poll_request() {
+                self.orders.push(Origin::Client(client), request);
             }
         }
     }
 
-    fn try_reload(&mut self, force: bool) -> Result<Answer, Vec<String>> {
-        let next = (self.load)().map_err(|error| reasons(&error))?;
-        let is_watched = watched_file(&next) == self.watch.as_ref().map(Watch::path);
-        let watch = if is_watched { None } else { Some(watch(&next).map_err(|error| vec![error.to_string()])?) };
-        let level = next.log.clone();
-        let warnings = next.warnings.clone();
-        let result = self.gateway.reload(next, force);
-        if let Err(ReloadError::Refused(reasons)) = result {
-            return Err(reasons);
+    /// Takes no more orders, and asks for the last status.
+    fn begin_stop(&mut self) {
+        self.acceptor = None;
+        self.phase = Phase::LastStatus;
+        if let Some((origin, answer)) = self.orders.abandon() {
+            self.answer(origin, &answer);
         }
-        // Even where a shard has not said so yet, the configuration is in force from here on.
-        if let Some(watch) = watch {
-            self.watch = watch;
-        }
-        let is_same_level = std::mem::replace(&mut self.level, level) == self.level;
-        let is_governed = !self.log.set(&self.level);
-        let reloaded = result.map_err(|error| vec![error.to_string()])?;
-        let mut lines = vec![reloaded.to_string()];
-        lines.extend(warnings);
-        if is_governed && !is_same_level {
-            lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
-        }
-        Ok(Answer {
-            done: true,
-            lines,
-            epoch: Some(reloaded.epoch),
-            closed_connections: Some(reloaded.closed_connections),
-            took_ms: Some(reloaded.took.as_secs_f64() * 1e3),
-        })
+        self.gateway.begin_status(Instant::now());
     }
 }
 
 /// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
-fn control_socket(config: &tollgate_config::Control) -> Result<Option<ControlSocket>, SocketError> {
-    match ControlSocket::listen(&config.socket.path) {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error) if config.socket.is_configured => Err(error),
+fn acceptor(
+    config: &tollgate_config::Control,
+    event_loop: &EventLoop,
+) -> Result<Option<Watched<Acceptor>>, ControlError> {
+    match Acceptor::listen(&config.socket.path) {
+        Ok(acceptor) => Ok(Some(event_loop.watch_once(Source::Acceptor, acceptor)?)),
+        Err(error) if config.socket.is_configured => Err(error.into()),
         Err(error @ SocketError::InUse { .. }) => {
             warn!(
                 "`tollgate reload` and `tollgate kick` reach the gateway that has the control socket, whichever --config they are given, and not \
@@ -236,22 +370,13 @@ fn control_socket(config: &tollgate_config::Control) -> Result<Option<ControlSoc
     }
 }
 
-/// Every problem of a configuration, as `tollgate check` prints them.
-fn reasons(error: &ConfigError) -> Vec<String> {
-    let mut reasons: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
-    if error.omitted() > 0 {
-        reasons.push(format!("and {} more problems", error.omitted()));
-    }
-    reasons
-}
-
 /// The file whose change is to be noticed.
 fn watched_file(config: &ServerConfig) -> Option<&Path> {
     config.control.watch_users_file.then_some(&config.users_file)
 }
 
-fn watch(config: &ServerConfig) -> Result<Option<Watch>, WatchError> {
-    let watch = watched_file(config)
-        .map(|path| Watch::start(path).map_err(|source| WatchError { path: path.to_owned(), source }));
-    watch.transpose()
+fn watch_users_file(config: &ServerConfig, event_loop: &EventLoop) -> Result<Option<Watched<FileWatch>>, WatchError> {
+    let Some(path) = watched_file(config) else { return Ok(None) };
+    let watch = FileWatch::start(path).and_then(|watch| event_loop.watch(Source::UsersFile, watch));
+    watch.map(Some).map_err(|source| WatchError { path: path.to_owned(), source })
 }

@@ -2,11 +2,11 @@
 //!
 //! Keys that a side does not know are ignored, and keys may be left out where a default is named, so that either side may be the newer one.
 //!
-//! Every read has a deadline.
+//! This module knows no deadline.
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,53 +90,69 @@ pub enum LineError {
 
 /// The lines of a connection.
 #[derive(Debug)]
-pub struct Lines<'a> {
-    stream: &'a UnixStream,
-    /// What has come and was not asked for yet; never much more than a line.
+pub struct Lines {
+    /// What was read and not taken yet; never much more than a line.
     read: Vec<u8>,
+    /// How much of it is known to hold no end of a line.
+    searched: usize,
     line_bytes_max: usize,
 }
 
-impl<'a> Lines<'a> {
-    /// Lines of `stream` of at most `line_bytes_max`.
-    pub fn new(stream: &'a UnixStream, line_bytes_max: usize) -> Self {
-        Lines { stream, read: Vec::new(), line_bytes_max }
+/// What a connection has of its next line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The line, without its end; the last one need not have one.
+    Line(Vec<u8>),
+    /// The line is not complete: read again.
+    Partial,
+    /// The other side has said all.
+    End,
+}
+
+impl Lines {
+    /// Lines of at most `line_bytes_max`.
+    pub fn new(line_bytes_max: usize) -> Self {
+        Lines { read: Vec::new(), searched: 0, line_bytes_max }
     }
 
-    /// The next line, without its end; the last one need not have one. `None` when the other side has said all.
+    /// Takes the next line, after reading from `stream` at most once. A stream that has nothing now (non-blocking, or its timeout is over)
+    /// makes the line [`Next::Partial`].
     ///
     /// # Errors
     ///
-    /// If it is too long, has not come whole within `patience`, or the connection fails.
-    pub fn next(&mut self, patience: Duration) -> Result<Option<Vec<u8>>, LineError> {
-        let deadline = Instant::now() + patience;
-        let mut searched = 0;
-        loop {
-            let end = self.read[searched..].iter().position(|byte| *byte == b'\n').map(|found| searched + found);
-            if end.unwrap_or(self.read.len()) > self.line_bytes_max {
-                return Err(LineError::TooLong(self.line_bytes_max));
-            }
-            if let Some(end) = end {
-                let rest = self.read.split_off(end + 1);
-                let mut line = std::mem::replace(&mut self.read, rest);
-                line.truncate(end);
-                return Ok(Some(line));
-            }
-            searched = self.read.len();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(LineError::Late(patience));
-            }
-            self.stream.set_read_timeout(Some(left))?;
-            let mut chunk = [0; CHUNK_BYTES];
-            let mut stream = self.stream;
-            match stream.read(&mut chunk) {
-                Ok(0) => return Ok(Some(std::mem::take(&mut self.read)).filter(|line| !line.is_empty())),
-                Ok(bytes) => self.read.extend_from_slice(&chunk[..bytes]),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// If the line is too long, or the connection fails.
+    pub fn next(&mut self, mut stream: &UnixStream) -> Result<Next, LineError> {
+        if let Some(line) = self.take()? {
+            return Ok(Next::Line(line));
         }
+        let mut chunk = [0; CHUNK_BYTES];
+        match stream.read(&mut chunk) {
+            Ok(0) if self.read.is_empty() => return Ok(Next::End),
+            Ok(0) => {
+                self.searched = 0;
+                return Ok(Next::Line(std::mem::take(&mut self.read)));
+            }
+            Ok(bytes) => self.read.extend_from_slice(&chunk[..bytes]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(self.take()?.map_or(Next::Partial, Next::Line))
+    }
+
+    fn take(&mut self) -> Result<Option<Vec<u8>>, LineError> {
+        let end = self.read[self.searched..].iter().position(|byte| *byte == b'\n').map(|found| self.searched + found);
+        if end.unwrap_or(self.read.len()) > self.line_bytes_max {
+            return Err(LineError::TooLong(self.line_bytes_max));
+        }
+        let Some(end) = end else {
+            self.searched = self.read.len();
+            return Ok(None);
+        };
+        let rest = self.read.split_off(end + 1);
+        let mut line = std::mem::replace(&mut self.read, rest);
+        line.truncate(end);
+        self.searched = 0;
+        Ok(Some(line))
     }
 }
 
@@ -146,7 +162,16 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    /// The next line of a blocking stream, or `None` at its end.
+    fn line(lines: &mut Lines, stream: &UnixStream) -> Result<Option<Vec<u8>>, LineError> {
+        loop {
+            match lines.next(stream)? {
+                Next::Line(line) => return Ok(Some(line)),
+                Next::End => return Ok(None),
+                Next::Partial => {}
+            }
+        }
+    }
 
     #[test]
     fn both_sides_ignore_what_they_do_not_know() {
@@ -176,16 +201,17 @@ mod tests {
     #[test]
     fn lines_come_whole_however_they_were_cut() {
         let (here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
         there.write_all(b"one\ntwo").unwrap();
-        let mut lines = Lines::new(&here, 10);
-        assert_eq!(lines.next(LONG).unwrap().as_deref(), Some(&b"one"[..]));
-        assert!(matches!(lines.next(Duration::from_millis(1)), Err(LineError::Late(_))));
+        let mut lines = Lines::new(10);
+        assert_eq!(lines.next(&here).unwrap(), Next::Line(b"one".to_vec()));
+        assert_eq!(lines.next(&here).unwrap(), Next::Partial);
         there.write_all(b"\n\nlast").unwrap();
         drop(there);
         for expected in [&b"two"[..], b"", b"last"] {
-            assert_eq!(lines.next(LONG).unwrap().as_deref(), Some(expected));
+            assert_eq!(line(&mut lines, &here).unwrap().as_deref(), Some(expected));
         }
-        assert!(lines.next(LONG).unwrap().is_none());
+        assert!(line(&mut lines, &here).unwrap().is_none());
     }
 
     #[test]
@@ -193,8 +219,8 @@ mod tests {
         for bytes in [11, 100_000] {
             let (here, mut there) = UnixStream::pair().unwrap();
             let writer = std::thread::spawn(move || there.write_all(&vec![b'x'; bytes]));
-            let mut lines = Lines::new(&here, 10);
-            assert!(matches!(lines.next(LONG), Err(LineError::TooLong(10))));
+            let mut lines = Lines::new(10);
+            assert!(matches!(line(&mut lines, &here), Err(LineError::TooLong(10))));
             assert!(lines.read.len() <= 10 + CHUNK_BYTES);
             drop(here);
             // The rest of it may have found the connection closed.

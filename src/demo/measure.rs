@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::crew::Crew;
+use super::clients::Clients;
 use super::interrupt::Interrupt;
 use super::progress::Progress;
 use super::site::Site;
@@ -25,8 +25,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Measures round trips while nothing else is going on.
 pub(super) fn idle(site: &mut Site, interrupt: &Interrupt) -> Result<Echoes, DemoError> {
-    let crew = Crew::start(site.topology(), |_, _| ping(&plan(IDLE_PLAN)));
-    finish_pings(crew, site, interrupt)
+    let clients = Clients::start(site.topology(), |_, _| ping(&plan(IDLE_PLAN)));
+    finish_pings(clients, site, interrupt)
 }
 
 /// Moves data through all tunnels at once, one way, and measures round trips beside it.
@@ -47,7 +47,7 @@ pub(super) fn load(
     let over = Arc::new(AtomicBool::new(false));
     let pings = {
         let over = Arc::clone(&over);
-        Crew::start(site.topology(), move |_, _| ping_until(&over))
+        Clients::start(site.topology(), move |_, _| ping_until(&over))
     };
     let transfers = move_data(site, options, &server, direction, |bytes, elapsed| {
         progress.update(|| {
@@ -90,13 +90,13 @@ fn move_data(
     };
     let moved: Arc<Vec<AtomicU64>> = Arc::new(site.topology().clients.iter().map(|_| AtomicU64::new(0)).collect());
     let shown = Arc::clone(&moved);
-    let crew = Crew::start(site.topology(), move |index, _| {
+    let clients = Clients::start(site.topology(), move |index, _| {
         // Every stream of every client has content of its own.
         let plan = BulkPlan { seed: 1 + ((index as u64) << 32), ..plan };
         transfer(&plan, |progress| shown[index].store(progress.bytes, Ordering::Relaxed))
     });
     let started = Instant::now();
-    crew.finish(site, |site| {
+    clients.finish(site, |site| {
         site.check()?;
         watch(moved.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum(), started.elapsed())
     })
@@ -131,8 +131,8 @@ fn ping_until(over: &AtomicBool) -> Result<PingReport, LabError> {
     Ok(sum)
 }
 
-fn finish_pings(crew: Crew<PingReport>, site: &mut Site, interrupt: &Interrupt) -> Result<Echoes, DemoError> {
-    let reports = crew.finish(site, |site| {
+fn finish_pings(clients: Clients<PingReport>, site: &mut Site, interrupt: &Interrupt) -> Result<Echoes, DemoError> {
+    let reports = clients.finish(site, |site| {
         site.check()?;
         interrupt.check()
     })?;

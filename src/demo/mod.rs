@@ -3,7 +3,7 @@
 //! This module runs the real commands of this very program, `serve` and `connect`, and looks at them from outside only. It never touches the
 //! network that it was started in.
 
-mod crew;
+mod clients;
 mod interrupt;
 mod measure;
 mod progress;

@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
     use crate::demo::tally::Carried;
-    use crate::pump::Traffic;
+    use crate::packet_io::Traffic;
 
     fn report(shard: u16, owned_connections: usize, users: u64) -> Report {
         let counters = Counters { users, connections: users, ..Counters::default() };

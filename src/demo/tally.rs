@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::gateway::Report;
-    use crate::pump::Traffic;
+    use crate::packet_io::Traffic;
     use tollgate_shards::Held;
 
     fn report(shard: u16, scale: u64) -> Report {

@@ -1,7 +1,7 @@
-//! How shards tell what their clients' paths carry, for the routes of those that carry less than the TUN device.
+//! The MTUs of clients' paths, from the shards to the control plane: for the routes of clients whose paths carry less than the TUN device.
 //!
-//! A shard hands over what it knows and never waits. Each entry is a state, not a step: the newest of a connection is all that counts, and of
-//! several connections that have had an address the order does not matter.
+//! A shard hands over what it knows and never waits. Each entry is a state, not a step: only the newest of a connection counts, and the order
+//! between connections that have had the same address does not matter.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -13,35 +13,29 @@ use tollgate_shards::{ClientMtu, ConnectionKey};
 
 use crate::io::Wake;
 
-/// What connections' paths carry, by the address that each has or had; `None` is no less than the device, or a connection that is gone. At
+/// The MTUs of connections' paths, by the address that each has or had; `None` is no less than the device's, or a connection that is gone. At
 /// most one entry a connection.
 type States = BTreeMap<(IpAddr, ConnectionKey), Option<u16>>;
 
-/// Where what shards know waits until it is taken.
+/// Where states wait until the control plane takes them.
 #[derive(Debug, Clone, Default)]
-pub struct Known(Arc<Mutex<States>>);
+struct Mailbox(Arc<Mutex<States>>);
 
-/// A shard's way of handing over what it knows.
-pub struct Mtus {
-    known: Known,
+/// A shard's end of the mailbox.
+pub struct ClientMtuSender {
+    mailbox: Mailbox,
     wake: Arc<Wake>,
-    /// States that the other thread has not taken yet.
+    /// States that could not be handed over yet.
     held: States,
 }
 
-impl Known {
-    /// Takes all that has been handed over.
+impl Mailbox {
     fn take(&self) -> States {
         mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Mtus {
-    /// A way to `known` for one shard; `wake` wakes who takes from it.
-    pub fn new(known: Known, wake: Arc<Wake>) -> Self {
-        Mtus { known, wake, held: States::new() }
-    }
-
+impl ClientMtuSender {
     /// Takes note of a change.
     pub fn hold(&mut self, ClientMtu { address, connection, mtu_bytes }: ClientMtu) {
         self.held.insert((address, connection), mtu_bytes);
@@ -52,7 +46,7 @@ impl Mtus {
         if self.held.is_empty() {
             return false;
         }
-        let mut states = match self.known.0.try_lock() {
+        let mut states = match self.mailbox.0.try_lock() {
             Ok(states) => states,
             Err(TryLockError::Poisoned(states)) => states.into_inner(),
             Err(TryLockError::WouldBlock) => return true,
@@ -64,22 +58,22 @@ impl Mtus {
     }
 }
 
-/// What each address carries, by the connections that have it.
+/// The MTU of each client, by the connections that have its address.
 #[derive(Debug, Default)]
-pub struct Carried {
-    known: Known,
+pub struct ClientMtus {
+    mailbox: Mailbox,
     clients: BTreeMap<IpAddr, BTreeMap<ConnectionKey, u16>>,
 }
 
-impl Carried {
-    /// Of what is handed over to `known`.
-    pub fn new(known: Known) -> Self {
-        Carried { known, clients: BTreeMap::new() }
+impl ClientMtus {
+    /// An end for one shard; `wake` wakes the control plane.
+    pub fn sender(&self, wake: Arc<Wake>) -> ClientMtuSender {
+        ClientMtuSender { mailbox: self.mailbox.clone(), wake, held: States::new() }
     }
 
-    /// Takes what has been handed over, and says for each address that it changes what its route's MTU is to be; `None` for no route.
+    /// Takes what has been handed over. Returns the new MTU of each route that it changes; `None` for no route.
     pub fn changes(&mut self) -> Vec<(IpAddr, Option<u32>)> {
-        let states = self.known.take();
+        let states = self.mailbox.take();
         states.into_iter().filter_map(|((address, connection), mtu)| self.apply(address, connection, mtu)).collect()
     }
 
@@ -89,14 +83,14 @@ impl Carried {
         connection: ConnectionKey,
         mtu_bytes: Option<u16>,
     ) -> Option<(IpAddr, Option<u32>)> {
-        let carried = self.clients.entry(address).or_default();
-        let before = carried.values().min().copied();
+        let mtus = self.clients.entry(address).or_default();
+        let before = mtus.values().min().copied();
         match mtu_bytes {
-            Some(mtu_bytes) => drop(carried.insert(connection, mtu_bytes)),
-            None => drop(carried.remove(&connection)),
+            Some(mtu_bytes) => drop(mtus.insert(connection, mtu_bytes)),
+            None => drop(mtus.remove(&connection)),
         }
-        let after = carried.values().min().copied();
-        if carried.is_empty() {
+        let after = mtus.values().min().copied();
+        if mtus.is_empty() {
             self.clients.remove(&address);
         }
         // The kernel takes no less for IPv6 (RFC 8200, section 5).
@@ -113,9 +107,8 @@ mod tests {
 
     #[test]
     fn the_newest_state_of_each_connection_counts_in_any_order() {
-        let (known, wake) = (Known::default(), Arc::new(Wake::new().unwrap()));
-        let mut shards = [0, 1].map(|_| Mtus::new(known.clone(), wake.clone()));
-        let mut carried = Carried::new(known);
+        let (mut mtus, wake) = (ClientMtus::default(), Arc::new(Wake::new().unwrap()));
+        let mut shards = [0, 1].map(|_| mtus.sender(wake.clone()));
         let address: IpAddr = "198.19.128.9".parse().unwrap();
         let mut tell = |shard: u16, generation, mtu_bytes| {
             let connection = ConnectionKey { owner: ShardIndex(shard), slot: 0, generation };
@@ -125,37 +118,37 @@ mod tests {
         };
         tell(0, 1, Some(1300));
         tell(0, 1, Some(1290));
-        assert_eq!(carried.changes(), [(address, Some(1290))], "one change for both");
+        assert_eq!(mtus.changes(), [(address, Some(1290))], "one change for both");
         // The address has gone on to another shard, whose word comes before the old owner's last.
         tell(1, 1, Some(1310));
-        assert_eq!(carried.changes(), [], "the smaller one still holds");
+        assert_eq!(mtus.changes(), [], "the smaller one still holds");
         tell(0, 1, None);
-        assert_eq!(carried.changes(), [(address, Some(1310))]);
+        assert_eq!(mtus.changes(), [(address, Some(1310))]);
         tell(0, 2, None);
-        assert_eq!(carried.changes(), []);
+        assert_eq!(mtus.changes(), []);
         tell(1, 1, None);
-        assert_eq!(carried.changes(), [(address, None)]);
-        assert!(carried.clients.is_empty());
+        assert_eq!(mtus.changes(), [(address, None)]);
+        assert!(mtus.clients.is_empty());
     }
 
     #[test]
     fn a_route_of_ipv6_has_no_less_than_the_kernel_takes() {
-        let mut carried = Carried::default();
+        let mut mtus = ClientMtus::default();
         let connection = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 1 };
         let address: IpAddr = "fd00:19:80::9".parse().unwrap();
-        assert_eq!(carried.apply(address, connection, Some(1264)), Some((address, Some(1280))));
+        assert_eq!(mtus.apply(address, connection, Some(1264)), Some((address, Some(1280))));
     }
 
     #[test]
     fn a_shard_that_finds_the_place_taken_keeps_what_it_has_and_goes_on() {
-        let known = Known::default();
-        let mut shard = Mtus::new(known.clone(), Arc::new(Wake::new().unwrap()));
+        let mtus = ClientMtus::default();
+        let mut shard = mtus.sender(Arc::new(Wake::new().unwrap()));
         let connection = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 1 };
         shard.hold(ClientMtu { address: "198.19.128.9".parse().unwrap(), connection, mtu_bytes: Some(1300) });
-        let taken = known.0.lock().unwrap();
+        let taken = mtus.mailbox.0.lock().unwrap();
         assert!(shard.flush());
         drop(taken);
         assert!(!shard.flush());
-        assert_eq!(known.take().len(), 1);
+        assert_eq!(mtus.mailbox.take().len(), 1);
     }
 }

@@ -4,76 +4,63 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, TryRecvError};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{Command, CommandId, Counters, Event, Held, Machine, Shard, Snapshot, SteeringUpdate, UserIndex};
 use tracing::{debug, info, warn};
 
-use super::awaited::Awaited;
-use super::client_mtus::Mtus;
-use super::coalescing::Coalescing;
+use super::client_mtus::ClientMtuSender;
+use super::interrupt_moderation::InterruptModeration;
 use super::memory::{self, Trim};
-use super::mesh::{Bell, Mesh};
-use super::threads::{CoreThread, RunningThread};
-use super::upkeep::{Task, Tasks};
+use super::mesh::{Mesh, Waker};
+use super::notices::{Notice, NoticeSender};
+use super::pending::Pending;
+use super::threads::CoreThread;
 use crate::io::{ShardSockets, TunQueue, TunSteering};
 use crate::log::{self, Kind};
-use crate::pump::{Lost, Pump, Traffic};
+use crate::packet_io::{Lost, PacketIo, Traffic};
 
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
 /// How soon held messages are tried again.
 const HELD_RETRY: Duration = Duration::from_micros(200);
 
-/// What the control thread asks of a core.
-pub enum Order {
-    /// Says goodbye to every client and ends.
+/// What the control plane has a core do.
+pub enum CoreCommand {
+    /// Say goodbye to every client and end.
     Stop,
-    /// Wants to know how things stand.
-    Report(Sender<Report>),
-    /// Goes over to another epoch. Answered when every shard has, and nothing that the new one forbids is under way any more.
+    /// Report the status.
+    Report(CommandId),
+    /// Put another snapshot in force. Done when every shard has, and nothing that the new one forbids is in flight.
     Apply {
-        /// The order's number.
-        ticket: CommandId,
-        /// The next epoch.
-        epoch: Arc<Snapshot>,
-        /// The channel for the answer.
-        done: Sender<Carried>,
+        /// The command's ID.
+        id: CommandId,
+        /// The next snapshot.
+        snapshot: Arc<Snapshot>,
     },
-    /// Closes a user's connections. Answered likewise.
+    /// Close a user's connections. Done when every shard has.
     Kick {
-        /// The order's number.
-        ticket: CommandId,
-        /// The user whose connections are closed.
+        /// The command's ID.
+        id: CommandId,
+        /// The user.
         user: UserIndex,
-        /// The channel for the answer.
-        done: Sender<Carried>,
     },
-    /// Takes another TUN queue, of a device that was made anew so many times.
+    /// Take another TUN queue, of this generation.
     Tun(TunQueue, u64),
-    /// Closes the UDP sockets, and says so.
-    ReleaseUdp(Sender<()>),
-    /// Takes other UDP sockets, where all were opened anew so many times.
+    /// Close the UDP sockets, and answer.
+    ReleaseUdp,
+    /// Take other UDP sockets, of this generation.
     Udp(ShardSockets, u64),
 }
 
-/// A core's word that an order has been carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Carried {
-    /// The index of the shard.
-    pub shard: u16,
-    /// Connections of this shard that were closed for it.
-    pub closed_connections: u64,
-}
-
-/// How often the descriptors of a core were made anew.
+/// Generations of a core's descriptors: how often they were replaced.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Generations {
     udp: u64,
     tun: u64,
 }
 
-/// How things stand on one core.
+/// The status of one core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The index of the shard.
@@ -82,7 +69,7 @@ pub struct Report {
     pub cpu: usize,
     /// Connections that it owns.
     pub owned_connections: usize,
-    /// Addresses held, where the shard is their keeper.
+    /// Addresses held, where the shard is the address allocator.
     pub addresses_held: Option<u64>,
     /// What is held for others.
     #[serde(default)]
@@ -93,7 +80,7 @@ pub struct Report {
     pub traffic: Traffic,
 }
 
-/// What a pass found, which decides whether to sleep before the next one.
+/// What a pass found, for the decision when to make the next one.
 struct Passed {
     /// Whether the descriptors had anything.
     moved: bool,
@@ -107,52 +94,48 @@ pub struct Core {
     pub cpu: usize,
     /// The engine of this core.
     pub shard: Shard,
-    /// The newest epoch that was ordered, for the log: it knows the users of all earlier ones.
-    pub epoch: Arc<Snapshot>,
+    /// The newest snapshot, for the log: it knows the users of all earlier ones.
+    pub snapshot: Arc<Snapshot>,
     /// The shard's descriptors.
-    pub pump: Pump,
-    /// This core's end of the mesh.
+    pub packet_io: PacketIo,
+    /// Its end of the mesh.
     pub mesh: Mesh,
-    /// Wakes this core when it sleeps.
-    pub bell: Bell,
-    /// Where the control thread's orders come from.
-    pub orders: Receiver<Order>,
+    /// How others wake it.
+    pub waker: Waker,
+    /// Commands of the control plane.
+    pub commands: Receiver<CoreCommand>,
     /// How long work may gather while the core is busy.
     pub coalesce: Duration,
     /// How long to go on looking after the last packet before sleeping.
     pub busy_poll: Duration,
-    /// The order under way.
-    pub awaited: Awaited,
+    /// The command that is not completed.
+    pub pending: Pending,
     /// Gives memory back after a flood.
     pub trim: Trim,
     /// The kernel's steering of inner addresses, where there is one.
     pub steering: Option<Arc<TunSteering>>,
-    /// The thread that replaces failed descriptors.
-    pub upkeep: Tasks,
-    /// How often that was done.
+    /// Reports to the control plane.
+    pub notices: NoticeSender,
+    /// Generations of the descriptors.
     pub generations: Generations,
-    /// Where what is known of clients' paths goes.
-    pub client_mtus: Mtus,
-    /// Who is told when the core has ended.
-    pub ended: Sender<u16>,
+    /// Takes the MTUs of clients' paths.
+    pub client_mtus: ClientMtuSender,
 }
 
 impl Core {
     /// Runs the core on `thread` until it is told to stop or fails.
-    pub fn start(self, thread: CoreThread) -> RunningThread {
+    pub fn start(self, thread: CoreThread) {
         thread.run(Box::new(move || {
             let _abort = AbortOnPanic;
-            let (shard, ended) = (self.shard.index().0, self.ended.clone());
+            let (shard, notices) = (self.shard.index().0, self.notices.clone());
             let result = self.run();
-            // The control thread may be past listening.
-            let _ = ended.send(shard);
-            result
-        }))
+            notices.send(Notice::Ended { shard, result });
+        }));
     }
 
     fn run(mut self) -> io::Result<()> {
         let mut stop_by = None;
-        let mut coalescing = Coalescing::new(self.coalesce, Instant::now());
+        let mut moderation = InterruptModeration::new(self.coalesce, Instant::now());
         let mut last_moved = None;
         loop {
             let now = Instant::now();
@@ -166,13 +149,14 @@ impl Core {
                 return Ok(());
             }
             let holding = self.mesh.flush() | self.client_mtus.flush();
-            self.answer();
-            if more || self.pump.has_more() {
-                // Never back to an executor, which has no other task: glommio 0.9 parks for good, runnable task or not, when its preemption
-                // timer fires between its look at the rings and its look at the queues (`run_task_queues` then says that nothing ran).
+            self.report_done();
+            if more || self.packet_io.has_more() {
+                // The core never yields to its executor, which has no other task: glommio 0.9 parks for good, although a task is runnable, when
+                // its preemption timer fires between its look at the rings and its look at the queues (`run_task_queues` then reports that nothing
+                // ran).
                 continue;
             }
-            if let Some(again) = coalescing.look_again(now, self.shard.passed_packets()) {
+            if let Some(again) = moderation.look_again(now, self.shard.passed_packets()) {
                 std::thread::sleep(again.saturating_duration_since(Instant::now()));
                 continue;
             }
@@ -192,18 +176,18 @@ impl Core {
         }
     }
 
-    /// In, decide, out.
+    /// One pass: input, decisions, output.
     fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> Passed {
-        let moved = self.pump.intake(&mut self.shard, now);
-        self.shard.handle_receive_buffers(self.pump.receive_buffers_bytes());
+        let moved = self.packet_io.intake(&mut self.shard, now);
+        self.shard.handle_receive_buffers(self.packet_io.receive_buffers_bytes());
         let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
-        self.take_orders(now, stop_by);
+        self.take_commands(now, stop_by);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
         self.shard.decide(now);
         self.trim.handle_pass(self.shard.held().total_bytes());
-        self.pump.output(&mut self.shard, now);
+        self.packet_io.output(&mut self.shard, now);
         self.report_lost(Lost::default());
         while let Some(steer) = self.shard.poll_steer() {
             self.steer(steer);
@@ -224,81 +208,83 @@ impl Core {
     }
 
     fn sleep(&mut self, now: Instant, deadline: Option<Instant>) {
-        let (pump, mesh, orders) = (&mut self.pump, &self.mesh, &self.orders);
-        self.bell.sleep(
-            || mesh.is_idle() && orders.is_empty(),
+        let (packet_io, mesh, commands) = (&mut self.packet_io, &self.mesh, &self.commands);
+        self.waker.sleep(
+            || mesh.is_idle() && commands.is_empty(),
             |is_idle| {
                 if is_idle {
-                    pump.sleep(now, deadline);
+                    packet_io.sleep(now, deadline);
                 }
-                pump.take_woken()
+                packet_io.take_woken()
             },
         );
     }
 
-    /// Asks for what the pump has given up, and for what it could not be given (`refused`).
+    /// Tells which descriptors are out of order, and which could not be replaced (`refused`).
     fn report_lost(&mut self, refused: Lost) {
-        let Lost { udp, tun } = self.pump.take_lost();
+        let Lost { udp, tun } = self.packet_io.take_lost();
         let lost = Lost { udp: udp || refused.udp, tun: tun || refused.tun };
         if lost.udp {
-            self.upkeep.tell(Task::LostUdp(self.generations.udp));
+            self.notices.send(Notice::LostUdp(self.generations.udp));
         }
         if lost.tun {
-            self.upkeep.tell(Task::LostTun(self.generations.tun));
+            self.notices.send(Notice::LostTun(self.generations.tun));
         }
     }
 
-    fn take_orders(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
+    fn take_commands(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
         loop {
-            let order = match self.orders.try_recv() {
-                Ok(order) => order,
-                Err(TryRecvError::Disconnected) if stop_by.is_none() => Order::Stop,
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Disconnected) if stop_by.is_none() => CoreCommand::Stop,
                 Err(_) => return,
             };
-            match order {
-                Order::Stop if stop_by.is_some() => {}
-                Order::Stop => {
+            match command {
+                CoreCommand::Stop if stop_by.is_some() => {}
+                CoreCommand::Stop => {
                     *stop_by = Some(now + LINGER);
                     self.shard.handle_command(now, Command::Stop);
                 }
-                Order::Report(to) => {
-                    // Whoever asked may have given up waiting.
-                    let _ = to.send(self.report());
+                CoreCommand::Report(command) => {
+                    self.notices.send(Notice::Report { command, report: Box::new(self.report()) });
                 }
-                Order::Apply { ticket, epoch, done } => {
-                    let before = std::mem::replace(&mut self.epoch, epoch.clone());
-                    self.awaited.begin_apply(ticket, done, before, epoch.clone());
-                    self.shard.handle_command(now, Command::Apply { ticket, epoch });
+                CoreCommand::Apply { id, snapshot } => {
+                    let before = std::mem::replace(&mut self.snapshot, snapshot.clone());
+                    self.pending.begin_apply(id, before, snapshot.clone());
+                    self.shard.handle_command(now, Command::Apply { ticket: id, epoch: snapshot });
                 }
-                Order::Kick { ticket, user, done } => {
-                    self.awaited.begin_kick(ticket, done, user);
-                    self.shard.handle_command(now, Command::Kick { ticket, user });
+                CoreCommand::Kick { id, user } => {
+                    self.pending.begin_kick(id, user);
+                    self.shard.handle_command(now, Command::Kick { ticket: id, user });
                 }
-                Order::Tun(queue, generation) => {
+                CoreCommand::Tun(queue, generation) => {
                     self.generations.tun = generation;
-                    // Descriptors have run out: the one who made the queue makes another one.
-                    let tun = self.pump.set_tun(Some(queue), self.bell.wake()).is_err();
+                    // Descriptors have run out: the upkeep makes another queue.
+                    let tun = self.packet_io.set_tun(Some(queue), self.waker.descriptor()).is_err();
                     self.report_lost(Lost { tun, udp: false });
                 }
-                Order::ReleaseUdp(released) => {
+                CoreCommand::ReleaseUdp => {
                     // Where the poller cannot be made anew, the old one has lost the socket by itself.
-                    let _ = self.pump.set_udp(None, self.bell.wake());
-                    let _ = released.send(());
+                    let _ = self.packet_io.set_udp(None, self.waker.descriptor());
+                    self.notices.send(Notice::ReleasedUdp { shard: self.shard.index().0 });
                 }
-                Order::Udp(sockets, generation) => {
+                CoreCommand::Udp(sockets, generation) => {
                     self.generations.udp = generation;
-                    let live = self.pump.set_udp(Some(sockets.live), self.bell.wake());
-                    let udp = live.and(self.pump.set_handshakes(sockets.handshakes, self.bell.wake())).is_err();
+                    let live = self.packet_io.set_udp(Some(sockets.live), self.waker.descriptor());
+                    let udp =
+                        live.and(self.packet_io.set_handshakes(sockets.handshakes, self.waker.descriptor())).is_err();
                     self.report_lost(Lost { udp, tun: false });
                 }
             }
         }
     }
 
-    /// Answers the order under way, once every shard has carried it out and what this one has handed out is out.
-    fn answer(&mut self) {
-        if self.pump.is_flushed() {
-            self.awaited.answer(self.shard.index().0, self.shard.completed());
+    /// Reports the pending command as done, once every shard has executed it and the kernel has taken what this shard has sent.
+    fn report_done(&mut self) {
+        if self.packet_io.is_flushed()
+            && let Some((command, closed_connections)) = self.pending.take_completed(self.shard.completed())
+        {
+            self.notices.send(Notice::Done { command, shard: self.shard.index().0, closed_connections });
         }
     }
 
@@ -310,7 +296,7 @@ impl Core {
             addresses_held: self.shard.addresses_held(),
             memory: self.shard.held(),
             counters: self.shard.counters(),
-            traffic: self.pump.traffic(),
+            traffic: self.packet_io.traffic(),
         }
     }
 
@@ -324,9 +310,9 @@ impl Core {
 
     fn log(&mut self, event: Event) {
         if let Event::Detached { user, epoch, .. } = event {
-            self.awaited.count_closed(user, epoch, self.epoch.number);
+            self.pending.count_closed(user, epoch, self.snapshot.number);
         }
-        let name = |user| self.epoch.directory.name(user);
+        let name = |user| self.snapshot.directory.name(user);
         if kind(&event).is_some_and(|kind| !log::admits(kind)) {
             return;
         }
@@ -371,7 +357,7 @@ impl Core {
     }
 }
 
-/// Which limit the lines of this event are under.
+/// The kind of this event's lines, each of which has a rate limit of its own.
 fn kind(event: &Event) -> Option<Kind> {
     match event {
         Event::Attached { .. } => Some(Kind::Connected),

@@ -1,4 +1,4 @@
-//! How much memory the gateway may have for others' packets and connections, and how what it no longer needs goes back to the system.
+//! The bound on memory for others' packets and connections, and the return of free memory to the system.
 //!
 //! The bound follows the smaller of what the machine has and what the control groups that the process is in allow, on the way to their root.
 
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 /// What the program itself takes, in bytes, with its configuration and a few users.
 const PROGRAM_BYTES: u64 = 12 << 20;
-/// One part in so many goes to waste in the allocator, between what is in use.
+/// The share of memory that the allocator loses to fragmentation: one part in this many.
 const WASTE_SHARE: u64 = 8;
-/// A shard has so much in any case, in bytes: less would not hold its buffers and a few queues.
+/// A shard's least bound, in bytes: less would not hold its buffers and a few queues.
 const SHARD_BYTES_MIN: u64 = 12 << 20;
-/// What is reckoned with where the system says nothing, in bytes.
+/// Memory assumed where the system reports none, in bytes.
 const UNKNOWN_BYTES: u64 = 512 << 20;
-/// So much must have come free, in bytes, for it to be worth giving back.
+/// Least amount that is worth returning, in bytes.
 const TRIM_BYTES_MIN: u64 = 4 << 20;
 /// How long a shard must have been idle before its free memory is returned.
 const TRIM_DELAY: Duration = Duration::from_secs(1);

@@ -16,58 +16,58 @@ const MESSAGES_MAX: usize = 1024;
 /// Messages taken from one shard in one pass.
 const BATCH_MAX: usize = 256;
 
-/// Lets others wake a shard that sleeps.
+/// Wakes a shard that sleeps.
 #[derive(Clone)]
-pub struct Bell {
+pub struct Waker {
     sleeping: Arc<AtomicBool>,
-    wake: Arc<Wake>,
+    descriptor: Arc<Wake>,
 }
 
-impl Bell {
-    /// A bell of a shard that is awake.
+impl Waker {
+    /// Of a shard that is awake.
     ///
     /// # Errors
     ///
     /// When descriptors run out.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Bell { sleeping: Arc::new(AtomicBool::new(false)), wake: Arc::new(Wake::new()?) })
+        Ok(Waker { sleeping: Arc::new(AtomicBool::new(false)), descriptor: Arc::new(Wake::new()?) })
     }
 
-    /// The eventfd that ends the shard's sleep.
-    pub fn wake(&self) -> &Wake {
-        &self.wake
+    /// The descriptor that ends the shard's sleep.
+    pub fn descriptor(&self) -> &Wake {
+        &self.descriptor
     }
 
     /// Wakes the shard if it sleeps. What it is to find must have been put in place before.
-    pub fn ring(&self) {
+    pub fn wake(&self) {
         if self.sleeping.swap(false, Ordering::SeqCst) {
-            self.wake.notify();
+            self.descriptor.notify();
         }
     }
 
-    /// Sleeps by `sleep`, which is told whether nothing waits and says whether the wake-up had been notified when it ended. Afterwards the
-    /// shard must look for what has come.
+    /// Sleeps by `sleep`, which is told whether nothing waits and returns whether the descriptor had been notified when it ended. Afterwards
+    /// the shard must look for what has come.
     ///
-    /// No ring is lost. Whoever rings has put something in place before, and looks at `sleeping` after; the shard sets it before `is_idle`
+    /// No wake-up is lost. A sender puts something in place first and reads `sleeping` then; the shard sets `sleeping` before `is_idle`
     /// looks. All four are sequentially consistent, so one of the two sees the other: the shard does not sleep, or it is notified. A
-    /// notification that is drained was for something that lies there by then, and what lies there is looked for after each sleep.
+    /// notification that is drained was for something that is in place by then, and the shard looks for that after each sleep.
     pub fn sleep(&self, is_idle: impl FnOnce() -> bool, sleep: impl FnOnce(bool) -> bool) {
         self.fall_asleep();
         let is_notified = sleep(is_idle());
-        self.wake_up(is_notified);
+        self.end_sleep(is_notified);
     }
 
-    /// Announces sleep: from now on others ring.
+    /// Announces sleep: from now on senders notify.
     fn fall_asleep(&self) {
         self.sleeping.store(true, Ordering::SeqCst);
     }
 
-    /// Sleep is over; `is_notified` says whether the wake-up had been notified when it ended. A ring that came late, when something else had
-    /// ended an earlier sleep, ends this one: it must be drained, or no later sleep would last.
-    fn wake_up(&self, is_notified: bool) {
-        let is_rung = !self.sleeping.swap(false, Ordering::SeqCst);
-        if is_rung || is_notified {
-            self.wake.drain();
+    /// Ends a sleep; `is_notified` says whether the descriptor had been notified by then. A notification that comes late, when something else
+    /// had ended an earlier sleep, ends this one: it must be drained, or no later sleep would last.
+    fn end_sleep(&self, is_notified: bool) {
+        let is_woken = !self.sleeping.swap(false, Ordering::SeqCst);
+        if is_woken || is_notified {
+            self.descriptor.drain();
         }
     }
 }
@@ -80,16 +80,17 @@ pub struct Mesh {
 
 struct Peer {
     outbox: Option<Sender<Message>>,
-    bell: Bell,
+    waker: Waker,
     /// Messages that must not be lost and found the channel full. Their number is bounded by the connections they speak of.
     held: VecDeque<Message>,
-    rung: bool,
+    /// Whether it was woken since it last got a message.
+    is_woken: bool,
 }
 
 impl Mesh {
-    /// The ends of a mesh between the shards behind `bells`, in order.
-    pub fn between(bells: &[Bell]) -> Vec<Mesh> {
-        let shards = bells.len();
+    /// The ends of a mesh between the shards behind `wakers`, in order.
+    pub fn between(wakers: &[Waker]) -> Vec<Mesh> {
+        let shards = wakers.len();
         let mut ends: Vec<Mesh> = (0..shards).map(|_| Mesh { inboxes: Vec::new(), peers: Vec::new() }).collect();
         for from in 0..shards {
             for to in 0..shards {
@@ -98,7 +99,7 @@ impl Mesh {
                     ends[to].inboxes.push(receiver);
                     sender
                 });
-                let peer = Peer { outbox, bell: bells[to].clone(), held: VecDeque::new(), rung: true };
+                let peer = Peer { outbox, waker: wakers[to].clone(), held: VecDeque::new(), is_woken: true };
                 ends[from].peers.push(peer);
             }
         }
@@ -118,7 +119,7 @@ impl Mesh {
             return expendable.unwrap_or(0);
         }
         match outbox.try_send(message) {
-            Ok(()) => peer.rung = false,
+            Ok(()) => peer.is_woken = false,
             Err(TrySendError::Full(message)) if expendable.is_none() => peer.held.push_back(message),
             Err(_) => return expendable.unwrap_or(0),
         }
@@ -132,7 +133,7 @@ impl Mesh {
             let Some(outbox) = &peer.outbox else { continue };
             while let Some(message) = peer.held.pop_front() {
                 match outbox.try_send(message) {
-                    Ok(()) => peer.rung = false,
+                    Ok(()) => peer.is_woken = false,
                     Err(TrySendError::Full(message)) => {
                         peer.held.push_front(message);
                         holding = true;
@@ -141,9 +142,9 @@ impl Mesh {
                     Err(TrySendError::Disconnected(_)) => {}
                 }
             }
-            if !peer.rung {
-                peer.rung = true;
-                peer.bell.ring();
+            if !peer.is_woken {
+                peer.is_woken = true;
+                peer.waker.wake();
             }
         }
         holding
@@ -179,11 +180,11 @@ mod tests {
 
     use super::*;
     use crate::io::{UdpOptions, UdpSocket};
-    use crate::pump::Pump;
+    use crate::packet_io::PacketIo;
 
-    fn mesh(shards: usize) -> (Vec<Mesh>, Vec<Bell>) {
-        let bells: Vec<_> = (0..shards).map(|_| Bell::new().unwrap()).collect();
-        (Mesh::between(&bells), bells)
+    fn mesh(shards: usize) -> (Vec<Mesh>, Vec<Waker>) {
+        let wakers: Vec<_> = (0..shards).map(|_| Waker::new().unwrap()).collect();
+        (Mesh::between(&wakers), wakers)
     }
 
     fn route(host: u32) -> Message {
@@ -233,53 +234,53 @@ mod tests {
 
     #[test]
     fn only_a_sleeper_is_woken_and_once_a_batch() {
-        let (mut ends, bells) = mesh(2);
+        let (mut ends, wakers) = mesh(2);
         ends[0].send(ShardIndex(1), route(1));
         ends[0].flush();
-        assert!(!bells[1].wake().drain(), "awake: it will look by itself");
-        bells[1].fall_asleep();
+        assert!(!wakers[1].descriptor().drain(), "awake: it will look by itself");
+        wakers[1].fall_asleep();
         ends[0].send(ShardIndex(1), route(2));
         ends[0].send(ShardIndex(1), route(3));
         ends[0].flush();
-        assert!(bells[1].wake().drain());
+        assert!(wakers[1].descriptor().drain());
         ends[0].flush();
-        assert!(!bells[1].wake().drain());
+        assert!(!wakers[1].descriptor().drain());
     }
 
     /// As a core does it. Returns whether the sleep lasted.
-    fn sleep(bell: &Bell, pump: &mut Pump) -> bool {
+    fn sleep(waker: &Waker, packet_io: &mut PacketIo) -> bool {
         let (start, limit) = (Instant::now(), Duration::from_millis(20));
-        bell.sleep(
+        waker.sleep(
             || true,
             |_| {
-                pump.sleep(start, Some(start + limit));
-                pump.take_woken()
+                packet_io.sleep(start, Some(start + limit));
+                packet_io.take_woken()
             },
         );
         start.elapsed() >= limit
     }
 
-    fn pump(bell: &Bell) -> Pump {
+    fn packet_io(waker: &Waker) -> PacketIo {
         let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &UdpOptions::default()).unwrap();
-        Pump::new(socket, None, bell.wake()).unwrap()
+        PacketIo::new(socket, None, waker.descriptor()).unwrap()
     }
 
     #[test]
     fn a_ring_that_comes_late_ends_one_sleep_and_not_all() {
-        let bell = Bell::new().unwrap();
-        let mut pump = pump(&bell);
-        // Another thread rings: it sees the sleeper asleep, and is interrupted before it notifies.
-        bell.fall_asleep();
-        assert!(bell.sleeping.swap(false, Ordering::SeqCst));
+        let waker = Waker::new().unwrap();
+        let mut packet_io = packet_io(&waker);
+        // Another thread wakes: it sees the sleeper asleep, and is interrupted before it notifies.
+        waker.fall_asleep();
+        assert!(waker.sleeping.swap(false, Ordering::SeqCst));
         // The sleeper wakes for another reason, and only then the notification comes.
-        bell.wake_up(false);
-        bell.wake.notify();
-        assert!(!sleep(&bell, &mut pump), "the late ring ends a sleep");
-        let empty_passes = (0..5).filter(|_| !sleep(&bell, &mut pump)).count();
+        waker.end_sleep(false);
+        waker.descriptor.notify();
+        assert!(!sleep(&waker, &mut packet_io), "the late notification ends a sleep");
+        let empty_passes = (0..5).filter(|_| !sleep(&waker, &mut packet_io)).count();
         assert_eq!(empty_passes, 0, "sleeps that did not last, of 5");
     }
 
-    /// Two who ring and one who sleeps, each step in an order of its own.
+    /// Two senders and one sleeper, their steps in random orders.
     #[test]
     fn in_no_order_of_steps_does_a_shard_sleep_on_what_was_put_in_place() {
         let mut random = 1u64;
@@ -291,17 +292,17 @@ mod tests {
             (mixed ^ (mixed >> 31)) % among
         };
         for _ in 0..20_000 {
-            let bell = Bell::new().unwrap();
+            let waker = Waker::new().unwrap();
             let (mut put, mut step, mut is_idle, mut is_notified) = (0, 0, false, false);
             // What each still does, three steps a message; whether it saw the sleeper asleep.
-            let mut ringers = [(6, false), (6, false)];
+            let mut senders = [(6, false), (6, false)];
             loop {
-                let is_readable = bell.wake.drain() && {
-                    bell.wake.notify();
+                let is_readable = waker.descriptor.drain() && {
+                    waker.descriptor.notify();
                     true
                 };
                 let sleeps = step == 2 && is_idle;
-                let others_are_done = ringers.iter().all(|(left, _)| *left == 0);
+                let others_are_done = senders.iter().all(|(left, _)| *left == 0);
                 if sleeps && !is_readable && others_are_done {
                     assert_eq!(put, 0, "it sleeps and something waits");
                     break;
@@ -310,21 +311,21 @@ mod tests {
                     2 if sleeps && !is_readable && choose(4) > 0 => {}
                     2 => {
                         match step {
-                            0 => bell.fall_asleep(),
+                            0 => waker.fall_asleep(),
                             1 => is_idle = put == 0,
                             2 => is_notified = is_readable && is_idle,
-                            3 => bell.wake_up(is_notified),
+                            3 => waker.end_sleep(is_notified),
                             _ => put = 0,
                         }
                         step = (step + 1) % 5;
                     }
-                    ringer => {
-                        let (left, saw) = &mut ringers[ringer as usize];
+                    sender => {
+                        let (left, saw) = &mut senders[sender as usize];
                         match *left % 3 {
                             _ if *left == 0 => continue,
                             0 => put += 1,
-                            2 => *saw = bell.sleeping.swap(false, Ordering::SeqCst),
-                            _ if *saw => bell.wake.notify(),
+                            2 => *saw = waker.sleeping.swap(false, Ordering::SeqCst),
+                            _ if *saw => waker.descriptor.notify(),
                             _ => {}
                         }
                         *left -= 1;
@@ -338,12 +339,12 @@ mod tests {
     fn shards_that_ring_and_sleep_all_the_time_lose_no_ring() {
         const SHARDS: usize = 4;
         const ROUNDS: u64 = 5_000;
-        let (ends, bells) = mesh(SHARDS);
+        let (ends, wakers) = mesh(SHARDS);
         let done = AtomicUsize::new(0);
-        // Two balls go round, so that shards sleep most of the time and are rung at every moment of it.
+        // Two balls go round, so that shards sleep most of the time and are woken at every moment of it.
         let run = |index: usize, mut end: Mesh| {
-            let bell = &bells[index];
-            let mut pump = pump(bell);
+            let waker = &wakers[index];
+            let mut packet_io = packet_io(waker);
             let next = ShardIndex(((index + 1) % SHARDS) as u16);
             if index.is_multiple_of(2) {
                 end.send(next, route(0));
@@ -353,7 +354,7 @@ mod tests {
                 let mut came = 0;
                 let more = end.receive(|_| came += 1);
                 if balls < ROUNDS && balls + came >= ROUNDS && done.fetch_add(1, Ordering::SeqCst) + 1 == SHARDS {
-                    bells.iter().for_each(Bell::ring);
+                    wakers.iter().for_each(Waker::wake);
                 }
                 balls += came;
                 for _ in 0..came {
@@ -364,14 +365,14 @@ mod tests {
                     continue;
                 }
                 let (start, limit) = (Instant::now(), Duration::from_secs(20));
-                bell.sleep(
+                waker.sleep(
                     || end.is_idle() && done.load(Ordering::SeqCst) < SHARDS,
                     |is_idle| {
                         if is_idle {
                             slept += 1;
-                            pump.sleep(start, Some(start + limit));
+                            packet_io.sleep(start, Some(start + limit));
                         }
-                        pump.take_woken()
+                        packet_io.take_woken()
                     },
                 );
                 assert!(start.elapsed() < limit, "shard {index} slept for {limit:?}; nothing waits: {}", end.is_idle());

@@ -1,59 +1,68 @@
-//! The gateway: sets everything up, starts a core for each shard, and gives orders to all of them.
+//! The gateway: sets everything up, starts a core for each shard, and gives commands to all of them.
+//!
+//! The control plane drives it: it hands over what the gateway's descriptors and timers bring, and takes what commands come to. This module
+//! blocks while the gateway starts only, and sees no packet.
 
-mod awaited;
 mod capacity;
 mod client_mtus;
-mod coalescing;
+mod commands;
 mod core;
+mod interrupt_moderation;
 mod keys;
 mod memory;
 mod mesh;
+mod notices;
+mod pending;
+mod placement;
+mod recurrence;
 mod reload;
 mod status;
 mod threads;
 mod upkeep;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, unbounded};
 use rustls::pki_types::CertificateDer;
-use tollgate_config::{CongestionController, ServerConfig, ServerTls, ShardCount};
+use tollgate_config::{CongestionController, ServerConfig, ServerTls};
+use tollgate_netlink::NetlinkWatch;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{
-    CommandId, Congestion, ConnectionIdKey, Limits, Params, SHARDS_MAX, Shard, ShardIndex, ShardKeys, Snapshot,
-    TransportParams,
+    Congestion, ConnectionIdKey, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams,
 };
 use tracing::{info, warn};
 
 pub use self::core::Report;
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
-pub use reload::{KickError, Kicked, ReloadError, Reloaded, Unanswered};
+pub use reload::{Completed, Kicked, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
 pub use upkeep::HostReport;
 
-use self::awaited::Awaited;
 use self::capacity::DescriptorError;
-use self::core::{Core, Generations, Order};
-use self::mesh::{Bell, Mesh};
-use self::threads::{CoreThread, RunningThread, ThreadError};
-use self::upkeep::{Kept, Tasks, Upkeep};
+use self::client_mtus::ClientMtus;
+use self::commands::{Commands, CoreHandle};
+use self::core::{Core, CoreCommand, Generations};
+use self::mesh::{Mesh, Waker};
+use self::notices::{Notice, NoticeSender};
+use self::pending::Pending;
+use self::placement::list;
+use self::threads::{CoreThread, Pool, ThreadError};
+use self::upkeep::Upkeep;
 use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
 use crate::io::{
-    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions,
+    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions, Wake,
 };
-use crate::pump::Pump;
+use crate::packet_io::PacketIo;
 use crate::tls::{self, TlsError};
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
 const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
-/// How long all cores together may take to say how they stand.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long all cores together may take to say goodbye to their clients and end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -103,14 +112,9 @@ pub enum GatewayError {
         /// The index of the shard.
         shard: u16,
     },
-    /// A core did not end as it should.
-    #[error("shard {shard} ended unexpectedly: {reason}")]
-    Lost {
-        /// The index of the shard.
-        shard: u16,
-        /// How its thread ended.
-        reason: String,
-    },
+    /// A core's thread did not end as it should.
+    #[error("a shard ended unexpectedly: {0}")]
+    Lost(String),
     /// The system is out of something.
     #[error("the gateway cannot start: {0}")]
     System(#[from] io::Error),
@@ -118,24 +122,23 @@ pub enum GatewayError {
 
 /// A running gateway.
 pub struct Gateway {
-    cores: Vec<Running>,
-    ended: Receiver<u16>,
+    cores: Vec<CoreHandle>,
+    threads: Pool,
+    notices: Receiver<Notice>,
+    /// Wakes the control plane for notices.
+    wake: Arc<Wake>,
+    /// Cores that have ended, and how.
+    ended: BTreeMap<u16, io::Result<()>>,
     /// The configuration in force.
     config: ServerConfig,
     /// What of it the shards know.
-    epoch: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     /// The gateway's own certificate and those that vouch for it, as clients see them.
     certificates: Vec<CertificateDer<'static>>,
-    /// The last order's.
-    ticket: CommandId,
-    /// Keeps the interface and the sockets as they should be.
+    commands: Commands,
     upkeep: Upkeep,
-}
-
-struct Running {
-    thread: RunningThread,
-    orders: Sender<Order>,
-    bell: Bell,
+    /// When the cores must have ended.
+    stop_by: Option<Instant>,
 }
 
 impl Gateway {
@@ -145,13 +148,13 @@ impl Gateway {
     ///
     /// Each with one line that says what to do.
     pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
-        let cpus = placement(config)?;
+        let cpus = placement::place(&config.shards)?;
         let shards = cpus.len();
         capacity::allow_descriptors(shards)?;
-        let threads = threads::start(&cpus)?;
+        let (threads, core_threads) = threads::start(&cpus)?;
         let keys = Keys::of(&config.shards)?;
         let certificates = chain(&config.tls)?;
-        let epoch = Arc::new(Snapshot {
+        let snapshot = Arc::new(Snapshot {
             number: 0,
             directory: config.users.directory.clone(),
             isolate_clients: config.isolate_clients,
@@ -169,94 +172,136 @@ impl Gateway {
         let (mut tun, queues) = host::make_tun(&plan)?;
         let steering = steer_tun(&queues);
         tun.up()?;
-        let (ended_sender, ended) = unbounded();
-        let (tasks, task_source) = Tasks::new()?;
+        let (notice_sender, notices) = notices::channel()?;
+        let wake = notice_sender.wake().clone();
+        let client_mtus = ClientMtus::default();
         let shared = Shared {
             keys: ShardKeys { reset: keys.reset, token: keys.token },
             connection_id: keys.connection_id,
-            epoch: epoch.clone(),
+            snapshot: snapshot.clone(),
             steering,
-            upkeep: tasks.clone(),
-            ended: ended_sender,
+            notices: notice_sender,
         };
-        let cores = start_cores(config, &cpus, threads, bound, queues, &shared)?;
+        let cores = start_cores(config, &cpus, core_threads, bound, queues, &client_mtus, &shared)?;
         announce(config, &cpus, &tun, shared.steering.is_some());
-        let kept = Kept {
-            interface: Interface::new(plan, &tun),
-            device: tun,
-            steering: shared.steering,
-            sockets,
-            cores: cores.iter().map(|core| (core.orders.clone(), core.bell.clone())).collect(),
-        };
-        let upkeep = Upkeep::start(kept, tasks, task_source)?;
-        let config = config.clone();
-        Ok(Gateway { cores, ended, config, epoch, certificates, ticket: CommandId::default(), upkeep })
+        let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, shared.steering, sockets, client_mtus);
+        Ok(Gateway {
+            cores,
+            threads,
+            notices,
+            wake,
+            ended: BTreeMap::new(),
+            config: config.clone(),
+            snapshot,
+            certificates,
+            commands: Commands::default(),
+            upkeep,
+            stop_by: None,
+        })
     }
 
-    /// Asks every core how things stand. Names those that do not say so within `REPORT_TIMEOUT`.
-    pub fn status(&self) -> Status {
-        let deadline = Instant::now() + REPORT_TIMEOUT;
-        let waiting: Vec<_> = self
-            .cores
-            .iter()
-            .map(|core| {
-                let (sender, receiver) = bounded(1);
-                let _ = core.orders.send(Order::Report(sender));
-                core.bell.ring();
-                receiver
-            })
-            .collect();
-        let mut status = Status { host: self.upkeep.report(), ..Status::default() };
-        for (shard, receiver) in waiting.iter().enumerate() {
-            match receiver.recv_deadline(deadline) {
-                Ok(report) => status.shards.push(report),
-                Err(_) => status.unanswered.push(shard as u16),
+    /// Readable when [`Gateway::handle_notices`] is to be called. To be drained before.
+    pub fn cores_wake(&self) -> Arc<Wake> {
+        self.wake.clone()
+    }
+
+    /// Readable when [`Gateway::handle_host`] is to be called. `None` where the host cannot be watched.
+    pub fn host_watch(&self) -> Option<Arc<NetlinkWatch>> {
+        self.upkeep.watch().cloned()
+    }
+
+    /// Takes what the cores tell.
+    pub fn handle_notices(&mut self, now: Instant) {
+        while let Ok(notice) = self.notices.try_recv() {
+            match notice {
+                Notice::Ended { shard, result } => {
+                    self.ended.insert(shard, result);
+                    self.commands.handle_ended(shard);
+                    self.upkeep.handle_released_udp(shard, now);
+                }
+                Notice::Report { command, report } => self.commands.handle_report(command, *report),
+                Notice::Done { command, shard, closed_connections } => {
+                    self.commands.handle_done(command, shard, closed_connections);
+                }
+                Notice::LostTun(generation) => self.upkeep.handle_lost_tun(generation, now),
+                Notice::LostUdp(generation) => self.upkeep.handle_lost_udp(generation, now),
+                Notice::ReleasedUdp { shard } => self.upkeep.handle_released_udp(shard, now),
             }
         }
-        status
+        // What clients lose from now on is lost for good.
+        if self.stop_by.is_none() {
+            self.upkeep.handle_client_mtus(now);
+        }
+        self.commands.advance(&self.cores, now);
     }
 
-    /// Hears from every core that ends, which none should before [`Gateway::stop`].
-    pub fn ended(&self) -> &Receiver<u16> {
-        &self.ended
+    /// Takes changes of the host.
+    pub fn handle_host(&mut self, now: Instant) {
+        self.upkeep.handle_host(now);
     }
 
-    /// Says goodbye to every client and ends.
+    /// When to call [`Gateway::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let upkeep = if self.stop_by.is_none() { self.upkeep.poll_timeout() } else { None };
+        [self.stop_by, upkeep, self.commands.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.stop_by.is_none() {
+            self.upkeep.handle_timeout(now, &self.cores);
+        }
+        self.commands.advance(&self.cores, now);
+    }
+
+    /// Asks every core for its status, and gives up what was pending. [`Gateway::poll_completed`] has it when all have answered, or time is
+    /// over.
+    pub fn begin_status(&mut self, now: Instant) {
+        self.commands.begin_status(&self.cores, now);
+    }
+
+    /// What the pending command has come to. The next one may begin then.
+    pub fn poll_completed(&mut self) -> Option<Completed> {
+        let mut completed = self.commands.take_completed();
+        if let Some(Completed::Status(status)) = &mut completed {
+            status.host = self.upkeep.report();
+        }
+        completed
+    }
+
+    /// Whether a core has ended, which none should before [`Gateway::begin_stop`].
+    pub fn has_lost_a_core(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Has the cores say goodbye to every client and end.
+    pub fn begin_stop(&mut self, now: Instant) {
+        self.upkeep.remove_client_routes(now);
+        for core in &self.cores {
+            core.send(CoreCommand::Stop);
+        }
+        self.stop_by = Some(now + STOP_TIMEOUT);
+    }
+
+    /// Whether all cores have ended, or the time for that is over.
+    pub fn has_stopped(&self, now: Instant) -> bool {
+        self.ended.len() == self.cores.len() || self.stop_by.is_some_and(|stop_by| stop_by <= now)
+    }
+
+    /// Ends, once [`Gateway::has_stopped`].
     ///
     /// # Errors
     ///
-    /// If a core had failed, or does not end within `STOP_TIMEOUT`.
-    pub fn stop(self) -> Result<(), GatewayError> {
-        // What goes from now on goes for good.
-        drop(self.upkeep);
-        let mut running = BTreeSet::new();
-        for (shard, core) in self.cores.iter().enumerate() {
-            // A core that has ended takes no orders.
-            if core.orders.send(Order::Stop).is_ok() {
-                running.insert(shard as u16);
+    /// If a core had failed, or has not ended.
+    pub fn finish(mut self) -> Result<(), GatewayError> {
+        for shard in 0..self.cores.len() as u16 {
+            match self.ended.remove(&shard) {
+                Some(result) => result.map_err(|source| GatewayError::Core { shard, source })?,
+                None => return Err(GatewayError::Stuck { shard }),
             }
-            core.bell.ring();
         }
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while !running.is_empty()
-            && let Ok(shard) = self.ended.recv_deadline(deadline)
-        {
-            running.remove(&shard);
-        }
-        let mut result = Ok(());
-        for (shard, core) in self.cores.into_iter().enumerate() {
-            let shard = shard as u16;
-            if running.contains(&shard) {
-                result = result.and(Err(GatewayError::Stuck { shard }));
-                continue;
-            }
-            let ended = match core.thread.join() {
-                Ok(ended) => ended.map_err(|source| GatewayError::Core { shard, source }),
-                Err(reason) => Err(GatewayError::Lost { shard, reason }),
-            };
-            result = result.and(ended);
-        }
-        result
+        drop(self.cores);
+        self.threads.join().map_err(GatewayError::Lost)
     }
 }
 
@@ -264,10 +309,9 @@ impl Gateway {
 struct Shared {
     keys: ShardKeys,
     connection_id: ConnectionIdKey,
-    epoch: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     steering: Option<Arc<TunSteering>>,
-    upkeep: Tasks,
-    ended: Sender<u16>,
+    notices: NoticeSender,
 }
 
 fn start_cores(
@@ -276,37 +320,38 @@ fn start_cores(
     threads: Vec<CoreThread>,
     sockets: Vec<ShardSockets>,
     queues: Vec<TunQueue>,
+    client_mtus: &ClientMtus,
     shared: &Shared,
-) -> Result<Vec<Running>, GatewayError> {
-    let bells = cpus.iter().map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
-    let ends = Mesh::between(&bells);
+) -> Result<Vec<CoreHandle>, GatewayError> {
+    let wakers = cpus.iter().map(|_| Waker::new()).collect::<io::Result<Vec<_>>>()?;
+    let ends = Mesh::between(&wakers);
     let now = Instant::now();
     let mut cores = Vec::with_capacity(cpus.len());
-    let parts = sockets.into_iter().zip(queues).zip(ends).zip(bells).zip(threads).zip(cpus).enumerate();
-    for (index, (((((sockets, queue), mesh), bell), thread), &cpu)) in parts {
-        let mut pump = Pump::new(sockets.live, Some(queue), bell.wake())?;
-        pump.set_handshakes(sockets.handshakes, bell.wake())?;
+    let parts = sockets.into_iter().zip(queues).zip(ends).zip(wakers).zip(threads).zip(cpus).enumerate();
+    for (index, (((((sockets, queue), mesh), waker), thread), &cpu)) in parts {
+        let mut packet_io = PacketIo::new(sockets.live, Some(queue), waker.descriptor())?;
+        packet_io.set_handshakes(sockets.handshakes, waker.descriptor())?;
         let params = params(config, shared, cpus.len() as u16, index as u16);
-        let (orders, order_receiver) = unbounded();
+        let (commands, command_receiver) = unbounded();
         let core = Core {
             cpu,
-            shard: Shard::new(params, &shared.keys, shared.epoch.clone(), now),
-            epoch: shared.epoch.clone(),
-            pump,
+            shard: Shard::new(params, &shared.keys, shared.snapshot.clone(), now),
+            snapshot: shared.snapshot.clone(),
+            packet_io,
             mesh,
-            bell: bell.clone(),
-            orders: order_receiver,
+            waker: waker.clone(),
+            commands: command_receiver,
             coalesce: config.data_path.coalesce,
             busy_poll: config.data_path.busy_poll,
-            awaited: Awaited::default(),
+            pending: Pending::default(),
             trim: memory::Trim::default(),
             steering: shared.steering.clone(),
-            upkeep: shared.upkeep.clone(),
+            notices: shared.notices.clone(),
             generations: Generations::default(),
-            client_mtus: shared.upkeep.client_mtus(),
-            ended: shared.ended.clone(),
+            client_mtus: client_mtus.sender(shared.notices.wake().clone()),
         };
-        cores.push(Running { thread: core.start(thread), orders, bell });
+        core.start(thread);
+        cores.push(CoreHandle { commands, waker });
     }
     Ok(cores)
 }
@@ -403,24 +448,6 @@ fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
     }
 }
 
-/// The CPU of each shard.
-fn placement(config: &ServerConfig) -> Result<Vec<usize>, GatewayError> {
-    let affinity = rustix::thread::sched_getaffinity(None).map_err(io::Error::from)?;
-    let allowed: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| affinity.is_set(cpu)).collect();
-    let cpus: Vec<usize> = match &config.shards.cpus {
-        Some(cpus) => cpus.iter().map(|&cpu| usize::from(cpu)).collect(),
-        None => allowed.clone(),
-    };
-    if let Some(&cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
-        return Err(GatewayError::Cpu { cpu, allowed: list(&allowed) });
-    }
-    let count = match config.shards.count {
-        ShardCount::Auto => cpus.len().min(usize::from(SHARDS_MAX)),
-        ShardCount::Fixed(count) => usize::from(count.get()),
-    };
-    Ok(cpus.into_iter().cycle().take(count).collect())
-}
-
 /// Says how the gateway runs, in one line.
 fn announce(config: &ServerConfig, cpus: &[usize], tun: &TunDevice, steered: bool) {
     let shards = cpus.len();
@@ -448,8 +475,4 @@ fn offloads(offloads: Offloads) -> String {
         .filter_map(|(on, name)| on.then_some(name))
         .collect();
     if active.is_empty() { "none".to_owned() } else { active.join(", ") }
-}
-
-fn list(cpus: &[usize]) -> String {
-    cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -1,37 +1,37 @@
 //! Changes while the gateway runs: another configuration for all shards at once, and connections closed by order.
 //!
 //! Whatever can fail is done before a shard hears of a change: a configuration that is refused has changed nothing. A change is
-//! acknowledged when every shard has carried it out and nothing that it forbids is under way any more.
+//! completed when every shard has carried it out and nothing that it forbids is under way any more.
+//!
+//! This module reads no configuration file.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{ServerConfig, UserChanges};
-use tollgate_shards::{CommandId, Snapshot, Users};
+use tollgate_shards::{Snapshot, Users};
 
-use super::core::{Carried, Order};
+use super::commands::CHANGE_TIMEOUT;
+use super::core::CoreCommand;
+use super::status::Status;
 use super::{Gateway, chain};
 use crate::tls;
-
-/// How long all shards together may take to carry an order out.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloaded {
-    /// The number of the epoch that it is.
+    /// The number of its snapshot.
     pub epoch: u64,
-    /// The number of shards on which the configuration is in force.
+    /// Shards on which it is.
     pub shards: usize,
-    /// The changes, as text.
+    /// Differences from before, for people.
     pub changes: Vec<String>,
     /// Connections that were closed because their users are gone or may not have them any more.
     pub closed_connections: u64,
-    /// From the order to its acknowledgement by the last shard.
+    /// Time from the command to the last shard's answer.
     pub took: Duration,
 }
 
@@ -44,27 +44,24 @@ impl fmt::Display for Reloaded {
     }
 }
 
-/// Why another configuration is not in force, or not known to be.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// Every reason against it, in a line each. Nothing has changed.
-    #[error("{}", .0.join("\n"))]
-    Refused(Vec<String>),
-    /// The shards have the order, but not all have said that they carried it out.
-    #[error("epoch {epoch} was ordered, but {unanswered}")]
-    Unanswered {
-        /// The number of the epoch.
-        epoch: u64,
-        /// The shards that did not answer.
-        unanswered: Unanswered,
-    },
+/// Every reason against another configuration, in a line each. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub Vec<String>);
+
+/// The shards have another configuration, but not all have said that they carried it out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("epoch {epoch} was ordered, but {unanswered}")]
+pub struct ReloadUnanswered {
+    /// The number of the snapshot.
+    epoch: u64,
+    unanswered: Unanswered,
 }
 
 /// Shards that have not carried an order out in time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("shard {} did not say within {ORDER_TIMEOUT:?} that the order is carried out", list(.shards))]
+#[error("shard {} did not say within {CHANGE_TIMEOUT:?} that the order is carried out", list(.shards))]
 pub struct Unanswered {
-    /// Their indices.
+    /// The indices of the shards.
     pub shards: BTreeSet<u16>,
 }
 
@@ -73,9 +70,9 @@ pub struct Unanswered {
 pub struct Kicked {
     /// The user's name.
     pub user: String,
-    /// The number of connections that were closed.
+    /// The number of connections.
     pub closed_connections: u64,
-    /// From the order to its acknowledgement by the last shard.
+    /// Time from the command to the last shard's answer.
     pub took: Duration,
 }
 
@@ -86,74 +83,110 @@ impl fmt::Display for Kicked {
     }
 }
 
-/// Why nobody was thrown out, or not for certain.
+/// No user has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KickError {
-    /// There is no such user.
-    #[error("no user is named {name:?}{}", .near.as_ref().map(|near| format!(": did you mean {near:?}?")).unwrap_or_default())]
-    Unknown {
-        /// The name in the request.
-        name: String,
-        /// The most similar name among the users.
-        near: Option<String>,
+#[error("no user is named {name:?}{}", .near.as_ref().map(|near| format!(": did you mean {near:?}?")).unwrap_or_default())]
+pub struct UnknownUser {
+    /// The name that was asked for.
+    pub name: String,
+    /// A user's name that is like it.
+    pub near: Option<String>,
+}
+
+/// A change that the cores are carrying out.
+pub enum Change {
+    /// Another configuration.
+    Reload {
+        /// The number of its snapshot.
+        epoch: u64,
+        /// Shards that go over to it.
+        shards: usize,
+        /// Differences from before, for people.
+        changes: Vec<String>,
     },
-    /// Not all shards have said that they carried it out.
-    #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    /// Connections are closed.
+    Kick {
+        /// The user's name.
+        user: String,
+    },
+}
+
+/// What a command to the cores has come to.
+pub enum Completed {
+    /// The status of all cores that have answered.
+    Status(Status),
+    /// Another configuration.
+    Reload(Result<Reloaded, ReloadUnanswered>),
+    /// Closed connections.
+    Kick(Result<Kicked, Unanswered>),
+}
+
+impl Change {
+    /// The change as `result` has it: connections that were closed, and the time that it took.
+    pub fn complete(self, result: Result<(u64, Duration), Unanswered>) -> Completed {
+        match self {
+            Change::Reload { epoch, shards, changes } => Completed::Reload(match result {
+                Ok((closed_connections, took)) => Ok(Reloaded { epoch, shards, changes, closed_connections, took }),
+                Err(unanswered) => Err(ReloadUnanswered { epoch, unanswered }),
+            }),
+            Change::Kick { user } => {
+                Completed::Kick(result.map(|(closed_connections, took)| Kicked { user, closed_connections, took }))
+            }
+        }
+    }
 }
 
 impl Gateway {
-    /// Puts `next` in force on every shard, as one epoch. Unless forced to, it does not where fewer than half of the users in force, told by
-    /// their names, would remain: that is what a file looks like that was emptied, cut off or mistaken for another one.
+    /// Puts `next` in force on every shard, as one snapshot; [`Gateway::poll_completed`] tells when that is done. Unless forced to, it does
+    /// not where fewer than half of the users in force, told by their names, would remain: that is what a file looks like that was emptied,
+    /// cut off or mistaken for another one.
     ///
     /// # Errors
     ///
-    /// [`ReloadError::Refused`] if it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
-    pub fn reload(&mut self, next: ServerConfig, force: bool) -> Result<Reloaded, ReloadError> {
+    /// If it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
+    pub fn begin_reload(&mut self, next: ServerConfig, force: bool, now: Instant) -> Result<(), Refused> {
         let restart = self.config.restart_needed(&next);
         let mut reasons: Vec<String> =
             restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
         if !force {
-            reasons.extend(few_remain(&self.epoch.directory, &next.users.directory));
+            reasons.extend(few_remain(&self.snapshot.directory, &next.users.directory));
         }
         let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
         let users = next.users.directory.users().map(|(_, user)| user.clone()).collect();
-        let directory = self.epoch.directory.succeed(users);
+        let directory = self.snapshot.directory.succeed(users);
         let (tls, certificates, directory) = match (tls, directory) {
             (Ok((tls, certificates)), Ok(directory)) if reasons.is_empty() => (tls, certificates, directory),
             (tls, directory) => {
                 reasons.extend(tls.err().map(|error| error.to_string()));
                 reasons.extend(directory.err().map(|error| error.to_string()));
-                return Err(ReloadError::Refused(reasons));
+                return Err(Refused(reasons));
             }
         };
 
         let changes = self.changes(&next, &certificates);
-        let number = self.epoch.number + 1;
+        let number = self.snapshot.number + 1;
         let directory = Arc::new(directory);
-        self.epoch = Arc::new(Snapshot { number, directory, isolate_clients: next.isolate_clients, tls });
+        self.snapshot = Arc::new(Snapshot { number, directory, isolate_clients: next.isolate_clients, tls });
         (self.config, self.certificates) = (next, certificates);
-        let start = Instant::now();
-        let epoch = self.epoch.clone();
-        let closed_connections = self
-            .order(|ticket, done| Order::Apply { ticket, epoch: epoch.clone(), done })
-            .map_err(|unanswered| ReloadError::Unanswered { epoch: number, unanswered })?;
-        let took = start.elapsed();
-        Ok(Reloaded { epoch: number, shards: self.cores.len(), changes, closed_connections, took })
+        let snapshot = &self.snapshot;
+        let change = Change::Reload { epoch: number, shards: self.cores.len(), changes };
+        self.commands
+            .begin_change(&self.cores, now, change, |id| CoreCommand::Apply { id, snapshot: snapshot.clone() });
+        Ok(())
     }
 
-    /// Closes every connection of the user `name`.
+    /// Closes every connection of the user `name`; [`Gateway::poll_completed`] tells when that is done.
     ///
     /// # Errors
     ///
     /// If there is no such user.
-    pub fn kick(&mut self, name: &str) -> Result<Kicked, KickError> {
-        let Some(user) = self.epoch.directory.find_name(name) else {
-            return Err(KickError::Unknown { name: name.to_owned(), near: nearest(name, &self.epoch.directory) });
+    pub fn begin_kick(&mut self, name: &str, now: Instant) -> Result<(), UnknownUser> {
+        let Some(user) = self.snapshot.directory.find_name(name) else {
+            return Err(UnknownUser { name: name.to_owned(), near: nearest(name, &self.snapshot.directory) });
         };
-        let start = Instant::now();
-        let closed_connections = self.order(|ticket, done| Order::Kick { ticket, user, done })?;
-        Ok(Kicked { user: name.to_owned(), closed_connections, took: start.elapsed() })
+        let change = Change::Kick { user: name.to_owned() };
+        self.commands.begin_change(&self.cores, now, change, |id| CoreCommand::Kick { id, user });
+        Ok(())
     }
 
     /// In what `next`, with the certificates that it names, is different from what is in force.
@@ -166,31 +199,6 @@ impl Gateway {
             changes.push("the gateway's certificate replaced".to_owned());
         }
         changes
-    }
-
-    /// Gives every core what `order` makes and waits until all have carried it out. Returns how many connections were closed for it.
-    fn order(&mut self, order: impl Fn(CommandId, Sender<Carried>) -> Order) -> Result<u64, Unanswered> {
-        self.ticket.0 += 1;
-        let (done, carried) = bounded(self.cores.len());
-        for core in &self.cores {
-            // A core that has ended does not answer either.
-            let _ = core.orders.send(order(self.ticket, done.clone()));
-            core.bell.ring();
-        }
-        drop(done);
-        let deadline = Instant::now() + ORDER_TIMEOUT;
-        let mut shards: BTreeSet<u16> = (0..self.cores.len() as u16).collect();
-        let mut closed = 0;
-        while !shards.is_empty() {
-            let Ok(Carried { shard, closed_connections }) = carried.recv_deadline(deadline) else {
-                // All wait for one that stands still: if there is one, it is to be named alone.
-                let silent: BTreeSet<u16> = self.status().unanswered.into_iter().collect();
-                return Err(Unanswered { shards: if silent.is_empty() { shards } else { silent } });
-            };
-            shards.remove(&shard);
-            closed += closed_connections;
-        }
-        Ok(closed)
     }
 }
 
@@ -233,7 +241,7 @@ mod tests {
         for (name, expected) in [("alcie", Some("alice")), ("carol", Some("Carol")), ("zed", None), ("", None)] {
             assert_eq!(nearest(name, &directory).as_deref(), expected, "{name}");
         }
-        let error = KickError::Unknown { name: "bbo".to_owned(), near: Some("bob".to_owned()) };
+        let error = UnknownUser { name: "bbo".to_owned(), near: Some("bob".to_owned()) };
         assert_eq!(error.to_string(), "no user is named \"bbo\": did you mean \"bob\"?");
     }
 

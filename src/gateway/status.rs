@@ -1,4 +1,4 @@
-//! How a gateway stands, for people and for machines.
+//! The status of a gateway, for people and for machines.
 
 use std::fmt;
 

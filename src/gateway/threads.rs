@@ -3,13 +3,15 @@
 //! A thread starts, is pinned and says so before it gets its core: a gateway whose threads cannot start has opened nothing and told nobody.
 //! A core runs the same on both kinds, and ends the same.
 
+use std::ffi::CString;
 use std::io;
 use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::{CpuSet as Cpus, LocalExecutorPoolBuilder, PoolPlacement, PoolThreadHandles};
 use rustix::thread::CpuSet;
 use tracing::{debug, info};
 
@@ -24,7 +26,7 @@ const PREEMPT_TIMER: Duration = Duration::from_secs(3600);
 const TIMER_SLACK_NS: u64 = 1;
 
 /// What a thread does once it has started.
-pub type Job = Box<dyn FnOnce() -> io::Result<()> + Send>;
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// A core's thread could not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +40,39 @@ pub struct ThreadError {
     reason: String,
 }
 
-/// A pinned thread that waits for its one job.
-pub struct CoreThread {
-    jobs: Sender<Job>,
-    join: Join,
+/// A pinned thread that waits for its one job. It ends without one when this value is dropped.
+pub struct CoreThread(Sender<Job>);
+
+impl CoreThread {
+    /// Gives the thread its job.
+    pub fn run(self, job: Job) {
+        // The thread waits for it: it has said that it started.
+        let _ = self.0.send(job);
+    }
 }
 
-/// A thread that has its job.
-pub struct RunningThread(Join);
+/// The threads of all shards.
+pub struct Pool(Kind);
 
-enum Join {
-    Executor(ExecutorJoinHandle<io::Result<()>>),
-    Plain(JoinHandle<io::Result<()>>),
+enum Kind {
+    Executors(PoolThreadHandles<io::Result<()>>),
+    Plain(Vec<JoinHandle<io::Result<()>>>),
+}
+
+impl Pool {
+    /// Waits for the end of all threads. Returns why the first one of those that failed did, outside of its job.
+    pub fn join(self) -> Result<(), String> {
+        match self.0 {
+            Kind::Executors(handles) => handles.join_all().into_iter().try_for_each(|ended| match ended {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }),
+            Kind::Plain(handles) => handles.into_iter().map(JoinHandle::join).try_for_each(|ended| match ended {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("it panicked".to_owned()),
+            }),
+        }
+    }
 }
 
 /// Starts a thread for each shard on the CPU of that index, all of one kind, and waits until they run.
@@ -57,10 +80,10 @@ enum Join {
 /// # Errors
 ///
 /// If not even plain threads start.
-pub fn start(cpus: &[usize]) -> Result<Vec<CoreThread>, ThreadError> {
+pub fn start(cpus: &[usize]) -> Result<(Pool, Vec<CoreThread>), ThreadError> {
     let executors = capacity::allow_executors(cpus.len())
         .and_then(|()| uring::probe().map_err(|refusal| refusal.to_string()))
-        .and_then(|()| start_all(cpus, executor).map_err(|error| error.reason));
+        .and_then(|()| start_all(cpus, executors).map_err(|error| error.reason));
     executors.or_else(|reason| {
         info!(
             "the shards run on plain pinned threads instead of io_uring executors ({reason}); nothing is lost by that"
@@ -71,98 +94,113 @@ pub fn start(cpus: &[usize]) -> Result<Vec<CoreThread>, ThreadError> {
 
 fn start_all(
     cpus: &[usize],
-    start: impl Fn(u16, usize, Start) -> Result<Join, String>,
-) -> Result<Vec<CoreThread>, ThreadError> {
-    let mut starting = Vec::with_capacity(cpus.len());
-    for (shard, &cpu) in cpus.iter().enumerate() {
-        let shard = shard as u16;
-        let (jobs, job) = bounded(1);
-        let (started, starts) = bounded(1);
-        let join = start(shard, cpu, Start { job, started }).map_err(|reason| ThreadError { shard, cpu, reason })?;
-        starting.push((shard, cpu, starts, CoreThread { jobs, join }));
-    }
-    let mut threads = Vec::with_capacity(cpus.len());
-    for (shard, cpu, starts, thread) in starting {
-        if starts.recv().is_err() {
-            let reason = match thread.join.join() {
-                Ok(Err(error)) => error.to_string(),
-                Ok(Ok(())) => "it ended at once".to_owned(),
-                Err(reason) => reason,
-            };
-            return Err(ThreadError { shard, cpu, reason });
+    start: impl Fn(Vec<Start>) -> Result<Pool, ThreadError>,
+) -> Result<(Pool, Vec<CoreThread>), ThreadError> {
+    let (started, starts) = bounded(cpus.len());
+    let (threads, waiting): (Vec<_>, Vec<_>) = cpus
+        .iter()
+        .enumerate()
+        .map(|(shard, &cpu)| {
+            let (jobs, job) = bounded(1);
+            (CoreThread(jobs), Start { shard: shard as u16, cpu, job, started: started.clone() })
+        })
+        .unzip();
+    drop(started);
+    let pool = start(waiting)?;
+    let mut missing: Vec<u16> = (0..cpus.len() as u16).collect();
+    while let Ok(shard) = starts.recv() {
+        missing.retain(|other| *other != shard);
+        if missing.is_empty() {
+            return Ok((pool, threads));
         }
-        threads.push(thread);
     }
-    Ok(threads)
+    // Those that have started end without a job, and one of the others says why it did not.
+    drop(threads);
+    let reason = pool.join().err().unwrap_or_else(|| "it ended at once".to_owned());
+    let shard = missing[0];
+    Err(ThreadError { shard, cpu: cpus[usize::from(shard)], reason })
 }
 
-fn executor(shard: u16, cpu: usize, start: Start) -> Result<Join, String> {
-    LocalExecutorBuilder::new(Placement::Fixed(cpu))
-        .name(&format!("tollgate-{shard}"))
+/// glommio places, starts and joins a pool of executors, one for each of `starts`.
+fn executors(starts: Vec<Start>) -> Result<Pool, ThreadError> {
+    let error = |start: &Start, reason: &dyn ToString| ThreadError {
+        shard: start.shard,
+        cpu: start.cpu,
+        reason: reason.to_string(),
+    };
+    let online = Cpus::online().map_err(|reason| error(&starts[0], &reason))?;
+    let mut placement = Vec::with_capacity(starts.len());
+    for start in &starts {
+        let cpu = online.clone().filter(|location| location.cpu == start.cpu);
+        if cpu.is_empty() {
+            return Err(error(start, &"this CPU is not online"));
+        }
+        placement.push(cpu);
+    }
+    let first = ThreadError { shard: starts[0].shard, cpu: starts[0].cpu, reason: String::new() };
+    let starts = Arc::new(Mutex::new(starts));
+    LocalExecutorPoolBuilder::new(PoolPlacement::Custom(placement))
+        .name("tollgate")
         .io_memory(IO_MEMORY_BYTES)
         .preempt_timer(PREEMPT_TIMER)
-        .spawn(move || async move { start.run() })
-        .map(Join::Executor)
-        .map_err(|error| error.to_string())
+        .on_all_shards(move || async move { Start::take(&starts)?.run() })
+        .map(|handles| Pool(Kind::Executors(handles)))
+        .map_err(|reason| ThreadError { reason: reason.to_string(), ..first })
 }
 
-fn plain(shard: u16, cpu: usize, start: Start) -> Result<Join, String> {
-    let pinned = move || {
-        let mut cpus = CpuSet::new();
-        cpus.set(cpu);
-        rustix::thread::sched_setaffinity(None, &cpus)?;
-        start.run()
-    };
-    let spawned = Builder::new().name(format!("tollgate-{shard}")).spawn(pinned);
-    spawned.map(Join::Plain).map_err(|error| error.to_string())
+fn plain(starts: Vec<Start>) -> Result<Pool, ThreadError> {
+    let mut handles = Vec::with_capacity(starts.len());
+    for start in starts {
+        let (shard, cpu) = (start.shard, start.cpu);
+        let pinned = move || {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu);
+            rustix::thread::sched_setaffinity(None, &cpus)?;
+            start.run()
+        };
+        let spawned = Builder::new().name(format!("tollgate-{shard}")).spawn(pinned);
+        handles.push(spawned.map_err(|error| ThreadError { shard, cpu, reason: error.to_string() })?);
+    }
+    Ok(Pool(Kind::Plain(handles)))
 }
 
 /// The index, CPU and channel that a new thread gets.
 struct Start {
+    shard: u16,
+    cpu: usize,
     job: Receiver<Job>,
-    started: Sender<()>,
+    started: Sender<u16>,
 }
 
 impl Start {
+    /// The first of `starts` for the CPU of the calling thread: threads on one CPU are alike.
+    fn take(starts: &Mutex<Vec<Start>>) -> io::Result<Start> {
+        let affinity = rustix::thread::sched_getaffinity(None)?;
+        let mut starts = starts.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = starts.iter().position(|start| affinity.is_set(start.cpu));
+        own.map(|own| starts.remove(own))
+            .ok_or_else(|| io::Error::other("it runs on another CPU than it was placed on"))
+    }
+
     fn run(self) -> io::Result<()> {
+        let Start { shard, job, started, .. } = self;
+        // A pool numbers its threads by the order of their coming.
+        if let Ok(name) = CString::new(format!("tollgate-{shard}")) {
+            let _ = rustix::thread::set_name(&name);
+        }
         if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(TIMER_SLACK_NS)) {
             debug!(%error, "the kernel may end sleeps up to 50 us late");
         }
         // The gateway waits for it, or has given up because another thread did not start.
-        let _ = self.started.send(());
-        match self.job.recv() {
-            Ok(job) => job(),
+        let _ = started.send(shard);
+        drop(started);
+        match job.recv() {
+            Ok(job) => {
+                job();
+                Ok(())
+            }
             // The gateway has failed to start.
             Err(_) => Ok(()),
-        }
-    }
-}
-
-impl CoreThread {
-    /// Gives the thread its job.
-    pub fn run(self, job: Job) -> RunningThread {
-        // A thread that is gone tells why when it is joined.
-        let _ = self.jobs.send(job);
-        RunningThread(self.join)
-    }
-}
-
-impl RunningThread {
-    /// Waits for the job's end, and gives its result.
-    ///
-    /// # Errors
-    ///
-    /// If the thread has ended without one.
-    pub fn join(self) -> Result<io::Result<()>, String> {
-        self.0.join()
-    }
-}
-
-impl Join {
-    fn join(self) -> Result<io::Result<()>, String> {
-        match self {
-            Join::Executor(handle) => handle.join().map_err(|error| error.to_string()),
-            Join::Plain(handle) => handle.join().map_err(|_| "it panicked".to_owned()),
         }
     }
 }
@@ -171,8 +209,8 @@ impl Join {
 mod tests {
     use super::*;
 
-    type Way = fn(u16, usize, Start) -> Result<Join, String>;
-    const WAYS: [(&str, Way); 2] = [("executor", executor), ("plain", plain)];
+    type Way = fn(Vec<Start>) -> Result<Pool, ThreadError>;
+    const WAYS: [(&str, Way); 2] = [("executors", executors), ("plain", plain)];
 
     fn cpu() -> usize {
         let affinity = rustix::thread::sched_getaffinity(None).unwrap();
@@ -183,25 +221,21 @@ mod tests {
     fn a_job_runs_named_pinned_and_with_fine_timers_on_both_kinds() {
         for (name, way) in WAYS {
             let cpu = cpu();
-            let mut threads = start_all(&[cpu, cpu], way).unwrap();
+            let (pool, mut threads) = start_all(&[cpu, cpu], way).unwrap();
             let (sender, receiver) = bounded(1);
             let job = move || {
-                let affinity = rustix::thread::sched_getaffinity(None)?;
+                let affinity = rustix::thread::sched_getaffinity(None).unwrap();
                 let pinned: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| affinity.is_set(cpu)).collect();
-                let named = std::thread::current().name().unwrap_or_default().to_owned();
-                let _ = sender.send((named, pinned, rustix::thread::current_timer_slack()?));
-                Err(io::Error::from_raw_os_error(libc::ENODEV))
+                let named = rustix::thread::name().unwrap();
+                let _ = sender.send((named, pinned, rustix::thread::current_timer_slack().unwrap()));
             };
-            let running = threads.remove(1).run(Box::new(job));
+            threads.remove(1).run(Box::new(job));
             let (named, pinned, slack) = receiver.recv().unwrap();
-            assert!(named.starts_with("tollgate-1"), "{name}: {named}");
+            assert_eq!(named.to_str(), Ok("tollgate-1"), "{name}");
             assert_eq!((pinned, slack), (vec![cpu], TIMER_SLACK_NS), "{name}");
-            let ended = running.join().unwrap().unwrap_err();
-            assert_eq!(ended.raw_os_error(), Some(libc::ENODEV), "{name}: {ended}");
             // One that gets no job ends with its owner.
-            let CoreThread { jobs, join } = threads.remove(0);
-            drop(jobs);
-            join.join().unwrap().unwrap();
+            drop(threads);
+            pool.join().unwrap();
         }
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,8 +16,9 @@ const CLIENT_ROUTES_MAX: usize = 65_536;
 /// The metric of the routes that the kernel makes for IPv6 addresses.
 const METRIC_IPV6: u32 = 256;
 
-/// How often to look, and how long to wait in between, before the kernel is believed not to make the route to an address by itself.
-const OWN_ROUTE_LOOKS: u32 = 5;
+/// Looks without success, and the pause between two, after which the kernel is believed not to make the route to an address by itself. A device
+/// that was made anew is looked at twice at once.
+const OWN_ROUTE_LOOKS: u32 = 6;
 const OWN_ROUTE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something that others had changed about the interface, and that is again as it should be.
@@ -60,6 +60,8 @@ pub struct Interface {
     queue_frames: u32,
     /// The MTU of clients that take smaller packets than the interface does.
     client_mtus: BTreeMap<IpAddr, u32>,
+    /// Looks in a row that did not find the route by which the address is this host's own.
+    own_route_missed: u32,
 }
 
 impl Interface {
@@ -71,6 +73,7 @@ impl Interface {
             queue_frames: device.queue_frames_max(),
             plan,
             client_mtus: BTreeMap::new(),
+            own_route_missed: 0,
         }
     }
 
@@ -146,12 +149,17 @@ impl Interface {
         self.client_mtus.keys().copied().collect()
     }
 
+    /// How soon to restore again, although nothing may have changed: the kernel may be making a route in the background.
+    pub fn look_again_after(&self) -> Option<Duration> {
+        (self.own_route_missed > 0).then_some(OWN_ROUTE_PAUSE)
+    }
+
     /// Compares what is with what should be, and puts back what differs: each is added to `restored`.
     ///
     /// # Errors
     ///
     /// The first refusal of the kernel; `restored` has what was done before.
-    pub fn restore(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
+    pub fn restore(&mut self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
         let Some(link) = self.link(host)? else { return Ok(()) };
         // What cannot be put back is no reason to leave the rest.
         let link = self.restore_link(host, &link, restored);
@@ -159,11 +167,12 @@ impl Interface {
         link.and(addresses)
     }
 
-    fn restore_addresses(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
+    fn restore_addresses(&mut self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
         let address = self.plan.address;
         if host.look(|netlink| netlink.addresses(self.index))?.contains(&address) {
             self.restore_own(host, restored)?;
         } else {
+            self.own_route_missed = 0;
             self.add_address(host)?;
             restored.push(Restored::Address(address));
         }
@@ -211,14 +220,17 @@ impl Interface {
     }
 
     /// The route by which the address is this host's own. For a new IPv6 address, the kernel makes it in the background.
-    fn restore_own(&self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
+    fn restore_own(&mut self, host: &mut Host, restored: &mut Vec<Restored>) -> Result<(), HostError> {
         let address = self.plan.address;
-        for _ in 0..OWN_ROUTE_LOOKS {
-            if host.look(|netlink| netlink.is_local(address.addr()))? {
-                return Ok(());
-            }
-            thread::sleep(OWN_ROUTE_PAUSE);
+        if host.look(|netlink| netlink.is_local(address.addr()))? {
+            self.own_route_missed = 0;
+            return Ok(());
         }
+        self.own_route_missed += 1;
+        if self.own_route_missed < OWN_ROUTE_LOOKS {
+            return Ok(());
+        }
+        self.own_route_missed = 0;
         // Only the kernel itself makes it, for an address that it is given.
         host.change(Request::RemoveAddress { interface: self.index, address })?;
         self.add_address(host)?;

@@ -72,7 +72,7 @@ pub enum Request {
     SetQueueLength {
         /// The index of the interface.
         interface: u32,
-        /// Its length, in packets.
+        /// The length of the queue, in packets.
         frames: u32,
     },
     /// Bring a network device up.

@@ -1,4 +1,5 @@
-//! The thread that writes the log. Whoever logs hands it a line and goes on: nobody waits for whoever reads standard error.
+//! The thread that writes the log. Whoever logs hands it a line and goes on: nobody waits for whoever reads standard error, which may block for as
+//! long as it likes.
 //!
 //! Lines that do not fit into the queue, or that standard error does not take, are counted and told of in one line later.
 

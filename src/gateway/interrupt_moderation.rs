@@ -1,50 +1,51 @@
-//! How long a busy core lets work gather before it looks again, as a network card moderates its interrupts: larger batches cost less for each
-//! packet, for a delay that is bounded and that an idle core does not have.
+//! Interrupt moderation of a core: how long a busy core lets work gather before it looks again, as a network card does. Larger batches cost less
+//! for each packet; the delay is bounded, and an idle core has none.
 //!
 //! Waiting pays while packets come anyway. Senders that wait for acknowledgements themselves, like TCP with a small window on a short path, only
-//! send less. So every now and then the core tries without for some milliseconds; if more passes then, time and again, it leaves off for some seconds.
+//! send less. So the core regularly tries some milliseconds without waiting; if more passes in several trials in a row, it stops waiting for some
+//! seconds.
 //!
 //! The caller sleeps and reads the clock, so that tests choose the times.
 
 use std::time::{Duration, Instant};
 
-/// A core is busy from so many inner packets a second on, both ways together. With fewer, too little gathers to be worth a wait; and what one
-/// side sends only when the other has answered never gets there, and so is never held up.
+/// Inner packets a second, both ways together, from which a core counts as busy. With fewer, too little gathers to be worth a wait; and an
+/// exchange in which one side waits for the other never reaches this rate, and so is never delayed.
 const BUSY_PACKETS_PER_S: u64 = 20_000;
 /// Packets that are enough for a batch: two full sends. Beyond that a longer wait saves little.
 const BATCH_PACKETS: u32 = 128;
-/// So long a core must have been busy, and so soon it is not any more.
+/// Window over which the packet rate is averaged.
 const WINDOW: Duration = Duration::from_millis(1);
-/// How long a core waits between two trials without, and how long one takes.
-const WITH: Duration = Duration::from_millis(90);
-const WITHOUT: Duration = Duration::from_millis(10);
-/// Waiting hurts if so many trials in a row pass a fifth more packets a second without it.
-const TRIALS: u32 = 3;
-/// How long a core that waiting hurts does without.
-const LEFT_OFF: Duration = Duration::from_secs(4);
+/// Time with waiting between two trials without it, and the length of a trial.
+const WAITING: Duration = Duration::from_millis(90);
+const TRIAL: Duration = Duration::from_millis(10);
+/// Consecutive trials that must favour no waiting, by a fifth more packets a second.
+const TRIALS_MIN: u32 = 3;
+/// How long a core then goes without waiting.
+const SUSPENSION: Duration = Duration::from_secs(4);
 
 /// Decides after each pass whether, and until when, to let work gather.
 #[derive(Debug)]
-pub struct Coalescing {
+pub struct InterruptModeration {
     wait_max: Duration,
     window: Span,
     /// How long a batch takes to gather, as the last window went; nothing if the core was not busy.
     gathering: Duration,
-    stage: Stage,
-    /// Trials in a row that spoke against waiting.
-    against: u32,
+    mode: Mode,
+    /// Consecutive trials so far that favoured no waiting.
+    trials_against: u32,
 }
 
 /// What the core does while it is busy.
 #[derive(Debug)]
-enum Stage {
-    Waits(Span),
-    Tries {
+enum Mode {
+    Waiting(Span),
+    Trial {
         without: Span,
         packets_per_s_with: u64,
     },
-    /// Until then it does not wait.
-    LeftOff(Instant),
+    /// No waiting until then.
+    Suspended(Instant),
 }
 
 /// Some time that goes on, and the packets that had passed when it began.
@@ -61,11 +62,17 @@ impl Span {
     }
 }
 
-impl Coalescing {
+impl InterruptModeration {
     /// Lets a look follow another after `wait_max` at the latest. If that is zero, nothing ever waits.
     pub fn new(wait_max: Duration, now: Instant) -> Self {
         let start = Span { began: now, passed: 0 };
-        Coalescing { wait_max, window: start, gathering: Duration::ZERO, stage: Stage::Waits(start), against: 0 }
+        InterruptModeration {
+            wait_max,
+            window: start,
+            gathering: Duration::ZERO,
+            mode: Mode::Waiting(start),
+            trials_against: 0,
+        }
     }
 
     /// A pass that began at `began` is over; `passed` inner packets have passed in all since the start. Returns when to look again, or `None` for
@@ -83,33 +90,33 @@ impl Coalescing {
         }
         if self.gathering.is_zero() {
             // A trial compares what goes on without a break.
-            if !matches!(self.stage, Stage::LeftOff(_)) {
-                self.stage = Stage::Waits(here);
+            if !matches!(self.mode, Mode::Suspended(_)) {
+                self.mode = Mode::Waiting(here);
             }
             return None;
         }
         self.judge(here);
-        matches!(self.stage, Stage::Waits(_)).then(|| began + self.gathering)
+        matches!(self.mode, Mode::Waiting(_)).then(|| began + self.gathering)
     }
 
-    /// Goes on to the next stage when this one's time is over.
+    /// Changes the mode when this one's time is over.
     fn judge(&mut self, here: Span) {
         let lasted = |span: &Span| here.began.saturating_duration_since(span.began);
-        match &self.stage {
-            Stage::Waits(with) if lasted(with) >= WITH => {
+        match &self.mode {
+            Mode::Waiting(with) if lasted(with) >= WAITING => {
                 let packets_per_s_with = with.packets_per_s(here.began, here.passed);
-                self.stage = Stage::Tries { without: here, packets_per_s_with };
+                self.mode = Mode::Trial { without: here, packets_per_s_with };
             }
-            Stage::Tries { without, packets_per_s_with } if lasted(without) >= WITHOUT => {
+            Mode::Trial { without, packets_per_s_with } if lasted(without) >= TRIAL => {
                 let hurts = without.packets_per_s(here.began, here.passed) > packets_per_s_with / 5 * 6;
-                self.against = if hurts { self.against + 1 } else { 0 };
-                self.stage = Stage::Waits(here);
-                if self.against == TRIALS {
-                    self.against = 0;
-                    self.stage = Stage::LeftOff(here.began + LEFT_OFF);
+                self.trials_against = if hurts { self.trials_against + 1 } else { 0 };
+                self.mode = Mode::Waiting(here);
+                if self.trials_against == TRIALS_MIN {
+                    self.trials_against = 0;
+                    self.mode = Mode::Suspended(here.began + SUSPENSION);
                 }
             }
-            Stage::LeftOff(until) if here.began >= *until => self.stage = Stage::Waits(here),
+            Mode::Suspended(until) if here.began >= *until => self.mode = Mode::Waiting(here),
             _ => {}
         }
     }
@@ -124,7 +131,7 @@ mod tests {
 
     /// A core whose passes take 100 us each.
     struct Core {
-        coalescing: Coalescing,
+        moderation: InterruptModeration,
         now: Instant,
         passed: u64,
     }
@@ -132,7 +139,7 @@ mod tests {
     impl Core {
         fn new(wait_max: Duration) -> Self {
             let now = Instant::now();
-            Core { coalescing: Coalescing::new(wait_max, now), now, passed: 0 }
+            Core { moderation: InterruptModeration::new(wait_max, now), now, passed: 0 }
         }
 
         /// Goes on for some time. Each pass has so many packets as `packets` says of the time since the one before. Returns the longest wait, and
@@ -142,7 +149,7 @@ mod tests {
             let (mut longest, mut passes, mut waits) = (Duration::ZERO, 0, 0);
             while self.now < end {
                 self.passed += packets(since);
-                let again = self.coalescing.look_again(self.now, self.passed);
+                let again = self.moderation.look_again(self.now, self.passed);
                 let wait = again.map_or(Duration::ZERO, |again| again - self.now);
                 longest = longest.max(wait);
                 passes += 1;
@@ -200,9 +207,9 @@ mod tests {
     #[test]
     fn a_burst_after_a_silence_is_not_load() {
         let start = Instant::now();
-        let mut coalescing = Coalescing::new(WAIT_MAX, start);
+        let mut moderation = InterruptModeration::new(WAIT_MAX, start);
         for second in 1..10 {
-            assert_eq!(coalescing.look_again(start + Duration::from_secs(second), second * 500), None);
+            assert_eq!(moderation.look_again(start + Duration::from_secs(second), second * 500), None);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Request, encode};
+use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Next, Request, encode};
 
 /// How long a gateway may take from the connection to the answer: it may have a long file of users to read, and other orders before this
 /// one.
@@ -97,14 +97,30 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(|error| no_answer(error.to_string()))?;
     // A gateway that refuses to listen says why before it closes.
     let written = stream.write_all(&encode(request));
-    let left = deadline.saturating_duration_since(Instant::now());
-    let line = match Lines::new(&stream, ANSWER_BYTES_MAX).next(left) {
+    let line = match line_by(&stream, deadline) {
         Ok(Some(line)) => line,
         Err(LineError::Late(_)) => return Err(AskError::Silent { path: path.to_owned(), process }),
         Ok(None) => return Err(no_answer(written.map_or_else(|e| e.to_string(), |()| "it has ended".to_owned()))),
         Err(error) => return Err(no_answer(error.to_string())),
     };
     serde_json::from_slice(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+/// The answer's line, or `None` if the gateway closes without one.
+fn line_by(stream: &UnixStream, deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
+    let mut lines = Lines::new(ANSWER_BYTES_MAX);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LineError::Late(ANSWER_TIMEOUT));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match lines.next(stream)? {
+            Next::Line(line) => return Ok(Some(line)),
+            Next::End => return Ok(None),
+            Next::Partial => {}
+        }
+    }
 }
 
 /// Connects, but waits for a gateway that accepts nobody no longer than until `deadline`.
@@ -153,7 +169,8 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             let other = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                Lines::new(&stream.try_clone().unwrap(), 1000).next(ANSWER_TIMEOUT).unwrap();
+                let mut lines = Lines::new(1000);
+                while matches!(lines.next(&stream).unwrap(), Next::Partial) {}
                 stream.write_all(said.as_bytes()).unwrap();
             });
             let error = ask(&path, &Request::Reload { force: false }).unwrap_err().to_string();

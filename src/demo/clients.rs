@@ -14,12 +14,12 @@ use tollgate_testkit::{ClientSite, LabError, Topology};
 const TICK: Duration = Duration::from_millis(50);
 
 /// Threads under way, one in each client's namespace. One that is no longer waited for ends with its work, or with the process.
-pub(super) struct Crew<T> {
+pub(super) struct Clients<T> {
     results: Receiver<(usize, Result<T, LabError>)>,
     count: usize,
 }
 
-impl<T: Send + 'static> Crew<T> {
+impl<T: Send + 'static> Clients<T> {
     /// Starts `work` for every client, which is given the client's number and site.
     pub(super) fn start(
         topology: &Arc<Topology>,
@@ -37,7 +37,7 @@ impl<T: Send + 'static> Crew<T> {
                 let _ = sender.send((index, result));
             });
         }
-        Crew { results, count }
+        Clients { results, count }
     }
 
     /// Waits for all, calling `tick` often, and gives what came of each, in the order of the clients. The first failure, `tick`'s included,

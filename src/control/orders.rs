@@ -1,0 +1,207 @@
+//! Orders to the gateway: in which order they begin, one at a time, and what is said of them when they are completed.
+//!
+//! This module waits for nothing and reads no file.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Instant;
+
+use tollgate_config::{ConfigError, LogFilter, ServerConfig};
+use tracing::{error, info, warn};
+
+use super::clients::ClientId;
+use super::protocol::{Answer, Request};
+use crate::gateway::{Completed, Gateway};
+use crate::log::{self, Kind, Log};
+
+/// Who gave an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A client of the control socket, who waits for the answer.
+    Client(ClientId),
+    /// A signal.
+    Signal,
+    /// The users file, which has changed.
+    UsersFile,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::Client(_) => "order",
+            Origin::Signal => "SIGHUP",
+            Origin::UsersFile => "a change of the users file",
+        })
+    }
+}
+
+/// What is to begin next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A report of the status on standard output.
+    Report,
+    /// An order.
+    Order(Origin, Request),
+}
+
+/// What has begun and is not completed.
+#[derive(Debug)]
+enum Pending {
+    Report,
+    Kick(Origin),
+    /// With lines to add to the answer.
+    Reload(Origin, Vec<String>),
+}
+
+/// The orders that wait, and the one that is pending.
+#[derive(Debug)]
+pub struct Orders {
+    log: Log,
+    /// The log's, as configured.
+    level: LogFilter,
+    /// At most one order of each client and of each other origin, and one report.
+    waiting: VecDeque<Next>,
+    pending: Option<Pending>,
+}
+
+impl Orders {
+    /// Without any.
+    pub fn new(log: Log, level: LogFilter) -> Self {
+        Orders { log, level, waiting: VecDeque::new(), pending: None }
+    }
+
+    /// Adds an order. A signal or a changed file that already waits stands for this one too.
+    pub fn push(&mut self, origin: Origin, request: Request) {
+        let waits = |next: &Next| matches!(next, Next::Order(other, _) if *other == origin);
+        if !self.waiting.iter().any(waits) {
+            self.waiting.push_back(Next::Order(origin, request));
+        }
+    }
+
+    /// Adds a report. One that already waits stands for this one too.
+    pub fn push_report(&mut self) {
+        if !self.waiting.contains(&Next::Report) {
+            self.waiting.push_back(Next::Report);
+        }
+    }
+
+    /// The next one, if none is pending. The caller begins it at once.
+    pub fn begin_next(&mut self) -> Option<Next> {
+        let next = if self.pending.is_none() { self.waiting.pop_front() } else { None };
+        if next == Some(Next::Report) {
+            self.pending = Some(Pending::Report);
+        }
+        next
+    }
+
+    /// The report that was pending has been made.
+    pub fn end_report(&mut self) {
+        self.pending = None;
+    }
+
+    /// Closes the connections of `user`. Returns the answer if there is one already.
+    pub fn begin_kick(&mut self, gateway: &mut Gateway, origin: Origin, user: &str) -> Option<Answer> {
+        match gateway.begin_kick(user, Instant::now()) {
+            Ok(()) => {
+                self.pending = Some(Pending::Kick(origin));
+                None
+            }
+            Err(error) => Some(refuse_kick(&error)),
+        }
+    }
+
+    /// Puts `next` in force. Returns the answer if there is one already: nothing has changed then.
+    pub fn begin_reload(
+        &mut self,
+        gateway: &mut Gateway,
+        origin: Origin,
+        next: ServerConfig,
+        force: bool,
+    ) -> Option<Answer> {
+        let level = next.log.clone();
+        let mut lines = next.warnings.clone();
+        if let Err(error) = gateway.begin_reload(next, force, Instant::now()) {
+            return Some(self.refuse_reload(origin, error.0));
+        }
+        // Even where a shard has not said so yet, the configuration is in force from here on.
+        let is_same_level = std::mem::replace(&mut self.level, level) == self.level;
+        let is_governed = !self.log.set(&self.level);
+        if is_governed && !is_same_level {
+            lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
+        }
+        self.pending = Some(Pending::Reload(origin, lines));
+        None
+    }
+
+    /// The answer to the order that is pending, which the gateway has `completed`.
+    pub fn complete(&mut self, completed: Completed) -> Option<(Origin, Answer)> {
+        match (self.pending.take()?, completed) {
+            (Pending::Kick(origin), Completed::Kick(Ok(kicked))) => {
+                if log::admits(Kind::Kicked) {
+                    info!("{kicked}, by order");
+                }
+                let answer = Answer {
+                    done: true,
+                    lines: vec![kicked.to_string()],
+                    closed_connections: Some(kicked.closed_connections),
+                    took_ms: Some(kicked.took.as_secs_f64() * 1e3),
+                    ..Answer::default()
+                };
+                Some((origin, answer))
+            }
+            (Pending::Kick(origin), Completed::Kick(Err(unanswered))) => Some((origin, refuse_kick(&unanswered))),
+            (Pending::Reload(origin, more), Completed::Reload(Ok(reloaded))) => {
+                let mut lines = vec![reloaded.to_string()];
+                lines.extend(more);
+                lines.iter().for_each(|line| info!("reloaded on {origin}: {line}"));
+                let answer = Answer {
+                    done: true,
+                    lines,
+                    epoch: Some(reloaded.epoch),
+                    closed_connections: Some(reloaded.closed_connections),
+                    took_ms: Some(reloaded.took.as_secs_f64() * 1e3),
+                };
+                Some((origin, answer))
+            }
+            (Pending::Reload(origin, _), Completed::Reload(Err(unanswered))) => {
+                Some((origin, self.refuse_reload(origin, vec![unanswered.to_string()])))
+            }
+            _ => None,
+        }
+    }
+
+    /// Logs each reason why there was no reload on the occasion of `origin`, and makes them an answer.
+    pub fn refuse_reload(&self, origin: Origin, reasons: Vec<String>) -> Answer {
+        reasons.iter().for_each(|reason| error!("not reloaded on {origin}: {reason}"));
+        Answer::refused(reasons)
+    }
+
+    /// The answer to orders that come while the gateway stops.
+    pub fn refuse_stopping(&self) -> Answer {
+        Answer::refused(vec!["the gateway is stopping".to_owned()])
+    }
+
+    /// Gives up the pending order, and returns its answer.
+    pub fn abandon(&mut self) -> Option<(Origin, Answer)> {
+        match self.pending.take()? {
+            Pending::Report => None,
+            Pending::Kick(origin) | Pending::Reload(origin, _) => Some((origin, self.refuse_stopping())),
+        }
+    }
+}
+
+fn refuse_kick(reason: &impl fmt::Display) -> Answer {
+    if log::admits(Kind::NotKicked) {
+        warn!("an order to kick was not carried out: {reason}");
+    }
+    Answer::refused(vec![reason.to_string()])
+}
+
+/// Every problem of a configuration, as `tollgate check` prints them.
+pub fn reasons(error: &ConfigError) -> Vec<String> {
+    let mut reasons: Vec<String> = error.problems().iter().map(ToString::to_string).collect();
+    if error.omitted() > 0 {
+        reasons.push(format!("and {} more problems", error.omitted()));
+    }
+    reasons
+}

@@ -1,0 +1,78 @@
+//! What the cores tell the control plane: values in a channel, and one eventfd that wakes the event loop.
+
+use std::io;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tollgate_shards::CommandId;
+
+use super::core::Report;
+use crate::io::Wake;
+
+/// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it ends, and one for each
+/// descriptor that it loses, of which it gets another one from the control plane only.
+#[derive(Debug)]
+pub enum Notice {
+    /// The core has ended.
+    Ended {
+        /// The shard.
+        shard: u16,
+        /// What it failed with, if it did.
+        result: io::Result<()>,
+    },
+    /// The core's answer to a request for its status.
+    Report {
+        /// The request.
+        command: CommandId,
+        /// The core's status.
+        report: Box<Report>,
+    },
+    /// Every shard has carried out the command, and this core has sent what that made it send.
+    Done {
+        /// The command.
+        command: CommandId,
+        /// The shard.
+        shard: u16,
+        /// Connections of this shard that were closed for it.
+        closed_connections: u64,
+    },
+    /// The TUN queue of this generation is out of order.
+    LostTun(u64),
+    /// The UDP sockets of this generation are out of order.
+    LostUdp(u64),
+    /// The core has closed its UDP sockets.
+    ReleasedUdp {
+        /// The shard.
+        shard: u16,
+    },
+}
+
+/// A core's end. Sending never blocks.
+#[derive(Debug, Clone)]
+pub struct NoticeSender {
+    sender: Sender<Notice>,
+    wake: Arc<Wake>,
+}
+
+impl NoticeSender {
+    /// Tells the control plane, which may be past listening.
+    pub fn send(&self, notice: Notice) {
+        let _ = self.sender.send(notice);
+        self.wake.notify();
+    }
+
+    /// What wakes the control plane.
+    pub fn wake(&self) -> &Arc<Wake> {
+        &self.wake
+    }
+}
+
+/// The channel's two ends.
+///
+/// # Errors
+///
+/// When descriptors run out.
+pub fn channel() -> io::Result<(NoticeSender, Receiver<Notice>)> {
+    let (sender, receiver) = unbounded();
+    Ok((NoticeSender { sender, wake: Arc::new(Wake::new()?) }, receiver))
+}
