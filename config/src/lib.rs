@@ -45,6 +45,6 @@ pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
 pub use schema::{Entry, Origin, Section, Traits, files};
 pub use server::{FILE_BYTES_MAX, ServerConfig};
 pub use sessions::{Sessions, UserSessions};
-pub use shards::{ShardCount, Shards};
+pub use shards::{Cpus, ShardCount, Shards};
 pub use users::{Defaults, USERS_FILE_BYTES_MAX, UsersFile};
 pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate};

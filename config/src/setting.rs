@@ -65,6 +65,16 @@ impl<'i> Setting<'i> {
         matches!(self.value, Value::Text(_) | Value::Toml(DeValue::String(_)))
     }
 
+    /// Whether the value is a string that begins with a letter. A variable may hold a list, which does not.
+    pub(crate) fn is_word(&self) -> bool {
+        let text: &str = match &self.value {
+            Value::Toml(DeValue::String(text)) => text,
+            Value::Text(text) => unquoted(text),
+            Value::Toml(_) => return false,
+        };
+        text.trim_start().starts_with(|first: char| first.is_ascii_alphabetic())
+    }
+
     /// A string that `parse` understands; what `parse` says on failure follows "is "value", ".
     pub(crate) fn parsed<T>(
         self,

@@ -8,7 +8,7 @@ use tollgate_shards::SHARDS_MAX;
 
 use crate::document::Report;
 use crate::environment::STATE_FOLDER;
-use crate::kind::{FilePlace, Kind, of_each, path, whole};
+use crate::kind::{FilePlace, Kind, path, whole};
 use crate::schema::{RESTART, table};
 use crate::setting::Setting;
 
@@ -30,8 +30,10 @@ table! {
     pub struct Shards of Tollgate {
         /// How many cores work: "auto" for one shard a core, or a number, which may be more than there are cores.
         "count" => count: ShardCount = ShardCount::Auto, shard_count(), RESTART;
-        /// Which cores, by number, each named once; the shards go round this list.
-        "cpus" => cpus: Option<Vec<u16>> = None, cpu_numbers().optional("all that the process may use"), RESTART.example("[0, 1, 2, 3]");
+        /// Which cores: "cores" for one hardware thread of each core before the others, one NUMA node after the other, "spread" for the same with
+        /// NUMA nodes in turn, "pack" for the threads of a core together, or a list of numbers, each named once; the shards go round it. With
+        /// "cores", a count of "auto" is one shard a physical core.
+        "cpus" => cpus: Option<Cpus> = None, cpus().optional("all that the process may use, by number"), RESTART.example("\"cores\"");
         /// The file with the keys that let clients notice a restarted gateway at once. Made on the first start. Keep it secret. Where systemd sets
         /// STATE_DIRECTORY, its default is there. The gateway does without the default where it cannot be made, and without what is set here never.
         "key_file" => key_file: FilePlace = FilePlace::unconfigured(STATE_FOLDER, KEY_FILE_NAME),
@@ -79,6 +81,45 @@ impl fmt::Display for ShardCount {
     }
 }
 
+/// The CPUs that shards are pinned to, in this order and then from the start again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cpus {
+    /// One hardware thread of each core before the others, one NUMA node after the other.
+    Cores,
+    /// One hardware thread of each core before the others, NUMA nodes in turn.
+    Spread,
+    /// The hardware threads of a core together, one NUMA node after the other.
+    Pack,
+    /// By number. Each below [`CPUS_MAX`] and named once, but not checked against the machine.
+    List(Vec<u16>),
+}
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    /// What is wrong is said as the end of a sentence.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "cores" => Ok(Cpus::Cores),
+            "spread" => Ok(Cpus::Spread),
+            "pack" => Ok(Cpus::Pack),
+            _ => Err("which is not a choice".into()),
+        }
+    }
+}
+
+impl fmt::Display for Cpus {
+    /// As a configuration file has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cpus::Cores => f.write_str("\"cores\""),
+            Cpus::Spread => f.write_str("\"spread\""),
+            Cpus::Pack => f.write_str("\"pack\""),
+            Cpus::List(cpus) => write!(f, "{cpus:?}"),
+        }
+    }
+}
+
 fn memory() -> Kind<u64> {
     whole(MEMORY_MIB_MIN..=MEMORY_MIB_MAX, "MiB").map(|mib| mib << 20, |bytes| Some(bytes >> 20))
 }
@@ -97,13 +138,23 @@ fn shard_count() -> Kind<ShardCount> {
     Kind::new(expected, read, ShardCount::to_string)
 }
 
-fn cpu_numbers() -> Kind<Vec<u16>> {
-    Kind::new(of_each(CPU), read_cpus, |cpus| format!("{cpus:?}"))
+fn cpus() -> Kind<Cpus> {
+    let read = |setting: Setting<'_>, report: &mut Report<'_>| {
+        if setting.is_word() {
+            return setting.parsed(report, &expected_cpus(), str::parse);
+        }
+        read_cpus(setting, report).map(Cpus::List)
+    };
+    Kind::new(expected_cpus(), read, Cpus::to_string)
+}
+
+fn expected_cpus() -> String {
+    format!("write \"cores\", \"spread\", \"pack\", or a list in brackets; for each element: {CPU}")
 }
 
 fn read_cpus(setting: Setting<'_>, report: &mut Report<'_>) -> Option<Vec<u16>> {
     let (place, path) = (setting.place.clone(), setting.path.clone());
-    let elements = setting.elements(report, &of_each(CPU))?;
+    let elements = setting.elements(report, &expected_cpus())?;
     if elements.is_empty() || elements.len() as u64 > CPUS_MAX {
         let what = format!("names {} CPUs", elements.len());
         report.wrong(place, &path, what, "name at least one, or leave the key out to use all");

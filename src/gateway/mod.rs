@@ -148,7 +148,7 @@ impl Gateway {
     ///
     /// Each with one line that says what to do.
     pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
-        let cpus = placement::place(&config.shards)?;
+        let cpus = placement::place(config.shards.count, config.shards.cpus.as_ref())?;
         let shards = cpus.len();
         capacity::allow_descriptors(shards)?;
         let (threads, core_threads) = threads::start(&cpus)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
-use tollgate_config::{KeyExchange, PemSource, ServerConfig, ShardCount, control_socket};
+use tollgate_config::{Cpus, KeyExchange, PemSource, ServerConfig, ShardCount, control_socket};
 use tollgate_shards::UserIndex;
 use tollgate_shards::{Limit, Rate};
 
@@ -149,7 +149,7 @@ fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
     assert_eq!(config.connection.mtu_bytes, 1310);
     assert_eq!(config.log.as_str(), "warn");
     assert_eq!(config.shards.count, ShardCount::Fixed(3.try_into().unwrap()));
-    assert_eq!(config.shards.cpus, Some(vec![1, 0]));
+    assert_eq!(config.shards.cpus, Some(Cpus::List(vec![1, 0])));
     assert!(config.metrics.enabled);
     assert_eq!(config.ignored_variables, ["TOLLGATE_SERVICE_HOST"]);
     let config = load_client(CLIENT, &[("QUINCY_NETWORK__ROUTES", "[198.18.1.0/24,\"198.18.2.7/24\"]")]).unwrap();

@@ -18,7 +18,7 @@ const VALUES: &[(&str, [&str; 2])] = &[
     ("protocol.certificate_key_file", ["a.pem", "b.pem"]),
     ("log.level", ["info", "debug"]),
     ("metrics.address", ["127.0.0.1", "127.0.0.2"]),
-    ("shards.cpus", ["[0]", "[0, 1]"]),
+    ("shards.cpus", ["[0]", "cores"]),
     ("shards.key_file", ["a", "b"]),
     ("control.socket", ["a.sock", "b.sock"]),
 ];

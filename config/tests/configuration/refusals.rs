@@ -79,7 +79,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("log.level", &["1", "\"loud\"", "\"inof\"", "\"\""]),
     ("metrics.address", &["1", "\"here\""]),
     ("shards.count", &["\"all\"", "\"0\""]),
-    ("shards.cpus", &["0", "\"a\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
+    ("shards.cpus", &["0", "\"a\"", "\"core\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
     ("shards.key_file", &["1", "\"\""]),
     ("sessions.when_reached", &["1", "\"close\"", "\"refuse\""]),
     ("control.socket", &["1", "\"\""]),
