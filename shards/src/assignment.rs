@@ -1,6 +1,4 @@
 //! The one message of Quincy's protocol: the addresses of a new client, as JSON on the server's first unidirectional stream.
-//!
-//! This module allocates no addresses.
 
 use std::net::IpAddr;
 

@@ -1,6 +1,4 @@
 //! What a shard has done, in numbers. Plain integers: whoever reads them copies them out between two passes.
-//!
-//! This module decides nothing.
 
 use std::fmt;
 
@@ -16,14 +14,14 @@ use crate::drops::{DropReason, Drops};
 pub struct Counters {
     /// Inner packets from clients that went to the TUN.
     pub up_packets: u64,
-    /// Their bytes.
+    /// Bytes of those packets.
     pub up_bytes: u64,
     /// Those among them that were TCP acknowledgements and superseded by later ones, which went in their place.
     pub thinned_acks: u64,
     /// Inner packets queued for clients. Each is then in a DATAGRAM frame that was sent, or dropped when its connection closed
     /// or memory ran out.
     pub down_packets: u64,
-    /// Their bytes.
+    /// Bytes of those packets.
     pub down_bytes: u64,
     /// DATAGRAM frames received (RFC 9221), one to an inner packet, over all connections there were.
     pub datagrams_received: u64,

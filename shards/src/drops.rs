@@ -1,6 +1,4 @@
 //! What becomes of an inner packet, and the counters of what did not become of it.
-//!
-//! This module decides nothing.
 
 /// Why a packet was dropped. Each reason is a counter; none is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -24,7 +24,7 @@ pub struct Received {
 /// One UDP send: a run of datagrams of equal size (the last possibly shorter), made for `UDP_SEGMENT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// The peer.
     pub remote: SocketAddr,
     /// The address of ours to send from, where it matters.
     pub local_ip: Option<IpAddr>,

@@ -12,6 +12,52 @@
 //!
 //! `poll_timeout` then tells when to call `handle_timeout`, and why. A [`Shard`] asserts this order in debug builds.
 //!
+//! A driver's loop, here around a client that has nobody to talk to:
+//!
+//! ```
+//! use std::time::{Duration, Instant};
+//! use tollgate_shards::{Machine, Received};
+//!
+//! /// One pass: a batch in, a decision, everything out. Returns how long to sleep, if nothing comes.
+//! fn pass(machine: &mut impl Machine, now: Instant, batch: Vec<Received>, sent: &mut Vec<Vec<u8>>) -> Option<Duration> {
+//!     batch.into_iter().for_each(|received| machine.handle_udp(now, received));
+//!     if machine.poll_timeout().is_some_and(|(at, _)| at <= now) {
+//!         machine.handle_timeout(now);
+//!     }
+//!     machine.decide(now);
+//!     while let Some(frame) = machine.poll_frame() {
+//!         assert!(frame.inner_bytes() > 0, "here it would be written to the TUN queue");
+//!     }
+//!     let mut buf = Vec::new();
+//!     while machine.poll_transmit(now, &mut buf).is_some() {
+//!         sent.push(std::mem::take(&mut buf));
+//!     }
+//!     machine.poll_timeout().map(|(at, _)| at.saturating_duration_since(now))
+//! }
+//!
+//! # use std::sync::Arc;
+//! # use tollgate_shards::{Client, ClientParams, Congestion, TransportParams, packet::MergeLimits};
+//! # let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+//! # let tls = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
+//! # let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+//! # let tls = Arc::new(quinn_proto::crypto::rustls::QuicClientConfig::try_from(tls)?);
+//! # let reset_key = Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &[3; 64]));
+//! # let transport = TransportParams {
+//! #     mtu_bytes: 1400, idle_timeout: Duration::from_secs(30), keep_alive: None, initial_rtt: None,
+//! #     datagram_send_buffer_bytes_max: 1 << 20, datagram_receive_buffer_bytes_max: 1 << 20, congestion: Congestion::default(),
+//! # };
+//! # let (remote, server_name, merge) = ("198.18.0.1:55555".parse()?, "gateway".to_owned(), MergeLimits::default());
+//! # let params = ClientParams { remote, server_name, transport, merge, send_datagrams_max: 64, seed: [7; 32] };
+//! let start = Instant::now();
+//! let mut client = Client::new(params, tls, reset_key, start)?;
+//! let mut sent = Vec::new();
+//! let pause = pass(&mut client, start, Vec::new(), &mut sent).expect("a lost first packet is to be repeated");
+//! assert!(sent[0].len() >= 1200, "an Initial fills a datagram (RFC 9000, section 14.1)");
+//! pass(&mut client, start + pause, Vec::new(), &mut sent);
+//! assert!(sent.len() > 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Input is never trusted and never panics: what cannot be used is a [`DropReason`] and a counter. A panic is a bug of this crate.
 //! Everything that grows is bounded by a `*_max` of [`Params`].
 #![forbid(unsafe_code)]

@@ -2,8 +2,6 @@
 //!
 //! Each connection's queue has a bound of its own, but thousands of them together would not fit any machine. So all that grows with what others
 //! send is counted here, and beyond the shard's bound the longest queue loses its oldest packets (as FQ-CoDel does, RFC 8290, section 4.1).
-//!
-//! This module drops nothing itself.
 
 use serde::{Deserialize, Serialize};
 

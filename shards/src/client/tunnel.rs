@@ -1,6 +1,4 @@
 //! The client's connection: handshake, address, inner packets in and out, one by one.
-//!
-//! This module knows no TUN queue, and checks no inner packet.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -1,6 +1,4 @@
 //! What may become of a client's inner packet.
-//!
-//! This module holds no packets and no connections; it reads the routes and says a [`Verdict`].
 
 use std::net::IpAddr;
 

@@ -1,6 +1,4 @@
 //! Inner address -> who has it. Every shard holds all routes.
-//!
-//! This module never decides who gets an address.
 
 use std::net::IpAddr;
 

@@ -3,8 +3,6 @@
 //!
 //! A user's bucket counts in bits times nanoseconds, in which a rate times a time is a whole number: nothing is ever rounded, from 1 kbps to
 //! 100 gbps and beyond. The crate `ratelimit`, which serves for the small one, drops a fraction at each refill and saturates at high rates.
-//!
-//! This module reads no clock: time is what the caller says.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -6,8 +6,6 @@
 //!
 //! Outstanding is what was granted and of which the holder has not yet said that it was spent or is given back. So nothing that a lost message or
 //! a dead holder takes with it is ever granted twice: it expires.
-//!
-//! This module sees no packet, and sends nothing by itself.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -1,7 +1,5 @@
 //! Tokens on lease: what a home lends to an owner. All counts are cumulative for one lease, so that a lost, repeated or late message changes
 //! nothing that the next one does not repair.
-//!
-//! This module mints no tokens.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +17,9 @@ pub struct LeaseId {
 /// Owner to home: how a lease stands, and what is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseReport {
-    /// Whose.
+    /// The user.
     pub user: UserIndex,
-    /// Which.
+    /// The lease.
     pub lease: LeaseId,
     /// Granted in all, as far as the owner has heard.
     pub granted_bytes: u64,
@@ -38,9 +36,9 @@ pub struct LeaseReport {
 /// SessionHome to owner: tokens, debited from the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseGrant {
-    /// Whose.
+    /// The user.
     pub user: UserIndex,
-    /// Which.
+    /// The lease.
     pub lease: LeaseId,
     /// Granted in all.
     pub granted_bytes: u64,
@@ -51,9 +49,9 @@ pub struct LeaseGrant {
 /// Owner to home: the owner will never spend from the lease again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseClose {
-    /// Whose.
+    /// The user.
     pub user: UserIndex,
-    /// Which.
+    /// The lease.
     pub lease: LeaseId,
     /// Spent in all.
     pub spent_bytes: u64,
@@ -102,7 +100,7 @@ impl Lease {
         }
     }
 
-    /// Its name.
+    /// The name of the lease.
     pub fn id(&self) -> LeaseId {
         self.id
     }

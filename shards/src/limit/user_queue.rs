@@ -1,8 +1,6 @@
 //! A limited user at an owner: the tokens on lease, and the packets that wait for more.
 //!
 //! All connections of the user on this shard share one, in both directions: one queue, in which a flow has a direction.
-//!
-//! This module mints no tokens, and judges no packet.
 
 use std::time::Instant;
 

@@ -1,6 +1,4 @@
 //! The Internet checksum (RFC 1071), its pseudo headers and its incremental update (RFC 1624).
-//!
-//! This module knows no packet: it sums what it is given.
 
 /// A ones' complement sum of 16-bit words, not yet complemented.
 ///

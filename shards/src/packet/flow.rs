@@ -1,6 +1,4 @@
 //! What decides whether a TCP segment or UDP datagram may be merged with those before it, or takes their place.
-//!
-//! This module compares packets. It holds none: see [`Coalescer`](super::coalesce::Coalescer).
 
 use super::checksum::Sum;
 use super::inner::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, InnerPacket, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol};

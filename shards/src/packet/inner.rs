@@ -1,6 +1,4 @@
 //! Reading the IP header of an inner packet.
-//!
-//! This module looks at one packet at a time, never changes it, and decides nothing about it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

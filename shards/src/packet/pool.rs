@@ -2,8 +2,6 @@
 //!
 //! A packet that stays keeps its whole chunk. Of chunks that are kept there are `CHUNKS_MAX` at most: beyond, whatever is built takes exactly
 //! the memory that it needs. So what packets keep beyond their own length is bounded, whoever keeps them.
-//!
-//! This module never copies what it has handed out, and never waits for it.
 
 use std::collections::VecDeque;
 

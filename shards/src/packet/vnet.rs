@@ -2,8 +2,6 @@
 //!
 //! It is `struct virtio_net_hdr` without the later `num_buffers` (virtio 1.2, clause 5.1.6). A TUN queue speaks the legacy form: its
 //! fields are in the byte order of the host, unless `TUNSETVNETLE` or `TUNSETVNETBE` was called, which this project never does.
-//!
-//! This module reads and writes the header. It does not judge it: see [`split`](mod@super::split).
 
 /// Length of the header, in bytes.
 pub const HEADER_BYTES: usize = 10;

@@ -1,7 +1,5 @@
 //! Which handshakes may begin: bounded in all and for each source. Where there is no room, the one that is least likely to be somebody's
 //! login gives way.
-//!
-//! This module knows no connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

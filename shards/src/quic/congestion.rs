@@ -3,8 +3,6 @@
 //! A tunnel of IP packets needs no second controller around those of the TCP and QUIC within (RFC 8085, section 3.1.11): what the path loses
 //! is missed by its sender, which slows down. An outer controller slows all of a client's flows down for each loss of any, and holds packets in
 //! a queue where no inner sender sees them. What does not control itself floods the path as it would without a tunnel.
-//!
-//! This module does not know what the packets are. It never takes a loss for a sign of anything.
 
 use std::any::Any;
 use std::sync::Arc;

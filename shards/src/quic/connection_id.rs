@@ -6,8 +6,6 @@
 //!
 //! The nonce is long for a reason: quinn-proto does not look whether the ID in a Retry is in use, and a client that is given a live
 //! connection's ID gets no answer until it gives up. With 3 bytes that befell one handshake in 50,000 beside 10,000 connections.
-//!
-//! This module knows no connections.
 
 use std::hash::Hasher;
 

@@ -49,7 +49,6 @@ pub enum Stage {
     LoggedIn(Identity),
     /// Has its address.
     Attached {
-        /// Who.
         identity: Identity,
         /// The leased inner address.
         address: IpAddr,
@@ -63,11 +62,9 @@ pub enum Stage {
 /// Who has logged in on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// As which user.
     pub user: UserIndex,
     /// The user's home.
     pub home: ShardIndex,
-    /// By which certificate.
     pub certificate: Fingerprint,
 }
 

@@ -4,8 +4,6 @@
 //!
 //! The crate `ratelimit` has one limiter of some 100 bytes for each thing limited. Sources are limited here by two words each, in a table that
 //! cannot grow: two rows of counters under keyed hashes, of which the lesser one counts (a count-min sketch).
-//!
-//! This module knows no connections.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};

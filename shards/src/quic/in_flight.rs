@@ -1,8 +1,6 @@
 //! What is remembered of packets that clients have not acknowledged (RFC 9002, appendix A.1), bounded for each connection and over all.
 //!
 //! A controller's window is in bytes, so it bounds neither the records of small packets nor those of thousands of connections.
-//!
-//! This module controls no congestion: it narrows another controller's window to nothing while too much is remembered.
 
 use std::any::Any;
 use std::fmt;

@@ -3,8 +3,6 @@
 //!
 //! Whoever sends with a forged address has the gateway send to somebody else. Each change of path may cost one datagram more than the three
 //! times, so a change has to be covered by what came before it, but for the first one: an honest client whose NAT has rebound goes on at once.
-//!
-//! This module reads no packet.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -44,7 +44,6 @@ pub struct PathMtu {
 /// A packet that was too large for what the path carried at that moment.
 #[derive(Debug)]
 pub struct Unanswered {
-    /// Its start.
     pub head: Bytes,
     /// Its length, or that of each of its segments.
     pub packet_bytes: usize,

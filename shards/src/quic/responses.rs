@@ -1,6 +1,4 @@
 //! Answers outside any connection (Retry, version negotiation, stateless reset) that wait to be sent. Their bytes share one buffer.
-//!
-//! This module decides nothing.
 
 use std::collections::VecDeque;
 

@@ -2,8 +2,6 @@
 //! without state, key derivation or allocation.
 //!
 //! The tokens are those that quinn-proto expects, so that its endpoint validates what comes back with the connection.
-//!
-//! This module knows no connections.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, SocketAddr};

@@ -1,6 +1,4 @@
 //! When each connection wants to be woken. One entry a connection, bounded by the connections.
-//!
-//! This module reads no clock.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

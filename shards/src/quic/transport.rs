@@ -1,6 +1,4 @@
 //! Parameters of every connection, as quinn-proto wants them.
-//!
-//! This module decides nothing at run time.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! One QUIC connection as a carrier of inner packets: what the gateway's end and the client's have in common.
-//!
-//! This module knows no users and no addresses.
 
 use std::collections::VecDeque;
 use std::time::Instant;

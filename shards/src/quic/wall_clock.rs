@@ -1,6 +1,4 @@
 //! The time of day, which address validation tokens carry (RFC 9000, section 8.1.3), as it was told at the start and goes on with `now`.
-//!
-//! This module reads no clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

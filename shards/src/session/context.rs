@@ -1,6 +1,4 @@
 //! What a role of a shard works with while it handles one message.
-//!
-//! This module decides nothing.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -1,6 +1,4 @@
 //! What shards say to each other. Between any two shards messages arrive in order.
-//!
-//! This module sends nothing.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,11 +9,11 @@ use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 /// A client that has proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Login {
-    /// As whom.
+    /// The user.
     pub user: UserIndex,
-    /// On which connection.
+    /// The connection.
     pub connection: ConnectionKey,
-    /// By which certificate.
+    /// The certificate.
     pub certificate: Fingerprint,
 }
 
@@ -25,7 +23,7 @@ pub struct Login {
 pub enum ControlMessage {
     /// Owner to home: a client has logged in.
     Login {
-        /// Who, where.
+        /// Who has logged in, and where.
         login: Login,
         /// The epoch of the owner's look-up. A home that is behind takes the message when it has caught up.
         epoch: u64,
@@ -34,71 +32,71 @@ pub enum ControlMessage {
     },
     /// Owner to home: a connection is gone.
     Gone {
-        /// Whose.
+        /// The user.
         user: UserIndex,
-        /// Which.
+        /// The connection.
         connection: ConnectionKey,
     },
     /// SessionHome to keeper: a connection needs an address.
     AllocateAddress {
-        /// For whom.
+        /// Who has logged in, and where.
         login: Login,
-        /// Whom to answer.
+        /// The user's home.
         home: ShardIndex,
         /// The home's epoch. A keeper that is behind takes the message when it has caught up.
         epoch: u64,
     },
     /// AddressAllocator to home: the answer.
     AddressAllocated {
-        /// For whom.
+        /// Who has logged in, and where.
         login: Login,
         /// The address, or why there is none.
         address: Result<IpAddr, Refusal>,
     },
     /// SessionHome to keeper: an address is free again.
     ReleaseAddress {
-        /// Who had it.
+        /// Who has logged in, and where.
         login: Login,
-        /// Which.
+        /// The inner address.
         address: IpAddr,
     },
     /// SessionHome to keeper: an address is held, which the keeper has forgotten, or which the home has moved from one connection of a user to another.
     HoldAddress {
-        /// By whom, where.
+        /// Who has logged in, and where.
         login: Login,
-        /// Which.
+        /// The inner address.
         address: IpAddr,
         /// Where the session is.
         home: ShardIndex,
     },
     /// SessionHome to owner: the session has taken the connection in.
     Admit {
-        /// Which.
+        /// The connection.
         connection: ConnectionKey,
         /// Its inner address.
         address: IpAddr,
     },
     /// SessionHome to owner: the connection is to be closed.
     Close {
-        /// Which.
+        /// The connection.
         connection: ConnectionKey,
-        /// Why.
+        /// The reason.
         reason: CloseReason,
         /// The home's epoch. The owner may not have entered it yet.
         epoch: u64,
     },
     /// AddressAllocator to every shard: who has an address now.
     Route {
-        /// The address.
+        /// The inner address.
         address: IpAddr,
-        /// Who has it.
+        /// The connection.
         connection: ConnectionKey,
     },
     /// AddressAllocator to every shard: an address has left a connection.
     Unroute {
-        /// The address.
+        /// The inner address.
         address: IpAddr,
-        /// Who had it.
+        /// The connection.
         connection: ConnectionKey,
     },
     /// AddressAllocator that has lost its memory to every shard: every route there is has been told.
@@ -111,7 +109,7 @@ pub enum ControlMessage {
     LeaseClosed(LeaseClose),
     /// To every shard: what the sender sent before it carried out an order, it has sent before this.
     Barrier {
-        /// Who says so.
+        /// The shard that has executed it.
         from: ShardIndex,
         /// The order.
         command: CommandId,
@@ -120,14 +118,14 @@ pub enum ControlMessage {
     },
     /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
     Restarted {
-        /// Which.
+        /// The shard.
         shard: ShardIndex,
         /// How often it has been by now.
         incarnation: u32,
     },
     /// Owner to a home that has lost its memory: every connection of its users has been attached again.
     Reattached {
-        /// Who says so.
+        /// The owner of the connections.
         owner: ShardIndex,
         /// The owner's incarnation.
         owner_incarnation: u32,
@@ -136,7 +134,7 @@ pub enum ControlMessage {
     },
     /// SessionHome to keeper, after either has lost its memory: every address that the home holds has been said.
     Held {
-        /// Who says so.
+        /// The user's home.
         home: ShardIndex,
         /// The incarnation of the keeper that it was said to. What was meant for an earlier one is void.
         keeper_incarnation: u32,

@@ -18,7 +18,7 @@ use crate::limit::rate::Limit;
 /// How many connections a user may have at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimit {
-    /// So many.
+    /// Most connections.
     pub connections_max: NonZeroU32,
     /// What becomes of one more.
     pub when_reached: WhenReached,

@@ -1,7 +1,5 @@
 //! What a shard holds, for those who check from outside that shards agree. Nothing here is for the data path: everything is copied, and in
 //! order.
-//!
-//! Never changes anything.
 
 use std::net::IpAddr;
 
@@ -35,7 +33,7 @@ pub struct SessionMember {
     pub user: UserIndex,
     /// Which connection.
     pub connection: ConnectionKey,
-    /// By which certificate.
+    /// The certificate.
     pub certificate: Fingerprint,
     /// The inner address, once it has one.
     pub address: Option<IpAddr>,
@@ -46,7 +44,7 @@ pub struct SessionMember {
 /// A limited user's tokens, as the home sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserTokens {
-    /// Whose.
+    /// The user.
     pub user: UserIndex,
     /// Where all tokens are.
     pub audit: Audit,
@@ -57,9 +55,9 @@ pub struct UserTokens {
 /// A lease, as its holder sees it: all that was ever granted, spent and given back, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldLease {
-    /// Whose.
+    /// The user.
     pub user: UserIndex,
-    /// Which.
+    /// The lease.
     pub lease: LeaseId,
     /// Granted, as far as the holder has heard.
     pub granted_bytes: u64,

@@ -23,9 +23,9 @@ pub enum Message {
 pub enum PacketMessage {
     /// Inner packets for a connection, in order.
     Hairpin {
-        /// To whom.
+        /// The connection.
         connection: ConnectionKey,
-        /// What.
+        /// The packets.
         packets: Vec<Bytes>,
     },
     /// A TUN frame (virtio header in front) that the kernel gave to the wrong queue.

@@ -60,7 +60,7 @@ pub enum Command {
     Kick {
         /// The order's number.
         ticket: CommandId,
-        /// Whose.
+        /// The user.
         user: UserIndex,
     },
 }
@@ -70,18 +70,18 @@ pub enum Command {
 pub enum Event {
     /// A client has its address.
     Attached {
-        /// Who.
+        /// The user.
         user: UserIndex,
-        /// On which connection.
+        /// The connection.
         connection: ConnectionKey,
         /// Its inner address.
         address: IpAddr,
     },
     /// A client that was logged in is gone.
     Detached {
-        /// Who.
+        /// The user.
         user: UserIndex,
-        /// On which connection.
+        /// The connection.
         connection: ConnectionKey,
         /// What ended it.
         reason: String,
@@ -95,9 +95,9 @@ pub enum Event {
     },
     /// The path to a client carries less than before.
     PathNarrowed {
-        /// Whose.
+        /// The user.
         user: UserIndex,
-        /// On which connection.
+        /// The connection.
         connection: ConnectionKey,
         /// Largest inner packet that it carries, in bytes.
         mtu_bytes: u16,
@@ -106,22 +106,22 @@ pub enum Event {
     },
     /// A client was turned away after its login, because no address is free.
     PoolExhausted {
-        /// Who.
+        /// The user.
         user: UserIndex,
     },
     /// A client was turned away after its login: its user has an address, and those that are left are for users who have none.
     PoolReserved {
-        /// Who.
+        /// The user.
         user: UserIndex,
     },
     /// A client was turned away after its login, because its user has all the connections allowed.
     TooManyConnections {
-        /// Who.
+        /// The user.
         user: UserIndex,
     },
     /// A handshake came to nothing.
     HandshakeFailed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// There were more events than anybody asked for.

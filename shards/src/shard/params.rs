@@ -1,6 +1,4 @@
 //! What a shard is told at its start: its place, the tunnel, the limits.
-//!
-//! This module decides nothing.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

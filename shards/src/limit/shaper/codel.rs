@@ -1,6 +1,4 @@
 //! CoDel (RFC 8289): when a queue should tell its senders to slow down.
-//!
-//! This module holds no packets, and neither drops nor marks: it only says when.
 
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,6 @@
 //!
 //! A flow is a direction of a connection with a 5-tuple, or with addresses and protocol where there are no ports to see. It gets a queue of its own out of
 //! a fixed number, or shares one when there are not enough. Sharing costs it delay, never order.
-//!
-//! This module knows neither time nor tokens, and drops nothing by itself.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -11,8 +11,6 @@
 //!
 //! **Three bounds.** Bytes and packets hold after every call; the flow that has the most waiting loses its oldest packet. Time holds for
 //! every packet that is popped, and after [`expire`](Shaper::expire) for all that wait.
-//!
-//! This module never reads, mints or spends tokens: its caller says how many there are, and pays.
 
 mod codel;
 mod flows;
@@ -80,7 +78,6 @@ pub struct QueuedPacket {
     pub connection: ConnectionKey,
     /// The inner packet.
     pub packet: Bytes,
-    /// Since when.
     pub since: Instant,
 }
 

@@ -39,7 +39,7 @@ pub struct SteeringUpdate {
 /// An address that is out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holding {
-    /// Who has it.
+    /// Who has logged in, and where.
     pub login: Login,
     /// Where its session is.
     pub home: ShardIndex,

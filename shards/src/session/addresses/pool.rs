@@ -1,8 +1,6 @@
 //! Which addresses are free, pool by pool.
 //!
 //! Free addresses are kept as ranges, so that time and memory depend on how many addresses are out, and never on how many there are.
-//!
-//! This module does not know who holds the others.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

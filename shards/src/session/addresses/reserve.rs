@@ -1,6 +1,4 @@
 //! What of the shared pool is kept for users who have no address yet, so that one user who logs in as often as it can shuts nobody out.
-//!
-//! This module hands out nothing.
 
 use std::collections::BTreeMap;
 

@@ -5,8 +5,6 @@
 //!
 //! A home that was started anew beside its siblings *recovers*: it takes in what they tell it, but judges no connection, asks for no address and
 //! grants no token that an earlier one may have granted, until every other shard has said all.
-//!
-//! This module never sees a packet.
 
 mod session;
 #[cfg(test)]

@@ -2,8 +2,6 @@
 //!
 //! A connection that is told to go stays a *member*, closing, until its owner confirms that it is gone. Only then does its address go to somebody
 //! else: so an address never has two holders.
-//!
-//! This module keeps no time and no index; its home does.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -51,7 +49,7 @@ enum Stage {
 }
 
 impl Member {
-    /// Who, where.
+    /// The client that has logged in.
     pub fn login(&self) -> Login {
         self.login
     }
