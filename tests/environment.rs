@@ -13,6 +13,7 @@ use tollgate_testkit::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
 use tollgate_testkit::bed::client::{Attached, Login};
 use tollgate_testkit::bed::deployment::{Deployment, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_testkit::bed::mounts::after_mounts;
 use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
 use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
 use tollgate_testkit::bed::{PATIENCE, turn};
@@ -260,18 +261,6 @@ const ORDINARY_USER: [&str; 6] = [
     "--inh-caps=-all,+net_admin",
     "--ambient-caps=+net_admin",
 ];
-
-/// `command` in a mount namespace of its own, after `mounts`.
-fn after_mounts(mounts: &str, command: &Command) -> Command {
-    let mut within = Command::new("unshare");
-    within.args(["--mount", "--propagation", "private", "sh", "-ec", &format!("{mounts} && exec \"$0\" \"$@\"")]);
-    within.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        within.env(name, value.unwrap_or_default());
-    }
-    within.current_dir(command.get_current_dir().unwrap());
-    within
-}
 
 #[test]
 fn quincys_own_file_serves_with_a_read_only_run_and_var() {

@@ -67,6 +67,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod assignment;
+mod backlogs;
 mod client;
 mod counters;
 mod drops;

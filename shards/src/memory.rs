@@ -5,10 +5,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backlogs::Backlogs;
+
 /// What a connection costs without anything in its queues, in bytes: its state and that of TLS.
 pub const CONNECTION_BYTES: usize = 40 * 1024;
 /// Queues may have one part in so many of the limit, however much all else takes: many connections are no reason to carry nothing for any.
 const QUEUES_SHARE: usize = 4;
+/// What quinn-proto has been handed to send cannot be taken back, so it may be one part in so many of the limit: half of what queues have in
+/// any case. Else clients who read nothing would keep all of it, and nobody who reads would get anything.
+const HANDED_SHARE: usize = 2 * QUEUES_SHARE;
+/// Beyond that, each connection may have been handed so much, in bytes, or one packet.
+const HANDED_BYTES_MIN: usize = 4 * 1024;
 /// What a packet in memory of its own costs beside its bytes and its place in a queue, in bytes.
 pub const PACKET_BYTES: usize = 64;
 
@@ -54,6 +61,10 @@ pub struct Memory {
     pub waiting_bytes: usize,
     /// Receive buffers, as the driver says.
     pub receive_buffers_bytes: usize,
+    /// What connections have been handed of `queued_bytes`, as of the end of the last pass.
+    pub handed_bytes: usize,
+    /// Who has packets queued that can be taken back.
+    pub backlogs: Backlogs,
     /// What queues may hold, after all else.
     queues_bytes_max: usize,
 }
@@ -66,6 +77,8 @@ impl Memory {
             queued_bytes: 0,
             waiting_bytes: 0,
             receive_buffers_bytes: 0,
+            handed_bytes: 0,
+            backlogs: Backlogs::default(),
             queues_bytes_max: limit_bytes,
         }
     }
@@ -78,6 +91,12 @@ impl Memory {
     /// Takes note of what is held outside of queues, in bytes.
     pub fn set_others(&mut self, bytes: usize) {
         self.queues_bytes_max = self.limit_bytes.saturating_sub(bytes).max(self.limit_bytes / QUEUES_SHARE);
+    }
+
+    /// How much a connection may have been handed, in bytes.
+    #[inline]
+    pub fn handed_bytes_max(&self) -> usize {
+        if self.handed_bytes <= self.limit_bytes / HANDED_SHARE { usize::MAX } else { HANDED_BYTES_MIN }
     }
 
     /// Whether a packet of so many bytes may be queued.

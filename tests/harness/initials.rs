@@ -9,7 +9,7 @@ use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::quic::{Keys, Version};
 
 /// The smallest datagram that may open a handshake (RFC 9000, section 14.1).
-const FIRST_BYTES_MIN: usize = 1200;
+pub const FIRST_BYTES_MIN: usize = 1200;
 /// Bytes of an AES-GCM tag, and of a sample for header protection.
 const TAG_BYTES: usize = 16;
 const PACKET_NUMBER_BYTES: usize = 4;

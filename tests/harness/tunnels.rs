@@ -2,7 +2,7 @@
 //! they like into their packets.
 
 use std::any::Any;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,10 +42,21 @@ pub struct TestTunnel {
 impl TestTunnel {
     /// Begins a login as `user` in the namespace of the calling thread.
     pub fn start(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
-        Self::start_with(deployment, user, remote, None)
+        Self::start_with(unspecified(remote), deployment, user, remote, None)
     }
 
-    fn start_with(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: Option<u16>) -> Self {
+    /// Begins one from the address `source`.
+    pub fn start_from(source: IpAddr, deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
+        Self::start_with(source, deployment, user, remote, None)
+    }
+
+    fn start_with(
+        source: IpAddr,
+        deployment: &Deployment,
+        user: &str,
+        remote: SocketAddr,
+        takes_bytes: Option<u16>,
+    ) -> Self {
         let pem = |name: String| PemSource::File(deployment.path(&name));
         let tls = ClientTls {
             key_exchange: KeyExchange::Standard,
@@ -70,8 +81,7 @@ impl TestTunnel {
             seed: *random(),
         };
         let tunnel = Tunnel::new(params, tls, ephemeral_reset_key(), Instant::now()).expect("a tunnel");
-        let any: IpAddr = if remote.is_ipv6() { "::".parse() } else { "0.0.0.0".parse() }.expect("an address");
-        let socket = UdpSocket::bind((any, 0)).expect("a socket");
+        let socket = UdpSocket::bind((source, 0)).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");
         TestTunnel { tunnel, socket, remote, address: None, closed: None, received: 0 }
     }
@@ -83,7 +93,7 @@ impl TestTunnel {
 
     /// The same, of a client that takes UDP payloads of `takes_bytes` at most.
     pub fn login_small(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: u16) -> Self {
-        Self::start_with(deployment, user, remote, Some(takes_bytes)).logged_in()
+        Self::start_with(unspecified(remote), deployment, user, remote, Some(takes_bytes)).logged_in()
     }
 
     fn logged_in(self) -> Self {
@@ -128,6 +138,18 @@ impl TestTunnel {
         }
     }
 
+    /// Waits until something has arrived; false when nothing does within `limit`.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.socket.peek(&mut [0]).is_err() {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
     /// Says goodbye.
     pub fn close(mut self) {
         self.tunnel.close(Instant::now());
@@ -139,6 +161,10 @@ impl TestTunnel {
         self.tunnel.send(Bytes::from([&MARK[..], &(frames.len() as u16).to_be_bytes(), frames].concat()));
         self.turn();
     }
+}
+
+fn unspecified(remote: SocketAddr) -> IpAddr {
+    if remote.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 /// TLS whose packets of one marked DATAGRAM frame bear the frames within instead.

@@ -155,7 +155,7 @@ impl Tunnel {
     /// Queues an inner packet, unchecked. If there is no room, or no tunnel, a drop is counted.
     pub fn send(&mut self, packet: Bytes) {
         let bytes = packet.len() as u64;
-        if self.link.send(packet, &mut self.counters.drops) {
+        if self.link.send(packet, usize::MAX, &mut self.counters.drops) {
             self.counters.up_packets += 1;
             self.counters.up_bytes += bytes;
         }
@@ -247,7 +247,7 @@ impl Tunnel {
             return Some(transmit);
         }
         while !self.drained {
-            let transmit = self.link.poll_transmit(now, self.send_datagrams_max, buf);
+            let transmit = self.link.poll_transmit(now, self.send_datagrams_max, usize::MAX, buf);
             if transmit.is_some() {
                 self.uncounted = true;
                 return transmit;

@@ -25,6 +25,8 @@ pub struct ClientConnection {
     timer: TimerEntry,
     /// What its queue is accounted for, in bytes.
     queued_bytes: usize,
+    /// Of that, what cannot be taken back.
+    handed_bytes: usize,
     /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
     pub told_mtu_bytes: Option<u16>,
     /// Queued to be looked at.
@@ -100,6 +102,10 @@ impl ClientConnection {
         let bytes = self.tunnel.held_bytes();
         memory.queued_bytes = memory.queued_bytes + bytes - self.queued_bytes;
         self.queued_bytes = bytes;
+        let handed_bytes = self.tunnel.handed_bytes();
+        memory.handed_bytes = memory.handed_bytes + handed_bytes - self.handed_bytes;
+        self.handed_bytes = handed_bytes;
+        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes());
     }
 
     /// Adds a packet of so many bytes to the account, until [`ClientConnection::account`] knows better.
@@ -107,6 +113,7 @@ impl ClientConnection {
     pub fn account_packet(&mut self, memory: &mut Memory, bytes: usize) {
         memory.queued_bytes += bytes + PACKET_BYTES;
         self.queued_bytes += bytes + PACKET_BYTES;
+        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes());
     }
 }
 
@@ -167,6 +174,7 @@ impl Connections {
             early_event: None,
             timer: TimerEntry::default(),
             queued_bytes: 0,
+            handed_bytes: 0,
             told_mtu_bytes: None,
             touched: false,
             sending: false,
@@ -204,6 +212,8 @@ impl Connections {
     pub fn remove(&mut self, slot: u32, memory: &mut Memory) {
         let Some(mut connection) = self.slots.get_mut(slot as usize).and_then(Option::take) else { return };
         memory.queued_bytes -= connection.queued_bytes;
+        memory.handed_bytes -= connection.handed_bytes;
+        memory.backlogs.set(slot, 0);
         self.timers.disarm(slot, &mut connection.timer);
         self.len -= 1;
     }

@@ -369,7 +369,7 @@ impl QuicEndpoint {
         if client.tunnel.connection.stats().udp_tx.datagrams > 0 {
             client.tunnel.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
             let mut last_words = Vec::new();
-            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, &mut last_words) {
+            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, usize::MAX, &mut last_words) {
                 self.responses.respond(transmit, &last_words, counters);
             }
         }
@@ -492,10 +492,16 @@ impl QuicEndpoint {
         }
     }
 
-    /// The next UDP send of the connection in `slot`.
-    pub fn poll_transmit(&mut self, now: Instant, slot: u32, buf: &mut Vec<u8>) -> Option<Transmit> {
+    /// The next UDP send of the connection in `slot`. quinn-proto is handed no more than `handed_bytes_max`, or one packet.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        handed_bytes_max: usize,
+        buf: &mut Vec<u8>,
+    ) -> Option<Transmit> {
         let client = self.connections.at(slot)?;
-        let transmit = client.tunnel.poll_transmit(now, self.params.send_datagrams_max, buf)?;
+        let transmit = client.tunnel.poll_transmit(now, self.params.send_datagrams_max, handed_bytes_max, buf)?;
         let connection = &client.tunnel.connection;
         let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
         client.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);

@@ -25,6 +25,9 @@ const QUEUED_PACKET_BYTES: usize = size_of::<Bytes>();
 /// An empty queue keeps room for so many packets.
 const BACKLOG_KEPT_MAX: usize = 256;
 
+/// CRYPTO frames of a handshake. An honest client sends a dozen, and each again where it was lost; bytes with gaps between cost far more memory
+/// than they are long, and time each time that they are put in order.
+const CRYPTO_FRAMES_MAX: u64 = 128;
 /// CRYPTO frames after the handshake that are overlooked.
 const LATE_CRYPTO_FRAMES_MAX: u64 = 8;
 
@@ -156,13 +159,15 @@ impl TunnelConnection {
     }
 
     /// Queues an inner packet, if there is room. Returns whether there was; if not, a drop has been counted.
+    ///
+    /// quinn-proto is handed no more than `handed_bytes_max`, or one packet.
     #[inline]
-    pub fn send(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
+    pub fn send(&mut self, packet: Bytes, handed_bytes_max: usize, drops: &mut Drops) -> bool {
         if self.connection.is_closed() {
             drops.count(DropReason::NotAttached);
             return false;
         }
-        if self.backlog.is_empty() {
+        if self.backlog.is_empty() && self.may_hand(packet.len(), handed_bytes_max) {
             match self.connection.datagrams().send(packet, false) {
                 Ok(()) => {
                     self.queued += 1;
@@ -203,10 +208,20 @@ impl TunnelConnection {
         packets
     }
 
-    /// Gives quinn-proto what it has room for.
-    fn hand_over(&mut self) {
-        while let Some(packet) = self.backlog.front()
-            && packet.len() <= self.connection.datagrams().send_buffer_space()
+    /// Whether quinn-proto may be handed another packet, so that it has no more than `handed_bytes_max`, or that one.
+    #[inline]
+    fn may_hand(&mut self, bytes: usize, handed_bytes_max: usize) -> bool {
+        handed_bytes_max == usize::MAX || {
+            let handed_bytes = self.handed_bytes();
+            handed_bytes == 0 || handed_bytes + bytes <= handed_bytes_max
+        }
+    }
+
+    /// Gives quinn-proto what it has room for, as far as it may have it.
+    fn hand_over(&mut self, handed_bytes_max: usize) {
+        while let Some(bytes) = self.backlog.front().map(Bytes::len)
+            && bytes <= self.connection.datagrams().send_buffer_space()
+            && self.may_hand(bytes, handed_bytes_max)
             && let Some(packet) = self.backlog.pop_front()
         {
             self.backlog_bytes -= packet.len() + QUEUED_PACKET_BYTES;
@@ -241,7 +256,12 @@ impl TunnelConnection {
 
     /// What the send queue holds, in bytes, with those that each packet takes beside.
     pub fn queued_bytes(&mut self) -> usize {
-        self.handed_bytes_max - self.connection.datagrams().send_buffer_space() + self.backlog_bytes
+        self.handed_bytes() + self.backlog_bytes
+    }
+
+    /// What quinn-proto's own queue holds, in bytes: nobody can take that back.
+    pub fn handed_bytes(&mut self) -> usize {
+        self.handed_bytes_max - self.connection.datagrams().send_buffer_space()
     }
 
     /// Memory behind the send queue, in bytes: the first packet may keep a whole piece.
@@ -259,12 +279,18 @@ impl TunnelConnection {
         self.backlog_bytes
     }
 
-    /// Appends the next run of datagrams to `buf`.
-    pub fn poll_transmit(&mut self, now: Instant, datagrams_max: usize, buf: &mut Vec<u8>) -> Option<Transmit> {
+    /// Appends the next run of datagrams to `buf`. quinn-proto is handed no more than `handed_bytes_max`, or one packet.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        datagrams_max: usize,
+        handed_bytes_max: usize,
+        buf: &mut Vec<u8>,
+    ) -> Option<Transmit> {
         let mtu_bytes = usize::from(self.connection.current_mtu()).max(1);
         let datagrams_max = (UDP_PAYLOAD_BYTES_MAX / mtu_bytes).clamp(1, datagrams_max);
         if !self.backlog.is_empty() {
-            self.hand_over();
+            self.hand_over(handed_bytes_max);
         }
         let mut transmit = self.connection.poll_transmit(now, datagrams_max, buf);
         if transmit.is_none() && self.confirm() {
@@ -300,10 +326,12 @@ impl TunnelConnection {
         self.handshake_crypto_frames = Some(self.connection.stats().frame_rx.crypto);
     }
 
-    /// Whether the peer goes on with CRYPTO frames after its last handshake message. A client has nothing to say in them (RFC 8446, section
-    /// 4.6; RFC 9001, section 6), and each may keep the datagram that it came in.
+    /// Whether the peer takes apart what it has to say in CRYPTO frames, or goes on with them after its last handshake message. A client has
+    /// nothing to say in them then (RFC 8446, section 4.6; RFC 9001, section 6), and each may keep the datagram that it came in.
     pub fn misuses_crypto(&self) -> bool {
-        self.handshake_crypto_frames.is_some_and(|frames| self.crypto_frames > frames + LATE_CRYPTO_FRAMES_MAX)
+        let frames_max =
+            self.handshake_crypto_frames.map_or(CRYPTO_FRAMES_MAX, |frames| frames + LATE_CRYPTO_FRAMES_MAX);
+        self.crypto_frames > frames_max
     }
 
     /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and

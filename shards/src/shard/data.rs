@@ -179,7 +179,7 @@ impl DataPlane {
     /// The next UDP send of any connection, then of those outside.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         while let Some(slot) = self.quic.connections.first_sending() {
-            if let Some(transmit) = self.quic.poll_transmit(now, slot, buf) {
+            if let Some(transmit) = self.quic.poll_transmit(now, slot, self.memory.handed_bytes_max(), buf) {
                 return Some(transmit);
             }
             self.quic.connections.has_sent();
@@ -243,7 +243,10 @@ impl DataPlane {
         {
             self.close(slot, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
         } else if stage != Stage::Closed && misuses_crypto {
-            self.close(slot, close_code::MISUSE, "CRYPTO frames after the handshake");
+            if matches!(stage, Stage::Handshaking { .. }) {
+                self.quic.login_failed(self.now, slot);
+            }
+            self.close(slot, close_code::MISUSE, "too many CRYPTO frames");
         }
         if self.take_inner_packets(slot) {
             self.quic.connections.touch(slot);

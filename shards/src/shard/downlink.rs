@@ -130,7 +130,7 @@ impl Downlink<'_> {
             return self.counters.drops.count(DropReason::MemoryLimit);
         }
         let Some(client) = self.connections.at(slot) else { return };
-        if client.tunnel.send(packet, &mut self.counters.drops) {
+        if client.tunnel.send(packet, self.memory.handed_bytes_max(), &mut self.counters.drops) {
             client.account_packet(self.memory, bytes);
             self.counters.down_packets += 1;
             self.counters.down_bytes += bytes as u64;
@@ -140,11 +140,9 @@ impl Downlink<'_> {
     /// Makes room for a packet of so many bytes to the connection in `slot`, at the cost of whoever has the longest queue. Returns whether there is.
     #[cold]
     fn make_room(&mut self, slot: u32, bytes: usize) -> bool {
-        let backlog = |client: &ClientConnection| client.tunnel.backlog_bytes();
-        let own_bytes = self.connections.at(slot).map_or(0, |client| backlog(client));
-        let others = self.connections.iter().filter(|client| client.key.slot != slot);
-        let longest = others.max_by_key(|client| backlog(client)).filter(|client| backlog(client) > own_bytes);
-        let loser = longest.map_or(slot, |client| client.key.slot);
+        let longest = self.memory.backlogs.longest().unwrap_or(slot);
+        let mut backlog_bytes = |slot| self.connections.at(slot).map_or(0, |client| client.tunnel.backlog_bytes());
+        let loser = if backlog_bytes(longest) > backlog_bytes(slot) { longest } else { slot };
         if let Some(client) = self.connections.at(loser) {
             shorten(client, self.memory, &mut self.counters.drops);
         }

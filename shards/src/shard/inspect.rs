@@ -157,6 +157,11 @@ impl Inspect<'_> {
         self.0.data.limits.len()
     }
 
+    /// Steps taken so far to find the longest queues.
+    pub fn longest_queue_steps(&self) -> u64 {
+        self.0.data.memory.backlogs.steps()
+    }
+
     /// Handshakes under way, as the admission counts them.
     pub fn handshakes_admitted(&self) -> usize {
         self.0.data.quic.pending_handshakes()

@@ -98,6 +98,8 @@ pub struct Setup {
     pub users: Vec<UserSpec>,
     /// Bound of the queue of datagrams received, of each connection at either end.
     pub datagram_receive_buffer_bytes: usize,
+    /// What each shard may hold.
+    pub memory_bytes_max: usize,
 }
 
 impl Default for Setup {
@@ -108,6 +110,7 @@ impl Default for Setup {
             isolate_clients: true,
             users: vec![UserSpec::default(); 2],
             datagram_receive_buffer_bytes: 4 << 20,
+            memory_bytes_max: Limits::default().memory_bytes_max,
         }
     }
 }
@@ -155,7 +158,7 @@ impl World {
             outer_addresses: vec!["198.19.0.1".parse().unwrap()],
             handshake_timeout: Duration::from_secs(10),
             transport: transport(setup.datagram_receive_buffer_bytes),
-            limits: Limits::default(),
+            limits: Limits { memory_bytes_max: setup.memory_bytes_max, ..Limits::default() },
             connection_id_key: ConnectionIdKey([5; 16]),
             incarnation: 0,
             wall_clock: std::time::UNIX_EPOCH,
@@ -259,6 +262,19 @@ impl World {
         self.run(Duration::from_secs(2));
         let assignment = self.clients[client].machine.assignment().expect("the client gets an address");
         (client, assignment.client_address.addr())
+    }
+
+    /// Nothing is heard of a client any more, until [`World::unsilence`].
+    pub fn silence(&mut self, client: usize) {
+        self.clients[client].held = Some(Vec::new());
+    }
+
+    /// What a silenced client has said arrives.
+    pub fn unsilence(&mut self, client: usize) {
+        let address = self.clients[client].address;
+        for datagram in self.clients[client].held.take().unwrap_or_default() {
+            self.udp(address, datagram.len(), &datagram);
+        }
     }
 
     /// Lets a client vanish without a word.

@@ -37,7 +37,12 @@ impl Gateway {
 
     /// Starts it in `namespace` and waits until it listens.
     pub fn start(deployment: &Deployment, namespace: &Namespace) -> Self {
-        let process = namespace.spawn(Self::command(deployment)).expect("the gateway starts");
+        Self::start_with(Self::command(deployment), namespace)
+    }
+
+    /// Starts it with `command`.
+    pub fn start_with(command: Command, namespace: &Namespace) -> Self {
+        let process = namespace.spawn(command).expect("the gateway starts");
         process.wait_for_line("listening on", PATIENCE).expect("the gateway listens");
         Gateway { process }
     }

@@ -4,6 +4,7 @@ pub mod client;
 pub mod control;
 pub mod deployment;
 pub mod gateway;
+pub mod mounts;
 pub mod peers;
 pub mod queue;
 pub mod raw;
