@@ -1,7 +1,7 @@
 //! The load-test harness of Tollgate: measures it from outside, on the real programs, in network namespaces made for the run.
 //!
-//! [`load`] holds thousands of clients against a gateway and accounts for every packet; [`experiments`] are the commands, most of them made
-//! of loads; [`deploy`] starts gateways; [`measure`] has what all figures have in common; [`engine`] counts instructions without any of it.
+//! `load` holds thousands of clients against a gateway and accounts for every packet; `experiments` are the commands, most of them made
+//! of loads; `deploy` starts gateways; `measure` has what all figures have in common; `engine` counts instructions without any of it.
 
 #![forbid(unsafe_code)]
 

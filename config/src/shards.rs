@@ -90,7 +90,7 @@ pub enum Cpus {
     Spread,
     /// The hardware threads of a core together, one NUMA node after the other.
     Pack,
-    /// By number. Each below [`CPUS_MAX`] and named once, but not checked against the machine.
+    /// By number. Each below `CPUS_MAX` and named once, but not checked against the machine.
     List(Vec<u16>),
 }
 

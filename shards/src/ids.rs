@@ -47,6 +47,6 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// The number of an order that every shard gets, ascending. See [`Shard::settled`](crate::Shard::settled).
+/// The number of an order that every shard gets, ascending. See [`Shard::completed`](crate::Shard::completed).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub u64);
