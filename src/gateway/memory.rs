@@ -18,6 +18,9 @@ const UNKNOWN_BYTES: u64 = 512 << 20;
 const TRIM_BYTES_MIN: u64 = 4 << 20;
 /// How long a shard must have been idle before its free memory is returned.
 const TRIM_DELAY: Duration = Duration::from_secs(1);
+/// The same for what has come free since the last time, where the shard has held nothing more meanwhile.
+const REST_BYTES_MIN: u64 = 512 << 10;
+const REST_DELAY: Duration = Duration::from_secs(5);
 
 /// What each of `shards` may hold, in bytes: its part of what is configured for the whole program, or of half of what the system allows.
 pub fn shard_bytes_max(configured_bytes: Option<u64>, shards: usize) -> usize {
@@ -80,17 +83,23 @@ fn mount_of(line: &str, is_v2: bool) -> Option<(PathBuf, PathBuf)> {
 #[derive(Debug, Default)]
 pub struct Trim {
     most_bytes: u64,
+    /// Held when there was nothing to do last.
+    idle_bytes: u64,
     due: Option<Instant>,
 }
 
 impl Trim {
     /// Takes note of what is held when a shard has nothing to do. Returns whether it is time to give memory back.
     pub fn handle_idle(&mut self, now: Instant, held_bytes: u64) -> bool {
-        if self.most_bytes < held_bytes.saturating_add(TRIM_BYTES_MIN) {
+        self.idle_bytes = held_bytes;
+        let free_bytes = self.most_bytes.saturating_sub(held_bytes);
+        if free_bytes < REST_BYTES_MIN {
             self.due = None;
             return false;
         }
-        let due = *self.due.get_or_insert(now + TRIM_DELAY);
+        let by = now + if free_bytes < TRIM_BYTES_MIN { REST_DELAY } else { TRIM_DELAY };
+        let due = self.due.map_or(by, |due| due.min(by));
+        self.due = Some(due);
         if now < due {
             return false;
         }
@@ -101,6 +110,9 @@ impl Trim {
     /// Takes note of what is held while there is work.
     pub fn handle_pass(&mut self, held_bytes: u64) {
         self.most_bytes = self.most_bytes.max(held_bytes);
+        if held_bytes > self.idle_bytes && self.most_bytes - self.idle_bytes < TRIM_BYTES_MIN {
+            self.due = None;
+        }
     }
 
     /// When [`Trim::handle_idle`] is wanted without any work.
@@ -201,5 +213,22 @@ mod tests {
         assert!(trim.handle_idle(start + TRIM_DELAY, 10 * MIB));
         assert!(!trim.handle_idle(start + 2 * TRIM_DELAY, 10 * MIB), "once");
         assert_eq!(trim.poll_timeout(), None);
+    }
+    #[test]
+    fn the_rest_is_given_back_once_the_shard_is_quiet() {
+        let mut trim = Trim::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        trim.handle_pass(100 * MIB);
+        trim.handle_idle(start, 13 * MIB);
+        assert!(trim.handle_idle(at(1), 13 * MIB), "but for what is still in use");
+        assert!(!trim.handle_idle(at(2), 10 * MIB));
+        assert_eq!(trim.poll_timeout(), Some(at(7)));
+        trim.handle_pass(11 * MIB);
+        assert!(!trim.handle_idle(at(7), 10 * MIB), "there is traffic");
+        trim.handle_pass(10 * MIB);
+        assert!(trim.handle_idle(at(12), 10 * MIB), "a pass that holds nothing more is none");
+        trim.handle_pass(10 * MIB);
+        assert!(!trim.handle_idle(at(13), 10 * MIB) && trim.poll_timeout().is_none());
     }
 }
