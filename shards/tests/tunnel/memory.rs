@@ -134,7 +134,7 @@ fn steps_to_find_room(memory_bytes_max: usize) -> (u64, u64, u64) {
 #[test]
 fn a_client_who_reads_gets_its_packets_beside_silent_ones_who_fill_the_memory() {
     const PACKETS: usize = 300;
-    let (mut world, mut clients) = crowded(41, 8 << 20);
+    let (mut world, mut clients) = crowded(41, 4 << 20);
     let (live, live_address) = clients.remove(0);
     world.unsilence(live);
     let mut sent = 0;
