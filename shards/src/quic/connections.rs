@@ -113,7 +113,10 @@ impl ClientConnection {
     pub fn account_packet(&mut self, memory: &mut Memory, bytes: usize) {
         memory.queued_bytes += bytes + PACKET_BYTES;
         self.queued_bytes += bytes + PACKET_BYTES;
-        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes());
+        let backlog_bytes = self.tunnel.backlog_bytes();
+        if backlog_bytes > 0 {
+            memory.backlogs.set(self.key.slot, backlog_bytes);
+        }
     }
 }
 

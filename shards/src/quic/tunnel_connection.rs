@@ -17,8 +17,9 @@ use crate::quic::path_mtu::{Confirm, PathMtu};
 /// Largest UDP payload over IPv4, in bytes, which bounds a `UDP_SEGMENT` send.
 const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
 
-/// What quinn-proto is given to send at once, in bytes: what a full send takes. Its own queue cannot be shortened.
-pub const HANDED_BYTES_MAX: usize = UDP_PAYLOAD_BYTES_MAX + (16 << 10);
+/// What quinn-proto is given to send at once, in bytes: four full sends, so that few packets wait in a second queue. Its own cannot be shortened;
+/// [`Memory::handed_bytes_max`](crate::memory::Memory::handed_bytes_max) bounds all of them together.
+pub const HANDED_BYTES_MAX: usize = 256 << 10;
 /// What a queued packet takes beside its bytes, as quinn-proto counts.
 const QUEUED_PACKET_BYTES: usize = size_of::<Bytes>();
 
