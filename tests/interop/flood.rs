@@ -112,7 +112,7 @@ fn compare(topology: &Topology, server: &BulkServer, judgement: &Judgement, rate
             datagrams_lost(&topology.gateway) - lost,
         );
         assert!(answered > 0 && answered <= AMPLIFICATION_MAX * received, "{answered} bytes out for {received}");
-        assert!(!judgement.is_quiet || sent >= 0.9 * rate_per_s as f64, "the flood has {sent:.0} a second");
+        assert!(!judgement.is_quiet || sent >= 0.75 * rate_per_s as f64, "the flood has {sent:.0} a second");
     }
     let (of_medians, median) = (median(&mut flooded) / median(&mut control), median(&mut shares));
     println!("{rate_per_s} a second: median {median:.2} of {shares:.2?}, medians' ratio {of_medians:.2}");
