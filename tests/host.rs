@@ -224,14 +224,14 @@ fn a_device_whose_name_is_taken_is_made_as_soon_as_it_is_free() {
     let _turn = turn::together();
     let far = Namespace::new("thief").unwrap();
     let first = site.gateway.process.line_count();
-    site.topology
-        .gateway
-        .configure(|netlink| {
-            let index = netlink.link(TUN)?.index;
-            netlink.remove_link(index)?;
-            netlink.add_veth(TUN, VethPeer { name: "peer0", namespace: far.as_fd() })
-        })
-        .unwrap();
+    // The gateway may be quicker, and have its device again before the name is taken.
+    let take = |netlink: &mut Netlink| {
+        if let Ok(link) = netlink.link(TUN) {
+            netlink.remove_link(link.index)?;
+        }
+        netlink.add_veth(TUN, VethPeer { name: "peer0", namespace: far.as_fd() })
+    };
+    let takes = (1..20).find(|_| site.topology.gateway.configure(take).is_ok()).expect("the name can be taken");
     thread::sleep(Duration::from_secs(5));
     assert_eq!(site.count_lines_from(first, "trying again"), 1, "{:#?}", site.gateway.process.lines());
     assert!((2..40).contains(&site.host("failures")));
@@ -247,7 +247,7 @@ fn a_device_whose_name_is_taken_is_made_as_soon_as_it_is_free() {
         })
         .unwrap();
     site.assert_recovers("name free again");
-    assert_eq!(site.count_lines_from(first, "made anew"), 1);
+    assert!((1..=takes).contains(&site.count_lines_from(first, "made anew")));
     site.assert_alice_stayed();
 }
 
