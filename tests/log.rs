@@ -135,6 +135,19 @@ impl Site {
         &self.topology.clients[client].namespace
     }
 
+    fn log_in_alice(&self, peers: &Peers) -> Client {
+        let alice = Client::start(peers, &self.deployment, self.inside(0), Login::of("alice"));
+        alice.wait_for_address();
+        wait_for_ping(self.inside(0), SERVER_V4);
+        alice
+    }
+
+    fn assert_takes_orders(&self, what: &str) {
+        for answer in [control::kick(&self.deployment, "bob"), control::reload(&self.deployment)] {
+            assert!(answer.done && answer.took < Duration::from_secs(5), "{what}: {answer:?}");
+        }
+    }
+
     fn assert_ends_in_time(&mut self, what: &str) {
         assert_ends_in_time(&mut self.gateway, what);
     }
@@ -167,18 +180,14 @@ fn a_gateway_forwards_takes_orders_and_ends_whoever_reads_its_log() {
     for output in OUTPUTS {
         let what = format!("standard error is {output:?}");
         let mut site = Site::start(output, 2);
-        let alice = Client::start(&peers, &site.deployment, site.inside(0), Login::of("alice"));
-        alice.wait_for_address();
-        wait_for_ping(site.inside(0), SERVER_V4);
+        let _alice = site.log_in_alice(&peers);
         let received = pings_beside(site.inside(0), || {
             // Each makes lines.
             let mut mallory = Client::start(&peers, &site.deployment, site.inside(1), Login::of("mallory"));
             let bob = Client::start(&peers, &site.deployment, site.inside(1), Login::of("bob"));
             assert!(!mallory.process.wait(PATIENCE).unwrap().success());
             bob.wait_for_address();
-            for answer in [control::kick(&site.deployment, "bob"), control::reload(&site.deployment)] {
-                assert!(answer.done && answer.took < Duration::from_secs(5), "{what}: {answer:?}");
-            }
+            site.assert_takes_orders(&what);
         });
         assert_eq!(received, PINGS, "{what}: pings answered");
         site.assert_ends_in_time(&what);
@@ -192,17 +201,13 @@ fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
     for output in OUTPUTS {
         let what = format!("standard output is {output:?}");
         let mut site = Site::start(output, 1);
-        let alice = Client::start(&peers, &site.deployment, site.inside(0), Login::of("alice"));
-        alice.wait_for_address();
-        wait_for_ping(site.inside(0), SERVER_V4);
+        let _alice = site.log_in_alice(&peers);
         let received = pings_beside(site.inside(0), || {
             for _ in 0..20 {
                 site.gateway.signal(Signal::USR1).unwrap();
                 thread::sleep(Duration::from_millis(20));
             }
-            for answer in [control::kick(&site.deployment, "bob"), control::reload(&site.deployment)] {
-                assert!(answer.done && answer.took < Duration::from_secs(5), "{what}: {answer:?}");
-            }
+            site.assert_takes_orders(&what);
         });
         assert_eq!(received, PINGS, "{what}: pings answered");
         // Rust's runtime opens /dev/null in place of an output that is absent.

@@ -1,6 +1,7 @@
 //! Results as files and tables: where they came from, JSON for machines, Markdown for people.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -128,7 +129,7 @@ impl Provenance {
             kernel,
             commit: commit(),
             versions,
-            command_line: env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            command_line: env::args_os().map(|argument| recorded(&argument)).collect(),
             started_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             debug_build: cfg!(debug_assertions),
         }
@@ -187,9 +188,26 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// An argument as results keep it: of a path from the root, which tells of one machine only, the last part.
+fn recorded(argument: &OsStr) -> String {
+    let path = Path::new(argument);
+    let kept = path.file_name().filter(|_| path.is_absolute()).unwrap_or(argument);
+    kept.to_string_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_recorded_command_line_holds_a_path_of_a_machine() {
+        assert_eq!(recorded(OsStr::new("/usr/bin/tollgate-bench")), "tollgate-bench");
+        assert_eq!(recorded(OsStr::new("bench/scenarios/short.toml")), "bench/scenarios/short.toml");
+        let results = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("results")).unwrap();
+        let texts = results.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        let texts: Vec<_> = texts.filter(|text| text.contains("\"command_line\"")).collect();
+        assert!(texts.len() > 5 && texts.iter().all(|text| !text.contains("\"/")));
+    }
 
     #[test]
     fn results_are_written_with_where_they_came_from_and_replace_older_ones() {
