@@ -25,7 +25,7 @@ impl ServerConfig {
 
     /// In which users `next` differs.
     pub fn user_changes(&self, next: &ServerConfig) -> UserChanges {
-        let (old, new) = (&self.users.directory, &next.users.directory);
+        let (old, new) = (&self.users, &next.users);
         let mut changes = UserChanges::default();
         for (_, user) in new.users() {
             match old.find_name(&user.name).and_then(|index| old.user(index)) {
@@ -71,7 +71,7 @@ impl ServerConfig {
         for section in &mut sections {
             match section.name {
                 "" => {
-                    let users = &self.users.directory;
+                    let users = &self.users;
                     let certificates: usize = users.users().map(|(_, user)| user.certificates.len()).sum();
                     let remark = format!("{} users with {certificates} certificates", users.len());
                     section.entry("users_file").remark = Some(remark);

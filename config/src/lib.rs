@@ -46,5 +46,5 @@ pub use schema::{Entry, Origin, Section, Traits, files};
 pub use server::{FILE_BYTES_MAX, ServerConfig};
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
-pub use users::{Defaults, USERS_FILE_BYTES_MAX, UsersFile};
+pub use users::{Defaults, USERS_FILE_BYTES_MAX};
 pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate};

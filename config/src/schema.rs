@@ -11,7 +11,7 @@ use crate::document::Report;
 use crate::kind::Kind;
 use crate::server::ServerConfig;
 use crate::table::Table;
-use crate::users::UsersFile;
+use crate::users;
 
 /// Who knows a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Section {
 pub fn files() -> [(&'static str, Vec<Section>); 3] {
     [
         ("server.toml", ServerConfig::initial().sections()),
-        ("users.toml", vec![UsersFile::table()]),
+        ("users.toml", vec![users::table()]),
         ("client.toml", ClientConfig::initial().sections()),
     ]
 }

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use tollgate_shards::Rate;
+use tollgate_shards::{Rate, Users};
 
 use crate::connection::{self, Connection};
 use crate::control::Control;
@@ -18,7 +19,7 @@ use crate::schema::{Declared, LIVE, RESTART, Section, read_key, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
-use crate::users::{Defaults, USERS_FILE_BYTES_MAX, UsersFile};
+use crate::users::{self, Defaults, USERS_FILE_BYTES_MAX};
 use crate::value::LogFilter;
 
 /// Longest server or client file, in bytes.
@@ -55,7 +56,7 @@ table! {
     }
     and {
         /// The users.
-        users: UsersFile = UsersFile::default();
+        users: Arc<Users> = Arc::default();
         /// Certificate, key and key exchange.
         tls: ServerTls = ServerTls::initial();
         /// QUIC and the UDP socket.
@@ -137,11 +138,11 @@ impl ServerConfig {
         config
     }
 
-    fn read_users(&self, root: &Table<'_>, report: &mut Report<'_>) -> UsersFile {
+    fn read_users(&self, root: &Table<'_>, report: &mut Report<'_>) -> Arc<Users> {
         let path = &self.users_file;
         let taken = match root.taken("users_file") {
             Some(taken) if !report.is_wrong("users_file") => taken,
-            _ => return UsersFile::default(),
+            _ => return Arc::default(),
         };
         let text = match document::read(path, USERS_FILE_BYTES_MAX) {
             Ok(text) => text,
@@ -151,17 +152,17 @@ impl ServerConfig {
                     let remedy = format!("{} (a relative path starts at the working directory)", problem.remedy);
                     report.wrong(taken.value.clone(), "users_file", what, remedy);
                 }
-                return UsersFile::default();
+                return Arc::default();
             }
         };
-        // UsersFile cannot be judged without the network whose addresses they have.
+        // Users cannot be judged without the network whose addresses they have.
         if report.is_wrong("tunnel_network") {
-            return UsersFile::default();
+            return Arc::default();
         }
         let defaults = Defaults { limit: self.default_bandwidth_limit, sessions: self.sessions };
-        UsersFile::parse(path, &text, self.tunnel_network, defaults).unwrap_or_else(|error| {
+        users::parse(path, &text, self.tunnel_network, defaults).unwrap_or_else(|error| {
             report.absorb(error);
-            UsersFile::default()
+            Arc::default()
         })
     }
 }

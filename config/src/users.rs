@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
 use tollgate_shards::{AddressRange, Fingerprint, Rate, User, Users};
 
-use crate::document::{self, Report};
+use crate::document::Report;
 use crate::error::{ConfigError, Place, Problem};
 use crate::kind::{Kind, rate, text};
 use crate::schema::{Declared, LIVE, Section, table};
@@ -60,52 +60,37 @@ table! {
     }
 }
 
-/// What a users file holds.
-#[derive(Debug, Clone, Default)]
-pub struct UsersFile {
-    /// The users, in the order of the file.
-    pub directory: Arc<Users>,
+/// What a user's table may hold.
+pub(crate) fn table() -> Section {
+    UserKeys::initial().section("users.NAME").and(UserSessions::initial().section("users.NAME"))
 }
 
-impl UsersFile {
-    /// What a user's table may hold.
-    pub(crate) fn table() -> Section {
-        UserKeys::initial().section("users.NAME").and(UserSessions::initial().section("users.NAME"))
+/// Reads the `text` of the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of
+/// their own is as in `defaults`.
+///
+/// # Errors
+///
+/// If any of it is wrong: see [`ConfigError`].
+pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<Arc<Users>, ConfigError> {
+    let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
+    let mut reading = Reading { network, defaults, ..Reading::default() };
+    let mut table = root.table(&mut report, "users");
+    for (name, user) in table.tables(&mut report) {
+        reading.user(name, user, &mut report);
     }
-
-    /// Reads the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of their own
-    /// is as in `defaults`.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be read or any of it is wrong: see [`ConfigError`].
-    pub fn load(path: &Path, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
-        let text = document::read(path, USERS_FILE_BYTES_MAX)?;
-        UsersFile::parse(path, &text, network, defaults)
-    }
-
-    /// As [`UsersFile::load`], with the text of the file given.
-    pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<Self, ConfigError> {
-        let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
-        let mut reading = Reading { network, defaults, ..Reading::default() };
-        let mut table = root.table(&mut report, "users");
-        for (name, user) in table.tables(&mut report) {
-            reading.user(name, user, &mut report);
-        }
-        table.finish(&mut report);
-        root.finish(&mut report);
-        reading.refuse_overlaps(&mut report);
-        report.finish(())?;
-        let directory = Users::new(reading.users).map_err(|error| {
-            ConfigError::one(Problem {
-                place: Place::File(path.into()),
-                key: "users".into(),
-                what: format!("contradict each other: {error}"),
-                remedy: "remove one of the two".into(),
-            })
-        })?;
-        Ok(UsersFile { directory: Arc::new(directory) })
-    }
+    table.finish(&mut report);
+    root.finish(&mut report);
+    reading.refuse_overlaps(&mut report);
+    report.finish(())?;
+    let users = Users::new(reading.users).map_err(|error| {
+        ConfigError::one(Problem {
+            place: Place::File(path.into()),
+            key: "users".into(),
+            what: format!("contradict each other: {error}"),
+            remedy: "remove one of the two".into(),
+        })
+    })?;
+    Ok(Arc::new(users))
 }
 
 /// What users have who have nothing of their own.

@@ -1,5 +1,6 @@
 //! How long to wait before the next attempt to connect.
 
+use std::fmt;
 use std::time::Duration;
 
 /// The wait after the first attempt that failed.
@@ -32,6 +33,15 @@ impl Backoff {
         self.failures = self.short_lived;
         self.short_lived = self.short_lived.saturating_add(1);
         delay(self.failures, random)
+    }
+}
+
+/// A wait, for the log.
+pub struct Patience(pub Duration);
+
+impl fmt::Display for Patience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str(" at once") } else { write!(f, " in {:.1} s", self.0.as_secs_f64()) }
     }
 }
 

@@ -36,7 +36,7 @@ pub use failure::Failure;
 pub use network::NetworkError;
 pub use status::{State, Status};
 
-use self::backoff::Backoff;
+use self::backoff::{Backoff, Patience};
 use self::clock::ClockWatch;
 use self::control::{Control, Waited, relay};
 use self::leftovers::Leftovers;
@@ -484,15 +484,6 @@ impl<'a> Connector<'a> {
             status.add(session.counters());
         }
         self.reports.print(status.to_json());
-    }
-}
-
-/// A wait, for the log.
-struct Patience(Duration);
-
-impl std::fmt::Display for Patience {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_zero() { f.write_str(" at once") } else { write!(f, " in {:.1} s", self.0.as_secs_f64()) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tells the client when this machine's network has changed (links, addresses, routes), or its clock.
 //!
-//! It does not say what has changed: changes come in crowds, and the client compares the network with what it wants.
+//! It does not say what has changed: changes come in bursts, and the client compares the network with what it wants.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use super::clock::ClockWatch;
 use crate::io::Wake;
 use crate::netlink::NetlinkWatch;
 
-/// How long there must be no further change until a crowd of them is over.
+/// How long there must be no further change until a burst is over.
 const QUIET: Duration = Duration::from_millis(15);
-/// After this long a crowd is told even if there are more and more.
+/// After this long a burst is told even if changes go on.
 const DELAY_MAX: Duration = Duration::from_millis(60);
 
 /// The end of a watch: dropped, it ends [`watch`].
@@ -38,13 +38,13 @@ pub struct Watched {
 /// Whom to tell. What nobody has taken yet stands for what comes after it too.
 #[derive(Debug, Clone)]
 pub struct Told {
-    /// Of a crowd of changes of the network.
+    /// Of a burst of changes of the network.
     pub network: Sender<()>,
     /// Of a jump of the clock.
     pub clock: Sender<()>,
 }
 
-/// Tells `told`, and notifies `wake`, at the first and after the last of each crowd of changes, until `ended` is notified.
+/// Tells `told`, and notifies `wake`, at the first and after the last of each burst of changes, until `ended` is notified.
 pub fn watch(watched: &Watched, ended: &Wake, told: &Told, wake: &Wake) {
     let result = (|| loop {
         match wait(watched, ended, None)? {
@@ -55,14 +55,14 @@ pub fn watch(watched: &Watched, ended: &Wake, told: &Told, wake: &Wake) {
                 let _ = told.clock.try_send(());
             }
             Woken::Network => {
-                // At once, for packets may be about to leave in clear; and again when the crowd is complete.
+                // At once, for packets may be about to leave in clear; and again when the burst is complete.
                 watched.network.drain();
                 let _ = told.network.try_send(());
                 wake.notify();
                 match settle(watched, ended)? {
                     Settled::Ended => return Ok(()),
                     Settled::Alone => continue,
-                    Settled::Crowd => drop(told.network.try_send(())),
+                    Settled::More => drop(told.network.try_send(())),
                 }
             }
         }
@@ -74,24 +74,24 @@ pub fn watch(watched: &Watched, ended: &Wake, told: &Told, wake: &Wake) {
     }
 }
 
-/// How a crowd of changes ended.
+/// How a burst of changes ended.
 enum Settled {
     /// There was no other than the first.
     Alone,
-    /// Changes still arrived when the time to settle was over.
-    Crowd,
+    /// Others followed.
+    More,
     /// The watch is to end.
     Ended,
 }
 
-/// Waits until a crowd of changes is over, or long enough.
+/// Waits until a burst of changes is over, or long enough.
 fn settle(watched: &Watched, ended: &Wake) -> Result<Settled, Errno> {
     let (first, mut settled) = (Instant::now(), Settled::Alone);
     while first.elapsed() < DELAY_MAX {
         match wait(watched, ended, Some(QUIET))? {
             Woken::Network => {
                 watched.network.drain();
-                settled = Settled::Crowd;
+                settled = Settled::More;
             }
             Woken::Ended => return Ok(Settled::Ended),
             Woken::Late | Woken::Clock => break,
@@ -144,7 +144,7 @@ mod tests {
     use tollgate_testkit::{Namespace, require_privileges_or_skip};
 
     #[test]
-    fn a_crowd_of_changes_is_told_at_once_and_then_there_is_peace() {
+    fn a_burst_of_changes_is_told_at_once_and_then_there_is_peace() {
         require_privileges_or_skip!();
         let namespace = Namespace::new("changing").unwrap();
         let network = namespace.run(NetlinkWatch::open).unwrap();
@@ -162,7 +162,7 @@ mod tests {
             }
             told.recv_timeout(Duration::from_secs(10)).unwrap();
             assert!(wake.drain());
-            // The crowd's end, and what the kernel does about it in the background.
+            // The burst's end, and what the kernel does about it in the background.
             while told.recv_timeout(Duration::from_millis(300)).is_ok() {}
             assert!(jumps.is_empty());
         });

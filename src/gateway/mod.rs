@@ -156,7 +156,7 @@ impl Gateway {
         let certificates = chain(&config.tls)?;
         let snapshot = Arc::new(Snapshot {
             number: 0,
-            directory: config.users.directory.clone(),
+            directory: config.users.clone(),
             isolate_clients: config.isolate_clients,
             tls: tls::server(&config.tls)?,
         });

@@ -144,29 +144,30 @@ impl Gateway {
     /// # Errors
     ///
     /// If it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
-    pub fn begin_reload(&mut self, next: ServerConfig, force: bool, now: Instant) -> Result<(), Refused> {
+    pub fn begin_reload(&mut self, mut next: ServerConfig, force: bool, now: Instant) -> Result<(), Refused> {
         let restart = self.config.restart_needed(&next);
         let mut reasons: Vec<String> =
             restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
         if !force {
-            reasons.extend(few_remain(&self.snapshot.directory, &next.users.directory));
+            reasons.extend(few_remain(&self.snapshot.directory, &next.users));
         }
         let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
-        let users = next.users.directory.users().map(|(_, user)| user.clone()).collect();
-        let directory = self.snapshot.directory.succeed(users);
-        let (tls, certificates, directory) = match (tls, directory) {
-            (Ok((tls, certificates)), Ok(directory)) if reasons.is_empty() => (tls, certificates, directory),
-            (tls, directory) => {
+        let users = self.snapshot.directory.succeed(next.users.users().map(|(_, user)| user.clone()).collect());
+        let (tls, certificates, users) = match (tls, users) {
+            (Ok((tls, certificates)), Ok(users)) if reasons.is_empty() => (tls, certificates, users),
+            (tls, users) => {
                 reasons.extend(tls.err().map(|error| error.to_string()));
-                reasons.extend(directory.err().map(|error| error.to_string()));
+                reasons.extend(users.err().map(|error| error.to_string()));
                 return Err(Refused(reasons));
             }
         };
 
         let changes = self.changes(&next, &certificates);
         let number = self.snapshot.number + 1;
-        let directory = Arc::new(directory);
-        self.snapshot = Arc::new(Snapshot { number, directory, isolate_clients: next.isolate_clients, tls });
+        // From here on with the indexes that shards know.
+        next.users = Arc::new(users);
+        let (directory, isolate_clients) = (next.users.clone(), next.isolate_clients);
+        self.snapshot = Arc::new(Snapshot { number, directory, isolate_clients, tls });
         (self.config, self.certificates) = (next, certificates);
         let snapshot = &self.snapshot;
         let change = Change::Reload { epoch: number, shards: self.cores.len(), changes };

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipnet::IpNet;
@@ -25,8 +25,6 @@ pub const QUEUES_MAX: usize = 256;
 const SIOCGIFTXQLEN: libc::Ioctl = 0x8942;
 /// `SIOCSIFTXQLEN` of `linux/sockios.h`.
 const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
-/// `SIOCSIFADDR` of `linux/sockios.h`.
-const SIOCSIFADDR: libc::Ioctl = 0x8916;
 
 const CLONE_DEVICE: &CStr = c"/dev/net/tun";
 /// The same for every queue: a queue opened with others would change the framing of all. With them `IFF_MULTI_QUEUE`, unless a device that was
@@ -224,7 +222,7 @@ impl TunDevice {
                 let done = self.device.set_netmask(IpAddr::V4(net.netmask()));
                 self.explain("setting the IPv4 netmask", done)
             }
-            IpNet::V6(net) => add_ipv6_address(self.index, net.addr(), net.prefix_len())
+            IpNet::V6(_) => add_ipv6_address(self.index, address)
                 .map_err(|error| refusal(&self.name, "adding the IPv6 address", error)),
         }
     }
@@ -329,7 +327,7 @@ fn enable_offloads(fd: &OwnedFd, name: &str, options: &TunOptions) -> Result<Off
 
 /// Asks for queues of `frames` frames, and returns what they hold.
 fn set_queue_length(name: &str, frames: u32) -> io::Result<u32> {
-    let control = control_socket(AddressFamily::INET)?;
+    let control = control_socket()?;
     let mut request = interface_request(name);
     // The kernel's name for this member is `ifr_qlen`, an int.
     request.ifr_ifru.ifru_metric = libc::c_int::try_from(frames).unwrap_or(libc::c_int::MAX);
@@ -345,32 +343,23 @@ fn set_queue_length(name: &str, frames: u32) -> io::Result<u32> {
     }
 }
 
-fn add_ipv6_address(index: u32, address: Ipv6Addr, prefix_len: u8) -> io::Result<()> {
-    let control = control_socket(AddressFamily::INET6)?;
-    let request = libc::in6_ifreq {
-        ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
-        ifr6_prefixlen: u32::from(prefix_len),
-        ifr6_ifindex: index as libc::c_int,
-    };
-    // SAFETY: on an IPv6 socket SIOCSIFADDR reads one `in6_ifreq`, which lives through the call.
-    let done = unsafe { libc::ioctl(control.as_raw_fd(), SIOCSIFADDR, &raw const request) };
-    if done == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
-        // It has this address: what was asked for.
-        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        error => Err(error),
+/// That the device has the address already is what was asked for.
+fn add_ipv6_address(index: u32, address: IpNet) -> io::Result<()> {
+    match Netlink::open().and_then(|mut netlink| netlink.add_address(index, address)) {
+        Err(error) if !error.is_exists() => {
+            Err(error.errno().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error))
+        }
+        _ => Ok(()),
     }
 }
 
 fn interface_index(name: &str) -> io::Result<u32> {
-    Ok(rustix::net::netdevice::name_to_index(control_socket(AddressFamily::INET)?, name)?)
+    Ok(rustix::net::netdevice::name_to_index(control_socket()?, name)?)
 }
 
 /// A socket for requests about interfaces. No packet goes through it.
-fn control_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+fn control_socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
 /// A request about the interface `name`, of which at most 15 bytes are taken.

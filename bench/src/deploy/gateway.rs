@@ -221,10 +221,7 @@ mod tests {
         };
         let ours = variables(Kind::Tollgate).into_iter().filter(|(name, _)| name.starts_with("TOLLGATE_"));
         let config = ServerConfig::load(&files.0.join("server.toml"), ours).unwrap();
-        assert_eq!(
-            (config.shards.cpus, config.users.directory.len()),
-            (Some(tollgate_config::Cpus::List(vec![0, 2])), 1)
-        );
+        assert_eq!((config.shards.cpus, config.users.len()), (Some(tollgate_config::Cpus::List(vec![0, 2])), 1));
         assert_eq!((config.connection.mtu_bytes, config.connection.connection_timeout.as_secs()), (1280, 2));
         assert_eq!(config.tunnel_network.to_string(), "198.19.128.1/17");
         assert!(variables(Kind::Quincy).keys().all(|name| !name.starts_with("TOLLGATE_")));

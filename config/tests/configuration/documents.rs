@@ -159,7 +159,7 @@ fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
     let variables = [("TOLLGATE_USERS_FILE", users.to_str().unwrap())];
     let text = example(SERVER_EXAMPLE, &sections(0));
     let config = load_server(&text, &variables).unwrap();
-    assert_eq!(config.users.directory.len(), 3);
+    assert_eq!(config.users.len(), 3);
     let uncommented = load_server(&uncomment(&text), &variables).unwrap();
     assert_eq!(differences(&config.effective(), &uncommented.effective()), examples(&sections(0)));
 

@@ -87,12 +87,12 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     assert!(matches!(&config.tls.key, PemSource::Inline(pem) if pem.contains("c2VjcmV0")));
     assert_eq!((config.shards.count, config.shards.cpus), (ShardCount::Auto, None));
 
-    let users: Vec<_> = config.users.directory.users().map(|(_, user)| user).collect();
+    let users: Vec<_> = config.users.users().map(|(_, user)| user).collect();
     assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["zoe", "bob"], "order of the file");
     assert_eq!(users[0].limit, Rate::from_bits_per_s(1_500_000_000).map(Limit::new));
     assert_eq!(users[1].limit, config.default_bandwidth_limit.map(Limit::new), "the default limit");
     assert_eq!(users[0].pool.len(), 3);
-    assert_eq!(config.users.directory.find(&users[0].certificates[0]), Some(UserIndex(0)));
+    assert_eq!(config.users.find(&users[0].certificates[0]), Some(UserIndex(0)));
 }
 
 #[test]

@@ -99,8 +99,8 @@ fn a_users_own_settings_win_over_the_sessions_table() {
     );
     let users = "[users.a]\n[users.b]\nmax_connections = 2\n[users.c]\nwhen_reached = \"refuse_new\"\nburst_ms = 10\n";
     let config = load_server_with_users(&server, users, &[]).unwrap();
-    let directory = &config.users.directory;
-    let user = |name: &str| -> &User { directory.user(directory.find_name(name).unwrap()).unwrap() };
+    let users = &config.users;
+    let user = |name: &str| -> &User { users.user(users.find_name(name).unwrap()).unwrap() };
     let limit = |count: u32, when_reached| {
         let connections_max = NonZeroU32::new(count).unwrap();
         Some(ConnectionLimit { connections_max, when_reached })
