@@ -33,12 +33,7 @@ pub enum AssignmentError {
     NotAHost(IpNet),
     /// Addresses that cannot reach each other.
     #[error("the gateway assigned {client}, but calls itself {server}: neither network contains the other's address")]
-    Unrelated {
-        /// The client's.
-        client: IpNet,
-        /// The gateway's.
-        server: IpNet,
-    },
+    Unrelated { client: IpNet, server: IpNet },
 }
 
 impl Assignment {
@@ -49,7 +44,6 @@ impl Assignment {
         Assignment { client_address, server_address: tunnel }
     }
 
-    /// As sent.
     pub fn to_json(self) -> Vec<u8> {
         serde_json::to_vec(&self).expect("two addresses can always be written")
     }

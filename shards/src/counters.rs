@@ -1,12 +1,8 @@
 //! What a shard has done, in numbers. Plain integers: whoever reads them copies them out between two passes.
 
-use std::fmt;
-
-use serde::de::{MapAccess, Visitor};
-use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize};
 
-use crate::drops::{DropReason, Drops};
+use crate::drops::Drops;
 
 /// A shard's counters since its start. What an earlier version does not count reads as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,38 +56,4 @@ pub struct Counters {
     pub forgotten_events: u64,
     /// Packets dropped, by reason.
     pub drops: Drops,
-}
-
-impl Serialize for Drops {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (reason, packets) in self.iter() {
-            map.serialize_entry(reason.name(), &packets)?;
-        }
-        map.end()
-    }
-}
-
-impl<'de> Deserialize<'de> for Drops {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ByReason;
-
-        impl<'de> Visitor<'de> for ByReason {
-            type Value = Drops;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("packets dropped, by reason")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Drops, A::Error> {
-                let mut drops = Drops::default();
-                while let Some((reason, packets)) = map.next_entry::<DropReason, u64>()? {
-                    drops.add(reason, packets);
-                }
-                Ok(drops)
-            }
-        }
-
-        deserializer.deserialize_map(ByReason)
-    }
 }

@@ -1,154 +1,104 @@
-//! What becomes of an inner packet, and the counters of what did not become of it.
+//! Why packets are dropped, and how many were.
 
-/// Why a packet was dropped. Each reason is a counter; none is an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(usize)]
-pub enum DropReason {
-    /// Inner packet whose header cannot be read or contradicts its length.
-    Malformed,
-    /// Inner source is not the address leased to the connection.
-    ForgedSource,
-    /// Inner destination is another client's, or some unassigned address of the tunnel network, under client isolation.
-    Isolated,
-    /// Inner destination is multicast or broadcast.
-    Multicast,
-    /// Inner destination is the address under which the gateway is reached from outside.
-    OuterAddress,
-    /// Inner destination is unspecified, loopback or link-local: never routed.
-    Unroutable,
-    /// No connection has the inner destination.
-    NoRoute,
-    /// Too large for the client's path; answered with ICMP "packet too big" where that is allowed.
-    TooBig,
-    /// The connection's queue of datagrams to send is full.
-    DatagramQueueFull,
-    /// The queue of packets waiting for the user's tokens is full.
-    OverLimit,
-    /// It waited for the user's tokens, and was dropped to shorten a standing queue (CoDel, RFC 8289).
-    QueueDelay,
-    /// It waited for the user's tokens for longer than the queue's bound in time.
-    WaitedTooLong,
-    /// The mesh to the destination's shard is full.
-    MeshFull,
-    /// The connection is gone or has no address yet.
-    NotAttached,
-    /// UDP datagram that is not QUIC, or whose connection ID is not one of ours.
-    ForeignDatagram,
-    /// UDP datagram that some connection could not use: it did not authenticate, or was a duplicate.
-    Undecryptable,
-    /// Handshake refused because too many are pending.
-    HandshakeLimit,
-    /// Pending handshake that was ended because another one needed its place.
-    HandshakeGaveWay,
-    /// Handshake refused because too many from the same source have failed.
-    HandshakeRate,
-    /// Initial whose token is too old, or another address's.
-    InvalidToken,
-    /// UDP datagram from an address to which its connection may not move now (RFC 9000, section 9.3.1).
-    AddressChange,
-    /// Answer outside any connection (Retry, stateless reset) for which there is no room.
-    ResponseQueueFull,
-    /// ICMP "packet too big" not sent, because too many were already (RFC 4443, section 2.4 f).
-    ReplyLimit,
-    /// The kernel refused a UDP send.
-    UdpSend,
-    /// UDP receive was cut off because it was larger than the buffer.
-    UdpTruncated,
-    /// The kernel refused a TUN write.
-    TunWrite,
-    /// The connection's queue of datagrams received was full; the oldest gave way.
-    ReceiveQueueFull,
-    /// The connection ended while the packet was queued to be sent on it, or waited for the tokens to be.
-    ConnectionClosed,
-    /// The shard held all that it may: the oldest packets of its longest queue gave way.
-    MemoryLimit,
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Declares each reason once: what it counts, its variant, and its name in logs, tables and metrics.
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $unit:ident $reason:ident = $name:literal,)*) => {
+        /// Why a packet was dropped. Each reason is a counter; none is an error.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum DropReason {
+            $($(#[$doc])* #[serde(rename = $name)] $reason,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: [DropReason; [$($name),*].len()] = [$(DropReason::$reason),*];
+
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(DropReason::$reason => $name,)*
+                }
+            }
+
+            /// Whether it counts outer datagrams or answers to them, not inner packets.
+            pub const fn is_outer(self) -> bool {
+                match self {
+                    $(DropReason::$reason => drop_reasons!(@is_outer $unit),)*
+                }
+            }
+        }
+    };
+    (@is_outer outer) => { true };
+    (@is_outer inner) => { false };
 }
 
-impl DropReason {
-    /// Every reason, in the order of the counters.
-    pub const ALL: [DropReason; 29] = [
-        DropReason::Malformed,
-        DropReason::ForgedSource,
-        DropReason::Isolated,
-        DropReason::Multicast,
-        DropReason::OuterAddress,
-        DropReason::Unroutable,
-        DropReason::NoRoute,
-        DropReason::TooBig,
-        DropReason::DatagramQueueFull,
-        DropReason::OverLimit,
-        DropReason::QueueDelay,
-        DropReason::WaitedTooLong,
-        DropReason::MeshFull,
-        DropReason::NotAttached,
-        DropReason::ForeignDatagram,
-        DropReason::Undecryptable,
-        DropReason::HandshakeLimit,
-        DropReason::HandshakeGaveWay,
-        DropReason::HandshakeRate,
-        DropReason::InvalidToken,
-        DropReason::AddressChange,
-        DropReason::ResponseQueueFull,
-        DropReason::ReplyLimit,
-        DropReason::UdpSend,
-        DropReason::UdpTruncated,
-        DropReason::TunWrite,
-        DropReason::ReceiveQueueFull,
-        DropReason::ConnectionClosed,
-        DropReason::MemoryLimit,
-    ];
-
-    /// Those of them that count outer datagrams and answers to them, not inner packets.
-    pub const OUTER: [DropReason; 8] = [
-        DropReason::ForeignDatagram,
-        DropReason::Undecryptable,
-        DropReason::HandshakeLimit,
-        DropReason::HandshakeGaveWay,
-        DropReason::HandshakeRate,
-        DropReason::InvalidToken,
-        DropReason::AddressChange,
-        DropReason::ResponseQueueFull,
-    ];
-
-    /// The reason's name in logs, tables and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DropReason::Malformed => "malformed",
-            DropReason::ForgedSource => "forged_source",
-            DropReason::Isolated => "isolated",
-            DropReason::Multicast => "multicast",
-            DropReason::OuterAddress => "outer_address",
-            DropReason::Unroutable => "unroutable",
-            DropReason::NoRoute => "no_route",
-            DropReason::TooBig => "too_big",
-            DropReason::DatagramQueueFull => "datagram_queue_full",
-            DropReason::OverLimit => "over_limit",
-            DropReason::QueueDelay => "queue_delay",
-            DropReason::WaitedTooLong => "waited_too_long",
-            DropReason::MeshFull => "mesh_full",
-            DropReason::NotAttached => "not_attached",
-            DropReason::ForeignDatagram => "foreign_datagram",
-            DropReason::Undecryptable => "undecryptable",
-            DropReason::HandshakeLimit => "handshake_limit",
-            DropReason::HandshakeGaveWay => "handshake_gave_way",
-            DropReason::HandshakeRate => "handshake_rate",
-            DropReason::InvalidToken => "invalid_token",
-            DropReason::AddressChange => "address_change",
-            DropReason::ResponseQueueFull => "response_queue_full",
-            DropReason::ReplyLimit => "reply_limit",
-            DropReason::UdpSend => "udp_send",
-            DropReason::UdpTruncated => "udp_truncated",
-            DropReason::TunWrite => "tun_write",
-            DropReason::ReceiveQueueFull => "receive_queue_full",
-            DropReason::ConnectionClosed => "connection_closed",
-            DropReason::MemoryLimit => "memory_limit",
-        }
-    }
+drop_reasons! {
+    /// Inner packet whose header cannot be read or contradicts its length.
+    inner Malformed = "malformed",
+    /// Inner source is not the address leased to the connection.
+    inner ForgedSource = "forged_source",
+    /// Inner destination is another client's, or some unassigned address of the tunnel network, under client isolation.
+    inner Isolated = "isolated",
+    /// Inner destination is multicast or broadcast.
+    inner Multicast = "multicast",
+    /// Inner destination is the address under which the gateway is reached from outside.
+    inner OuterAddress = "outer_address",
+    /// Inner destination is unspecified, loopback or link-local: never routed.
+    inner Unroutable = "unroutable",
+    /// No connection has the inner destination.
+    inner NoRoute = "no_route",
+    /// Too large for the client's path; answered with ICMP "packet too big" where that is allowed.
+    inner TooBig = "too_big",
+    /// The connection's queue of datagrams to send is full.
+    inner DatagramQueueFull = "datagram_queue_full",
+    /// The queue of packets waiting for the user's tokens is full.
+    inner OverLimit = "over_limit",
+    /// It waited for the user's tokens, and was dropped to shorten a standing queue (CoDel, RFC 8289).
+    inner QueueDelay = "queue_delay",
+    /// It waited for the user's tokens for longer than the queue's bound in time.
+    inner WaitedTooLong = "waited_too_long",
+    /// The mesh to the destination's shard is full.
+    inner MeshFull = "mesh_full",
+    /// The connection is gone or has no address yet.
+    inner NotAttached = "not_attached",
+    /// UDP datagram that is not QUIC, or whose connection ID is not one of ours.
+    outer ForeignDatagram = "foreign_datagram",
+    /// UDP datagram that some connection could not use: it did not authenticate, or was a duplicate.
+    outer Undecryptable = "undecryptable",
+    /// Handshake refused because too many are pending.
+    outer HandshakeLimit = "handshake_limit",
+    /// Pending handshake that was ended because another one needed its place.
+    outer HandshakeGaveWay = "handshake_gave_way",
+    /// Handshake refused because too many from the same source have failed.
+    outer HandshakeRate = "handshake_rate",
+    /// Initial whose token is too old, or another address's.
+    outer InvalidToken = "invalid_token",
+    /// UDP datagram from an address to which its connection may not move now (RFC 9000, section 9.3.1).
+    outer AddressChange = "address_change",
+    /// Answer outside any connection (Retry, stateless reset) for which there is no room.
+    outer ResponseQueueFull = "response_queue_full",
+    /// ICMP "packet too big" not sent, because too many were already (RFC 4443, section 2.4 f).
+    inner ReplyLimit = "reply_limit",
+    /// The kernel refused a UDP send.
+    inner UdpSend = "udp_send",
+    /// UDP receive was cut off because it was larger than the buffer.
+    inner UdpTruncated = "udp_truncated",
+    /// The kernel refused a TUN write.
+    inner TunWrite = "tun_write",
+    /// The connection's queue of datagrams received was full; the oldest gave way.
+    inner ReceiveQueueFull = "receive_queue_full",
+    /// The connection ended while the packet was queued to be sent on it, or waited for the tokens to be.
+    inner ConnectionClosed = "connection_closed",
+    /// The shard held all that it may: the oldest packets of its longest queue gave way.
+    inner MemoryLimit = "memory_limit",
 }
 
 /// Packets dropped, by reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<DropReason, u64>", into = "BTreeMap<DropReason, u64>")]
 pub struct Drops([u64; DropReason::ALL.len()]);
 
 impl Default for Drops {
@@ -157,28 +107,37 @@ impl Default for Drops {
     }
 }
 
+impl From<BTreeMap<DropReason, u64>> for Drops {
+    fn from(counts: BTreeMap<DropReason, u64>) -> Self {
+        let mut drops = Drops::default();
+        counts.into_iter().for_each(|(reason, packets)| drops.add(reason, packets));
+        drops
+    }
+}
+
+impl From<Drops> for BTreeMap<DropReason, u64> {
+    fn from(drops: Drops) -> Self {
+        drops.iter().collect()
+    }
+}
+
 impl Drops {
-    /// Counts one packet.
     pub fn count(&mut self, reason: DropReason) {
         self.add(reason, 1);
     }
 
-    /// Counts `packets` at once.
     pub fn add(&mut self, reason: DropReason, packets: u64) {
         self.0[reason as usize] += packets;
     }
 
-    /// Packets dropped for `reason`.
     pub fn of(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
     }
 
-    /// Every reason with its count, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.into_iter().map(|reason| (reason, self.of(reason)))
     }
 
-    /// Packets dropped for any reason.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
@@ -191,15 +150,9 @@ mod tests {
     #[test]
     fn every_reason_has_its_own_counter_and_name() {
         let mut drops = Drops::default();
-        for (count, reason) in DropReason::ALL.into_iter().enumerate() {
-            drops.add(reason, count as u64);
-        }
-        for (count, (reason, counted)) in drops.iter().enumerate() {
-            assert_eq!(counted, count as u64, "{}", reason.name());
-        }
-        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), DropReason::ALL.len());
+        (0..).zip(DropReason::ALL).for_each(|(count, reason)| drops.add(reason, count));
+        assert!((0..).zip(drops.iter()).all(|(count, (_, counted))| counted == count));
+        let by_name: BTreeMap<_, _> = DropReason::ALL.map(|reason| (reason.name(), reason)).into();
+        assert_eq!(by_name.len(), DropReason::ALL.len());
     }
 }

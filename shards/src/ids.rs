@@ -4,7 +4,6 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// Index of a shard, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ShardIndex(pub u16);
 
@@ -28,7 +27,6 @@ pub struct UserIndex(pub u32);
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of a certificate given as DER.
     pub fn of(certificate_der: &[u8]) -> Self {
         Fingerprint(Sha256::digest(certificate_der).into())
     }

@@ -9,7 +9,6 @@ use crate::packet::ecn::Ecn;
 /// One UDP receive: a datagram, or with `UDP_GRO` several of one sender and of equal size, the last possibly shorter.
 #[derive(Debug)]
 pub struct Received {
-    /// Who sent it.
     pub remote: SocketAddr,
     /// The address of ours that it was sent to, where the socket could tell.
     pub local_ip: Option<IpAddr>,
@@ -24,7 +23,6 @@ pub struct Received {
 /// One UDP send: a run of datagrams of equal size (the last possibly shorter), made for `UDP_SEGMENT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
-    /// The peer.
     pub remote: SocketAddr,
     /// The address of ours to send from, where it matters.
     pub local_ip: Option<IpAddr>,

@@ -65,6 +65,7 @@
 // What only `inspect` reads is dead without it; the workspace is built with it.
 #![cfg_attr(not(feature = "inspect"), allow(dead_code, reason = "read by `inspect` alone"))]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
+#![allow(missing_docs, reason = "what a name says, no comment repeats")]
 
 mod assignment;
 mod backlogs;
@@ -82,6 +83,8 @@ pub mod packet;
 mod quic;
 mod session;
 mod shard;
+#[cfg(test)]
+mod test_time;
 
 pub use assignment::{Assignment, AssignmentError};
 pub use client::{Client, ClientEvent, ClientParams, CloseCause, Tunnel, TunnelParams};
@@ -121,6 +124,6 @@ pub mod inspect {
     pub use crate::session::addresses::{AddressAllocator, Holding};
     pub use crate::session::context::Context;
     pub use crate::session::home::{ALLOCATOR, Member, Session, SessionHome};
-    pub use crate::session::message::{Login, Outbox, Refusal};
-    pub use crate::shard::inspect::{HeldLease, Inspect, OwnedStage, SessionMember, UserTokens};
+    pub use crate::session::message::{Login, Refusal};
+    pub use crate::shard::inspect::{Inspect, UserTokens};
 }

@@ -9,7 +9,6 @@ use crate::packet::frame::Frame;
 
 /// A sans-IO state machine between a UDP socket and a TUN queue. The crate's documentation states the order of the calls.
 pub trait Machine {
-    /// Takes one UDP receive.
     fn handle_udp(&mut self, now: Instant, received: Received);
 
     /// Takes one frame of a TUN queue, the virtio header in front.

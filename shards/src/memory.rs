@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backlogs::Backlogs;
+use crate::counters::Counters;
 
 /// What a connection costs without anything in its queues, in bytes: its state and that of TLS.
 pub const CONNECTION_BYTES: usize = 40 * 1024;
@@ -40,7 +41,6 @@ pub struct Held {
 }
 
 impl Held {
-    /// All kinds together.
     pub fn total_bytes(&self) -> u64 {
         self.receive_buffers_bytes
             + self.packet_chunks_bytes
@@ -51,10 +51,16 @@ impl Held {
     }
 }
 
-/// A shard's account.
+/// What a shard has done, and what it holds.
+pub struct Accounts {
+    pub counters: Counters,
+    pub memory: Memory,
+}
+
+/// What a shard holds.
 #[derive(Debug)]
 pub struct Memory {
-    limit_bytes: usize,
+    pub limit_bytes: usize,
     /// Packets queued for clients.
     pub queued_bytes: usize,
     /// Packets that wait for tokens.
@@ -70,7 +76,6 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Nothing held.
     pub fn new(limit_bytes: usize) -> Self {
         Memory {
             limit_bytes,
@@ -81,11 +86,6 @@ impl Memory {
             backlogs: Backlogs::default(),
             queues_bytes_max: limit_bytes,
         }
-    }
-
-    /// What may be held in all, in bytes.
-    pub fn limit_bytes(&self) -> usize {
-        self.limit_bytes
     }
 
     /// Takes note of what is held outside of queues, in bytes.

@@ -251,11 +251,11 @@ impl Core {
                 CoreCommand::Apply { id, snapshot } => {
                     let before = std::mem::replace(&mut self.snapshot, snapshot.clone());
                     self.pending.begin_apply(id, before, snapshot.clone());
-                    self.shard.handle_command(now, Command::Apply { ticket: id, epoch: snapshot });
+                    self.shard.handle_command(now, Command::Apply { id, snapshot });
                 }
                 CoreCommand::Kick { id, user } => {
                     self.pending.begin_kick(id, user);
-                    self.shard.handle_command(now, Command::Kick { ticket: id, user });
+                    self.shard.handle_command(now, Command::Kick { id, user });
                 }
                 CoreCommand::Tun(queue, generation) => {
                     self.generations.tun = generation;
@@ -310,9 +310,9 @@ impl Core {
 
     fn log(&mut self, event: Event) {
         if let Event::Detached { user, epoch, .. } = event {
-            self.pending.count_closed(user, epoch, self.snapshot.number);
+            self.pending.count_closed(user, epoch, self.snapshot.version);
         }
-        let name = |user| self.snapshot.directory.name(user);
+        let name = |user| self.snapshot.users.name(user);
         if kind(&event).is_some_and(|kind| !log::admits(kind)) {
             return;
         }

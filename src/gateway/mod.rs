@@ -155,8 +155,8 @@ impl Gateway {
         let keys = Keys::of(&config.shards)?;
         let certificates = chain(&config.tls)?;
         let snapshot = Arc::new(Snapshot {
-            number: 0,
-            directory: config.users.clone(),
+            version: 0,
+            users: config.users.clone(),
             isolate_clients: config.isolate_clients,
             tls: tls::server(&config.tls)?,
         });

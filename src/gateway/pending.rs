@@ -32,7 +32,7 @@ impl Scope {
     fn contains(&self, user: UserIndex) -> bool {
         match self {
             Scope::User(kicked) => *kicked == user,
-            Scope::Changed(before, next) => before.directory.user(user) != next.directory.user(user),
+            Scope::Changed(before, next) => before.users.user(user) != next.users.user(user),
         }
     }
 }
@@ -88,10 +88,8 @@ mod tests {
         let user = |name: &str| User { name: name.to_owned(), ..User::default() };
         let before = Users::new(vec![user("alice"), user("bob")]).unwrap();
         let next = before.succeed(vec![user("alice")]).unwrap();
-        let mut number = 0;
-        [before, next].map(|directory| {
-            number += 1;
-            Arc::new(Snapshot { number, directory: Arc::new(directory), isolate_clients: true, tls: tls.clone() })
+        [(1, before), (2, next)].map(|(version, users)| {
+            Arc::new(Snapshot { version, users: Arc::new(users), isolate_clients: true, tls: tls.clone() })
         })
     }
 

@@ -149,10 +149,10 @@ impl Gateway {
         let mut reasons: Vec<String> =
             restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
         if !force {
-            reasons.extend(few_remain(&self.snapshot.directory, &next.users));
+            reasons.extend(few_remain(&self.snapshot.users, &next.users));
         }
         let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
-        let users = self.snapshot.directory.succeed(next.users.users().map(|(_, user)| user.clone()).collect());
+        let users = self.snapshot.users.succeed(next.users.users().map(|(_, user)| user.clone()).collect());
         let (tls, certificates, users) = match (tls, users) {
             (Ok((tls, certificates)), Ok(users)) if reasons.is_empty() => (tls, certificates, users),
             (tls, users) => {
@@ -163,14 +163,14 @@ impl Gateway {
         };
 
         let changes = self.changes(&next, &certificates);
-        let number = self.snapshot.number + 1;
+        let version = self.snapshot.version + 1;
         // From here on with the indexes that shards know.
         next.users = Arc::new(users);
-        let (directory, isolate_clients) = (next.users.clone(), next.isolate_clients);
-        self.snapshot = Arc::new(Snapshot { number, directory, isolate_clients, tls });
+        let (users, isolate_clients) = (next.users.clone(), next.isolate_clients);
+        self.snapshot = Arc::new(Snapshot { version, users, isolate_clients, tls });
         (self.config, self.certificates) = (next, certificates);
         let snapshot = &self.snapshot;
-        let change = Change::Reload { epoch: number, shards: self.cores.len(), changes };
+        let change = Change::Reload { epoch: version, shards: self.cores.len(), changes };
         self.commands
             .begin_change(&self.cores, now, change, |id| CoreCommand::Apply { id, snapshot: snapshot.clone() });
         Ok(())
@@ -182,8 +182,8 @@ impl Gateway {
     ///
     /// If there is no such user.
     pub fn begin_kick(&mut self, name: &str, now: Instant) -> Result<(), UnknownUser> {
-        let Some(user) = self.snapshot.directory.find_name(name) else {
-            return Err(UnknownUser { name: name.to_owned(), near: nearest(name, &self.snapshot.directory) });
+        let Some(user) = self.snapshot.users.find_name(name) else {
+            return Err(UnknownUser { name: name.to_owned(), near: nearest(name, &self.snapshot.users) });
         };
         let change = Change::Kick { user: name.to_owned() };
         self.commands.begin_change(&self.cores, now, change, |id| CoreCommand::Kick { id, user });
@@ -217,8 +217,8 @@ fn few_remain(now: &Users, next: &Users) -> Option<String> {
 }
 
 /// The user whose name is most like `name`, if any is like enough.
-fn nearest(name: &str, directory: &Users) -> Option<String> {
-    tollgate_config::nearest(name, directory.users().map(|(_, user)| &user.name[..])).map(str::to_owned)
+fn nearest(name: &str, users: &Users) -> Option<String> {
+    tollgate_config::nearest(name, users.users().map(|(_, user)| &user.name[..])).map(str::to_owned)
 }
 
 fn counted(count: u64, what: &str) -> String {
@@ -238,9 +238,9 @@ mod tests {
     #[test]
     fn a_name_that_is_like_a_users_finds_it() {
         let users = ["alice", "bob", "Carol"].map(|name| User { name: name.to_owned(), ..User::default() });
-        let directory = Users::new(users.to_vec()).unwrap();
+        let users = Users::new(users.to_vec()).unwrap();
         for (name, expected) in [("alcie", Some("alice")), ("carol", Some("Carol")), ("zed", None), ("", None)] {
-            assert_eq!(nearest(name, &directory).as_deref(), expected, "{name}");
+            assert_eq!(nearest(name, &users).as_deref(), expected, "{name}");
         }
         let error = UnknownUser { name: "bbo".to_owned(), near: Some("bob".to_owned()) };
         assert_eq!(error.to_string(), "no user is named \"bbo\": did you mean \"bob\"?");
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn it_takes_force_to_turn_out_more_than_half_of_the_users() {
-        let directory = |names: &[&str]| {
+        let users = |names: &[&str]| {
             Users::new(names.iter().map(|name| User { name: (*name).to_owned(), ..User::default() }).collect()).unwrap()
         };
         for (now, next, is_refused) in [
@@ -264,7 +264,7 @@ mod tests {
             (&["a", "b", "c"], &["a"], true),
             (&["a", "b", "c", "d"], &["c", "d"], false),
         ] {
-            let refusal = few_remain(&directory(now), &directory(next));
+            let refusal = few_remain(&users(now), &users(next));
             assert_eq!(refusal.is_some(), is_refused, "{now:?} to {next:?}: {refusal:?}");
             assert!(refusal.is_none_or(|line| line.contains("reload --force") && !line.contains('\n')));
         }

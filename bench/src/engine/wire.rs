@@ -72,8 +72,8 @@ impl Wire {
             ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) };
         let certificates = vec![user.fingerprint];
         let user = User { name: "user".to_owned(), certificates, ..User::default() };
-        let directory = Arc::new(Users::new(vec![user])?);
-        let epoch = Arc::new(Snapshot { number: 0, directory, isolate_clients: true, tls: tls::server(&server_tls)? });
+        let users = Arc::new(Users::new(vec![user])?);
+        let snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, tls: tls::server(&server_tls)? });
         let params = |index| Params {
             shards,
             index: ShardIndex(index),
@@ -87,7 +87,7 @@ impl Wire {
             wall_clock: std::time::UNIX_EPOCH,
             seed: [index as u8 + 1; 32],
         };
-        let shards = (0..shards).map(|index| Shard::new(params(index), &keys, epoch.clone(), now)).collect();
+        let shards = (0..shards).map(|index| Shard::new(params(index), &keys, snapshot.clone(), now)).collect();
         let transport = Arc::new(transport(&transport_params(Some(Duration::from_secs(25)))));
         let client = tunnel(0, &client_tls, &transport, now)?;
         let to_client = Vec::new();

@@ -99,8 +99,8 @@ impl World {
             })
             .collect();
         for pending in &self.gateway.pending {
-            let settled: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.completed().0).collect();
-            words.push(format!("order {} of {} is not settled: {settled:?}", pending.ticket.0, pending.given));
+            let completed: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.completed().0).collect();
+            words.push(format!("order {} of {} is not completed: {completed:?}", pending.id.0, pending.given));
         }
         words.join("; ")
     }

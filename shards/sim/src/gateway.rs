@@ -1,4 +1,4 @@
-//! The gateway: its shards, the kernel that steers to them, the epochs and orders that an operator sends, deaths and restarts.
+//! The gateway: its shards, the kernel that steers to them, the snapshots and orders that an operator sends, deaths and restarts.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -29,26 +29,26 @@ pub struct Core {
     pub dirty: bool,
     incarnation: u32,
     /// The last order that every shard had carried out when this one's last pass was over.
-    settled: CommandId,
+    completed: CommandId,
     /// Orders under way, in order.
     orders: VecDeque<(Time, Command)>,
 }
 
 impl Core {
     fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>) -> Self {
-        Core { shard, wake: None, dirty: false, incarnation, settled: CommandId::default(), orders }
+        Core { shard, wake: None, dirty: false, incarnation, completed: CommandId::default(), orders }
     }
 
     /// A pass is over: everything that the shard had for the outside is out.
     pub fn pass_ends(&mut self) {
-        self.settled = self.shard.completed();
+        self.completed = self.shard.completed();
     }
 }
 
 /// An order that has been given and not acknowledged.
 pub struct Pending {
     /// Its number.
-    pub ticket: CommandId,
+    pub id: CommandId,
     /// When the operator gave it.
     pub given: Time,
     /// The command itself.
@@ -57,17 +57,17 @@ pub struct Pending {
 
 /// A command of the operator.
 pub enum Order {
-    /// Another epoch.
+    /// Another snapshot.
     Apply(Arc<Snapshot>),
     /// A user's connections closed.
     Kick(tollgate_shards::UserIndex),
 }
 
 impl Order {
-    fn command(&self, ticket: CommandId) -> Command {
+    fn command(&self, id: CommandId) -> Command {
         match self {
-            Order::Apply(epoch) => Command::Apply { ticket, epoch: epoch.clone() },
-            Order::Kick(user) => Command::Kick { ticket, user: *user },
+            Order::Apply(snapshot) => Command::Apply { id, snapshot: snapshot.clone() },
+            Order::Kick(user) => Command::Kick { id, user: *user },
         }
     }
 }
@@ -78,16 +78,16 @@ pub struct Gateway {
     pub cores: Vec<Core>,
     /// The users as the operator has them.
     pub population: Population,
-    /// The newest epoch.
-    pub epoch: Arc<Snapshot>,
-    /// The last epoch that was acknowledged.
+    /// The newest snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// The last snapshot that was acknowledged.
     in_force: Arc<Snapshot>,
     /// Orders that are not acknowledged yet.
     pub pending: Vec<Pending>,
     /// Restarts so far.
     pub restarts: u64,
     /// Orders so far.
-    pub tickets: u64,
+    pub commands: u64,
     /// For tests of the simulator: an order is acknowledged when it has reached every shard, whatever is still under way between them.
     pub acknowledges_early: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
@@ -106,9 +106,9 @@ impl Gateway {
     /// A gateway without connections.
     pub fn new(plan: &Plan, origin: Instant) -> Self {
         let population = Population::new(plan);
-        let epoch = Arc::new(Snapshot {
-            number: 0,
-            directory: Arc::new(population.directory(&Users::default())),
+        let snapshot = Arc::new(Snapshot {
+            version: 0,
+            users: Arc::new(population.users(&Users::default())),
             isolate_clients: plan.isolate_clients,
             tls: Identity::cached(GATEWAY_IDENTITY).server(),
         });
@@ -128,11 +128,11 @@ impl Gateway {
         let mut gateway = Gateway {
             cores: Vec::new(),
             population,
-            in_force: epoch.clone(),
-            epoch,
+            in_force: snapshot.clone(),
+            snapshot,
             pending: Vec::new(),
             restarts: 0,
-            tickets: 0,
+            commands: 0,
             acknowledges_early: false,
             steered: BTreeMap::new(),
             keys: shard_keys(),
@@ -155,16 +155,16 @@ impl Gateway {
         let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + now.since_start();
         let seed = self.random.seed();
         let params = Params { index: ShardIndex(index), incarnation, wall_clock, seed, ..self.params.clone() };
-        Shard::new(params, &self.keys, self.epoch.clone(), self.origin + now.since_start())
+        Shard::new(params, &self.keys, self.snapshot.clone(), self.origin + now.since_start())
     }
 
-    /// A shard dies and is started anew, with the newest epoch. What it had not said by then is lost. Orders that are not acknowledged are given to
+    /// A shard dies and is started anew, with the newest snapshot. What it had not said by then is lost. Orders that are not acknowledged are given to
     /// it again.
     pub fn restart(&mut self, index: u16, now: Time) {
         let incarnation = self.cores[usize::from(index)].incarnation + 1;
         let shard = self.start(index, incarnation, now);
         self.restarts += 1;
-        let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.ticket))).collect();
+        let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.id))).collect();
         self.cores[usize::from(index)] = Core::new(shard, incarnation, orders);
     }
 
@@ -219,8 +219,8 @@ impl Gateway {
 
     /// Gives an order to every shard. Returns when it reaches each.
     pub fn give(&mut self, now: Time, order: Order) -> Vec<(Time, u16)> {
-        self.tickets += 1;
-        let ticket = CommandId(self.tickets);
+        self.commands += 1;
+        let id = CommandId(self.commands);
         let mut arrivals = Vec::new();
         for index in 0..self.params.shards {
             let after = match &self.fixed_order_delays {
@@ -229,10 +229,10 @@ impl Gateway {
             };
             let core = &mut self.cores[usize::from(index)];
             let at = (now + after).max(core.orders.back().map_or(now, |&(at, _)| at));
-            core.orders.push_back((at, order.command(ticket)));
+            core.orders.push_back((at, order.command(id)));
             arrivals.push((at, index));
         }
-        self.pending.push(Pending { ticket, given: now, order });
+        self.pending.push(Pending { id, given: now, order });
         arrivals
     }
 
@@ -244,58 +244,58 @@ impl Gateway {
     }
 
     /// Whether every shard has carried out every order.
-    pub fn is_settled(&self) -> bool {
+    pub fn has_no_order(&self) -> bool {
         self.pending.is_empty()
     }
 
     /// The next order that all shards have carried out.
     pub fn acknowledge(&mut self) -> Option<Pending> {
-        let ticket = self.pending.first()?.ticket;
+        let id = self.pending.first()?.id;
         let waits_for = |core: &Core| match self.acknowledges_early {
-            true => core.dirty || core.orders.iter().any(|(_, command)| ticket_of(command) == Some(ticket)),
-            false => core.settled < ticket,
+            true => core.dirty || core.orders.iter().any(|(_, command)| id_of(command) == Some(id)),
+            false => core.completed < id,
         };
         if self.cores.iter().any(waits_for) {
             return None;
         }
         let pending = self.pending.remove(0);
-        if let Order::Apply(epoch) = &pending.order {
-            self.in_force = epoch.clone();
+        if let Order::Apply(snapshot) = &pending.order {
+            self.in_force = snapshot.clone();
         }
         Some(pending)
     }
 
-    /// The epochs that some shard may go by: the last one acknowledged, and those given since.
-    pub fn epochs(&self) -> impl Iterator<Item = &Snapshot> {
+    /// The snapshots that some shard may go by: the last one acknowledged, and those given since.
+    pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
         let given = self.pending.iter().filter_map(|pending| match &pending.order {
-            Order::Apply(epoch) => Some(&**epoch),
+            Order::Apply(snapshot) => Some(&**snapshot),
             Order::Kick(_) => None,
         });
         given.chain([&*self.in_force])
     }
 
-    /// The next epoch, after some change.
+    /// The next snapshot, after some change.
     pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Snapshot>, String) {
         let what = self.population.change(plan, random);
-        (self.next_epoch(), what)
+        (self.next_snapshot(), what)
     }
 
-    /// The epoch of the population as it stands.
-    pub fn next_epoch(&mut self) -> Arc<Snapshot> {
-        let epoch = Arc::new(Snapshot {
-            number: self.epoch.number + 1,
-            directory: Arc::new(self.population.directory(&self.epoch.directory)),
+    /// The snapshot of the population as it stands.
+    pub fn next_snapshot(&mut self) -> Arc<Snapshot> {
+        let snapshot = Arc::new(Snapshot {
+            version: self.snapshot.version + 1,
+            users: Arc::new(self.population.users(&self.snapshot.users)),
             isolate_clients: self.population.isolate_clients,
-            tls: self.epoch.tls.clone(),
+            tls: self.snapshot.tls.clone(),
         });
-        self.epoch = epoch.clone();
-        epoch
+        self.snapshot = snapshot.clone();
+        snapshot
     }
 }
 
-fn ticket_of(command: &Command) -> Option<CommandId> {
+fn id_of(command: &Command) -> Option<CommandId> {
     match *command {
-        Command::Apply { ticket, .. } | Command::Kick { ticket, .. } => Some(ticket),
+        Command::Apply { id, .. } | Command::Kick { id, .. } => Some(id),
         Command::Stop => None,
     }
 }

@@ -160,8 +160,8 @@ mod tests {
         Mesh::new(2, &plan, Stream::new(seed, "mesh"))
     }
 
-    fn fence(ticket: u64) -> Message {
-        Message::Control(ControlMessage::Barrier { from: A, command: CommandId(ticket), revoked: Vec::new() })
+    fn fence(id: u64) -> Message {
+        Message::Control(ControlMessage::Barrier { from: A, command: CommandId(id), revoked: Vec::new() })
     }
 
     fn fences(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn what_must_not_be_lost_arrives_in_order() {
         let mut mesh = mesh(1);
-        for ticket in 0..100 {
-            mesh.send(Time { ns: ticket }, A, B, fence(ticket), TICK).unwrap();
+        for id in 0..100 {
+            mesh.send(Time { ns: id }, A, B, fence(id), TICK).unwrap();
         }
         assert_eq!(fences(&mut mesh, A, B), (0..100).collect::<Vec<_>>());
         let packets = || Message::Packet(PacketMessage::Frame(bytes::Bytes::from_static(&[0; 40])));
@@ -191,9 +191,9 @@ mod tests {
         let mut lengths = std::collections::BTreeSet::new();
         for seed in 0..50 {
             let mut mesh = mesh(seed);
-            for ticket in 0..20 {
-                mesh.send(Time::default(), A, B, fence(ticket), TICK).unwrap();
-                mesh.send(Time::default(), B, A, fence(ticket), TICK).unwrap();
+            for id in 0..20 {
+                mesh.send(Time::default(), A, B, fence(id), TICK).unwrap();
+                mesh.send(Time::default(), B, A, fence(id), TICK).unwrap();
             }
             mesh.die(A);
             let said = fences(&mut mesh, A, B);

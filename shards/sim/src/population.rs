@@ -38,8 +38,8 @@ impl Population {
         }
     }
 
-    /// The directory that succeeds `before`.
-    pub fn directory(&self, before: &Users) -> Users {
+    /// The users who succeed `before`.
+    pub fn users(&self, before: &Users) -> Users {
         before.succeed(self.present().cloned().collect()).expect("names and certificates are unique")
     }
 

@@ -79,24 +79,24 @@ fn one(world: &mut World, is_kick: bool, phase: Duration) -> Result<(), Violatio
     world.run_until(world.now + AFTERWARDS + phase)?;
     (0..DEVICES_OF_EACH).for_each(|device| world.devices[device].wanted = false);
     if is_kick {
-        let user = world.gateway.epoch.directory.find_name(&world.plan.users[LEAVES].name).expect("a user");
+        let user = world.gateway.snapshot.users.find_name(&world.plan.users[LEAVES].name).expect("a user");
         world.give(Order::Kick(user));
     } else {
         presence(world, false);
     }
-    settle(world)?;
+    wait_for_orders(world)?;
     world.run_until(world.now + AFTERWARDS)?;
     if !is_kick {
         presence(world, true);
-        settle(world)?;
+        wait_for_orders(world)?;
     }
     Ok(())
 }
 
 fn presence(world: &mut World, present: bool) {
     world.gateway.population.set_present(LEAVES, present);
-    let epoch = world.gateway.next_epoch();
-    world.give(Order::Apply(epoch));
+    let snapshot = world.gateway.next_snapshot();
+    world.give(Order::Apply(snapshot));
 }
 
 /// Lets everybody connect who is not connected, and waits for it.
@@ -108,8 +108,8 @@ fn come(world: &mut World) -> Result<(), Violation> {
     wait(world, "somebody does not get in", |world| world.devices.iter().all(|device| device.address().is_some()))
 }
 
-fn settle(world: &mut World) -> Result<(), Violation> {
-    wait(world, "an order is not acknowledged", |world| world.gateway.is_settled())
+fn wait_for_orders(world: &mut World) -> Result<(), Violation> {
+    wait(world, "an order is not acknowledged", |world| world.gateway.has_no_order())
 }
 
 fn wait(world: &mut World, what: &str, done: impl Fn(&World) -> bool) -> Result<(), Violation> {

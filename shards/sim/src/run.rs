@@ -106,7 +106,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
     let deadline = world.now + world.patience();
     loop {
         let missing = world.missing();
-        if missing.is_empty() && world.gateway.is_settled() {
+        if missing.is_empty() && world.gateway.has_no_order() {
             break;
         }
         if world.now >= deadline {

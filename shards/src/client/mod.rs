@@ -37,7 +37,6 @@ pub struct ClientParams {
     pub remote: SocketAddr,
     /// The name that the gateway's certificate must carry.
     pub server_name: String,
-    /// Transport parameters.
     pub transport: TransportParams,
     /// Bounds and switches of the merging of inner packets.
     pub merge: MergeLimits,
@@ -58,27 +57,19 @@ pub enum ClientEvent {
     Closed(CloseCause),
 }
 
-/// What ended a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CloseCause {
-    /// This side closed it.
     #[error("closed by this client")]
     Local,
     /// The gateway closed it, with an application code.
     #[error("closed by the gateway: {reason} (code {code:#04x})")]
-    Gateway {
-        /// The code.
-        code: u64,
-        /// Its words.
-        reason: String,
-    },
+    Gateway { code: u64, reason: String },
     /// The gateway has forgotten the connection (RFC 9000, section 10.3): it has been restarted.
     #[error("the gateway has forgotten this connection: it was restarted")]
     Reset,
     /// Nothing was heard for the idle timeout, or the handshake got no answer.
     #[error("the gateway does not answer")]
     TimedOut,
-    /// The gateway's message makes no sense.
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
     /// TLS failed, on either side: a certificate, a name, no common key exchange (RFC 9001, section 4.8).
@@ -87,7 +78,6 @@ pub enum CloseCause {
     /// The server speaks no version of QUIC that this client does.
     #[error("the server speaks another version of QUIC")]
     Version,
-    /// Anything else.
     #[error("{0}")]
     Other(String),
 }
@@ -123,7 +113,6 @@ impl Client {
         })
     }
 
-    /// The addresses, once the tunnel is up.
     pub fn assignment(&self) -> Option<Assignment> {
         self.tunnel.assignment()
     }
@@ -153,7 +142,6 @@ impl Client {
         self.tunnel.is_drained()
     }
 
-    /// The next thing the driver must know.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.tunnel.poll_event()
     }

@@ -31,7 +31,6 @@ const PATH_PROBE_INTERVAL: Duration = Duration::from_millis(200);
 /// Questions about a new path.
 const PATH_PROBES_MAX: u32 = 5;
 
-/// What a tunnel is told at its start.
 pub struct TunnelParams {
     /// The gateway's outer address.
     pub remote: SocketAddr,
@@ -119,7 +118,6 @@ impl Tunnel {
         })
     }
 
-    /// The addresses, once the tunnel is up.
     pub fn assignment(&self) -> Option<Assignment> {
         self.assignment
     }
@@ -222,7 +220,6 @@ impl Tunnel {
         self.follow_path(now);
     }
 
-    /// The next thing the driver must know.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }

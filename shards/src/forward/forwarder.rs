@@ -9,7 +9,7 @@ use super::policy::{Policy, Verdict};
 use super::routes::Routes;
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{ConnectionKey, ShardIndex};
+use crate::ids::ConnectionKey;
 use crate::limit::bucket::RateLimiter;
 use crate::packet::coalesce::{Coalescer, MergeLimits};
 use crate::packet::icmp::packet_too_big;
@@ -20,18 +20,9 @@ use crate::packet::pool::PacketPool;
 const REPLIES_PER_S: u64 = 1000;
 const REPLIES_BURST: u64 = 100;
 
-/// What the forwarder is told at its start.
-pub struct ForwarderParams {
-    pub here: ShardIndex,
-    pub tunnel: ipnet::IpNet,
-    pub outer_addresses: Vec<IpAddr>,
-    pub merge: MergeLimits,
-}
-
 /// Where inner packets go, and the TUN's side of it.
 pub struct Forwarder {
-    params: ForwarderParams,
-    policy: Policy,
+    pub policy: Policy,
     pub routes: Routes,
     pub coalescer: Coalescer,
     pub pool: PacketPool,
@@ -39,26 +30,14 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// A forwarder that knows no route yet.
-    pub fn new(params: ForwarderParams, isolate_clients: bool, now: Instant) -> Self {
+    pub fn new(policy: Policy, merge: MergeLimits, now: Instant) -> Self {
         Forwarder {
-            policy: policy(&params, isolate_clients),
+            policy,
             routes: Routes::default(),
-            coalescer: Coalescer::new(params.merge),
+            coalescer: Coalescer::new(merge),
             pool: PacketPool::default(),
             replies: RateLimiter::new(REPLIES_PER_S, REPLIES_BURST, now),
-            params,
         }
-    }
-
-    /// The gateway's own inner address.
-    pub fn server_address(&self) -> IpAddr {
-        self.params.tunnel.addr()
-    }
-
-    /// Whether clients' packets to other clients are dropped from now on.
-    pub fn set_isolation(&mut self, isolate_clients: bool) {
-        self.policy = policy(&self.params, isolate_clients);
     }
 
     /// What becomes of a packet of the client that was leased `leased` and reaches the gateway at `local_ip`.
@@ -87,7 +66,7 @@ impl Forwarder {
         let (source, destination) = addresses(packet)?;
         let sender = self.routes.find(source);
         // To the kernel, an ICMP message from one of its own IPv4 addresses is a martian: there, the client itself answers.
-        let from = if sender.is_none() && destination.is_ipv4() { destination } else { self.server_address() };
+        let from = if sender.is_none() && destination.is_ipv4() { destination } else { self.policy.tunnel.addr() };
         let mtu_bytes = if destination.is_ipv6() { mtu_bytes.max(MTU_BYTES_MIN_V6) } else { mtu_bytes };
         let reply = packet_too_big(packet, mtu_bytes as u16, from)?;
         if !self.replies.allows(now) {
@@ -104,10 +83,6 @@ impl Forwarder {
         }
         None
     }
-}
-
-fn policy(params: &ForwarderParams, isolate_clients: bool) -> Policy {
-    Policy::new(params.here, params.tunnel, &params.outer_addresses, isolate_clients)
 }
 
 /// Source and destination of a packet of which there may be only the head.

@@ -22,12 +22,12 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// The rules of one tunnel.
 #[derive(Debug, Clone)]
 pub struct Policy {
     here: ShardIndex,
-    tunnel: IpNet,
-    isolate_clients: bool,
+    pub tunnel: IpNet,
+    /// Whether clients' packets to other clients are dropped.
+    pub isolate_clients: bool,
     outer_addresses: Vec<IpAddr>,
 }
 

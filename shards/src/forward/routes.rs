@@ -15,7 +15,6 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Who has `address`.
     pub fn find(&self, address: IpAddr) -> Option<ConnectionKey> {
         self.known.get(&address).or_else(|| self.doubtful.get(&address)).copied()
     }
@@ -52,7 +51,6 @@ impl Routes {
         }
     }
 
-    /// Every route, by address.
     #[expect(clippy::disallowed_methods, reason = "sorted at once")]
     pub fn all(&self) -> Vec<(IpAddr, ConnectionKey)> {
         let mut all: Vec<_> = self.known.iter().map(|(&address, &connection)| (address, connection)).collect();
@@ -60,12 +58,10 @@ impl Routes {
         all
     }
 
-    /// How many addresses have a route.
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// Whether no address has a route.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }

@@ -36,7 +36,6 @@ impl TokenBucket {
         TokenBucket { limit, level_units: 0, minted_units: 0, at: since }
     }
 
-    /// Rate and burst.
     pub fn limit(&self) -> Limit {
         self.limit
     }
@@ -66,7 +65,6 @@ impl TokenBucket {
         self.level_units = self.level_units.checked_sub(units(bytes)).expect("more tokens taken than there are");
     }
 
-    /// Puts tokens back that were taken out.
     pub fn put_back(&mut self, bytes: u64) {
         self.level_units += units(bytes);
     }
@@ -147,11 +145,7 @@ impl RateLimiter {
 mod tests {
     use super::*;
     use crate::limit::rate::Rate;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
+    use crate::test_time::origin;
 
     fn limit(bits_per_s: u64) -> Limit {
         Limit::new(Rate::from_bits_per_s(bits_per_s).unwrap())

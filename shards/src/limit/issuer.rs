@@ -123,7 +123,6 @@ impl LeaseIssuer {
         }
     }
 
-    /// Rate and burst.
     pub fn limit(&self) -> Limit {
         self.bucket.limit()
     }

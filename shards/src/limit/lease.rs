@@ -17,9 +17,7 @@ pub struct LeaseId {
 /// Owner to home: how a lease stands, and what is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseReport {
-    /// The user.
     pub user: UserIndex,
-    /// The lease.
     pub lease: LeaseId,
     /// Granted in all, as far as the owner has heard.
     pub granted_bytes: u64,
@@ -36,9 +34,7 @@ pub struct LeaseReport {
 /// SessionHome to owner: tokens, debited from the bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseGrant {
-    /// The user.
     pub user: UserIndex,
-    /// The lease.
     pub lease: LeaseId,
     /// Granted in all.
     pub granted_bytes: u64,
@@ -49,9 +45,7 @@ pub struct LeaseGrant {
 /// Owner to home: the owner will never spend from the lease again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseClose {
-    /// The user.
     pub user: UserIndex,
-    /// The lease.
     pub lease: LeaseId,
     /// Spent in all.
     pub spent_bytes: u64,
@@ -66,11 +60,8 @@ const DEMAND_FACTOR: u64 = 4;
 /// The owner's end of a lease.
 #[derive(Debug)]
 pub struct Lease {
-    user: UserIndex,
-    id: LeaseId,
-    granted_bytes: u64,
-    spent_bytes: u64,
-    returned_bytes: u64,
+    /// What was granted, spent and given back so far. Nothing is wanted in it.
+    pub totals: LeaseReport,
     /// What the last grant brought.
     last_grant_bytes: u64,
     /// What was spent by the last request.
@@ -84,52 +75,22 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease of nothing.
-    pub fn new(user: UserIndex, id: LeaseId) -> Self {
-        Lease {
-            user,
-            id,
-            granted_bytes: 0,
-            spent_bytes: 0,
-            returned_bytes: 0,
-            last_grant_bytes: 0,
-            spent_then_bytes: 0,
-            asked_at: None,
-            lacking: false,
-            recalled: false,
-        }
-    }
-
-    /// The name of the lease.
-    pub fn id(&self) -> LeaseId {
-        self.id
+    pub fn new(user: UserIndex, lease: LeaseId) -> Self {
+        let (granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes) = (0, 0, 0, 0, 0);
+        let totals = LeaseReport { user, lease, granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes };
+        Lease { totals, last_grant_bytes: 0, spent_then_bytes: 0, asked_at: None, lacking: false, recalled: false }
     }
 
     /// Tokens held.
     pub fn available_bytes(&self) -> u64 {
-        self.granted_bytes - self.spent_bytes - self.returned_bytes
-    }
-
-    /// Granted in all, as far as this end knows.
-    pub fn granted_bytes(&self) -> u64 {
-        self.granted_bytes
-    }
-
-    /// Spent in all.
-    pub fn spent_bytes(&self) -> u64 {
-        self.spent_bytes
-    }
-
-    /// Given back in all.
-    pub fn returned_bytes(&self) -> u64 {
-        self.returned_bytes
+        self.totals.granted_bytes - self.totals.spent_bytes - self.totals.returned_bytes
     }
 
     /// Spends so many tokens, or none if there are fewer.
     pub fn spend(&mut self, bytes: u64) -> bool {
         let enough = self.available_bytes() >= bytes;
         if enough {
-            self.spent_bytes += bytes;
+            self.totals.spent_bytes += bytes;
         }
         enough
     }
@@ -137,12 +98,12 @@ impl Lease {
     /// Takes what a grant brings. Where it is recalled, the next report gives back what has not been spent until then. Grants of another lease
     /// change nothing.
     pub fn handle_grant(&mut self, grant: &LeaseGrant) {
-        if grant.lease != self.id {
+        if grant.lease != self.totals.lease {
             return;
         }
-        if grant.granted_bytes > self.granted_bytes {
-            self.last_grant_bytes = grant.granted_bytes - self.granted_bytes;
-            self.granted_bytes = grant.granted_bytes;
+        if grant.granted_bytes > self.totals.granted_bytes {
+            self.last_grant_bytes = grant.granted_bytes - self.totals.granted_bytes;
+            self.totals.granted_bytes = grant.granted_bytes;
             self.asked_at = None;
             self.lacking = false;
         }
@@ -154,7 +115,7 @@ impl Lease {
     /// 100 ms. Or that tokens come back which were recalled.
     pub fn poll_report(&mut self, now: Instant, waiting_bytes: u64, head_bytes: u64) -> Option<LeaseReport> {
         if std::mem::take(&mut self.recalled) {
-            self.returned_bytes += self.available_bytes();
+            self.totals.returned_bytes += self.available_bytes();
             // Nothing is asked for ahead of need while others wait for just that.
             self.last_grant_bytes = 0;
             self.asked_at = None;
@@ -165,14 +126,14 @@ impl Lease {
         }
         let available = self.available_bytes();
         self.lacking = waiting_bytes > 0 && available < head_bytes;
-        let ahead = self.spent_bytes > self.spent_then_bytes && available < self.last_grant_bytes / 2;
+        let ahead = self.totals.spent_bytes > self.spent_then_bytes && available < self.last_grant_bytes / 2;
         let under_way = self.asked_at.is_some_and(|at| !self.lacking || now < at + RETRY);
         if under_way || !(self.lacking || ahead) {
             return None;
         }
-        let demand = DEMAND_FACTOR * (self.spent_bytes - self.spent_then_bytes);
+        let demand = DEMAND_FACTOR * (self.totals.spent_bytes - self.spent_then_bytes);
         let least = if self.lacking { head_bytes - available } else { 1 };
-        self.spent_then_bytes = self.spent_bytes;
+        self.spent_then_bytes = self.totals.spent_bytes;
         self.asked_at = Some(now);
         Some(self.report(waiting_bytes.saturating_sub(available).saturating_add(demand).max(least), least))
     }
@@ -184,38 +145,27 @@ impl Lease {
 
     /// The home has died: what was held is void, and everything begins anew under another name.
     pub fn expire(&mut self, id: LeaseId) {
-        *self = Lease::new(self.user, id);
+        *self = Lease::new(self.totals.user, id);
     }
 
     /// The last word on this lease.
     pub fn close(&self) -> LeaseClose {
-        LeaseClose { user: self.user, lease: self.id, spent_bytes: self.spent_bytes }
+        let LeaseReport { user, lease, spent_bytes, .. } = self.totals;
+        LeaseClose { user, lease, spent_bytes }
     }
 
     fn report(&self, wanted_bytes: u64, least_bytes: u64) -> LeaseReport {
-        LeaseReport {
-            user: self.user,
-            lease: self.id,
-            granted_bytes: self.granted_bytes,
-            spent_bytes: self.spent_bytes,
-            returned_bytes: self.returned_bytes,
-            wanted_bytes,
-            least_bytes,
-        }
+        LeaseReport { wanted_bytes, least_bytes, ..self.totals }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_time::origin;
 
     const ID: LeaseId = LeaseId { holder: ShardIndex(3), number: 5 };
     const PACKET: u64 = 1500;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
 
     fn lease() -> Lease {
         Lease::new(UserIndex(0), ID)
@@ -287,7 +237,7 @@ mod tests {
         lease.handle_grant(&grant(5_000, false));
         lease.handle_grant(&grant(5_000, false));
         lease.handle_grant(&grant(3_000, false));
-        assert_eq!((lease.granted_bytes(), lease.available_bytes()), (5_000, 5_000));
+        assert_eq!((lease.totals.granted_bytes, lease.available_bytes()), (5_000, 5_000));
     }
 
     #[test]
@@ -296,7 +246,7 @@ mod tests {
         for lease_id in [LeaseId { number: 4, ..ID }, LeaseId { holder: ShardIndex(2), ..ID }] {
             lease.handle_grant(&LeaseGrant { lease: lease_id, ..grant(5_000, true) });
         }
-        assert_eq!(lease.granted_bytes(), 0);
+        assert_eq!(lease.totals.granted_bytes, 0);
         assert_eq!(lease.poll_report(origin(), 0, 0), None, "nor is it recalled");
     }
 
@@ -329,7 +279,7 @@ mod tests {
         assert!(lease.spend(2_000));
         let next = LeaseId { number: 6, ..ID };
         lease.expire(next);
-        assert_eq!((lease.id(), lease.available_bytes(), lease.spent_bytes()), (next, 0, 0));
+        assert_eq!((lease.totals.lease, lease.available_bytes(), lease.totals.spent_bytes), (next, 0, 0));
         lease.handle_grant(&grant(9_000, false));
         assert_eq!(lease.available_bytes(), 0, "granted by the home that is dead");
         let report = lease.poll_report(now, PACKET, PACKET).unwrap();

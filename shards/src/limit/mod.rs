@@ -5,5 +5,4 @@ pub mod issuer;
 pub mod lease;
 pub mod rate;
 pub mod shaper;
-pub mod user_queue;
 pub mod user_queues;

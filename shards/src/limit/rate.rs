@@ -16,7 +16,6 @@ impl Rate {
         }
     }
 
-    /// Bits per second.
     pub const fn bits_per_s(self) -> u64 {
         self.0.get()
     }

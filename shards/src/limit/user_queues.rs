@@ -6,18 +6,44 @@ use std::time::Instant;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use super::lease::{LeaseClose, LeaseGrant, LeaseId, LeaseReport};
+use super::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
 use super::rate::Limit;
-use super::shaper::{Direction, QueuedPacket};
-use super::user_queue::{Dropped, Queues, UserQueue};
+use super::shaper::{Direction, FlowKey, QueuedPacket, Shaper, ShaperLimits};
 use crate::drops::{DropReason, Drops};
 use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
-use crate::memory::Memory;
+use crate::memory::{Accounts, Memory, PACKET_BYTES};
+
+/// A limited user's tokens and waiting packets on one shard: of all connections of the user, in both directions.
+pub struct UserQueue {
+    pub lease: Lease,
+    pub shaper: Shaper,
+    home: ShardIndex,
+    limit: Limit,
+    /// Those that share it; the last one takes it away.
+    connections: usize,
+    /// Queued to be served.
+    ready: bool,
+    /// When it wants to be served without having been touched.
+    armed: Option<Instant>,
+    /// What its packets are accounted for, in bytes.
+    accounted_bytes: usize,
+}
+
+impl UserQueue {
+    /// Brings the account up to date with the queue.
+    fn account(&mut self, memory: &mut Memory) {
+        let packets_bytes = self.shaper.waiting_packets() * (size_of::<QueuedPacket>() + PACKET_BYTES);
+        let bytes = self.shaper.waiting_bytes() + packets_bytes;
+        memory.waiting_bytes = memory.waiting_bytes + bytes - self.accounted_bytes;
+        self.accounted_bytes = bytes;
+    }
+}
 
 /// The queues of all limited users who have a connection here. One entry a user in each of its collections.
 pub struct UserQueues {
     here: ShardIndex,
-    params: Queues,
+    limits: ShaperLimits,
+    key: FlowKey,
     queues: FxHashMap<UserIndex, UserQueue>,
     /// Users to be served, because their packets, tokens or time have changed.
     ready: VecDeque<UserIndex>,
@@ -29,16 +55,21 @@ pub struct UserQueues {
 
 impl UserQueues {
     /// Those of shard `here`, of which there were `incarnation` before.
-    pub fn new(here: ShardIndex, incarnation: u32, params: Queues) -> Self {
+    pub fn new(here: ShardIndex, incarnation: u32, limits: ShaperLimits, key: FlowKey) -> Self {
         let leases = u64::from(incarnation) << 32;
-        UserQueues { here, params, queues: FxHashMap::default(), ready: VecDeque::new(), due: BTreeSet::new(), leases }
+        let (queues, ready, due) = (FxHashMap::default(), VecDeque::new(), BTreeSet::new());
+        UserQueues { here, limits, key, queues, ready, due, leases }
     }
 
     /// One more connection shares the user's queue.
     pub fn join(&mut self, user: UserIndex, home: ShardIndex, limit: Limit) {
         if !self.queues.contains_key(&user) {
-            let lease = self.next_lease();
-            self.queues.insert(user, UserQueue::new(user, home, lease, limit, self.params));
+            let lease = Lease::new(user, self.next_lease());
+            let mut shaper = Shaper::new(self.limits, self.key);
+            shaper.set_rate(limit.rate);
+            let (ready, armed) = (false, None);
+            let queue = UserQueue { lease, shaper, home, limit, connections: 0, ready, armed, accounted_bytes: 0 };
+            self.queues.insert(user, queue);
         }
         if let Some(queue) = self.queues.get_mut(&user) {
             queue.connections += 1;
@@ -58,25 +89,25 @@ impl UserQueues {
         (user, connection): (UserIndex, ConnectionKey),
         direction: Direction,
         packet: &[u8],
-        memory: &mut Memory,
-        drops: &mut Drops,
+        Accounts { counters, memory }: &mut Accounts,
     ) -> bool {
         let Some(queue) = self.queues.get_mut(&user) else { return false };
         make_ready(&mut self.ready, user, queue);
-        if queue.spend(packet.len()) {
+        if queue.shaper.is_empty() && queue.lease.spend(packet.len() as u64) {
             return true;
         }
         if !memory.has_room(packet.len()) {
-            drops.count(DropReason::MemoryLimit);
+            counters.drops.count(DropReason::MemoryLimit);
             return false;
         }
+        // A slice would pin a receive buffer of 64 KiB for as long as it waits.
         let packet = Bytes::copy_from_slice(packet);
-        queue.wait(now, direction, connection, packet, &mut |reason, _| drops.count(reason));
+        queue.shaper.push(now, direction, connection, packet, &mut |reason, _| counters.drops.count(reason));
         queue.account(memory);
         false
     }
 
-    /// Queues a limited user to be served: its packets, its tokens or its time have changed.
+    /// Queues a user to be served.
     pub fn want_service(&mut self, user: UserIndex) {
         if let Some(queue) = self.queues.get_mut(&user) {
             make_ready(&mut self.ready, user, queue);
@@ -118,19 +149,18 @@ impl UserQueues {
         let user = self.ready.pop_front()?;
         if let Some(queue) = self.queues.get_mut(&user) {
             queue.ready = false;
-            queue.expire(now, &mut |reason, _| drops.count(reason));
+            queue.shaper.expire(now, &mut |reason, _| drops.count(reason));
         }
         Some(user)
     }
 
     /// The next packet that the user's tokens pay for; it has been paid for.
-    pub fn next_affordable(
-        &mut self,
-        now: Instant,
-        user: UserIndex,
-        dropped: &mut Dropped<'_>,
-    ) -> Option<QueuedPacket> {
-        self.queues.get_mut(&user)?.next_affordable(now, dropped)
+    pub fn next_affordable(&mut self, now: Instant, user: UserIndex, drops: &mut Drops) -> Option<QueuedPacket> {
+        let UserQueue { lease, shaper, .. } = self.queues.get_mut(&user)?;
+        let next = shaper.pop(now, lease.available_bytes(), &mut |reason, _| drops.count(reason))?;
+        let paid = lease.spend(next.packet.len() as u64);
+        debug_assert!(paid, "a packet was released without tokens");
+        Some(next)
     }
 
     /// What the user's home is to be told, after what could be spent has been, and which home that is.
@@ -142,9 +172,9 @@ impl UserQueues {
     ) -> Option<(ShardIndex, LeaseReport)> {
         let queue = self.queues.get_mut(&user)?;
         queue.account(memory);
-        let (waiting_bytes, head_bytes) = (queue.waiting_bytes(), queue.head_bytes().unwrap_or(0));
+        let (waiting_bytes, head_bytes) = (queue.shaper.waiting_bytes(), queue.shaper.head_bytes().unwrap_or(0));
         let report = queue.lease.poll_report(now, waiting_bytes as u64, head_bytes as u64);
-        let due = queue.poll_timeout();
+        let due = [queue.lease.poll_timeout(), queue.shaper.expires_at()].into_iter().flatten().min();
         if due != queue.armed {
             if let Some(armed) = queue.armed {
                 self.due.remove(&(armed, user));
@@ -164,7 +194,8 @@ impl UserQueues {
         left: &mut impl FnMut(QueuedPacket),
     ) -> Option<(ShardIndex, LeaseClose)> {
         let queue = self.queues.get_mut(&user)?;
-        queue.leave(connection, left);
+        queue.connections -= 1;
+        queue.shaper.take_where(|waiting| waiting.connection == connection, left);
         if queue.connections == 0 { self.close(user, memory) } else { None }
     }
 
@@ -176,7 +207,7 @@ impl UserQueues {
         taken: &mut impl FnMut(QueuedPacket),
     ) {
         if let Some(queue) = self.queues.get_mut(&user) {
-            queue.take_where(chosen, taken);
+            queue.shaper.take_where(chosen, taken);
             make_ready(&mut self.ready, user, queue);
         }
     }
@@ -186,7 +217,8 @@ impl UserQueues {
         let lease = self.next_lease();
         let queue = self.queues.get_mut(&user)?;
         make_ready(&mut self.ready, user, queue);
-        queue.set_limit(limit).then(|| {
+        queue.shaper.set_rate(limit.rate);
+        (std::mem::replace(&mut queue.limit, limit) != limit).then(|| {
             let close = queue.lease.close();
             queue.lease.expire(lease);
             (queue.home, close)
@@ -201,7 +233,7 @@ impl UserQueues {
         released: &mut impl FnMut(QueuedPacket),
     ) -> Option<(ShardIndex, LeaseClose)> {
         self.next_lease();
-        self.queues.get_mut(&user)?.drain(released);
+        self.queues.get_mut(&user)?.shaper.drain(released);
         self.close(user, memory)
     }
 
@@ -214,13 +246,11 @@ impl UserQueues {
         }
     }
 
-    /// The queue of a user, if the user is limited and here.
     #[cfg(feature = "inspect")]
     pub fn get(&self, user: UserIndex) -> Option<&UserQueue> {
         self.queues.get(&user)
     }
 
-    /// How many users have a queue here.
     #[cfg(feature = "inspect")]
     pub fn len(&self) -> usize {
         self.queues.len()
@@ -236,7 +266,6 @@ impl UserQueues {
     }
 }
 
-/// Queues a limited user to be served.
 fn make_ready(ready: &mut VecDeque<UserIndex>, user: UserIndex, queue: &mut UserQueue) {
     if !std::mem::replace(&mut queue.ready, true) {
         ready.push_back(user);

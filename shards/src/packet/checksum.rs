@@ -45,7 +45,6 @@ impl Sum {
         Sum((sum >> 32) + (sum & 0xffff_ffff))
     }
 
-    /// Sum of one 16-bit word.
     pub fn word(word: u16) -> Sum {
         Sum(u64::from(word.to_be()))
     }

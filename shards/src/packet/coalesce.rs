@@ -59,7 +59,6 @@ impl Default for MergeLimits {
     }
 }
 
-/// A kind of super-packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeKind {
     /// TCP segments, a TSO frame.
@@ -134,7 +133,6 @@ struct Merged {
 }
 
 impl Coalescer {
-    /// Makes a merger without frames.
     pub fn new(limits: MergeLimits) -> Coalescer {
         let limits = MergeLimits { frames_max: limits.frames_max.max(1), ..limits };
         Coalescer {
@@ -162,7 +160,6 @@ impl Coalescer {
         self.thinned_acks
     }
 
-    /// Whether no frame waits to be polled.
     pub fn is_empty(&self) -> bool {
         self.polled == self.filled
     }

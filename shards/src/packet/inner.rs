@@ -4,23 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Protocol numbers (IANA) that mean something here.
 pub mod protocol {
-    /// IPv6 hop-by-hop options.
     pub const HOP_BY_HOP: u8 = 0;
-    /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
-    /// TCP.
     pub const TCP: u8 = 6;
-    /// UDP.
     pub const UDP: u8 = 17;
-    /// IPv6 routing header.
     pub const ROUTING: u8 = 43;
-    /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
     /// Authentication header (RFC 4302).
     pub const AUTHENTICATION: u8 = 51;
-    /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
-    /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
@@ -48,7 +40,6 @@ pub struct Malformed;
 pub struct InnerPacket {
     /// Source address. Of the same version as `destination`.
     pub source: IpAddr,
-    /// Destination address.
     pub destination: IpAddr,
     /// The protocol field of IPv4, the next header field of IPv6, which may name an extension header.
     pub protocol: u8,
@@ -78,7 +69,6 @@ impl InnerPacket {
         }
     }
 
-    /// Whether this is IPv6.
     #[inline]
     pub fn is_v6(&self) -> bool {
         self.destination.is_ipv6()

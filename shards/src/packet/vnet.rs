@@ -22,7 +22,6 @@ pub const GSO_UDP_L4: u8 = 5;
 /// Bit beside a TCP type: CWR is set on the first segment (RFC 3168).
 pub const GSO_ECN: u8 = 0x80;
 
-/// The header's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct VnetHeader {
     /// [`NEEDS_CSUM`] or 0. Other bits may be set by the kernel and mean nothing here.

@@ -107,7 +107,6 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// None in progress. Both bounds are at least 1.
     pub fn new(pending_max: usize, by_source_max: usize) -> Self {
         Admission {
             pending: BTreeMap::new(),
@@ -183,7 +182,6 @@ impl Admission {
         self.remotes.range((remote, 0)..=(remote, u64::MAX)).next().is_some()
     }
 
-    /// Handshakes in progress.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
@@ -217,7 +215,6 @@ impl Admission {
 }
 
 impl Place {
-    /// Whether the ClientHello is complete.
     pub fn has_hello(self) -> bool {
         self.has_hello
     }
@@ -226,15 +223,11 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn start() -> Instant {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        Instant::now()
-    }
+    use crate::test_time::origin;
 
     /// Admits a handshake under the next slot, after whoever has to has given way. Returns its place and who that was.
     fn admit(admission: &mut Admission, address: &str) -> (Place, Option<u32>) {
-        admit_at(admission, start(), address).expect("room")
+        admit_at(admission, origin(), address).expect("room")
     }
 
     fn admit_at(admission: &mut Admission, now: Instant, address: &str) -> Option<(Place, Option<u32>)> {
@@ -259,7 +252,7 @@ mod tests {
         let (mut first, _) = admit(&mut admission, "198.18.0.1");
         admit(&mut admission, "198.18.0.2");
         admit(&mut admission, "198.18.0.3");
-        admission.complete_hello(start(), &mut first);
+        admission.complete_hello(origin(), &mut first);
         assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(1));
         assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(2));
         assert_eq!(admission.pending(), 3);
@@ -272,7 +265,7 @@ mod tests {
         let mut admission = Admission::new(3, 3);
         for address in ["198.18.0.1", "198.18.0.2", "198.18.0.3"] {
             let (mut place, _) = admit(&mut admission, address);
-            admission.complete_hello(start(), &mut place);
+            admission.complete_hello(origin(), &mut place);
         }
         assert_eq!(admit(&mut admission, "198.18.0.4").1, Some(0), "the oldest");
         assert_eq!(admit(&mut admission, "198.18.0.5").1, Some(3), "the only one without");
@@ -291,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_handshake_under_way_gives_way_to_none_of_its_source_for_a_while() {
-        let start = start();
+        let start = origin();
         let mut admission = Admission::new(10, 2);
         for _ in 0..2 {
             let (mut place, _) = admit(&mut admission, "198.18.0.1");
@@ -307,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_source_is_crowded_when_three_quarters_of_its_places_are_under_way() {
-        let start = start();
+        let start = origin();
         let is_crowded = |admission: &Admission, ms| {
             admission.is_crowded(start + Duration::from_millis(ms), "198.18.0.1".parse().unwrap())
         };
@@ -368,7 +361,7 @@ mod tests {
         let mut admission = Admission::new(10, 2);
         let (mut place, _) = admit(&mut admission, "fd00::1");
         assert!(admission.knows("[fd00::1]:1".parse().unwrap()) && !admission.knows("[fd00::1]:2".parse().unwrap()));
-        admission.complete_hello(start(), &mut place);
+        admission.complete_hello(origin(), &mut place);
         admission.release(place);
         assert!(admission.by_prefix.is_empty() && admission.pending.is_empty() && admission.remotes.is_empty());
         assert_eq!(admission.first_to_go(), None);

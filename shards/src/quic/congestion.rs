@@ -79,11 +79,11 @@ fn window_bytes(round_trip: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_time::origin;
 
     #[test]
     fn no_loss_narrows_the_window() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         let mut controller = Arc::new(UncontrolledConfig).build(now, 1450);
         controller.on_congestion_event(now, now, true, 1 << 20);
         controller.on_mtu_update(1200);
@@ -92,8 +92,7 @@ mod tests {
 
     #[test]
     fn every_controller_answers_marks_but_none() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         assert!(!answers_marks(&*Arc::new(UncontrolledConfig).build(now, 1450)));
         let cubic = Arc::new(quinn_proto::congestion::CubicConfig::default()).build(now, 1450);
         assert!(answers_marks(&*cubic));

@@ -79,12 +79,10 @@ impl ClientConnection {
         }
     }
 
-    /// What has happened to it next.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
         self.early_event.take().or_else(|| self.tunnel.connection.poll())
     }
 
-    /// The inner address, while it has one.
     pub fn address(&self) -> Option<IpAddr> {
         match self.stage {
             Stage::Attached { address, .. } => Some(address),
@@ -195,7 +193,6 @@ impl Connections {
         (connection.key == key).then_some(key.slot)
     }
 
-    /// The connection in `slot`.
     #[inline]
     pub fn at(&mut self, slot: u32) -> Option<&mut ClientConnection> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
@@ -206,7 +203,6 @@ impl Connections {
         self.slots.iter().flatten().map(|connection| &**connection)
     }
 
-    /// Every occupied slot, in order.
     pub fn slots(&self) -> Vec<u32> {
         self.iter().map(|connection| connection.key.slot).collect()
     }

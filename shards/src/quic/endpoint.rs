@@ -31,7 +31,7 @@ use crate::excerpt::excerpt;
 use crate::ids::{Fingerprint, ShardIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::bucket::RateLimiter;
-use crate::memory::{CONNECTION_BYTES, Memory};
+use crate::memory::{Accounts, CONNECTION_BYTES};
 
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,7 +55,6 @@ pub struct ShardKeys {
     pub token: TokenKey,
 }
 
-/// What the endpoint is told at its start.
 pub struct EndpointParams {
     pub here: ShardIndex,
     pub shards: u16,
@@ -77,19 +76,22 @@ pub struct EndpointParams {
 pub struct QuicEndpoint {
     endpoint: Endpoint,
     pub connections: Connections,
-    admission: Admission,
+    pub admission: Admission,
     failures: Failures,
-    responses: Responses,
+    /// They go out after what connections send, so that live traffic goes first.
+    pub responses: Responses,
     retries: Retries,
     /// Initials with tokens that hold no more and are answered nevertheless.
     stale_tokens: RateLimiter,
     in_flight: InFlight,
-    wall_clock: WallClock,
+    /// The time of day that tokens are judged by.
+    pub wall_clock: WallClock,
     keys: ShardKeys,
     params: EndpointParams,
-    is_stopping: bool,
+    /// Whether no handshake begins any more.
+    pub is_stopping: bool,
     /// Why handshakes have failed that nobody was told of yet.
-    failed: VecDeque<String>,
+    pub failed: VecDeque<String>,
 }
 
 impl QuicEndpoint {
@@ -121,24 +123,13 @@ impl QuicEndpoint {
         self.endpoint.set_server_config(Some(server));
     }
 
-    /// Sets the time of day that tokens are judged by.
-    pub fn set_time(&mut self, now: Instant) {
-        self.wall_clock.set(now);
-    }
-
-    /// No handshake begins any more.
-    pub fn stop(&mut self) {
-        self.is_stopping = true;
-    }
-
     /// Takes one UDP receive apart. The kernel steers an aggregate by its first datagram, so each one's connection ID is looked at: what belongs
     /// to another shard goes to `misrouted`.
     pub fn handle_udp(
         &mut self,
         now: Instant,
         received: Received,
-        counters: &mut Counters,
-        memory: &mut Memory,
+        accounts: &mut Accounts,
         misrouted: &mut impl FnMut(ShardIndex, Received),
     ) {
         let Received { remote, local_ip, ecn, segment_bytes, mut data } = received;
@@ -148,26 +139,26 @@ impl QuicEndpoint {
             match steer(&datagram, &self.params.connection_id_key, self.params.shards, here) {
                 Steered::To(owner) if owner == here => {
                     let received = Received { remote, local_ip, ecn, segment_bytes, data: datagram };
-                    self.handle_datagram(now, received, counters, memory);
+                    self.handle_datagram(now, received, accounts);
                 }
                 Steered::To(owner) => {
-                    counters.misrouted_datagrams += 1;
+                    accounts.counters.misrouted_datagrams += 1;
                     // Copied, because shards share no buffers.
                     let data = BytesMut::from(&datagram[..]);
                     misrouted(owner, Received { remote, local_ip, ecn, segment_bytes, data });
                 }
-                Steered::Foreign => counters.drops.count(DropReason::ForeignDatagram),
+                Steered::Foreign => accounts.counters.drops.count(DropReason::ForeignDatagram),
             }
         }
     }
 
     /// Takes one datagram that belongs here.
-    pub fn handle_datagram(&mut self, now: Instant, received: Received, counters: &mut Counters, memory: &mut Memory) {
+    pub fn handle_datagram(&mut self, now: Instant, received: Received, accounts: &mut Accounts) {
         let Received { remote, local_ip, ecn, mut data, .. } = received;
         let mut issued_s = None;
         if has_long_header(&data) {
             if let Some(initial) = Initial::parse(&data) {
-                match self.prove_address(now, remote, local_ip, &initial, data.len(), counters) {
+                match self.prove_address(now, remote, local_ip, &initial, data.len(), &mut accounts.counters) {
                     Some(claim) => issued_s = Some(claim.issued_s),
                     None => return,
                 }
@@ -183,12 +174,12 @@ impl QuicEndpoint {
                 let current = client.tunnel.connection.remote_address();
                 let mtu_bytes = client.tunnel.connection.current_mtu();
                 if !client.moves.may_receive(now, remote, bytes, current, mtu_bytes) {
-                    return counters.drops.count(DropReason::AddressChange);
+                    return accounts.counters.drops.count(DropReason::AddressChange);
                 }
                 if let Stage::Handshaking { room_bytes, .. } = &mut client.stage {
                     match room_bytes.checked_sub(bytes + DATAGRAM_COST_BYTES) {
                         Some(left) => *room_bytes = left,
-                        None => return counters.drops.count(DropReason::HandshakeLimit),
+                        None => return accounts.counters.drops.count(DropReason::HandshakeLimit),
                     }
                 }
                 client.tunnel.handle_event(event);
@@ -197,11 +188,11 @@ impl QuicEndpoint {
                 }
                 self.connections.touch(slot);
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, issued_s, counters, memory),
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, issued_s, accounts),
             Some(DatagramEvent::Response(transmit)) => {
-                self.respond(outgoing(&transmit), &answer, counters);
+                self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
             }
-            None => counters.drops.count(DropReason::ForeignDatagram),
+            None => accounts.counters.drops.count(DropReason::ForeignDatagram),
         }
     }
 
@@ -256,20 +247,13 @@ impl QuicEndpoint {
     }
 
     /// Lets a handshake begin, where it may. `issued_s` is when its token was issued.
-    fn admit(
-        &mut self,
-        now: Instant,
-        incoming: Incoming,
-        issued_s: Option<u64>,
-        counters: &mut Counters,
-        memory: &mut Memory,
-    ) {
+    fn admit(&mut self, now: Instant, incoming: Incoming, issued_s: Option<u64>, accounts: &mut Accounts) {
         let mut answer = Vec::new();
         if !incoming.remote_address_validated() {
             match self.endpoint.retry(incoming, &mut answer) {
                 Ok(transmit) => {
-                    counters.retries += 1;
-                    self.respond(outgoing(&transmit), &answer, counters);
+                    accounts.counters.retries += 1;
+                    self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
                 }
                 Err(error) => self.endpoint.ignore(error.into_incoming()),
             }
@@ -284,14 +268,14 @@ impl QuicEndpoint {
             Some(DropReason::HandshakeLimit)
         } else if !self.failures.admits(now, remote, persists) {
             Some(DropReason::HandshakeRate)
-        } else if !self.make_room(now, room, counters, memory) {
+        } else if !self.make_room(now, room, accounts) {
             Some(DropReason::HandshakeLimit)
         } else {
             None
         };
         if let Some(hindrance) = hindrance {
             self.endpoint.ignore(incoming);
-            return counters.drops.count(hindrance);
+            return accounts.counters.drops.count(hindrance);
         }
         match self.endpoint.accept(incoming, now, &mut answer, None) {
             Ok((handle, connection)) => {
@@ -305,10 +289,10 @@ impl QuicEndpoint {
                 // What is answered has come as far as TLS.
                 let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
                 self.failures.count(now, address, cost);
-                counters.drops.count(DropReason::Undecryptable);
+                accounts.counters.drops.count(DropReason::Undecryptable);
                 self.failed.push_back(excerpt(error.cause.to_string().as_bytes()));
                 if let Some(transmit) = error.response {
-                    self.respond(outgoing(&transmit), &answer, counters);
+                    self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
                 }
             }
         }
@@ -344,43 +328,38 @@ impl QuicEndpoint {
     }
 
     /// Sees to it that a handshake for which there is `room` finds it, at the cost of another one where it must be. Returns whether it does.
-    fn make_room(&mut self, now: Instant, room: Room, counters: &mut Counters, memory: &mut Memory) -> bool {
+    fn make_room(&mut self, now: Instant, room: Room, accounts: &mut Accounts) -> bool {
         if self.is_stopping {
             return false;
         }
         match room {
             Room::Free => {}
-            Room::InsteadOf(slot) => self.give_way(now, slot, counters, memory),
+            Room::InsteadOf(slot) => self.give_way(now, slot, accounts),
             Room::None => return false,
         }
         if self.connections.len() >= self.params.connections_max
             && let Some(slot) = self.admission.first_to_go()
         {
-            self.give_way(now, slot, counters, memory);
+            self.give_way(now, slot, accounts);
         }
         self.connections.len() < self.params.connections_max
     }
 
     /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
     /// packets have an ID by now that serves for nothing else. One that has not will repeat its Initial, and so begin anew.
-    fn give_way(&mut self, now: Instant, slot: u32, counters: &mut Counters, memory: &mut Memory) {
+    fn give_way(&mut self, now: Instant, slot: u32, accounts: &mut Accounts) {
         let Some(client) = self.connections.at(slot) else { return };
-        counters.drops.count(DropReason::HandshakeGaveWay);
+        accounts.counters.drops.count(DropReason::HandshakeGaveWay);
         if client.tunnel.connection.stats().udp_tx.datagrams > 0 {
             client.tunnel.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
             let mut last_words = Vec::new();
             if let Some(transmit) = client.tunnel.poll_transmit(now, 1, usize::MAX, &mut last_words) {
-                self.responses.respond(transmit, &last_words, counters);
+                self.responses.respond(transmit, &last_words, &mut accounts.counters);
             }
         }
         self.handshake_failed(now, slot, COST_OF_HALF, "gave way to another handshake".to_owned());
         self.give_up(slot);
-        self.forget(now, slot, counters, memory);
-    }
-
-    /// Queues an answer outside any connection, made of `bytes`.
-    fn respond(&mut self, transmit: Transmit, bytes: &[u8], counters: &mut Counters) {
-        self.responses.respond(transmit, bytes, counters);
+        self.forget(now, slot, accounts);
     }
 
     /// A handshake is over, and nobody has logged in: it costs `cost`, more where its ClientHello was taken. Returns whether it was one.
@@ -410,19 +389,10 @@ impl QuicEndpoint {
     }
 
     /// Counts a failed login against its source.
-    pub fn login_failed(&mut self, now: Instant, slot: u32) {
-        self.count_failure(now, slot, COST_OF_FAILURE);
-    }
-
-    fn count_failure(&mut self, now: Instant, slot: u32, cost: Duration) {
+    pub fn count_failure(&mut self, now: Instant, slot: u32, cost: Duration) {
         if let Some(client) = self.connections.at(slot) {
             self.failures.count(now, client.tunnel.connection.remote_address().ip(), cost);
         }
-    }
-
-    /// Why another handshake has failed.
-    pub fn poll_failed(&mut self) -> Option<String> {
-        self.failed.pop_front()
     }
 
     /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
@@ -470,13 +440,13 @@ impl QuicEndpoint {
     }
 
     /// Takes a connection out for good that the endpoint has forgotten.
-    pub fn forget(&mut self, now: Instant, slot: u32, counters: &mut Counters, memory: &mut Memory) {
+    pub fn forget(&mut self, now: Instant, slot: u32, accounts: &mut Accounts) {
         let Some(client) = self.connections.at(slot) else { return };
         while client.tunnel.recv().is_some() {
-            counters.drops.count(DropReason::NotAttached);
+            accounts.counters.drops.count(DropReason::NotAttached);
         }
-        client.tunnel.count(now, counters);
-        self.connections.remove(slot, memory);
+        client.tunnel.count(now, &mut accounts.counters);
+        self.connections.remove(slot, &mut accounts.memory);
     }
 
     /// Calls every connection whose time has come.
@@ -506,22 +476,6 @@ impl QuicEndpoint {
         let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
         client.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);
         Some(transmit)
-    }
-
-    /// The next answer outside any connection. They come last, so that live traffic goes first.
-    pub fn poll_response(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
-        self.responses.pop(buf)
-    }
-
-    /// Answers outside any connection that wait.
-    #[cfg(feature = "inspect")]
-    pub fn responses(&self) -> usize {
-        self.responses.len()
-    }
-
-    /// Handshakes in progress.
-    pub fn pending_handshakes(&self) -> usize {
-        self.admission.pending()
     }
 
     /// What connections and handshakes take, with what those may have sent out of order, in bytes.

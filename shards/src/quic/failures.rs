@@ -204,10 +204,10 @@ fn write_remote(hasher: &mut SipHasher24, kind: u8, remote: SocketAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_time::origin;
 
     fn failures() -> (Failures, Instant) {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         (Failures::new([7; 16], now), now)
     }
 

@@ -152,6 +152,7 @@ impl Controller for Bounded {
 mod tests {
     use super::*;
     use crate::quic::congestion::UncontrolledConfig;
+    use crate::test_time::origin;
 
     fn controller(in_flight: &InFlight, now: Instant) -> Box<dyn Controller> {
         let config = BoundedConfig { inner: Arc::new(UncontrolledConfig), in_flight: in_flight.clone() };
@@ -160,8 +161,7 @@ mod tests {
 
     #[test]
     fn the_window_closes_while_too_much_is_remembered_and_opens_with_acknowledgements() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         let in_flight = InFlight::new(100 * RECORD_BYTES);
         let (mut first, mut second) = (controller(&in_flight, now), controller(&in_flight, now));
         first.on_sent(now, 80, 90);
@@ -178,15 +178,13 @@ mod tests {
 
     #[test]
     fn who_controls_the_congestion_can_be_told() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         assert!(!crate::quic::congestion::answers_marks(&*controller(&InFlight::new(usize::MAX), now)));
     }
 
     #[test]
     fn one_connection_is_bounded_though_all_have_room() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         let in_flight = InFlight::new(usize::MAX);
         let mut only = controller(&in_flight, now);
         only.on_sent(now, 80, PACKETS_MAX - 1);

@@ -146,6 +146,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_time::origin;
 
     const MTU: u16 = 1450;
 
@@ -166,8 +167,7 @@ mod tests {
 
     impl Model {
         fn new() -> Self {
-            #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-            let now = Instant::now();
+            let now = origin();
             let moves = Moves::new(at(1), now);
             Model { moves, now, current: at(1), answers: vec![at(1)], came: 0, went: 0 }
         }

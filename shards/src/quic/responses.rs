@@ -22,8 +22,6 @@ pub struct Responses {
 }
 
 impl Responses {
-    /// How many wait.
-    #[cfg(feature = "inspect")]
     pub fn len(&self) -> usize {
         self.queue.len()
     }

@@ -154,9 +154,7 @@ pub fn seconds(time: SystemTime) -> u64 {
 /// The header of an Initial of QUIC version 1 (RFC 9000, section 17.2.2), as far as it is readable without keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Initial<'a> {
-    /// Destination connection ID.
     pub destination: &'a [u8],
-    /// Source connection ID.
     pub source: &'a [u8],
     /// Token; empty for none.
     pub token: &'a [u8],

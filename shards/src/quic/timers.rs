@@ -29,7 +29,6 @@ impl TimerQueue {
         armed.0 = Some((at, reason));
     }
 
-    /// Forgets `slot`.
     pub fn disarm(&mut self, slot: u32, armed: &mut TimerEntry) {
         if let Some((at, _)) = armed.0.take() {
             self.0.remove(&(at, slot));
@@ -45,7 +44,6 @@ impl TimerQueue {
         })
     }
 
-    /// The earliest deadline and its connection.
     pub fn next(&self) -> Option<(Instant, u32)> {
         self.0.first().copied()
     }
@@ -57,7 +55,6 @@ impl TimerEntry {
         self.0 = None;
     }
 
-    /// Why the connection wants to be woken.
     pub fn reason(&self) -> Option<WakeReason> {
         self.0.map(|(_, reason)| reason)
     }
@@ -68,11 +65,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::test_time::origin;
 
     #[test]
     fn a_connection_has_one_entry_which_only_moves_earlier() {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
+        let now = origin();
         let later = |ms| now + Duration::from_millis(ms);
         let (mut deadlines, mut armed) = (TimerQueue::default(), TimerEntry::default());
         deadlines.arm(3, &mut armed, later(20), WakeReason::Connection);

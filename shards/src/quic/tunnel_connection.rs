@@ -34,9 +34,7 @@ const LATE_CRYPTO_FRAMES_MAX: u64 = 8;
 
 /// A connection and what its carrier remembers of it.
 pub struct TunnelConnection {
-    /// The connection.
     pub connection: Connection,
-    /// Its name at the endpoint.
     pub handle: ConnectionHandle,
     counted: Counted,
     /// Packets taken out of the receive queue, and those that it lost.

@@ -20,7 +20,6 @@ impl WallClock {
         WallClock { start, started: now, elapsed_ns: Arc::default() }
     }
 
-    /// Lets it be `now`.
     pub fn set(&self, now: Instant) {
         let elapsed_ns = now.saturating_duration_since(self.started).as_nanos() as u64;
         self.elapsed_ns.store(elapsed_ns, Ordering::Relaxed);

@@ -27,7 +27,6 @@ impl Barriers {
         self.passed(shard, latest);
     }
 
-    /// The last command that `shard` has executed.
     pub fn of(&self, shard: ShardIndex) -> CommandId {
         self.last.get(usize::from(shard.0)).copied().unwrap_or_default()
     }

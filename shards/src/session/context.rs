@@ -1,24 +1,43 @@
-//! What a role of a shard works with while it handles one message.
+//! What homes and the address allocator of a shard work with.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::ids::ShardIndex;
 use crate::session::addresses::SteeringUpdate;
-use crate::session::message::Outbox;
+use crate::session::message::ControlMessage;
 use crate::session::users::Users;
 
-/// The shard around a [`SessionHome`](crate::session::home::SessionHome) or a [`AddressAllocator`](crate::session::addresses::AddressAllocator), as far as they need it.
-///
-/// Number and directory are of one epoch. When they change, both roles' `apply` is called before anything else.
-pub struct Context<'a> {
-    /// The time.
+/// The shard around a [`SessionHome`](crate::session::home::SessionHome) and an
+/// [`AddressAllocator`](crate::session::addresses::AddressAllocator), as far as they need it. When the users change, `apply` of both is called
+/// before anything else.
+pub struct Context {
+    /// As of the present call.
     pub now: Instant,
-    /// Number of the shard's epoch.
-    pub epoch: u64,
-    /// The users of that epoch.
-    pub directory: &'a Users,
-    /// Where messages go.
-    pub outbox: &'a mut Outbox,
-    /// Where changes for the kernel's steering go. They are carried out before any message leaves the shard.
-    pub steers: &'a mut VecDeque<SteeringUpdate>,
+    /// Version of the snapshot that `users` are of.
+    pub version: u64,
+    pub users: Arc<Users>,
+    /// Messages to shards, this one included.
+    pub outbox: VecDeque<(ShardIndex, ControlMessage)>,
+    /// Changes for the kernel's steering. They are carried out before any message leaves the shard.
+    pub steers: VecDeque<SteeringUpdate>,
+    shards: u16,
+}
+
+impl Context {
+    /// The context of one of `shards`.
+    pub fn new(shards: u16, version: u64, users: Arc<Users>, now: Instant) -> Self {
+        Context { now, version, users, outbox: VecDeque::new(), steers: VecDeque::new(), shards }
+    }
+
+    /// Sends `message` to shard `to`, which may be this one.
+    pub fn send(&mut self, to: ShardIndex, message: ControlMessage) {
+        self.outbox.push_back((to, message));
+    }
+
+    /// Sends what `message` makes to every shard, this one included.
+    pub fn broadcast(&mut self, message: impl Fn() -> ControlMessage) {
+        self.outbox.extend((0..self.shards).map(|index| (ShardIndex(index), message())));
+    }
 }

@@ -1,6 +1,5 @@
-//! What shards say to each other. Between any two shards messages arrive in order.
+//! What the control planes of shards say to each other.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
@@ -9,136 +8,60 @@ use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 /// A client that has proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Login {
-    /// The user.
     pub user: UserIndex,
-    /// The connection.
     pub connection: ConnectionKey,
-    /// The certificate.
     pub certificate: Fingerprint,
 }
 
-/// What the control planes of two shards say to each other. Between any two shards it arrives in order, and nothing is lost but what the next one
-/// of its kind repairs.
+/// What the control planes of two shards say to each other. It arrives in order, and nothing is lost but what the next one of its kind repairs.
 #[derive(Debug)]
 pub enum ControlMessage {
-    /// Owner to home: a client has logged in.
+    /// Owner to home: a client has logged in. A home whose snapshot is older than `version`, the owner's, takes the message when it has caught up.
     Login {
-        /// Who has logged in, and where.
         login: Login,
-        /// The epoch of the owner's look-up. A home that is behind takes the message when it has caught up.
-        epoch: u64,
-        /// The address that the connection has already, where the home has lost its memory.
+        version: u64,
+        /// The one that the connection has already, where the home has lost its memory.
         address: Option<IpAddr>,
     },
     /// Owner to home: a connection is gone.
-    Gone {
-        /// The user.
-        user: UserIndex,
-        /// The connection.
-        connection: ConnectionKey,
-    },
-    /// SessionHome to keeper: a connection needs an address.
-    AllocateAddress {
-        /// Who has logged in, and where.
-        login: Login,
-        /// The user's home.
-        home: ShardIndex,
-        /// The home's epoch. A keeper that is behind takes the message when it has caught up.
-        epoch: u64,
-    },
-    /// AddressAllocator to home: the answer.
-    AddressAllocated {
-        /// Who has logged in, and where.
-        login: Login,
-        /// The address, or why there is none.
-        address: Result<IpAddr, Refusal>,
-    },
-    /// SessionHome to keeper: an address is free again.
-    ReleaseAddress {
-        /// Who has logged in, and where.
-        login: Login,
-        /// The inner address.
-        address: IpAddr,
-    },
-    /// SessionHome to keeper: an address is held, which the keeper has forgotten, or which the home has moved from one connection of a user to another.
-    HoldAddress {
-        /// Who has logged in, and where.
-        login: Login,
-        /// The inner address.
-        address: IpAddr,
-        /// Where the session is.
-        home: ShardIndex,
-    },
-    /// SessionHome to owner: the session has taken the connection in.
-    Admit {
-        /// The connection.
-        connection: ConnectionKey,
-        /// Its inner address.
-        address: IpAddr,
-    },
-    /// SessionHome to owner: the connection is to be closed.
-    Close {
-        /// The connection.
-        connection: ConnectionKey,
-        /// The reason.
-        reason: CloseReason,
-        /// The home's epoch. The owner may not have entered it yet.
-        epoch: u64,
-    },
-    /// AddressAllocator to every shard: who has an address now.
-    Route {
-        /// The inner address.
-        address: IpAddr,
-        /// The connection.
-        connection: ConnectionKey,
-    },
-    /// AddressAllocator to every shard: an address has left a connection.
-    Unroute {
-        /// The inner address.
-        address: IpAddr,
-        /// The connection.
-        connection: ConnectionKey,
-    },
-    /// AddressAllocator that has lost its memory to every shard: every route there is has been told.
+    Gone { user: UserIndex, connection: ConnectionKey },
+    /// Home to allocator: a connection needs an address. An allocator whose snapshot is older than `version`, the home's, answers when it has
+    /// caught up.
+    AllocateAddress { login: Login, home: ShardIndex, version: u64 },
+    /// Allocator to home: the answer.
+    AddressAllocated { login: Login, address: Result<IpAddr, Refusal> },
+    /// Home to allocator: an address is free again.
+    ReleaseAddress { login: Login, address: IpAddr },
+    /// Home to allocator: an address is held, which the allocator has forgotten, or which the home has moved from one connection of a user to
+    /// another.
+    HoldAddress { login: Login, address: IpAddr, home: ShardIndex },
+    /// Home to owner: the session has taken the connection in.
+    Admit { connection: ConnectionKey, address: IpAddr },
+    /// Home to owner: the connection is to be closed. The owner's snapshot may still be older than `version`, the home's.
+    Close { connection: ConnectionKey, reason: CloseReason, version: u64 },
+    /// Allocator to every shard: who has an address now.
+    Route { address: IpAddr, connection: ConnectionKey },
+    /// Allocator to every shard: an address has left a connection.
+    Unroute { address: IpAddr, connection: ConnectionKey },
+    /// Allocator that has lost its memory to every shard: every route there is has been told.
     RoutesTold,
     /// Owner to home: how a lease stands, and what is wanted. May be lost.
     LeaseWanted(LeaseReport),
-    /// SessionHome to owner: tokens. May be lost.
+    /// Home to owner: tokens. May be lost.
     Tokens(LeaseGrant),
     /// Owner to home: a lease is closed.
     LeaseClosed(LeaseClose),
-    /// To every shard: what the sender sent before it carried out an order, it has sent before this.
-    Barrier {
-        /// The shard that has executed it.
-        from: ShardIndex,
-        /// The order.
-        command: CommandId,
-        /// Inner addresses of the sender's connections that the order has closed. What they sent to others before waits nowhere any more.
-        revoked: Vec<IpAddr>,
-    },
+    /// To every shard: everything that `from` sent before it executed `command` precedes this message. The connections that had the addresses
+    /// `revoked` are closed: what they sent to others before waits nowhere any more.
+    Barrier { from: ShardIndex, command: CommandId, revoked: Vec<IpAddr> },
     /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
-    Restarted {
-        /// The shard.
-        shard: ShardIndex,
-        /// How often it has been by now.
-        incarnation: u32,
-    },
-    /// Owner to a home that has lost its memory: every connection of its users has been attached again.
-    Reattached {
-        /// The owner of the connections.
-        owner: ShardIndex,
-        /// The owner's incarnation.
-        owner_incarnation: u32,
-        /// The incarnation of the home that is answered. What was meant for an earlier one is void.
-        home_incarnation: u32,
-    },
-    /// SessionHome to keeper, after either has lost its memory: every address that the home holds has been said.
-    Held {
-        /// The user's home.
-        home: ShardIndex,
-        /// The incarnation of the keeper that it was said to. What was meant for an earlier one is void.
-        keeper_incarnation: u32,
-    },
+    Restarted { shard: ShardIndex, incarnation: u32 },
+    /// Owner to a home that has lost its memory: every connection of its users has been attached again. Void in another incarnation of the home
+    /// than `home_incarnation`.
+    Reattached { owner: ShardIndex, owner_incarnation: u32, home_incarnation: u32 },
+    /// Home to allocator, after either has lost its memory: every address that the home holds has been said. Void in another incarnation of the
+    /// allocator than `allocator_incarnation`.
+    Held { home: ShardIndex, allocator_incarnation: u32 },
 }
 
 impl ControlMessage {
@@ -148,7 +71,7 @@ impl ControlMessage {
     }
 }
 
-/// Why the keeper gives a connection no address.
+/// Why the allocator gives a connection no address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// All are out.
@@ -170,44 +93,4 @@ pub enum CloseReason {
     TooManyConnections,
     /// The user is not known any more.
     Revoked,
-}
-
-/// Messages on their way out, and those of a shard to itself.
-#[derive(Debug, Default)]
-pub struct Outbox {
-    here: ShardIndex,
-    shards: u16,
-    remote: VecDeque<(ShardIndex, ControlMessage)>,
-    local: VecDeque<ControlMessage>,
-}
-
-impl Outbox {
-    /// The outbox of shard `here` among `shards`.
-    pub fn new(here: ShardIndex, shards: u16) -> Self {
-        Outbox { here, shards, ..Outbox::default() }
-    }
-
-    /// Sends `message` to shard `to`, which may be this one.
-    pub fn send(&mut self, to: ShardIndex, message: ControlMessage) {
-        if to == self.here {
-            self.local.push_back(message);
-        } else {
-            self.remote.push_back((to, message));
-        }
-    }
-
-    /// Sends what `message` makes to every shard, this one included.
-    pub fn broadcast(&mut self, message: impl Fn() -> ControlMessage) {
-        (0..self.shards).for_each(|index| self.send(ShardIndex(index), message()));
-    }
-
-    /// The next message for another shard.
-    pub fn poll_remote(&mut self) -> Option<(ShardIndex, ControlMessage)> {
-        self.remote.pop_front()
-    }
-
-    /// The next message of this shard to itself.
-    pub fn poll_local(&mut self) -> Option<ControlMessage> {
-        self.local.pop_front()
-    }
 }

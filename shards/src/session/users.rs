@@ -1,6 +1,6 @@
 //! The users a gateway knows: names, certificates, limits, addresses. Read-only; all shards share one through an `Arc`.
 //!
-//! When the users change while the gateway runs, the new directory [succeeds](Users::succeed) the old one: whoever is in both keeps the
+//! When the users change while the gateway runs, the new ones [succeed](Users::succeed) the old ones: whoever is in both keeps the
 //! same [`UserIndex`]. One that is gone is remembered by name until the next succession; a new user gets an index that no user had before, so that
 //! what is under way about one user never reaches another. (Indices begin again after four billion users, without those in use.)
 //!
@@ -18,7 +18,6 @@ use crate::limit::rate::Limit;
 /// How many connections a user may have at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimit {
-    /// Most connections.
     pub connections_max: NonZeroU32,
     /// What becomes of one more.
     pub when_reached: WhenReached,
@@ -47,12 +46,10 @@ impl AddressRange {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(AddressRange { first, last })
     }
 
-    /// Lowest address.
     pub fn first(&self) -> IpAddr {
         self.first
     }
 
-    /// Highest address.
     pub fn last(&self) -> IpAddr {
         self.last
     }
@@ -66,7 +63,7 @@ impl AddressRange {
 /// One user, as configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
-    /// The name, unique in the directory.
+    /// The name, unique.
     pub name: String,
     /// Certificates that log this user in.
     pub certificates: Vec<Fingerprint>,
@@ -86,14 +83,7 @@ pub enum UsersError {
     DuplicateName(String),
     /// The same certificate for two users, or twice for one.
     #[error("certificate {fingerprint} is authorized for user '{first}' and again for user '{second}'")]
-    DuplicateCertificate {
-        /// The certificate.
-        fingerprint: Fingerprint,
-        /// Who had it first.
-        first: String,
-        /// Who claimed it again.
-        second: String,
-    },
+    DuplicateCertificate { fingerprint: Fingerprint, first: String, second: String },
 }
 
 /// All users.
@@ -108,11 +98,11 @@ pub struct Users {
     claims: BTreeMap<IpAddr, (IpAddr, UserIndex)>,
 }
 
-/// A place in the directory. It outlasts its user by one succession.
+/// A place among the users. It outlasts its user by one succession.
 #[derive(Debug)]
 enum Entry {
     Present(User),
-    /// One of the directory before, by name: the log still speaks of it.
+    /// One of the users before, by name: the log still speaks of it.
     Gone(String),
 }
 
@@ -126,7 +116,7 @@ impl Users {
         Users::default().succeed(users)
     }
 
-    /// The directory of `users` that takes the place of this one: users of the same name keep their index.
+    /// The `users` who take the place of these: users of the same name keep their index.
     ///
     /// # Errors
     ///
@@ -164,7 +154,7 @@ impl Users {
         Ok(())
     }
 
-    /// An index that is nobody's, here or in the directory before.
+    /// An index that is nobody's, now or before.
     fn fresh_index(&mut self, before: &Users) -> UserIndex {
         loop {
             let index = UserIndex(self.next);
@@ -175,7 +165,6 @@ impl Users {
         }
     }
 
-    /// The user whom a certificate logs in.
     pub fn find(&self, certificate: &Fingerprint) -> Option<UserIndex> {
         self.by_certificate.get(certificate).copied()
     }
@@ -195,7 +184,6 @@ impl Users {
         }
     }
 
-    /// The user of a name.
     pub fn find_name(&self, name: &str) -> Option<UserIndex> {
         self.by_name.get(name).copied().filter(|&index| self.user(index).is_some())
     }
@@ -218,12 +206,10 @@ impl Users {
         self.entries.len()
     }
 
-    /// How many users there are.
     pub fn len(&self) -> usize {
         self.users().count()
     }
 
-    /// Whether there is no user.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -272,17 +258,17 @@ mod tests {
 
     #[test]
     fn ten_thousand_reloads_with_ever_new_names_leave_nothing_behind_and_give_no_index_twice() {
-        let mut directory = Users::new(vec![user("stays", 0)]).unwrap();
+        let mut all = Users::new(vec![user("stays", 0)]).unwrap();
         let mut last = UserIndex(0);
         for reload in 0..10_000 {
             let users = [user("stays", 0), user(&format!("a{reload}"), 1), user(&format!("b{reload}"), 2)];
-            directory = directory.succeed(users.into()).unwrap();
-            assert_eq!(directory.find_name("stays"), Some(UserIndex(0)));
-            let new = [1, 2].map(|certificate| directory.find(&Fingerprint([certificate; 32])).unwrap());
+            all = all.succeed(users.into()).unwrap();
+            assert_eq!(all.find_name("stays"), Some(UserIndex(0)));
+            let new = [1, 2].map(|certificate| all.find(&Fingerprint([certificate; 32])).unwrap());
             assert!(last < new[0] && new[0] < new[1], "{new:?} after {last:?}");
             last = new[1];
-            assert!(directory.entries() <= 5, "{directory:?}");
-            assert!(directory.by_name.len() <= 5, "{directory:?}");
+            assert!(all.entries() <= 5, "{all:?}");
+            assert!(all.by_name.len() <= 5, "{all:?}");
         }
     }
 
@@ -291,7 +277,7 @@ mod tests {
         let before = Users { next: u32::MAX, ..Users::new(vec![user("alice", 1), user("bob", 2)]).unwrap() };
         let first = before.succeed(vec![user("bob", 2), user("carol", 3), user("dave", 4)]).unwrap();
         assert_eq!(first.find_name("carol"), Some(UserIndex(u32::MAX)));
-        assert_eq!(first.find_name("dave"), Some(UserIndex(2)), "0 was alice's in the directory before, 1 is bob's");
+        assert_eq!(first.find_name("dave"), Some(UserIndex(2)), "0 was alice's before, 1 is bob's");
         let second = first.succeed(vec![user("bob", 2), user("erin", 5)]).unwrap();
         let third = second.succeed(vec![user("bob", 2), user("frank", 6)]).unwrap();
         assert_eq!([second.find_name("erin"), third.find_name("frank")], [Some(UserIndex(3)), Some(UserIndex(4))]);
@@ -323,7 +309,7 @@ mod tests {
     fn an_address_is_for_its_claimant_or_for_whoever_has_none_of_their_own() {
         let range = |first: &str, last: &str| AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap();
         let pool = vec![range("198.18.0.8", "198.18.0.11"), range("198.18.0.20", "198.18.0.20")];
-        let directory = Users::new(vec![User { pool, ..user("alice", 1) }, user("bob", 2)]).unwrap();
+        let users = Users::new(vec![User { pool, ..user("alice", 1) }, user("bob", 2)]).unwrap();
         let (alice, bob) = (UserIndex(0), UserIndex(1));
         for (address, by) in [
             ("198.18.0.7", bob),
@@ -334,12 +320,12 @@ mod tests {
         ] {
             let address = address.parse().unwrap();
             assert_eq!(
-                (directory.allows(alice, address), directory.allows(bob, address)),
+                (users.allows(alice, address), users.allows(bob, address)),
                 (by == alice, by == bob),
                 "{address}"
             );
         }
-        assert_eq!(directory.claimant("fd00::1".parse().unwrap()), None);
+        assert_eq!(users.claimant("fd00::1".parse().unwrap()), None);
     }
 
     #[test]

@@ -16,23 +16,23 @@ use super::{ClientMtu, Event};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::forward::forwarder::{Forwarder, ForwarderParams};
-use crate::forward::policy::Verdict;
+use crate::forward::forwarder::Forwarder;
+use crate::forward::policy::{Policy, Verdict};
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
 use crate::limit::bucket::RateLimiter;
 use crate::limit::lease::{LeaseClose, LeaseReport};
 use crate::limit::rate::Limit;
 use crate::limit::shaper::{Direction, FlowKey, QueuedPacket};
-use crate::limit::user_queue::Queues;
 use crate::limit::user_queues::UserQueues;
-use crate::memory::Memory;
+use crate::memory::{Accounts, Memory};
 use crate::packet::icmp::unasked_reply;
 use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::vnet::VnetHeader;
 use crate::quic::close_code;
 use crate::quic::connections::{Identity, Stage};
 use crate::quic::endpoint::{EndpointParams, QuicEndpoint, ShardKeys, words};
+use crate::quic::failures::COST_OF_FAILURE;
 
 /// Records of unacknowledged packets may take one part in so many of a shard's memory.
 const RECORDS_OF_MEMORY: usize = 4;
@@ -81,8 +81,7 @@ pub struct DataPlane {
     pub quic: QuicEndpoint,
     pub forward: Forwarder,
     pub limits: UserQueues,
-    pub counters: Counters,
-    pub memory: Memory,
+    pub accounts: Accounts,
     outputs: VecDeque<Output>,
     /// One entry for each change of a connection's path; the driver takes them in every pass.
     client_mtus: VecDeque<ClientMtu>,
@@ -94,7 +93,6 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// A data plane without connections.
     pub fn new(
         params: &Params,
         keys: &ShardKeys,
@@ -118,19 +116,14 @@ impl DataPlane {
             send_datagrams_max: limits.send_datagrams_max,
             records_bytes_max: limits.memory_bytes_max / RECORDS_OF_MEMORY,
         };
-        let forwarder = ForwarderParams {
-            here,
-            tunnel: params.tunnel,
-            outer_addresses: params.outer_addresses.clone(),
-            merge: limits.merge,
-        };
-        let queues = Queues { limits: limits.waiting, key: flow_key(&params.seed) };
+        let policy = Policy::new(here, params.tunnel, &params.outer_addresses, isolate_clients);
+        // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
+        let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
         DataPlane {
             quic: QuicEndpoint::new(endpoint, keys, tls, now),
-            forward: Forwarder::new(forwarder, isolate_clients, now),
-            limits: UserQueues::new(here, params.incarnation, queues),
-            counters: Counters::default(),
-            memory: Memory::new(limits.memory_bytes_max),
+            forward: Forwarder::new(policy, limits.merge, now),
+            limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
+            accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
             outputs: VecDeque::new(),
             client_mtus: VecDeque::new(),
             narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
@@ -141,30 +134,26 @@ impl DataPlane {
         }
     }
 
-    /// Lets it be `now`.
     pub fn set_time(&mut self, now: Instant) {
         if now != self.now {
             self.now = now;
-            self.quic.set_time(now);
+            self.quic.wall_clock.set(now);
         }
     }
 
-    /// The next thing for others.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// The next change of what the path to a client carries.
     pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
         self.client_mtus.pop_front()
     }
 
     // UDP datagrams.
 
-    /// Takes one UDP receive.
     pub fn handle_udp(&mut self, received: Received) {
-        let DataPlane { quic, counters, memory, outputs, .. } = self;
-        quic.handle_udp(self.now, received, counters, memory, &mut |owner, received| {
+        let DataPlane { quic, accounts, outputs, .. } = self;
+        quic.handle_udp(self.now, received, accounts, &mut |owner, received| {
             outputs.push_back(Output::Datagram { owner, received });
         });
         self.tell_failed();
@@ -172,35 +161,35 @@ impl DataPlane {
 
     /// Takes one datagram that another shard has received.
     pub fn handle_datagram(&mut self, received: Received) {
-        self.quic.handle_datagram(self.now, received, &mut self.counters, &mut self.memory);
+        self.quic.handle_datagram(self.now, received, &mut self.accounts);
         self.tell_failed();
     }
 
     /// The next UDP send of any connection, then of those outside.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         while let Some(slot) = self.quic.connections.first_sending() {
-            if let Some(transmit) = self.quic.poll_transmit(now, slot, self.memory.handed_bytes_max(), buf) {
+            if let Some(transmit) = self.quic.poll_transmit(now, slot, self.accounts.memory.handed_bytes_max(), buf) {
                 return Some(transmit);
             }
             self.quic.connections.has_sent();
             self.rest(slot);
         }
-        self.quic.poll_response(buf)
+        self.quic.responses.pop(buf)
     }
 
     /// What is left to do once a connection has nothing more to send in this pass.
     fn rest(&mut self, slot: u32) {
         if self.quic.exchange(slot) {
-            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+            return self.quic.forget(self.now, slot, &mut self.accounts);
         }
         let Some(client) = self.quic.connections.at(slot) else { return };
         if client.is_given_up() {
             // A stranger whose handshake came to nothing is owed no closing period (RFC 9000, section 10.2): it costs memory.
             self.quic.give_up(slot);
-            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+            return self.quic.forget(self.now, slot, &mut self.accounts);
         }
-        client.tunnel.count(self.now, &mut self.counters);
-        client.account(&mut self.memory);
+        client.tunnel.count(self.now, &mut self.accounts.counters);
+        client.account(&mut self.accounts.memory);
         if client.tunnel.misuses_crypto() && client.stage != Stage::Closed {
             self.quic.connections.touch(slot);
         }
@@ -244,7 +233,7 @@ impl DataPlane {
             self.close(slot, close_code::ESTABLISHMENT_FAILED, "Handshake timed out");
         } else if stage != Stage::Closed && misuses_crypto {
             if matches!(stage, Stage::Handshaking { .. }) {
-                self.quic.login_failed(self.now, slot);
+                self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
             }
             self.close(slot, close_code::MISUSE, "too many CRYPTO frames");
         }
@@ -252,7 +241,7 @@ impl DataPlane {
             self.quic.connections.touch(slot);
         }
         if is_drained {
-            return self.quic.forget(self.now, slot, &mut self.counters, &mut self.memory);
+            return self.quic.forget(self.now, slot, &mut self.accounts);
         }
         self.quic.connections.want_to_send(slot);
     }
@@ -260,14 +249,14 @@ impl DataPlane {
     /// Somebody whom nobody knows has logged in.
     pub fn reject(&mut self, login: LoggedIn) {
         let slot = login.connection.slot;
-        self.quic.login_failed(self.now, slot);
+        self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
         self.tell(Event::UnknownCertificate { certificate: login.certificate });
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
     }
 
     /// It is known who has logged in.
     pub fn identify(&mut self, login: LoggedIn, user: UserIndex, home: ShardIndex) {
-        self.counters.handshakes += 1;
+        self.accounts.counters.handshakes += 1;
         if let Some(client) = self.quic.connections.at(login.connection.slot) {
             client.stage = Stage::LoggedIn(Identity { user, home, certificate: login.certificate });
         }
@@ -312,7 +301,7 @@ impl DataPlane {
 
     /// Closes every connection, and takes no new ones.
     pub fn stop(&mut self) {
-        self.quic.stop();
+        self.quic.is_stopping = true;
         for slot in self.quic.connections.slots() {
             self.close(slot, close_code::SHUTDOWN, "Server shutdown");
         }
@@ -365,7 +354,7 @@ impl DataPlane {
     }
 
     fn leave_queue(&mut self, user: UserIndex, connection: ConnectionKey) {
-        let DataPlane { limits, counters, memory, outputs, .. } = self;
+        let DataPlane { limits, accounts: Accounts { counters, memory }, outputs, .. } = self;
         let closed = limits.leave(user, connection, memory, &mut |waiting| match waiting.direction {
             Direction::Up => counters.drops.count(DropReason::NotAttached),
             Direction::Down => {
@@ -378,7 +367,7 @@ impl DataPlane {
     }
 
     fn tell_failed(&mut self) {
-        while let Some(reason) = self.quic.poll_failed() {
+        while let Some(reason) = self.quic.failed.pop_front() {
             self.tell(Event::HandshakeFailed { reason });
         }
     }
@@ -395,7 +384,7 @@ impl DataPlane {
         let Some(client) = self.quic.connections.at(slot) else { return false };
         let Stage::Attached { identity, address, limited } = client.stage else {
             while client.tunnel.recv().is_some() {
-                self.counters.drops.count(DropReason::NotAttached);
+                self.accounts.counters.drops.count(DropReason::NotAttached);
             }
             return false;
         };
@@ -411,45 +400,45 @@ impl DataPlane {
     /// Judges one inner packet of a client, has it pay where its user is limited and it has not yet, and sends it on.
     fn up(&mut self, sender: &Sender, packet: Bytes, pays: bool) {
         let Ok(inner) = InnerPacket::parse(&packet) else {
-            return self.counters.drops.count(DropReason::Malformed);
+            return self.accounts.counters.drops.count(DropReason::Malformed);
         };
         let verdict = self.forward.judge(&inner, sender.address, sender.local_ip);
         // Judged first: what goes nowhere costs nothing. What waits now is judged again when it goes.
         if pays && !matches!(verdict, Verdict::Drop(_)) {
-            let (payer, drops) = ((sender.user, sender.connection), &mut self.counters.drops);
-            if !self.limits.pay(self.now, payer, Direction::Up, &packet, &mut self.memory, drops) {
+            let payer = (sender.user, sender.connection);
+            if !self.limits.pay(self.now, payer, Direction::Up, &packet, &mut self.accounts) {
                 return;
             }
         }
         match verdict {
             Verdict::Forward => {
-                self.counters.up_packets += 1;
-                self.counters.up_bytes += packet.len() as u64;
-                self.forward.write_to_tun(packet, &inner, &mut self.counters);
+                self.accounts.counters.up_packets += 1;
+                self.accounts.counters.up_bytes += packet.len() as u64;
+                self.forward.write_to_tun(packet, &inner, &mut self.accounts.counters);
             }
             // To itself: the route is its own, and nothing would be learned from it.
-            Verdict::Deliver(to) if to == sender.connection => self.counters.drops.count(DropReason::NoRoute),
+            Verdict::Deliver(to) if to == sender.connection => self.accounts.counters.drops.count(DropReason::NoRoute),
             Verdict::Deliver(to) => {
-                self.counters.relayed_packets += 1;
+                self.accounts.counters.relayed_packets += 1;
                 let packet = self.forward.pool.copy(&packet);
                 self.deliver(to, packet);
             }
             Verdict::Hairpin(to) => {
-                self.counters.relayed_packets += 1;
+                self.accounts.counters.relayed_packets += 1;
                 let packet = self.forward.pool.copy(&packet);
                 self.outputs.push_back(Output::Packet { to, packet });
             }
-            Verdict::Drop(reason) => self.counters.drops.count(reason),
+            Verdict::Drop(reason) => self.accounts.counters.drops.count(reason),
         }
     }
 
     /// Takes a frame of the TUN: to a connection of this shard, or once across the mesh.
     pub fn handle_frame(&mut self, frame: &[u8], may_cross: bool) {
         let Some((header, packet)) = VnetHeader::parse(frame) else {
-            return self.counters.drops.count(DropReason::Malformed);
+            return self.accounts.counters.drops.count(DropReason::Malformed);
         };
         if let Err(reason) = self.route_frame(&header, packet, frame, may_cross) {
-            self.counters.drops.add(reason, header.packets(packet));
+            self.accounts.counters.drops.add(reason, header.packets(packet));
         }
     }
 
@@ -466,7 +455,7 @@ impl DataPlane {
             if !may_cross {
                 return Err(DropReason::NoRoute);
             }
-            self.counters.misrouted_frames += 1;
+            self.accounts.counters.misrouted_frames += 1;
             let frame = self.forward.pool.copy(frame);
             self.outputs.push_back(Output::Frame { owner: connection.owner, frame });
             return Ok(());
@@ -481,7 +470,7 @@ impl DataPlane {
     /// Sends an inner packet to a client of this shard.
     pub fn deliver(&mut self, to: ConnectionKey, packet: Bytes) {
         let Some(slot) = self.quic.connections.find(to) else {
-            return self.counters.drops.count(DropReason::NoRoute);
+            return self.accounts.counters.drops.count(DropReason::NoRoute);
         };
         let (mut downlink, forward) = self.downlink();
         downlink.deliver(slot, packet, forward);
@@ -493,8 +482,7 @@ impl DataPlane {
         let downlink = Downlink {
             connections: &mut self.quic.connections,
             limits: &mut self.limits,
-            counters: &mut self.counters,
-            memory: &mut self.memory,
+            accounts: &mut self.accounts,
             outputs: &mut self.outputs,
             now: self.now,
         };
@@ -505,17 +493,16 @@ impl DataPlane {
 
     /// Sends on what the tokens of a user pay for, and asks for more.
     pub fn serve_next(&mut self) {
-        let Some(user) = self.limits.next_ready(self.now, &mut self.counters.drops) else { return };
+        let Some(user) = self.limits.next_ready(self.now, &mut self.accounts.counters.drops) else { return };
         while !self.forward.coalescer.is_full() {
-            let drops = &mut self.counters.drops;
-            let next = self.limits.next_affordable(self.now, user, &mut |reason, _| drops.count(reason));
+            let next = self.limits.next_affordable(self.now, user, &mut self.accounts.counters.drops);
             let Some(waiting) = next else { break };
             self.release(waiting);
         }
         if self.forward.coalescer.is_full() {
             self.limits.want_service(user);
         }
-        let report = self.limits.poll_report(self.now, user, &mut self.memory);
+        let report = self.limits.poll_report(self.now, user, &mut self.accounts.memory);
         self.outputs.extend(report.map(|(home, report)| Output::LeaseWanted { home, report }));
     }
 
@@ -524,14 +511,14 @@ impl DataPlane {
         let QueuedPacket { direction, connection, packet, .. } = waiting;
         let found = self.quic.connections.find(connection);
         let Some((slot, client)) = found.and_then(|slot| Some((slot, self.quic.connections.at(slot)?))) else {
-            return self.counters.drops.count(DropReason::NotAttached);
+            return self.accounts.counters.drops.count(DropReason::NotAttached);
         };
         match (direction, client.stage) {
             (Direction::Up, Stage::Attached { identity, address, .. }) => {
                 let local_ip = client.tunnel.connection.local_ip();
                 self.up(&Sender { connection, user: identity.user, address, local_ip }, packet, false);
             }
-            (Direction::Up, _) => self.counters.drops.count(DropReason::NotAttached),
+            (Direction::Up, _) => self.accounts.counters.drops.count(DropReason::NotAttached),
             (Direction::Down, _) => {
                 self.downlink().0.released(slot, packet);
                 self.quic.connections.want_to_send(slot);
@@ -556,7 +543,7 @@ impl DataPlane {
         let mut released = Vec::new();
         let closed = match limit {
             Some(limit) => self.limits.set_limit(user, limit),
-            None => self.limits.lift_limit(user, &mut self.memory, &mut |waiting| released.push(waiting)),
+            None => self.limits.lift_limit(user, &mut self.accounts.memory, &mut |waiting| released.push(waiting)),
         };
         self.outputs.extend(closed.map(|(home, close)| Output::LeaseClosed { home, close }));
         released.into_iter().for_each(|waiting| self.release(waiting));
@@ -572,7 +559,7 @@ impl DataPlane {
                 && InnerPacket::parse(&waiting.packet).is_ok_and(|packet| sources.contains(&packet.source))
         };
         for user in self.users() {
-            let drops = &mut self.counters.drops;
+            let drops = &mut self.accounts.counters.drops;
             self.limits.take_where(user, is_theirs, &mut |_| drops.count(DropReason::NotAttached));
         }
     }
@@ -587,7 +574,8 @@ impl DataPlane {
         self.tell_driver(slot, identity.user, address, carried_bytes);
         let Some(client) = self.quic.connections.at(slot) else { return };
         while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
-            let reply = self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.counters);
+            let reply =
+                self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
             self.outputs.extend(reply.map(|(to, packet)| Output::Packet { to, packet }));
         }
         if client.tunnel.path.wants_filler()
@@ -613,8 +601,8 @@ impl DataPlane {
             && mtu_bytes < before
         {
             let is_too_narrow = address.is_ipv6() && usize::from(mtu_bytes) < MTU_BYTES_MIN_V6;
-            self.counters.narrowed_paths += 1;
-            self.counters.too_narrow_paths += u64::from(is_too_narrow);
+            self.accounts.counters.narrowed_paths += 1;
+            self.accounts.counters.too_narrow_paths += u64::from(is_too_narrow);
             if self.narrowings_told.allows(self.now) {
                 self.tell(Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow });
             }
@@ -623,11 +611,11 @@ impl DataPlane {
 
     /// Sets what queues may hold, once a pass.
     pub fn weigh(&mut self) {
-        let others = self.memory.receive_buffers_bytes
+        let others = self.accounts.memory.receive_buffers_bytes
             + self.forward.pool.held_bytes()
             + self.quic.connections_bytes()
             + self.quic.unacknowledged_bytes();
-        self.memory.set_others(others);
+        self.accounts.memory.set_others(others);
     }
 }
 
@@ -637,11 +625,6 @@ struct Sender {
     user: UserIndex,
     address: IpAddr,
     local_ip: Option<IpAddr>,
-}
-
-/// The part of the seed that the endpoint does not use for itself alone: nobody sees it.
-fn flow_key(seed: &[u8; 32]) -> FlowKey {
-    FlowKey(seed[16..].try_into().expect("a seed has 32 bytes"))
 }
 
 /// Writes `message` on a new unidirectional stream, whole, and finishes it.

@@ -8,17 +8,16 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::data::Output;
-use crate::counters::Counters;
-use crate::drops::{DropReason, Drops};
+use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::limit::shaper::Direction;
 use crate::limit::user_queues::UserQueues;
-use crate::memory::Memory;
+use crate::memory::Accounts;
 use crate::packet::fragment::{fragment, may_be_fragmented};
 use crate::packet::pool::PacketPool;
 use crate::packet::split::{split, split_first};
 use crate::packet::vnet::VnetHeader;
-use crate::quic::connections::{ClientConnection, Connections, Stage};
+use crate::quic::connections::{Connections, Stage};
 
 /// The longest queue loses half of what can be taken from it, and so many bytes at least.
 const TAKEN_BYTES_MIN: usize = 64 * 1024;
@@ -27,8 +26,7 @@ const TAKEN_BYTES_MIN: usize = 64 * 1024;
 pub struct Downlink<'a> {
     pub connections: &'a mut Connections,
     pub limits: &'a mut UserQueues,
-    pub counters: &'a mut Counters,
-    pub memory: &'a mut Memory,
+    pub accounts: &'a mut Accounts,
     pub outputs: &'a mut VecDeque<Output>,
     pub now: Instant,
 }
@@ -73,7 +71,10 @@ impl Downlink<'_> {
         let mut pool = PacketPool::for_one_frame();
         let sent = split_first(header, packet, &mut pool, room, &mut |packet| self.packet(slot, packet));
         let sent = sent.map_err(|_| DropReason::Malformed)?;
-        self.counters.drops.add(DropReason::DatagramQueueFull, header.packets(packet).saturating_sub(sent as u64));
+        self.accounts
+            .counters
+            .drops
+            .add(DropReason::DatagramQueueFull, header.packets(packet).saturating_sub(sent as u64));
         Ok(())
     }
 
@@ -92,13 +93,12 @@ impl Downlink<'_> {
     fn packet(&mut self, slot: u32, packet: Bytes) {
         let Some(client) = self.connections.at(slot) else { return };
         let Stage::Attached { identity, limited, .. } = client.stage else {
-            return self.counters.drops.count(DropReason::NotAttached);
+            return self.accounts.counters.drops.count(DropReason::NotAttached);
         };
         if !limited {
             return self.queue(slot, packet);
         }
-        let (payer, drops) = ((identity.user, client.key), &mut self.counters.drops);
-        if self.limits.pay(self.now, payer, Direction::Down, &packet, self.memory, drops) {
+        if self.limits.pay(self.now, (identity.user, client.key), Direction::Down, &packet, self.accounts) {
             let packet = if client.tunnel.is_behind() { Bytes::copy_from_slice(&packet) } else { packet };
             self.queue(slot, packet);
         }
@@ -117,36 +117,38 @@ impl Downlink<'_> {
             self.queue(slot, fragment);
         });
         if is_split {
-            self.counters.own_packets += fragments - 1;
+            self.accounts.counters.own_packets += fragments - 1;
         } else {
-            self.counters.drops.count(DropReason::TooBig);
+            self.accounts.counters.drops.count(DropReason::TooBig);
         }
     }
 
     #[inline]
     fn queue(&mut self, slot: u32, packet: Bytes) {
         let bytes = packet.len();
-        if !self.memory.has_room(bytes) && !self.make_room(slot, bytes) {
-            return self.counters.drops.count(DropReason::MemoryLimit);
+        if !self.accounts.memory.has_room(bytes) && !self.make_room(slot, bytes) {
+            return self.accounts.counters.drops.count(DropReason::MemoryLimit);
         }
         let Some(client) = self.connections.at(slot) else { return };
-        if client.tunnel.send(packet, self.memory.handed_bytes_max(), &mut self.counters.drops) {
-            client.account_packet(self.memory, bytes);
-            self.counters.down_packets += 1;
-            self.counters.down_bytes += bytes as u64;
+        if client.tunnel.send(packet, self.accounts.memory.handed_bytes_max(), &mut self.accounts.counters.drops) {
+            client.account_packet(&mut self.accounts.memory, bytes);
+            self.accounts.counters.down_packets += 1;
+            self.accounts.counters.down_bytes += bytes as u64;
         }
     }
 
     /// Makes room for a packet of so many bytes to the connection in `slot`, at the cost of whoever has the longest queue. Returns whether there is.
     #[cold]
     fn make_room(&mut self, slot: u32, bytes: usize) -> bool {
-        let longest = self.memory.backlogs.longest().unwrap_or(slot);
+        let longest = self.accounts.memory.backlogs.longest().unwrap_or(slot);
         let mut backlog_bytes = |slot| self.connections.at(slot).map_or(0, |client| client.tunnel.backlog_bytes());
         let loser = if backlog_bytes(longest) > backlog_bytes(slot) { longest } else { slot };
         if let Some(client) = self.connections.at(loser) {
-            shorten(client, self.memory, &mut self.counters.drops);
+            let packets = client.tunnel.take_back((client.tunnel.backlog_bytes() / 2).max(TAKEN_BYTES_MIN));
+            self.accounts.counters.drops.add(DropReason::MemoryLimit, packets);
+            client.account(&mut self.accounts.memory);
         }
-        self.memory.has_room(bytes)
+        self.accounts.memory.has_room(bytes)
     }
 
     /// Sends a packet to a client whose path carries less than its length: in fragments, or not at all, and then its sender is told.
@@ -159,11 +161,11 @@ impl Downlink<'_> {
         }
         let mut fragments = Vec::new();
         if fragment(packet, mtu_bytes, &mut |fragment| fragments.push(fragment)) {
-            self.counters.fragmented_packets += 1;
-            self.counters.own_packets += fragments.len() as u64 - 1;
+            self.accounts.counters.fragmented_packets += 1;
+            self.accounts.counters.own_packets += fragments.len() as u64 - 1;
             fragments.into_iter().for_each(|fragment| self.packet(slot, fragment));
         } else {
-            self.counters.drops.count(DropReason::TooBig);
+            self.accounts.counters.drops.count(DropReason::TooBig);
             self.tell_sender(slot, packet, packet.len(), forward);
         }
     }
@@ -179,14 +181,8 @@ impl Downlink<'_> {
         if client.tunnel.path.is_searching() {
             return client.tunnel.path.answer_later(packet, packet_bytes);
         }
-        let reply = forward.reply_too_big(self.now, packet, client.tunnel.inner_mtu_bytes(), self.counters);
+        let reply =
+            forward.reply_too_big(self.now, packet, client.tunnel.inner_mtu_bytes(), &mut self.accounts.counters);
         self.outputs.extend(reply.map(|(to, packet)| Output::Packet { to, packet }));
     }
-}
-
-/// Takes the oldest packets of a queue back.
-fn shorten(client: &mut ClientConnection, memory: &mut Memory, drops: &mut Drops) {
-    let packets = client.tunnel.take_back((client.tunnel.backlog_bytes() / 2).max(TAKEN_BYTES_MIN));
-    drops.add(DropReason::MemoryLimit, packets);
-    client.account(memory);
 }

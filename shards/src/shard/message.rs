@@ -22,12 +22,7 @@ pub enum Message {
 #[derive(Debug)]
 pub enum PacketMessage {
     /// Inner packets for a connection, in order.
-    Hairpin {
-        /// The connection.
-        connection: ConnectionKey,
-        /// The packets.
-        packets: Vec<Bytes>,
-    },
+    Hairpin { connection: ConnectionKey, packets: Vec<Bytes> },
     /// A TUN frame (virtio header in front) that the kernel gave to the wrong queue.
     Frame(Bytes),
     /// A UDP datagram that the kernel gave to the wrong socket.
@@ -78,7 +73,6 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// The outbox of shard `here`.
     pub fn new(here: ShardIndex) -> Self {
         Outbox { here, remote: VecDeque::new(), local: VecDeque::new() }
     }
@@ -104,12 +98,10 @@ impl Outbox {
         }
     }
 
-    /// The next message for another shard.
     pub fn poll_remote(&mut self) -> Option<(ShardIndex, Message)> {
         self.remote.pop_front()
     }
 
-    /// The next message of this shard to itself.
     pub fn poll_local(&mut self) -> Option<Message> {
         self.local.pop_front()
     }

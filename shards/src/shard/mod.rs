@@ -25,7 +25,7 @@ use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
 use crate::limit::rate::Limit;
 use crate::machine::Machine;
-use crate::memory::Held;
+use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
 use crate::packet::frame::Frame;
 use crate::quic::close_code;
@@ -44,91 +44,36 @@ use params::Params;
 /// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
 const EVENTS_MAX: usize = 4096;
 
-/// An order from outside.
 #[derive(Clone)]
 pub enum Command {
     /// Close every connection and take no new ones.
     Stop,
-    /// Go over to another epoch: who is not in it any more is closed, limits and addresses are those of the new one.
-    Apply {
-        /// The order's number.
-        ticket: CommandId,
-        /// The next epoch.
-        epoch: Arc<Snapshot>,
-    },
+    /// Go over to another snapshot: who is not in it any more is closed, limits and addresses are those of the new one.
+    Apply { id: CommandId, snapshot: Arc<Snapshot> },
     /// Close a user's connections.
-    Kick {
-        /// The order's number.
-        ticket: CommandId,
-        /// The user.
-        user: UserIndex,
-    },
+    Kick { id: CommandId, user: UserIndex },
 }
 
-/// Something to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A client has its address.
-    Attached {
-        /// The user.
-        user: UserIndex,
-        /// The connection.
-        connection: ConnectionKey,
-        /// Its inner address.
-        address: IpAddr,
-    },
-    /// A client that was logged in is gone.
-    Detached {
-        /// The user.
-        user: UserIndex,
-        /// The connection.
-        connection: ConnectionKey,
-        /// What ended it.
-        reason: String,
-        /// The epoch that ended it: a later one than the shard's where the user's home is ahead.
-        epoch: u64,
-    },
+    Attached { user: UserIndex, connection: ConnectionKey, address: IpAddr },
+    /// A client that was logged in is gone. It ended with the snapshot `epoch`, a later one than the shard's where the user's home is ahead.
+    Detached { user: UserIndex, connection: ConnectionKey, reason: String, epoch: u64 },
     /// Somebody completed a handshake with a certificate that no user has.
-    UnknownCertificate {
-        /// Its fingerprint.
-        certificate: Fingerprint,
-    },
-    /// The path to a client carries less than before.
-    PathNarrowed {
-        /// The user.
-        user: UserIndex,
-        /// The connection.
-        connection: ConnectionKey,
-        /// Largest inner packet that it carries, in bytes.
-        mtu_bytes: u16,
-        /// Whether that is less than the tunnel's IPv6 needs.
-        is_too_narrow: bool,
-    },
+    UnknownCertificate { certificate: Fingerprint },
+    /// The path to a client carries less than before: inner packets of `mtu_bytes`. `is_too_narrow` is less than the tunnel's IPv6 needs.
+    PathNarrowed { user: UserIndex, connection: ConnectionKey, mtu_bytes: u16, is_too_narrow: bool },
     /// A client was turned away after its login, because no address is free.
-    PoolExhausted {
-        /// The user.
-        user: UserIndex,
-    },
+    PoolExhausted { user: UserIndex },
     /// A client was turned away after its login: its user has an address, and those that are left are for users who have none.
-    PoolReserved {
-        /// The user.
-        user: UserIndex,
-    },
+    PoolReserved { user: UserIndex },
     /// A client was turned away after its login, because its user has all the connections allowed.
-    TooManyConnections {
-        /// The user.
-        user: UserIndex,
-    },
+    TooManyConnections { user: UserIndex },
     /// A handshake came to nothing.
-    HandshakeFailed {
-        /// The reason.
-        reason: String,
-    },
-    /// There were more events than anybody asked for.
-    Forgotten {
-        /// How many are not told of.
-        events: u64,
-    },
+    HandshakeFailed { reason: String },
+    /// There were so many more events than anybody asked for.
+    Forgotten { events: u64 },
 }
 
 /// What the path to one client carries, for the kernel's route to its inner address.
@@ -152,7 +97,6 @@ pub struct Shard {
     forgotten_events: u64,
     here: ShardIndex,
     hairpin_packets_max: usize,
-    now: Instant,
     /// Whether anything was handled since the last decision.
     undecided: bool,
     stopping: bool,
@@ -169,19 +113,17 @@ impl Shard {
         assert!(shards <= SHARDS_MAX && here.0 < shards, "shard {here:?} of {shards}");
         Shard {
             data: DataPlane::new(&params, keys, snapshot.tls.clone(), snapshot.isolate_clients, now),
-            control: ControlPlane::new(&params, snapshot, now),
+            control: ControlPlane::new(&params, &snapshot, now),
             outbox: Outbox::new(here),
             events: VecDeque::new(),
             forgotten_events: 0,
             here,
             hairpin_packets_max: params.limits.hairpin_packets_max,
-            now,
             undecided: false,
             stopping: false,
         }
     }
 
-    /// Which shard this is.
     pub fn index(&self) -> ShardIndex {
         self.here
     }
@@ -191,12 +133,12 @@ impl Shard {
         let sessions = &self.control.sessions;
         let (connections, users) = (sessions.connections() as u64, sessions.users() as u64);
         let thinned_acks = self.data.forward.coalescer.thinned_acks();
-        Counters { connections, users, thinned_acks, ..self.data.counters }
+        Counters { connections, users, thinned_acks, ..self.data.accounts.counters }
     }
 
     /// Inner packets that passed so far, whichever way.
     pub fn passed_packets(&self) -> u64 {
-        let counters = &self.data.counters;
+        let counters = &self.data.accounts.counters;
         counters.up_packets + counters.down_packets + counters.relayed_packets
     }
 
@@ -212,9 +154,9 @@ impl Shard {
 
     /// What is held for others now.
     pub fn held(&self) -> Held {
-        let DataPlane { quic, forward, memory, .. } = &self.data;
+        let DataPlane { quic, forward, accounts: Accounts { memory, .. }, .. } = &self.data;
         Held {
-            limit_bytes: memory.limit_bytes() as u64,
+            limit_bytes: memory.limit_bytes as u64,
             receive_buffers_bytes: memory.receive_buffers_bytes as u64,
             packet_chunks_bytes: forward.pool.held_bytes() as u64,
             queued_bytes: memory.queued_bytes as u64,
@@ -232,7 +174,7 @@ impl Shard {
 
     /// Takes note of the driver's receive buffers, in bytes, with those of which the shard has kept a part.
     pub fn handle_receive_buffers(&mut self, bytes: usize) {
-        self.data.memory.receive_buffers_bytes = bytes;
+        self.data.accounts.memory.receive_buffers_bytes = bytes;
     }
 
     /// Frees what is only kept to be used again.
@@ -254,17 +196,15 @@ impl Shard {
     /// The last command that every shard has executed, as far as this one has heard, with nothing under way to it from before. What the command
     /// forbids passes this shard no more, once the outputs of the pass are out.
     pub fn completed(&self) -> CommandId {
-        self.control.completed()
+        self.control.barriers.completed()
     }
 
-    /// Takes a message from another shard.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         self.begin(now);
         self.receive(message);
         self.exchange();
     }
 
-    /// Takes a command from outside.
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.begin(now);
         match command {
@@ -272,10 +212,10 @@ impl Shard {
                 self.stopping = true;
                 self.data.stop();
             }
-            Command::Apply { ticket, epoch } => self.apply(ticket, epoch),
-            Command::Kick { ticket, user } => {
+            Command::Apply { id, snapshot } => self.apply(id, &snapshot),
+            Command::Kick { id, user } => {
                 let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
-                self.control.executed(ticket, &revoked);
+                self.control.executed(id, &revoked);
             }
         }
         self.exchange();
@@ -283,24 +223,21 @@ impl Shard {
 
     /// The next message for another shard. To be polled after [`Shard::poll_steer`] is idle: a message may release what a steering entry held.
     pub fn poll_message(&mut self) -> Option<(ShardIndex, Message)> {
-        debug_assert!(!self.control.has_steers(), "steering comes before messages");
+        debug_assert!(self.control.context.steers.is_empty(), "steering comes before messages");
         self.collect();
         let message = self.outbox.poll_remote();
-        self.data.counters.messages += u64::from(message.is_some());
+        self.data.accounts.counters.messages += u64::from(message.is_some());
         message
     }
 
-    /// The next change for the kernel's steering of inner addresses.
     pub fn poll_steer(&mut self) -> Option<SteeringUpdate> {
-        self.control.poll_steer()
+        self.control.context.steers.pop_front()
     }
 
-    /// The next change of what the path to a client carries.
     pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
         self.data.poll_client_mtu()
     }
 
-    /// The next event for the log.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.collect();
         if self.forgotten_events > 0 {
@@ -310,15 +247,19 @@ impl Shard {
     }
 
     fn begin(&mut self, now: Instant) {
-        self.now = now;
-        self.data.set_time(now);
+        self.set_time(now);
         self.undecided = true;
+    }
+
+    fn set_time(&mut self, now: Instant) {
+        self.control.context.now = now;
+        self.data.set_time(now);
     }
 
     fn tell(&mut self, event: Event) {
         if self.events.len() >= EVENTS_MAX && !matches!(event, Event::Detached { .. }) {
             self.forgotten_events += 1;
-            self.data.counters.forgotten_events += 1;
+            self.data.accounts.counters.forgotten_events += 1;
             return;
         }
         self.events.push_back(event);
@@ -346,11 +287,8 @@ impl Shard {
                 Output::Event(event) => self.tell(event),
             }
         }
-        while let Some((to, message)) = self.control.poll_remote() {
+        while let Some((to, message)) = self.control.context.outbox.pop_front() {
             self.outbox.send(to, message);
-        }
-        while let Some(message) = self.control.poll_local() {
-            self.outbox.send(self.here, message);
         }
     }
 
@@ -359,7 +297,7 @@ impl Shard {
         let user = identity.user;
         self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
         if let Some(reason) = reason {
-            let epoch = version.unwrap_or(self.control.snapshot.number);
+            let epoch = version.unwrap_or(self.control.context.version);
             self.tell(Event::Detached { user, connection, reason, epoch });
         }
     }
@@ -377,53 +315,43 @@ impl Shard {
 
     fn receive_control(&mut self, message: ControlMessage) {
         use ControlMessage as M;
-        let Shard { data, control, now, .. } = self;
-        let now = *now;
-        match message {
-            M::Admit { connection, address } => self.admit(connection, address),
-            M::Close { connection, reason, epoch } => self.close(connection, reason, epoch),
-            M::Route { address, connection } => data.forward.routes.insert(address, connection),
-            M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
-            M::RoutesTold => data.forward.routes.told(),
-            M::Tokens(grant) => data.limits.handle_grant(&grant),
-            M::Barrier { from, command, revoked } => {
+        let Shard { data, control, .. } = self;
+        let ControlPlane { context, sessions, addresses, barriers, .. } = control;
+        match (message, addresses) {
+            (M::Admit { connection, address }, _) => self.admit(connection, address),
+            (M::Close { connection, reason, version }, _) => self.close(connection, reason, version),
+            (M::Route { address, connection }, _) => data.forward.routes.insert(address, connection),
+            (M::Unroute { address, connection }, _) => data.forward.routes.remove(address, connection),
+            (M::RoutesTold, _) => data.forward.routes.told(),
+            (M::Tokens(grant), _) => data.limits.handle_grant(&grant),
+            (M::Barrier { from, command, revoked }, _) => {
                 data.drop_waiting_from(&revoked);
-                control.barrier_passed(from, command);
+                barriers.passed(from, command);
             }
-            M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
-            M::Login { login, epoch, address } => {
-                control.in_sessions(now, |sessions, context| sessions.attach(context, login, epoch, address));
+            (M::Restarted { shard, incarnation }, _) => self.sibling_restarted(shard, incarnation),
+            (M::Login { login, version, address }, _) => sessions.attach(context, login, version, address),
+            (M::Gone { user, connection }, _) => sessions.detach(context, user, connection),
+            (M::AddressAllocated { login, address }, _) => sessions.address_allocated(context, login, address),
+            (M::LeaseWanted(report), _) => sessions.report_lease(context, &report),
+            (M::LeaseClosed(close), _) => sessions.close_lease(context, &close),
+            (M::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
+                sessions.reattached(context, owner, owner_incarnation, home_incarnation);
             }
-            M::Gone { user, connection } => {
-                control.in_sessions(now, |sessions, context| sessions.detach(context, user, connection));
+            (M::AllocateAddress { login, home, version }, Some(allocator)) => {
+                allocator.allocate(context, login, home, version);
             }
-            M::AddressAllocated { login, address } => {
-                control.in_sessions(now, |sessions, context| sessions.address_allocated(context, login, address));
-            }
-            M::LeaseWanted(report) => {
-                control.in_sessions(now, |sessions, context| sessions.report_lease(context, &report));
-            }
-            M::LeaseClosed(close) => {
-                control.in_sessions(now, |sessions, context| sessions.close_lease(context, &close))
-            }
-            M::Reattached { owner, owner_incarnation, home_incarnation } => {
-                control.in_sessions(now, |sessions, context| {
-                    sessions.reattached(context, owner, owner_incarnation, home_incarnation);
-                });
-            }
-            M::AllocateAddress { login, home, epoch } => {
-                control.in_addresses(now, |addresses, context| addresses.allocate(context, login, home, epoch));
-            }
-            M::ReleaseAddress { login, address } => control.in_addresses(now, |addresses, context| {
+            (M::ReleaseAddress { login, address }, Some(allocator)) => {
                 // One that was not held is a message of an earlier incarnation.
-                let _ = addresses.release(context, login, address);
-            }),
-            M::HoldAddress { login, address, home } => control.in_addresses(now, |addresses, context| {
-                let _ = addresses.hold(context, login, address, home);
-            }),
-            M::Held { home, keeper_incarnation } => {
-                control.in_addresses(now, |addresses, context| addresses.home_held(context, home, keeper_incarnation));
+                let _ = allocator.release(context, login, address);
             }
+            (M::HoldAddress { login, address, home }, Some(allocator)) => {
+                let _ = allocator.hold(context, login, address, home);
+            }
+            (M::Held { home, allocator_incarnation }, Some(allocator)) => {
+                allocator.home_held(context, home, allocator_incarnation);
+            }
+            // Nobody sends it here.
+            (_, None) => {}
         }
     }
 
@@ -440,20 +368,20 @@ impl Shard {
     /// Somebody has proved to hold the key of a certificate: the user's home is asked for an address.
     fn log_in(&mut self, logged_in: LoggedIn) {
         let LoggedIn { connection, certificate } = logged_in;
-        let Some(user) = self.control.users().find(&certificate) else { return self.data.reject(logged_in) };
+        let Some(user) = self.control.context.users.find(&certificate) else { return self.data.reject(logged_in) };
         let home = self.control.home(user);
         self.data.identify(logged_in, user, home);
         self.collect();
         let login = Login { user, connection, certificate };
-        let epoch = self.control.snapshot.number;
-        self.outbox.send(home, ControlMessage::Login { login, epoch, address: None });
+        let version = self.control.context.version;
+        self.outbox.send(home, ControlMessage::Login { login, version, address: None });
     }
 
     /// The home has taken a connection in.
     fn admit(&mut self, connection: ConnectionKey, address: IpAddr) {
         let Some(identity) = self.data.waits_for_address(connection) else { return };
         // The home may be a snapshot behind.
-        if self.control.users().allows(identity.user, address) {
+        if self.control.context.users.allows(identity.user, address) {
             self.data.admit(connection.slot, identity, address, self.control.limit(identity.user));
         } else {
             self.data.close(connection.slot, close_code::REVOKED, "Access revoked");
@@ -483,12 +411,13 @@ impl Shard {
     }
 
     /// Goes over to another snapshot: whoever may not stay is closed, other limits hold for the others.
-    fn apply(&mut self, command: CommandId, snapshot: Arc<Snapshot>) {
+    fn apply(&mut self, command: CommandId, snapshot: &Snapshot) {
         self.data.quic.set_tls(snapshot.tls.clone());
-        self.data.forward.set_isolation(snapshot.isolate_clients);
-        self.control.snapshot = snapshot;
+        self.data.forward.policy.isolate_clients = snapshot.isolate_clients;
+        self.control.context.version = snapshot.version;
+        self.control.context.users = snapshot.users.clone();
         let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
-        let users = self.control.snapshot.directory.clone();
+        let users = &snapshot.users;
         let revoked = self.revoke("Access revoked", |data, user, connection, (certificate, address)| {
             if users.find(&certificate) != Some(user) || address.is_some_and(|address| !users.allows(user, address)) {
                 return true;
@@ -502,7 +431,7 @@ impl Shard {
         });
         limits.into_iter().for_each(|(user, limit)| self.data.set_limit(user, limit));
         self.collect();
-        self.control.apply(self.now);
+        self.control.apply();
         self.control.executed(command, &revoked);
     }
 
@@ -526,12 +455,12 @@ impl Shard {
     /// A sibling has lost its memory: it is told what it must know, and what it held is void.
     fn sibling_restarted(&mut self, shard: ShardIndex, incarnation: u32) {
         self.collect();
-        let epoch = self.control.snapshot.number;
+        let version = self.control.context.version;
         let mut users = BTreeSet::new();
         for (connection, identity, address) in self.data.clients() {
             if identity.home == shard {
                 let login = Login { user: identity.user, connection, certificate: identity.certificate };
-                self.outbox.send(shard, ControlMessage::Login { login, epoch, address });
+                self.outbox.send(shard, ControlMessage::Login { login, version, address });
                 users.insert(identity.user);
             }
         }
@@ -540,7 +469,7 @@ impl Shard {
         if shard == ALLOCATOR {
             self.data.forward.routes.doubt();
         }
-        self.control.sibling_restarted(self.now, shard, incarnation);
+        self.control.sibling_restarted(shard, incarnation);
     }
 }
 
@@ -559,14 +488,13 @@ impl Machine for Shard {
         self.begin(now);
         self.data.quic.handle_timeout(now);
         self.data.limits.handle_timeout(now);
-        self.control.in_sessions(now, |sessions, context| sessions.handle_timeout(context));
+        self.control.sessions.handle_timeout(&mut self.control.context);
         self.exchange();
     }
 
     fn decide(&mut self, now: Instant) {
         self.undecided = false;
-        self.now = now;
-        self.data.set_time(now);
+        self.set_time(now);
         self.data.weigh();
         while !self.data.forward.coalescer.is_full()
             && let Some(slot) = self.data.quic.connections.next_touched()
@@ -592,7 +520,7 @@ impl Machine for Shard {
     }
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {
-        self.data.counters.drops.add(reason, packets);
+        self.data.accounts.counters.drops.add(reason, packets);
     }
 
     fn handle_refused_merges(&mut self, kind: MergeKind) {
@@ -605,10 +533,10 @@ impl Machine for Shard {
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
         if self.has_backlog() {
-            return Some((self.now, WakeReason::Connection));
+            return Some((self.control.context.now, WakeReason::Connection));
         }
         if self.data.limits.has_ready() {
-            return Some((self.now, WakeReason::Tokens));
+            return Some((self.control.context.now, WakeReason::Tokens));
         }
         let connection = self.data.quic.connections.poll_timeout();
         let tokens = self.control.sessions.poll_timeout();

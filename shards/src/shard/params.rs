@@ -50,7 +50,6 @@ impl Default for Limits {
     }
 }
 
-/// What a shard is told at its start.
 #[derive(Clone)]
 pub struct Params {
     /// How many shards there are, at most 128.
@@ -65,7 +64,6 @@ pub struct Params {
     pub handshake_timeout: Duration,
     /// Transport parameters of every connection.
     pub transport: TransportParams,
-    /// Bounds.
     pub limits: Limits,
     /// Shared by all shards, kept across restarts.
     pub connection_id_key: ConnectionIdKey,
@@ -78,7 +76,6 @@ pub struct Params {
 }
 
 impl Params {
-    /// The gateway's own inner address.
     pub fn server_address(&self) -> IpAddr {
         self.tunnel.addr()
     }

@@ -353,7 +353,7 @@ impl Walk {
             Some(Downward::Grant(mut grant)) => {
                 let Some(lease) = &mut owner.lease else { return Ok(()) };
                 if self.plant == Plant::DoubleGrant {
-                    grant.granted_bytes += grant.granted_bytes.saturating_sub(lease.granted_bytes());
+                    grant.granted_bytes += grant.granted_bytes.saturating_sub(lease.totals.granted_bytes);
                 }
                 lease.handle_grant(&grant);
                 self.serve(place)?;
@@ -414,7 +414,9 @@ impl Walk {
 
     fn check(&self) -> Result<(), String> {
         for lease in self.owners.iter().flat_map(|owner| &owner.lease) {
-            if lease.granted_bytes() != lease.spent_bytes() + lease.returned_bytes() + lease.available_bytes() {
+            if lease.totals.granted_bytes
+                != lease.totals.spent_bytes + lease.totals.returned_bytes + lease.available_bytes()
+            {
                 return Err(format!("{lease:?} does not add up"));
             }
         }
@@ -424,8 +426,8 @@ impl Walk {
             return Err(format!("{audit:?}"));
         }
         for lease in self.owners.iter().flat_map(|owner| &owner.lease) {
-            let granted = ledger.leases().find(|(id, _)| *id == lease.id()).map_or(0, |(_, granted)| granted);
-            if granted < lease.granted_bytes() {
+            let granted = ledger.leases().find(|(id, _)| *id == lease.totals.lease).map_or(0, |(_, granted)| granted);
+            if granted < lease.totals.granted_bytes {
                 return Err(format!("{lease:?} has more than the {granted} granted"));
             }
         }

@@ -12,8 +12,8 @@ fn live(world: &World) -> Vec<ConnectionKey> {
 
 /// Free addresses lie in no more ranges than there are addresses out, and one more for each pool.
 fn check_work(world: &mut World, pools: usize) {
-    let keeper = world.nodes[0].keeper.as_ref().unwrap();
-    let (ranges, held) = (keeper.free_ranges(), keeper.held() as usize);
+    let allocator = world.nodes[0].allocator.as_ref().unwrap();
+    let (ranges, held) = (allocator.free_ranges(), allocator.held() as usize);
     if ranges > held + pools {
         world.fail(format!("{ranges} ranges for {held} addresses"));
     }
@@ -38,7 +38,7 @@ fn churn(tunnel: &str, cycles: usize, connections: usize) -> World {
         }
         check_work(&mut world, 1);
         if connects % 1000 == 0 {
-            world.settle();
+            world.deliver_all();
             world.check_at_rest();
             open = live(&world);
         }
@@ -54,7 +54,7 @@ fn a_small_pool_is_exhausted_and_nothing_is_lost_or_given_twice_in_100_000_conne
     assert_eq!(world.violation, None);
     let exhausted = world.closed.iter().filter(|(_, reason)| *reason == CloseReason::PoolExhausted).count();
     assert!(exhausted > 1000, "{exhausted}");
-    assert_eq!(world.nodes[0].keeper.as_ref().unwrap().free_ranges(), 1);
+    assert_eq!(world.nodes[0].allocator.as_ref().unwrap().free_ranges(), 1);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_pool_of_16_million_costs_no_more_and_loses_nothing_in_100_000_connections()
     let world = churn("10.0.0.1/8", 100_000, 200);
     assert_eq!(world.violation, None);
     assert!(world.closed.is_empty());
-    assert_eq!(world.nodes[0].keeper.as_ref().unwrap().free_ranges(), 1);
+    assert_eq!(world.nodes[0].allocator.as_ref().unwrap().free_ranges(), 1);
 }
 
 /// As the seed's own tests exercise its registry: 20 workers, 5 users, each worker adds and removes a connection several times.
@@ -91,7 +91,7 @@ fn twenty_workers_on_five_users_leave_nothing_behind() {
             world.send_packet(address);
         }
         assert_eq!(ever.len(), 100);
-        world.settle();
+        world.deliver_all();
         world.check_empty();
         assert_eq!(world.violation, None, "seed {seed}");
     }

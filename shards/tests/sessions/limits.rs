@@ -43,9 +43,9 @@ fn at_the_limit_new_connections_are_refused_and_old_ones_stay() {
         assert!(world.closed.iter().all(|(_, reason)| *reason == CloseReason::TooManyConnections));
         // A place that has come free is taken again.
         world.disconnect(left[0]);
-        world.settle();
+        world.deliver_all();
         let newcomer = world.login(2, certificate(1)).unwrap();
-        world.settle();
+        world.deliver_all();
         assert!(world.nodes[2].connections[&newcomer].address.is_some());
         world.check_empty();
         assert_eq!(world.violation, None, "seed {seed}");
@@ -75,11 +75,11 @@ fn a_lower_limit_closes_what_is_over_it() {
     for (when_reached, survivors) in [(WhenReached::RefuseNew, [0, 1]), (WhenReached::CloseOldest, [2, 3])] {
         let mut world = World::new(1, 2, "198.18.0.1/24", vec![limited(4, when_reached, &[])]);
         let connections: Vec<_> = (0..4).filter_map(|_| world.login(1, certificate(1))).collect();
-        world.settle();
+        world.deliver_all();
         world.announce(vec![limited(2, when_reached, &[])]);
         world.apply_next(0);
         world.apply_next(1);
-        world.settle();
+        world.deliver_all();
         let left: Vec<_> = world.live().map(|owned| owned.login.connection).collect();
         assert_eq!(left, survivors.map(|place| connections[place]));
         world.check_empty();

@@ -1,4 +1,4 @@
-//! Homes and the keeper under every order of messages: logins that race, users and pools that change, shards that die.
+//! Homes and the allocator under every order of messages: logins that race, users and pools that change, shards that die.
 
 mod churn;
 mod limits;

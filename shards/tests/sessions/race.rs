@@ -31,7 +31,7 @@ fn race(seed: u64, confirms_early: bool) -> World {
         }
         world.send_packet(address);
     }
-    world.settle();
+    world.deliver_all();
     world
 }
 

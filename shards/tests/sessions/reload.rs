@@ -1,4 +1,4 @@
-//! Users and pools that change while connections come and go, each shard entering an epoch at its own time.
+//! Users and pools that change while connections come and go, each shard entering a snapshot at its own time.
 
 use std::num::NonZeroU32;
 
@@ -51,7 +51,7 @@ pub fn act(world: &mut World) {
                 world.disconnect(live[pick]);
             }
         }
-        16..17 if world.epochs.len() < 8 => {
+        16..17 if world.snapshots.len() < 8 => {
             let users = random_users(&mut world.random);
             world.announce(users);
         }
@@ -62,23 +62,23 @@ pub fn act(world: &mut World) {
     }
 }
 
-/// All enter the last epoch, and nothing is under way any more.
+/// All enter the last snapshot, and nothing is under way any more.
 pub fn calm(world: &mut World) {
-    let behind = |world: &World| world.nodes.iter().position(|node| node.epoch + 1 < world.epochs.len());
+    let behind = |world: &World| world.nodes.iter().position(|node| node.version + 1 < world.snapshots.len());
     while let Some(shard) = behind(world) {
         world.apply_next(shard);
         (0..world.random.below(20)).for_each(|_| {
             world.deliver();
         });
     }
-    world.settle();
+    world.deliver_all();
 }
 
-/// Nobody has an address that the owner's epoch does not allow.
+/// Nobody has an address that the owner's snapshot does not allow.
 fn check_allowed(world: &mut World) {
     let forbidden = world.nodes.iter().find_map(|node| {
-        let directory = &world.epochs[node.epoch];
-        let allowed = |user, address| directory.allows(user, address);
+        let users = &world.snapshots[node.version];
+        let allowed = |user, address| users.allows(user, address);
         node.connections
             .values()
             .find(|owned| owned.address.is_some_and(|address| !allowed(owned.login.user, address)))
@@ -111,7 +111,7 @@ fn users_and_pools_change_while_logins_race_and_every_address_has_one_holder_who
 }
 
 #[test]
-fn a_login_of_a_later_epoch_waits_for_the_home_and_one_of_an_earlier_is_refused() {
+fn a_login_of_a_later_snapshot_waits_for_the_home_and_one_of_an_earlier_is_refused() {
     let mut world = World::new(1, 2, "198.18.0.1/24", vec![user(1, &[])]);
     let (home, other) = {
         let home = usize::from(tollgate_shards::home_of("user2", 2).0);
@@ -120,18 +120,18 @@ fn a_login_of_a_later_epoch_waits_for_the_home_and_one_of_an_earlier_is_refused(
     world.announce(vec![user(1, &[]), user(2, &[])]);
     world.apply_next(other);
     let early = world.login(other, certificate(2)).unwrap();
-    world.settle();
+    world.deliver_all();
     assert!(world.nodes[other].connections[&early].address.is_none());
     world.apply_next(home);
-    world.settle();
+    world.deliver_all();
     assert!(world.nodes[other].connections[&early].address.is_some());
     world.announce(vec![user(1, &[])]);
     world.apply_next(home);
     let late = world.login(other, certificate(2)).unwrap();
-    world.settle();
+    world.deliver_all();
     assert!(world.closed.contains(&(late, tollgate_shards::CloseReason::Revoked)));
     world.apply_next(other);
-    world.settle();
+    world.deliver_all();
     world.check_at_rest();
     assert_eq!((world.violation.as_deref(), world.live().count()), (None, 0));
 }
@@ -141,13 +141,13 @@ fn who_keeps_an_allowed_address_stays_when_the_pool_shrinks() {
     let pool = [("198.18.0.9", "198.18.0.10")];
     let mut world = World::new(1, 2, "198.18.0.1/24", vec![user(1, &pool)]);
     let first = world.login(0, certificate(1)).unwrap();
-    world.settle();
+    world.deliver_all();
     world.login(1, certificate(1)).unwrap();
-    world.settle();
+    world.deliver_all();
     world.announce(vec![user(1, &[("198.18.0.9", "198.18.0.9")])]);
     world.apply_next(0);
     world.apply_next(1);
-    world.settle();
+    world.deliver_all();
     world.check_at_rest();
     assert_eq!(world.live().map(|owned| owned.login.connection).collect::<Vec<_>>(), [first]);
     assert_eq!(world.violation, None);

@@ -31,21 +31,21 @@ fn shards_die_at_any_moment_and_no_address_is_out_twice_and_none_is_lost() {
 }
 
 #[test]
-fn whoever_is_connected_keeps_the_address_when_home_or_keeper_die() {
+fn whoever_is_connected_keeps_the_address_when_home_or_allocator_die() {
     for shard in 0..3 {
         let mut world = World::new(7, 3, "198.18.0.1/24", (0..8).map(|number| user(number, &[])).collect());
         for number in 0..8 {
             world.login((shard + 1) % 3, certificate(number)).unwrap();
             world.login((shard + 2) % 3, certificate(number)).unwrap();
         }
-        world.settle();
+        world.deliver_all();
         let before = world.beliefs.clone();
         world.restart(shard);
-        world.settle();
+        world.deliver_all();
         world.check_at_rest();
         assert_eq!((world.beliefs.clone(), before.len()), (before, 16));
         let late = world.login(shard, certificate(3)).unwrap();
-        world.settle();
+        world.deliver_all();
         assert!(world.nodes[shard].connections[&late].address.is_some(), "life goes on");
         world.check_empty();
         assert_eq!(world.violation, None);

@@ -1,4 +1,4 @@
-//! Real homes and a real keeper on several shards, joined by one ordered queue for each pair. The owners' side is a model: it attaches, believes that
+//! Real homes and a real allocator on several shards, joined by one ordered queue for each pair. The owners' side is a model: it attaches, believes that
 //! it holds an address when it is told so, and detaches. Every choice comes from one seed.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Outbox, Routes, SessionHome};
+use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Routes, SessionHome};
 use tollgate_shards::{
-    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, SteeringUpdate, User, Users,
-    home_of,
+    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, User, Users, home_of,
 };
 
 /// A small generator: the tests need no good one, but the same one everywhere.
@@ -66,21 +65,20 @@ pub struct Owned {
 /// A shard without packets.
 pub struct Node {
     pub home: SessionHome,
-    pub keeper: Option<AddressAllocator>,
+    pub allocator: Option<AddressAllocator>,
     pub routes: Routes,
     pub connections: BTreeMap<ConnectionKey, Owned>,
-    pub epoch: usize,
+    pub version: usize,
     incarnation: u32,
     opened: u64,
-    outbox: Outbox,
-    steers: VecDeque<SteeringUpdate>,
+    context: Context,
 }
 
 pub struct World {
     pub random: Random,
     pub nodes: Vec<Node>,
-    /// Number and users of every epoch so far.
-    pub epochs: Vec<Arc<Users>>,
+    /// Users of every snapshot so far, by version.
+    pub snapshots: Vec<Arc<Users>>,
     /// Which connection is sure to hold each address. Two are a violation.
     pub beliefs: BTreeMap<IpAddr, ConnectionKey>,
     /// The order in which the homes heard of connections.
@@ -104,14 +102,14 @@ impl World {
         let now = Instant::now();
         let mut random = Random::new(seed);
         let tunnel: IpNet = tunnel.parse().unwrap();
-        let directory = Arc::new(Users::new(users).unwrap());
+        let users = Arc::new(Users::new(users).unwrap());
         let pairs = usize::from(shards) * usize::from(shards);
         let weights = (0..pairs).map(|_| [1, 10, 10, 100][random.below(4)]).collect();
-        let nodes = (0..shards).map(|index| Node::new(index, shards, tunnel, &directory, 0, 0, now)).collect();
+        let nodes = (0..shards).map(|index| Node::new(index, shards, tunnel, &users, 0, 0, now)).collect();
         World {
             random,
             nodes,
-            epochs: vec![directory],
+            snapshots: vec![users],
             beliefs: BTreeMap::new(),
             arrivals: Vec::new(),
             closed: Vec::new(),
@@ -128,15 +126,15 @@ impl World {
     pub fn login(&mut self, shard: usize, certificate: Fingerprint) -> Option<ConnectionKey> {
         let shards = self.nodes.len() as u16;
         let node = &mut self.nodes[shard];
-        let directory = &self.epochs[node.epoch];
-        let user = directory.find(&certificate)?;
+        let users = &self.snapshots[node.version];
+        let user = users.find(&certificate)?;
         node.opened += 1;
         let generation = (u64::from(node.incarnation) << 32) + node.opened;
         let connection = ConnectionKey { owner: ShardIndex(shard as u16), slot: 0, generation };
         let login = Login { user, connection, certificate };
-        let home = home_of(directory.name(user), shards);
+        let home = home_of(users.name(user), shards);
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
-        node.outbox.send(home, ControlMessage::Login { login, epoch: node.epoch as u64, address: None });
+        node.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
         self.flush(shard);
         Some(connection)
     }
@@ -153,32 +151,33 @@ impl World {
 
     fn confirm(&mut self, shard: usize, owned: &Owned) {
         let Login { user, connection, .. } = owned.login;
-        self.nodes[shard].outbox.send(owned.home, ControlMessage::Gone { user, connection });
+        self.nodes[shard].context.send(owned.home, ControlMessage::Gone { user, connection });
         self.flush(shard);
     }
 
-    /// The users of the next epoch. No shard has entered it yet.
+    /// The users of the next snapshot. No shard has entered it yet.
     pub fn announce(&mut self, users: Vec<User>) {
-        let next = self.epochs.last().unwrap().succeed(users).unwrap();
-        self.epochs.push(Arc::new(next));
+        let next = self.snapshots.last().unwrap().succeed(users).unwrap();
+        self.snapshots.push(Arc::new(next));
     }
 
-    /// A shard enters its next epoch, if there is one.
+    /// A shard enters its next snapshot, if there is one.
     pub fn apply_next(&mut self, shard: usize) {
-        let next = self.nodes[shard].epoch + 1;
-        let Some(directory) = self.epochs.get(next).cloned() else { return };
-        self.nodes[shard].epoch = next;
+        let next = self.nodes[shard].version + 1;
+        let Some(users) = self.snapshots.get(next).cloned() else { return };
+        let node = &mut self.nodes[shard];
+        (node.version, node.context.version, node.context.users) = (next, next as u64, users.clone());
         for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
             let Login { user, connection, certificate } = owned.login;
-            let allowed = owned.address.is_none_or(|address| directory.allows(user, address));
-            if directory.find(&certificate) != Some(user) || !allowed {
+            let allowed = owned.address.is_none_or(|address| users.allows(user, address));
+            if users.find(&certificate) != Some(user) || !allowed {
                 self.disconnect(connection);
             }
         }
-        self.with_roles(shard, |home, keeper, context| {
+        self.with_roles(shard, |home, allocator, context| {
             home.apply(context);
-            if let Some(keeper) = keeper {
-                keeper.apply(context);
+            if let Some(allocator) = allocator {
+                allocator.apply(context);
             }
         });
     }
@@ -197,13 +196,13 @@ impl World {
             let lost = if self.random.percent(50) { self.random.below(to.len() + 1) } else { 0 };
             to.drain(..lost);
         }
-        let Node { epoch, incarnation, .. } = self.nodes[shard];
-        let epoch = if self.random.percent(50) { epoch } else { self.epochs.len() - 1 };
-        let directory = &self.epochs[epoch];
+        let Node { version, incarnation, .. } = self.nodes[shard];
+        let version = if self.random.percent(50) { version } else { self.snapshots.len() - 1 };
+        let users = &self.snapshots[version];
         let index = ShardIndex(shard as u16);
-        let mut node = Node::new(index.0, shards as u16, self.tunnel, directory, epoch, incarnation + 1, self.now);
+        let mut node = Node::new(index.0, shards as u16, self.tunnel, users, version, incarnation + 1, self.now);
         for other in (0..shards as u16).map(ShardIndex).filter(|&other| other != index) {
-            node.outbox.send(other, ControlMessage::Restarted { shard: index, incarnation: incarnation + 1 });
+            node.context.send(other, ControlMessage::Restarted { shard: index, incarnation: incarnation + 1 });
         }
         self.nodes[shard] = node;
         self.flush(shard);
@@ -233,7 +232,7 @@ impl World {
     }
 
     /// Delivers all that is under way.
-    pub fn settle(&mut self) {
+    pub fn deliver_all(&mut self) {
         while self.deliver() {}
         for connection in self.lingering() {
             self.disconnect(connection);
@@ -266,11 +265,11 @@ impl World {
     pub fn check_limits(&mut self) {
         let mut over = None;
         for node in &self.nodes {
-            let directory = &self.epochs[node.epoch];
+            let users = &self.snapshots[node.version];
             for (user, session) in node.home.sessions().filter(|_| !node.home.is_recovering()) {
-                let limit = directory.user(user).and_then(|user| user.connection_limit);
-                let judged = session.members().iter().filter(|member| member.epoch() <= node.epoch as u64);
-                let live = judged.filter(|member| !member.is_closing()).count();
+                let limit = users.user(user).and_then(|user| user.connection_limit);
+                let judged = session.members().iter().filter(|member| member.version <= node.version as u64);
+                let live = judged.filter(|member| !member.closing).count();
                 if limit.is_some_and(|limit| live > limit.connections_max.get() as usize) {
                     over = Some(format!("{live} connections of {user:?}"));
                 }
@@ -288,13 +287,14 @@ impl World {
             counted.0 += node.home.connections();
             counted.1 += node.home.users();
             for (_, session) in node.home.sessions() {
-                members.extend(session.members().iter().map(|member| (member.login().connection, member.address())));
+                members.extend(session.members().iter().map(|member| (member.login.connection, member.address())));
             }
         }
         let users = self.live().map(|owned| owned.login.user).collect::<std::collections::BTreeSet<_>>().len();
-        let keeper = self.nodes[usize::from(ALLOCATOR.0)].keeper.as_ref().unwrap();
-        let held: BTreeMap<_, _> = keeper.holdings().map(|(address, held)| (address, held.login.connection)).collect();
-        let unconfirmed = keeper.holdings().filter(|(_, held)| !held.confirmed).count();
+        let allocator = self.nodes[usize::from(ALLOCATOR.0)].allocator.as_ref().unwrap();
+        let held: BTreeMap<_, _> =
+            allocator.holdings().map(|(address, held)| (address, held.login.connection)).collect();
+        let unconfirmed = allocator.holdings().filter(|(_, held)| !held.confirmed).count();
         let mut wrong = Vec::new();
         if live.values().any(Option::is_none) {
             wrong.push(format!("somebody waits for ever: {live:?}"));
@@ -303,7 +303,8 @@ impl World {
             wrong.push(format!("homes have {members:?}, and count {counted:?}; owners have {live:?} of {users}"));
         }
         if held != self.beliefs || unconfirmed > 0 {
-            wrong.push(format!("the keeper has {held:?}, {unconfirmed} unconfirmed; owners have {:?}", self.beliefs));
+            wrong
+                .push(format!("the allocator has {held:?}, {unconfirmed} unconfirmed; owners have {:?}", self.beliefs));
         }
         for (shard, node) in self.nodes.iter().enumerate() {
             let agrees = |(&address, &connection)| node.routes.find(address) == Some(connection);
@@ -319,10 +320,10 @@ impl World {
         for connection in self.live().map(|owned| owned.login.connection).collect::<Vec<_>>() {
             self.disconnect(connection);
         }
-        self.settle();
+        self.deliver_all();
         self.check_at_rest();
         let sessions: usize = self.nodes.iter().map(|node| node.home.sessions().count()).sum();
-        let held = self.nodes[0].keeper.as_ref().unwrap().held();
+        let held = self.nodes[0].allocator.as_ref().unwrap().held();
         if sessions > 0 || held > 0 {
             self.fail(format!("{sessions} sessions and {held} addresses are left"));
         }
@@ -333,14 +334,13 @@ impl World {
     }
 
     fn flush(&mut self, shard: usize) {
-        while let Some(message) = self.nodes[shard].outbox.poll_local() {
-            self.receive(shard, message);
-        }
         let shards = self.nodes.len();
-        let Node { outbox, steers, .. } = &mut self.nodes[shard];
-        steers.clear();
-        while let Some((to, message)) = outbox.poll_remote() {
-            self.channels[shard * shards + usize::from(to.0)].push_back(message);
+        self.nodes[shard].context.steers.clear();
+        while let Some((to, message)) = self.nodes[shard].context.outbox.pop_front() {
+            match usize::from(to.0) {
+                to if to == shard => self.receive(shard, message),
+                to => self.channels[shard * shards + to].push_back(message),
+            }
         }
     }
 
@@ -358,17 +358,17 @@ impl World {
                 if let ControlMessage::Login { login, .. } = message {
                     self.arrivals.push(login.connection);
                 }
-                self.with_roles(shard, |home, keeper, context| receive_as_role(home, keeper, context, message));
+                self.with_roles(shard, |home, allocator, context| receive_as_role(home, allocator, context, message));
             }
         }
     }
 
     fn attached(&mut self, connection: ConnectionKey, address: IpAddr) {
         let node = &mut self.nodes[usize::from(connection.owner.0)];
-        let directory = &self.epochs[node.epoch];
+        let users = &self.snapshots[node.version];
         let Some(owned) = node.connections.get_mut(&connection) else { return };
         match owned.address {
-            None if !directory.allows(owned.login.user, address) => self.disconnect(connection),
+            None if !users.allows(owned.login.user, address) => self.disconnect(connection),
             None => {
                 owned.address = Some(address);
                 if let Some(other) = self.beliefs.insert(address, connection) {
@@ -397,18 +397,18 @@ impl World {
         let node = &mut self.nodes[shard];
         for owned in node.connections.values().filter(|owned| owned.home == sibling) {
             let Owned { login, address, .. } = *owned;
-            node.outbox.send(sibling, ControlMessage::Login { login, epoch: node.epoch as u64, address });
+            node.context.send(sibling, ControlMessage::Login { login, version: node.version as u64, address });
         }
         let (owner, owner_incarnation) = (ShardIndex(shard as u16), node.incarnation);
         let reattached = ControlMessage::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
-        node.outbox.send(sibling, reattached);
+        node.context.send(sibling, reattached);
         if sibling == ALLOCATOR {
             node.routes.doubt();
         }
-        self.with_roles(shard, |home, keeper, context| {
+        self.with_roles(shard, |home, allocator, context| {
             home.shard_restarted(context, sibling, incarnation);
-            if let Some(keeper) = keeper {
-                keeper.shard_restarted(context, sibling);
+            if let Some(allocator) = allocator {
+                allocator.shard_restarted(context, sibling);
             }
         });
     }
@@ -416,12 +416,12 @@ impl World {
     fn with_roles(
         &mut self,
         shard: usize,
-        act: impl FnOnce(&mut SessionHome, Option<&mut AddressAllocator>, &mut Context<'_>),
+        act: impl FnOnce(&mut SessionHome, Option<&mut AddressAllocator>, &mut Context),
     ) {
         self.now += Duration::from_nanos(1);
-        let Node { home, keeper, epoch, outbox, steers, .. } = &mut self.nodes[shard];
-        let (number, directory) = (*epoch as u64, &self.epochs[*epoch]);
-        act(home, keeper.as_mut(), &mut Context { now: self.now, epoch: number, directory, outbox, steers });
+        let Node { home, allocator, context, .. } = &mut self.nodes[shard];
+        context.now = self.now;
+        act(home, allocator.as_mut(), context);
         self.flush(shard);
     }
 
@@ -437,50 +437,49 @@ impl Node {
         index: u16,
         shards: u16,
         tunnel: IpNet,
-        directory: &Users,
-        epoch: usize,
+        users: &Arc<Users>,
+        version: usize,
         incarnation: u32,
         now: Instant,
     ) -> Self {
         let index = ShardIndex(index);
         Node {
             home: SessionHome::new(index, shards, incarnation, now),
-            keeper: (index == ALLOCATOR).then(|| AddressAllocator::new(tunnel, directory, 64, shards, incarnation)),
+            allocator: (index == ALLOCATOR).then(|| AddressAllocator::new(tunnel, users, 64, shards, incarnation)),
             routes: Routes::default(),
             connections: BTreeMap::new(),
-            epoch,
+            version,
             incarnation,
             opened: 0,
-            outbox: Outbox::new(index, shards),
-            steers: VecDeque::new(),
+            context: Context::new(shards, version as u64, users.clone(), now),
         }
     }
 }
 
 fn receive_as_role(
     home: &mut SessionHome,
-    keeper: Option<&mut AddressAllocator>,
-    context: &mut Context<'_>,
+    allocator: Option<&mut AddressAllocator>,
+    context: &mut Context,
     message: ControlMessage,
 ) {
-    match (message, keeper) {
-        (ControlMessage::Login { login, epoch, address }, _) => home.attach(context, login, epoch, address),
+    match (message, allocator) {
+        (ControlMessage::Login { login, version, address }, _) => home.attach(context, login, version, address),
         (ControlMessage::Gone { user, connection }, _) => home.detach(context, user, connection),
         (ControlMessage::AddressAllocated { login, address }, _) => home.address_allocated(context, login, address),
         (ControlMessage::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
             home.reattached(context, owner, owner_incarnation, home_incarnation);
         }
-        (ControlMessage::AllocateAddress { login, home, epoch }, Some(keeper)) => {
-            keeper.allocate(context, login, home, epoch);
+        (ControlMessage::AllocateAddress { login, home, version }, Some(allocator)) => {
+            allocator.allocate(context, login, home, version);
         }
-        (ControlMessage::ReleaseAddress { login, address }, Some(keeper)) => {
-            keeper.release(context, login, address);
+        (ControlMessage::ReleaseAddress { login, address }, Some(allocator)) => {
+            allocator.release(context, login, address);
         }
-        (ControlMessage::HoldAddress { login, address, home }, Some(keeper)) => {
-            keeper.hold(context, login, address, home);
+        (ControlMessage::HoldAddress { login, address, home }, Some(allocator)) => {
+            allocator.hold(context, login, address, home);
         }
-        (ControlMessage::Held { home, keeper_incarnation }, Some(keeper)) => {
-            keeper.home_held(context, home, keeper_incarnation);
+        (ControlMessage::Held { home, allocator_incarnation }, Some(allocator)) => {
+            allocator.home_held(context, home, allocator_incarnation);
         }
         (message, _) => panic!("nobody sends {message:?} here"),
     }

@@ -148,7 +148,7 @@ fn removing_an_unknown_connection_changes_nothing() {
         }
         shard.handle_message(
             world.now,
-            ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, epoch: 0 }.into(),
+            ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, version: 0 }.into(),
         );
         shard.handle_message(world.now, ControlMessage::Unroute { address, connection: stranger }.into());
         shard.handle_message(world.now, ControlMessage::Admit { connection: stranger, address }.into());

@@ -17,10 +17,10 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             let mut world = World::new(Setup { users, ..Setup::default() });
             world.attach(0, owner);
             world.events.clear();
-            let epoch = world.epoch_without_users();
+            let snapshot = world.snapshot_without_users();
             let mut told = Vec::new();
             for shard in [first, 1 - first] {
-                let command = Command::Apply { ticket: CommandId(1), epoch: epoch.clone() };
+                let command = Command::Apply { id: CommandId(1), snapshot: snapshot.clone() };
                 world.shards[shard].handle_command(world.now, command);
                 world.run(10 * MS);
                 told.extend(world.events.drain(..).filter_map(|event| match event {
@@ -31,7 +31,7 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             // Neither the home nor the owner lets it pass any longer than it must.
             let by = if usize::from(home) == first || usize::from(owner) == first { first } else { 1 - first };
             let reason = "closed by the gateway: Access revoked (code 0x04)".to_owned();
-            assert_eq!(told, [(by, reason, epoch.number)], "{what}");
+            assert_eq!(told, [(by, reason, snapshot.version)], "{what}");
             assert!(world.shards.iter().all(|shard| shard.completed() == CommandId(1)), "{what}");
         }
     }

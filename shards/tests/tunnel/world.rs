@@ -49,7 +49,7 @@ pub struct World {
     /// Whether clients ask for a protocol that the gateway does not speak, which TLS refuses.
     pub asks_for_another_protocol: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
-    epoch: Arc<Snapshot>,
+    snapshot: Arc<Snapshot>,
     params: Params,
     identities: Vec<Identity>,
     keys: ShardKeys,
@@ -164,9 +164,9 @@ impl World {
             wall_clock: std::time::UNIX_EPOCH,
             seed: [0; 32],
         };
-        let epoch = Snapshot {
-            number: 0,
-            directory: Arc::new(Users::new(users.collect()).unwrap()),
+        let snapshot = Snapshot {
+            version: 0,
+            users: Arc::new(Users::new(users.collect()).unwrap()),
             isolate_clients: setup.isolate_clients,
             tls: Arc::new(QuicServerConfig::try_from(tls).unwrap()),
         };
@@ -187,7 +187,7 @@ impl World {
             long_hellos: false,
             asks_for_another_protocol: false,
             steered: BTreeMap::new(),
-            epoch: Arc::new(epoch),
+            snapshot: Arc::new(snapshot),
             params,
             identities,
             keys,
@@ -203,7 +203,7 @@ impl World {
             .map(|index| {
                 let seed = [generation.wrapping_mul(16).wrapping_add(index as u8 + 1); 32];
                 let params = Params { index: ShardIndex(index), seed, ..self.params.clone() };
-                Shard::new(params, &self.keys, self.epoch.clone(), self.now)
+                Shard::new(params, &self.keys, self.snapshot.clone(), self.now)
             })
             .collect();
         self.steered.clear();
@@ -447,11 +447,10 @@ impl World {
         }
     }
 
-    /// The epoch after the world's, in which there is no user.
-    pub fn epoch_without_users(&self) -> Arc<Snapshot> {
-        let Snapshot { number, directory, isolate_clients, tls } = &*self.epoch;
-        let directory = Arc::new(directory.succeed(Vec::new()).unwrap());
-        Arc::new(Snapshot { number: number + 1, directory, isolate_clients: *isolate_clients, tls: tls.clone() })
+    /// The snapshot after the world's, in which there is no user.
+    pub fn snapshot_without_users(&self) -> Arc<Snapshot> {
+        let users = Arc::new(self.snapshot.users.succeed(Vec::new()).unwrap());
+        Arc::new(Snapshot { version: self.snapshot.version + 1, users, ..(*self.snapshot).clone() })
     }
 
     /// Bytes that the gateway has sent to `remote`.

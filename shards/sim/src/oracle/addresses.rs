@@ -74,24 +74,24 @@ impl Addresses {
         self.connections.iter().map(|(&connection, &(user, address))| (connection, user, address))
     }
 
-    /// Whoever is attached may have the address by some epoch that may still be in force.
+    /// Whoever is attached may have the address by some snapshot that may still be in force.
     pub(super) fn all_allowed(&self, gateway: &Gateway) -> Result<(), Violation> {
         self.attached_now().try_for_each(|(connection, user, address)| allowed(gateway, user, connection, address))
     }
 }
 
-/// A user may have an address by some epoch that may still be in force.
+/// A user may have an address by some snapshot that may still be in force.
 pub(super) fn allowed(
     gateway: &Gateway,
     user: UserIndex,
     connection: ConnectionKey,
     address: IpAddr,
 ) -> Result<(), Violation> {
-    if gateway.epochs().any(|epoch| epoch.directory.user(user).is_some() && epoch.directory.allows(user, address)) {
+    if gateway.snapshots().any(|snapshot| snapshot.users.user(user).is_some() && snapshot.users.allows(user, address)) {
         return Ok(());
     }
-    let name = gateway.epoch.directory.name(user);
-    Err(violation(format!("{connection:?} of {name} is attached with {address}, which no epoch in force allows")))
+    let name = gateway.snapshot.users.name(user);
+    Err(violation(format!("{connection:?} of {name} is attached with {address}, which no snapshot in force allows")))
 }
 
 fn violation(what: String) -> Violation {

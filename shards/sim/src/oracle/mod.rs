@@ -22,7 +22,7 @@ use crate::world::World;
 use addresses::Addresses;
 use tokens::Tokens;
 
-/// A shard's ledgers are audited after so many passes of whichever shards, because it takes a look at all of them.
+/// A shard's tokens are audited after so many passes of whichever shards, because it takes a look at all of them.
 const AUDIT_EVERY: u64 = 16;
 
 /// Something that must never be.
@@ -107,8 +107,8 @@ impl Oracle {
 
     /// An operator wants something.
     pub(crate) fn given(&mut self, now: Time, order: &Order) {
-        if let Order::Apply(epoch) = order {
-            self.tokens.limits_change(now, epoch.number, &epoch.directory);
+        if let Order::Apply(snapshot) = order {
+            self.tokens.limits_change(now, snapshot.version, &snapshot.users);
         }
     }
 
@@ -117,12 +117,12 @@ impl Oracle {
         let here = self.addresses.attached_now().filter(|(connection, ..)| connection.owner == ShardIndex(shard));
         let sent_away = here.filter(|(_, user, _)| match command {
             Command::Kick { user: kicked, .. } => user == kicked,
-            Command::Apply { epoch, .. } => epoch.directory.user(*user).is_none(),
+            Command::Apply { snapshot, .. } => snapshot.users.user(*user).is_none(),
             Command::Stop => true,
         });
         let sent_away: Vec<_> = sent_away.map(|(connection, _, address)| (connection, address)).collect();
-        if let Command::Kick { ticket, .. } = *command {
-            self.kicked.entry(ticket).or_default().extend(sent_away.iter().map(|(connection, _)| *connection));
+        if let Command::Kick { id, .. } = *command {
+            self.kicked.entry(id).or_default().extend(sent_away.iter().map(|(connection, _)| *connection));
         }
         sent_away
     }
@@ -131,7 +131,7 @@ impl Oracle {
     pub(crate) fn acknowledged(&mut self, now: Time, pending: &Pending, gateway: &Gateway) -> Result<(), Violation> {
         match &pending.order {
             Order::Kick(user) => {
-                let found = self.kicked.remove(&pending.ticket).unwrap_or_default();
+                let found = self.kicked.remove(&pending.id).unwrap_or_default();
                 match found.into_iter().find(|&connection| self.addresses.is_attached(connection)) {
                     Some(connection) => Err(Violation::new(
                         "orders",
@@ -140,8 +140,8 @@ impl Oracle {
                     None => Ok(()),
                 }
             }
-            Order::Apply(epoch) => {
-                self.tokens.limits_changed(now, epoch.number);
+            Order::Apply(snapshot) => {
+                self.tokens.limits_changed(now, snapshot.version);
                 self.addresses.all_allowed(gateway)?;
                 sessions::certificates_allowed(gateway)
             }
@@ -172,7 +172,7 @@ impl Oracle {
 
 /// Looks at everything that must hold at any time.
 pub(crate) fn inspect(world: &World) -> Result<(), Violation> {
-    if world.mesh.under_way == 0 && world.gateway.is_settled() {
+    if world.mesh.under_way == 0 && world.gateway.has_no_order() {
         sessions::agree(world)?;
     }
     world.gateway.cores.iter().try_for_each(|core| tokens::conserved(&core.shard))?;

@@ -26,20 +26,11 @@ pub(super) fn within_bounds(shard: &Shard) -> Result<(), Violation> {
 pub(super) fn all_within_bounds(world: &World) -> Result<(), Violation> {
     for core in &world.gateway.cores {
         let limits = &world.plan.limits.waiting;
-        let users = world.gateway.epochs().flat_map(|epoch| epoch.directory.users().map(|(user, _)| user));
+        let users = world.gateway.snapshots().flat_map(|snapshot| snapshot.users.users().map(|(user, _)| user));
         for user in users {
-            within(
-                "bytes that wait for tokens",
-                &core.shard,
-                core.shard.inspect().bytes_waiting(user),
-                limits.bytes_max,
-            )?;
-            within(
-                "packets that wait for tokens",
-                &core.shard,
-                core.shard.inspect().packets_waiting(user),
-                limits.packets_max,
-            )?;
+            let (packets, bytes) = core.shard.inspect().waiting(user);
+            within("bytes that wait for tokens", &core.shard, bytes, limits.bytes_max)?;
+            within("packets that wait for tokens", &core.shard, packets, limits.packets_max)?;
         }
         let limits = &world.plan.limits;
         within("handshakes", &core.shard, core.shard.inspect().handshakes_admitted(), limits.handshakes_max)?;
@@ -64,10 +55,7 @@ pub(super) fn balanced(world: &World) -> Result<(), Violation> {
     let mut gone = world.mesh.lost_packets;
     for core in &world.gateway.cores {
         let counters = core.shard.counters();
-        let inner = counters
-            .drops
-            .iter()
-            .filter(|(reason, _)| !DropReason::OUTER.contains(reason) && !NOT_INNER.contains(reason));
+        let inner = counters.drops.iter().filter(|(reason, _)| !reason.is_outer() && !NOT_INNER.contains(reason));
         came += counters.datagrams_received + counters.own_packets;
         gone += counters.up_packets + counters.datagrams_sent + inner.map(|(_, packets)| packets).sum::<u64>();
     }

@@ -1,9 +1,9 @@
-//! Homes, owners, keeper and the book of the oracles agree on who is connected.
+//! Homes, owners, allocator and the book of the oracles agree on who is connected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use tollgate_shards::inspect::{OwnedStage, SessionMember};
+use tollgate_shards::inspect::Login;
 use tollgate_shards::{ConnectionKey, Fingerprint, UserIndex};
 
 use super::Violation;
@@ -16,16 +16,12 @@ pub(super) fn agree(world: &World) -> Result<(), Violation> {
     let mut members = BTreeMap::new();
     let mut users = BTreeSet::new();
     for core in &world.gateway.cores {
-        for (connection, stage) in core.shard.inspect().owned() {
-            match stage {
-                OwnedStage::Attaching(user) => owned.insert(connection, (user, None)),
-                OwnedStage::Attached(user, address) => owned.insert(connection, (user, Some(address))),
-                OwnedStage::Handshaking | OwnedStage::Closed => None,
-            };
-        }
-        for SessionMember { user, connection, address, .. } in core.shard.inspect().members() {
+        let logged_in = core.shard.inspect().owned().into_iter();
+        owned.extend(logged_in.filter_map(|(connection, user, address)| Some((connection, (user?, address)))));
+        for member in core.shard.inspect().members() {
+            let Login { user, connection, .. } = member.login;
             users.insert(user);
-            if members.insert(connection, (user, address)).is_some() {
+            if members.insert(connection, (user, member.address())).is_some() {
                 return Err(violation(format!("{connection:?} is a member of two sessions")));
             }
         }
@@ -44,7 +40,11 @@ pub(super) fn agree(world: &World) -> Result<(), Violation> {
         return Err(violation(format!("homes count {counted} connections and have {}", members.len())));
     }
     let holdings = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().holdings());
-    same("addresses held and connections", &holdings.map(|(address, key, _)| (address, key)).collect(), &routes)?;
+    same(
+        "addresses held and connections",
+        &holdings.map(|(address, held)| (address, held.login.connection)).collect(),
+        &routes,
+    )?;
     let counted: u64 = world.gateway.cores.iter().map(|core| core.shard.counters().users).sum();
     if counted != users.len() as u64 {
         return Err(violation(format!("homes count {counted} users, {} are connected", users.len())));
@@ -68,15 +68,15 @@ fn same<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Whoever has an address logged in with a certificate that is good for that by some epoch that may still be in force.
+/// Whoever has an address logged in with a certificate that is good for that by some snapshot that may still be in force.
 pub(super) fn certificates_allowed(gateway: &Gateway) -> Result<(), Violation> {
     let members = gateway.cores.iter().flat_map(|core| core.shard.inspect().members());
     let shown: BTreeMap<ConnectionKey, Fingerprint> =
-        members.map(|member| (member.connection, member.certificate)).collect();
-    for (connection, stage) in gateway.cores.iter().flat_map(|core| core.shard.inspect().owned()) {
-        let OwnedStage::Attached(user, _) = stage else { continue };
+        members.map(|member| (member.login.connection, member.login.certificate)).collect();
+    for (connection, user, address) in gateway.cores.iter().flat_map(|core| core.shard.inspect().owned()) {
+        let (Some(user), Some(_)) = (user, address) else { continue };
         let Some(certificate) = shown.get(&connection) else { continue };
-        if !gateway.epochs().any(|epoch| epoch.directory.find(certificate) == Some(user)) {
+        if !gateway.snapshots().any(|snapshot| snapshot.users.find(certificate) == Some(user)) {
             let what =
                 format!("{connection:?} of {user:?} is attached by {certificate}, which is not good for that any more");
             return Err(violation(what));

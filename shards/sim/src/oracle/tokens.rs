@@ -18,7 +18,7 @@ const NS_PER_S: u128 = 1_000_000_000;
 #[derive(Debug, Default)]
 pub struct Tokens {
     buckets: BTreeMap<UserIndex, Bucket>,
-    /// The newest epoch given, and its limits.
+    /// Version of the newest snapshot given, and its limits.
     newest: u64,
     limits: BTreeMap<UserIndex, Limit>,
 }
@@ -57,10 +57,10 @@ impl Tokens {
         Ok(())
     }
 
-    /// Another epoch is on its way: until it has arrived everywhere, the higher limit holds.
-    pub(super) fn limits_change(&mut self, now: Time, number: u64, directory: &Users) {
-        self.newest = number;
-        self.limits = directory.users().filter_map(|(index, user)| Some((index, user.limit?))).collect();
+    /// Another snapshot is on its way: until it has arrived everywhere, the higher limit holds.
+    pub(super) fn limits_change(&mut self, now: Time, version: u64, users: &Users) {
+        self.newest = version;
+        self.limits = users.users().filter_map(|(index, user)| Some((index, user.limit?))).collect();
         for (&user, &limit) in &self.limits {
             if let Some(bucket) = self.buckets.get_mut(&user) {
                 let other = Bucket::new(limit, now);
@@ -73,12 +73,12 @@ impl Tokens {
             }
         }
         let limits = &self.limits;
-        self.buckets.retain(|user, _| directory.user(*user).is_none() || limits.contains_key(user));
+        self.buckets.retain(|user, _| users.user(*user).is_none() || limits.contains_key(user));
     }
 
-    /// An epoch has arrived everywhere.
-    pub(super) fn limits_changed(&mut self, now: Time, number: u64) {
-        if number != self.newest {
+    /// A snapshot has arrived everywhere.
+    pub(super) fn limits_changed(&mut self, now: Time, version: u64) {
+        if version != self.newest {
             return;
         }
         for (&user, &limit) in &self.limits {
@@ -90,11 +90,11 @@ impl Tokens {
     }
 }
 
-/// A home's ledgers after a pass: tokens are in one place each, and no more of them than a burst.
+/// A home's tokens after a pass: tokens are in one place each, and no more of them than a burst.
 pub(super) fn conserved(shard: &Shard) -> Result<(), Violation> {
-    for ledger in shard.inspect().tokens() {
-        if !ledger.audit.is_conserved() || !ledger.audit.is_within_burst() {
-            return Err(Violation::new("tokens", format!("{:?} has lost or made tokens: {ledger:?}", shard.index())));
+    for tokens in shard.inspect().tokens() {
+        if !tokens.audit.is_conserved() || !tokens.audit.is_within_burst() {
+            return Err(Violation::new("tokens", format!("{:?} has lost or made tokens: {tokens:?}", shard.index())));
         }
     }
     Ok(())
@@ -102,9 +102,9 @@ pub(super) fn conserved(shard: &Shard) -> Result<(), Violation> {
 
 /// Both ends of every lease: nobody spends what was not granted.
 pub(super) fn ends_agree(world: &World) -> Result<(), Violation> {
-    let ledgers = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().tokens());
-    let granted: BTreeMap<_, _> = ledgers
-        .flat_map(|ledger| ledger.leases.into_iter().map(move |(lease, bytes)| ((ledger.user, lease), bytes)))
+    let tokens = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().tokens());
+    let granted: BTreeMap<_, _> = tokens
+        .flat_map(|tokens| tokens.leases.into_iter().map(move |(lease, bytes)| ((tokens.user, lease), bytes)))
         .collect();
     for lease in world.gateway.cores.iter().flat_map(|core| core.shard.inspect().leases()) {
         // A home that has died and come back does not know the leases of its former life until they end.

@@ -37,9 +37,9 @@ impl World {
         if self.is_calm {
             return;
         }
-        let (epoch, what) = self.gateway.succeed(&self.plan, &mut self.disturbance);
+        let (snapshot, what) = self.gateway.succeed(&self.plan, &mut self.disturbance);
         self.trace.tell(self.now, Who::World, format_args!("reload: {what}"));
-        self.give(Order::Apply(epoch));
+        self.give(Order::Apply(snapshot));
         self.disturb_again(self.plan.disturbances.reload_every, Event::Reload);
     }
 
@@ -48,7 +48,7 @@ impl World {
             return;
         }
         let index = self.disturbance.index(self.plan.users.len());
-        if let Some(user) = self.gateway.epoch.directory.find_name(&self.plan.users[index].name) {
+        if let Some(user) = self.gateway.snapshot.users.find_name(&self.plan.users[index].name) {
             self.give(Order::Kick(user));
         }
         self.disturb_again(self.plan.disturbances.kick_every, Event::Kick);
@@ -61,20 +61,20 @@ impl World {
         }
     }
 
-    /// Somebody with one of `connections` is sent away by the order `ticket`: what that client has sent so far must not pass once the order is
+    /// Somebody with one of `connections` is sent away by the order `id`: what that client has sent so far must not pass once the order is
     /// acknowledged.
-    pub(super) fn note_sent_away(&mut self, ticket: u64, connections: Vec<(ConnectionKey, IpAddr)>) {
+    pub(super) fn note_sent_away(&mut self, id: u64, connections: Vec<(ConnectionKey, IpAddr)>) {
         for (connection, address) in connections {
             let session = self.devices.iter().enumerate().find_map(|(index, device)| {
                 let session = device.session.as_ref().filter(|session| session.address == Some(address))?;
                 Some((connection, index as u32, session.number))
             });
-            self.sent_away.entry(CommandId(ticket)).or_default().extend(session);
+            self.sent_away.entry(CommandId(id)).or_default().extend(session);
         }
     }
 
-    pub(super) fn forbid_sent_away(&mut self, ticket: CommandId) {
-        for (_, device, session) in self.sent_away.remove(&ticket).unwrap_or_default() {
+    pub(super) fn forbid_sent_away(&mut self, id: CommandId) {
+        for (_, device, session) in self.sent_away.remove(&id).unwrap_or_default() {
             self.packets.forbid(device, session, self.on_links_max.map(|on_links_max| self.now + on_links_max));
         }
     }

@@ -293,8 +293,8 @@ impl World {
         let now = self.instant();
         while let Some(command) = self.gateway.next_order(index, self.now) {
             let (what, number) = match &command {
-                Command::Apply { ticket, .. } => ("applies", ticket.0),
-                Command::Kick { ticket, .. } => ("kicks", ticket.0),
+                Command::Apply { id, .. } => ("applies", id.0),
+                Command::Kick { id, .. } => ("kicks", id.0),
                 _ => ("obeys", 0),
             };
             self.trace.note(self.now, Who::Shard(index), what, number);
@@ -326,7 +326,7 @@ impl World {
             sessions: self.sessions,
             drops,
             messages: counters.iter().map(|counters| counters.messages).sum(),
-            orders: self.gateway.tickets,
+            orders: self.gateway.commands,
             restarts: self.gateway.restarts,
             simulated: self.now.since_start(),
         }

@@ -45,9 +45,9 @@ impl World {
         core.pass_ends();
         self.oracle.after_pass(&core.shard)?;
         while let Some(pending) = self.gateway.acknowledge() {
-            self.trace.note(self.now, Who::World, "acknowledged", pending.ticket.0);
+            self.trace.note(self.now, Who::World, "acknowledged", pending.id.0);
             self.oracle.acknowledged(self.now, &pending, &self.gateway)?;
-            self.forbid_sent_away(pending.ticket);
+            self.forbid_sent_away(pending.id);
         }
         Ok(())
     }

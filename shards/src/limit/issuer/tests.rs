@@ -3,16 +3,12 @@ use std::time::Duration;
 use super::*;
 use crate::limit::lease::Lease;
 use crate::limit::rate::Rate;
+use crate::test_time::origin;
 
 const USER: UserIndex = UserIndex(7);
 const A: LeaseId = LeaseId { holder: ShardIndex(0), number: 1 };
 const B: LeaseId = LeaseId { holder: ShardIndex(1), number: 1 };
 const PACKET: u64 = 1500;
-
-#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-fn origin() -> Instant {
-    Instant::now()
-}
 
 fn limit(bits_per_s: u64) -> Limit {
     Limit::new(Rate::from_bits_per_s(bits_per_s).unwrap())
@@ -169,7 +165,7 @@ fn shares(bits_per_s: u64, packet_bytes: [u64; 2]) -> [u64; 2] {
             leases.iter_mut().for_each(|lease| lease.handle_grant(grant));
         }
     }
-    leases.map(|lease| lease.spent_bytes())
+    leases.map(|lease| lease.totals.spent_bytes)
 }
 
 #[test]
@@ -211,7 +207,7 @@ fn tokens_parked_at_an_idle_holder_serve_another_after_one_recall() {
     let (mut idle, mut busy) = (Lease::new(USER, A), Lease::new(USER, B));
     // One takes what the bucket holds, bit by bit.
     while bench.ledger.audit().bucket_units > 0 {
-        let granted_bytes = idle.granted_bytes();
+        let granted_bytes = idle.totals.granted_bytes;
         bench.report(LeaseReport { granted_bytes, ..wants(A, LEASE_BYTES_MIN, PACKET) });
         idle.handle_grant(&bench.grants.pop_front().unwrap());
     }

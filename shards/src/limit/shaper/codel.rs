@@ -51,7 +51,6 @@ pub(super) fn time_of_largest(rate: Rate) -> Duration {
     Duration::from_nanos(BITS_NS.div_ceil(rate.bits_per_s()))
 }
 
-/// The state of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Codel {
     /// When the delay will have been above the target for an interval; `None` while it is below.
@@ -91,7 +90,6 @@ impl Codel {
         }
     }
 
-    /// The queue is empty.
     pub fn emptied(&mut self) {
         self.standing_at = None;
         self.signals = false;
@@ -119,15 +117,11 @@ impl Codel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_time::origin;
 
     const LONG: Duration = Duration::from_millis(20);
     const SHORT: Duration = Duration::from_millis(4);
     const MANY_BYTES: usize = 100_000;
-
-    fn start() -> Instant {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        Instant::now()
-    }
 
     /// Milliseconds from `start` at which packets that leave every millisecond carry the signal.
     fn signals(codel: &mut Codel, start: Instant, ms: std::ops::Range<u64>, waited: Duration) -> Vec<u64> {
@@ -139,12 +133,12 @@ mod tests {
     fn a_standing_queue_is_signalled_after_an_interval_and_then_ever_more_often() {
         let mut codel = Codel::default();
         // 100 ms each divided by the square roots of 1, 2, 3 ...; a packet leaves only at whole milliseconds.
-        assert_eq!(signals(&mut codel, start(), 0..500, LONG), [100, 200, 271, 329, 379, 424, 464]);
+        assert_eq!(signals(&mut codel, origin(), 0..500, LONG), [100, 200, 271, 329, 379, 424, 464]);
     }
 
     #[test]
     fn a_burst_that_is_gone_within_an_interval_is_not_signalled() {
-        let (mut codel, start) = (Codel::default(), start());
+        let (mut codel, start) = (Codel::default(), origin());
         for burst in (0..1000).step_by(100) {
             assert!(signals(&mut codel, start, burst..burst + 99, LONG).is_empty());
             assert!(signals(&mut codel, start, burst + 99..burst + 100, SHORT).is_empty());
@@ -154,7 +148,7 @@ mod tests {
     #[test]
     fn a_queue_that_turns_bad_again_soon_is_signalled_at_the_earlier_pace() {
         for (pause_ms, second) in [(200, 58), (2000, 100)] {
-            let (mut codel, start) = (Codel::default(), start());
+            let (mut codel, start) = (Codel::default(), origin());
             // Four signals, so that the pace gained is three.
             assert_eq!(signals(&mut codel, start, 0..330, LONG).len(), 4);
             assert!(signals(&mut codel, start, 330..330 + pause_ms, SHORT).is_empty());
@@ -166,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_last_packet_is_never_signalled_however_late() {
-        let (mut codel, start) = (Codel::default(), start());
+        let (mut codel, start) = (Codel::default(), origin());
         for ms in 0..1000 {
             let now = start + Duration::from_millis(ms);
             assert!(!codel.must_signal(now, &Delays::default(), LONG, LARGEST_PACKET_BYTES));
@@ -175,7 +169,7 @@ mod tests {
 
     #[test]
     fn packets_that_leave_long_after_they_should_catch_up_one_by_one() {
-        let (mut codel, start) = (Codel::default(), start());
+        let (mut codel, start) = (Codel::default(), origin());
         assert_eq!(signals(&mut codel, start, 0..101, LONG), [100]);
         let late = start + Duration::from_millis(300);
         let caught_up = (0..10).map(|_| codel.must_signal(late, &Delays::default(), LONG, MANY_BYTES));

@@ -96,17 +96,14 @@ impl Flows {
         Flows { nodes: Slab::new(), queues, new: VecDeque::new(), old: VecDeque::new(), bytes: 0, used_at: now }
     }
 
-    /// Sum of the lengths of all packets.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many packets there are.
     pub fn packets(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Puts a packet behind the others of its flow.
     pub fn push(&mut self, tag: u64, waiting: QueuedPacket) {
         let index = self.queue_of(tag);
         self.attach(index, waiting);
@@ -118,7 +115,6 @@ impl Flows {
         }
     }
 
-    /// The packet whose turn it is.
     pub fn head(&self) -> Option<&QueuedPacket> {
         self.first_of(self.head_queue()?)
     }
@@ -294,13 +290,13 @@ mod tests {
     use crate::packet::inner::protocol;
     use crate::packet::test_packets;
     use crate::packet::test_packets::{TcpSegment, UdpDatagram};
+    use crate::test_time::origin;
 
     const KEY: FlowKey = FlowKey([7; 16]);
     const CONNECTION: ConnectionKey = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: 0 };
 
     fn flows(queues: u16) -> Flows {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        Flows::new(queues, Instant::now())
+        Flows::new(queues, origin())
     }
 
     /// Lets a packet of `bytes` wait that is known by its first byte.

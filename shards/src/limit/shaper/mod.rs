@@ -60,7 +60,6 @@ impl Default for ShaperLimits {
     }
 }
 
-/// Which way a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From the client.
@@ -69,14 +68,11 @@ pub enum Direction {
     Down,
 }
 
-/// A packet that waits for tokens.
 #[derive(Debug)]
 pub struct QueuedPacket {
-    /// Which way it goes.
     pub direction: Direction,
     /// Whose connection it came from or goes to.
     pub connection: ConnectionKey,
-    /// The inner packet.
     pub packet: Bytes,
     pub since: Instant,
 }
@@ -109,17 +105,14 @@ impl Shaper {
         self.wait_max = self.limits.wait_max.max(WAIT_PACKETS_MIN * time_of_largest(rate));
     }
 
-    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.waiting_packets() == 0
     }
 
-    /// Inner bytes that wait.
     pub fn waiting_bytes(&self) -> usize {
         self.flows.as_ref().map_or(0, |flows| flows.bytes())
     }
 
-    /// Packets that wait.
     pub fn waiting_packets(&self) -> usize {
         self.flows.as_ref().map_or(0, |flows| flows.packets())
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::tests::{KEY, connection, rate, start};
+use super::tests::{KEY, connection, rate};
 use super::*;
 use crate::packet::test_packets::UdpDatagram;
+use crate::test_time::origin;
 
 const CE: u8 = 0b11;
 
@@ -216,7 +217,7 @@ proptest! {
         steps in prop::collection::vec(any_step(), 0..200),
     ) {
         let limits = ShaperLimits { bytes_max, packets_max, flows_max, wait_max: Duration::from_millis(500) };
-        let start = start();
+        let start = origin();
         let popped = walk(limits, &steps, false, start);
         prop_assert_eq!(popped, walk(limits, &steps, true, start), "pops that were not paid for made a difference");
     }

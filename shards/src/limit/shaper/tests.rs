@@ -4,16 +4,12 @@ use super::*;
 use crate::ids::ShardIndex;
 use crate::packet::ecn::Ecn;
 use crate::packet::test_packets::UdpDatagram;
+use crate::test_time::origin;
 
 const ECT_0: u8 = 0b10;
 const CE: u8 = 0b11;
 pub(super) const KEY: FlowKey = FlowKey([1; 16]);
 const MS: Duration = Duration::from_millis(1);
-
-pub(super) fn start() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    Instant::now()
-}
 
 pub(super) fn connection(slot: u32) -> ConnectionKey {
     ConnectionKey { owner: ShardIndex(0), slot, generation: 0 }
@@ -49,7 +45,7 @@ impl TunnelConnection {
         shaper.set_rate(rate(bits_per_s));
         TunnelConnection {
             shaper,
-            now: start(),
+            now: origin(),
             tokens_per_ms: bits_per_s as f64 / 8000.0,
             tokens: 0.0,
             drops: Vec::new(),
@@ -286,7 +282,7 @@ fn a_slow_users_ping_waits_for_little_more_than_the_packet_on_its_way() {
 
 #[test]
 fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
-    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), KEY), origin());
     assert!(shaper.pop(now, 1000, &mut none_dropped).is_none());
     assert_eq!(shaper.head_bytes(), None);
     shaper.push(now, Direction::Up, connection(0), packet(1, 0, 700, 0), &mut none_dropped);
@@ -300,7 +296,7 @@ fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
 
 #[test]
 fn what_waits_too_long_is_dropped_without_any_tokens() {
-    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), origin());
     assert_eq!(shaper.expires_at(), None);
     for at in [0, 10, 20] {
         shaper.push(start + at * MS, Direction::Up, connection(0), packet(at as u16, 0, 100, at), &mut none_dropped);
@@ -322,7 +318,7 @@ fn what_waits_too_long_is_dropped_without_any_tokens() {
 
 #[test]
 fn memory_is_given_back_when_nothing_has_waited_for_a_while() {
-    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), start());
+    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), origin());
     shaper.push(start, Direction::Up, connection(0), packet(1, 0, 100, 0), &mut none_dropped);
     shaper.pop(start + MS, 100, &mut none_dropped).unwrap();
     let due = shaper.expires_at().unwrap();
@@ -343,7 +339,7 @@ fn an_idle_user_costs_little() {
 #[test]
 fn a_flood_pushes_out_its_own_packets_and_no_others() {
     let limits = ShaperLimits { packets_max: 10, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
     shaper.push(now, Direction::Up, connection(0), packet(7, 0, 84, 0), &mut none_dropped);
     let mut dropped = 0;
     for number in 0..100 {
@@ -358,7 +354,7 @@ fn a_flood_pushes_out_its_own_packets_and_no_others() {
 #[test]
 fn a_packet_larger_than_the_queue_does_not_wait() {
     let limits = ShaperLimits { bytes_max: 1000, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
     shaper.push(now, Direction::Up, connection(0), packet(7, 0, 400, 0), &mut none_dropped);
     let mut dropped = Vec::new();
     shaper.push(now, Direction::Up, connection(0), packet(8, 0, 1001, 0), &mut |_, waiting| {
@@ -370,7 +366,7 @@ fn a_packet_larger_than_the_queue_does_not_wait() {
 #[test]
 fn a_connection_that_leaves_takes_its_packets_and_no_others() {
     let limits = ShaperLimits { flows_max: 1, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), start());
+    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
     for number in 0..6 {
         shaper.push(now, Direction::Up, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
     }

@@ -1,9 +1,9 @@
-//! A shard in the role of the keeper: which address is whose, in one place for all shards.
+//! The address allocator: which address is whose, in one place for all shards.
 //!
 //! The tunnel network's pool and the users' own must never hand out one address twice, and "lowest free first" is a property of a whole pool, so
 //! one shard answers for all of them. It is asked once a connection.
 //!
-//! The keeper is also the one who tells every shard the routes. Channels between two shards keep their order, so what a shard hears of one
+//! The allocator is also the one who tells every shard the routes. Channels between two shards keep their order, so what a shard hears of one
 //! address is in the order in which the address changed hands, whichever homes it went through.
 //!
 //! This module never closes a connection, and takes no address away: homes give them back.
@@ -52,10 +52,10 @@ pub struct Holding {
 struct Early {
     login: Login,
     home: ShardIndex,
-    epoch: u64,
+    version: u64,
 }
 
-/// The keeper of all addresses of a gateway. Time for an address is logarithmic in how many are out.
+/// The allocator of all addresses of a gateway. Time for an address is logarithmic in how many are out.
 #[derive(Debug)]
 pub struct AddressAllocator {
     incarnation: u32,
@@ -68,7 +68,7 @@ pub struct AddressAllocator {
     remembered: FxHashMap<Fingerprint, IpAddr>,
     remembered_order: VecDeque<Fingerprint>,
     remembered_max: usize,
-    /// Homes that have yet to say what they hold, where the keeper has lost its memory.
+    /// Homes that have yet to say what they hold, where the allocator has lost its memory.
     awaited: BTreeSet<ShardIndex>,
     /// No more than connections that wait for an address.
     early: VecDeque<Early>,
@@ -77,14 +77,14 @@ pub struct AddressAllocator {
 impl AddressAllocator {
     /// All addresses of `tunnel` but the network's, the broadcast and the gateway's own are free. After the first `incarnation`, 0, it has lost its
     /// memory: it answers when all of `shards` homes, its own among them, have said what they hold.
-    pub fn new(tunnel: IpNet, directory: &Users, remembered_max: usize, shards: u16, incarnation: u32) -> Self {
+    pub fn new(tunnel: IpNet, users: &Users, remembered_max: usize, shards: u16, incarnation: u32) -> Self {
         let awaited = (0..shards).map(ShardIndex).filter(|_| incarnation > 0 && shards > 1).collect();
         AddressAllocator {
             incarnation,
             tunnel,
-            free: FreeAddresses::new(tunnel, directory),
+            free: FreeAddresses::new(tunnel, users),
             held: BTreeMap::new(),
-            reserve: Reserve::new(directory, std::iter::empty()),
+            reserve: Reserve::new(users, std::iter::empty()),
             of_connection: FxHashMap::default(),
             remembered: FxHashMap::default(),
             remembered_order: VecDeque::new(),
@@ -94,12 +94,10 @@ impl AddressAllocator {
         }
     }
 
-    /// How many addresses are held.
     pub fn held(&self) -> u64 {
         self.held.len() as u64
     }
 
-    /// Every address held and by whom, in the order of addresses.
     pub fn holdings(&self) -> impl Iterator<Item = (IpAddr, &Holding)> {
         self.held.iter().map(|(&address, holding)| (address, holding))
     }
@@ -114,25 +112,25 @@ impl AddressAllocator {
         self.free.ranges()
     }
 
-    /// [`ControlMessage::AllocateAddress`]: answers the home of `login`, now or when it can: not before the keeper has entered `epoch`, the home's.
-    pub fn allocate(&mut self, context: &mut Context<'_>, login: Login, home: ShardIndex, epoch: u64) {
-        if !self.awaited.is_empty() || epoch > context.epoch {
-            return self.early.push_back(Early { login, home, epoch });
+    /// [`ControlMessage::AllocateAddress`]: answers the home of `login`, now or when it can: not before the allocator has the snapshot `version`, the home's.
+    pub fn allocate(&mut self, context: &mut Context, login: Login, home: ShardIndex, version: u64) {
+        if !self.awaited.is_empty() || version > context.version {
+            return self.early.push_back(Early { login, home, version });
         }
         let address = match self.find(login) {
             Some(address) => Ok(address),
-            None => self.choose(context.directory, &login),
+            None => self.choose(&context.users, &login),
         };
         if let Ok(address) = address
             && !self.held.contains_key(&address)
         {
             self.insert(context, login, address, home);
         }
-        context.outbox.send(home, ControlMessage::AddressAllocated { login, address });
+        context.send(home, ControlMessage::AddressAllocated { login, address });
     }
 
     /// [`ControlMessage::ReleaseAddress`]: takes an address back and remembers who had it. Says whether `login` held it; if not, nothing changes.
-    pub fn release(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr) -> bool {
+    pub fn release(&mut self, context: &mut Context, login: Login, address: IpAddr) -> bool {
         let holds = self.held.get(&address).is_some_and(|holding| holding.login.connection == login.connection);
         if holds {
             self.remove(context, address);
@@ -141,21 +139,21 @@ impl AddressAllocator {
     }
 
     /// [`ControlMessage::HoldAddress`]: a home says that `login` has an address: one that the home has moved there from another connection, or that the
-    /// keeper has forgotten. Says whether that can be; if not, as when another home has the address, nothing changes.
-    pub fn hold(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) -> bool {
+    /// allocator has forgotten. Says whether that can be; if not, as when another home has the address, nothing changes.
+    pub fn hold(&mut self, context: &mut Context, login: Login, address: IpAddr, home: ShardIndex) -> bool {
         match self.held.get_mut(&address) {
             Some(holding) if holding.home != home => return false,
             Some(holding) if holding.login.connection == login.connection => holding.confirmed = true,
             Some(holding) => {
                 let former = std::mem::replace(holding, Holding { login, home, confirmed: true });
                 self.reserve.gave_back(former.login.user);
-                self.reserve.took(context.directory, login.user);
+                self.reserve.took(&context.users, login.user);
                 self.of_connection.remove(&former.login.connection);
                 self.of_connection.insert(login.connection, address);
                 tell(context, address, login.connection);
             }
             None => {
-                if let Some(pool) = self.free.pool_of(context.directory, address) {
+                if let Some(pool) = self.free.pool_of(&context.users, address) {
                     self.free.take(pool, address);
                 }
                 self.insert(context, login, address, home);
@@ -165,8 +163,8 @@ impl AddressAllocator {
     }
 
     /// [`ControlMessage::Held`]: a home has said all that it holds. What it did not say after it had lost its memory is free.
-    pub fn home_held(&mut self, context: &mut Context<'_>, home: ShardIndex, keeper_incarnation: u32) {
-        if keeper_incarnation != self.incarnation {
+    pub fn home_held(&mut self, context: &mut Context, home: ShardIndex, allocator_incarnation: u32) {
+        if allocator_incarnation != self.incarnation {
             return;
         }
         let forgotten = |holding: &Holding| holding.home == home && !holding.confirmed;
@@ -175,41 +173,41 @@ impl AddressAllocator {
             self.remove(context, address);
         }
         if self.awaited.remove(&home) && self.awaited.is_empty() {
-            context.outbox.broadcast(|| ControlMessage::RoutesTold);
+            context.broadcast(|| ControlMessage::RoutesTold);
             self.answer_early(context);
         }
     }
 
     /// [`ControlMessage::Restarted`]: another shard has lost its memory. It is told every route; what it held as a home stays held until it has said
     /// what of that it still holds.
-    pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
+    pub fn shard_restarted(&mut self, context: &mut Context, shard: ShardIndex) {
         self.early.retain(|early| early.home != shard);
         for (&address, holding) in &mut self.held {
             holding.confirmed &= holding.home != shard;
             let connection = holding.login.connection;
-            context.outbox.send(shard, ControlMessage::Route { address, connection });
+            context.send(shard, ControlMessage::Route { address, connection });
         }
     }
 
-    /// The shard has entered another epoch. Addresses that are held stay so, whatever pool they belong to now.
-    pub fn apply(&mut self, context: &mut Context<'_>) {
-        self.free = FreeAddresses::new(self.tunnel, context.directory);
+    /// Another snapshot is in force. Addresses that are held stay so, whatever pool they belong to now.
+    pub fn apply(&mut self, context: &mut Context) {
+        self.free = FreeAddresses::new(self.tunnel, &context.users);
         for &address in self.held.keys() {
-            if let Some(pool) = self.free.pool_of(context.directory, address) {
+            if let Some(pool) = self.free.pool_of(&context.users, address) {
                 self.free.take(pool, address);
             }
         }
-        self.reserve = Reserve::new(context.directory, self.held.values().map(|holding| holding.login.user));
+        self.reserve = Reserve::new(&context.users, self.held.values().map(|holding| holding.login.user));
         self.answer_early(context);
     }
 
-    fn answer_early(&mut self, context: &mut Context<'_>) {
-        for Early { login, home, epoch } in std::mem::take(&mut self.early) {
-            self.allocate(context, login, home, epoch);
+    fn answer_early(&mut self, context: &mut Context) {
+        for Early { login, home, version } in std::mem::take(&mut self.early) {
+            self.allocate(context, login, home, version);
         }
     }
 
-    /// The address that a connection has already: its home asks again after it, or the keeper, has lost its memory.
+    /// The address that a connection has already: its home asks again after it, or the allocator, has lost its memory.
     fn find(&mut self, login: Login) -> Option<IpAddr> {
         let address = *self.of_connection.get(&login.connection)?;
         self.held.get_mut(&address)?.confirmed = true;
@@ -217,8 +215,8 @@ impl AddressAllocator {
     }
 
     /// Takes an address for a client: the one it had last, if that is free, else the lowest.
-    fn choose(&mut self, directory: &Users, login: &Login) -> Result<IpAddr, Refusal> {
-        let pool = pool_for(directory, login.user).ok_or(Refusal::Exhausted)?;
+    fn choose(&mut self, users: &Users, login: &Login) -> Result<IpAddr, Refusal> {
+        let pool = pool_for(users, login.user).ok_or(Refusal::Exhausted)?;
         let (free, total) = self.free.shared();
         if pool == Pool::Shared && free > 0 && self.reserve.keeps_from(login.user, free, total) {
             return Err(Refusal::Reserved);
@@ -229,26 +227,26 @@ impl AddressAllocator {
         }
     }
 
-    fn insert(&mut self, context: &mut Context<'_>, login: Login, address: IpAddr, home: ShardIndex) {
+    fn insert(&mut self, context: &mut Context, login: Login, address: IpAddr, home: ShardIndex) {
         self.held.insert(address, Holding { login, home, confirmed: true });
-        self.reserve.took(context.directory, login.user);
+        self.reserve.took(&context.users, login.user);
         self.of_connection.insert(login.connection, address);
         tell(context, address, login.connection);
     }
 
-    fn remove(&mut self, context: &mut Context<'_>, address: IpAddr) {
+    fn remove(&mut self, context: &mut Context, address: IpAddr) {
         let Some(Holding { login, .. }) = self.held.remove(&address) else { return };
         self.reserve.gave_back(login.user);
         let connection = login.connection;
         if self.of_connection.get(&connection) == Some(&address) {
             self.of_connection.remove(&connection);
         }
-        if let Some(pool) = self.free.pool_of(context.directory, address) {
+        if let Some(pool) = self.free.pool_of(&context.users, address) {
             self.free.put_back(pool, address);
         }
         self.remember(login.certificate, address);
         context.steers.push_back(SteeringUpdate { address, owner: None });
-        context.outbox.broadcast(|| ControlMessage::Unroute { address, connection });
+        context.broadcast(|| ControlMessage::Unroute { address, connection });
     }
 
     fn remember(&mut self, certificate: Fingerprint, address: IpAddr) {
@@ -261,13 +259,12 @@ impl AddressAllocator {
     }
 }
 
-/// The pool that a user's connections get their addresses from; `None` if the user is gone.
-fn pool_for(directory: &Users, user: UserIndex) -> Option<Pool> {
-    directory.user(user).map(|configured| if configured.pool.is_empty() { Pool::Shared } else { Pool::Own(user) })
+fn pool_for(users: &Users, user: UserIndex) -> Option<Pool> {
+    users.user(user).map(|configured| if configured.pool.is_empty() { Pool::Shared } else { Pool::Own(user) })
 }
 
 /// Every shard learns who has an address now, and the kernel.
-fn tell(context: &mut Context<'_>, address: IpAddr, connection: ConnectionKey) {
+fn tell(context: &mut Context, address: IpAddr, connection: ConnectionKey) {
     context.steers.push_back(SteeringUpdate { address, owner: Some(connection.owner) });
-    context.outbox.broadcast(|| ControlMessage::Route { address, connection });
+    context.broadcast(|| ControlMessage::Route { address, connection });
 }

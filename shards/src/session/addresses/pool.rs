@@ -34,11 +34,11 @@ pub struct FreeAddresses {
 impl FreeAddresses {
     /// Every address of `tunnel` but the network's, the broadcast and the gateway's own is free. Of other families than the tunnel's there are
     /// none.
-    pub fn new(tunnel: IpNet, directory: &Users) -> Self {
+    pub fn new(tunnel: IpNet, users: &Users) -> Self {
         let mut free = FreeAddresses { tunnel, ranges: BTreeMap::new(), shared_free: 0, shared_total: 0 };
         let reserved = disjoint(free.reserved().map(|address| (number(address), number(address))).into());
         let mut taken = reserved.clone();
-        for (user, configured) in directory.users() {
+        for (user, configured) in users.users() {
             let own = configured.pool.iter().filter(|range| range.first().is_ipv4() == tunnel.addr().is_ipv4());
             let own = disjoint(own.map(|range| (number(range.first()), number(range.last()))).collect());
             free.add(Pool::Own(user), without(&own, &reserved));
@@ -60,12 +60,12 @@ impl FreeAddresses {
     }
 
     /// The pool that an address belongs to; `None` for one that nobody may have.
-    pub fn pool_of(&self, directory: &Users, address: IpAddr) -> Option<Pool> {
+    pub fn pool_of(&self, users: &Users, address: IpAddr) -> Option<Pool> {
         let foreign = address.is_ipv4() != self.tunnel.addr().is_ipv4();
         if foreign || self.reserved().contains(&address) {
             return None;
         }
-        match directory.claimant(address) {
+        match users.claimant(address) {
             Some(user) => Some(Pool::Own(user)),
             None => self.tunnel.contains(&address).then_some(Pool::Shared),
         }

@@ -29,19 +29,19 @@ struct Held {
 }
 
 impl Reserve {
-    /// Begins with the users of `directory` and what they hold.
-    pub fn new(directory: &Users, holders: impl Iterator<Item = UserIndex>) -> Self {
-        let sharing = directory.users().filter(|(_, user)| user.pool.is_empty()).count();
+    /// Begins with the users of `users` and what they hold.
+    pub fn new(users: &Users, holders: impl Iterator<Item = UserIndex>) -> Self {
+        let sharing = users.users().filter(|(_, user)| user.pool.is_empty()).count();
         let mut reserve = Reserve { sharing, ..Reserve::default() };
-        holders.for_each(|user| reserve.took(directory, user));
+        holders.for_each(|user| reserve.took(users, user));
         reserve
     }
 
     /// A user has got an address.
-    pub fn took(&mut self, directory: &Users, user: UserIndex) {
+    pub fn took(&mut self, users: &Users, user: UserIndex) {
         let held = self.held.entry(user).or_default();
         held.addresses += 1;
-        if held.addresses == 1 && pool_for(directory, user) == Some(Pool::Shared) {
+        if held.addresses == 1 && pool_for(users, user) == Some(Pool::Shared) {
             held.is_served = true;
             self.served += 1;
         }

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::session::home::ALLOCATOR;
-use crate::session::message::Outbox;
 use crate::session::users::{AddressRange, User};
+use crate::test_time;
 
 const HOME: ShardIndex = ShardIndex(1);
 
@@ -11,7 +11,7 @@ fn range(first: &str, last: &str) -> AddressRange {
     AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap()
 }
 
-fn directory(pools: &[&[AddressRange]]) -> Users {
+fn users(pools: &[&[AddressRange]]) -> Users {
     let users = pools.iter().enumerate().map(|(index, pool)| User {
         name: format!("user{index}"),
         pool: pool.to_vec(),
@@ -25,13 +25,10 @@ fn login(user: u32, certificate: u8, connection: u64) -> Login {
     Login { user: UserIndex(user), connection, certificate: Fingerprint([certificate; 32]) }
 }
 
-/// A keeper on its shard, the directory of the epoch, and what the keeper says.
+/// An allocator on its shard.
 struct Bench {
-    keeper: AddressAllocator,
-    directory: Users,
-    epoch: u64,
-    outbox: Outbox,
-    steers: VecDeque<SteeringUpdate>,
+    allocator: AddressAllocator,
+    context: Context,
     connections: u64,
 }
 
@@ -41,25 +38,17 @@ impl Bench {
     }
 
     fn in_incarnation(tunnel: &str, pools: &[&[AddressRange]], incarnation: u32) -> Self {
-        let directory = directory(pools);
-        let keeper = AddressAllocator::new(tunnel.parse().unwrap(), &directory, 4, 2, incarnation);
-        let outbox = Outbox::new(ALLOCATOR, 2);
-        Bench { keeper, directory, epoch: 0, outbox, steers: VecDeque::new(), connections: 0 }
-    }
-
-    fn with<R>(&mut self, act: impl FnOnce(&mut AddressAllocator, &mut Context<'_>) -> R) -> R {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = std::time::Instant::now();
-        let Bench { keeper, directory, epoch, outbox, steers, .. } = self;
-        act(keeper, &mut Context { now, epoch: *epoch, directory, outbox, steers })
+        let users = users(pools);
+        let allocator = AddressAllocator::new(tunnel.parse().unwrap(), &users, 4, 2, incarnation);
+        Bench { allocator, context: Context::new(2, 0, users.into(), test_time::origin()), connections: 0 }
     }
 
     /// A new connection of `user` asks for an address. The answer, if there is one.
     fn ask(&mut self, user: u32, certificate: u8) -> Option<(Login, Result<IpAddr, Refusal>)> {
         self.connections += 1;
         let login = login(user, certificate, self.connections);
-        let epoch = self.epoch;
-        self.with(|keeper, context| keeper.allocate(context, login, HOME, epoch));
+        let version = self.context.version;
+        self.allocator.allocate(&mut self.context, login, HOME, version);
         self.answers().pop()
     }
 
@@ -69,7 +58,6 @@ impl Bench {
     }
 
     fn answers(&mut self) -> Vec<(Login, Result<IpAddr, Refusal>)> {
-        let messages: Vec<_> = std::iter::from_fn(|| self.outbox.poll_remote()).collect();
         let answer = |(to, message)| match message {
             ControlMessage::AddressAllocated { login, address } => {
                 assert_eq!(to, HOME);
@@ -77,21 +65,21 @@ impl Bench {
             }
             _ => None,
         };
-        messages.into_iter().filter_map(answer).collect()
+        self.context.outbox.drain(..).filter_map(answer).collect()
     }
 
     fn release(&mut self, (login, address): (Login, IpAddr)) -> bool {
-        self.with(|keeper, context| keeper.release(context, login, address))
+        self.allocator.release(&mut self.context, login, address)
     }
 
     fn hold(&mut self, (login, address): (Login, IpAddr), home: ShardIndex) -> bool {
-        self.with(|keeper, context| keeper.hold(context, login, address, home))
+        self.allocator.hold(&mut self.context, login, address, home)
     }
 
     fn apply(&mut self, pools: &[&[AddressRange]]) {
-        self.directory = directory(pools);
-        self.epoch += 1;
-        self.with(|keeper, context| keeper.apply(context));
+        self.context.users = users(pools).into();
+        self.context.version += 1;
+        self.allocator.apply(&mut self.context);
     }
 
     fn all(&mut self, user: u32) -> Vec<String> {
@@ -107,7 +95,7 @@ impl Bench {
 fn network_server_and_broadcast_are_reserved() {
     let mut bench = Bench::new("198.18.0.3/29", &[&[]]);
     assert_eq!(bench.all(0), ["198.18.0.1", "198.18.0.2", "198.18.0.4", "198.18.0.5", "198.18.0.6"]);
-    assert_eq!(bench.keeper.held(), 5);
+    assert_eq!(bench.allocator.held(), 5);
 }
 
 #[test]
@@ -203,16 +191,16 @@ fn only_its_holder_gives_an_address_back() {
     assert!(!bench.release((second.0, first.1)));
     assert!(bench.release(first));
     assert!(!bench.release(first), "twice");
-    assert_eq!(bench.keeper.held(), 1);
+    assert_eq!(bench.allocator.held(), 1);
 }
 
 #[test]
 fn a_connection_that_asks_twice_has_one_address() {
     let mut bench = Bench::new("198.18.0.1/24", &[&[]]);
     let first = bench.take(0, 1);
-    bench.with(|keeper, context| keeper.allocate(context, first.0, HOME, 0));
+    bench.allocator.allocate(&mut bench.context, first.0, HOME, 0);
     assert_eq!(bench.answers(), [(first.0, Ok(first.1))]);
-    assert_eq!(bench.keeper.held(), 1);
+    assert_eq!(bench.allocator.held(), 1);
 }
 
 #[test]
@@ -224,7 +212,7 @@ fn a_home_moves_an_address_from_one_connection_to_another_but_not_from_another_h
     assert!(bench.hold((newer, first.1), HOME));
     assert!(!bench.release(first), "it is the newer one's now");
     assert!(bench.release((newer, first.1)));
-    assert_eq!(bench.steers.pop_back(), Some(SteeringUpdate { address: first.1, owner: None }));
+    assert_eq!(bench.context.steers.pop_back(), Some(SteeringUpdate { address: first.1, owner: None }));
 }
 
 #[test]
@@ -234,8 +222,8 @@ fn what_is_remembered_is_bounded() {
         let taken = bench.take(0, certificate);
         bench.release(taken);
     }
-    assert_eq!(bench.keeper.remembered.len(), 4);
-    assert_eq!(bench.keeper.remembered_order.len(), 4);
+    assert_eq!(bench.allocator.remembered.len(), 4);
+    assert_eq!(bench.allocator.remembered_order.len(), 4);
 }
 
 #[test]
@@ -244,7 +232,7 @@ fn a_held_address_stays_held_when_pools_change_and_goes_to_the_pool_of_then() {
     let mut bench = Bench::new("198.18.0.1/29", &[&own, &[]]);
     let (first, second) = (bench.take(0, 1), bench.take(0, 1));
     bench.apply(&[&[], &[range("198.18.0.2", "198.18.0.2")]]);
-    assert_eq!(bench.keeper.held(), 2);
+    assert_eq!(bench.allocator.held(), 2);
     assert_eq!(bench.all(1), [""; 0], "the address is another's now, but still held");
     assert!(bench.release(first) && bench.release(second));
     assert_eq!(bench.all(1), ["198.18.0.2"]);
@@ -252,26 +240,26 @@ fn a_held_address_stays_held_when_pools_change_and_goes_to_the_pool_of_then() {
 }
 
 #[test]
-fn a_question_from_a_later_epoch_waits_until_the_keeper_has_entered_it() {
+fn a_question_of_a_later_snapshot_waits_until_the_allocator_has_it() {
     let mut bench = Bench::new("198.18.0.1/29", &[&[]]);
     let (login, fixed) = (login(1, 1, 1), [range("198.18.0.5", "198.18.0.5")]);
-    bench.with(|keeper, context| keeper.allocate(context, login, HOME, 1));
+    bench.allocator.allocate(&mut bench.context, login, HOME, 1);
     assert_eq!(bench.answers(), []);
     bench.apply(&[&[], &fixed]);
     assert_eq!(bench.answers(), [(login, Ok(fixed[0].first()))]);
 }
 
 #[test]
-fn a_keeper_without_memory_answers_when_every_home_has_said_what_it_holds() {
+fn a_allocator_without_memory_answers_when_every_home_has_said_what_it_holds() {
     let mut bench = Bench::in_incarnation("198.18.0.1/29", &[&[]], 3);
     assert_eq!(bench.ask(0, 1), None);
     let held = (login(0, 9, 77), "198.18.0.2".parse().unwrap());
     assert!(bench.hold(held, HOME));
-    bench.with(|keeper, context| keeper.home_held(context, HOME, 3));
+    bench.allocator.home_held(&mut bench.context, HOME, 3);
     assert_eq!(bench.answers(), []);
-    bench.with(|keeper, context| keeper.home_held(context, ALLOCATOR, 2));
+    bench.allocator.home_held(&mut bench.context, ALLOCATOR, 2);
     assert_eq!(bench.answers(), [], "what was said to an earlier incarnation is void");
-    bench.with(|keeper, context| keeper.home_held(context, ALLOCATOR, 3));
+    bench.allocator.home_held(&mut bench.context, ALLOCATOR, 3);
     let answers: Vec<_> = bench.answers().into_iter().map(|(_, address)| address.unwrap().to_string()).collect();
     assert_eq!(answers, ["198.18.0.3"]);
 }
@@ -280,13 +268,13 @@ fn a_keeper_without_memory_answers_when_every_home_has_said_what_it_holds() {
 fn what_a_home_without_memory_does_not_hold_again_is_free() {
     let mut bench = Bench::new("198.18.0.1/29", &[&[]]);
     let (kept, asked, lost) = (bench.take(0, 1), bench.take(0, 2), bench.take(0, 3));
-    bench.with(|keeper, context| keeper.shard_restarted(context, HOME));
-    assert_eq!(bench.keeper.held_by(HOME), 3, "nothing is free before the home has spoken");
+    bench.allocator.shard_restarted(&mut bench.context, HOME);
+    assert_eq!(bench.allocator.held_by(HOME), 3, "nothing is free before the home has spoken");
     assert!(bench.hold(kept, HOME));
-    bench.with(|keeper, context| keeper.allocate(context, asked.0, HOME, 0));
+    bench.allocator.allocate(&mut bench.context, asked.0, HOME, 0);
     assert_eq!(bench.answers(), [(asked.0, Ok(asked.1))], "the same address");
-    bench.with(|keeper, context| keeper.home_held(context, HOME, 0));
-    assert_eq!(bench.keeper.held(), 2);
+    bench.allocator.home_held(&mut bench.context, HOME, 0);
+    assert_eq!(bench.allocator.held(), 2);
     assert_eq!(bench.take(0, 4).1, lost.1);
 }
 
@@ -306,8 +294,8 @@ fn a_larger_pool_costs_nothing() {
             let taken = out.swap_remove((step * 7919) as usize % out.len());
             assert!(smaller.release(taken) && larger.release(taken));
         }
-        assert_eq!(smaller.keeper.free_ranges(), larger.keeper.free_ranges());
-        assert!(smaller.keeper.free_ranges() <= out.len() + 2);
+        assert_eq!(smaller.allocator.free_ranges(), larger.allocator.free_ranges());
+        assert!(smaller.allocator.free_ranges() <= out.len() + 2);
     }
     let mut huge = Bench::new("fd00::1/64", &[&[]]);
     assert_eq!(huge.take(0, 1).1, "fd00::2".parse::<IpAddr>().unwrap());
@@ -329,13 +317,13 @@ proptest! {
                 0..11 => {
                     let (login, address) = bench.ask(user, user as u8).unwrap();
                     let free = |address: &IpAddr| {
-                        bench.directory.allows(login.user, *address) && out.iter().all(|(_, held)| held != address)
+                        bench.context.users.allows(login.user, *address) && out.iter().all(|(_, held)| held != address)
                     };
                     let hosts = || (2..31).map(|host| IpAddr::from([198, 18, 0, host]));
                     let left = hosts().filter(free).count();
-                    let shares = |user: u32| bench.directory.user(UserIndex(user)).unwrap().pool.is_empty();
+                    let shares = |user: u32| bench.context.users.user(UserIndex(user)).unwrap().pool.is_empty();
                     let has_one = |user: u32| out.iter().any(|(login, _)| login.user == UserIndex(user));
-                    let total = hosts().filter(|&address| bench.directory.claimant(address).is_none()).count();
+                    let total = hosts().filter(|&address| bench.context.users.claimant(address).is_none()).count();
                     let others_lack = (0..3).any(|other| shares(other) && !has_one(other));
                     let is_kept = shares(user) && has_one(user) && others_lack && left <= (total / 10).max(1);
                     let expected = if left == 0 {
@@ -358,10 +346,10 @@ proptest! {
                 19 => bench.apply(&pools[pick % 2]),
                 _ => {}
             }
-            prop_assert_eq!(bench.keeper.held(), out.len() as u64);
+            prop_assert_eq!(bench.allocator.held(), out.len() as u64);
         }
         out.into_iter().for_each(|taken| assert!(bench.release(taken)));
         bench.apply(&pools[0]);
-        prop_assert_eq!(bench.keeper.free_ranges(), 3);
+        prop_assert_eq!(bench.allocator.free_ranges(), 3);
     }
 }

@@ -26,7 +26,7 @@ use crate::session::message::{ControlMessage, Login, Refusal};
 pub use session::Member;
 pub use session::Session;
 
-/// The shard that keeps the addresses.
+/// The shard that allocates the addresses.
 pub const ALLOCATOR: ShardIndex = ShardIndex(0);
 
 /// The home of a user: the same on every shard and after every restart.
@@ -42,7 +42,7 @@ pub struct SessionHome {
     here: ShardIndex,
     incarnation: u32,
     /// As last heard.
-    keeper_incarnation: u32,
+    allocator_incarnation: u32,
     sessions: BTreeMap<UserIndex, Session>,
     connections: usize,
     users: usize,
@@ -62,7 +62,7 @@ impl SessionHome {
         SessionHome {
             here,
             incarnation,
-            keeper_incarnation: if here == ALLOCATOR { incarnation } else { 0 },
+            allocator_incarnation: if here == ALLOCATOR { incarnation } else { 0 },
             sessions: BTreeMap::new(),
             connections: 0,
             users: 0,
@@ -72,84 +72,75 @@ impl SessionHome {
         }
     }
 
-    /// Connections of all sessions, those that are closing included.
     pub fn connections(&self) -> usize {
         self.connections
     }
 
-    /// Users with a connection.
     pub fn users(&self) -> usize {
         self.users
     }
 
-    /// Whether it has lost its memory, and not every shard has spoken yet.
+    /// Whether it has lost its memory, and not every shard has reported yet.
     pub fn is_recovering(&self) -> bool {
         !self.awaited.is_empty()
     }
 
-    /// Every session, those without connections included, in the order of users.
+    /// Those without connections included, in the order of users.
     pub fn sessions(&self) -> impl Iterator<Item = (UserIndex, &Session)> {
         self.sessions.iter().map(|(&user, session)| (user, session))
     }
 
-    /// [`ControlMessage::Login`]: a client has logged in at an owner that is in `epoch`, or had before and has `address` already where this home has lost
-    /// its memory. One that is known changes nothing.
-    pub fn attach(&mut self, context: &mut Context<'_>, login: Login, epoch: u64, address: Option<IpAddr>) {
+    /// [`ControlMessage::Login`]: a client has logged in at an owner whose snapshot is `version`, or had before and has `address` already
+    /// where this home has lost its memory. One that is known changes nothing.
+    pub fn attach(&mut self, context: &mut Context, login: Login, version: u64, address: Option<IpAddr>) {
         let user = login.user;
         let (here, lost_at, recovering) = (self.here, self.lost_at, self.is_recovering());
         let session = self.sessions.entry(user).or_insert_with(|| Session::new(context, user, here, lost_at));
         let is_first = session.members().is_empty();
-        if session.join(context, login, epoch, address) {
+        if session.join(context, login, version, address) {
             self.connections += 1;
             self.users += usize::from(is_first);
             if !recovering {
                 session.admit_newest(context);
             }
         }
-        self.settle(context.now, user);
+        self.reschedule(context.now, user);
     }
 
     /// [`ControlMessage::Gone`]: a connection is gone. An unknown one changes nothing.
-    pub fn detach(&mut self, context: &mut Context<'_>, user: UserIndex, connection: ConnectionKey) {
+    pub fn detach(&mut self, context: &mut Context, user: UserIndex, connection: ConnectionKey) {
         self.leave(context, user, |gone| gone == connection);
     }
 
-    /// [`ControlMessage::AddressAllocated`]: the keeper's answer. What nobody waits for goes back.
-    pub fn address_allocated(&mut self, context: &mut Context<'_>, login: Login, address: Result<IpAddr, Refusal>) {
-        // An answer to the home that was here before. The keeper takes back what is not asked for again.
+    /// [`ControlMessage::AddressAllocated`]: the allocator's answer. What nobody waits for goes back.
+    pub fn address_allocated(&mut self, context: &mut Context, login: Login, address: Result<IpAddr, Refusal>) {
+        // An answer to the home that was here before. The allocator takes back what is not asked for again.
         if self.is_recovering() {
             return;
         }
         match (self.sessions.get_mut(&login.user), address) {
             (Some(session), address) => session.address_allocated(context, login, address),
-            (None, Ok(address)) => context.outbox.send(ALLOCATOR, ControlMessage::ReleaseAddress { login, address }),
+            (None, Ok(address)) => context.send(ALLOCATOR, ControlMessage::ReleaseAddress { login, address }),
             (None, Err(_)) => {}
         }
-        self.settle(context.now, login.user);
+        self.reschedule(context.now, login.user);
     }
 
     /// [`ControlMessage::LeaseWanted`]: how an owner's lease stands, and what it wants. It will ask again where the home has yet to hear that nobody
     /// has tokens of an earlier home any more.
-    pub fn report_lease(&mut self, context: &mut Context<'_>, report: &LeaseReport) {
-        if self.is_recovering() {
-            return;
-        }
-        if let Some(session) = self.sessions.get_mut(&report.user) {
-            session.report_lease(context, report);
-            self.settle(context.now, report.user);
+    pub fn report_lease(&mut self, context: &mut Context, report: &LeaseReport) {
+        if !self.is_recovering() {
+            self.with_session(context, report.user, |session, context| session.report_lease(context, report));
         }
     }
 
     /// [`ControlMessage::LeaseClosed`]: an owner's last word on a lease.
-    pub fn close_lease(&mut self, context: &mut Context<'_>, close: &LeaseClose) {
-        if let Some(session) = self.sessions.get_mut(&close.user) {
-            session.close_lease(context, close);
-            self.settle(context.now, close.user);
-        }
+    pub fn close_lease(&mut self, context: &mut Context, close: &LeaseClose) {
+        self.with_session(context, close.user, |session, context| session.close_lease(context, close));
     }
 
-    /// The shard has entered another epoch. Other limits hold, and who may not stay is closed; owners have it confirmed as always.
-    pub fn apply(&mut self, context: &mut Context<'_>) {
+    /// Another snapshot is in force. Other limits hold, and who may not stay is closed; owners have it confirmed as always.
+    pub fn apply(&mut self, context: &mut Context) {
         let (lost_at, recovering) = (self.lost_at, self.is_recovering());
         self.each_session(context, |session, context| {
             session.apply_limit(context, lost_at);
@@ -159,44 +150,43 @@ impl SessionHome {
         });
     }
 
-    /// [`ControlMessage::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the keeper, it is told what is held.
-    pub fn shard_restarted(&mut self, context: &mut Context<'_>, shard: ShardIndex, incarnation: u32) {
-        let users: Vec<_> = self.sessions.keys().copied().collect();
-        for user in users {
+    /// [`ControlMessage::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the allocator, it is told what is held.
+    pub fn shard_restarted(&mut self, context: &mut Context, shard: ShardIndex, incarnation: u32) {
+        for user in self.sessions.keys().copied().collect::<Vec<_>>() {
             if let Some(session) = self.sessions.get_mut(&user) {
                 session.holder_lost(context, shard);
             }
             self.leave(context, user, |gone| gone.owner == shard);
         }
         if shard == ALLOCATOR {
-            self.keeper_incarnation = incarnation;
-            self.each_session(context, |session, context| session.tell_keeper(context));
+            self.allocator_incarnation = incarnation;
+            self.each_session(context, |session, context| session.tell_allocator(context));
         }
         if self.is_recovering() {
-            self.spoken(context, shard);
+            self.reported(context, shard);
         } else if shard == ALLOCATOR {
-            self.say_held(context);
+            self.report_held(context);
         }
     }
 
     /// [`ControlMessage::Reattached`]: a shard has said which connections it has.
     pub fn reattached(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut Context,
         owner: ShardIndex,
         owner_incarnation: u32,
         home_incarnation: u32,
     ) {
         if home_incarnation == self.incarnation {
             if owner == ALLOCATOR {
-                self.keeper_incarnation = owner_incarnation;
+                self.allocator_incarnation = owner_incarnation;
             }
-            self.spoken(context, owner);
+            self.reported(context, owner);
         }
     }
 
-    /// A shard has said all that it has to. When all have, the home has its memory back.
-    fn spoken(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
+    /// A shard has reported all that it has to. When all have, the home has its memory back.
+    fn reported(&mut self, context: &mut Context, shard: ShardIndex) {
         if self.awaited.remove(&shard) && self.awaited.is_empty() {
             // Not before: until now owners may have spent what an earlier home had lent them.
             self.lost_at = Some(context.now);
@@ -205,24 +195,21 @@ impl SessionHome {
                 session.restore_order();
                 session.review(context);
             });
-            self.say_held(context);
+            self.report_held(context);
         }
     }
 
-    fn say_held(&self, context: &mut Context<'_>) {
-        let (home, keeper_incarnation) = (self.here, self.keeper_incarnation);
-        context.outbox.send(ALLOCATOR, ControlMessage::Held { home, keeper_incarnation });
+    fn report_held(&self, context: &mut Context) {
+        let (home, allocator_incarnation) = (self.here, self.allocator_incarnation);
+        context.send(ALLOCATOR, ControlMessage::Held { home, allocator_incarnation });
     }
 
     /// Grants the tokens that have come, and forgets the sessions that nobody needs any more.
-    pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
+    pub fn handle_timeout(&mut self, context: &mut Context) {
         while let Some(&(at, user)) = self.due.first()
             && at <= context.now
         {
-            if let Some(session) = self.sessions.get_mut(&user) {
-                session.handle_timeout(context);
-            }
-            self.settle(context.now, user);
+            self.with_session(context, user, Session::handle_timeout);
         }
     }
 
@@ -231,26 +218,29 @@ impl SessionHome {
         self.due.first().map(|&(at, _)| at)
     }
 
-    fn leave(&mut self, context: &mut Context<'_>, user: UserIndex, is_gone: impl Fn(ConnectionKey) -> bool) {
+    fn leave(&mut self, context: &mut Context, user: UserIndex, is_gone: impl Fn(ConnectionKey) -> bool) {
         let Some(session) = self.sessions.get_mut(&user) else { return };
         let gone = session.leave(context, is_gone);
         self.connections -= gone;
         self.users -= usize::from(gone > 0 && session.members().is_empty());
-        self.settle(context.now, user);
+        self.reschedule(context.now, user);
     }
 
-    fn each_session(&mut self, context: &mut Context<'_>, mut act: impl FnMut(&mut Session, &mut Context<'_>)) {
-        let users: Vec<_> = self.sessions.keys().copied().collect();
-        for user in users {
-            if let Some(session) = self.sessions.get_mut(&user) {
-                act(session, context);
-            }
-            self.settle(context.now, user);
+    fn with_session(&mut self, context: &mut Context, user: UserIndex, act: impl FnOnce(&mut Session, &mut Context)) {
+        if let Some(session) = self.sessions.get_mut(&user) {
+            act(session, context);
+            self.reschedule(context.now, user);
+        }
+    }
+
+    fn each_session(&mut self, context: &mut Context, mut act: impl FnMut(&mut Session, &mut Context)) {
+        for user in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.with_session(context, user, &mut act);
         }
     }
 
     /// Notes when a session wants to be looked at next, or forgets it.
-    fn settle(&mut self, now: Instant, user: UserIndex) {
+    fn reschedule(&mut self, now: Instant, user: UserIndex) {
         let Some(session) = self.sessions.get_mut(&user) else { return };
         let due = session.poll_timeout();
         if due != session.due {

@@ -11,7 +11,7 @@ use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::session::context::Context;
-use crate::session::message::{CloseReason, ControlMessage, Login, Outbox, Refusal};
+use crate::session::message::{CloseReason, ControlMessage, Login, Refusal};
 use crate::session::users::{ConnectionLimit, User, Users, WhenReached};
 
 /// A user's connections, in the order of their logins, and tokens.
@@ -20,9 +20,9 @@ pub struct Session {
     user: UserIndex,
     home: ShardIndex,
     members: Vec<Member>,
-    /// Addresses given back to the keeper so far.
+    /// Addresses given back to the allocator so far.
     releases: u64,
-    ledger: Option<LeaseIssuer>,
+    issuer: Option<LeaseIssuer>,
     /// When the home is to look at the session.
     pub(super) due: Option<Instant>,
 }
@@ -30,17 +30,19 @@ pub struct Session {
 /// A connection of a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Member {
-    login: Login,
-    epoch: u64,
+    pub login: Login,
+    /// Of its owner's snapshot when it logged in. A home that is behind has yet to judge it.
+    pub version: u64,
+    /// Whether its owner has been told to close it, and has yet to confirm.
+    pub closing: bool,
     stage: Stage,
-    closing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// The keeper has not been asked: the home has yet to catch up, or to get its memory back; or it was closed at once.
+    /// The allocator has not been asked: the home has yet to catch up, or to get its memory back; or it was closed at once.
     Unasked,
-    /// The keeper has been asked, when the session had given so many addresses back.
+    /// The allocator has been asked, when the session had given so many addresses back.
     Asked { releases: u64 },
     /// None was free, but some connection is closing, and may leave one.
     Waiting,
@@ -49,12 +51,6 @@ enum Stage {
 }
 
 impl Member {
-    /// The client that has logged in.
-    pub fn login(&self) -> Login {
-        self.login
-    }
-
-    /// The inner address, once it has one.
     pub fn address(&self) -> Option<IpAddr> {
         match self.stage {
             Stage::Holds(address) => Some(address),
@@ -62,54 +58,43 @@ impl Member {
         }
     }
 
-    /// Whether its owner has been told to close it, and has yet to confirm.
-    pub fn is_closing(&self) -> bool {
-        self.closing
-    }
-
-    /// The epoch of its owner when it logged in. A home that is behind has yet to judge it.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     fn is_waiting(&self) -> bool {
         !self.closing && self.stage == Stage::Waiting
     }
 
     /// Whether it counts: an owner that is ahead of the home may know better.
-    fn counts(&self, context: &Context<'_>) -> bool {
-        !self.closing && self.epoch <= context.epoch
+    fn counts(&self, context: &Context) -> bool {
+        !self.closing && self.version <= context.version
     }
 
-    /// Whether the directory still knows it, and lets it have its address.
-    fn is_valid(&self, directory: &Users) -> bool {
+    /// Whether `users` still have it, and let it have its address.
+    fn is_valid(&self, users: &Users) -> bool {
         let Login { user, certificate, .. } = self.login;
-        directory.find(&certificate) == Some(user)
-            && self.address().is_none_or(|address| directory.allows(user, address))
+        users.find(&certificate) == Some(user) && self.address().is_none_or(|address| users.allows(user, address))
     }
 
-    fn close(&mut self, context: &mut Context<'_>, reason: CloseReason) {
+    fn close(&mut self, context: &mut Context, reason: CloseReason) {
         self.closing = true;
         let connection = self.login.connection;
-        context.outbox.send(connection.owner, ControlMessage::Close { connection, reason, epoch: context.epoch });
+        context.send(connection.owner, ControlMessage::Close { connection, reason, version: context.version });
     }
 
-    fn hold(&self, context: &mut Context<'_>, home: ShardIndex, address: IpAddr) {
-        context.outbox.send(ALLOCATOR, ControlMessage::HoldAddress { login: self.login, address, home });
+    fn hold(&self, context: &mut Context, home: ShardIndex, address: IpAddr) {
+        context.send(ALLOCATOR, ControlMessage::HoldAddress { login: self.login, address, home });
     }
 
-    fn assign(&mut self, context: &mut Context<'_>, address: IpAddr) {
+    fn assign(&mut self, context: &mut Context, address: IpAddr) {
         self.stage = Stage::Holds(address);
         let connection = self.login.connection;
-        context.outbox.send(connection.owner, ControlMessage::Admit { connection, address });
+        context.send(connection.owner, ControlMessage::Admit { connection, address });
     }
 }
 
 impl Session {
     /// A session without connections, at a home that had its memory lost at some time, if ever.
-    pub(super) fn new(context: &Context<'_>, user: UserIndex, home: ShardIndex, lost_at: Option<Instant>) -> Self {
-        let ledger = new_ledger(context, user, lost_at);
-        Session { user, home, members: Vec::new(), releases: 0, ledger, due: None }
+    pub(super) fn new(context: &Context, user: UserIndex, home: ShardIndex, lost_at: Option<Instant>) -> Self {
+        let issuer = new_issuer(context, user, lost_at);
+        Session { user, home, members: Vec::new(), releases: 0, issuer, due: None }
     }
 
     /// Its connections, those that are closing included, oldest first.
@@ -117,19 +102,12 @@ impl Session {
         &self.members
     }
 
-    /// The tokens of a limited user.
-    pub fn ledger(&self) -> Option<&LeaseIssuer> {
-        self.ledger.as_ref()
+    pub fn issuer(&self) -> Option<&LeaseIssuer> {
+        self.issuer.as_ref()
     }
 
     /// Takes a connection in, with the address that it has already where the home has forgotten it. Says whether it is new.
-    pub(super) fn join(
-        &mut self,
-        context: &mut Context<'_>,
-        login: Login,
-        epoch: u64,
-        address: Option<IpAddr>,
-    ) -> bool {
+    pub(super) fn join(&mut self, context: &mut Context, login: Login, version: u64, address: Option<IpAddr>) -> bool {
         let known = self.members.iter_mut().find(|member| member.login.connection == login.connection);
         let is_new = known.is_none();
         let resumed = address.map(Stage::Holds);
@@ -141,7 +119,7 @@ impl Session {
                 *member
             }
             None => {
-                let member = Member { login, epoch, stage: resumed.unwrap_or(Stage::Unasked), closing: false };
+                let member = Member { login, version, stage: resumed.unwrap_or(Stage::Unasked), closing: false };
                 self.members.push(member);
                 member
             }
@@ -153,12 +131,12 @@ impl Session {
     }
 
     /// Judges the newest member, and asks for an address if it may stay.
-    pub(super) fn admit_newest(&mut self, context: &mut Context<'_>) {
+    pub(super) fn admit_newest(&mut self, context: &mut Context) {
         let Some(newest) = self.members.last_mut() else { return };
         if !newest.counts(context) {
             return;
         }
-        if !newest.is_valid(context.directory) {
+        if !newest.is_valid(&context.users) {
             return newest.close(context, CloseReason::Revoked);
         }
         self.enforce(context);
@@ -166,10 +144,10 @@ impl Session {
         self.ask_if_early(context, newest);
     }
 
-    /// Judges all members, after the directory has changed or the home has got its memory back.
-    pub(super) fn review(&mut self, context: &mut Context<'_>) {
+    /// Judges all members, after the users have changed or the home has got its memory back.
+    pub(super) fn review(&mut self, context: &mut Context) {
         for member in &mut self.members {
-            if member.counts(context) && !member.is_valid(context.directory) {
+            if member.counts(context) && !member.is_valid(&context.users) {
                 member.close(context, CloseReason::Revoked);
             }
         }
@@ -182,13 +160,8 @@ impl Session {
         self.members.sort_by_key(|member| member.address().is_none());
     }
 
-    /// The keeper's answer.
-    pub(super) fn address_allocated(
-        &mut self,
-        context: &mut Context<'_>,
-        login: Login,
-        address: Result<IpAddr, Refusal>,
-    ) {
+    /// The allocator's answer.
+    pub(super) fn address_allocated(&mut self, context: &mut Context, login: Login, address: Result<IpAddr, Refusal>) {
         let place = self.members.iter().position(|member| member.login.connection == login.connection);
         let Some(place) = place else {
             if let Ok(address) = address {
@@ -217,9 +190,9 @@ impl Session {
         }
     }
 
-    /// The connections that `is_gone` picks are gone. Their addresses go to those that wait for one, or back to the keeper. Says how many it
+    /// The connections that `is_gone` picks are gone. Their addresses go to those that wait for one, or back to the allocator. Says how many it
     /// were.
-    pub(super) fn leave(&mut self, context: &mut Context<'_>, is_gone: impl Fn(ConnectionKey) -> bool) -> usize {
+    pub(super) fn leave(&mut self, context: &mut Context, is_gone: impl Fn(ConnectionKey) -> bool) -> usize {
         let gone: Vec<_> = self.members.extract_if(.., |member| is_gone(member.login.connection)).collect();
         for member in &gone {
             if let Some(address) = member.address() {
@@ -230,8 +203,8 @@ impl Session {
         gone.len()
     }
 
-    /// The keeper has lost its memory: it is told again what is held, and asked again.
-    pub(super) fn tell_keeper(&mut self, context: &mut Context<'_>) {
+    /// The allocator has lost its memory: it is told again what is held, and asked again.
+    pub(super) fn tell_allocator(&mut self, context: &mut Context) {
         for member in &self.members {
             if let Some(address) = member.address() {
                 member.hold(context, self.home, address);
@@ -245,73 +218,74 @@ impl Session {
         }
     }
 
-    /// Takes the limit of the context's epoch.
-    pub(super) fn apply_limit(&mut self, context: &mut Context<'_>, lost_at: Option<Instant>) {
-        let limit = context.directory.user(self.user).and_then(|user| user.limit);
-        match (&mut self.ledger, limit) {
-            (Some(ledger), Some(limit)) => ledger.set_limit(context.now, limit, &mut sender(context.outbox)),
-            _ => self.ledger = new_ledger(context, self.user, lost_at),
+    /// Takes the limit that is in force now.
+    pub(super) fn apply_limit(&mut self, context: &mut Context, lost_at: Option<Instant>) {
+        let limit = context.users.user(self.user).and_then(|user| user.limit);
+        match (&mut self.issuer, limit) {
+            (Some(issuer), Some(limit)) => issuer.set_limit(context.now, limit, &mut sender(context)),
+            _ => self.issuer = new_issuer(context, self.user, lost_at),
         }
     }
 
     /// The home has its memory back, and nobody has tokens of an earlier home any more.
-    pub(super) fn mint_from_now(&mut self, context: &Context<'_>) {
-        self.ledger = new_ledger(context, self.user, Some(context.now));
+    pub(super) fn mint_from_now(&mut self, context: &Context) {
+        self.issuer = new_issuer(context, self.user, Some(context.now));
     }
 
     /// How an owner's lease stands, and what it wants.
-    pub(super) fn report_lease(&mut self, context: &mut Context<'_>, report: &LeaseReport) {
-        let Some(ledger) = &mut self.ledger else { return };
-        let known = ledger.leases().any(|(lease, _)| lease == report.lease);
-        // A lease from a ledger that is gone: its holder will begin another, and this one's tokens are not of this ledger.
+    pub(super) fn report_lease(&mut self, context: &mut Context, report: &LeaseReport) {
+        let Some(issuer) = &mut self.issuer else { return };
+        let known = issuer.leases().any(|(lease, _)| lease == report.lease);
+        // A lease from a issuer that is gone: its holder will begin another, and this one's tokens are not of this issuer.
         if known || report.granted_bytes == 0 {
-            ledger.report(context.now, report, &mut sender(context.outbox));
+            issuer.report(context.now, report, &mut sender(context));
         }
     }
 
     /// An owner's last word on a lease.
-    pub(super) fn close_lease(&mut self, context: &mut Context<'_>, close: &LeaseClose) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.close(context.now, close, &mut sender(context.outbox));
+    pub(super) fn close_lease(&mut self, context: &mut Context, close: &LeaseClose) {
+        if let Some(issuer) = &mut self.issuer {
+            issuer.close(context.now, close, &mut sender(context));
         }
     }
 
     /// A shard has died with the lease it held.
-    pub(super) fn holder_lost(&mut self, context: &mut Context<'_>, shard: ShardIndex) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.holder_lost(context.now, shard, &mut sender(context.outbox));
+    pub(super) fn holder_lost(&mut self, context: &mut Context, shard: ShardIndex) {
+        if let Some(issuer) = &mut self.issuer {
+            issuer.holder_lost(context.now, shard, &mut sender(context));
         }
     }
 
     /// Grants what has become due.
-    pub(super) fn handle_timeout(&mut self, context: &mut Context<'_>) {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.handle_timeout(context.now, &mut sender(context.outbox));
+    pub(super) fn handle_timeout(&mut self, context: &mut Context) {
+        if let Some(issuer) = &mut self.issuer {
+            issuer.handle_timeout(context.now, &mut sender(context));
         }
     }
 
     /// When the home is to look at the session: for tokens somebody waits for, or where nobody is left, to forget it.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let ledger = self.ledger.as_ref()?;
-        if self.members.is_empty() { ledger.full_at() } else { ledger.poll_timeout() }
+        let issuer = self.issuer.as_ref()?;
+        if self.members.is_empty() { issuer.full_at() } else { issuer.poll_timeout() }
     }
 
     /// Whether nothing is lost if the session is forgotten: nobody is in it, and a new one would have as many tokens.
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        let full = |ledger: &LeaseIssuer| ledger.full_at().is_some_and(|at| at <= now);
-        self.members.is_empty() && self.ledger.as_ref().is_none_or(full)
+        let full = |issuer: &LeaseIssuer| issuer.full_at().is_some_and(|at| at <= now);
+        self.members.is_empty() && self.issuer.as_ref().is_none_or(full)
     }
 
     /// Closes what is over the limits.
-    fn enforce(&mut self, context: &mut Context<'_>) {
-        let Some(user) = context.directory.user(self.user) else { return };
+    fn enforce(&mut self, context: &mut Context) {
+        let users = context.users.clone();
+        let Some(user) = users.user(self.user) else { return };
         while let Some((place, reason)) = self.surplus(context, user) {
             self.members[place].close(context, reason);
         }
     }
 
     /// A member that is to go, and why. A fixed address is for one connection, the newest.
-    fn surplus(&self, context: &Context<'_>, user: &User) -> Option<(usize, CloseReason)> {
+    fn surplus(&self, context: &Context, user: &User) -> Option<(usize, CloseReason)> {
         let fixed = matches!(user.pool.as_slice(), [range] if range.first() == range.last());
         if user.connection_limit.is_none() && !fixed {
             return None;
@@ -330,29 +304,29 @@ impl Session {
         }
     }
 
-    fn ask_if_early(&mut self, context: &mut Context<'_>, place: usize) {
+    fn ask_if_early(&mut self, context: &mut Context, place: usize) {
         let member = &self.members[place];
         if member.stage == Stage::Unasked && member.counts(context) {
             self.ask(context, place);
         }
     }
 
-    fn ask(&mut self, context: &mut Context<'_>, place: usize) {
+    fn ask(&mut self, context: &mut Context, place: usize) {
         let member = &mut self.members[place];
         member.stage = Stage::Asked { releases: self.releases };
-        let (login, home, epoch) = (member.login, self.home, context.epoch);
-        context.outbox.send(ALLOCATOR, ControlMessage::AllocateAddress { login, home, epoch });
+        let (login, home, version) = (member.login, self.home, context.version);
+        context.send(ALLOCATOR, ControlMessage::AllocateAddress { login, home, version });
     }
 
-    /// An address of this session is free: it goes to a member that waits for one, or back to the keeper.
-    fn let_go(&mut self, context: &mut Context<'_>, former: Login, address: IpAddr) {
-        let allowed = context.directory.allows(self.user, address);
+    /// An address of this session is free: it goes to a member that waits for one, or back to the allocator.
+    fn let_go(&mut self, context: &mut Context, former: Login, address: IpAddr) {
+        let allowed = context.users.allows(self.user, address);
         let waiting = self.members.iter_mut().find(|member| member.is_waiting());
         if let Some(member) = waiting.filter(|_| allowed) {
             member.hold(context, self.home, address);
             member.assign(context, address);
         } else {
-            context.outbox.send(ALLOCATOR, ControlMessage::ReleaseAddress { login: former, address });
+            context.send(ALLOCATOR, ControlMessage::ReleaseAddress { login: former, address });
             self.releases += 1;
         }
     }
@@ -362,8 +336,8 @@ impl Session {
         self.members.iter().any(|member| member.closing)
     }
 
-    /// When nobody is left to wait for, those who wait ask the keeper once more.
-    fn ask_for_waiting(&mut self, context: &mut Context<'_>) {
+    /// When nobody is left to wait for, those who wait ask the allocator once more.
+    fn ask_for_waiting(&mut self, context: &mut Context) {
         if self.may_come_free() {
             return;
         }
@@ -376,14 +350,14 @@ impl Session {
 }
 
 /// The tokens of a limited user who had none here: a burst, unless the user may have spent it before the home lost its memory.
-fn new_ledger(context: &Context<'_>, user: UserIndex, lost_at: Option<Instant>) -> Option<LeaseIssuer> {
-    let limit = context.directory.user(user)?.limit?;
+fn new_issuer(context: &Context, user: UserIndex, lost_at: Option<Instant>) -> Option<LeaseIssuer> {
+    let limit = context.users.user(user)?.limit?;
     Some(match lost_at {
         Some(at) => LeaseIssuer::empty(user, limit, at),
         None => LeaseIssuer::full(user, limit, context.now),
     })
 }
 
-fn sender(outbox: &mut Outbox) -> impl FnMut(LeaseGrant) {
-    |grant| outbox.send(grant.lease.holder, ControlMessage::Tokens(grant))
+fn sender(context: &mut Context) -> impl FnMut(LeaseGrant) {
+    |grant| context.send(grant.lease.holder, ControlMessage::Tokens(grant))
 }

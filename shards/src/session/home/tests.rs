@@ -1,15 +1,14 @@
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::ids::Fingerprint;
 use crate::limit::lease::{LeaseGrant, LeaseId};
 use crate::limit::rate::{BURST_BYTES_MIN, Limit, Rate};
-use crate::session::addresses::SteeringUpdate;
-use crate::session::message::Outbox;
 use crate::session::users::{AddressRange, User, Users};
+use crate::test_time;
 
-/// Of the home. The only other shard, which is owner and keeper, is 0.
+/// Of the home. The only other shard, which is owner and allocator, is 0.
 const HERE: ShardIndex = ShardIndex(1);
 const USER: UserIndex = UserIndex(0);
 const BITS_PER_S: u64 = 80_000;
@@ -18,54 +17,38 @@ fn limit() -> Limit {
     Limit::new(Rate::from_bits_per_s(BITS_PER_S).unwrap())
 }
 
-fn directory(limit: Option<Limit>) -> Users {
+fn users(limit: Option<Limit>) -> Users {
     let user = User { name: "alice".to_owned(), certificates: vec![Fingerprint([1; 32])], limit, ..User::default() };
     Users::new(vec![user]).unwrap()
 }
 
 struct Bench {
     home: SessionHome,
-    directory: Users,
-    epoch: u64,
-    outbox: Outbox,
-    steers: VecDeque<SteeringUpdate>,
-    now: Instant,
+    context: Context,
 }
 
 impl Bench {
     fn new(limit: Option<Limit>, incarnation: u32) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-        let now = Instant::now();
-        Bench {
-            home: SessionHome::new(HERE, 2, incarnation, now),
-            directory: directory(limit),
-            epoch: 0,
-            outbox: Outbox::new(HERE, 2),
-            steers: VecDeque::new(),
-            now,
-        }
-    }
-
-    fn with(&mut self, act: impl FnOnce(&mut SessionHome, &mut Context<'_>)) {
-        let Bench { home, directory, epoch, outbox, steers, now } = self;
-        act(home, &mut Context { now: *now, epoch: *epoch, directory, outbox, steers });
+        let now = test_time::origin();
+        let context = Context::new(2, 0, users(limit).into(), now);
+        Bench { home: SessionHome::new(HERE, 2, incarnation, now), context }
     }
 
     fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
         let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: number };
         let login = Login { user: USER, connection, certificate: Fingerprint([1; 32]) };
-        self.with(|home, context| home.attach(context, login, 0, address));
+        self.home.attach(&mut self.context, login, 0, address);
         login
     }
 
     fn detach(&mut self, login: Login) {
-        self.with(|home, context| home.detach(context, login.user, login.connection));
+        self.home.detach(&mut self.context, login.user, login.connection);
     }
 
     fn apply(&mut self, limit: Option<Limit>) {
-        self.directory = directory(limit);
-        self.epoch += 1;
-        self.with(|home, context| home.apply(context));
+        self.context.users = users(limit).into();
+        self.context.version += 1;
+        self.home.apply(&mut self.context);
     }
 
     /// An owner of a new lease wants so many bytes.
@@ -79,17 +62,17 @@ impl Bench {
             wanted_bytes,
             least_bytes: wanted_bytes.min(1),
         };
-        self.with(|home, context| home.report_lease(context, &report));
+        self.home.report_lease(&mut self.context, &report);
         self.grants()
     }
 
     fn close_lease(&mut self, number: u64, spent_bytes: u64) {
         let close = LeaseClose { user: USER, lease: LeaseId { holder: ALLOCATOR, number }, spent_bytes };
-        self.with(|home, context| home.close_lease(context, &close));
+        self.home.close_lease(&mut self.context, &close);
     }
 
     fn messages(&mut self) -> Vec<ControlMessage> {
-        std::iter::from_fn(|| self.outbox.poll_remote()).map(|(_, message)| message).collect()
+        self.context.outbox.drain(..).filter(|(to, _)| *to != HERE).map(|(_, message)| message).collect()
     }
 
     fn grants(&mut self) -> Vec<LeaseGrant> {
@@ -101,8 +84,8 @@ impl Bench {
     }
 
     fn sleep(&mut self, time: Duration) {
-        self.now += time;
-        self.with(|home, context| home.handle_timeout(context));
+        self.context.now += time;
+        self.home.handle_timeout(&mut self.context);
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -118,12 +101,12 @@ fn an_unlimited_session_ends_with_its_last_connection() {
     bench.detach(first);
     bench.detach(first);
     assert_eq!(bench.counts(), (1, 1, 1));
-    // The keeper's answer for a connection that has left goes back.
+    // The allocator's answer for a connection that has left goes back.
     bench.messages();
     let address = "198.18.0.2".parse().unwrap();
-    bench.with(|home, context| home.address_allocated(context, first, Ok(address)));
+    bench.home.address_allocated(&mut bench.context, first, Ok(address));
     assert!(matches!(bench.messages()[..], [ControlMessage::ReleaseAddress { login, .. }] if login == first));
-    bench.with(|home, context| home.address_allocated(context, second, Ok(address)));
+    bench.home.address_allocated(&mut bench.context, second, Ok(address));
     bench.detach(second);
     assert_eq!(bench.counts(), (0, 0, 0));
 }
@@ -135,7 +118,7 @@ fn reconnecting_does_not_refill_a_burst() {
     // Five connections in turn spend all that they get within no time.
     for number in 1..=5 {
         let login = bench.attach(number, None);
-        bench.with(|home, context| home.address_allocated(context, login, Ok("198.18.0.2".parse().unwrap())));
+        bench.home.address_allocated(&mut bench.context, login, Ok("198.18.0.2".parse().unwrap()));
         let mut granted = 0;
         while let Some(grant) = bench.report(number, granted, BURST_BYTES_MIN).pop() {
             granted = grant.granted_bytes;
@@ -147,12 +130,12 @@ fn reconnecting_does_not_refill_a_burst() {
         bench.messages();
     }
     assert!(spent <= BURST_BYTES_MIN && spent > BURST_BYTES_MIN - 4096, "{spent}");
-    assert!(bench.home.sessions().all(|(_, session)| session.ledger().unwrap().audit().is_conserved()));
+    assert!(bench.home.sessions().all(|(_, session)| session.issuer().unwrap().audit().is_conserved()));
     // It is forgotten when its bucket is full, and not before.
     let full = Duration::from_nanos(BURST_BYTES_MIN * 8_000_000_000 / BITS_PER_S);
     bench.sleep(full - Duration::from_secs(1));
     assert_eq!(bench.counts(), (0, 0, 1));
-    assert!(bench.home.poll_timeout().unwrap() <= bench.now + Duration::from_secs(1));
+    assert!(bench.home.poll_timeout().unwrap() <= bench.context.now + Duration::from_secs(1));
     bench.sleep(Duration::from_secs(1));
     assert_eq!((bench.counts(), bench.home.poll_timeout()), ((0, 0, 0), None));
 }
@@ -163,7 +146,7 @@ fn a_home_without_memory_grants_what_comes_after_everybody_has_spoken_and_no_bur
     bench.sleep(Duration::from_secs(1));
     let login = bench.attach(1, Some("198.18.0.2".parse().unwrap()));
     assert!(bench.home.is_recovering());
-    bench.with(|home, context| home.reattached(context, ALLOCATOR, 0, 1));
+    bench.home.reattached(&mut bench.context, ALLOCATOR, 0, 1);
     assert!(!bench.home.is_recovering());
     // Until now an owner may have spent what an earlier home had lent it.
     assert_eq!(bench.report(1, 0, u64::MAX), []);
@@ -184,26 +167,26 @@ fn a_home_without_memory_asks_for_no_address_before_everybody_has_spoken() {
     let newcomer = bench.attach(2, None);
     let messages = bench.messages();
     assert!(matches!(messages[..], [ControlMessage::HoldAddress { login, .. }] if login == resumed), "{messages:?}");
-    bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 1));
+    bench.home.reattached(&mut bench.context, ALLOCATOR, 7, 1);
     assert!(bench.home.is_recovering(), "that was for an earlier incarnation");
-    bench.with(|home, context| home.reattached(context, ALLOCATOR, 7, 2));
+    bench.home.reattached(&mut bench.context, ALLOCATOR, 7, 2);
     let messages = bench.messages();
     assert!(
         matches!(
             messages[..],
-            [ControlMessage::AllocateAddress { login, .. }, ControlMessage::Held { keeper_incarnation: 7, .. }] if login == newcomer
+            [ControlMessage::AllocateAddress { login, .. }, ControlMessage::Held { allocator_incarnation: 7, .. }] if login == newcomer
         ),
         "{messages:?}"
     );
 }
 
 #[test]
-fn limits_come_change_and_go_with_the_epoch() {
+fn limits_come_change_and_go_with_the_snapshot() {
     let mut bench = Bench::new(None, 0);
     let login = bench.attach(1, None);
     let bits = |bench: &Bench| {
         let session = bench.home.sessions().next().unwrap().1;
-        session.ledger().map(|ledger| ledger.limit().rate.bits_per_s())
+        session.issuer().map(|issuer| issuer.limit().rate.bits_per_s())
     };
     assert_eq!(bits(&bench), None);
     bench.apply(Some(limit()));
@@ -215,7 +198,7 @@ fn limits_come_change_and_go_with_the_epoch() {
     assert_eq!(bits(&bench), None);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.detach(login);
-    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
+    bench.home.address_allocated(&mut bench.context, login, Err(Refusal::Exhausted));
     assert_eq!(bench.counts(), (0, 0, 0));
 }
 
@@ -227,19 +210,21 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
         let fixed = |address| {
             let pool = AddressRange::new(address, address).into_iter().collect();
             let certificates = vec![Fingerprint([1; 32])];
-            Users::new(vec![User { name: "alice".to_owned(), certificates, pool, ..User::default() }]).unwrap()
+            Arc::new(
+                Users::new(vec![User { name: "alice".to_owned(), certificates, pool, ..User::default() }]).unwrap(),
+            )
         };
-        bench.directory = fixed(addresses[0]);
+        bench.context.users = fixed(addresses[0]);
         let older = bench.attach(1, None);
-        bench.with(|home, context| home.address_allocated(context, older, Ok(addresses[0])));
+        bench.home.address_allocated(&mut bench.context, older, Ok(addresses[0]));
         let newer = bench.attach(2, None);
-        bench.with(|home, context| home.address_allocated(context, newer, Err(Refusal::Exhausted)));
+        bench.home.address_allocated(&mut bench.context, newer, Err(Refusal::Exhausted));
         let told = |message: &ControlMessage| matches!(message, ControlMessage::Admit { connection, .. } if *connection == newer.connection);
         assert!(!bench.messages().iter().any(told), "the older one has not let go");
         if !allowed {
-            bench.directory = fixed(addresses[1]);
-            bench.epoch += 1;
-            bench.with(|home, context| home.apply(context));
+            bench.context.users = fixed(addresses[1]);
+            bench.context.version += 1;
+            bench.home.apply(&mut bench.context);
         }
         bench.detach(older);
         let messages = bench.messages();
@@ -257,8 +242,8 @@ fn what_nobody_knows_changes_nothing() {
     bench.detach(login);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.close_lease(1, 0);
-    bench.with(|home, context| home.address_allocated(context, login, Err(Refusal::Exhausted)));
-    bench.with(|home, context| home.reattached(context, ALLOCATOR, 0, 0));
+    bench.home.address_allocated(&mut bench.context, login, Err(Refusal::Exhausted));
+    bench.home.reattached(&mut bench.context, ALLOCATOR, 0, 0);
     assert!(bench.messages().is_empty());
     assert_eq!((bench.counts(), bench.home.poll_timeout()), ((0, 0, 0), None));
 }
