@@ -432,9 +432,7 @@ mod tests {
             };
             let packet = [Bytes::from(udp(4000, 5353, &payload))];
             for round in 1..=MERGE_REFUSALS_MAX {
-                let mut header = [0; vnet::HEADER_BYTES];
-                header_of.write(&mut header);
-                let frame = Frame { header: &header, payloads: &packet, carries_data: true };
+                let frame = Frame { header: header_of.bytes(), payloads: &packet, carries_data: true };
                 let given_up = (round == MERGE_REFUSALS_MAX).then_some(MergeKind::Udp);
                 assert_eq!(queues[0].write_apart(&frame), WriteOutcome::Apart { refused: 0, given_up });
                 let mut received = Vec::new();

@@ -98,10 +98,8 @@ impl Traffic {
     /// A frame up to the end of its IP header. [`split`](split::split) fills in what is missing.
     fn ip_frame(&self, header: &VnetHeader, protocol: u8, rest_bytes: usize) -> Vec<u8> {
         let total_bytes = u16::try_from(IP_BYTES + rest_bytes).expect("a frame's length fits its IP header");
-        let mut vnet = [0; vnet::HEADER_BYTES];
-        header.write(&mut vnet);
-        let mut frame = Vec::with_capacity(vnet.len() + usize::from(total_bytes));
-        frame.extend(vnet);
+        let mut frame = Vec::with_capacity(vnet::HEADER_BYTES + usize::from(total_bytes));
+        frame.extend(header.bytes());
         frame.extend([0x45, 0]);
         frame.extend(total_bytes.to_be_bytes());
         // Not to be fragmented; 64 hops.

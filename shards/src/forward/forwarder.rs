@@ -13,7 +13,7 @@ use crate::ids::ConnectionKey;
 use crate::limit::bucket::RateLimiter;
 use crate::packet::coalesce::{Coalescer, MergeLimits};
 use crate::packet::icmp::packet_too_big;
-use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
+use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6, addresses};
 use crate::packet::pool::PacketPool;
 
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
@@ -82,20 +82,5 @@ impl Forwarder {
             self.write_to_tun(reply, &inner, counters);
         }
         None
-    }
-}
-
-/// Source and destination of a packet of which there may be only the head.
-fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    match packet.first()? >> 4 {
-        4 => {
-            let [source, destination] = [12, 16].map(|at| packet.get(at..)?.first_chunk::<4>().copied());
-            Some((source?.into(), destination?.into()))
-        }
-        6 => {
-            let [source, destination] = [8, 24].map(|at| packet.get(at..)?.first_chunk::<16>().copied());
-            Some((source?.into(), destination?.into()))
-        }
-        _ => None,
     }
 }

@@ -16,10 +16,12 @@
 //! one of those would.
 
 use bytes::{Buf, Bytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::checksum::Sum;
-use super::flow::{self, MERGEABLE_HEADERS_BYTES_MAX, Segment};
+use super::flow::{self, MERGEABLE_HEADERS_BYTES_MAX, PSH, Segment};
 use super::frame::Frame;
+use super::headers::{Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
 use super::inner::{InnerPacket, protocol};
 use super::split::{TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET};
 use super::vnet::{self, HEADER_BYTES, VnetHeader};
@@ -33,8 +35,6 @@ pub const SEGMENTS_MAX: usize = 64;
 /// Most bytes that one acknowledgement covers when it goes in the place of others: a super-packet.
 const ACKED_BYTES_MAX: usize = 65536;
 
-/// The PSH flag of TCP, in the byte that holds it.
-const TCP_PSH: u8 = 0x08;
 /// The virtio header of a frame that is one finished packet.
 const PLAIN: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
 
@@ -380,24 +380,26 @@ impl Merged {
         let partial_checksum = self.first.pseudo_header(transport_bytes).folded();
 
         let (vnet_header, inner_headers) = self.head.split_at_mut(HEADER_BYTES);
-        if let Some(vnet_header) = vnet_header.first_chunk_mut() {
-            header.write(vnet_header);
-        }
+        vnet_header.copy_from_slice(header.bytes());
         let (ip, transport) = inner_headers.split_at_mut(transport_offset);
         if flow.is_v6 {
-            ip[4..6].copy_from_slice(&(transport_bytes as u16).to_be_bytes());
-        } else {
-            ip[2..4].copy_from_slice(&(total_bytes as u16).to_be_bytes());
-            ip[10..12].fill(0);
-            let checksum = Sum::of(ip).checksum();
-            ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+            if let Ok(ip) = Ipv6Header::mut_from_bytes(ip) {
+                ip.payload_bytes = (transport_bytes as u16).into();
+            }
+        } else if let Ok(ip) = Ipv4Header::mut_from_bytes(ip) {
+            ip.total_bytes = (total_bytes as u16).into();
+            ip.checksum = 0.into();
+            ip.checksum = Sum::of(ip.as_bytes()).checksum().into();
         }
         if is_tcp {
-            transport[13] |= if self.push { TCP_PSH } else { 0 };
-            transport[16..18].copy_from_slice(&partial_checksum.to_be_bytes());
-        } else {
-            transport[4..6].copy_from_slice(&(transport_bytes as u16).to_be_bytes());
-            transport[6..8].copy_from_slice(&partial_checksum.to_be_bytes());
+            if let Ok((tcp, _)) = TcpHeader::mut_from_prefix(transport) {
+                let push = if self.push { PSH } else { 0 };
+                tcp.length_and_flags = (tcp.length_and_flags.get() | push).into();
+                tcp.checksum = partial_checksum.into();
+            }
+        } else if let Ok((udp, _)) = UdpHeader::mut_from_prefix(transport) {
+            udp.bytes = (transport_bytes as u16).into();
+            udp.checksum = partial_checksum.into();
         }
         &self.head[..HEADER_BYTES + header_bytes]
     }

@@ -2,7 +2,10 @@
 //!
 //! This module never clears a codepoint, never makes a transport ECN-capable that is not, and never decides what is congestion.
 
+use zerocopy::FromBytes;
+
 use super::checksum;
+use super::headers::Ipv4Header;
 use super::inner::InnerPacket;
 
 /// An ECN codepoint (RFC 3168).
@@ -27,16 +30,15 @@ pub fn mark_ce(packet: &mut [u8]) -> bool {
     if codepoint(packet).is_none() {
         return false;
     }
-    // The packet was parsed: it has a whole header.
     if packet[0] >> 4 == 6 {
         packet[1] |= ECN_V6;
         return true;
     }
-    let word = |at: usize, packet: &[u8]| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let (old, header_checksum) = (word(0, packet), word(10, packet));
-    packet[1] |= ECN_V4;
-    let header_checksum = checksum::update(header_checksum, old, word(0, packet));
-    packet[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+    let Ok((header, _)) = Ipv4Header::mut_from_prefix(packet) else { return false };
+    let word = |header: &Ipv4Header| u16::from_be_bytes([header.version_and_length, header.traffic_class]);
+    let old = word(header);
+    header.traffic_class |= ECN_V4;
+    header.checksum = checksum::update(header.checksum.get(), old, word(header)).into();
     true
 }
 

@@ -1,13 +1,16 @@
 //! What decides whether a TCP segment or UDP datagram may be merged with those before it, or takes their place.
 
+use zerocopy::FromBytes;
+
 use super::checksum::Sum;
-use super::inner::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, InnerPacket, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol};
+use super::headers::{DONT_FRAGMENT, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
+use super::inner::{InnerPacket, protocol};
 
 /// Longest headers of a packet that can be merged, in bytes: IPv6 without extension headers, TCP with all options.
-pub(super) const MERGEABLE_HEADERS_BYTES_MAX: usize = IPV6_HEADER_BYTES + 60;
+pub(super) const MERGEABLE_HEADERS_BYTES_MAX: usize = size_of::<Ipv6Header>() + 60;
 
 const ACK: u16 = 0x10;
-const PSH: u16 = 0x08;
+pub(super) const PSH: u16 = 0x08;
 
 /// Source and destination address as they lie in the header; an IPv4 pair fills the first word and leaves the others zero.
 pub(super) type AddressPair = [u64; 4];
@@ -88,7 +91,7 @@ impl Segment {
         let transport = packet.get(transport_offset..)?;
         let is_v6 = inner.is_v6();
         // The kernel merges no IPv4 packets with options either.
-        let ip_is_plain = transport_offset == if is_v6 { IPV6_HEADER_BYTES } else { IPV4_HEADER_BYTES };
+        let ip_is_plain = transport_offset == plain_header_bytes(is_v6);
         let (ip, counted_identification) = if is_v6 { ip_v6(packet)? } else { ip_v4(packet)? };
         let ports = u32::from_ne_bytes(*transport.first_chunk::<4>()?);
         let flow = Flow { addresses: address_pair(packet, is_v6), is_v6, protocol: inner.protocol, ports };
@@ -108,17 +111,13 @@ impl Segment {
 
     #[inline]
     fn with_tcp(mut self, transport: &[u8]) -> Option<Segment> {
-        let tcp = transport.first_chunk::<TCP_HEADER_BYTES>()?;
-        let length_and_flags = u16::from_be_bytes([tcp[12], tcp[13]]);
-        let tcp_header_bytes = usize::from(length_and_flags >> 12) * 4;
-        if tcp_header_bytes < TCP_HEADER_BYTES || tcp_header_bytes > transport.len() {
-            return None;
-        }
-        self.seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
-        let window = u64::from(u16::from_be_bytes([tcp[14], tcp[15]]));
-        let urgent = u64::from(u16::from_be_bytes([tcp[18], tcp[19]]));
+        let (tcp, _) = TcpHeader::ref_from_prefix(transport).ok()?;
+        let length_and_flags = tcp.length_and_flags.get();
+        let tcp_header_bytes = tcp.header_bytes().filter(|&bytes| bytes <= transport.len())?;
+        self.seq = tcp.seq.get();
+        let (window, urgent) = (u64::from(tcp.window.get()), u64::from(tcp.urgent.get()));
         self.likeness.tcp = u64::from(length_and_flags & !PSH) << 32 | window << 16 | urgent;
-        self.likeness.ack = u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]);
+        self.likeness.ack = tcp.ack.get();
         self.header_bytes = self.transport_offset + tcp_header_bytes;
         self.payload_bytes = transport.len() - tcp_header_bytes;
         self.push = length_and_flags & PSH != 0;
@@ -129,11 +128,11 @@ impl Segment {
 
     #[inline]
     fn with_udp(mut self, transport: &[u8]) -> Option<Segment> {
-        let udp = transport.first_chunk::<UDP_HEADER_BYTES>()?;
-        self.header_bytes = self.transport_offset + UDP_HEADER_BYTES;
-        self.payload_bytes = transport.len() - UDP_HEADER_BYTES;
-        let length_agrees = usize::from(u16::from_be_bytes([udp[4], udp[5]])) == transport.len();
-        let has_checksum = [udp[6], udp[7]] != [0, 0];
+        let (udp, payload) = UdpHeader::ref_from_prefix(transport).ok()?;
+        self.header_bytes = self.transport_offset + size_of::<UdpHeader>();
+        self.payload_bytes = payload.len();
+        let length_agrees = usize::from(udp.bytes.get()) == transport.len();
+        let has_checksum = udp.checksum.get() != 0;
         self.is_mergeable &= length_agrees && has_checksum && self.payload_bytes > 0;
         Some(self)
     }
@@ -155,7 +154,7 @@ impl Segment {
     /// Whether this is TCP that acknowledges and does nothing else. Not asked of every packet, so it is not kept.
     #[inline(never)]
     pub fn is_pure_ack(&self) -> bool {
-        let ip_is_plain = self.transport_offset == if self.flow.is_v6 { IPV6_HEADER_BYTES } else { IPV4_HEADER_BYTES };
+        let ip_is_plain = self.transport_offset == plain_header_bytes(self.flow.is_v6);
         let flags = (self.likeness.tcp >> 32) as u16 & 0x0fff;
         self.payload_bytes == 0 && !self.push && flags == ACK && self.flow.protocol == protocol::TCP && ip_is_plain
     }
@@ -183,7 +182,7 @@ impl Segment {
     pub fn options<'a>(&self, headers: &'a [u8]) -> &'a [u8] {
         match self.flow.protocol {
             protocol::TCP => {
-                headers.get(self.transport_offset + TCP_HEADER_BYTES..self.header_bytes).unwrap_or_default()
+                headers.get(self.transport_offset + size_of::<TcpHeader>()..self.header_bytes).unwrap_or_default()
             }
             _ => &[],
         }
@@ -213,21 +212,26 @@ fn are_timestamps_at_most(options: &[u8]) -> bool {
     options.is_empty() || (options.len() == 12 && options.starts_with(&NOP_NOP_TIMESTAMPS))
 }
 
+/// Length of an IP header without options and extension headers, in bytes.
+#[inline]
+fn plain_header_bytes(is_v6: bool) -> usize {
+    if is_v6 { size_of::<Ipv6Header>() } else { size_of::<Ipv4Header>() }
+}
+
 /// What an IPv4 header must have in common with others of its run, and its identification. An atomic datagram's identification means
 /// nothing (RFC 6864 4.1), so that any may follow any.
 #[inline]
 fn ip_v4(packet: &[u8]) -> Option<(u64, Option<u16>)> {
-    let header = packet.first_chunk::<IPV4_HEADER_BYTES>()?;
-    let dont_fragment = header[6] & 0x40 != 0;
-    let common = u64::from_be_bytes([0, 0, 0, 0, header[1], header[6], header[7], header[8]]);
-    let identification = u16::from_be_bytes([header[4], header[5]]);
-    Some((common, (!dont_fragment).then_some(identification)))
+    let (header, _) = Ipv4Header::ref_from_prefix(packet).ok()?;
+    let fragment = header.fragment.get();
+    let common = u64::from(header.traffic_class) << 24 | u64::from(fragment) << 8 | u64::from(header.ttl);
+    Some((common, (fragment & DONT_FRAGMENT == 0).then_some(header.identification.get())))
 }
 
 #[inline]
 fn ip_v6(packet: &[u8]) -> Option<(u64, Option<u16>)> {
-    let header = packet.first_chunk::<IPV6_HEADER_BYTES>()?;
-    Some((u64::from_be_bytes([header[0], header[1], header[2], header[3], 0, 0, 0, header[7]]), None))
+    let (header, _) = Ipv6Header::ref_from_prefix(packet).ok()?;
+    Some((u64::from(header.version_class_and_label.get()) << 8 | u64::from(header.hop_limit), None))
 }
 
 #[cfg(test)]

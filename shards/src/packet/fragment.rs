@@ -4,16 +4,11 @@
 //! section 4.5).
 
 use bytes::{BufMut, Bytes, BytesMut};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::checksum::Sum;
-use super::inner::IPV4_HEADER_BYTES;
+use super::headers::{DONT_FRAGMENT, FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS};
 
-/// Don't fragment.
-const DF: u16 = 0x4000;
-/// More fragments.
-const MF: u16 = 0x2000;
-/// The offset of a fragment, in units of 8 bytes.
-const OFFSET: u16 = 0x1fff;
 const UNIT_BYTES: usize = 8;
 /// The bit of an option's type that says that every fragment carries it.
 const COPIED: u8 = 0x80;
@@ -24,28 +19,28 @@ const NO_OPERATION: u8 = 1;
 /// Whether a router may fragment `packet`.
 pub fn may_be_fragmented(packet: &[u8]) -> bool {
     packet.first().is_some_and(|first| first >> 4 == 4)
-        && packet.get(6..8).is_some_and(|flags| u16::from_be_bytes([flags[0], flags[1]]) & DF == 0)
+        && Ipv4Header::ref_from_prefix(packet).is_ok_and(|(header, _)| header.fragment.get() & DONT_FRAGMENT == 0)
 }
 
 /// Calls `emit` with the fragments of `packet`, none of them longer than `mtu_bytes`, in order, and returns whether that was possible: the
 /// packet must be a whole IPv4 packet that may be fragmented, and the MTU leave room for 8 bytes behind its header.
 pub fn fragment(packet: &[u8], mtu_bytes: usize, emit: &mut impl FnMut(Bytes)) -> bool {
-    let Some(first_header_bytes) = header_bytes(packet).filter(|_| may_be_fragmented(packet)) else { return false };
-    let (first_header, payload) = packet.split_at(first_header_bytes);
+    let Some(header) = whole(packet).filter(|_| may_be_fragmented(packet)) else { return false };
+    let (first_header, payload) = packet.split_at(header.header_bytes());
     let later_header = with_copied_options(first_header);
-    if first_header_bytes + UNIT_BYTES > mtu_bytes {
+    if first_header.len() + UNIT_BYTES > mtu_bytes {
         return false;
     }
-    let field = u16::from_be_bytes([packet[6], packet[7]]);
-    let (mut offset, mut rest, mut header) = (field & OFFSET, payload, first_header);
+    let field = header.fragment.get();
+    let (mut offset, mut rest, mut header) = (field & FRAGMENT_OFFSET, payload, first_header);
     loop {
         let room_bytes = mtu_bytes - header.len();
         let is_last = rest.len() <= room_bytes;
         let taken_bytes = if is_last { rest.len() } else { room_bytes / UNIT_BYTES * UNIT_BYTES };
         let (taken, left) = rest.split_at(taken_bytes);
         // What is a fragment already may have others behind its own last one.
-        let more = if is_last { field & MF } else { MF };
-        emit(built(header, taken, more | (field & !(DF | MF | OFFSET)) | offset));
+        let more = if is_last { field & MORE_FRAGMENTS } else { MORE_FRAGMENTS };
+        emit(built(header, taken, more | (field & !(DONT_FRAGMENT | MORE_FRAGMENTS | FRAGMENT_OFFSET)) | offset));
         if is_last {
             return true;
         }
@@ -54,31 +49,32 @@ pub fn fragment(packet: &[u8], mtu_bytes: usize, emit: &mut impl FnMut(Bytes)) -
     }
 }
 
-/// The header's length, if the packet is as long as it says.
-fn header_bytes(packet: &[u8]) -> Option<usize> {
-    let header = packet.first_chunk::<IPV4_HEADER_BYTES>()?;
-    let header_bytes = usize::from(header[0] & 0x0f) * 4;
-    let total_bytes = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    (header_bytes >= IPV4_HEADER_BYTES && header_bytes <= total_bytes && total_bytes == packet.len())
-        .then_some(header_bytes)
+/// The header, if the packet is as long as it says.
+fn whole(packet: &[u8]) -> Option<&Ipv4Header> {
+    let (header, _) = Ipv4Header::ref_from_prefix(packet).ok()?;
+    let (header_bytes, total_bytes) = (header.header_bytes(), usize::from(header.total_bytes.get()));
+    let is_whole =
+        size_of::<Ipv4Header>() <= header_bytes && header_bytes <= total_bytes && total_bytes == packet.len();
+    is_whole.then_some(header)
 }
 
 fn built(header: &[u8], payload: &[u8], field: u16) -> Bytes {
     let total_bytes = header.len() + payload.len();
     let mut packet = BytesMut::with_capacity(total_bytes);
     packet.put_slice(header);
-    packet[2..4].copy_from_slice(&(total_bytes as u16).to_be_bytes());
-    packet[6..8].copy_from_slice(&field.to_be_bytes());
-    packet[10..12].fill(0);
-    let checksum = Sum::of(&packet).checksum();
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    if let Ok((header, options)) = Ipv4Header::mut_from_prefix(&mut packet) {
+        header.total_bytes = (total_bytes as u16).into();
+        header.fragment = field.into();
+        header.checksum = 0.into();
+        header.checksum = (Sum::of(header.as_bytes()) + Sum::of(options)).checksum().into();
+    }
     packet.put_slice(payload);
     packet.freeze()
 }
 
 /// The header of fragments but the first: of the options, it has those that are copied (RFC 791, section 3.1).
 fn with_copied_options(header: &[u8]) -> Vec<u8> {
-    let (fixed, mut options) = header.split_at(IPV4_HEADER_BYTES);
+    let (fixed, mut options) = header.split_at(size_of::<Ipv4Header>());
     let mut copy = fixed.to_vec();
     while let Some(&kind) = options.first() {
         let option_bytes = match kind {
@@ -128,9 +124,9 @@ mod tests {
         for fragment in fragments {
             let header = usize::from(fragment[0] & 0xf) * 4;
             let field = u16::from_be_bytes([fragment[6], fragment[7]]);
-            let offset = usize::from(field & OFFSET) * 8;
+            let offset = usize::from(field & FRAGMENT_OFFSET) * 8;
             payload[offset..][..fragment.len() - header].copy_from_slice(&fragment[header..]);
-            if field & MF == 0 {
+            if field & MORE_FRAGMENTS == 0 {
                 end = offset + fragment.len() - header;
             }
         }

@@ -2,20 +2,25 @@
 //!
 //! This module limits no rate: whoever calls it does.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::checksum::Sum;
-use super::inner::{DestinationClass, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, protocol, upper_layer_v6};
+use super::headers::{DONT_FRAGMENT, FRAGMENT_OFFSET, IcmpHeader, Ipv4Header, Ipv6Header};
+use super::inner::{DestinationClass, addresses, protocol, upper_layer_v6};
 
 /// Longest ICMPv4 error, IP header included, in bytes (RFC 1812 4.3.2.3).
 pub const ERROR_V4_BYTES_MAX: usize = 576;
 /// Longest ICMPv6 error, IP header included, in bytes (RFC 4443 2.4 (c)).
 pub const ERROR_V6_BYTES_MAX: usize = 1280;
 
-/// Length of the header of an ICMP error, for both versions, in bytes.
-const ICMP_HEADER_BYTES: usize = 8;
+/// ICMPv4 "fragmentation needed": destination unreachable, with its code.
+const UNREACHABLE_V4: u8 = 3;
+const FRAGMENTATION_NEEDED_V4: u8 = 4;
+/// ICMPv6 "packet too big".
+const PACKET_TOO_BIG_V6: u8 = 2;
 /// ICMP echo replies (RFC 792, RFC 4443 4.2).
 const ECHO_REPLY_V4: u8 = 0;
 const ECHO_REPLY_V6: u8 = 129;
@@ -37,111 +42,88 @@ const TRAFFIC_CLASS_V4: u8 = 0xc0;
 /// or to a group or broadcast, to packets whose source is no single host's address. The exception that RFC 4443 makes for groups is
 /// not used, since the gateway routes none. Also `None` where `from` is of the other version, or `offending` is too short to tell.
 pub fn packet_too_big(offending: &[u8], mtu: u16, from: IpAddr) -> Option<Bytes> {
-    match (offending.first()? >> 4, from) {
-        (4, IpAddr::V4(from)) => packet_too_big_v4(offending, mtu, from),
-        (6, IpAddr::V6(from)) => packet_too_big_v6(offending, mtu, from),
-        _ => None,
-    }
+    let (source, destination) = addresses(offending).filter(|&(source, to)| may_be_answered(source, to))?;
+    let (kind, code, bytes_max) = match (destination, from) {
+        (IpAddr::V4(_), IpAddr::V4(_)) if is_answered_v4(offending)? => {
+            (UNREACHABLE_V4, FRAGMENTATION_NEEDED_V4, ERROR_V4_BYTES_MAX - size_of::<Ipv4Header>())
+        }
+        (IpAddr::V6(_), IpAddr::V6(_)) if is_answered_v6(offending)? => {
+            (PACKET_TOO_BIG_V6, 0, ERROR_V6_BYTES_MAX - size_of::<Ipv6Header>())
+        }
+        _ => return None,
+    };
+    let quote = &offending[..offending.len().min(bytes_max - size_of::<IcmpHeader>())];
+    message(from, source, IcmpHeader { kind, code, rest: u32::from(mtu).into(), ..IcmpHeader::default() }, quote, 0)
 }
 
-fn packet_too_big_v4(offending: &[u8], mtu: u16, from: Ipv4Addr) -> Option<Bytes> {
-    let header = offending.first_chunk::<IPV4_HEADER_BYTES>()?;
-    let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
-    let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
-    let header_bytes = usize::from(header[0] & 0x0f) * 4;
-    let is_later_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0;
-    if header_bytes < IPV4_HEADER_BYTES || is_later_fragment || !may_be_answered(source.into(), destination.into()) {
-        return None;
-    }
-    let payload = offending.get(header_bytes..)?;
-    if payload.len() < QUOTED_PAYLOAD_BYTES_MIN || (header[9] == protocol::ICMP && is_error_v4(payload[0])) {
-        return None;
-    }
-    let quote = &offending[..offending.len().min(ERROR_V4_BYTES_MAX - IPV4_HEADER_BYTES - ICMP_HEADER_BYTES)];
-    let total_bytes = IPV4_HEADER_BYTES + ICMP_HEADER_BYTES + quote.len();
-
-    let mut packet = BytesMut::with_capacity(total_bytes);
-    packet.put_slice(&[0x45, TRAFFIC_CLASS_V4]);
-    packet.put_u16(total_bytes as u16);
-    // An atomic datagram, so that the identification is free (RFC 6864 4.1).
-    packet.put_slice(&[0, 0, 0x40, 0, TTL, protocol::ICMP, 0, 0]);
-    packet.put_slice(&from.octets());
-    packet.put_slice(&source.octets());
-    let checksum = Sum::of(&packet).checksum();
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-
-    packet.put_slice(&[3, 4, 0, 0, 0, 0]);
-    packet.put_u16(mtu);
-    packet.put_slice(quote);
-    let checksum = Sum::of(&packet[IPV4_HEADER_BYTES..]).checksum();
-    packet[22..24].copy_from_slice(&checksum.to_be_bytes());
-    Some(packet.freeze())
+/// Whether a packet is the first of its fragments, and no ICMP error; `None` where it is too short to tell.
+fn is_answered_v4(offending: &[u8]) -> Option<bool> {
+    let (header, _) = Ipv4Header::ref_from_prefix(offending).ok()?;
+    let payload = offending.get(header.header_bytes()..).filter(|payload| payload.len() >= QUOTED_PAYLOAD_BYTES_MIN)?;
+    let is_error = header.protocol == protocol::ICMP && is_error_v4(payload[0]);
+    let is_later_fragment = header.fragment.get() & FRAGMENT_OFFSET != 0;
+    Some(header.header_bytes() >= size_of::<Ipv4Header>() && !is_later_fragment && !is_error)
 }
 
-fn packet_too_big_v6(offending: &[u8], mtu: u16, from: Ipv6Addr) -> Option<Bytes> {
+/// RFC 4443 2.4 (e.1), (e.2): errors are the types below 128; a redirect, though above, is not answered either.
+fn is_answered_v6(offending: &[u8]) -> Option<bool> {
     let upper = upper_layer_v6(offending)?;
-    let address = |at: usize| offending[at..].first_chunk::<16>().copied().map(Ipv6Addr::from);
-    let (source, destination) = (address(8)?, address(24)?);
-    if upper.is_later_fragment || !may_be_answered(source.into(), destination.into()) {
-        return None;
-    }
-    // RFC 4443 2.4 (e.1), (e.2): errors are the types below 128; a redirect, though above, is not answered either.
-    if upper.protocol == protocol::ICMPV6 && matches!(*offending.get(upper.offset)?, 0..=127 | 137) {
-        return None;
-    }
-    let quote = &offending[..offending.len().min(ERROR_V6_BYTES_MAX - IPV6_HEADER_BYTES - ICMP_HEADER_BYTES)];
-    let icmp_bytes = ICMP_HEADER_BYTES + quote.len();
-
-    let mut packet = BytesMut::with_capacity(IPV6_HEADER_BYTES + icmp_bytes);
-    packet.put_slice(&[0x60, 0, 0, 0]);
-    packet.put_u16(icmp_bytes as u16);
-    packet.put_slice(&[protocol::ICMPV6, TTL]);
-    packet.put_slice(&from.octets());
-    packet.put_slice(&source.octets());
-
-    packet.put_slice(&[2, 0, 0, 0]);
-    packet.put_u32(u32::from(mtu));
-    packet.put_slice(quote);
-    let addresses = packet[8..].first_chunk::<32>()?;
-    let pseudo = Sum::pseudo_v6(addresses, protocol::ICMPV6, icmp_bytes as u32);
-    let checksum = (pseudo + Sum::of(&packet[IPV6_HEADER_BYTES..])).checksum();
-    packet[42..44].copy_from_slice(&checksum.to_be_bytes());
-    Some(packet.freeze())
+    let is_error = upper.protocol == protocol::ICMPV6 && matches!(*offending.get(upper.offset)?, 0..=127 | 137);
+    Some(!upper.is_later_fragment && !is_error)
 }
 
 /// An echo reply of `bytes` bytes that nobody has asked for, from `from` to `to`: hosts ignore it. `None` where the addresses are of different
 /// versions, or `bytes` too few.
 pub fn unasked_reply(from: IpAddr, to: IpAddr, bytes: usize) -> Option<Bytes> {
-    let mut packet = BytesMut::zeroed(bytes);
-    let header_bytes = if from.is_ipv4() { IPV4_HEADER_BYTES } else { IPV6_HEADER_BYTES };
-    let icmp_bytes = bytes.checked_sub(header_bytes).filter(|&icmp_bytes| icmp_bytes >= ICMP_HEADER_BYTES)?;
-    let (header, icmp) = packet.split_at_mut(header_bytes);
-    match (from, to) {
+    let (kind, ip_bytes) = match from {
+        IpAddr::V4(_) => (ECHO_REPLY_V4, size_of::<Ipv4Header>()),
+        IpAddr::V6(_) => (ECHO_REPLY_V6, size_of::<Ipv6Header>()),
+    };
+    let padding_bytes = bytes.checked_sub(ip_bytes + size_of::<IcmpHeader>())?;
+    message(from, to, IcmpHeader { kind, ..IcmpHeader::default() }, &[], padding_bytes)
+}
+
+/// An ICMP message with `quote` and so many zeros behind its header. `None` where the addresses are of different versions, or it is too long.
+fn message(from: IpAddr, to: IpAddr, icmp: IcmpHeader, quote: &[u8], padding_bytes: usize) -> Option<Bytes> {
+    let icmp_bytes = size_of::<IcmpHeader>() + quote.len() + padding_bytes;
+    let mut packet = BytesMut::with_capacity(size_of::<Ipv6Header>() + icmp_bytes);
+    let pseudo = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            header[..2].copy_from_slice(&[0x45, TRAFFIC_CLASS_V4]);
-            header[2..4].copy_from_slice(&u16::try_from(bytes).ok()?.to_be_bytes());
-            header[6..10].copy_from_slice(&[0x40, 0, TTL, protocol::ICMP]);
-            header[12..16].copy_from_slice(&from.octets());
-            header[16..20].copy_from_slice(&to.octets());
-            let checksum = Sum::of(header).checksum();
-            header[10..12].copy_from_slice(&checksum.to_be_bytes());
-            icmp[0] = ECHO_REPLY_V4;
-            let checksum = Sum::of(icmp).checksum();
-            icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+            let mut header = Ipv4Header {
+                version_and_length: 0x45,
+                traffic_class: TRAFFIC_CLASS_V4,
+                total_bytes: u16::try_from(size_of::<Ipv4Header>() + icmp_bytes).ok()?.into(),
+                // An atomic datagram, so that the identification is free (RFC 6864 4.1).
+                fragment: DONT_FRAGMENT.into(),
+                ttl: TTL,
+                protocol: protocol::ICMP,
+                source: from.octets(),
+                destination: to.octets(),
+                ..Ipv4Header::default()
+            };
+            header.checksum = Sum::of(header.as_bytes()).checksum().into();
+            packet.put_slice(header.as_bytes());
+            Sum::default()
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            header[0] = 0x60;
-            header[4..6].copy_from_slice(&u16::try_from(icmp_bytes).ok()?.to_be_bytes());
-            header[6..8].copy_from_slice(&[protocol::ICMPV6, TTL]);
-            header[8..24].copy_from_slice(&from.octets());
-            header[24..40].copy_from_slice(&to.octets());
-            icmp[0] = ECHO_REPLY_V6;
-            let pseudo = Sum::pseudo_v6(header[8..].first_chunk()?, protocol::ICMPV6, icmp_bytes as u32);
-            let checksum = (pseudo + Sum::of(icmp)).checksum();
-            icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+            let header = Ipv6Header {
+                version_class_and_label: (6 << 28).into(),
+                payload_bytes: u16::try_from(icmp_bytes).ok()?.into(),
+                next_header: protocol::ICMPV6,
+                hop_limit: TTL,
+                source: from.octets(),
+                destination: to.octets(),
+            };
+            packet.put_slice(header.as_bytes());
+            let addresses = Sum::of(&header.source) + Sum::of(&header.destination);
+            addresses + Sum::word(u16::from(protocol::ICMPV6)) + Sum::word(icmp_bytes as u16)
         }
         _ => return None,
-    }
+    };
+    let checksum = (pseudo + Sum::of(icmp.as_bytes()) + Sum::of(quote)).checksum();
+    packet.put_slice(IcmpHeader { checksum: checksum.into(), ..icmp }.as_bytes());
+    packet.put_slice(quote);
+    packet.put_bytes(0, padding_bytes);
     Some(packet.freeze())
 }
 
@@ -162,6 +144,8 @@ fn may_be_answered(source: IpAddr, destination: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,6 +1,10 @@
 //! Reading the IP header of an inner packet.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
+
+use zerocopy::FromBytes;
+
+use super::headers::{FRAGMENT_OFFSET, Ipv4Header, Ipv6Extension, Ipv6Header, MORE_FRAGMENTS};
 
 /// Protocol numbers (IANA) that mean something here.
 pub mod protocol {
@@ -16,16 +20,8 @@ pub mod protocol {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
-/// Length of an IPv4 header without options, in bytes.
-pub(super) const IPV4_HEADER_BYTES: usize = 20;
-/// Length of the fixed IPv6 header, in bytes.
-pub(super) const IPV6_HEADER_BYTES: usize = 40;
 /// What every link of IPv6 carries, in bytes (RFC 8200, section 5): no sender goes below.
 pub const MTU_BYTES_MIN_V6: usize = 1280;
-/// Length of a TCP header without options, in bytes.
-pub(super) const TCP_HEADER_BYTES: usize = 20;
-/// Length of a UDP header, in bytes.
-pub(super) const UDP_HEADER_BYTES: usize = 8;
 
 /// IPv6 extension headers that [`upper_layer_v6`] passes before it gives up. RFC 8200 4.1 has each occur once, destination options twice.
 const EXTENSION_HEADERS_MAX: usize = 8;
@@ -77,50 +73,48 @@ impl InnerPacket {
 
 #[inline]
 fn parse_v4(packet: &[u8]) -> Result<InnerPacket, Malformed> {
-    let header = packet.first_chunk::<IPV4_HEADER_BYTES>().ok_or(Malformed)?;
-    let header_bytes = usize::from(header[0] & 0x0f) * 4;
-    let total_bytes = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if header_bytes < IPV4_HEADER_BYTES || header_bytes > total_bytes || total_bytes != packet.len() {
+    let (header, _) = Ipv4Header::ref_from_prefix(packet).map_err(|_| Malformed)?;
+    let (header_bytes, total_bytes) = (header.header_bytes(), usize::from(header.total_bytes.get()));
+    if header_bytes < size_of::<Ipv4Header>() || header_bytes > total_bytes || total_bytes != packet.len() {
         return Err(Malformed);
     }
-    // "More fragments" and the offset, without the reserved bit and "don't fragment".
-    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    let protocol = header[9];
+    let is_fragment = header.fragment.get() & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0;
     Ok(InnerPacket {
-        source: IpAddr::V4(Ipv4Addr::new(header[12], header[13], header[14], header[15])),
-        destination: IpAddr::V4(Ipv4Addr::new(header[16], header[17], header[18], header[19])),
-        protocol,
-        traffic_class: header[1],
+        source: header.source.into(),
+        destination: header.destination.into(),
+        protocol: header.protocol,
+        traffic_class: header.traffic_class,
         is_fragment,
-        transport_offset: (is_tcp_or_udp(protocol) && !is_fragment).then_some(header_bytes),
+        transport_offset: (is_tcp_or_udp(header.protocol) && !is_fragment).then_some(header_bytes),
         total_bytes,
     })
 }
 
 #[inline]
 fn parse_v6(packet: &[u8]) -> Result<InnerPacket, Malformed> {
-    let header = packet.first_chunk::<IPV6_HEADER_BYTES>().ok_or(Malformed)?;
-    let total_bytes = IPV6_HEADER_BYTES + usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if total_bytes != packet.len() {
+    let (header, payload) = Ipv6Header::ref_from_prefix(packet).map_err(|_| Malformed)?;
+    if usize::from(header.payload_bytes.get()) != payload.len() {
         return Err(Malformed);
     }
-    let protocol = header[6];
+    let protocol = header.next_header;
     Ok(InnerPacket {
-        source: IpAddr::V6(address_v6(header, 8)),
-        destination: IpAddr::V6(address_v6(header, 24)),
+        source: header.source.into(),
+        destination: header.destination.into(),
         protocol,
-        traffic_class: header[0] << 4 | header[1] >> 4,
+        traffic_class: (header.version_class_and_label.get() >> 20) as u8,
         is_fragment: protocol == protocol::FRAGMENT,
-        transport_offset: is_tcp_or_udp(protocol).then_some(IPV6_HEADER_BYTES),
-        total_bytes,
+        transport_offset: is_tcp_or_udp(protocol).then_some(size_of::<Ipv6Header>()),
+        total_bytes: packet.len(),
     })
 }
 
-#[inline]
-fn address_v6(header: &[u8; IPV6_HEADER_BYTES], at: usize) -> Ipv6Addr {
-    let mut octets = [0; 16];
-    octets.copy_from_slice(&header[at..at + 16]);
-    Ipv6Addr::from(octets)
+/// Source and destination of a packet of which there may be only the head.
+pub fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match packet.first()? >> 4 {
+        4 => Ipv4Header::ref_from_prefix(packet).ok().map(|(ip, _)| (ip.source.into(), ip.destination.into())),
+        6 => Ipv6Header::ref_from_prefix(packet).ok().map(|(ip, _)| (ip.source.into(), ip.destination.into())),
+        _ => None,
+    }
 }
 
 #[inline]
@@ -184,35 +178,36 @@ pub(super) struct UpperLayer {
 /// Walks the extension headers of an IPv6 packet, which may be cut off behind them. `None` where they are incomplete or more than any
 /// honest packet has. Not for the fast path.
 pub(super) fn upper_layer_v6(packet: &[u8]) -> Option<UpperLayer> {
-    let header = packet.first_chunk::<IPV6_HEADER_BYTES>()?;
+    let (header, mut rest) = Ipv6Header::ref_from_prefix(packet).ok()?;
     let mut upper = UpperLayer {
-        protocol: header[6],
-        offset: IPV6_HEADER_BYTES,
+        protocol: header.next_header,
+        offset: size_of::<Ipv6Header>(),
         is_later_fragment: false,
         is_fragment: false,
         is_source_routed: false,
     };
     for _ in 0..EXTENSION_HEADERS_MAX {
-        let extension = packet.get(upper.offset..upper.offset + 8);
+        let extension = Ipv6Extension::ref_from_prefix(rest).ok().map(|(extension, _)| extension);
         let length_bytes = match upper.protocol {
-            protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => (usize::from(extension?[1]) + 1) * 8,
+            protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS => (usize::from(extension?.length) + 1) * 8,
             protocol::ROUTING => {
-                upper.is_source_routed |= extension?[3] != 0;
-                (usize::from(extension?[1]) + 1) * 8
+                upper.is_source_routed |= extension?.fragment.get() & 0xff != 0;
+                (usize::from(extension?.length) + 1) * 8
             }
-            protocol::AUTHENTICATION => (usize::from(extension?[1]) + 2) * 4,
+            protocol::AUTHENTICATION => (usize::from(extension?.length) + 2) * 4,
             protocol::FRAGMENT => {
                 upper.is_fragment = true;
-                upper.is_later_fragment |= u16::from_be_bytes([extension?[2], extension?[3]]) & 0xfff8 != 0;
-                8
+                upper.is_later_fragment |= extension?.fragment.get() & 0xfff8 != 0;
+                size_of::<Ipv6Extension>()
             }
             _ => return Some(upper),
         };
-        upper.protocol = extension?[0];
+        upper.protocol = extension?.next_header;
         upper.offset += length_bytes;
         if upper.is_later_fragment {
             return Some(upper);
         }
+        rest = packet.get(upper.offset..).unwrap_or_default();
     }
     None
 }

@@ -8,6 +8,7 @@ pub mod ecn;
 mod flow;
 pub mod fragment;
 pub mod frame;
+mod headers;
 pub mod icmp;
 pub mod inner;
 pub mod pool;

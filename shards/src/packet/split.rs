@@ -3,12 +3,14 @@
 //! The frame is copied once, into the caller's arena, and checksums are completed there. The virtio header says what to do, but
 //! every offset that it names is checked against the packet's own headers.
 
+use std::mem::offset_of;
+
 use bytes::Bytes;
+use zerocopy::FromBytes;
 
 use super::checksum::Sum;
-use super::inner::{
-    IPV6_HEADER_BYTES, InnerPacket, Malformed, TCP_HEADER_BYTES, UDP_HEADER_BYTES, protocol, upper_layer_v6,
-};
+use super::headers::{Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
+use super::inner::{InnerPacket, Malformed, protocol, upper_layer_v6};
 use super::pool::PacketPool;
 use super::vnet::{self, VnetHeader};
 
@@ -18,12 +20,12 @@ pub const TCP_SEGMENTS_MAX: usize = 65536 / 8;
 pub const UDP_SEGMENTS_MAX: usize = 128;
 
 /// Where the checksum is in a TCP header, in bytes.
-pub(super) const TCP_CHECKSUM_OFFSET: usize = 16;
+pub(super) const TCP_CHECKSUM_OFFSET: usize = offset_of!(TcpHeader, checksum);
 /// Where the checksum is in a UDP header, in bytes.
-pub(super) const UDP_CHECKSUM_OFFSET: usize = 6;
+pub(super) const UDP_CHECKSUM_OFFSET: usize = offset_of!(UdpHeader, checksum);
 
-const FIN_AND_PSH: u8 = 0x01 | 0x08;
-const CWR: u8 = 0x80;
+const FIN_AND_PSH: u16 = 0x01 | 0x08;
+const CWR: u16 = 0x80;
 
 /// Splits `frame`, the inner packet behind the virtio header `header`, calls `emit` for each packet in order and returns their number.
 ///
@@ -138,14 +140,11 @@ impl<'a> SuperPacket<'a> {
         let offset = transport_offset(frame, inner, transport).ok_or(Malformed)?;
         let (header_bytes, checksum_offset, segments_max) = match transport {
             Transport::Tcp => {
-                let tcp = frame.get(offset..offset + TCP_HEADER_BYTES).ok_or(Malformed)?;
-                let tcp_header_bytes = usize::from(tcp[12] >> 4) * 4;
-                if tcp_header_bytes < TCP_HEADER_BYTES {
-                    return Err(Malformed);
-                }
+                let tcp = frame.get(offset..).and_then(|tcp| TcpHeader::ref_from_prefix(tcp).ok());
+                let tcp_header_bytes = tcp.and_then(|(tcp, _)| tcp.header_bytes()).ok_or(Malformed)?;
                 (offset + tcp_header_bytes, TCP_CHECKSUM_OFFSET, TCP_SEGMENTS_MAX)
             }
-            Transport::Udp => (offset + UDP_HEADER_BYTES, UDP_CHECKSUM_OFFSET, UDP_SEGMENTS_MAX),
+            Transport::Udp => (offset + size_of::<UdpHeader>(), UDP_CHECKSUM_OFFSET, UDP_SEGMENTS_MAX),
         };
         let segment_bytes = usize::from(header.gso_size);
         let checksum_is_elsewhere = header.needs_csum()
@@ -216,49 +215,48 @@ impl<'a> SuperPacket<'a> {
     }
 
     fn rewrite_ip(&self, packet: &mut [u8], index: usize, ip_sum: Sum) {
+        let packet_bytes = packet.len();
         if self.is_v6 {
-            let payload_bytes = (packet.len() - IPV6_HEADER_BYTES) as u16;
-            packet[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
-            return;
+            if let Ok((header, payload)) = Ipv6Header::mut_from_prefix(packet) {
+                header.payload_bytes = (payload.len() as u16).into();
+            }
+        } else if let Ok((header, _)) = Ipv4Header::mut_from_prefix(packet) {
+            let identification = header.identification.get().wrapping_add(index as u16);
+            header.total_bytes = (packet_bytes as u16).into();
+            header.identification = identification.into();
+            let sum = ip_sum + Sum::word(packet_bytes as u16) + Sum::word(identification);
+            header.checksum = sum.checksum().into();
         }
-        let total_bytes = packet.len() as u16;
-        let identification = u16::from_be_bytes([packet[4], packet[5]]).wrapping_add(index as u16);
-        let checksum = (ip_sum + Sum::word(total_bytes) + Sum::word(identification)).checksum();
-        packet[2..4].copy_from_slice(&total_bytes.to_be_bytes());
-        packet[4..6].copy_from_slice(&identification.to_be_bytes());
-        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     }
 
     fn rewrite_tcp(&self, packet: &mut [u8], index: usize, is_last: bool, transport_sum: Sum) {
         let payload_sum = Sum::of(&packet[self.header_bytes..]);
-        let tcp = &mut packet[self.offset..];
-        let transport_bytes = tcp.len() as u16;
-        let first_seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
-        let seq = first_seq.wrapping_add((index * self.segment_bytes) as u32);
+        let transport = &mut packet[self.offset..];
+        let transport_bytes = transport.len() as u16;
+        let Ok((tcp, _)) = TcpHeader::mut_from_prefix(transport) else { return };
+        let seq = tcp.seq.get().wrapping_add((index * self.segment_bytes) as u32);
+        let mut length_and_flags = tcp.length_and_flags.get();
         if !is_last {
-            tcp[13] &= !FIN_AND_PSH;
+            length_and_flags &= !FIN_AND_PSH;
         }
         if index > 0 {
-            tcp[13] &= !CWR;
+            length_and_flags &= !CWR;
         }
-        let sum = transport_sum
-            + Sum::word(transport_bytes)
-            + Sum::double_word(seq)
-            + Sum::word(u16::from_be_bytes([tcp[12], tcp[13]]))
-            + payload_sum;
-        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[16..18].copy_from_slice(&sum.checksum().to_be_bytes());
+        let sum = Sum::word(transport_bytes) + Sum::double_word(seq) + Sum::word(length_and_flags);
+        tcp.seq = seq.into();
+        tcp.length_and_flags = length_and_flags.into();
+        tcp.checksum = (transport_sum + sum + payload_sum).checksum().into();
     }
 
     fn rewrite_udp(&self, packet: &mut [u8], transport_sum: Sum) {
         let payload_sum = Sum::of(&packet[self.header_bytes..]);
-        let udp = &mut packet[self.offset..];
-        let transport_bytes = udp.len() as u16;
+        let transport = &mut packet[self.offset..];
+        let transport_bytes = transport.len() as u16;
+        let Ok((udp, _)) = UdpHeader::mut_from_prefix(transport) else { return };
         // The length counts twice: in the pseudo header and in the header.
         let length = Sum::word(transport_bytes);
-        let checksum = never_zero((transport_sum + length + length + payload_sum).checksum());
-        udp[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
-        udp[6..8].copy_from_slice(&checksum.to_be_bytes());
+        udp.bytes = transport_bytes.into();
+        udp.checksum = never_zero((transport_sum + length + length + payload_sum).checksum()).into();
     }
 }
 

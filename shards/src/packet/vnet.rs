@@ -3,8 +3,12 @@
 //! It is `struct virtio_net_hdr` without the later `num_buffers` (virtio 1.2, clause 5.1.6). A TUN queue speaks the legacy form: its
 //! fields are in the byte order of the host, unless `TUNSETVNETLE` or `TUNSETVNETBE` was called, which this project never does.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::headers::UdpHeader;
+
 /// Length of the header, in bytes.
-pub const HEADER_BYTES: usize = 10;
+pub const HEADER_BYTES: usize = size_of::<VnetHeader>();
 
 /// Flag: the transport checksum holds only the sum of the pseudo header and must be completed (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
 pub const NEEDS_CSUM: u8 = 1;
@@ -22,7 +26,8 @@ pub const GSO_UDP_L4: u8 = 5;
 /// Bit beside a TCP type: CWR is set on the first segment (RFC 3168).
 pub const GSO_ECN: u8 = 0x80;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct VnetHeader {
     /// [`NEEDS_CSUM`] or 0. Other bits may be set by the kernel and mean nothing here.
     pub flags: u8,
@@ -41,27 +46,12 @@ pub struct VnetHeader {
 impl VnetHeader {
     /// Takes the header off the front of a frame and returns it with the inner packet behind, or `None` where the frame is too short.
     pub fn parse(frame: &[u8]) -> Option<(VnetHeader, &[u8])> {
-        let (bytes, inner) = frame.split_first_chunk::<HEADER_BYTES>()?;
-        let field = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
-        let header = VnetHeader {
-            flags: bytes[0],
-            gso_type: bytes[1],
-            hdr_len: field(2),
-            gso_size: field(4),
-            csum_start: field(6),
-            csum_offset: field(8),
-        };
-        Some((header, inner))
+        VnetHeader::read_from_prefix(frame).ok()
     }
 
-    /// Writes the header in the form that a TUN queue wants.
-    pub fn write(&self, bytes: &mut [u8; HEADER_BYTES]) {
-        bytes[0] = self.flags;
-        bytes[1] = self.gso_type;
-        bytes[2..4].copy_from_slice(&self.hdr_len.to_ne_bytes());
-        bytes[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
-        bytes[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
+    /// In the form that a TUN queue wants.
+    pub fn bytes(&self) -> &[u8] {
+        self.as_bytes()
     }
 
     /// Length of the largest IP packet that `packet`, the frame behind this header, is to be split into, in bytes.
@@ -84,7 +74,7 @@ impl VnetHeader {
         let transport = usize::from(self.csum_start);
         let bytes = match self.gso_type & !GSO_ECN {
             GSO_TCPV4 | GSO_TCPV6 => usize::from(packet.get(transport + 12)? >> 4) * 4,
-            GSO_UDP_L4 => 8,
+            GSO_UDP_L4 => size_of::<UdpHeader>(),
             _ => return None,
         };
         Some(transport + bytes)
@@ -112,16 +102,14 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back_with_the_packet_behind() {
         let mut frame = [0xee; HEADER_BYTES + 3];
-        TSO.write(frame.first_chunk_mut().unwrap());
+        frame[..HEADER_BYTES].copy_from_slice(TSO.bytes());
         assert_eq!(VnetHeader::parse(&frame), Some((TSO, &[0xee; 3][..])));
     }
 
     #[test]
     #[cfg(target_endian = "little")]
     fn fields_lie_where_the_kernel_has_them() {
-        let mut bytes = [0; HEADER_BYTES];
-        TSO.write(&mut bytes);
-        assert_eq!(bytes, [1, 0x84, 60, 0, 0x3c, 0x05, 40, 0, 16, 0]);
+        assert_eq!(TSO.bytes(), [1, 0x84, 60, 0, 0x3c, 0x05, 40, 0, 16, 0]);
     }
 
     #[test]

@@ -93,8 +93,6 @@ impl InnerFrame {
                 csum_offset: transport.checksum_offset() as u16,
             },
         };
-        let mut start = [0; HEADER_BYTES];
-        vnet.write(&mut start);
         let mut ip =
             Ipv4Header::new(transport_bytes as u16, 64, transport.protocol(), source.octets(), destination.octets())
                 .expect("a super-packet fits an IPv4 header");
@@ -109,7 +107,7 @@ impl InnerFrame {
             // The kernel completes it, should a segment ever leave the run.
             _ => pseudo.folded(),
         };
-        let mut header = [&start[..], &ip.to_bytes(), &transport_header].concat();
+        let mut header = [vnet.bytes(), &ip.to_bytes(), &transport_header].concat();
         let at = HEADER_BYTES + IP_BYTES + transport.checksum_offset();
         header[at..at + 2].copy_from_slice(&checksum);
         InnerFrame { header, payloads }
