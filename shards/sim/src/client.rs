@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use quinn_proto::TransportConfig;
-use tollgate_shards::{Tunnel, TunnelParams};
+use tollgate_shards::packet::vnet::HEADER_BYTES;
+use tollgate_shards::{Client, ClientEvent, Machine, Received, Transmit, Tunnel, TunnelParams};
 
 use crate::gateway::GATEWAY;
-use crate::identity::{Identity, reset_key};
+use crate::identity::{Hello, Identity, reset_key};
 use crate::link::Link;
 use crate::plan::DevicePlan;
 use crate::random::Stream;
@@ -27,10 +29,81 @@ pub enum Act {
     Rebind,
 }
 
+/// The real client.
+pub enum End {
+    /// Without frames: the simulator has the inner packets themselves.
+    Tunnel(Box<Tunnel>),
+    /// With a TUN queue.
+    Client(Box<Client>),
+}
+
+macro_rules! either {
+    ($end:expr, $machine:ident => $call:expr) => {
+        match $end {
+            End::Tunnel($machine) => $call,
+            End::Client($machine) => $call,
+        }
+    };
+}
+
+impl End {
+    pub(crate) fn close(&mut self, now: Instant) {
+        either!(self, machine => machine.close(now));
+    }
+
+    /// Sends an inner packet that nobody has checked.
+    pub(crate) fn send(&mut self, packet: Bytes) {
+        match self {
+            End::Tunnel(tunnel) => tunnel.send(packet),
+            End::Client(client) => client.send_unchecked(packet),
+        }
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        either!(self, machine => machine.is_drained())
+    }
+
+    pub(crate) fn handle_udp(&mut self, now: Instant, received: Received) {
+        either!(self, machine => machine.handle_udp(now, received));
+    }
+
+    /// Looks at whatever is due, and at what has been given to it since.
+    pub(crate) fn decide(&mut self, now: Instant) {
+        if self.poll_timeout().is_some_and(|at| at <= now) {
+            either!(self, machine => machine.handle_timeout(now));
+        }
+        either!(self, machine => machine.decide(now));
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<ClientEvent> {
+        either!(self, machine => machine.poll_event())
+    }
+
+    /// The next inner packet that has arrived. A client may have merged several into one.
+    pub(crate) fn poll_packet(&mut self) -> Option<Bytes> {
+        match self {
+            End::Tunnel(tunnel) => tunnel.poll_packet(),
+            End::Client(client) => {
+                let frame = client.poll_frame()?;
+                let headers = frame.header[HEADER_BYTES..].iter();
+                Some(headers.chain(frame.payloads.iter().flatten()).copied().collect())
+            }
+        }
+    }
+
+    pub(crate) fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        either!(self, machine => machine.poll_transmit(now, buf))
+    }
+
+    pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
+        either!(self, machine => machine.poll_timeout()).map(|(at, _)| at)
+    }
+}
+
 /// A connection as the device sees it.
 pub struct Session {
-    /// The real client.
-    pub tunnel: Tunnel,
+    /// This end of it.
+    pub end: End,
     /// The address that it was told.
     pub address: Option<IpAddr>,
     /// Whether it is over, but for what it still says.
@@ -67,6 +140,12 @@ pub struct Device {
     pub sessions: u64,
     /// Inner packets of the calm phase that arrived: up, down.
     pub exchanged: (u64, u64),
+    /// Where a test acts: the inner packets that arrived, maybe merged.
+    pub received: Vec<Vec<u8>>,
+    /// What the client has told.
+    pub events: Vec<ClientEvent>,
+    /// While a test has it: datagrams to the gateway stay here instead.
+    pub held: Option<Vec<Vec<u8>>>,
 }
 
 impl Device {
@@ -86,6 +165,9 @@ impl Device {
             returning: false,
             sessions: 0,
             exchanged: (0, 0),
+            received: Vec::new(),
+            events: Vec::new(),
+            held: None,
             plan,
         }
     }
@@ -100,9 +182,15 @@ impl Device {
             send_datagrams_max: 64,
             seed,
         };
-        let tunnel = Tunnel::new(params, identity.client(), reset_key(&seed), now).expect("a usable name and address");
+        let tunnel = Tunnel::new(params, identity.client(Hello::default()), reset_key(&seed), now)
+            .expect("a usable name and address");
+        self.begin(End::Tunnel(Box::new(tunnel)));
+    }
+
+    /// Another session begins with this end of it.
+    pub(crate) fn begin(&mut self, end: End) {
         self.sessions += 1;
-        self.session = Some(Session { tunnel, address: None, over: false, number: self.sessions });
+        self.session = Some(Session { end, address: None, over: false, number: self.sessions });
     }
 
     /// The session, if it is up.

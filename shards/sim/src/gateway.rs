@@ -16,9 +16,6 @@ use crate::schedule::Time;
 /// The gateway's outer address.
 pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
 
-/// The identity of the gateway itself.
-const GATEWAY_IDENTITY: u64 = u64::MAX;
-
 /// A shard and what its core knows of it.
 pub struct Core {
     /// The real engine.
@@ -90,6 +87,8 @@ pub struct Gateway {
     pub commands: u64,
     /// For tests of the simulator: an order is acknowledged when it has reached every shard, whatever is still under way between them.
     pub acknowledges_early: bool,
+    /// Whether the kernel steers at all; without it everything goes to shard 0.
+    pub steers: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
     keys: ShardKeys,
     params: Params,
@@ -110,7 +109,7 @@ impl Gateway {
             version: 0,
             users: Arc::new(population.users(&Users::default())),
             isolate_clients: plan.isolate_clients,
-            tls: Identity::cached(GATEWAY_IDENTITY).server(),
+            tls: Identity::gateway(),
         });
         let params = Params {
             shards: plan.shards,
@@ -134,6 +133,7 @@ impl Gateway {
             restarts: 0,
             commands: 0,
             acknowledges_early: false,
+            steers: true,
             steered: BTreeMap::new(),
             keys: shard_keys(),
             params,
@@ -144,11 +144,15 @@ impl Gateway {
             fixed_order_delays: None,
             origin,
         };
-        for index in 0..plan.shards {
-            let shard = gateway.start(index, 0, Time::default());
-            gateway.cores.push(Core::new(shard, 0, VecDeque::new()));
-        }
+        gateway.start_all(Time::default());
         gateway
+    }
+
+    /// All shards are new, as after a crash of the whole gateway: the keys stay, everything else is gone.
+    pub fn start_all(&mut self, now: Time) {
+        let indexes = 0..self.params.shards;
+        self.cores = indexes.map(|index| Core::new(self.start(index, 0, now), 0, VecDeque::new())).collect();
+        self.steered.clear();
     }
 
     fn start(&mut self, index: u16, incarnation: u32, now: Time) -> Shard {
@@ -182,6 +186,9 @@ impl Gateway {
     }
 
     fn mistaken(&mut self, shard: u16) -> u16 {
+        if !self.steers {
+            return 0;
+        }
         if self.misrouted_permille > 0 && self.steering.permille(self.misrouted_permille) {
             self.steering.between(0, u64::from(self.params.shards)) as u16
         } else {

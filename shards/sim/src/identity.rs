@@ -12,14 +12,14 @@ use ::aws_lc_rs::hmac;
 use ::aws_lc_rs::signature::Ed25519KeyPair;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::crypto::{
     ActiveKeyExchange, CryptoProvider, GetRandomFailed, SecureRandom, SharedSecret, SupportedKxGroup, aws_lc_rs,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
 use tollgate_shards::{Fingerprint, ShardKeys, TokenKey};
 
@@ -35,6 +35,19 @@ thread_local! {
 /// Lets TLS of this thread draw from the run of `seed` from now on.
 pub fn begin(seed: u64) {
     TLS_RANDOM.set(Stream::new(seed, "tls"));
+}
+
+/// The identity of the gateway itself.
+const GATEWAY: u64 = u64::MAX;
+const PROTOCOL: &[u8] = b"quincy";
+
+/// What is unusual about a ClientHello.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Hello {
+    /// It takes two datagrams, as that of hybrid key exchange does.
+    pub is_long: bool,
+    /// It asks for a protocol that the gateway does not speak, which TLS refuses.
+    pub asks_for_another_protocol: bool,
 }
 
 /// A key and its certificate.
@@ -65,29 +78,34 @@ impl Identity {
     }
 
     /// TLS of a client that shows this certificate.
-    pub fn client(&self) -> Arc<QuicClientConfig> {
-        let provider = provider();
+    pub fn client(&self, hello: Hello) -> Arc<QuicClientConfig> {
+        let gateway = Identity::cached(GATEWAY);
+        let mut roots = RootCertStore::empty();
+        roots.add(gateway.certificate.clone()).expect("a certificate");
+        let provider = provider(vec![if hello.is_long { &LONG } else { &SHORT }]);
         let mut config = rustls::ClientConfig::builder_with_details(provider, Arc::new(StoppedClock))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyGateway))
+            .with_root_certificates(roots)
             .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())
             .expect("a key and its certificate");
-        config.alpn_protocols = vec![b"quincy".to_vec()];
+        config.alpn_protocols =
+            vec![if hello.asks_for_another_protocol { b"other".to_vec() } else { PROTOCOL.to_vec() }];
         config.resumption = Resumption::disabled();
         Arc::new(QuicClientConfig::try_from(config).expect("AES-128-GCM is there"))
     }
 
-    /// TLS of a gateway that shows this certificate.
-    pub fn server(&self) -> Arc<QuicServerConfig> {
-        let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(StoppedClock))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_client_cert_verifier(Arc::new(AnyClient))
-            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
-            .expect("a key and its certificate");
-        config.alpn_protocols = vec![b"quincy".to_vec()];
+    /// TLS of the gateway.
+    pub fn gateway() -> Arc<QuicServerConfig> {
+        let Identity { certificate, key, .. } = &*Identity::cached(GATEWAY);
+        let mut config =
+            rustls::ServerConfig::builder_with_details(provider(vec![&SHORT, &LONG]), Arc::new(StoppedClock))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("TLS 1.3")
+                .with_client_cert_verifier(Arc::new(AnyClient))
+                .with_single_cert(vec![certificate.clone()], key.clone_key())
+                .expect("a key and its certificate");
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.send_tls13_tickets = 0;
         Arc::new(QuicServerConfig::try_from(config).expect("AES-128-GCM is there"))
     }
@@ -103,10 +121,10 @@ pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {
     Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+fn provider(kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
-        kx_groups: vec![&StandIn],
+        kx_groups,
         secure_random: &SeededRandom,
         ..aws_lc_rs::default_provider()
     })
@@ -122,26 +140,37 @@ impl SecureRandom for SeededRandom {
     }
 }
 
-/// A key exchange of X25519's lengths. Both sides' public keys make the secret, so anybody can know it.
+/// A key exchange of another's name and length. Both sides' public keys make the secret, so anybody can know it.
 #[derive(Debug)]
-struct StandIn;
+struct StandIn {
+    name: NamedGroup,
+    key_bytes: usize,
+}
+
+static SHORT: StandIn = StandIn { name: NamedGroup::X25519, key_bytes: 32 };
+static LONG: StandIn = StandIn { name: NamedGroup::X25519MLKEM768, key_bytes: 1216 };
 
 #[derive(Debug)]
-struct StandInKey([u8; 32]);
+struct StandInKey {
+    name: NamedGroup,
+    public: Vec<u8>,
+}
 
 impl SupportedKxGroup for StandIn {
     fn start(&self) -> Result<Box<dyn ActiveKeyExchange>, rustls::Error> {
-        Ok(Box::new(StandInKey(TLS_RANDOM.with_borrow_mut(Stream::seed))))
+        let mut public = vec![0; self.key_bytes];
+        TLS_RANDOM.with_borrow_mut(|random| random.fill(&mut public));
+        Ok(Box::new(StandInKey { name: self.name, public }))
     }
 
     fn name(&self) -> NamedGroup {
-        NamedGroup::X25519
+        self.name
     }
 }
 
 impl ActiveKeyExchange for StandInKey {
     fn complete(self: Box<Self>, peer: &[u8]) -> Result<SharedSecret, rustls::Error> {
-        let both: Vec<u8> = self.0.iter().zip(peer).map(|(own, peer)| own ^ peer).collect();
+        let both: Vec<u8> = self.public.iter().zip(peer).map(|(own, peer)| own ^ peer).collect();
         let secret = (0..4u64).flat_map(|part| {
             let mut hasher = SipHasher13::new_with_keys(part, 0);
             hasher.write(&both);
@@ -151,11 +180,11 @@ impl ActiveKeyExchange for StandInKey {
     }
 
     fn pub_key(&self) -> &[u8] {
-        &self.0
+        &self.public
     }
 
     fn group(&self) -> NamedGroup {
-        NamedGroup::X25519
+        self.name
     }
 }
 
@@ -165,45 +194,6 @@ struct StoppedClock;
 impl rustls::time_provider::TimeProvider for StoppedClock {
     fn current_time(&self) -> Option<UnixTime> {
         Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_700_000_000)))
-    }
-}
-
-/// Takes any gateway: what a client makes of the gateway's certificate is no matter of the gateway's.
-#[derive(Debug)]
-struct AnyGateway;
-
-impl ServerCertVerifier for AnyGateway {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
     }
 }
 

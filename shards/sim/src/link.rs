@@ -63,20 +63,21 @@ impl Link {
         let marked = ecn.is_some() && self.plan.mark_ppm > 0 && self.random.ppm(self.plan.mark_ppm);
         let ecn = if marked { Some(Ecn::Ce) } else { ecn };
         let whole = |data: &[u8]| Aggregate { segment_bytes, ecn, data: BytesMut::from(data) };
-        if self.plan.loss_ppm == 0 && self.plan.duplicate_ppm == 0 && self.plan.reorder_ppm == 0 {
+        let LinkPlan { loss_ppm, duplicate_ppm, reorder_ppm, bytes_max, .. } = self.plan;
+        if bytes_max.is_none() && [loss_ppm, duplicate_ppm, reorder_ppm] == [0; 3] {
             return arrivals.push((at, whole(run)));
         }
         let mut together = BytesMut::with_capacity(run.len());
         for datagram in run.chunks(segment_bytes) {
-            if self.random.ppm(self.plan.loss_ppm) {
+            if bytes_max.is_some_and(|bytes_max| datagram.len() > bytes_max) || self.random.ppm(loss_ppm) {
                 self.lost += 1;
                 continue;
             }
-            if self.random.ppm(self.plan.duplicate_ppm) {
+            if self.random.ppm(duplicate_ppm) {
                 self.duplicated += 1;
                 arrivals.push((at + self.random.around(Duration::from_millis(5)), whole(datagram)));
             }
-            if self.random.ppm(self.plan.reorder_ppm) {
+            if self.random.ppm(reorder_ppm) {
                 self.reordered += 1;
                 arrivals.push((at + self.random.around(Duration::from_millis(5)), whole(datagram)));
             } else {

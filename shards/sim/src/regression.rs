@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use crate::plan::{Feature, Features};
 
 /// A run to replay.
@@ -30,7 +32,9 @@ fn parse_line(line: &str) -> Result<Regression, String> {
     let mut words = line.split_whitespace();
     let seed = words.next().unwrap_or_default().parse().map_err(|_| unreadable("no seed"))?;
     let seconds = words.next().map_or(Ok(60), str::parse).map_err(|_| unreadable("no number of seconds"))?;
-    let without = words.next().map_or(Ok(Vec::new()), |names| names.split(',').map(str::parse).collect());
+    let without = words
+        .next()
+        .map_or(Ok(Vec::new()), |names| names.split(',').map(|name| Feature::from_str(name, false)).collect());
     let without: Vec<Feature> = without.map_err(|error: String| unreadable(&error))?;
     Ok(Regression { seed, features: Features::ALL.without(&without), safety: Duration::from_secs(seconds) })
 }

@@ -139,16 +139,8 @@ fn plan(number: u64, has_limits: bool) -> Plan {
     let limit = Limit::with_burst(Rate::from_bits_per_s(500_000).expect("not 0"), Duration::from_millis(10), 3000);
     let user = |index| User { name: format!("user{index}"), limit: has_limits.then_some(limit), ..User::default() };
     plan.users = (0..2).map(user).collect();
-    let device = |index: usize| DevicePlan {
-        user: index / DEVICES_OF_EACH,
-        identity: index as u64,
-        first_connect: Duration::ZERO,
-        stays: None,
-        vanish_permille: 0,
-        pause: Duration::from_millis(20),
-        rebind_every: None,
-        link: LinkPlan { delay: ON_LINK, ..LinkPlan::default() },
-    };
+    let link = LinkPlan { delay: ON_LINK, ..LinkPlan::default() };
+    let device = |index: usize| DevicePlan::steady(index / DEVICES_OF_EACH, index as u64, link);
     plan.devices = (0..2 * DEVICES_OF_EACH).map(device).collect();
     plan.certify();
     let network = Peer::Network(plan.network_host(0));

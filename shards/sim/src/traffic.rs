@@ -36,29 +36,29 @@ impl World {
             Peer::Network(host) if flow.down => {
                 // To where it was last, even if it is not there any more.
                 if let Some(destination) = self.devices[flow.device].last_address {
-                    self.send_down(host, destination, flow.port, payload_bytes);
+                    self.flow_down(host, destination, flow.port, payload_bytes);
                 }
             }
-            Peer::Network(host) => self.send_up(device, host, flow.port, payload_bytes),
+            Peer::Network(host) => self.flow_up(device, host, flow.port, payload_bytes),
             Peer::Device(other) => {
                 if let Some(destination) = self.devices[other].last_address {
-                    self.send_up(device, destination, flow.port, payload_bytes);
+                    self.flow_up(device, destination, flow.port, payload_bytes);
                 }
             }
         }
     }
 
-    fn send_up(&mut self, device: u32, destination: IpAddr, port: u16, payload_bytes: usize) {
+    fn flow_up(&mut self, device: u32, destination: IpAddr, port: u16, payload_bytes: usize) {
         let Some((session, source)) = self.devices[device as usize].attached() else { return };
         let session_number = session.number;
         let spec = FlowSpec { source, destination, source_port: port, destination_port: 7, session: session_number };
         let packet = self.packets.make(spec, payload_bytes, Place::Client(device));
         self.trace.note(self.now, Who::Device(device), "sends", packet.len() as u64);
-        session.tunnel.send(Bytes::from(packet));
+        session.end.send(Bytes::from(packet));
         self.touch_device(device);
     }
 
-    fn send_down(&mut self, source: IpAddr, destination: IpAddr, port: u16, payload_bytes: usize) {
+    fn flow_down(&mut self, source: IpAddr, destination: IpAddr, port: u16, payload_bytes: usize) {
         let of_client = |device: &&Device| device.last_address == Some(destination);
         let session = self.devices.iter().find(of_client).and_then(|device| device.session.as_ref());
         let session = session.map_or(0, |session| session.number);
@@ -69,14 +69,17 @@ impl World {
         let frame = [&[0; HEADER_BYTES], &packet[..]].concat();
         self.frames_in += 1;
         let now = self.instant();
-        self.gateway.cores[usize::from(index)].shard.handle_frame(now, &frame);
-        self.touch_shard(index);
+        self.shard_mut(index).handle_frame(now, &frame);
     }
 
     /// A shard has written a frame to its TUN queue.
     pub(crate) fn arrive_at_tun(&mut self, index: u16, frame: &[u8]) -> Result<(), Violation> {
         let (header, packet) = frame.split_at(HEADER_BYTES);
         self.oracle.at_tun(self.now, index, packet)?;
+        if self.seen.is_kept {
+            self.seen.tun.push((index, packet.to_vec()));
+            return Ok(());
+        }
         if self.is_calm
             && let Some(source) = source_of(packet)
             && let Some(device) = self.devices.iter_mut().find(|device| device.address() == Some(source))
@@ -90,6 +93,10 @@ impl World {
     /// A device has got an inner packet.
     pub(crate) fn arrive_at_device(&mut self, index: u32, packet: &[u8]) -> Result<(), Violation> {
         let device = &mut self.devices[index as usize];
+        if self.seen.is_kept {
+            device.received.push(packet.to_vec());
+            return Ok(());
+        }
         if self.is_calm {
             device.exchanged.1 += 1;
         }
@@ -116,10 +123,10 @@ impl World {
             let (up, down) = device.exchanged;
             let Some((_, address)) = device.attached() else { continue };
             if up == 0 {
-                self.send_up(index, host, 9000 + index as u16, 100);
+                self.flow_up(index, host, 9000 + index as u16, 100);
             }
             if down == 0 {
-                self.send_down(host, address, 9000 + index as u16, 100);
+                self.flow_down(host, address, 9000 + index as u16, 100);
             }
         }
         Ok(())

@@ -16,7 +16,7 @@ pub struct FlowSpec {
     pub source: IpAddr,
     /// The inner destination address.
     pub destination: IpAddr,
-    /// Odd ports are ECN-capable.
+    /// The source port.
     pub source_port: u16,
     /// The destination port.
     pub destination_port: u16,
@@ -25,13 +25,20 @@ pub struct FlowSpec {
     pub session: u64,
 }
 
-/// A UDP packet with a right checksum, so that the gateway may merge it with others.
-pub fn udp(flow: &FlowSpec, mark: u64, payload_bytes: usize) -> Vec<u8> {
-    let udp_bytes = UDP_HEADER_BYTES + payload_bytes;
-    let ecn = if flow.source_port % 2 == 1 { ECT_0 } else { 0 };
+/// A packet of `flow` that bears `mark`.
+pub fn marked(flow: &FlowSpec, mark: u64, payload_bytes: usize) -> Vec<u8> {
+    let mut payload = mark.to_be_bytes().to_vec();
+    payload.resize(payload_bytes, mark as u8);
+    udp((flow.source, flow.source_port), (flow.destination, flow.destination_port), &payload)
+}
+
+/// A UDP packet with a right checksum, so that the gateway may merge it with others. Odd source ports are ECN-capable.
+pub fn udp(source: (IpAddr, u16), destination: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
+    let udp_bytes = UDP_HEADER_BYTES + payload.len();
+    let ecn = if source.1 % 2 == 1 { ECT_0 } else { 0 };
     let mut packet = Vec::with_capacity(40 + udp_bytes);
-    let mut pseudo_header = 0;
-    match (flow.source, flow.destination) {
+    let mut pseudo_header = u64::from(UDP) + udp_bytes as u64;
+    match (source.0, destination.0) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             packet.extend([0x45, ecn]);
             packet.extend(((20 + udp_bytes) as u16).to_be_bytes());
@@ -53,13 +60,11 @@ pub fn udp(flow: &FlowSpec, mark: u64, payload_bytes: usize) -> Vec<u8> {
         _ => unreachable!("both of one family"),
     }
     let udp = packet.len();
-    packet.extend(flow.source_port.to_be_bytes());
-    packet.extend(flow.destination_port.to_be_bytes());
+    packet.extend(source.1.to_be_bytes());
+    packet.extend(destination.1.to_be_bytes());
     packet.extend((udp_bytes as u16).to_be_bytes());
     packet.extend([0, 0]);
-    packet.extend(mark.to_be_bytes());
-    packet.resize(udp + udp_bytes, mark as u8);
-    pseudo_header += u64::from(UDP) + udp_bytes as u64;
+    packet.extend(payload);
     // A sum of 0 is sent as its other form (RFC 768).
     let checksum = match !fold(pseudo_header + sum(&packet[udp..])) {
         0 => 0xffff,

@@ -14,7 +14,7 @@ use tollgate_shards::packet::{PacketPool, ecn, split};
 
 use crate::schedule::Time;
 
-pub use make::FlowSpec;
+pub use make::{FlowSpec, udp};
 
 /// Where a packet is made or arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +62,7 @@ impl Packets {
     pub fn make(&mut self, flow: FlowSpec, payload_bytes: usize, from: Place) -> Vec<u8> {
         let payload_bytes = payload_bytes.max(make::MARK_BYTES);
         self.sent.push(Sent { flow, payload_bytes, from, arrived: false });
-        make::udp(&flow, self.made(), payload_bytes)
+        make::marked(&flow, self.made(), payload_bytes)
     }
 
     /// Nothing that a device has sent in one of its sessions may leave the gateway from now on. What has left it before has arrived at other
@@ -119,7 +119,7 @@ impl Packets {
         {
             return Err(format!("packet {mark} of device {device}, which had been sent away, arrived at {at:?}"));
         }
-        is_unchanged(&make::udp(&flow, mark, payload_bytes), packet)
+        is_unchanged(&make::marked(&flow, mark, payload_bytes), packet)
             .map_err(|what| format!("packet {mark} arrived changed at {at:?}: {what}"))?;
         self.delivered += 1;
         let last = self.last.insert((flow, at), mark).unwrap_or(0);
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_that_quotes_a_packet_to_its_sender() {
-        let too_large = make::udp(&FlowSpec { destination: "198.18.0.2".parse().unwrap(), ..flow(1) }, 1, 1000);
+        let too_large = make::marked(&FlowSpec { destination: "198.18.0.2".parse().unwrap(), ..flow(1) }, 1, 1000);
         let answer = packet_too_big(&too_large, 1100, "198.18.0.2".parse().unwrap()).unwrap();
         assert!(is_too_big_answer(&answer));
         let of_another = packet_too_big(&too_large, 1100, "198.18.0.3".parse().unwrap()).unwrap();
@@ -286,7 +286,7 @@ mod tests {
     fn what_nobody_sent_and_what_comes_back_is_found() {
         let (mut packets, made) = sent(1, 1);
         assert!(packets.handle_arrival(NOW, Place::Client(3), &HEADER, &made[0]).unwrap_err().contains("came from"));
-        let foreign = make::udp(&flow(1), 77, 100);
+        let foreign = make::marked(&flow(1), 77, 100);
         assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &foreign).unwrap_err().contains("nobody"));
     }
 }

@@ -3,6 +3,7 @@
 mod acts;
 mod disturbances;
 mod passes;
+mod scenario;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use quinn_proto::TransportConfig;
 use rustc_hash::FxHashMap;
 use tollgate_shards::{
-    Command, CommandId, ConnectionKey, Drops, Machine, Received, ShardIndex, TransportParams, transport,
+    Command, CommandId, ConnectionKey, Drops, Machine, Received, Shard, ShardIndex, TransportParams, transport,
 };
 
 use crate::client::{Act, Device};
@@ -26,6 +27,8 @@ use crate::random::Stream;
 use crate::run::{Facts, Options, Planted};
 use crate::schedule::{Schedule, Time};
 use crate::trace::{Trace, Who};
+
+pub use scenario::{Seen, Setup, UserSpec};
 
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
@@ -86,6 +89,8 @@ pub struct World {
     pub on_links_max: Option<Duration>,
     /// Clients that orders send away, and which sessions of theirs, until the orders are acknowledged.
     pub(crate) sent_away: BTreeMap<CommandId, Vec<(ConnectionKey, u32, u64)>>,
+    /// What came out, where a test acts.
+    pub seen: Seen,
     /// Whether faults have stopped.
     pub is_calm: bool,
     pub(crate) origin: Instant,
@@ -125,6 +130,7 @@ impl World {
             oracle: Oracle::new(&plan),
             on_links_max: None,
             sent_away: BTreeMap::new(),
+            seen: Seen::default(),
             is_calm: false,
             origin,
             traffic: Stream::new(plan.seed, "traffic"),
@@ -251,6 +257,12 @@ impl World {
         }
     }
 
+    /// A shard to which something is about to happen.
+    pub fn shard_mut(&mut self, index: u16) -> &mut Shard {
+        self.touch_shard(index);
+        &mut self.gateway.cores[usize::from(index)].shard
+    }
+
     /// Remembers to look at a device before time goes on.
     pub(crate) fn touch_device(&mut self, index: u32) {
         let device = &mut self.devices[index as usize];
@@ -266,8 +278,7 @@ impl World {
         self.trace.note(self.now, Who::Shard(index), "udp in", data.len() as u64);
         let received = Received { remote: from, local_ip: Some(GATEWAY.ip()), ecn, segment_bytes, data };
         let now = self.instant();
-        self.gateway.cores[usize::from(index)].shard.handle_udp(now, received);
-        self.touch_shard(index);
+        self.shard_mut(index).handle_udp(now, received);
     }
 
     fn reach_device(&mut self, to: SocketAddr, aggregate: Aggregate) {
@@ -276,7 +287,10 @@ impl World {
         self.trace.note(self.now, Who::Device(index), "udp in", data.len() as u64);
         let now = self.instant();
         if let Some(session) = &mut self.devices[index as usize].session {
-            session.tunnel.handle_udp(now, Received { remote: GATEWAY, local_ip: None, ecn, segment_bytes, data });
+            if session.end.is_drained() {
+                self.seen.late(data.chunks(segment_bytes));
+            }
+            session.end.handle_udp(now, Received { remote: GATEWAY, local_ip: None, ecn, segment_bytes, data });
             self.touch_device(index);
         }
     }
@@ -284,8 +298,7 @@ impl World {
     fn leave_channel(&mut self, from: ShardIndex, to: ShardIndex) {
         let now = self.instant();
         while let Some(message) = self.mesh.receive(self.now, from, to) {
-            self.gateway.cores[usize::from(to.0)].shard.handle_message(now, message);
-            self.touch_shard(to.0);
+            self.shard_mut(to.0).handle_message(now, message);
         }
     }
 
@@ -303,8 +316,7 @@ impl World {
             if self.planted == Some(Planted::OrderNotTold) && index == 0 {
                 continue;
             }
-            self.gateway.cores[usize::from(index)].shard.handle_command(now, command);
-            self.touch_shard(index);
+            self.shard_mut(index).handle_command(now, command);
         }
     }
 

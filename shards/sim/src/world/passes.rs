@@ -24,6 +24,7 @@ impl World {
         while let Some(transmit) = self.gateway.cores[usize::from(index)].shard.poll_transmit(now, &mut buf) {
             self.trace.note(self.now, who, "udp out", buf.len() as u64);
             self.datagrams += transmit.datagrams() as u64;
+            self.seen.sent(transmit.remote, buf.len());
             if let Some(&device) = self.by_outer.get(&transmit.remote) {
                 let link = &mut self.devices[device as usize].down;
                 link.carry(self.now, transmit.segment_bytes, transmit.ecn, &buf, &mut self.arrivals);
@@ -57,11 +58,13 @@ impl World {
         let who = Who::Shard(index);
         let core = &mut self.gateway.cores[usize::from(index)];
         let events: Vec<_> = std::iter::from_fn(|| core.shard.poll_event()).collect();
+        let client_mtus: Vec<_> = std::iter::from_fn(|| core.shard.poll_client_mtu()).collect();
         for event in &events {
             self.trace.tell(self.now, who, format_args!("{event:?}"));
             self.sessions += u64::from(matches!(event, ShardEvent::Attached { .. }));
             self.oracle.told(event, &self.gateway)?;
         }
+        self.seen.told(events, client_mtus);
         let mut frame_bytes = std::mem::take(&mut self.buf);
         loop {
             frame_bytes.clear();
@@ -118,21 +121,23 @@ impl World {
         let device = &mut self.devices[index as usize];
         device.dirty = false;
         let Some(session) = &mut device.session else { return Ok(()) };
-        if session.tunnel.poll_timeout().is_some_and(|(at, _)| at <= now) {
-            session.tunnel.handle_timeout(now);
-        }
-        session.tunnel.decide(now);
+        session.end.decide(now);
         self.events_of_device(index);
-        while let Some(packet) = self.devices[index as usize].session.as_mut().and_then(|s| s.tunnel.poll_packet()) {
+        while let Some(packet) = self.devices[index as usize].session.as_mut().and_then(|s| s.end.poll_packet()) {
             self.trace.packet(self.now, who, "arrived", &[&packet]);
             self.arrive_at_device(index, &packet)?;
         }
         let mut buf = std::mem::take(&mut self.buf);
         let device = &mut self.devices[index as usize];
         let Some(session) = &mut device.session else { return Ok(()) };
-        while let Some(transmit) = session.tunnel.poll_transmit(now, &mut buf) {
+        while let Some(transmit) = session.end.poll_transmit(now, &mut buf) {
             self.trace.note(self.now, who, "udp out", buf.len() as u64);
             self.datagrams += transmit.datagrams() as u64;
+            if let Some(held) = &mut device.held {
+                held.extend(buf.chunks(transmit.segment_bytes).map(<[u8]>::to_vec));
+                buf.clear();
+                continue;
+            }
             device.up.carry(self.now, transmit.segment_bytes, transmit.ecn, &buf, &mut self.arrivals);
             for (at, aggregate) in self.arrivals.drain(..) {
                 self.schedule.at(at.round_up(self.plan.tick), Event::ToGateway(device.outer, aggregate));
@@ -140,7 +145,7 @@ impl World {
             buf.clear();
         }
         self.buf = buf;
-        if let Some((at, _)) = session.tunnel.poll_timeout() {
+        if let Some(at) = session.end.poll_timeout() {
             let at = Self::wake_at(self.origin, self.now, self.plan.tick, at);
             if device.wake.is_none_or(|wake| at < wake) {
                 device.wake = Some(at);
@@ -155,9 +160,9 @@ impl World {
         let Some(session) = &mut device.session else { return };
         let number = session.number;
         let mut assigned = false;
-        while let Some(event) = session.tunnel.poll_event() {
+        while let Some(event) = session.end.poll_event() {
             self.trace.tell(self.now, Who::Device(index), format_args!("{event:?}"));
-            match event {
+            match &event {
                 ClientEvent::Assigned(assignment) => {
                     session.address = Some(assignment.client_address.addr());
                     assigned = true;
@@ -165,6 +170,7 @@ impl World {
                 ClientEvent::PathMtu(_) => {}
                 ClientEvent::Closed(_) => session.over = true,
             }
+            device.events.push(event);
         }
         let over = session.over;
         if assigned {

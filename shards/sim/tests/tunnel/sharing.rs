@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::SERVER;
-use crate::world::{Setup, UserSpec, World, udp4};
+use tollgate_sim::schedule::Time;
+use tollgate_sim::world::{Setup, UserSpec, World};
+
+use crate::{SERVER, udp4};
 
 const MS: Duration = Duration::from_millis(1);
 /// For how long one direction is alone: the burst of a second is long used up.
@@ -49,7 +51,7 @@ impl Case {
     /// The share of what passes that the later direction gets in each of three seconds from its start on.
     fn shares_of_the_later(&self) -> Vec<f64> {
         let limited = UserSpec { limit_bits_per_s: Some(self.bits_per_s), ..UserSpec::default() };
-        let mut world = World::new(Setup { shards: self.shards, users: vec![limited], ..Setup::default() });
+        let mut world = World::scenario(Setup { shards: self.shards, users: vec![limited], ..Setup::default() });
         let (upload, source) = world.attach(0, self.owners.0);
         let (download, destination) =
             if self.owners.0 == self.owners.1 { (upload, source) } else { world.attach(0, self.owners.1) };
@@ -99,12 +101,12 @@ fn arrived(world: &mut World, sender: &Sender, download: usize, source: IpAddr) 
     let IpAddr::V4(source) = source else { panic!("IPv4 only") };
     let packets: Vec<Vec<u8>> = match sender.way {
         Way::Up => {
-            let (ours, others) = world.tun.drain(..).partition(|(_, packet)| packet[12..16] == source.octets());
-            world.tun = others;
-            let ours: Vec<(usize, Vec<u8>)> = ours;
+            let (ours, others) = world.seen.tun.drain(..).partition(|(_, packet)| packet[12..16] == source.octets());
+            world.seen.tun = others;
+            let ours: Vec<(u16, Vec<u8>)> = ours;
             ours.into_iter().map(|(_, packet)| packet).collect()
         }
-        Way::Down => std::mem::take(&mut world.clients[download].received),
+        Way::Down => std::mem::take(&mut world.devices[download].received),
     };
     let payloads =
         packets.iter().flat_map(|packet| packet[HEADERS_BYTES..].chunks(sender.packet_bytes() - HEADERS_BYTES));
@@ -118,7 +120,7 @@ struct Sender {
     limit_bits_per_s: u64,
     next: u32,
     passed_bytes: usize,
-    last: Option<Instant>,
+    last: Option<Time>,
     owed_bytes: f64,
     window: Window,
 }
@@ -138,7 +140,7 @@ impl Sender {
     }
 
     /// The numbers of the packets that it sends now.
-    fn due(&mut self, now: Instant) -> std::ops::Range<u32> {
+    fn due(&mut self, now: Time) -> std::ops::Range<u32> {
         let packets = match self.kind {
             Kind::Constant { packets_at_once, packet_bytes } => {
                 let passed = now - self.last.replace(now).unwrap_or(now);
@@ -154,7 +156,7 @@ impl Sender {
         first..self.next
     }
 
-    fn arrived(&mut self, now: Instant, number: u32) {
+    fn arrived(&mut self, now: Time, number: u32) {
         self.passed_bytes += self.packet_bytes();
         self.window.answers.push_back((now + Window::ROUND_TRIP, number));
     }
@@ -164,11 +166,11 @@ impl Sender {
 struct Window {
     packets: f64,
     is_slow_start: bool,
-    answers: VecDeque<(Instant, u32)>,
+    answers: VecDeque<(Time, u32)>,
     /// All before it have arrived or are lost.
     answered: u32,
-    answered_at: Option<Instant>,
-    cut_at: Option<Instant>,
+    answered_at: Option<Time>,
+    cut_at: Option<Time>,
 }
 
 impl Default for Window {
@@ -188,7 +190,7 @@ impl Window {
     const ROUND_TRIP: Duration = Duration::from_millis(10);
     const TIMEOUT: Duration = Duration::from_millis(200);
 
-    fn due(&mut self, now: Instant, next: u32) -> usize {
+    fn due(&mut self, now: Time, next: u32) -> usize {
         while let Some(&(at, number)) = self.answers.front()
             && at <= now
         {
@@ -201,7 +203,7 @@ impl Window {
             }
             self.answered = number + 1;
         }
-        if now.saturating_duration_since(*self.answered_at.get_or_insert(now)) >= Self::TIMEOUT {
+        if now - *self.answered_at.get_or_insert(now) >= Self::TIMEOUT {
             // What was under way is lost.
             self.answered = next;
             self.answered_at = Some(now);
@@ -210,7 +212,7 @@ impl Window {
         (self.packets as usize).saturating_sub((next - self.answered) as usize)
     }
 
-    fn lost(&mut self, now: Instant) {
+    fn lost(&mut self, now: Time) {
         if self.cut_at.is_none_or(|cut| now >= cut + 2 * Self::ROUND_TRIP) {
             self.is_slow_start = false;
             self.packets = (self.packets * 0.7).max(2.0);
@@ -285,7 +287,7 @@ fn a_ping_passes_floods_in_both_directions_by() {
     const PINGED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 8));
     for shards in [1, 4] {
         let limited = UserSpec { limit_bits_per_s: Some(FLOODS.bits_per_s), ..UserSpec::default() };
-        let mut world = World::new(Setup { shards, users: vec![limited], ..Setup::default() });
+        let mut world = World::scenario(Setup { shards, users: vec![limited], ..Setup::default() });
         let (client, address) = world.attach(0, 0);
         let mut floods = [Sender::new(&FLOODS, Way::Up), Sender::new(&FLOODS, Way::Down)];
         let (start, flood) = (world.now, [0; PACKET_BYTES - HEADERS_BYTES]);
@@ -306,12 +308,19 @@ fn a_ping_passes_floods_in_both_directions_by() {
                 world.send_up(client, &udp4(address, PINGED, &payload));
             }
             world.run(MS);
-            let written: Vec<_> = world.tun.drain(..).map(|(_, packet)| packet).collect();
-            for ping in written.iter().filter(|packet| packet[16..20] == [198, 19, 9, 8]) {
-                world.send_down(&udp4(PINGED, address, &ping[HEADERS_BYTES..]));
+            // What arrives together may have been merged.
+            let payloads = |frames: Vec<Vec<u8>>| {
+                let payloads =
+                    |frame: Vec<u8>| frame[HEADERS_BYTES..].chunks(56).map(<[u8]>::to_vec).collect::<Vec<_>>();
+                frames.into_iter().flat_map(payloads).collect::<Vec<_>>()
+            };
+            let written = world.seen.tun.drain(..).map(|(_, packet)| packet);
+            for ping in payloads(written.filter(|packet| packet[16..20] == [198, 19, 9, 8]).collect()) {
+                world.send_down(&udp4(PINGED, address, &ping));
             }
-            for pong in world.clients[client].received.drain(..).filter(|packet| packet[12..16] == [198, 19, 9, 8]) {
-                let sent = u32::from_be_bytes(pong[HEADERS_BYTES..HEADERS_BYTES + 4].try_into().unwrap());
+            let received = world.devices[client].received.drain(..);
+            for pong in payloads(received.filter(|packet| packet[12..16] == [198, 19, 9, 8]).collect()) {
+                let sent = u32::from_be_bytes(pong[..4].try_into().unwrap());
                 round_trips.push(world.now - start - sent * MS);
             }
         }

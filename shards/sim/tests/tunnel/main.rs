@@ -7,7 +7,6 @@ mod memory;
 mod mtu;
 mod orders;
 mod sharing;
-mod world;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,12 +14,17 @@ use std::time::Duration;
 use tollgate_shards::{
     ClientEvent, CloseCause, CloseReason, ConnectionKey, ControlMessage, DropReason, Event, ShardIndex, UserIndex,
 };
-use world::{Setup, UserSpec, World, udp4};
+use tollgate_sim::packets::udp;
+use tollgate_sim::world::{Setup, UserSpec, World};
 
 const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 9));
 
+fn udp4(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
+    udp((source, 1112), (destination, 2222), payload)
+}
+
 fn closed(world: &World, client: usize) -> Option<&CloseCause> {
-    world.clients[client].events.iter().find_map(|event| match event {
+    world.devices[client].events.iter().find_map(|event| match event {
         ClientEvent::Closed(cause) => Some(cause),
         ClientEvent::Assigned(_) | ClientEvent::PathMtu(_) => None,
     })
@@ -28,20 +32,21 @@ fn closed(world: &World, client: usize) -> Option<&CloseCause> {
 
 /// Packets one way and the other, each marked; all must arrive, in order.
 fn exchange(world: &mut World, client: usize, address: IpAddr, packets: u8) {
-    world.tun.clear();
-    world.clients[client].received.clear();
+    world.seen.tun.clear();
+    world.devices[client].received.clear();
     for mark in 0..packets {
         world.send_up(client, &udp4(address, SERVER, &[mark; 1000]));
         world.send_down(&udp4(SERVER, address, &[mark; 900]));
     }
     world.run(Duration::from_secs(1));
     let up: Vec<u8> = world
+        .seen
         .tun
         .iter()
         .filter(|(_, packet)| packet[12..16] == octets(address))
         .flat_map(|(_, packet)| marks(packet, 1000))
         .collect();
-    let down: Vec<u8> = world.clients[client].received.iter().flat_map(|packet| marks(packet, 900)).collect();
+    let down: Vec<u8> = world.devices[client].received.iter().flat_map(|packet| marks(packet, 900)).collect();
     assert_eq!(up, (0..packets).collect::<Vec<_>>());
     assert_eq!(down, (0..packets).collect::<Vec<_>>());
 }
@@ -63,56 +68,56 @@ fn every_placement_of_owner_and_home_carries_traffic() {
     for owner in 0..2 {
         for home in 0..2 {
             let users = vec![UserSpec { home: Some(home), ..UserSpec::default() }];
-            let mut world = World::new(Setup { users, ..Setup::default() });
+            let mut world = World::scenario(Setup { users, ..Setup::default() });
             let (client, address) = world.attach(0, owner);
             exchange(&mut world, client, address, 50);
-            let owned: Vec<_> = world.shards.iter().map(|shard| shard.owned_connections()).collect();
+            let owned: Vec<_> = world.shards().map(|shard| shard.owned_connections()).collect();
             assert_eq!(owned[usize::from(owner)], 1, "owner {owner}, home {home}: {owned:?}");
-            assert_eq!(world.shards[usize::from(home)].counters().users, 1);
-            assert_eq!(world.shards.iter().map(|shard| shard.counters().misrouted_frames).sum::<u64>(), 0);
+            assert_eq!(world.shard(home).counters().users, 1);
+            assert_eq!(world.shards().map(|shard| shard.counters().misrouted_frames).sum::<u64>(), 0);
         }
     }
 }
 
 #[test]
 fn without_steering_the_mesh_carries_everything() {
-    let mut world = World::new(Setup { shards: 4, ..Setup::default() });
-    world.steering = false;
+    let mut world = World::scenario(Setup { shards: 4, ..Setup::default() });
+    world.gateway.steers = false;
     let (client, address) = world.attach(0, 3);
     exchange(&mut world, client, address, 50);
-    assert_eq!(world.shards[3].owned_connections(), 1);
-    let counters = world.shards[0].counters();
+    assert_eq!(world.shard(3).owned_connections(), 1);
+    let counters = world.shard(0).counters();
     assert!(counters.misrouted_frames >= 50 && counters.misrouted_datagrams >= 50, "{counters:?}");
 }
 
 #[test]
 fn one_aggregate_with_packets_of_two_shards_kills_neither_connection() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (first, first_address) = world.attach(0, 0);
     let (second, second_address) = world.attach(1, 1);
     world.run(Duration::from_secs(3));
     let mut aggregate = Vec::new();
     let mut segment_bytes = 0;
     for (client, address) in [(first, first_address), (second, second_address)] {
-        world.clients[client].held = Some(vec![]);
+        world.silence(client);
         world.send_up(client, &udp4(address, SERVER, &[7; 1000]));
         world.step();
-        let held = world.clients[client].held.take().unwrap();
+        let held = world.devices[client].held.take().unwrap();
         segment_bytes = held[0].len();
         aggregate.extend(held.into_iter().next().unwrap());
     }
-    world.tun.clear();
-    let remote = world.clients[first].address;
+    world.seen.tun.clear();
+    let remote = world.devices[first].outer;
     world.udp(remote, segment_bytes, &aggregate);
     world.run(Duration::from_secs(1));
-    assert_eq!(world.tun.len(), 2, "both packets arrive");
+    assert_eq!(world.seen.tun.len(), 2, "both packets arrive");
     exchange(&mut world, first, first_address, 10);
     exchange(&mut world, second, second_address, 10);
 }
 
 #[test]
 fn a_session_lasts_from_the_first_connection_to_the_last() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     assert_eq!(world.connections(), (0, 0));
     let clients: Vec<_> = (0..4).map(|index| world.attach(0, index % 2)).collect();
     let addresses: std::collections::BTreeSet<_> = clients.iter().map(|(_, address)| *address).collect();
@@ -120,38 +125,41 @@ fn a_session_lasts_from_the_first_connection_to_the_last() {
     assert_eq!(world.connections(), (4, 1));
     assert_eq!(world.addresses_held(), 4);
     for (left, (client, _)) in clients.into_iter().enumerate() {
-        world.clients[client].machine.close(world.now);
+        world.close(client);
         world.run(Duration::from_secs(1));
         assert_eq!(world.connections().0, 3 - left as u64);
     }
     assert_eq!(world.connections(), (0, 0));
     assert_eq!(world.addresses_held(), 0);
     let told = world
+        .seen
         .events
         .iter()
         .filter(|event| matches!(event, Event::Detached { reason, .. } if reason.contains("0x01")))
         .count();
-    assert_eq!(told, 4, "the client's close code is seen: {:?}", world.events);
+    assert_eq!(told, 4, "the client's close code is seen: {:?}", world.seen.events);
     world.run(Duration::from_secs(60));
-    assert!(world.shards.iter().all(|shard| shard.owned_connections() == 0), "nothing is left behind");
+    assert!(world.shards().all(|shard| shard.owned_connections() == 0), "nothing is left behind");
 }
 
 #[test]
 fn removing_an_unknown_connection_changes_nothing() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
     let stranger = ConnectionKey { owner: ShardIndex(1), slot: 77, generation: 77 };
-    for shard in &mut world.shards {
-        for user in 0..2 {
-            shard
-                .handle_message(world.now, ControlMessage::Gone { user: UserIndex(user), connection: stranger }.into());
-        }
-        shard.handle_message(
-            world.now,
-            ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, version: 0 }.into(),
-        );
-        shard.handle_message(world.now, ControlMessage::Unroute { address, connection: stranger }.into());
-        shard.handle_message(world.now, ControlMessage::Admit { connection: stranger, address }.into());
+    let gone = |user| ControlMessage::Gone { user: UserIndex(user), connection: stranger };
+    let messages = || {
+        [
+            gone(0),
+            gone(1),
+            ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, version: 0 },
+            ControlMessage::Unroute { address, connection: stranger },
+            ControlMessage::Admit { connection: stranger, address },
+        ]
+    };
+    let now = world.instant();
+    for (shard, message) in (0..2).flat_map(|shard| messages().map(|message| (shard, message))) {
+        world.shard_mut(shard).handle_message(now, message.into());
     }
     assert_eq!(world.connections(), (1, 1));
     exchange(&mut world, client, address, 5);
@@ -159,7 +167,7 @@ fn removing_an_unknown_connection_changes_nothing() {
 
 #[test]
 fn a_client_that_vanishes_gives_its_address_back_after_the_idle_timeout() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, _) = world.attach(0, 1);
     world.kill(client);
     world.run(Duration::from_secs(20));
@@ -173,23 +181,23 @@ fn a_client_that_vanishes_gives_its_address_back_after_the_idle_timeout() {
 fn a_fixed_address_goes_to_the_newest_connection_at_once() {
     let users = vec![UserSpec { pool: Some(("198.18.0.9", "198.18.0.9")), ..UserSpec::default() }];
     for (old_owner, new_owner) in [(0, 0), (0, 1), (1, 0)] {
-        let mut world = World::new(Setup { users: users.clone(), ..Setup::default() });
+        let mut world = World::scenario(Setup { users: users.clone(), ..Setup::default() });
         let (old, address) = world.attach(0, old_owner);
         world.kill(old);
         let (new, again) = world.attach(0, new_owner);
         assert_eq!(again, address);
         exchange(&mut world, new, address, 20);
         assert_eq!(world.connections(), (1, 1), "the old connection is gone");
-        assert!(world.clients[old].received.is_empty());
+        assert!(world.devices[old].received.is_empty());
         let superseded =
             |event: &Event| matches!(event, Event::Detached { reason, .. } if reason.contains("Superseded"));
-        assert_eq!(world.events.iter().filter(|event| superseded(event)).count(), 1);
+        assert_eq!(world.seen.events.iter().filter(|event| superseded(event)).count(), 1);
     }
 }
 
 #[test]
 fn an_exhausted_pool_refuses_with_quincys_code() {
-    let mut world = World::new(Setup { tunnel: "198.18.0.1/30", ..Setup::default() });
+    let mut world = World::scenario(Setup { tunnel: "198.18.0.1/30", ..Setup::default() });
     let (_, _) = world.attach(0, 0);
     let refused = world.connect(1, 1);
     world.run(Duration::from_secs(2));
@@ -198,12 +206,12 @@ fn an_exhausted_pool_refuses_with_quincys_code() {
         Some(&CloseCause::Gateway { code: 2, reason: "Session establishment failed".to_owned() })
     );
     assert_eq!(world.connections(), (1, 1));
-    assert!(world.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
+    assert!(world.seen.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
 }
 
 #[test]
 fn a_user_who_logs_in_as_often_as_it_can_leaves_the_last_addresses_to_those_who_have_none() {
-    let mut world = World::new(Setup { tunnel: "198.18.0.1/29", shards: 4, ..Setup::default() });
+    let mut world = World::scenario(Setup { tunnel: "198.18.0.1/29", shards: 4, ..Setup::default() });
     for owner in 0..4 {
         world.attach(0, owner);
     }
@@ -213,15 +221,15 @@ fn a_user_who_logs_in_as_often_as_it_can_leaves_the_last_addresses_to_those_who_
         closed(&world, refused),
         Some(&CloseCause::Gateway { code: 2, reason: "Session establishment failed".to_owned() })
     );
-    assert!(world.events.contains(&Event::PoolReserved { user: UserIndex(0) }));
+    assert!(world.seen.events.contains(&Event::PoolReserved { user: UserIndex(0) }));
     world.attach(1, 3);
     assert_eq!((world.connections(), world.addresses_held()), ((5, 2), 5));
-    assert!(!world.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
+    assert!(!world.seen.events.contains(&Event::PoolExhausted { user: UserIndex(1) }));
 }
 
 #[test]
 fn a_stopping_gateway_tells_every_client() {
-    let mut world = World::new(Setup { shards: 3, users: vec![UserSpec::default(); 6], ..Setup::default() });
+    let mut world = World::scenario(Setup { shards: 3, users: vec![UserSpec::default(); 6], ..Setup::default() });
     let clients: Vec<_> = (0..6).map(|user| world.attach(user, user as u16 % 3).0).collect();
     world.stop();
     world.run(Duration::from_secs(3));
@@ -229,16 +237,16 @@ fn a_stopping_gateway_tells_every_client() {
         let expected = CloseCause::Gateway { code: 1, reason: "Server shutdown".to_owned() };
         assert_eq!(closed(&world, client), Some(&expected));
     }
-    assert!(world.shards.iter().all(|shard| shard.is_stopped()));
+    assert!(world.shards().all(|shard| shard.is_stopped()));
     assert_eq!(world.addresses_held(), 0);
 }
 
 #[test]
 fn a_restarted_gateway_tells_its_old_clients_with_their_next_packet() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
     exchange(&mut world, client, address, 5);
-    world.start_shards(2);
+    world.crash();
     world.send_up(client, &udp4(address, SERVER, &[1; 500]));
     world.run(Duration::from_millis(100));
     assert_eq!(closed(&world, client), Some(&CloseCause::Reset));
@@ -246,10 +254,10 @@ fn a_restarted_gateway_tells_its_old_clients_with_their_next_packet() {
 
 #[test]
 fn what_policy_forbids_is_not_delivered_and_counted_under_its_reason() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
     let (other, other_address) = world.attach(1, 1);
-    world.tun.clear();
+    world.seen.tun.clear();
     let stranger = IpAddr::from([198, 18, 0, 77]);
     let cases: [(IpAddr, IpAddr, DropReason); 9] = [
         (stranger, SERVER, DropReason::ForgedSource),
@@ -275,35 +283,35 @@ fn what_policy_forbids_is_not_delivered_and_counted_under_its_reason() {
     world.send_forged(client, &forged_v6);
     world.run(Duration::from_millis(200));
     assert_eq!(world.dropped(DropReason::ForgedSource), before + 1, "IPv6");
-    assert!(world.tun.is_empty(), "{:?}", world.tun);
-    assert!(world.clients[other].received.is_empty());
+    assert!(world.seen.tun.is_empty(), "{:?}", world.seen.tun);
+    assert!(world.devices[other].received.is_empty());
     exchange(&mut world, client, address, 5);
 }
 
 #[test]
 fn a_tunnel_in_a_network_that_is_never_routed_reaches_the_gateway_and_other_clients() {
     for tunnel in ["169.254.7.1/24", "100.64.7.1/24", "240.0.7.1/24", "0.7.7.1/24"] {
-        let mut world = World::new(Setup { tunnel, isolate_clients: false, ..Setup::default() });
+        let mut world = World::scenario(Setup { tunnel, isolate_clients: false, ..Setup::default() });
         let (client, address) = world.attach(0, 0);
         let (other, other_address) = world.attach(1, 1);
-        world.tun.clear();
+        world.seen.tun.clear();
         let (gateway, _) = tunnel.split_once('/').unwrap();
         world.send_up(client, &udp4(address, gateway.parse().unwrap(), b"to the gateway"));
         world.send_up(client, &udp4(address, other_address, b"to another client"));
         world.run(Duration::from_millis(200));
-        assert_eq!(world.tun.len(), 1, "{tunnel}");
-        assert_eq!(world.clients[other].received.len(), 1, "{tunnel}");
+        assert_eq!(world.seen.tun.len(), 1, "{tunnel}");
+        assert_eq!(world.devices[other].received.len(), 1, "{tunnel}");
         // What else is in that class has no business here.
         world.send_up(client, &udp4(address, IpAddr::from([169, 254, 169, 254]), b"to nobody"));
         world.run(Duration::from_millis(200));
-        assert_eq!((world.dropped(DropReason::Unroutable), world.tun.len()), (1, 1), "{tunnel}");
+        assert_eq!((world.dropped(DropReason::Unroutable), world.seen.tun.len()), (1, 1), "{tunnel}");
     }
 }
 
 #[test]
 fn without_isolation_clients_reach_each_other_within_and_across_shards() {
     for owner in 0..2 {
-        let mut world = World::new(Setup { isolate_clients: false, ..Setup::default() });
+        let mut world = World::scenario(Setup { isolate_clients: false, ..Setup::default() });
         let (first, first_address) = world.attach(0, 0);
         let (second, second_address) = world.attach(1, owner);
         for mark in 0..100 {
@@ -312,23 +320,23 @@ fn without_isolation_clients_reach_each_other_within_and_across_shards() {
         }
         world.run(Duration::from_secs(1));
         let at = |client: usize, bytes: usize| {
-            world.clients[client].received.iter().flat_map(|packet| marks(packet, bytes)).collect::<Vec<_>>()
+            world.devices[client].received.iter().flat_map(|packet| marks(packet, bytes)).collect::<Vec<_>>()
         };
         assert_eq!(at(second, 1200), (0..100).collect::<Vec<_>>());
         assert_eq!(at(first, 1100), (0..100).collect::<Vec<_>>());
-        assert!(world.tun.is_empty());
+        assert!(world.seen.tun.is_empty());
     }
 }
 
 #[test]
 fn a_packet_too_large_for_the_clients_path_is_answered_and_the_connection_lives() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
-    world.tun.clear();
+    world.seen.tun.clear();
     world.send_down(&udp4(SERVER, address, &[1; 2000]));
     world.run(Duration::from_millis(500));
     assert_eq!(world.dropped(DropReason::TooBig), 1);
-    let (_, reply) = &world.tun[0];
+    let (_, reply) = &world.seen.tun[0];
     assert_eq!((reply[9], reply[20], reply[21]), (1, 3, 4), "ICMP, destination unreachable, fragmentation needed");
     assert_eq!(reply[12..16], octets(address), "one of its own addresses would be a martian to the gateway's kernel");
     assert_eq!(reply[16..20], octets(SERVER), "to the packet's sender");
@@ -339,25 +347,25 @@ fn a_packet_too_large_for_the_clients_path_is_answered_and_the_connection_lives(
 
 #[test]
 fn a_flood_of_too_large_packets_is_not_answered_with_a_flood() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (_, address) = world.attach(0, 0);
-    world.tun.clear();
+    world.seen.tun.clear();
     for _ in 0..1000 {
         world.send_down(&udp4(SERVER, address, &[1; 2000]));
         world.step();
     }
-    assert_eq!(world.tun.len() as u64 + world.dropped(DropReason::ReplyLimit), 1000);
-    assert!(world.tun.len() <= 100, "{}", world.tun.len());
+    assert_eq!(world.seen.tun.len() as u64 + world.dropped(DropReason::ReplyLimit), 1000);
+    assert!(world.seen.tun.len() <= 100, "{}", world.seen.tun.len());
 }
 
 #[test]
 fn a_limited_user_gets_the_rate_over_all_connections_and_directions_in_order() {
     let users =
         vec![UserSpec { limit_bits_per_s: Some(8_000_000), home: Some(1), ..UserSpec::default() }, UserSpec::default()];
-    let mut world = World::new(Setup { users, ..Setup::default() });
+    let mut world = World::scenario(Setup { users, ..Setup::default() });
     let (first, first_address) = world.attach(0, 0);
     let (second, second_address) = world.attach(0, 1);
-    world.tun.clear();
+    world.seen.tun.clear();
     let start = world.now;
     // The burst is 1 s of the rate, 1,000,000 bytes; 1,400 packets of 1,028 bytes need about half a second more.
     for _ in 0..7 {
@@ -368,15 +376,15 @@ fn a_limited_user_gets_the_rate_over_all_connections_and_directions_in_order() {
         world.run(Duration::from_millis(10));
     }
     let passed = |world: &World| {
-        world.tun.iter().map(|(_, packet)| packet.len()).sum::<usize>()
-            + world.clients[second].received.iter().map(Vec::len).sum::<usize>()
+        world.seen.tun.iter().map(|(_, packet)| packet.len()).sum::<usize>()
+            + world.devices[second].received.iter().map(Vec::len).sum::<usize>()
     };
     let elapsed = (world.now - start).as_secs_f64();
     assert!(passed(&world) as f64 <= 1_000_000.0 * (1.0 + elapsed), "{} bytes in {elapsed} s", passed(&world));
     world.run(Duration::from_secs(3));
     assert_eq!(world.dropped(DropReason::OverLimit), 0);
-    let ups: Vec<_> = world.tun.iter().flat_map(|(_, packet)| marks(packet, 1000)).collect();
-    let downs: Vec<_> = world.clients[second].received.iter().flat_map(|packet| marks(packet, 1000)).collect();
+    let ups: Vec<_> = world.seen.tun.iter().flat_map(|(_, packet)| marks(packet, 1000)).collect();
+    let downs: Vec<_> = world.devices[second].received.iter().flat_map(|packet| marks(packet, 1000)).collect();
     for marks in [&ups, &downs] {
         let mut sent = (0..7).flat_map(|_| 0..100);
         assert!(marks.iter().all(|mark| sent.any(|sent| sent == *mark)), "in order: {marks:?}");
@@ -389,37 +397,37 @@ fn a_limited_user_gets_the_rate_over_all_connections_and_directions_in_order() {
 
 #[test]
 fn a_changed_port_and_address_keep_the_session() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
     for rebound in ["198.19.1.1:50000", "198.19.77.7:50000"] {
-        world.clients[client].address = rebound.parse().unwrap();
+        world.move_to(client, rebound.parse().unwrap());
         // The gateway learns of it from the first packet that comes the new way.
         world.send_up(client, &udp4(address, SERVER, &[0; 1000]));
         world.run(Duration::from_millis(1));
         exchange(&mut world, client, address, 50);
     }
-    let handshakes: u64 = world.shards.iter().map(|shard| shard.counters().handshakes).sum();
+    let handshakes: u64 = world.shards().map(|shard| shard.counters().handshakes).sum();
     assert_eq!(handshakes, 1);
 }
 
 #[test]
 fn a_gateway_that_only_sends_hears_of_a_clients_new_address_even_if_the_first_word_is_lost() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
     for (rebound, first_is_lost) in [("198.19.1.1:50000", false), ("198.19.77.7:50000", true)] {
         // Nothing waits to be repeated.
         world.run(Duration::from_secs(5));
-        world.clients[client].address = rebound.parse().unwrap();
-        world.clients[client].received.clear();
-        world.clients[client].held = first_is_lost.then(Vec::new);
-        let now = world.now;
-        world.clients[client].machine.handle_path_change(now, true);
+        world.move_to(client, rebound.parse().unwrap());
+        world.devices[client].received.clear();
+        world.devices[client].held = first_is_lost.then(Vec::new);
+        let now = world.instant();
+        world.client_mut(client).handle_path_change(now, true);
         world.run(Duration::from_millis(100));
-        world.clients[client].held = None;
+        world.devices[client].held = None;
         world.run(Duration::from_millis(200));
         world.send_down(&udp4(SERVER, address, &[7; 900]));
         world.run(Duration::from_millis(50));
-        assert_eq!(world.clients[client].received.len(), 1, "at {rebound}");
+        assert_eq!(world.devices[client].received.len(), 1, "at {rebound}");
     }
     let sent = world.sum_clients(|counters| counters.datagrams_sent);
     exchange(&mut world, client, address, 20);
@@ -428,26 +436,26 @@ fn a_gateway_that_only_sends_hears_of_a_clients_new_address_even_if_the_first_wo
 
 #[test]
 fn a_client_takes_no_packet_to_the_gateways_own_address_into_the_tunnel() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
     let sent = world.sum_clients(|counters| counters.datagrams_sent);
     world.send_up(client, &udp4(address, IpAddr::from([198, 19, 0, 1]), b"its own datagram"));
     world.run(Duration::from_millis(200));
-    let counters = world.clients[client].machine.counters();
+    let counters = world.client(client).counters();
     assert_eq!(counters.drops.of(DropReason::OuterAddress), 1);
     assert_eq!(world.sum_clients(|counters| counters.datagrams_sent), sent);
 }
 
 #[test]
 fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
     world.run(Duration::from_secs(3));
-    world.clients[client].held = Some(vec![]);
+    world.silence(client);
     world.send_up(client, &udp4(address, SERVER, &[1; 1000]));
     world.step();
-    let genuine = world.clients[client].held.take().unwrap().remove(0);
-    let remote = world.clients[client].address;
+    let genuine = world.devices[client].held.take().unwrap().remove(0);
+    let remote = world.devices[client].outer;
     let before = world.dropped(DropReason::Undecryptable) + world.dropped(DropReason::ForeignDatagram);
     let mut sent = 0;
     for bit in (0..genuine.len() * 8).step_by(61) {
@@ -471,7 +479,7 @@ fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
     }
     world.run(Duration::from_secs(1));
     let counted = world.dropped(DropReason::Undecryptable) + world.dropped(DropReason::ForeignDatagram) - before;
-    let answered: u64 = world.shards.iter().map(|shard| shard.counters().stateless_responses).sum();
+    let answered: u64 = world.shards().map(|shard| shard.counters().stateless_responses).sum();
     assert!(
         counted + answered >= sent && counted > sent * 9 / 10,
         "{counted} dropped and {answered} answered of {sent}"
@@ -481,9 +489,9 @@ fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
 
 #[test]
 fn malformed_inner_packets_are_counted_and_harm_nobody() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
-    world.tun.clear();
+    world.seen.tun.clear();
     let genuine = udp4(address, SERVER, &[1; 100]);
     let mut malformed: Vec<Vec<u8>> = (0..genuine.len()).map(|length| genuine[..length].to_vec()).collect();
     malformed.push([&genuine[..], &[0]].concat());
@@ -495,7 +503,7 @@ fn malformed_inner_packets_are_counted_and_harm_nobody() {
         world.run(Duration::from_millis(20));
     }
     assert_eq!(world.dropped(DropReason::Malformed), sent);
-    assert!(world.tun.is_empty());
+    assert!(world.seen.tun.is_empty());
     for packet in &malformed {
         if packet.len() >= 20 {
             world.send_down(packet);

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use tollgate_shards::{Counters, DropReason};
+use tollgate_sim::plan::LinkPlan;
+use tollgate_sim::world::{Setup, UserSpec, World};
 
-use crate::SERVER;
-use crate::world::{Setup, UserSpec, World, udp4};
+use crate::{SERVER, udp4};
+
+/// Not all that is sent at once is acknowledged at once, so that some waits at either end.
+const LINK: LinkPlan = LinkPlan { delay: Duration::from_millis(10), ..LinkPlan::UNDISTURBED };
 
 /// All drops of inner packets that had arrived in a DATAGRAM frame or in a TUN frame. No test here has others of these reasons.
 fn drops(counters: &Counters, reasons: &[DropReason]) -> u64 {
@@ -25,7 +29,7 @@ fn assert_balance(world: &World, lost_up: &[DropReason], lost_down: &[DropReason
     );
     let sent_down = world.sum(|shard| shard.datagrams_sent);
     assert_eq!(world.sum(|shard| shard.down_packets), sent_down + world.sum(closed), "queued by the gateway");
-    assert_eq!(sent_down, world.sum_clients(|client| client.datagrams_received) + world.late_datagrams, "down");
+    assert_eq!(sent_down, world.sum_clients(|client| client.datagrams_received) + world.seen.late_datagrams, "down");
     assert_eq!(
         world.sum_clients(|client| client.datagrams_received),
         world.sum_clients(|client| client.down_packets + drops(client, lost_down)),
@@ -35,7 +39,7 @@ fn assert_balance(world: &World, lost_up: &[DropReason], lost_down: &[DropReason
 
 #[test]
 fn what_is_carried_both_ways_and_across_shards_balances() {
-    let mut world = World::new(Setup { isolate_clients: false, ..Setup::default() });
+    let mut world = World::scenario(Setup { isolate_clients: false, ..Setup::default() });
     let clients: Vec<_> = [(0, 0), (1, 1)].map(|(user, owner)| world.attach(user, owner)).into();
     for round in 0..20 {
         for &(client, address) in &clients {
@@ -45,7 +49,7 @@ fn what_is_carried_both_ways_and_across_shards_balances() {
             world.send_up(client, &udp4(address, SERVER, &[2; 900]));
             world.send_down(&udp4(SERVER, address, &[3; 1000]));
         }
-        world.steering = round % 2 == 0;
+        world.gateway.steers = round % 2 == 0;
         world.run(Duration::from_millis(3));
     }
     world.run(Duration::from_secs(1));
@@ -58,7 +62,7 @@ fn what_is_carried_both_ways_and_across_shards_balances() {
 
 #[test]
 fn a_connection_closed_by_its_client_drops_what_both_ends_had_queued() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup { link: LINK, ..Setup::default() });
     let (client, address) = world.attach(0, 1);
     let (_, other_address) = world.attach(1, 0);
     for mark in 0..200 {
@@ -66,9 +70,9 @@ fn a_connection_closed_by_its_client_drops_what_both_ends_had_queued() {
         world.send_down(&udp4(SERVER, address, &[mark; 1200]));
         world.send_down(&udp4(SERVER, other_address, &[mark; 1200]));
     }
-    world.step();
+    world.run(LINK.delay);
     assert!(world.sum(|shard| shard.datagrams_sent) < 400, "the congestion window holds some back");
-    world.clients[client].machine.close(world.now);
+    world.close(client);
     world.run(Duration::from_secs(10));
     let closed = |counters: &Counters| counters.drops.of(DropReason::ConnectionClosed);
     assert!(world.sum(closed) > 0 && world.sum_clients(closed) > 0);
@@ -77,7 +81,7 @@ fn a_connection_closed_by_its_client_drops_what_both_ends_had_queued() {
     let unattached = world.sum_clients(|client| client.drops.of(DropReason::NotAttached));
     let before = world.sum(|shard| shard.datagrams_sent);
     world.send_down(&udp4(SERVER, address, &[9; 100]));
-    world.clients[client].machine.send_unchecked(vec![0; 100].into());
+    world.send_forged(client, &[0; 100]);
     world.run(Duration::from_secs(1));
     assert_eq!((world.sum(|shard| shard.datagrams_sent), world.sum(|shard| shard.down_packets)), (before, 400));
     assert_eq!(world.dropped(DropReason::NoRoute), 1, "the address is nobody's by now");
@@ -87,7 +91,7 @@ fn a_connection_closed_by_its_client_drops_what_both_ends_had_queued() {
 #[test]
 fn a_connection_closed_by_the_gateway_or_by_silence_drops_what_was_queued() {
     for stop in [true, false] {
-        let mut world = World::new(Setup::default());
+        let mut world = World::scenario(Setup { link: LINK, ..Setup::default() });
         let (client, address) = world.attach(0, 1);
         if !stop {
             world.kill(client);
@@ -103,23 +107,23 @@ fn a_connection_closed_by_the_gateway_or_by_silence_drops_what_was_queued() {
         let (sent, closed) = (world.sum(|shard| shard.datagrams_sent), world.dropped(DropReason::ConnectionClosed));
         assert!(sent > 0 && closed > 0, "{sent} and {closed}");
         assert_eq!(sent + closed, 200);
-        assert_eq!(world.shards[1].owned_connections(), 0);
+        assert_eq!(world.shard(1).owned_connections(), 0);
     }
 }
 
 #[test]
 fn what_a_receive_queue_has_no_room_for_is_counted() {
-    let mut world = World::new(Setup { datagram_receive_buffer_bytes: 5000, ..Setup::default() });
+    let mut world = World::scenario(Setup { datagram_receive_buffer_bytes: 5000, ..Setup::default() });
     let (client, address) = world.attach(0, 0);
-    world.clients[client].held = Some(vec![]);
+    world.silence(client);
     for mark in 0..8 {
         world.send_up(client, &udp4(address, SERVER, &[mark; 1200]));
     }
     world.step();
-    let held = world.clients[client].held.take().unwrap();
+    let held = world.devices[client].held.take().unwrap();
     assert_eq!(held.len(), 8, "one packet a datagram");
-    let remote = world.clients[client].address;
-    world.tun.clear();
+    let remote = world.devices[client].outer;
+    world.seen.tun.clear();
     for datagram in held {
         world.udp(remote, datagram.len(), &datagram);
     }
@@ -127,7 +131,7 @@ fn what_a_receive_queue_has_no_room_for_is_counted() {
     let lost = world.dropped(DropReason::ReceiveQueueFull);
     assert_eq!(world.sum(|shard| shard.up_packets), 8 - lost);
     assert!((4..8).contains(&lost), "{lost}");
-    let first = world.tun[0].1[28];
+    let first = world.seen.tun[0].1[28];
     assert_eq!(u64::from(first), lost, "the oldest gave way");
     assert_balance(&world, &[DropReason::ReceiveQueueFull], &[]);
     // Downwards: all that the gateway may send at once reaches the client in one step.
@@ -135,7 +139,7 @@ fn what_a_receive_queue_has_no_room_for_is_counted() {
         world.send_down(&udp4(SERVER, address, &[mark; 1200]));
     }
     world.run(Duration::from_secs(1));
-    let lost = world.clients[client].machine.counters().drops.of(DropReason::ReceiveQueueFull);
+    let lost = world.client(client).counters().drops.of(DropReason::ReceiveQueueFull);
     assert!(lost > 0);
     assert_balance(&world, &[DropReason::ReceiveQueueFull], &[DropReason::ReceiveQueueFull]);
 }
@@ -144,7 +148,7 @@ fn what_a_receive_queue_has_no_room_for_is_counted() {
 fn what_waits_for_tokens_when_its_connection_closes_is_counted() {
     for devices in [1, 2] {
         let users = vec![UserSpec { limit_bits_per_s: Some(800_000), home: Some(1), ..UserSpec::default() }];
-        let mut world = World::new(Setup { users, ..Setup::default() });
+        let mut world = World::scenario(Setup { users, ..Setup::default() });
         let (client, address) = world.attach(0, 0);
         if devices == 2 {
             world.attach(0, 0);
@@ -159,7 +163,7 @@ fn what_waits_for_tokens_when_its_connection_closes_is_counted() {
         }
         let passed = world.sum(|shard| shard.up_packets + shard.down_packets);
         assert!(passed < 200, "some wait: {passed}");
-        world.clients[client].machine.close(world.now);
+        world.close(client);
         world.run(Duration::from_secs(10));
         assert_eq!(world.sum(|shard| shard.down_packets), 100);
         assert!(world.dropped(DropReason::ConnectionClosed) > 0 && world.dropped(DropReason::NotAttached) > 0);
@@ -170,10 +174,10 @@ fn what_waits_for_tokens_when_its_connection_closes_is_counted() {
 
 #[test]
 fn a_super_packet_for_nobody_counts_as_the_packets_it_stands_for() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     world.attach(0, 0);
     let nobody = "198.18.0.99".parse().unwrap();
-    let mut frame = [&crate::world::PLAIN[..], &udp4(SERVER, nobody, &[1; 2500])].concat();
+    let mut frame = [&[0; 10][..], &udp4(SERVER, nobody, &[1; 2500])].concat();
     // A run of UDP datagrams (`VIRTIO_NET_HDR_GSO_UDP_L4`) of 1,000 bytes.
     frame[1] = 5;
     frame[4..6].copy_from_slice(&1000u16.to_ne_bytes());

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tollgate_shards::{Counters, DropReason};
+use tollgate_sim::world::{Setup, UserSpec, World};
 
-use crate::SERVER;
-use crate::world::{Setup, UserSpec, World, udp4};
+use crate::{SERVER, udp4};
 
 /// A user's connections, more of them than the limit lets through, and another user beside.
 struct Offer {
@@ -29,7 +29,7 @@ impl Offer {
     fn passed(&self) -> f64 {
         let limited = UserSpec { limit_bits_per_s: Some(self.bits_per_s), burst: self.burst, ..UserSpec::default() };
         let users = vec![limited, UserSpec::default()];
-        let mut world = World::new(Setup { shards: self.shards, users, ..Setup::default() });
+        let mut world = World::scenario(Setup { shards: self.shards, users, ..Setup::default() });
         let clients: Vec<_> = (0..self.connections).map(|owner| world.attach(0, owner % self.shards)).collect();
         let (other, other_address) = world.attach(1, 0);
         let offered = (8 * self.packets * self.packet_bytes * 2 * clients.len()) as f64 / self.round.as_secs_f64();
@@ -80,10 +80,10 @@ fn take_passed(world: &mut World, other: usize, other_address: IpAddr) -> (usize
     let IpAddr::V4(of_other) = other_address else { panic!("IPv4 only") };
     let of_other = of_other.octets();
     let (mut bytes, mut others) = (0, 0);
-    for (_, packet) in world.tun.drain(..) {
+    for (_, packet) in world.seen.tun.drain(..) {
         if packet[12..16] == of_other { others += 1 } else { bytes += inner_bytes(&packet) }
     }
-    for (index, client) in world.clients.iter_mut().enumerate() {
+    for (index, client) in world.devices.iter_mut().enumerate() {
         for packet in client.received.drain(..) {
             if index == other { others += 1 } else { bytes += inner_bytes(&packet) }
         }
@@ -182,7 +182,7 @@ fn passed_on(path: Path, limit_bits_per_s: Option<u64>) -> usize {
     };
     let limited = UserSpec { limit_bits_per_s, burst: Some(Duration::from_millis(100)), ..UserSpec::default() };
     let users = vec![limited, UserSpec::default()];
-    let mut world = World::new(Setup { isolate_clients: false, users, ..Setup::default() });
+    let mut world = World::scenario(Setup { isolate_clients: false, users, ..Setup::default() });
     let (client, address) = world.attach(0, of_limited);
     let (other, other_address) = world.attach(1, of_other);
     let payload = [7; PAYLOAD_BYTES];
@@ -197,8 +197,8 @@ fn passed_on(path: Path, limit_bits_per_s: Option<u64>) -> usize {
             }
         }
         world.run(Duration::from_millis(1));
-        let written = world.tun.drain(..).map(|(_, packet)| packet);
-        let received = world.clients.iter_mut().flat_map(|client| client.received.drain(..));
+        let written = world.seen.tun.drain(..).map(|(_, packet)| packet);
+        let received = world.devices.iter_mut().flat_map(|client| client.received.drain(..));
         bytes += written.chain(received).map(|packet| inner_bytes(&packet)).sum::<usize>();
     }
     for reason in [DropReason::DatagramQueueFull, DropReason::ReceiveQueueFull, DropReason::NoRoute] {
@@ -247,14 +247,14 @@ fn packets_between_two_clients_of_one_limited_user_pay_at_either_end() {
             burst: Some(Duration::from_millis(100)),
             ..UserSpec::default()
         };
-        let mut world = World::new(Setup { isolate_clients: false, users: vec![limit], ..Setup::default() });
+        let mut world = World::scenario(Setup { isolate_clients: false, users: vec![limit], ..Setup::default() });
         let (sender, source) = world.attach(0, owners.0);
         let (receiver, destination) = world.attach(0, owners.1);
         let mut bytes = 0;
         for _ in 0..1000 {
             (0..4).for_each(|_| world.send_up(sender, &udp4(source, destination, &[7; PAYLOAD_BYTES])));
             world.run(Duration::from_millis(1));
-            bytes += world.clients[receiver].received.drain(..).map(|packet| inner_bytes(&packet)).sum::<usize>();
+            bytes += world.devices[receiver].received.drain(..).map(|packet| inner_bytes(&packet)).sum::<usize>();
         }
         // Each packet twice: once from a client of the user's, once to one.
         assert!(bytes <= 550_000, "{owners:?}: {bytes} bytes");

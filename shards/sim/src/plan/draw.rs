@@ -1,306 +1,25 @@
-//! What a run is made of: every parameter is drawn from the seed. Each seed switches features on or off and draws how strong they are, so that
-//! rare combinations get their turn. A feature that is switched off by hand shifts no other choice.
+//! How a plan is drawn from its seed. Each seed switches features on or off and draws how strong they are, so that rare combinations get their
+//! turn. A feature that is switched off by hand shifts no other choice.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
-use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tollgate_shards::{
-    AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, TransportParams, User, WhenReached,
+    AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, ShaperLimits, TransportParams,
+    User, WhenReached,
 };
 
-use tollgate_shards::ShaperLimits;
-
+use super::features::chance;
+use super::{DevicePlan, Disturbances, Feature, Features, FlowPlan, LinkPlan, Peer, Plan};
 use crate::random::Stream;
 
-/// Something that may happen in a run, or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Feature {
-    /// Links lose datagrams.
-    Loss,
-    /// Links' delays vary.
-    Jitter,
-    /// Links deliver datagrams twice.
-    Duplication,
-    /// Links deliver datagrams out of order.
-    Reordering,
-    /// Links mark datagrams with "congestion experienced".
-    Congestion,
-    /// Clients' outer addresses and ports change.
-    Rebinding,
-    /// The kernel gives datagrams and frames to the wrong shards.
-    Misrouting,
-    /// Messages between shards take time.
-    MeshDelay,
-    /// Messages between shards that may be lost are.
-    MeshLoss,
-    /// Users have rates.
-    Limits,
-    /// Users have addresses of their own.
-    Pools,
-    /// Users have as many connections as allowed and no more.
-    ConnectionLimits,
-    /// The tunnel network has hardly more addresses than there are clients.
-    Scarcity,
-    /// The tunnel network is of IPv6.
-    Ipv6,
-    /// Clients talk to each other.
-    Peers,
-    /// Traffic comes in bursts.
-    Bursts,
-    /// Packets are too large.
-    Oversize,
-    /// Clients say goodbye and come back.
-    Close,
-    /// Clients vanish without a word and come back.
-    Vanish,
-    /// Time goes by in large steps, so that batches are large.
-    Ticks,
-    /// The users, and what may change with them, are replaced.
-    Reload,
-    /// Users are kicked.
-    Kick,
-    /// Shards die and are started anew.
-    Restart,
-}
-
-impl Feature {
-    /// Every feature.
-    pub const ALL: [Feature; 23] = [
-        Feature::Loss,
-        Feature::Jitter,
-        Feature::Duplication,
-        Feature::Reordering,
-        Feature::Congestion,
-        Feature::Rebinding,
-        Feature::Misrouting,
-        Feature::MeshDelay,
-        Feature::MeshLoss,
-        Feature::Limits,
-        Feature::Pools,
-        Feature::ConnectionLimits,
-        Feature::Scarcity,
-        Feature::Ipv6,
-        Feature::Peers,
-        Feature::Bursts,
-        Feature::Oversize,
-        Feature::Close,
-        Feature::Vanish,
-        Feature::Ticks,
-        Feature::Reload,
-        Feature::Kick,
-        Feature::Restart,
-    ];
-
-    /// Its name on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Feature::Loss => "loss",
-            Feature::Jitter => "jitter",
-            Feature::Duplication => "duplication",
-            Feature::Reordering => "reordering",
-            Feature::Congestion => "congestion",
-            Feature::Rebinding => "rebinding",
-            Feature::Misrouting => "misrouting",
-            Feature::MeshDelay => "mesh-delay",
-            Feature::MeshLoss => "mesh-loss",
-            Feature::Limits => "limits",
-            Feature::Pools => "pools",
-            Feature::ConnectionLimits => "connection-limits",
-            Feature::Scarcity => "scarcity",
-            Feature::Ipv6 => "ipv6",
-            Feature::Peers => "peers",
-            Feature::Bursts => "bursts",
-            Feature::Oversize => "oversize",
-            Feature::Close => "close",
-            Feature::Vanish => "vanish",
-            Feature::Ticks => "ticks",
-            Feature::Reload => "reload",
-            Feature::Kick => "kick",
-            Feature::Restart => "restart",
-        }
-    }
-}
-
-impl FromStr for Feature {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Feature::ALL
-            .into_iter()
-            .find(|feature| feature.name() == name)
-            .ok_or_else(|| format!("no such feature; there are {}", Feature::ALL.map(Feature::name).join(", ")))
-    }
-}
-
-/// A set of features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Features(u32);
-
-impl Features {
-    /// Every feature.
-    pub const ALL: Features = Features((1 << Feature::ALL.len()) - 1);
-
-    /// Exactly `features`.
-    pub fn of(features: &[Feature]) -> Self {
-        Features(features.iter().fold(0, |bits, &feature| bits | 1 << feature as u32))
-    }
-
-    /// Whether `feature` is among them.
-    pub fn has(self, feature: Feature) -> bool {
-        self.0 & 1 << feature as u32 != 0
-    }
-
-    /// These but `features`.
-    #[must_use]
-    pub fn without(self, features: &[Feature]) -> Self {
-        Features(self.0 & !Features::of(features).0)
-    }
-
-    /// Those of these that are among `others`.
-    #[must_use]
-    pub fn and(self, others: Features) -> Self {
-        Features(self.0 & others.0)
-    }
-
-    /// The names of the features, as on the command line.
-    pub fn names(self) -> Vec<&'static str> {
-        Feature::ALL.into_iter().filter(|&feature| self.has(feature)).map(Feature::name).collect()
-    }
-}
-
-/// A device of a user: what connects.
-#[derive(Debug, Clone)]
-pub struct DevicePlan {
-    /// Whose, as an index into the plan's users.
-    pub user: usize,
-    /// The number of its certificate.
-    pub identity: u64,
-    /// When it first connects.
-    pub first_connect: Duration,
-    /// How long a connection lasts, about; `None` for as long as it can.
-    pub stays: Option<Duration>,
-    /// In so many of a thousand cases it vanishes rather than say goodbye.
-    pub vanish_permille: u32,
-    /// How long it stays away, about.
-    pub pause: Duration,
-    /// Time between changes of its outer address, about.
-    pub rebind_every: Option<Duration>,
-    /// Its link.
-    pub link: LinkPlan,
-}
-
-/// A client's link to the gateway, each way.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LinkPlan {
-    /// One way.
-    pub delay: Duration,
-    /// The largest random delay on top of it.
-    pub jitter: Duration,
-    /// Datagrams lost, of a million.
-    pub loss_ppm: u32,
-    /// Datagrams delivered twice, of a million.
-    pub duplicate_ppm: u32,
-    /// Datagrams delayed so that others overtake them, of a million.
-    pub reorder_ppm: u32,
-    /// Runs of datagrams that are marked, of a million.
-    pub mark_ppm: u32,
-}
-
-/// The other end of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
-    /// A host of the gateway's networks.
-    Network(IpAddr),
-    /// Another device, by index.
-    Device(usize),
-}
-
-/// One flow of inner packets, one way.
-#[derive(Debug, Clone, Copy)]
-pub struct FlowPlan {
-    /// A device.
-    pub device: usize,
-    /// The other end.
-    pub peer: Peer,
-    /// From the network to the device; with a device at the other end there is only up.
-    pub down: bool,
-    /// Time between its bursts, about.
-    pub every: Duration,
-    /// Packets sent at once, at most.
-    pub burst: u64,
-    /// Payload of its packets in bytes: from, to.
-    pub payload_bytes: (u64, u64),
-    /// Tells flows between the same ends apart.
-    pub port: u16,
-}
-
-/// How often something happens, about, and how strongly.
-#[derive(Debug, Clone, Copy)]
-pub struct Disturbances {
-    /// Time between reloads.
-    pub reload_every: Duration,
-    /// Time between kicks.
-    pub kick_every: Duration,
-    /// Time between deaths of shards.
-    pub restart_every: Duration,
-    /// An order reaches the shards within this time.
-    pub order_spread: Duration,
-    /// Messages between shards take this long at most.
-    pub mesh_delay: Duration,
-    /// Messages lost among those that may be, of a million.
-    pub mesh_loss_ppm: u32,
-    /// Frames and aggregates given to the wrong shard, of a thousand.
-    pub misrouted_permille: u32,
-}
-
-/// Everything that is decided before a run.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// The seed that every choice follows from.
-    pub seed: u64,
-    /// The features in use.
-    pub features: Features,
-    /// How long faults go on.
-    pub safety: Duration,
-    /// Events happen at multiples of this.
-    pub tick: Duration,
-    /// The number of shards.
-    pub shards: u16,
-    /// The tunnel network.
-    pub tunnel: IpNet,
-    /// Whether clients are kept apart at first.
-    pub isolate_clients: bool,
-    /// Transport of gateway and clients.
-    pub transport: TransportParams,
-    /// The clients' keep-alive.
-    pub keep_alive: Duration,
-    /// Bounds of each shard.
-    pub limits: Limits,
-    /// The users at first. Their certificates follow from the devices.
-    pub users: Vec<User>,
-    /// All devices there will ever be.
-    pub devices: Vec<DevicePlan>,
-    /// All flows there will ever be.
-    pub flows: Vec<FlowPlan>,
-    /// Further disturbances.
-    pub disturbances: Disturbances,
-}
-
 impl Plan {
-    /// Whether packets of a flow arrive in the order in which they were sent, if they do: nothing on their way changes it on purpose.
-    pub fn keeps_order(&self) -> bool {
-        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting];
-        !disorder.iter().any(|&feature| self.features.has(feature))
-    }
-
     /// The plan of `seed`, with no features but those `allowed`, for `safety` of simulated time before it gets calm.
     pub fn new(seed: u64, allowed: Features, safety: Duration) -> Self {
         let mut random = Stream::new(seed, "plan.features");
-        let drawn: Vec<_> = Feature::ALL.into_iter().filter(|&feature| random.permille(chance(feature))).collect();
+        let drawn: Vec<_> = Feature::all().filter(|&feature| random.permille(chance(feature))).collect();
         let features = Features::of(&drawn).and(allowed);
         let mut random = Stream::new(seed, "plan.world");
         let shards = random.pick(&[1, 2, 2, 3, 4, 4, 5, 8]);
@@ -344,12 +63,6 @@ impl Plan {
         plan
     }
 
-    /// Addresses that the tunnel network's pool has, own pools not deducted.
-    pub fn tunnel_hosts(&self) -> u64 {
-        let bits = (self.tunnel.max_prefix_len() - self.tunnel.prefix_len()).min(32);
-        (1u64 << bits).saturating_sub(3)
-    }
-
     fn draw_users(&mut self) {
         let mut random = Stream::new(self.seed, "plan.users");
         let count = random.log_uniform(1, 16) as usize;
@@ -372,17 +85,6 @@ impl Plan {
             }
         }
         self.certify();
-    }
-
-    /// Gives every user the certificates of its devices.
-    pub(crate) fn certify(&mut self) {
-        for device in &self.devices {
-            let user = &mut self.users[device.user];
-            let fingerprint = crate::identity::Identity::cached(device.identity).fingerprint;
-            if !user.certificates.contains(&fingerprint) {
-                user.certificates.push(fingerprint);
-            }
-        }
     }
 
     fn draw_device(&self, user: usize, random: &mut Stream) -> DevicePlan {
@@ -443,15 +145,6 @@ impl Plan {
             });
         }
     }
-
-    /// A host of the networks behind the gateway.
-    pub fn network_host(&self, number: u8) -> IpAddr {
-        if self.tunnel.addr().is_ipv4() {
-            IpAddr::from(Ipv4Addr::new(192, 0, 2, number + 1))
-        } else {
-            IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number) + 1))
-        }
-    }
 }
 
 fn draw_waiting(random: &mut Stream) -> ShaperLimits {
@@ -460,15 +153,6 @@ fn draw_waiting(random: &mut Stream) -> ShaperLimits {
         packets_max: random.log_uniform(8, 1024) as usize,
         wait_max: random.log_duration(Duration::from_millis(50), Duration::from_secs(1)),
         flows_max: random.log_uniform(1, 64) as u16,
-    }
-}
-
-/// How often a feature is on, of a thousand runs.
-fn chance(feature: Feature) -> u32 {
-    match feature {
-        Feature::Ipv6 | Feature::Scarcity | Feature::Oversize => 250,
-        Feature::MeshDelay | Feature::Limits => 700,
-        _ => 500,
     }
 }
 
@@ -531,6 +215,7 @@ fn draw_link(features: Features, random: &mut Stream) -> LinkPlan {
         duplicate_ppm: on(Feature::Duplication, duplicate_ppm),
         reorder_ppm: on(Feature::Reordering, reorder_ppm),
         mark_ppm: on(Feature::Congestion, mark_ppm),
+        bytes_max: None,
     }
 }
 
@@ -575,10 +260,9 @@ mod tests {
     #[test]
     fn every_feature_is_on_in_some_runs_and_off_in_others() {
         let plans: Vec<_> = (0..100).map(|seed| Plan::new(seed, Features::ALL, SAFETY)).collect();
-        for feature in Feature::ALL {
+        for feature in Feature::all() {
             let on = plans.iter().filter(|plan| plan.features.has(feature)).count();
             assert!((5..95).contains(&on), "{}: {on}", feature.name());
-            assert_eq!(feature.name().parse(), Ok(feature));
         }
     }
 

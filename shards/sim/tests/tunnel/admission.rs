@@ -4,13 +4,16 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tollgate_shards::DropReason;
+use tollgate_sim::identity::Hello;
+use tollgate_sim::world::{Setup, World};
 
-use crate::world::{Setup, World, udp4};
+use crate::{SERVER, udp4};
+
+/// As that of hybrid key exchange.
+const LONG: Hello = Hello { is_long: true, asks_for_another_protocol: false };
 
 fn world(shards: u16) -> World {
-    let mut world = World::new(Setup { shards, ..Setup::default() });
-    world.long_hellos = true;
-    world
+    World::scenario(Setup { shards, hello: LONG, ..Setup::default() })
 }
 
 /// A handshake of which the first `datagrams` datagrams arrive, from `address` with its address proven, and then nothing more.
@@ -26,13 +29,13 @@ fn stuck(world: &mut World, address: SocketAddr, owner: u16, datagrams: usize) {
 /// A client of `user` at `address` that has got its token: what it sends next, in two datagrams, and all that follows is held.
 fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
     let client = world.connect(user, owner);
-    world.clients[client].address = address;
-    world.clients[client].held = Some(Vec::new());
+    world.move_to(client, address);
+    world.silence(client);
     world.step();
-    let first = world.clients[client].held.replace(Vec::new()).unwrap();
+    let first = world.take_held(client);
     world.udp(address, first[0].len(), &first[0]);
     world.step();
-    let hello = world.clients[client].held.replace(Vec::new()).unwrap();
+    let hello = world.take_held(client);
     assert_eq!(hello.len(), 2, "a ClientHello takes two datagrams");
     (client, hello)
 }
@@ -46,10 +49,10 @@ fn assert_logins(world: &mut World, address: Option<IpAddr>, logins: u16) {
     for login in 0..logins {
         let client = world.connect(1, login % 2);
         if let Some(ip) = address {
-            world.clients[client].address = SocketAddr::new(ip, 50_000 + login);
+            world.move_to(client, SocketAddr::new(ip, 50_000 + login));
         }
         world.run(Duration::from_millis(100));
-        assert!(world.clients[client].machine.assignment().is_some(), "login {login} is through");
+        assert!(world.is_attached(client), "login {login} is through");
     }
 }
 
@@ -103,9 +106,9 @@ fn a_client_hello_may_take_two_seconds_and_the_rest_ten() {
         let mut world = world(1);
         stuck(&mut world, v4(1, 1000), 0, datagrams);
         world.run(Duration::from_millis(seconds * 1000 - 200));
-        assert_eq!(world.shards[0].inspect().handshakes_admitted(), 1, "{datagrams} datagrams");
+        assert_eq!(world.shard(0).inspect().handshakes_admitted(), 1, "{datagrams} datagrams");
         world.run(Duration::from_millis(400));
-        assert_eq!(world.shards[0].inspect().handshakes_admitted(), 0, "{datagrams} datagrams");
+        assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0, "{datagrams} datagrams");
     }
 }
 
@@ -120,11 +123,11 @@ fn passes_beside_newer_ones(trip: Duration, strangers: u16, datagrams: usize) ->
         stuck(&mut world, v4(1, 1000 + number), 0, datagrams);
         world.run(trip / u32::from(strangers));
     }
-    for datagram in world.clients[client].held.take().unwrap() {
+    for datagram in world.devices[client].held.take().unwrap() {
         world.udp(v4(1, 50_000), datagram.len(), &datagram);
     }
     world.run(Duration::from_millis(50));
-    world.clients[client].machine.assignment().is_some()
+    world.is_attached(client)
 }
 
 #[test]
@@ -153,9 +156,9 @@ fn a_handshake_does_not_give_way_to_one_that_came_with_the_rest_of_its_client_he
     }
     world.udp(v4(201, 50_000), others_hello[0].len(), &others_hello[0]);
     world.kill(other);
-    world.clients[client].held = None;
+    world.devices[client].held = None;
     world.run(Duration::from_millis(100));
-    assert!(world.clients[client].machine.assignment().is_some());
+    assert!(world.is_attached(client));
 }
 
 /// The client repeats what nobody answered, and cannot know that it was there once.
@@ -164,7 +167,7 @@ fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew(
     let mut world = world(1);
     let (client, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
     let others: Vec<_> = (0..32).map(|number| proven(&mut world, 0, v4(1, 1000 + number), 0)).collect();
-    let before = world.sent_to(v4(1, 50_000));
+    let before = world.seen.sent_to(v4(1, 50_000));
     world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
     for (number, (other, hello)) in others.iter().enumerate() {
         world.udp(v4(1, 1000 + number as u16), hello[0].len(), &hello[0]);
@@ -172,10 +175,10 @@ fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew(
     }
     world.step();
     assert_eq!(world.dropped(DropReason::HandshakeGaveWay), 1);
-    assert_eq!(world.sent_to(v4(1, 50_000)), before);
-    world.clients[client].held = None;
+    assert_eq!(world.seen.sent_to(v4(1, 50_000)), before);
+    world.devices[client].held = None;
     world.run(Duration::from_millis(1500));
-    assert!(world.clients[client].machine.assignment().is_some());
+    assert!(world.is_attached(client));
 }
 
 /// Its client has our ID by then, and gets no further with it.
@@ -185,15 +188,15 @@ fn a_handshake_that_gives_way_once_it_is_answered_is_told_and_leaves_nothing_beh
     let (_, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
     world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
     world.step();
-    let before = world.sent_to(v4(1, 50_000));
+    let before = world.seen.sent_to(v4(1, 50_000));
     for number in 0..32u16 {
         stuck(&mut world, v4(1, 1000 + number), 0, 1);
     }
     assert_eq!(world.dropped(DropReason::HandshakeGaveWay), 1);
-    assert!(world.sent_to(v4(1, 50_000)) > before);
-    assert_eq!(world.shards[0].owned_connections(), 32);
+    assert!(world.seen.sent_to(v4(1, 50_000)) > before);
+    assert_eq!(world.shard(0).owned_connections(), 32);
     world.run(Duration::from_secs(30));
-    assert_eq!(world.shards[0].owned_connections(), 0);
+    assert_eq!(world.shard(0).owned_connections(), 0);
 }
 
 /// A forged Initial of the kind that costs most: of the right size and version, and of some stranger's.
@@ -220,9 +223,9 @@ fn forged_initials_get_a_retry_each_and_allocate_nothing() {
         for (remote, initial) in forged {
             world.udp(*remote, initial.len(), initial);
         }
-        let shard = &mut world.shards[0];
-        tollgate_shards::Machine::decide(shard, world.now);
-        while let Some(transmit) = tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf) {
+        let (now, shard) = (world.instant(), world.shard_mut(0));
+        tollgate_shards::Machine::decide(shard, now);
+        while let Some(transmit) = tollgate_shards::Machine::poll_transmit(shard, now, &mut buf) {
             assert!(transmit.bytes < 150 && buf[0] & 0xf0 == 0xf0, "a Retry");
             answers += 1;
             buf.clear();
@@ -239,7 +242,7 @@ fn forged_initials_get_a_retry_each_and_allocate_nothing() {
         assert!(heap.count_total <= 2 * 100, "{heap:?}");
     }
     assert_eq!(world.sum(|counters| counters.retries), 600);
-    assert_eq!(world.shards[0].inspect().handshakes_admitted(), 0);
+    assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0);
     assert_logins(&mut world, None, 1);
 }
 
@@ -249,13 +252,13 @@ fn an_initial_of_another_version_draws_a_version_negotiation_and_nothing_else() 
     for version in [2, 0xff00_001d, 0x0a0a_0a0a] {
         let (remote, initial) = forged(1, version, &[]);
         world.udp(remote, initial.len(), &initial);
-        let shard = &mut world.shards[0];
+        let (now, shard) = (world.instant(), world.shard_mut(0));
         let mut buf = Vec::new();
-        tollgate_shards::Machine::decide(shard, world.now);
-        assert!(tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf).is_some());
+        tollgate_shards::Machine::decide(shard, now);
+        assert!(tollgate_shards::Machine::poll_transmit(shard, now, &mut buf).is_some());
         assert_eq!(buf[1..5], [0; 4], "version {version:#x}");
         buf.clear();
-        assert!(tollgate_shards::Machine::poll_transmit(shard, world.now, &mut buf).is_none());
+        assert!(tollgate_shards::Machine::poll_transmit(shard, now, &mut buf).is_none());
     }
     assert_eq!(world.sum(|counters| counters.retries), 0);
 }
@@ -267,20 +270,20 @@ fn a_token_serves_only_its_address_and_only_for_a_while() {
     {
         let mut world = world(1);
         let client = world.connect(0, 0);
-        world.clients[client].address = v4(1, 1000);
-        world.clients[client].held = Some(Vec::new());
+        world.move_to(client, v4(1, 1000));
+        world.silence(client);
         world.step();
-        let first = world.clients[client].held.replace(Vec::new()).unwrap();
+        let first = world.take_held(client);
         world.udp(v4(1, 1000), first[0].len(), &first[0]);
         world.step();
-        let second = world.clients[client].held.replace(Vec::new()).unwrap();
+        let second = world.take_held(client);
         world.kill(client);
         world.run(Duration::from_secs(seconds));
         for _ in 0..1000 {
             world.udp(address, second[0].len(), &second[0]);
         }
         world.step();
-        assert_eq!(world.shards[0].inspect().handshakes_admitted(), admitted, "{address} after {seconds} s");
+        assert_eq!(world.shard(0).inspect().handshakes_admitted(), admitted, "{address} after {seconds} s");
         assert_eq!(world.dropped(DropReason::InvalidToken) > 900, admitted == 0, "most are not even looked at");
     }
 }
@@ -289,27 +292,27 @@ fn a_token_serves_only_its_address_and_only_for_a_while() {
 fn a_token_does_not_serve_beside_an_id_that_no_retry_has_given() {
     let mut world = world(1);
     let client = world.connect(0, 0);
-    let address = world.clients[client].address;
-    world.clients[client].held = Some(Vec::new());
+    let address = world.devices[client].outer;
+    world.silence(client);
     world.step();
-    let first = world.clients[client].held.replace(Vec::new()).unwrap();
+    let first = world.take_held(client);
     world.udp(address, first[0].len(), &first[0]);
     world.step();
-    let second = world.clients[client].held.replace(Vec::new()).unwrap();
+    let second = world.take_held(client);
     for bit in 0..64 {
         let mut changed = second[0].clone();
         changed[6 + bit / 8] ^= 1 << (bit % 8);
         world.udp(address, changed.len(), &changed);
     }
     assert_eq!((world.dropped(DropReason::ForeignDatagram), world.dropped(DropReason::Undecryptable)), (64, 0));
-    assert_eq!(world.shards[0].inspect().handshakes_admitted(), 0);
+    assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0);
 }
 
 /// Handshakes with a certificate that nobody has, as fast as can be.
 fn fail(world: &mut World, ip: IpAddr, attempts: u16) {
     for attempt in 0..attempts {
         let client = world.connect(2, attempt % 2);
-        world.clients[client].address = SocketAddr::new(ip, 1000 + attempt);
+        world.move_to(client, SocketAddr::new(ip, 1000 + attempt));
         world.run(Duration::from_millis(2));
         world.kill(client);
     }
@@ -317,21 +320,21 @@ fn fail(world: &mut World, ip: IpAddr, attempts: u16) {
 
 #[test]
 fn a_source_whose_handshakes_keep_failing_is_ignored_for_a_while_and_its_neighbours_are_not() {
-    let mut world = World::new(Setup { users: vec![Default::default(); 3], ..Setup::default() });
+    let mut world = World::scenario(Setup { users: vec![Default::default(); 3], ..Setup::default() });
     world.revoke_certificate(2);
     let nat = v4(1, 0).ip();
     fail(&mut world, nat, 1000);
     let refused =
-        world.events.iter().filter(|event| matches!(event, tollgate_shards::Event::UnknownCertificate { .. }));
+        world.seen.events.iter().filter(|event| matches!(event, tollgate_shards::Event::UnknownCertificate { .. }));
     let refused = refused.count();
     assert!((400..=600).contains(&refused), "{refused} of 1000 came as far as a certificate");
     assert!(world.dropped(DropReason::HandshakeRate) > 250);
     assert_logins(&mut world, None, 4);
     // Behind the same NAT an honest client comes in with what it repeats after a second or two.
     let client = world.connect(1, 0);
-    world.clients[client].address = SocketAddr::new(nat, 50_000);
+    world.move_to(client, SocketAddr::new(nat, 50_000));
     world.run(Duration::from_secs(4));
-    assert!(world.clients[client].machine.assignment().is_some());
+    assert!(world.is_attached(client));
 }
 
 /// A stranger who never repeats what is not answered costs little, and a client that does so comes in within a few round trips.
@@ -344,9 +347,9 @@ fn a_neighbour_of_handshakes_that_are_never_finished_comes_in_with_its_first_pac
         world.run(Duration::from_millis(2));
         if number % 50 == 49 {
             let client = world.connect(1, number / 50 % 2);
-            world.clients[client].address = SocketAddr::new(nat, 50_000 + number);
+            world.move_to(client, SocketAddr::new(nat, 50_000 + number));
             world.run(Duration::from_millis(50));
-            assert!(world.clients[client].machine.assignment().is_some(), "after {number} that came to nothing");
+            assert!(world.is_attached(client), "after {number} that came to nothing");
         }
     }
     assert!(world.dropped(DropReason::HandshakeRate) > 300, "most are not heard");
@@ -355,84 +358,88 @@ fn a_neighbour_of_handshakes_that_are_never_finished_comes_in_with_its_first_pac
 /// As many as a handful of clients make that somebody has revoked and that try again at once.
 #[test]
 fn a_neighbour_of_handshakes_that_are_refused_comes_in_with_its_first_packets() {
-    let mut world = World::new(Setup { users: vec![Default::default(); 3], ..Setup::default() });
+    let mut world = World::scenario(Setup { users: vec![Default::default(); 3], ..Setup::default() });
     world.revoke_certificate(2);
     let nat = v4(1, 0).ip();
     for number in 0..10 {
         for attempt in 0..40 {
             let refused = world.connect(2, attempt % 2);
-            world.clients[refused].address = SocketAddr::new(nat, 1000 + number * 40 + attempt);
+            world.move_to(refused, SocketAddr::new(nat, 1000 + number * 40 + attempt));
             world.run(Duration::from_millis(6));
             world.kill(refused);
         }
         let client = world.connect(1, number % 2);
-        world.clients[client].address = SocketAddr::new(nat, 50_000 + number);
+        world.move_to(client, SocketAddr::new(nat, 50_000 + number));
         world.run(Duration::from_millis(100));
-        assert!(world.clients[client].machine.assignment().is_some(), "login {number} is through");
+        assert!(world.is_attached(client), "login {number} is through");
     }
 }
 
 #[test]
 fn a_handshake_that_tls_refuses_is_charged_once() {
-    let mut world = World::new(Setup { shards: 1, ..Setup::default() });
-    (world.long_hellos, world.asks_for_another_protocol) = (true, true);
+    let hello = Hello { asks_for_another_protocol: true, ..LONG };
+    let mut world = World::scenario(Setup { shards: 1, hello, ..Setup::default() });
     for attempt in 0..90 {
         let client = world.connect(0, 0);
-        world.clients[client].address = v4(1, 1000 + attempt);
+        world.move_to(client, v4(1, 1000 + attempt));
         world.run(Duration::from_micros(1));
         world.kill(client);
     }
     let failed = |event: &&tollgate_shards::Event| matches!(event, tollgate_shards::Event::HandshakeFailed { .. });
-    assert_eq!(world.events.iter().filter(failed).count(), 65, "64 ms of a core at once, and one that exceeds them");
+    assert_eq!(
+        world.seen.events.iter().filter(failed).count(),
+        65,
+        "64 ms of a core at once, and one that exceeds them"
+    );
 }
 
 /// The handshake that gave way for it was what made the source one that is ignored.
 #[test]
 fn the_rest_of_a_client_hello_is_heard_from_a_source_that_is_ignored_by_then() {
-    let mut world = World::new(Setup { users: vec![Default::default(); 3], shards: 1, ..Setup::default() });
-    world.long_hellos = true;
+    let users = vec![Default::default(); 3];
+    let mut world = World::scenario(Setup { users, shards: 1, hello: LONG, ..Setup::default() });
     world.revoke_certificate(2);
     let address = v4(1, 50_000);
     let (client, hello) = proven(&mut world, 1, address, 0);
     world.udp(address, hello[0].len(), &hello[0]);
     for attempt in 0..90 {
         let failing = world.connect(2, 0);
-        world.clients[failing].address = v4(1, 1000 + attempt);
+        world.move_to(failing, v4(1, 1000 + attempt));
         world.run(Duration::from_micros(500));
         world.kill(failing);
     }
     assert!(world.dropped(DropReason::HandshakeRate) > 0, "the source is not heard as it was");
-    world.clients[client].held = None;
+    world.devices[client].held = None;
     world.udp(address, hello[1].len(), &hello[1]);
     world.run(Duration::from_millis(20));
-    assert!(world.clients[client].machine.assignment().is_some());
+    assert!(world.is_attached(client));
 }
 
 /// What the gateway sends to a forged address, and what came from there, while a client bounces between that and its own in a download.
 fn bounce(world: &mut World, forged: SocketAddr, bounces: u16, pause: Duration) -> (u64, u64) {
     let (client, address) = world.attach(0, 0);
-    let own = world.clients[client].address;
-    let before = world.sent_to(forged);
+    let own = world.devices[client].outer;
+    let before = world.seen.sent_to(forged);
     let mut came = 0;
     for _ in 0..bounces {
         for from in [forged, own] {
-            world.clients[client].address = from;
-            world.clients[client].held = Some(Vec::new());
-            world.send_up(client, &udp4(address, crate::SERVER, &[1; 8]));
+            world.move_to(client, from);
+            world.silence(client);
+            world.send_up(client, &udp4(address, SERVER, &[1; 8]));
             world.step();
-            for datagram in world.clients[client].held.take().unwrap() {
+            for datagram in world.devices[client].held.take().unwrap() {
                 came += if from == forged { datagram.len() as u64 } else { 0 };
                 world.udp(from, datagram.len(), &datagram);
             }
             // Nothing reaches the client at the forged address.
-            world.clients[client].address = own;
+            world.move_to(client, own);
             for _ in 0..20 {
-                world.send_down(&udp4(crate::SERVER, address, &[2; 1300]));
+                world.send_down(&udp4(SERVER, address, &[2; 1300]));
             }
             world.run(pause);
         }
     }
-    (came, world.sent_to(forged) - before)
+    (came, world.seen.sent_to(forged) - before)
 }
 
 #[test]
@@ -452,15 +459,15 @@ fn a_client_that_rebinds_every_few_seconds_goes_on_at_once() {
     let mut world = world(1);
     let (client, address) = world.attach(0, 0);
     for rebound in 0..20u16 {
-        world.clients[client].address = SocketAddr::from(([198, 19, 100, 1], 40_000 + rebound));
-        world.send_up(client, &udp4(address, crate::SERVER, &[1; 8]));
+        world.move_to(client, SocketAddr::from(([198, 19, 100, 1], 40_000 + rebound)));
+        world.send_up(client, &udp4(address, SERVER, &[1; 8]));
         world.run(Duration::from_millis(1));
-        world.clients[client].received.clear();
+        world.devices[client].received.clear();
         for _ in 0..100 {
-            world.send_down(&udp4(crate::SERVER, address, &[2; 1000]));
+            world.send_down(&udp4(SERVER, address, &[2; 1000]));
             world.run(Duration::from_millis(10));
         }
-        assert_eq!(world.clients[client].received.len(), 100, "after {rebound} changes");
+        assert_eq!(world.devices[client].received.len(), 100, "after {rebound} changes");
         world.run(Duration::from_secs(1));
     }
     assert_eq!(world.dropped(DropReason::AddressChange), 0);

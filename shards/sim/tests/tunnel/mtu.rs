@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tollgate_shards::{ClientEvent, DropReason, Event};
+use tollgate_sim::plan::LinkPlan;
+use tollgate_sim::world::{Setup, UserSpec, World};
 
-use crate::world::{Setup, UserSpec, World, udp4};
-use crate::{SERVER, octets};
+use crate::{SERVER, octets, udp4};
 
 /// UDP payload over IPv4 where the path's MTU is 1350.
-const NARROW_BYTES: usize = 1350 - 28;
+const NARROW: LinkPlan = LinkPlan { bytes_max: Some(1350 - 28), ..LinkPlan::UNDISTURBED };
 /// What that leaves for inner packets at most, with connection IDs of 8 bytes.
 const NARROW_INNER_BYTES: u16 = 1284;
 const PAYLOAD_BYTES: usize = 1372;
@@ -44,7 +45,7 @@ fn told(packets: impl IntoIterator<Item = Vec<u8>>, to: IpAddr) -> Vec<(u16, [u8
 }
 
 fn tun(world: &World) -> Vec<Vec<u8>> {
-    world.tun.iter().map(|(_, packet)| packet.clone()).collect()
+    world.seen.tun.iter().map(|(_, packet)| packet.clone()).collect()
 }
 
 /// A burst of large packets that forbid fragmentation and then, as TCP does, one of them again and again. Stops at the first answer.
@@ -66,14 +67,14 @@ fn stall(world: &mut World, mut send: impl FnMut(&mut World), answered: impl Fn(
 
 #[test]
 fn a_path_that_narrows_while_packets_go_down_is_told_within_three_seconds_and_found_again_when_it_widens() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
     world.send_down(&forbidden(SERVER, address));
     world.run(Duration::from_secs(1));
-    assert_eq!(world.clients[client].received.len(), 1);
-    assert_eq!(world.client_mtus, [], "a path that carries all needs no route");
+    assert_eq!(world.devices[client].received.len(), 1);
+    assert_eq!(world.seen.client_mtus, [], "a path that carries all needs no route");
 
-    world.path_bytes_max = NARROW_BYTES;
+    world.relink(client, NARROW, NARROW);
     let took = stall(
         &mut world,
         |world| world.send_down(&forbidden(SERVER, address)),
@@ -83,38 +84,41 @@ fn a_path_that_narrows_while_packets_go_down_is_told_within_three_seconds_and_fo
     let (mtu_bytes, from) = told(tun(&world), SERVER)[0];
     assert!((1280..=NARROW_INNER_BYTES).contains(&mtu_bytes), "{mtu_bytes}");
     assert_eq!(from, octets(address), "the gateway's own address would be a martian to its kernel");
-    let route = world.client_mtus.last().unwrap();
+    let route = world.seen.client_mtus.last().unwrap();
     assert_eq!((route.address, route.mtu_bytes), (address, Some(mtu_bytes)));
-    assert!(world.client_mtus.len() == 1, "told once: {:?}", world.client_mtus);
+    assert!(world.seen.client_mtus.len() == 1, "told once: {:?}", world.seen.client_mtus);
     let narrowed = |event: &&Event| matches!(event, Event::PathNarrowed { is_too_narrow: false, .. });
-    assert_eq!((world.events.iter().filter(narrowed).count(), world.sum(|counters| counters.narrowed_paths)), (1, 1));
+    assert_eq!(
+        (world.seen.events.iter().filter(narrowed).count(), world.sum(|counters| counters.narrowed_paths)),
+        (1, 1)
+    );
 
-    world.clients[client].received.clear();
+    world.devices[client].received.clear();
     world.send_down(&udp4(SERVER, address, &vec![7; usize::from(mtu_bytes) - 28]));
     world.send_down(&fragmentable(SERVER, address));
     world.run(Duration::from_secs(1));
-    let received = &world.clients[client].received;
+    let received = &world.devices[client].received;
     assert_eq!(received.len(), 3, "one whole, one in two fragments");
     assert_eq!(reassembled(&received[1..])[8..], fragmentable(SERVER, address)[28..]);
 
-    world.path_bytes_max = usize::MAX;
+    world.relink(client, LinkPlan::UNDISTURBED, LinkPlan::UNDISTURBED);
     for _ in 0..60 {
         world.send_down(&udp4(SERVER, address, &[7; 100]));
         world.run(Duration::from_millis(500));
     }
-    assert_eq!(world.client_mtus.last().unwrap().mtu_bytes, None);
-    world.clients[client].received.clear();
+    assert_eq!(world.seen.client_mtus.last().unwrap().mtu_bytes, None);
+    world.devices[client].received.clear();
     world.send_down(&forbidden(SERVER, address));
     world.run(Duration::from_secs(1));
-    assert_eq!(world.clients[client].received.len(), 1);
+    assert_eq!(world.devices[client].received.len(), 1);
 }
 
 #[test]
 fn a_path_that_narrows_while_packets_go_up_is_told_on_the_clients_side() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 0);
-    world.path_bytes_max = NARROW_BYTES;
-    let received = |world: &World| world.clients[client].received.clone();
+    world.relink(client, NARROW, NARROW);
+    let received = |world: &World| world.devices[client].received.clone();
     let took = stall(
         &mut world,
         |world| world.send_up(client, &forbidden(address, SERVER)),
@@ -123,8 +127,8 @@ fn a_path_that_narrows_while_packets_go_up_is_told_on_the_clients_side() {
     assert!(took < Duration::from_secs(3), "{took:?}");
     let (mtu_bytes, _) = told(received(&world), address)[0];
     assert!((1280..=NARROW_INNER_BYTES).contains(&mtu_bytes), "{mtu_bytes}");
-    assert!(world.clients[client].events.contains(&ClientEvent::PathMtu(mtu_bytes)));
-    world.tun.clear();
+    assert!(world.devices[client].events.contains(&ClientEvent::PathMtu(mtu_bytes)));
+    world.seen.tun.clear();
     world.send_up(client, &fragmentable(address, SERVER));
     world.run(Duration::from_secs(1));
     assert_eq!(reassembled(&tun(&world))[8..], fragmentable(address, SERVER)[28..]);
@@ -132,27 +136,27 @@ fn a_path_that_narrows_while_packets_go_up_is_told_on_the_clients_side() {
 
 #[test]
 fn losses_on_a_path_that_stays_as_it_is_tell_nobody_of_another_mtu() {
-    let mut world = World::new(Setup::default());
-    let (_, address) = world.attach(0, 0);
-    world.lost_of = Some(7);
+    let mut world = World::scenario(Setup::default());
+    let (client, address) = world.attach(0, 0);
+    world.relink(client, LinkPlan::UNDISTURBED, LinkPlan { loss_ppm: 1_000_000 / 7, ..LinkPlan::UNDISTURBED });
     for _ in 0..300 {
         for _ in 0..3 {
             world.send_down(&forbidden(SERVER, address));
         }
         world.run(Duration::from_millis(30));
     }
-    assert_eq!((&world.client_mtus[..], told(tun(&world), SERVER)), (&[][..], vec![]));
+    assert_eq!((&world.seen.client_mtus[..], told(tun(&world), SERVER)), (&[][..], vec![]));
 }
 
 #[test]
 fn a_narrow_path_is_forgotten_with_its_client() {
-    let mut world = World::new(Setup::default());
+    let mut world = World::scenario(Setup::default());
     let (client, address) = world.attach(0, 1);
-    world.path_bytes_max = NARROW_BYTES;
-    stall(&mut world, |world| world.send_down(&forbidden(SERVER, address)), |world| !world.client_mtus.is_empty());
-    world.clients[client].machine.close(world.now);
+    world.relink(client, NARROW, NARROW);
+    stall(&mut world, |world| world.send_down(&forbidden(SERVER, address)), |world| !world.seen.client_mtus.is_empty());
+    world.close(client);
     world.run(Duration::from_secs(1));
-    let told: Vec<_> = world.client_mtus.iter().map(|told| (told.address, told.mtu_bytes.is_some())).collect();
+    let told: Vec<_> = world.seen.client_mtus.iter().map(|told| (told.address, told.mtu_bytes.is_some())).collect();
     assert_eq!(told, [(address, true), (address, false)]);
 }
 
@@ -161,21 +165,24 @@ fn between_clients_a_packet_is_fragmented_or_its_sender_is_told_limited_or_not()
     for limit_bits_per_s in [None, Some(10_000_000)] {
         for shards in [1, 2] {
             let users = vec![UserSpec { limit_bits_per_s, ..UserSpec::default() }; 2];
-            let mut world = World::new(Setup { shards, isolate_clients: false, users, ..Setup::default() });
+            let mut world = World::scenario(Setup { shards, isolate_clients: false, users, ..Setup::default() });
             let (wide, from) = world.attach(0, 0);
             let (narrow, to) = world.attach(1, shards - 1);
             // Its own path only: what it receives from the server finds that out.
-            world.narrow_client = Some(narrow);
-            world.path_bytes_max = NARROW_BYTES;
-            stall(&mut world, |world| world.send_down(&forbidden(SERVER, to)), |world| !world.client_mtus.is_empty());
-            world.clients[narrow].received.clear();
+            world.relink(narrow, NARROW, NARROW);
+            stall(
+                &mut world,
+                |world| world.send_down(&forbidden(SERVER, to)),
+                |world| !world.seen.client_mtus.is_empty(),
+            );
+            world.devices[narrow].received.clear();
             world.send_up(wide, &fragmentable(from, to));
             world.run(Duration::from_secs(1));
-            let payload = reassembled(&world.clients[narrow].received);
+            let payload = reassembled(&world.devices[narrow].received);
             assert_eq!(payload.get(8..), Some(&fragmentable(from, to)[28..]), "{limit_bits_per_s:?}, {shards} shards");
             world.send_up(wide, &forbidden(from, to));
             world.run(Duration::from_secs(1));
-            let told = told(world.clients[wide].received.clone(), from);
+            let told = told(world.devices[wide].received.clone(), from);
             assert_eq!(told.len(), 1, "{limit_bits_per_s:?}, {shards} shards");
             assert_eq!((told[0].1, told[0].0 <= NARROW_INNER_BYTES), ([198, 18, 0, 1], true));
             assert_eq!(world.dropped(DropReason::NoRoute), 0);

@@ -4,16 +4,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tollgate_shards::DropReason;
+use tollgate_sim::world::{Setup, UserSpec, World};
 
-use crate::SERVER;
-use crate::world::{Setup, UserSpec, World, udp4};
+use crate::{SERVER, udp4};
 
 /// The packets of both clients are built side by side. What waits for the one must not keep what was for the other.
 #[test]
 fn packets_that_wait_for_a_client_take_no_more_memory_than_they_have_bytes() {
     const ROUNDS: usize = 200;
     let users = vec![UserSpec::default(), UserSpec::default()];
-    let mut world = World::new(Setup { shards: 1, users, ..Setup::default() });
+    let mut world = World::scenario(Setup { shards: 1, users, ..Setup::default() });
     let ((silent, silent_address), (busy, busy_address)) = (world.attach(0, 0), world.attach(1, 0));
     // Its window fills up and does not open again.
     world.silence(silent);
@@ -24,8 +24,8 @@ fn packets_that_wait_for_a_client_take_no_more_memory_than_they_have_bytes() {
         // With that, more than a chunk.
         (0..100).for_each(|_| world.send_down(&to_busy));
         world.run(Duration::from_millis(5));
-        arrived += std::mem::take(&mut world.clients[busy].received).len();
-        world.clients[silent].received.clear();
+        arrived += std::mem::take(&mut world.devices[busy].received).len();
+        world.devices[silent].received.clear();
     };
     (0..50).for_each(|_| round(&mut world));
     let heap = allocation_counter::measure(|| (0..ROUNDS).for_each(|_| round(&mut world)));
@@ -40,7 +40,7 @@ const NUMBERED: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
 /// A world of one shard with so little memory that `silent` clients fill it, who have been silenced.
 fn crowded(silent: usize, memory_bytes_max: usize) -> (World, Vec<(usize, IpAddr)>) {
     let users = vec![UserSpec::default(); silent];
-    let mut world = World::new(Setup { shards: 1, users, memory_bytes_max, ..Setup::default() });
+    let mut world = World::scenario(Setup { shards: 1, users, memory_bytes_max, ..Setup::default() });
     let clients: Vec<(usize, IpAddr)> = (0..silent).map(|user| world.attach(user, 0)).collect();
     clients.iter().for_each(|&(client, _)| world.silence(client));
     (world, clients)
@@ -82,7 +82,7 @@ fn the_longest_queue_gives_way_with_its_oldest_packets_whoever_needs_the_room() 
     world.run(Duration::from_secs(5));
     assert_eq!(world.dropped(DropReason::MemoryLimit) as usize, lost, "the queues have drained");
     let arrived = |of: usize| -> Vec<usize> {
-        world.clients[clients[of].0].received.iter().map(|packet| number(packet)).collect()
+        world.devices[clients[of].0].received.iter().map(|packet| number(packet)).collect()
     };
     for of in [0, 2] {
         assert_eq!(arrived(of), (0..sent[of]).collect::<Vec<_>>(), "of a shorter queue nothing is lost");
@@ -123,7 +123,7 @@ fn steps_to_find_room(memory_bytes_max: usize) -> (u64, u64, u64) {
     while world.dropped(DropReason::MemoryLimit) == 0 {
         send(&mut world, 100);
     }
-    let of = |world: &World| (world.shards[0].inspect().longest_queue_steps(), world.dropped(DropReason::MemoryLimit));
+    let of = |world: &World| (world.shard(0).inspect().longest_queue_steps(), world.dropped(DropReason::MemoryLimit));
     let (steps, lost) = of(&world);
     send(&mut world, PACKETS);
     let (steps_then, lost_then) = of(&world);
@@ -148,6 +148,6 @@ fn a_client_who_reads_gets_its_packets_beside_silent_ones_who_fill_the_memory() 
         clients.iter().for_each(|&(_, address)| world.send_down(&numbered(address, sent)));
         world.run(Duration::from_millis(1));
     }
-    let received = world.clients[live].received.iter().map(|packet| number(packet));
+    let received = world.devices[live].received.iter().map(|packet| number(packet));
     assert_eq!(received.collect::<Vec<_>>(), (0..PACKETS).collect::<Vec<_>>());
 }

@@ -1,0 +1,196 @@
+//! What a run is made of: every parameter, decided before it begins.
+
+mod draw;
+mod features;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tollgate_shards::{Limits, TransportParams, User};
+
+pub use draw::{draw_limit, draw_user};
+pub use features::{Feature, Features};
+
+/// A device of a user: what connects.
+#[derive(Debug, Clone)]
+pub struct DevicePlan {
+    /// Its user, as an index into the plan's users.
+    pub user: usize,
+    /// The number of its certificate.
+    pub identity: u64,
+    /// When it first connects.
+    pub first_connect: Duration,
+    /// How long a connection lasts, about; `None` for as long as it can.
+    pub stays: Option<Duration>,
+    /// In so many of a thousand cases it vanishes rather than say goodbye.
+    pub vanish_permille: u32,
+    /// How long it stays away, about.
+    pub pause: Duration,
+    /// Time between changes of its outer address, about.
+    pub rebind_every: Option<Duration>,
+    /// Its link.
+    pub link: LinkPlan,
+}
+
+/// A client's link to the gateway, each way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkPlan {
+    /// One way.
+    pub delay: Duration,
+    /// The largest random delay on top of it.
+    pub jitter: Duration,
+    /// Datagrams lost, of a million.
+    pub loss_ppm: u32,
+    /// Datagrams delivered twice, of a million.
+    pub duplicate_ppm: u32,
+    /// Datagrams delayed so that others overtake them, of a million.
+    pub reorder_ppm: u32,
+    /// Runs of datagrams that are marked, of a million.
+    pub mark_ppm: u32,
+    /// Longer datagrams vanish.
+    pub bytes_max: Option<usize>,
+}
+
+impl LinkPlan {
+    /// All arrives at once.
+    pub const UNDISTURBED: LinkPlan = LinkPlan {
+        delay: Duration::ZERO,
+        jitter: Duration::ZERO,
+        loss_ppm: 0,
+        duplicate_ppm: 0,
+        reorder_ppm: 0,
+        mark_ppm: 0,
+        bytes_max: None,
+    };
+}
+
+impl DevicePlan {
+    /// A device of `user` that shows certificate `identity`, connects at once and stays where it is.
+    pub fn steady(user: usize, identity: u64, link: LinkPlan) -> Self {
+        DevicePlan {
+            user,
+            identity,
+            first_connect: Duration::ZERO,
+            stays: None,
+            vanish_permille: 0,
+            pause: Duration::from_millis(20),
+            rebind_every: None,
+            link,
+        }
+    }
+}
+
+/// The other end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A host of the gateway's networks.
+    Network(IpAddr),
+    /// Another device, by index.
+    Device(usize),
+}
+
+/// One flow of inner packets, one way.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowPlan {
+    /// A device.
+    pub device: usize,
+    /// The other end.
+    pub peer: Peer,
+    /// From the network to the device; with a device at the other end there is only up.
+    pub down: bool,
+    /// Time between its bursts, about.
+    pub every: Duration,
+    /// Packets sent at once, at most.
+    pub burst: u64,
+    /// Payload of its packets in bytes: from, to.
+    pub payload_bytes: (u64, u64),
+    /// Tells flows between the same ends apart.
+    pub port: u16,
+}
+
+/// How often something happens, about, and how strongly.
+#[derive(Debug, Clone, Copy)]
+pub struct Disturbances {
+    /// Time between reloads.
+    pub reload_every: Duration,
+    /// Time between kicks.
+    pub kick_every: Duration,
+    /// Time between deaths of shards.
+    pub restart_every: Duration,
+    /// An order reaches the shards within this time.
+    pub order_spread: Duration,
+    /// Messages between shards take this long at most.
+    pub mesh_delay: Duration,
+    /// Messages lost among those that may be, of a million.
+    pub mesh_loss_ppm: u32,
+    /// Frames and aggregates given to the wrong shard, of a thousand.
+    pub misrouted_permille: u32,
+}
+
+/// Everything that is decided before a run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed that every choice follows from.
+    pub seed: u64,
+    /// The features in use.
+    pub features: Features,
+    /// How long faults go on.
+    pub safety: Duration,
+    /// Events happen at multiples of this.
+    pub tick: Duration,
+    /// The number of shards.
+    pub shards: u16,
+    /// The tunnel network.
+    pub tunnel: IpNet,
+    /// Whether clients are kept apart at first.
+    pub isolate_clients: bool,
+    /// Transport of gateway and clients.
+    pub transport: TransportParams,
+    /// The clients' keep-alive.
+    pub keep_alive: Duration,
+    /// Bounds of each shard.
+    pub limits: Limits,
+    /// The users at first. Their certificates follow from the devices.
+    pub users: Vec<User>,
+    /// All devices there will ever be.
+    pub devices: Vec<DevicePlan>,
+    /// All flows there will ever be.
+    pub flows: Vec<FlowPlan>,
+    /// Further disturbances.
+    pub disturbances: Disturbances,
+}
+
+impl Plan {
+    /// Whether packets of a flow arrive in the order in which they were sent, if they do: nothing on their way changes it on purpose.
+    pub fn keeps_order(&self) -> bool {
+        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting];
+        !disorder.iter().any(|&feature| self.features.has(feature))
+    }
+
+    /// Addresses that the tunnel network's pool has, own pools not deducted.
+    pub fn tunnel_hosts(&self) -> u64 {
+        let bits = (self.tunnel.max_prefix_len() - self.tunnel.prefix_len()).min(32);
+        (1u64 << bits).saturating_sub(3)
+    }
+
+    /// Gives every user the certificates of its devices.
+    pub(crate) fn certify(&mut self) {
+        for device in &self.devices {
+            let user = &mut self.users[device.user];
+            let fingerprint = crate::identity::Identity::cached(device.identity).fingerprint;
+            if !user.certificates.contains(&fingerprint) {
+                user.certificates.push(fingerprint);
+            }
+        }
+    }
+
+    /// A host of the networks behind the gateway.
+    pub fn network_host(&self, number: u8) -> IpAddr {
+        if self.tunnel.addr().is_ipv4() {
+            IpAddr::from(Ipv4Addr::new(192, 0, 2, number + 1))
+        } else {
+            IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(number) + 1))
+        }
+    }
+}

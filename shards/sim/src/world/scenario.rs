@@ -1,0 +1,421 @@
+//! A world in which nothing happens by itself: a test makes clients, acts, lets time pass, and looks at what came out. The oracles of addresses,
+//! tokens and queues judge here too; packets are the test's own to judge.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use ipnet::IpNet;
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::packet::vnet::HEADER_BYTES;
+use tollgate_shards::{
+    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, ClientParams, Command, Congestion, Counters, DropReason,
+    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, Snapshot, TransportParams, User, home_of,
+};
+
+use super::World;
+use crate::client::{Device, End};
+use crate::gateway::GATEWAY;
+use crate::identity::{self, Hello, Identity, reset_key};
+use crate::link::{Aggregate, Link};
+use crate::packets::destination_of;
+use crate::plan::{DevicePlan, Features, LinkPlan, Plan};
+use crate::random::Stream;
+use crate::run::Options;
+
+/// What carries an inner packet is longer in these worlds.
+const INNER_BYTES_MIN: usize = 100;
+/// Certificates that no user has are numbered from here on.
+const STRANGERS: u64 = 1 << 16;
+
+/// A user of such a world.
+#[derive(Debug, Default, Clone)]
+pub struct UserSpec {
+    /// The rate, if there is one.
+    pub limit_bits_per_s: Option<u64>,
+    /// Time in which the burst comes back; a second by default.
+    pub burst: Option<Duration>,
+    /// First and last address of a pool of the user's own.
+    pub pool: Option<(&'static str, &'static str)>,
+    /// The shard that must be the user's home.
+    pub home: Option<u16>,
+}
+
+impl UserSpec {
+    fn user(&self, index: usize, shards: u16) -> User {
+        let limit = self.limit_bits_per_s.and_then(Rate::from_bits_per_s);
+        let burst = self.burst.unwrap_or(Duration::from_secs(1));
+        let range = |(first, last): (&str, &str)| AddressRange::new(first.parse().ok()?, last.parse().ok()?);
+        let mut user = User {
+            name: format!("user{index}"),
+            certificates: vec![Identity::cached(index as u64).fingerprint],
+            limit: limit.map(|rate| Limit::with_burst(rate, burst, BURST_BYTES_MIN)),
+            pool: self.pool.map(|pool| range(pool).expect("two addresses in order")).into_iter().collect(),
+            ..User::default()
+        };
+        while self.home.is_some_and(|home| home_of(&user.name, shards).0 != home) {
+            user.name.push('x');
+        }
+        user
+    }
+}
+
+/// What such a world begins with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The number of shards.
+    pub shards: u16,
+    /// The tunnel network.
+    pub tunnel: &'static str,
+    /// Whether clients are kept apart.
+    pub isolate_clients: bool,
+    /// The users.
+    pub users: Vec<UserSpec>,
+    /// Bound of the queue of datagrams received, of each connection at either end.
+    pub datagram_receive_buffer_bytes: usize,
+    /// The memory of each shard.
+    pub memory_bytes_max: usize,
+    /// Every client's link at first.
+    pub link: LinkPlan,
+    /// What is unusual about the clients' handshakes.
+    pub hello: Hello,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            shards: 2,
+            tunnel: "198.18.0.1/24",
+            isolate_clients: true,
+            users: vec![UserSpec::default(); 2],
+            datagram_receive_buffer_bytes: 4 << 20,
+            memory_bytes_max: Limits::default().memory_bytes_max,
+            link: LinkPlan::default(),
+            hello: Hello::default(),
+        }
+    }
+}
+
+impl Setup {
+    fn plan(&self) -> Plan {
+        let users = self.users.iter().enumerate().map(|(index, spec)| spec.user(index, self.shards)).collect();
+        Plan {
+            shards: self.shards,
+            tick: Duration::from_nanos(1),
+            tunnel: self.tunnel.parse::<IpNet>().expect("a network"),
+            isolate_clients: self.isolate_clients,
+            transport: TransportParams {
+                mtu_bytes: 1400,
+                idle_timeout: Duration::from_secs(30),
+                keep_alive: None,
+                initial_rtt: None,
+                datagram_send_buffer_bytes_max: 4 << 20,
+                datagram_receive_buffer_bytes_max: self.datagram_receive_buffer_bytes,
+                // Its small window at the start lets queues fill.
+                congestion: Congestion::Cubic,
+            },
+            keep_alive: Duration::from_secs(25),
+            limits: Limits { memory_bytes_max: self.memory_bytes_max, ..Limits::default() },
+            users,
+            devices: Vec::new(),
+            flows: Vec::new(),
+            ..Plan::new(0, Features::of(&[]), Duration::ZERO)
+        }
+    }
+}
+
+/// What came out of a world in which a test acts. Nothing is kept in a run that follows a plan.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub(crate) is_kept: bool,
+    hello: Hello,
+    link: LinkPlan,
+    /// The certificate that each user's clients show from now on.
+    identities: Vec<u64>,
+    /// Inner packets that went to the gateway's TUN, maybe merged, with the shard that wrote them.
+    pub tun: Vec<(u16, Vec<u8>)>,
+    /// What the shards told.
+    pub events: Vec<ShardEvent>,
+    /// What the gateway told of clients' paths.
+    pub client_mtus: Vec<ClientMtu>,
+    /// UDP datagrams that carried an inner packet and reached a client after its connection was over.
+    pub late_datagrams: u64,
+    sent_bytes: BTreeMap<SocketAddr, u64>,
+}
+
+impl Seen {
+    pub(super) fn told(&mut self, events: Vec<ShardEvent>, client_mtus: Vec<ClientMtu>) {
+        if self.is_kept {
+            self.events.extend(events);
+            self.client_mtus.extend(client_mtus);
+        }
+    }
+
+    pub(super) fn sent(&mut self, to: SocketAddr, bytes: usize) {
+        if self.is_kept {
+            *self.sent_bytes.entry(to).or_default() += bytes as u64;
+        }
+    }
+
+    pub(super) fn late<'a>(&mut self, datagrams: impl Iterator<Item = &'a [u8]>) {
+        self.late_datagrams += datagrams.filter(|datagram| datagram.len() > INNER_BYTES_MIN).count() as u64;
+    }
+
+    /// Bytes that the gateway has sent to `remote`.
+    pub fn sent_to(&self, remote: SocketAddr) -> u64 {
+        self.sent_bytes.get(&remote).copied().unwrap_or_default()
+    }
+}
+
+impl World {
+    /// A gateway without clients, in which only what a test does happens.
+    ///
+    /// # Panics
+    ///
+    /// If addresses do not parse.
+    pub fn scenario(setup: Setup) -> Self {
+        identity::begin(0);
+        let identities = (0..setup.users.len() as u64).collect();
+        let mut world = World::new(setup.plan(), Options::default());
+        world.seen = Seen { is_kept: true, hello: setup.hello, link: setup.link, identities, ..Seen::default() };
+        world
+    }
+
+    /// Starts all shards anew, as after a crash: the keys stay, everything else is gone.
+    pub fn crash(&mut self) {
+        self.gateway.start_all(self.now);
+        (0..self.plan.shards).for_each(|index| self.oracle.died(tollgate_shards::ShardIndex(index)));
+        (0..self.plan.shards).for_each(|index| self.touch_shard(index));
+    }
+
+    /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such shard.
+    pub fn connect(&mut self, user: usize, owner: u16) -> usize {
+        let index = self.devices.len() as u32;
+        let outer = self.fresh_outer_address(index);
+        let plan = DevicePlan::steady(user, self.seen.identities[user], self.seen.link);
+        let mut device = Device::new(index, plan, outer, self.plan.seed);
+        device.wanted = false;
+        let mut seeds = (0..=255).map(|_| device.random.seed());
+        let seed = seeds.find(|&seed| self.owner_of(self.client_of(user, seed)) == owner);
+        let seed = seed.expect("one ID in N leads to each of N shards");
+        device.begin(End::Client(Box::new(self.client_of(user, seed))));
+        self.devices.push(device);
+        self.touch_device(index);
+        index as usize
+    }
+
+    /// The shard on which a new client's connection lands.
+    fn owner_of(&self, mut client: Client) -> u16 {
+        let mut initial = Vec::new();
+        client.poll_transmit(self.instant(), &mut initial).expect("a handshake begins with an Initial");
+        u16::from(initial[6]) % self.plan.shards
+    }
+
+    fn client_of(&self, user: usize, seed: [u8; 32]) -> Client {
+        let params = ClientParams {
+            remote: GATEWAY,
+            server_name: "gateway".to_owned(),
+            transport: TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() },
+            merge: MergeLimits::default(),
+            send_datagrams_max: 64,
+            seed,
+        };
+        let tls = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
+        Client::new(params, tls, reset_key(&seed), self.instant()).expect("a usable name and address")
+    }
+
+    /// Connects and waits for the address.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn attach(&mut self, user: usize, owner: u16) -> (usize, IpAddr) {
+        let client = self.connect(user, owner);
+        self.run(Duration::from_secs(2));
+        (client, self.devices[client].address().expect("the client gets an address"))
+    }
+
+    /// Whether a client has been given an address.
+    pub fn is_attached(&self, client: usize) -> bool {
+        self.client(client).assignment().is_some()
+    }
+
+    /// Looks at a client.
+    ///
+    /// # Panics
+    ///
+    /// If it has been killed.
+    pub fn client(&self, client: usize) -> &Client {
+        match self.devices[client].session.as_ref().map(|session| &session.end) {
+            Some(End::Client(client)) => client,
+            _ => panic!("client {client} is no more"),
+        }
+    }
+
+    /// A client to which something is about to happen.
+    ///
+    /// # Panics
+    ///
+    /// If it has been killed.
+    pub fn client_mut(&mut self, client: usize) -> &mut Client {
+        self.touch_device(client as u32);
+        match self.devices[client].session.as_mut().map(|session| &mut session.end) {
+            Some(End::Client(client)) => client,
+            _ => panic!("client {client} is no more"),
+        }
+    }
+
+    /// A client says goodbye.
+    pub fn close(&mut self, client: usize) {
+        let now = self.instant();
+        self.client_mut(client).close(now);
+    }
+
+    /// Lets a client vanish without a word.
+    pub fn kill(&mut self, client: usize) {
+        self.devices[client].session = None;
+    }
+
+    /// Nothing is heard of a client any more, until [`World::unsilence`].
+    pub fn silence(&mut self, client: usize) {
+        self.devices[client].held = Some(Vec::new());
+    }
+
+    /// What a silenced client has said arrives.
+    pub fn unsilence(&mut self, client: usize) {
+        let outer = self.devices[client].outer;
+        for datagram in self.devices[client].held.take().unwrap_or_default() {
+            self.udp(outer, datagram.len(), &datagram);
+        }
+    }
+
+    /// What a silenced client has said since it was last asked.
+    pub fn take_held(&mut self, client: usize) -> Vec<Vec<u8>> {
+        self.devices[client].held.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// From now on a client's datagrams come from `outer`, and what is sent there reaches it.
+    pub fn move_to(&mut self, client: usize, outer: SocketAddr) {
+        self.by_outer.remove(&self.devices[client].outer);
+        self.by_outer.insert(outer, client as u32);
+        self.devices[client].outer = outer;
+    }
+
+    /// Gives a client another link: to the gateway, and from it.
+    pub fn relink(&mut self, client: usize, up: LinkPlan, down: LinkPlan) {
+        let link = |plan, name| Link::new(plan, Stream::numbered(self.plan.seed, name, client as u64));
+        let (up, down) = (link(up, "link.up"), link(down, "link.down"));
+        (self.devices[client].up, self.devices[client].down) = (up, down);
+    }
+
+    /// From now on clients of `user` show a certificate that nobody has.
+    pub fn revoke_certificate(&mut self, user: usize) {
+        self.seen.identities[user] = STRANGERS + user as u64;
+    }
+
+    /// A client's kernel sends an inner packet.
+    pub fn send_up(&mut self, client: usize, packet: &[u8]) {
+        let (now, frame) = (self.instant(), [&[0; HEADER_BYTES], packet].concat());
+        self.client_mut(client).handle_frame(now, &frame);
+    }
+
+    /// A client that has cheated its own state machine: an inner packet of any kind.
+    pub fn send_forged(&mut self, client: usize, packet: &[u8]) {
+        self.client_mut(client).send_unchecked(packet.to_vec().into());
+    }
+
+    /// The gateway's kernel sends an inner packet to the TUN.
+    pub fn send_down(&mut self, packet: &[u8]) {
+        self.send_down_frame(&[&[0; HEADER_BYTES], packet].concat());
+    }
+
+    /// The gateway's kernel sends a frame to the TUN.
+    pub fn send_down_frame(&mut self, frame: &[u8]) {
+        let destination = destination_of(&frame[HEADER_BYTES..]);
+        let index = destination.map_or(0, |destination| self.gateway.steer_tun(destination));
+        let now = self.instant();
+        self.shard_mut(index).handle_frame(now, frame);
+    }
+
+    /// Datagrams from `remote`, one or an aggregate, at the shard that the kernel would choose.
+    pub fn udp(&mut self, remote: SocketAddr, segment_bytes: usize, data: &[u8]) {
+        self.reach_gateway(remote, Aggregate { segment_bytes, ecn: None, data: BytesMut::from(data) });
+    }
+
+    /// Lets everything happen that happens at this instant.
+    ///
+    /// # Panics
+    ///
+    /// At a violation of what must hold.
+    pub fn step(&mut self) {
+        self.moment().unwrap_or_else(|violation| panic!("{violation}"));
+    }
+
+    /// Lets `time` pass.
+    ///
+    /// # Panics
+    ///
+    /// At a violation of what must hold.
+    pub fn run(&mut self, time: Duration) {
+        self.step();
+        self.run_until(self.now + time).unwrap_or_else(|violation| panic!("{violation}"));
+    }
+
+    /// Tells every shard to stop.
+    pub fn stop(&mut self) {
+        let now = self.instant();
+        (0..self.plan.shards).for_each(|index| self.shard_mut(index).handle_command(now, Command::Stop));
+    }
+
+    /// The newest snapshot's successor, in which there is no user. No shard has entered it yet.
+    pub fn snapshot_without_users(&mut self) -> Arc<Snapshot> {
+        (0..self.plan.users.len()).for_each(|user| self.gateway.population.set_present(user, false));
+        self.gateway.next_snapshot()
+    }
+
+    /// Looks at a shard.
+    pub fn shard(&self, index: u16) -> &Shard {
+        &self.gateway.cores[usize::from(index)].shard
+    }
+
+    /// All shards.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.gateway.cores.iter().map(|core| &core.shard)
+    }
+
+    /// Packets that the shards have dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.sum(|counters| counters.drops.of(reason))
+    }
+
+    /// The sum of one counter over the shards.
+    pub fn sum(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
+        self.shards().map(|shard| counter(&shard.counters())).sum()
+    }
+
+    /// The sum of one counter over the clients that have not been killed.
+    pub fn sum_clients(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
+        let living = (0..self.devices.len()).filter(|&client| self.devices[client].session.is_some());
+        living.map(|client| counter(&self.client(client).counters())).sum()
+    }
+
+    /// How many connections there are, and of how many users.
+    pub fn connections(&self) -> (u64, u64) {
+        (self.sum(|counters| counters.connections), self.sum(|counters| counters.users))
+    }
+
+    /// Inner addresses that are somebody's.
+    ///
+    /// # Panics
+    ///
+    /// Never: shard 0 holds the pool.
+    pub fn addresses_held(&self) -> u64 {
+        self.shard(0).addresses_held().expect("shard 0 holds the pool")
+    }
+}
