@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use rustix::process::Signal;
 use tollgate_testkit::bulk::{BulkPlan, BulkServer, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::require_tun_or_skip;
 use tollgate_testkit::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
 
 use tollgate_testkit::site::{CONNECTED, PATIENCE, Site};
@@ -18,8 +17,8 @@ use tollgate_testkit::site::{CONNECTED, PATIENCE, Site};
 const BULK_BYTES: u64 = 20_000_000;
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_tunnel_carries_traffic_both_ways_and_leaves_nothing_behind() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let before = site.client_network();
@@ -61,8 +60,8 @@ fn a_tunnel_carries_traffic_both_ways_and_leaves_nothing_behind() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_client_is_back_soon_after_the_gateway_was_killed() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let mut gateway = site.serve();
@@ -89,8 +88,8 @@ fn a_client_is_back_soon_after_the_gateway_was_killed() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_full_tunnel_takes_everything_but_the_way_to_the_gateway() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Routed);
     site.client_file("\"0.0.0.0/0\"", "\"198.19.0.53\"", "server");
     let resolvectl = site.path("resolvectl");
@@ -124,8 +123,8 @@ fn a_full_tunnel_takes_everything_but_the_way_to_the_gateway() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn ipv6_is_carried_in_ipv6() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Routed);
     site.client_file("\"::/0\"", "", "server");
     let before = site.client_network();
@@ -143,8 +142,8 @@ fn ipv6_is_carried_in_ipv6() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_gateway_that_is_not_there_yet_is_waited_for() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let mut client = site.connect();
@@ -156,8 +155,8 @@ fn a_gateway_that_is_not_there_yet_is_waited_for() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_client_that_waits_can_be_stopped() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let before = site.client_network();
@@ -168,8 +167,8 @@ fn a_client_that_waits_can_be_stopped() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_certificate_that_is_not_trusted_ends_the_client_at_once_with_one_line() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "stranger");
     let before = site.client_network();
@@ -182,8 +181,8 @@ fn a_certificate_that_is_not_trusted_ends_the_client_at_once_with_one_line() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     site.write("users.toml", "[users.alice]\nauthorized_certs = []\n");
@@ -196,8 +195,8 @@ fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_certificate_that_is_not_valid_by_the_clock_is_tried_again_and_the_clock_is_named() {
-    require_tun_or_skip!();
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

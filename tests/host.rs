@@ -23,9 +23,6 @@ use tollgate_testkit::bed::traffic::{
 use tollgate_testkit::bed::{eventually, turn};
 use tollgate_testkit::faults::Faults;
 
-// The tests of the client use the rest of it.
-// The interop tests use the rest of it.
-
 /// How long the gateway may take to put right what is wrong.
 const RECOVERY: Duration = Duration::from_secs(3);
 const TUN: &str = "tollgate0";
@@ -42,12 +39,12 @@ struct Site {
 }
 
 impl Site {
-    fn start(plan: &Plan) -> Option<Site> {
+    fn start(plan: &Plan) -> Site {
         Self::start_with(plan, None)
     }
 
-    fn start_with(plan: &Plan, faults: Option<&Faults>) -> Option<Site> {
-        let peers = Peers::find()?;
+    fn start_with(plan: &Plan, faults: Option<&Faults>) -> Site {
+        let peers = Peers::find();
         let topology = Topology::build(&TopologyPlan { clients: 2, ..TopologyPlan::default() }).unwrap();
         let deployment = Deployment::write(plan);
         let mut command = Gateway::command(&deployment);
@@ -60,7 +57,7 @@ impl Site {
         let alice = Attached::start(&peers, &deployment, &topology.clients[0].namespace, &gateway, Login::of("alice"));
         let server = if plan.tunnel.contains(':') { SERVER_V6.into() } else { SERVER_V4.into() };
         wait_for_ping(&topology.clients[0].namespace, server);
-        Some(Site { gateway, topology, deployment, peers, alice, server })
+        Site { gateway, topology, deployment, peers, alice, server }
     }
 
     fn inside(&self) -> &Namespace {
@@ -143,9 +140,10 @@ fn addresses(netlink: &mut Netlink, index: u32) -> Vec<IpNet> {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn an_interface_that_others_change_is_put_right() {
     for plan in [Plan::default(), v6()] {
-        let Some(mut site) = Site::start(&plan) else { return };
+        let mut site = Site::start(&plan);
         let _turn = turn::together();
         let put_back = "put back";
         let lines = site.after("addresses flushed", put_back, |netlink, index| {
@@ -190,9 +188,10 @@ fn an_interface_that_others_change_is_put_right() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_device_that_is_deleted_is_made_anew_under_its_clients() {
     for plan in [Plan::default(), v6()] {
-        let Some(mut site) = Site::start(&plan) else { return };
+        let mut site = Site::start(&plan);
         let _turn = turn::together();
         for times in 1..=2 {
             let lines = site.after("deleted", "made anew", |netlink, index| netlink.remove_link(index).unwrap());
@@ -219,8 +218,9 @@ fn a_device_that_is_deleted_is_made_anew_under_its_clients() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_device_whose_name_is_taken_is_made_as_soon_as_it_is_free() {
-    let Some(mut site) = Site::start(&Plan::default()) else { return };
+    let mut site = Site::start(&Plan::default());
     let _turn = turn::together();
     let far = Namespace::new("thief").unwrap();
     let first = site.gateway.process.line_count();
@@ -252,8 +252,9 @@ fn a_device_whose_name_is_taken_is_made_as_soon_as_it_is_free() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn somebody_who_keeps_changing_the_interface_costs_few_lines_and_little_time() {
-    let Some(mut site) = Site::start(&Plan::default()) else { return };
+    let mut site = Site::start(&Plan::default());
     let _turn = turn::together();
     let first = site.gateway.process.line_count();
     let cpu = site.gateway.process.cpu_seconds().unwrap();
@@ -276,8 +277,9 @@ fn somebody_who_keeps_changing_the_interface_costs_few_lines_and_little_time() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn sockets_that_are_destroyed_are_opened_anew_under_their_clients() {
-    let Some(mut site) = Site::start(&Plan::default()) else { return };
+    let mut site = Site::start(&Plan::default());
     let _turn = turn::together();
     let first = site.gateway.process.line_count();
     let destroyed =
@@ -298,8 +300,9 @@ fn sockets_that_are_destroyed_are_opened_anew_under_their_clients() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_socket_that_is_shut_down_by_another_program_is_opened_anew() {
-    let Some(mut site) = Site::start(&Plan::default()) else { return };
+    let mut site = Site::start(&Plan::default());
     let _turn = turn::together();
     assert!(tollgate_testkit::faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
     site.assert_recovers("sockets shut down");
@@ -310,9 +313,10 @@ fn a_socket_that_is_shut_down_by_another_program_is_opened_anew() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_descriptor_that_is_closed_under_the_gateway_is_made_anew() {
     let faults = Faults::build();
-    let Some(mut site) = Site::start_with(&Plan::default(), Some(&faults)) else { return };
+    let mut site = Site::start_with(&Plan::default(), Some(&faults));
     let _turn = turn::together();
     for (call, counter) in
         [("recvmmsg", "remade_sockets"), ("sendmmsg", "remade_sockets"), ("writev", "remade_devices")]
@@ -334,10 +338,11 @@ fn a_descriptor_that_is_closed_under_the_gateway_is_made_anew() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn errors_of_single_calls_are_counted_and_forgotten() {
     let errors = [libc::ENOMEM, libc::ENOBUFS, libc::ENETDOWN, libc::EPERM, libc::ECONNREFUSED, libc::EHOSTUNREACH];
     let faults = Faults::build().fail_receives(&errors).fail_sends(&errors);
-    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let mut site = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults));
     let _turn = turn::together();
     faults.arm();
     site.assert_recovers("single calls failed");
@@ -351,9 +356,10 @@ fn errors_of_single_calls_are_counted_and_forgotten() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn errors_that_last_end_with_their_cause() {
     let faults = Faults::build().fail_receives(&[libc::ENOMEM; 120]);
-    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let mut site = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults));
     let _turn = turn::together();
     faults.arm();
     // Two rows of errors, with the rests between them and a pause before the sockets are opened anew.
@@ -366,9 +372,10 @@ fn errors_that_last_end_with_their_cause() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_kernel_that_refuses_merged_frames_gets_single_packets() {
     let faults = Faults::build().refuse_merged_frames();
-    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let mut site = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults));
     let _turn = turn::alone();
     faults.arm();
     let receiver = datagram_receiver(&site.topology.network, site.server);
@@ -391,9 +398,10 @@ fn a_kernel_that_refuses_merged_frames_gets_single_packets() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_kernel_that_refuses_merged_frames_with_a_shorter_last_packet_gets_single_packets() {
     let faults = Faults::build().refuse_frames_with_a_short_last_segment();
-    let Some(mut site) = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults)) else { return };
+    let mut site = Site::start_with(&Plan { shards: 1, ..Plan::default() }, Some(&faults));
     let _turn = turn::alone();
     faults.arm();
     let server = bulk_server(&site.topology.network, site.server);

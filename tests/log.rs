@@ -15,7 +15,6 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::Signal;
 use tollgate::log::{LINES_BURST, LINES_PER_S};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::require_tun_or_skip;
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use self::initials::{Stranger, crypto_frame, varint};
@@ -23,7 +22,7 @@ use tollgate_testkit::bed::client::{Client, Login};
 use tollgate_testkit::bed::control;
 use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::wait_for_ping;
 use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
@@ -174,8 +173,9 @@ fn pings_beside(from: &Namespace, others: impl FnOnce()) -> u32 {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_gateway_forwards_takes_orders_and_ends_whoever_reads_its_log() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::alone();
     for output in OUTPUTS {
         let what = format!("standard error is {output:?}");
@@ -195,8 +195,9 @@ fn a_gateway_forwards_takes_orders_and_ends_whoever_reads_its_log() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::alone();
     for output in OUTPUTS {
         let what = format!("standard output is {output:?}");
@@ -221,8 +222,8 @@ fn a_report_that_cannot_be_printed_is_told_once_and_stops_nothing() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_client_forwards_reconnects_and_ends_whoever_reads_what_it_says() {
-    require_tun_or_skip!();
     let _turn = turn::alone();
     for (name, number) in [("standard output", 1), ("standard error", 2)] {
         for output in OUTPUTS {
@@ -259,10 +260,8 @@ fn a_client_forwards_reconnects_and_ends_whoever_reads_what_it_says() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn what_a_full_disk_did_not_take_is_counted_and_told_when_there_is_room() {
-    if !gateways_can_run() {
-        return;
-    }
     let _turn = turn::together();
     let deployment = Deployment::write(&Plan::default());
     let topology = Topology::build(&TopologyPlan::default()).unwrap();
@@ -384,11 +383,9 @@ fn counted(lines: &[String], line: &str, more: &str) -> (u64, u64) {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_flood_of_what_others_cause_is_a_few_lines_and_their_number() {
     const ORDERS: u64 = 2000;
-    if !gateways_can_run() {
-        return;
-    }
     let _turn = turn::together();
     let deployment = Deployment::write(&Plan::default());
     let topology = Topology::build(&TopologyPlan::default()).unwrap();
@@ -421,11 +418,9 @@ fn a_flood_of_what_others_cause_is_a_few_lines_and_their_number() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn strangers_packets_make_a_few_lines_and_libraries_are_silent() {
     const PACKETS: u64 = 5000;
-    if !gateways_can_run() {
-        return;
-    }
     let _turn = turn::together();
     let deployment = Deployment::write(&Plan::default());
     let topology = Topology::build(&TopologyPlan::default()).unwrap();
@@ -451,8 +446,9 @@ fn strangers_packets_make_a_few_lines_and_libraries_are_silent() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn clients_that_are_refused_again_and_again_are_a_few_lines() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::alone();
     let mut deployment = Deployment::write(&Plan::default());
     deployment.write_identity("mallory", &[]);
@@ -475,10 +471,8 @@ fn clients_that_are_refused_again_and_again_are_a_few_lines() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn what_a_client_says_when_it_goes_is_escaped_and_cut() {
-    if !gateways_can_run() {
-        return;
-    }
     let _turn = turn::together();
     let deployment = Deployment::write(&Plan::default());
     let topology = Topology::build(&TopologyPlan::default()).unwrap();

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::RwLockWriteGuard;
 use std::thread;
 use std::time::Duration;
 
@@ -19,8 +18,8 @@ use self::tunnels::TestTunnel;
 use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::mounts::after_mounts;
-use tollgate_testkit::bed::peers::gateways_can_run;
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_testkit::bed::turn::{self, Turn};
+use tollgate_testkit::bed::{PATIENCE, eventually};
 
 // Other tests use the rest of it.
 #[path = "harness/initials.rs"]
@@ -53,9 +52,10 @@ const ANSWER: Duration = Duration::from_secs(1);
 const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(SERVICE_V4), PORT);
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn handshakes_with_gaps_pin_little_and_give_it_back() {
     let per_source = "[connection]\nmax_pending_handshakes_per_source = 32\n[control]";
-    let Some(mut site) = Site::start(|deployment| deployment.edit_server("[control]", per_source)) else { return };
+    let mut site = Site::start(|deployment| deployment.edit_server("[control]", per_source));
     let before = site.memory_bytes();
     let mut most = before;
     for (round, gaps) in ROUNDS.into_iter().enumerate() {
@@ -87,8 +87,9 @@ fn handshakes_with_gaps_pin_little_and_give_it_back() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn frames_that_the_protocol_has_no_place_for_pin_nothing_and_end_the_connection() {
-    let Some(mut site) = Site::start(|_| {}) else { return };
+    let mut site = Site::start(|_| {});
     let before = site.memory_bytes();
     for frames in [crypto_frame as fn(usize, &[u8]) -> Vec<u8>, stream_frame] {
         let mut tunnel = site.login();
@@ -108,12 +109,13 @@ fn frames_that_the_protocol_has_no_place_for_pin_nothing_and_end_the_connection(
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_queue_keeps_no_more_memory_than_its_packets_are_long() {
     bulk_to_a_client_on_1_mbps(Duration::from_secs(10));
 }
 
 #[test]
-#[ignore = "needs minutes: cargo test --workspace --locked --test memory -- --ignored --nocapture"]
+#[ignore = "needs root and minutes: cargo xtask test --full"]
 fn a_queue_keeps_no_more_memory_than_its_packets_are_long_for_a_minute() {
     bulk_to_a_client_on_1_mbps(Duration::from_secs(60));
 }
@@ -121,7 +123,7 @@ fn a_queue_keeps_no_more_memory_than_its_packets_are_long_for_a_minute() {
 fn bulk_to_a_client_on_1_mbps(time: Duration) {
     // With a controller around all, what the path does not carry waits in the gateway.
     let cubic = "[connection]\ncongestion_controller = \"cubic\"\n[control]";
-    let Some(mut site) = Site::start(|deployment| deployment.edit_server("[control]", cubic)) else { return };
+    let mut site = Site::start(|deployment| deployment.edit_server("[control]", cubic));
     let path = LongPathPlan {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         gateway: GATEWAY,
@@ -153,12 +155,13 @@ fn bulk_to_a_client_on_1_mbps(time: Duration) {
 
 /// On a machine of so little memory that half of it is the bound: the configuration says nothing.
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
     silent_clients(&[100]);
 }
 
 #[test]
-#[ignore = "needs minutes: cargo test --workspace --locked --test memory -- --ignored --nocapture"]
+#[ignore = "needs root and minutes: cargo xtask test --full"]
 fn ever_more_silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
     silent_clients(&[100, 100, 253, 253]);
 }
@@ -166,9 +169,7 @@ fn ever_more_silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
 fn silent_clients(crowds: &[usize]) {
     let timeout = "[connection]\nconnection_timeout_s = 12\n[control]";
     let machine = Some(2 * BOUND_MIB);
-    let Some(mut site) = Site::start_on(machine, |deployment| deployment.edit_server("[control]", timeout)) else {
-        return;
-    };
+    let mut site = Site::start_on(machine, |deployment| deployment.edit_server("[control]", timeout));
     let before = site.memory_bytes();
     let mut after_as_many = BTreeMap::new();
     for &clients in crowds {
@@ -188,12 +189,13 @@ fn silent_clients(crowds: &[usize]) {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn aborted_handshakes_leave_nothing() {
     aborted_handshakes(300, 300);
 }
 
 #[test]
-#[ignore = "needs minutes: cargo test --workspace --locked --test memory -- --ignored --nocapture"]
+#[ignore = "needs root and minutes: cargo xtask test --full"]
 fn two_thousand_aborted_handshakes_leave_nothing() {
     aborted_handshakes(300, 2_000);
 }
@@ -201,7 +203,7 @@ fn two_thousand_aborted_handshakes_leave_nothing() {
 /// As many as fill the table, then the others: half of them close, the other half is heard of no more.
 fn aborted_handshakes(warm: usize, then: usize) {
     let places = format!("[connection]\nmax_pending_handshakes = {PLACES}\n[control]");
-    let Some(mut site) = Site::start(|deployment| deployment.edit_server("[control]", &places)) else { return };
+    let mut site = Site::start(|deployment| deployment.edit_server("[control]", &places));
     let mut number = 0;
     let mut abort = |handshakes: usize| {
         let answered = (number..number + handshakes).filter(|&number| site.abort_handshake(number)).count();
@@ -219,19 +221,20 @@ fn aborted_handshakes(warm: usize, then: usize) {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn logins_that_come_and_go_leave_nothing() {
     logins(2, 300);
 }
 
 #[test]
-#[ignore = "needs minutes: cargo test --workspace --locked --test memory -- --ignored --nocapture"]
+#[ignore = "needs root and minutes: cargo xtask test --full"]
 fn five_thousand_logins_leave_nothing() {
     logins(10, 500);
 }
 
 /// So many logins, in rounds; the first one warms up.
 fn logins(rounds: usize, logins: usize) {
-    let Some(mut site) = Site::start(|_| {}) else { return };
+    let mut site = Site::start(|_| {});
     let come_and_go = |_| {
         for _ in 0..logins {
             site.login().close();
@@ -252,7 +255,7 @@ struct Site {
     gateway: Gateway,
     deployment: Deployment,
     topology: Topology,
-    _turn: RwLockWriteGuard<'static, ()>,
+    _turn: Turn,
 }
 
 /// The most that a gateway had while it was watched.
@@ -263,8 +266,8 @@ struct Seen {
 }
 
 impl Site {
-    /// Starts it with the bound configured, after `prepare` has changed its files; `None` where gateways cannot run.
-    fn start(prepare: impl FnOnce(&Deployment)) -> Option<Self> {
+    /// Starts it with the bound configured, after `prepare` has changed its files.
+    fn start(prepare: impl FnOnce(&Deployment)) -> Self {
         Self::start_on(None, |deployment| {
             deployment.edit_server("[shards]", &format!("[shards]\nmemory_mib = {BOUND_MIB}"));
             prepare(deployment);
@@ -272,10 +275,7 @@ impl Site {
     }
 
     /// Starts it on a machine of so many MiB.
-    fn start_on(machine_mib: Option<u64>, prepare: impl FnOnce(&Deployment)) -> Option<Self> {
-        if !gateways_can_run() {
-            return None;
-        }
+    fn start_on(machine_mib: Option<u64>, prepare: impl FnOnce(&Deployment)) -> Self {
         let turn = turn::alone();
         let topology = Topology::build(&TopologyPlan { clients: 0, ..TopologyPlan::default() }).unwrap();
         let deployment = Deployment::write(&Plan { shards: 1, ..Plan::default() });
@@ -287,7 +287,7 @@ impl Site {
             command = after_mounts(&format!("mount --bind {} /proc/meminfo", meminfo.display()), &command);
         }
         let gateway = Gateway::start_with(command, &topology.gateway);
-        Some(Site { gateway, deployment, topology, _turn: turn })
+        Site { gateway, deployment, topology, _turn: turn }
     }
 
     /// Where the clients are: beside the gateway.

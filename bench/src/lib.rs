@@ -92,7 +92,7 @@ enum Command {
     ///
     /// The exit status is 0 only if no benchmark costs more than the share allowed in the file of recorded counts above what is recorded
     /// there. The file belongs to a compiler, a profile and a target; with others, nothing is compared. The gate runs
-    /// `cargo run --release -p tollgate-bench -- engine`; after a change that costs more on purpose, or with a new compiler, add --record.
+    /// `cargo run --profile dist --bin tollgate-bench -- engine`; after a change that costs more on purpose, or with a new compiler, add --record.
     Engine(engine::Options),
 }
 

@@ -1,32 +1,10 @@
 //! Whole loads against real gateways, as a user runs them: every packet is accounted for, on both ends, and nothing is left behind.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
-use tollgate_testkit as testkit;
-
-/// One load at a time: two would be each other's trouble.
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Waits for the machine; without the right to make namespaces there is nothing to test. `peers` are programs of others that it takes.
-fn machine(peers: &[&str]) -> Option<MutexGuard<'static, ()>> {
-    if let Err(missing) = testkit::privileges().and_then(|()| testkit::require_tun()) {
-        testkit::skip(&missing.to_string());
-        return None;
-    }
-    let folder = std::env::var_os("TOLLGATE_PEERS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.peers/bin"));
-    if let Some(missing) = peers.iter().find(|peer| !folder.join(peer).is_file()) {
-        assert!(std::env::var_os("TOLLGATE_REQUIRE_PEERS").is_none(), "{missing} is missing");
-        eprintln!("skipped: {missing} is missing");
-        return None;
-    }
-    // A test that failed has left nothing half done.
-    Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
-}
+use tollgate_testkit::bed::turn;
 
 /// Runs the program with temporary files in a folder of their own, none of which may be left.
 fn bench(arguments: &[&str]) -> (Output, Value) {
@@ -112,22 +90,25 @@ fn assert_mixed_load_is_exact(gateway: &str) -> Value {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn two_hundred_clients_of_two_shards_are_accounted_for_to_the_packet() {
-    let Some(_machine) = machine(&[]) else { return };
+    let _turn = turn::alone();
     let shards = assert_mixed_load_is_exact("tollgate")["shards"].clone();
     let counts = ["shards", "connections", "addresses_held"].map(|name| number(&shards[name]));
     assert_eq!(counts, [2, 200, 200]);
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn the_same_clients_are_accounted_for_with_quincys_server() {
-    let Some(_machine) = machine(&["quincy-server"]) else { return };
+    let _turn = turn::alone();
     assert_eq!(assert_mixed_load_is_exact("quincy-server")["shards"], Value::Null);
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn clients_that_come_go_move_and_lose_datagrams_are_accounted_for_too() {
-    let Some(_machine) = machine(&[]) else { return };
+    let _turn = turn::alone();
     let scenario = r#"
 duration = "5 s"
 [gateway]
@@ -162,8 +143,9 @@ window_bytes = 65536
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn flows_over_steered_shards_keep_their_order() {
-    let Some(_machine) = machine(&[]) else { return };
+    let _turn = turn::alone();
     let scenario = r#"
 duration = "4 s"
 [gateway]
@@ -207,8 +189,9 @@ loss_max = 1.0
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn users_who_want_too_much_are_held_to_their_limit() {
-    let Some(_machine) = machine(&[]) else { return };
+    let _turn = turn::alone();
     let scenario = r#"
 duration = "4 s"
 [users]
@@ -227,8 +210,9 @@ rate = 500.0
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_comparison_checks_every_byte_and_holds_ours_against_the_floor() {
-    let Some(_machine) = machine(&["quincy-server", "quincy-client"]) else { return };
+    let _turn = turn::alone();
     let (output, result) = bench(&["compare", "--peer", "quincy", "--pairs", "1", "--seconds", "1"]);
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && table.contains("times the CPU per GB of quincy-server"), "{table}");

@@ -10,8 +10,8 @@ use ::tun::AbstractDevice;
 use bytes::Bytes;
 use tollgate_shards::Frame;
 use tollgate_shards::packet::vnet;
+use tollgate_testkit::Namespace;
 use tollgate_testkit::packet::{self, Sum};
-use tollgate_testkit::{Namespace, require_tun_or_skip};
 
 use super::tun::interface_request;
 use super::{FRAME_BYTES_MAX, TunDevice, TunOptions, TunQueue, WriteOutcome};
@@ -21,9 +21,8 @@ const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
 /// An address behind the device.
 const NEIGHBOUR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 9));
 
-/// Runs `test` in a network namespace of its own, or says that it cannot.
+/// Runs `test` in a network namespace of its own.
 pub(super) fn in_network_namespace(test: impl FnOnce() + Send) {
-    require_tun_or_skip!();
     Namespace::new("io").unwrap().run(test);
 }
 

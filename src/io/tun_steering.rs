@@ -229,18 +229,6 @@ mod tests {
 
     const QUEUES: usize = 4;
 
-    /// Attaches the program, or says why the test cannot run.
-    fn attach(queues: &[TunQueue]) -> Option<TunSteering> {
-        match TunSteering::attach(&queues[0], queues.len()) {
-            Ok(steering) => Some(steering),
-            Err(SteeringError::NotPermitted) => {
-                tollgate_testkit::skip("eBPF is not permitted");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
     /// How many UDP packets each queue holds, once `total` are there.
     fn packets(queues: &[TunQueue], total: usize) -> Vec<usize> {
         let mut buf = vec![0; FRAME_BYTES_MAX];
@@ -273,10 +261,11 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn packets_reach_the_queue_that_their_destination_is_mapped_to() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let Some(steering) = attach(&queues) else { return };
+            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
             for (index, host) in (2..22).enumerate() {
                 for address in [ip(&format!("198.18.0.{host}")), ip(&format!("fd00::{host:x}"))] {
                     // The families do not share entries.
@@ -296,10 +285,11 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_route_that_moves_takes_its_packets_along() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let Some(steering) = attach(&queues) else { return };
+            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
             for address in [ip("198.18.0.77"), ip("fd00::77")] {
                 for queue in [3, 0, 2, 1] {
                     steering.set(address, Some(queue)).unwrap();
@@ -312,10 +302,11 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn unknown_destinations_spread_and_each_keeps_to_one_queue() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let Some(steering) = attach(&queues) else { return };
+            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
             steering.set(ip("198.18.0.101"), Some(0)).unwrap();
             steering.set(ip("198.18.0.101"), None).unwrap();
             for base in ["198.18.0.", "fd00::"] {
@@ -331,10 +322,11 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_queue_that_does_not_exist_is_refused() {
         in_network_namespace(|| {
             let (_device, queues) = tun(2);
-            let Some(steering) = attach(&queues) else { return };
+            let steering = TunSteering::attach(&queues[0], 2).unwrap();
             let error = steering.set(ip("198.18.0.2"), Some(2)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         });

@@ -18,7 +18,6 @@ use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 use tollgate_testkit::bed::PATIENCE;
 use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::raw;
 use tollgate_testkit::bed::turn;
 
@@ -26,8 +25,8 @@ use tollgate_testkit::bed::turn;
 const TRIES_MAX: u8 = 50;
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn one_aggregate_for_two_shards_kills_neither_connection() {
-    let Some(_) = Peers::find() else { return };
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan::default());

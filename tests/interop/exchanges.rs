@@ -19,23 +19,27 @@ const FRAME_BYTES_MIN: f64 = 16.0 * 1024.0;
 const SEND_DATAGRAMS_MIN: f64 = 5.0;
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_session_with_standard_key_exchange_from_address_to_goodbye() {
     session("standard");
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_session_with_hybrid_key_exchange_from_address_to_goodbye() {
     session("hybrid");
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_session_with_post_quantum_key_exchange_from_address_to_goodbye() {
     session("post_quantum");
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_client_logs_in_with_a_certificate_made_by_quincy() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let plan = Plan::default();
@@ -51,7 +55,7 @@ fn a_client_logs_in_with_a_certificate_made_by_quincy() {
 }
 
 fn session(key_exchange: &'static str) {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::alone();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan { key_exchange: Some(key_exchange), ..Plan::default() });

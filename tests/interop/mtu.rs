@@ -16,7 +16,7 @@ use tollgate_testkit::bed::client::{Attached, Client, Login};
 use tollgate_testkit::bed::control;
 use tollgate_testkit::bed::deployment::{Deployment, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::{Peers, gateways_can_run};
+use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::{bulk, bulk_server, wait_for_ping};
 use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
@@ -134,24 +134,27 @@ fn inner_of(name: &str, tunnel: &str, bob: &Attached) -> IpAddr {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn what_is_too_large_for_an_ipv4_client_arrives_in_fragments_or_its_sender_is_told() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     for limit in [None, Some("50 mbps")] {
         small_client(&peers, Plan::default().tunnel, SERVER_V4.into(), limit);
     }
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn the_sender_of_what_is_too_large_for_an_ipv6_client_is_told() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     for limit in [None, Some("50 mbps")] {
         small_client(&peers, "fd00:19:80::1/64", SERVER_V6.into(), limit);
     }
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn routes_with_an_mtu_go_with_their_clients() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan::default());
@@ -168,8 +171,9 @@ fn routes_with_an_mtu_go_with_their_clients() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn routes_that_a_killed_gateway_left_on_an_adopted_device_go_at_the_next_start() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
     let mut command = Command::new("ip");
@@ -212,10 +216,8 @@ fn control_thread_cpu(gateway: &Gateway) -> Duration {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_route_costs_as_much_with_a_thousand_others_as_without_and_goes_with_its_client() {
-    if !gateways_can_run() {
-        return;
-    }
     let _turn = turn::together();
     let topology = Topology::build(&TopologyPlan { clients: 0, ..TopologyPlan::default() }).unwrap();
     let deployment = Deployment::write(&Plan { tunnel: "198.19.128.1/20", shards: 1, ..Plan::default() });

@@ -281,8 +281,9 @@ fn longest_stall(progress: &[(Duration, u64)]) -> Duration {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_download_of_the_real_client_goes_on_within_three_seconds_when_its_path_narrows() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let case = Case {
         program: Program::Quincy(&peers),
         outer: Outer::V4,
@@ -296,8 +297,8 @@ fn a_download_of_the_real_client_goes_on_within_three_seconds_when_its_path_narr
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn transfers_of_our_own_client_go_on_within_three_seconds_when_its_path_narrows() {
-    let Some(_) = Peers::find() else { return };
     let case = Case {
         program: Program::Connect,
         outer: Outer::V4,
@@ -311,8 +312,8 @@ fn transfers_of_our_own_client_go_on_within_three_seconds_when_its_path_narrows(
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_narrower_path_that_kernels_tell_of_is_followed_as_well() {
-    let Some(_) = Peers::find() else { return };
     let case = Case {
         program: Program::Connect,
         outer: Outer::V4,
@@ -326,8 +327,9 @@ fn a_narrower_path_that_kernels_tell_of_is_followed_as_well() {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn clients_come_up_over_a_path_that_is_narrow_from_the_start() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     // Quincy's packets are its MTU and 50 bytes long from the first on.
     for (program, outer, place, quincys_mtu) in [
         (Program::Connect, Outer::V4, Place::Silent, 0),

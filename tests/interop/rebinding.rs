@@ -26,8 +26,9 @@ const LOAD_S: u32 = 6;
 const LOST_MAX: u64 = 20;
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_session_survives_a_change_of_port_and_of_address_under_load() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::alone();
     let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
     let topology = Topology::build(&plan).unwrap();

@@ -127,8 +127,9 @@ impl Drop for End<'_> {
 }
 
 #[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_download_is_not_reflected_to_an_address_that_only_sends() {
-    let Some(peers) = Peers::find() else { return };
+    let peers = Peers::find();
     let _turn = turn::together();
     let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
     let topology = Topology::build(&plan).unwrap();

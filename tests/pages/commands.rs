@@ -120,7 +120,8 @@ impl Checker {
             let place = own.iter().position(|argument| *argument == option)?;
             own.get(place + 1).copied()
         };
-        let package = after("-p").unwrap_or("tollgate");
+        // Each program has the name of its package.
+        let package = after("-p").or(after("--bin")).unwrap_or("tollgate");
         let folders = [("tollgate", ""), ("tollgate-shards", "shards"), ("tollgate-sim", "shards/sim")];
         let more = [("tollgate-config", "config"), ("tollgate-bench", "bench"), ("tollgate-testkit", "bench/testkit")];
         let folder = folders.iter().chain(&more).find(|(name, _)| *name == package);

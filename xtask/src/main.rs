@@ -1,6 +1,8 @@
 //! `cargo xtask TASK`: the tasks of Tollgate's developers, by name. CI calls the same ones.
 
 mod house;
+mod smoke;
+mod suite;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,15 +19,17 @@ enum Task {
     Check,
     /// Check the shape of the tree only: imports between folders, retired names, empty comments, sizes of files
     House,
-    /// Run all tests that this machine can run
+    /// Run the tests that need nothing but Linux
     Test {
-        /// Also run what needs root, the peers' programs or minutes; what is missing then fails
+        /// Also run what needs root, other programs or minutes: what is missing fails
         #[arg(long)]
         full: bool,
         /// Passed on to the tests: a part of their names, for instance
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Run each benchmark in a form of seconds: it works, and its figures are right
+    Smoke,
     /// Run a gateway and two clients with real traffic, and print one table
     Demo,
     /// Install the programs that tests and benchmarks compare with into .peers
@@ -44,7 +48,9 @@ fn main() -> Result<()> {
             house(&root)
         }
         Task::House => house(&root),
-        Task::Test { full, rest } => test(&root, full, &rest),
+        Task::Test { full: false, rest } => suite::plain(&root, &rest),
+        Task::Test { full: true, rest } => suite::full(&root, &rest),
+        Task::Smoke => smoke::all(&root),
         Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
         Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").arg("--wireguard").current_dir(root)),
         Task::Docs => docs(&root),
@@ -56,17 +62,6 @@ fn house(root: &Path) -> Result<()> {
     faults.iter().for_each(|fault| println!("{fault}"));
     ensure!(faults.is_empty(), "{} faults in the shape of the tree", faults.len());
     Ok(())
-}
-
-fn test(root: &Path, full: bool, rest: &[String]) -> Result<()> {
-    let mut command = command(root);
-    command.args(["test", "--workspace", "--locked"]);
-    if full {
-        ensure!(root.join(".peers/bin").is_dir(), "the peers' programs are missing: run `cargo xtask peers` first");
-        command.envs([("TOLLGATE_TEST_PRIVILEGED", "1"), ("TOLLGATE_REQUIRE_PEERS", "1")]);
-    }
-    command.arg("--").args(rest);
-    run(&mut command)
 }
 
 fn docs(root: &Path) -> Result<()> {

@@ -16,7 +16,7 @@ const ALLOWED_SHARE: f64 = 0.02;
 
 const HEADING: &str = "\
 # Instructions of the engine for each unit of work, counted by callgrind. Written by:
-#     cargo run --release -p tollgate-bench -- engine --record
+#     cargo run --profile dist --bin tollgate-bench -- engine --record
 # A change that makes a benchmark dearer by more than the allowed share fails the gate; one that does so on purpose records anew.
 ";
 
@@ -25,7 +25,7 @@ const HEADING: &str = "\
 pub struct Conditions {
     /// The compiler, as it calls itself.
     pub compiler: String,
-    /// Cargo's profile, `release` or `debug`.
+    /// Cargo's profile, by the name of its folder: `dist`, `release`, `debug`.
     pub profile: String,
     /// The target, a triple.
     pub target: String,

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use tollgate_netlink::{Netlink, NextHop, PROTOCOL_OWN, Route, VethPeer};
-use tollgate_testkit::{Namespace, require_privileges_or_skip};
+use tollgate_testkit::Namespace;
 
 use super::net;
 
@@ -25,8 +25,8 @@ fn connected() -> (Namespace, Namespace, u32) {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn the_route_to_an_address_names_interface_gateway_and_source() {
-    require_privileges_or_skip!();
     let (near, _far, index) = connected();
     let mut netlink = near.netlink().unwrap();
     let server: IpAddr = "198.19.0.9".parse().unwrap();
@@ -53,8 +53,8 @@ fn the_route_to_an_address_names_interface_gateway_and_source() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn routes_are_added_replaced_listed_and_removed() {
-    require_privileges_or_skip!();
     let (near, _far, index) = connected();
     let mut netlink = near.netlink().unwrap();
     for (destination, first, second) in
@@ -77,8 +77,8 @@ fn routes_are_added_replaced_listed_and_removed() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_route_has_its_mtu_and_is_told_from_those_of_others() {
-    require_privileges_or_skip!();
     let (near, _far, index) = connected();
     let mut netlink = near.netlink().unwrap();
     for (host, foreign) in [("198.19.0.9/32", "198.19.1.0/24"), ("fd00:19::9/128", "fd00:19:1::/64")] {
@@ -104,8 +104,8 @@ fn a_route_has_its_mtu_and_is_told_from_those_of_others() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn every_address_of_a_local_network_is_the_hosts_own() {
-    require_privileges_or_skip!();
     let namespace = Namespace::new("anyip").unwrap();
     let mut netlink = namespace.netlink().unwrap();
     let loopback = netlink.link("lo").unwrap().index;
@@ -127,8 +127,8 @@ fn every_address_of_a_local_network_is_the_hosts_own() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn tables_beyond_255_hold_routes_with_a_chosen_source() {
-    require_privileges_or_skip!();
     let (near, _far, index) = connected();
     let mut netlink = near.netlink().unwrap();
     let source = Some("198.18.0.1".parse().unwrap());

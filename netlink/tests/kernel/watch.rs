@@ -4,7 +4,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use tollgate_netlink::{Changes, NetlinkWatch, Route, VethPeer};
-use tollgate_testkit::{Namespace, require_privileges_or_skip};
+use tollgate_testkit::Namespace;
 
 use super::net;
 
@@ -23,8 +23,8 @@ fn settled(watch: &NetlinkWatch) -> Changes {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn each_kind_of_change_is_told_with_its_interface() {
-    require_privileges_or_skip!();
     let (near, far) = (Namespace::new("watched").unwrap(), Namespace::new("unwatched").unwrap());
     let watch = near.run(NetlinkWatch::open).unwrap();
     assert_eq!(settled(&watch), Changes::default());
@@ -58,8 +58,8 @@ fn each_kind_of_change_is_told_with_its_interface() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn an_overrun_counts_as_a_change_of_everything() {
-    require_privileges_or_skip!();
     let namespace = Namespace::new("overrun").unwrap();
     let watch = namespace.run(NetlinkWatch::open).unwrap();
     let mut netlink = namespace.netlink().unwrap();
@@ -77,8 +77,8 @@ fn an_overrun_counts_as_a_change_of_everything() {
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn routes_that_one_socket_changed_can_be_left_out() {
-    require_privileges_or_skip!();
     let namespace = Namespace::new("own").unwrap();
     let watch = namespace.run(NetlinkWatch::open).unwrap();
     let [mut own, mut other] = [0, 1].map(|_| namespace.netlink().unwrap());

@@ -1,6 +1,6 @@
 //! The engine does what it did: for 200 seeds the packets delivered, the drops by reason and the sessions are those of `facts.txt`, whatever has
 //! been rebuilt inside. A change of behaviour on purpose records them anew and says why:
-//! `cargo run --release -p tollgate-sim -- --seeds 0..200 --simulated-seconds 10 --facts | grep packets, > shards/sim/tests/facts.txt`
+//! `cargo run --release --bin tollgate-sim -- --seeds 0..200 --simulated-seconds 10 --facts | grep packets, > shards/sim/tests/facts.txt`
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -203,6 +203,7 @@ fn a_run_from_an_address_that_is_not_ours_proves_nothing_against_segmentation() 
 }
 
 #[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn a_full_socket_keeps_the_rest_until_it_is_writable_again() {
     in_network_namespace(|| {
         // Packets to a neighbour that does not answer wait in the kernel, at the sender's expense.

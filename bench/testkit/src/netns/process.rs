@@ -267,7 +267,6 @@ fn cpu_seconds(id: u32) -> io::Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::require_privileges_or_skip;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -297,8 +296,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_child_runs_inside_the_namespace_and_on_its_cpus() {
-        require_privileges_or_skip!();
         let namespace = Namespace::new("home").unwrap();
         let script = "readlink /proc/self/ns/net; grep Cpus_allowed_list /proc/self/status; echo oops >&2; exit 3";
         let mut child = namespace.spawn_pinned(shell(script), &[0]).unwrap();
@@ -311,8 +310,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn the_use_of_cpu_memory_and_descriptors_is_measured() {
-        require_privileges_or_skip!();
         let namespace = Namespace::new("measured").unwrap();
         let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; kill -STOP $$";
         let mut child = namespace.spawn(shell(script)).unwrap();
@@ -326,8 +325,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_child_that_ignores_the_request_to_stop_is_killed() {
-        require_privileges_or_skip!();
         let namespace = Namespace::new("stubborn").unwrap();
         let mut child = namespace.spawn(shell("trap '' TERM; echo ready; while :; do sleep 0.05; done")).unwrap();
         child.wait_for_line("ready", LONG).unwrap();
@@ -336,8 +335,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_child_outlives_the_thread_that_started_it_but_not_its_owner() {
-        require_privileges_or_skip!();
         let namespace = Namespace::new("lasting").unwrap();
         let script = "sleep 1000 & echo grandchild is $!; wait";
         let mut child = namespace.run(|| namespace.spawn(shell(script))).unwrap();
@@ -356,9 +355,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_child_dies_when_its_parent_is_killed() {
         const PARENT: &str = "TOLLGATE_LAB_TEST_PARENT";
-        require_privileges_or_skip!();
         let namespace = Namespace::new("family").unwrap();
         if std::env::var_os(PARENT).is_some() {
             let child = namespace.spawn(shell("echo ready; exec sleep 1000")).unwrap();

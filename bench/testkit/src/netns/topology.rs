@@ -283,10 +283,7 @@ fn v6(address: Ipv6Addr) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        ping::{PingPlan, ping},
-        require_privileges_or_skip,
-    };
+    use crate::ping::{PingPlan, ping};
 
     fn reachable(from: &Namespace, target: impl Into<IpAddr>) -> bool {
         let plan = PingPlan { count: 3, ..PingPlan::new(target.into()) };
@@ -294,8 +291,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn clients_reach_the_gateway_but_the_network_only_through_a_tunnel() {
-        require_privileges_or_skip!();
         for path in [PathToGateway::Direct, PathToGateway::Routed] {
             let topology = Topology::build(&TopologyPlan { path, ..TopologyPlan::default() }).unwrap();
             for client in &topology.clients {
@@ -312,8 +309,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_router_has_two_addresses_on_the_gateways_side() {
-        require_privileges_or_skip!();
         let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
         let topology = Topology::build(&plan).unwrap();
         assert!(topology.router.is_some());

@@ -265,7 +265,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{PathToGateway, ROUTER_V4, SERVICE_V4, Topology, TopologyPlan, require_privileges_or_skip};
+    use crate::{PathToGateway, ROUTER_V4, SERVICE_V4, Topology, TopologyPlan};
 
     /// A path, a client that is connected to its near end, and a server at its far end.
     fn ends(topology: &Topology, plan: impl FnOnce(&mut LongPathPlan)) -> (LongPath, UdpSocket, UdpSocket) {
@@ -295,8 +295,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn a_round_trip_takes_both_ways_time() {
-        require_privileges_or_skip!();
         let topology = routed();
         let (path, client, server) = ends(&topology, |plan| plan.one_way = Duration::from_millis(30));
         let begun = Instant::now();
@@ -310,8 +310,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
     fn what_is_lost_is_what_was_asked_for_and_what_the_queue_cannot_hold() {
-        require_privileges_or_skip!();
         let topology = routed();
         let (path, client, server) = ends(&topology, |plan| plan.lost_of = Some(10));
         for number in 0..200u8 {

@@ -1,0 +1,9 @@
+//! The gateway where containers, service managers and other users set bounds: the real program under their rules, with a real client.
+
+mod certificates;
+mod containers;
+mod devices;
+mod neighbours;
+mod resources;
+mod site;
+mod system_calls;

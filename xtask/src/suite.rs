@@ -1,0 +1,100 @@
+//! Running the tests, and their sum.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{cargo, command};
+
+/// The program that runs tests beside each other. CI installs this version.
+const NEXTEST: &str = "cargo install cargo-nextest --version 0.9.143 --locked --debug";
+
+/// How many tests passed, failed and were skipped.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sum {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// What needs nothing but Linux: each package's tests as `cargo test` runs them.
+pub fn plain(root: &Path, rest: &[String]) -> Result<()> {
+    let arguments = ["test", "--workspace", "--locked", "--"].map(str::to_owned);
+    cargo(root, arguments.iter().chain(rest))
+}
+
+/// All tests. Their sum is the last line that is printed.
+pub fn full(root: &Path, rest: &[String]) -> Result<()> {
+    let installed = command(root).args(["nextest", "--version"]).output();
+    ensure!(installed.is_ok_and(|output| output.status.success()), "cargo-nextest is missing: {NEXTEST}");
+    let mut tests = command(root);
+    tests.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--run-ignored", "all"]).args(rest);
+    let mut documentation = command(root);
+    documentation.args(["test", "--workspace", "--locked", "--doc", "--no-fail-fast", "--"]).args(rest);
+    let mut sum = Sum::default();
+    let mut all_succeeded = true;
+    for mut command in [tests, documentation] {
+        // nextest reports on standard error, cargo on standard output.
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run cargo")?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let pass_on = |pipe: Option<Box<dyn std::io::Read + Send>>| {
+            let lines = BufReader::new(pipe.expect("it is piped")).lines().map_while(Result::ok);
+            lines.fold(Sum::default(), |sum, line| {
+                // Whoever reads may have gone; the tests go on.
+                let _ = writeln!(std::io::stdout(), "{line}");
+                sum.and(&line)
+            })
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let stdout = scope.spawn(|| pass_on(stdout.map(|pipe| Box::new(pipe) as Box<_>)));
+            let stderr = pass_on(stderr.map(|pipe| Box::new(pipe) as Box<_>));
+            (stdout.join().expect("it does not panic"), stderr)
+        });
+        for part in [one, other] {
+            sum.passed += part.passed;
+            sum.failed += part.failed;
+            sum.skipped += part.skipped;
+        }
+        all_succeeded &= child.wait()?.success();
+    }
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    ensure!(all_succeeded && sum.passed > 0, "not all tests passed");
+    Ok(())
+}
+
+impl Sum {
+    /// Adds what a line of a report says: nextest's only summary, or that of the documentation's tests of a package.
+    fn and(self, line: &str) -> Self {
+        let Some((_, counts)) = line.split_once("Summary [").or_else(|| line.split_once("test result: ")) else {
+            return self;
+        };
+        let number = |kind: &str| {
+            let words: Vec<&str> = counts.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
+            let place = words.iter().position(|word| *word == kind);
+            place.and_then(|place| words[place.checked_sub(1)?].parse::<u64>().ok()).unwrap_or(0)
+        };
+        Sum {
+            passed: self.passed + number("passed"),
+            failed: self.failed + number("failed") + number("timed"),
+            skipped: self.skipped + number("skipped") + number("ignored"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_added_up() {
+        let lines = [
+            "     Summary [ 363.200s] 900 tests run: 896 passed (3 slow, 1 leaky), 3 failed, 1 timed out, 20 skipped",
+            "test result: ok. 3 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+            "test a::passed ... ok",
+        ];
+        let sum = lines.iter().fold(Sum::default(), |sum, line| sum.and(line));
+        assert_eq!(sum, Sum { passed: 899, failed: 4, skipped: 22 });
+    }
+}
