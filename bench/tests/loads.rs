@@ -61,7 +61,7 @@ kind = "request"
 connections = 60
 flows = 2
 rate = 10.0
-size = [[52, 1], [300, 1]]
+size = [52, 300]
 answer_bytes = 1400
 [demand]
 # A machine with other work drops packets, which is to be counted and not to fail a test.
@@ -80,10 +80,8 @@ fn assert_mixed_load_is_exact(gateway: &str) -> Value {
     assert_eq!(received(request, "up"), number(&request["down"]["sent_packets"]), "{table}");
     assert_eq!(number(&request["round_trip"]["count"]), received(request, "down"), "{table}");
     for way in ["up", "down"] {
-        // The accounts have the control messages too.
         let sent: u64 = groups.iter().map(|group| number(&group[way]["sent_packets"])).sum();
-        let all = number(&result[way]["sent"]);
-        assert!(all > sent && all < sent + 2000 && result[way]["unaccounted"] == 0, "{table}");
+        assert_eq!((number(&result[way]["sent"]), &result[way]["unaccounted"]), (sent, &Value::from(0)), "{table}");
     }
     assert!(number(&result["gateway_usage"]["memory_bytes"]) > 1 << 20, "{table}");
     result
@@ -138,7 +136,7 @@ window_bytes = 65536
     }
     assert!(number(&result["churn"]["closed"]) >= 20 && number(&result["churn"]["rebound"]) >= 20, "{table}");
     let failures = result["failures"].as_array().unwrap().iter().filter_map(Value::as_str);
-    let damaged = failures.filter(|failure| !failure.contains("missing") && !failure.contains("connections"));
+    let damaged = failures.filter(|failure| !failure.contains("connections"));
     assert_eq!(damaged.count(), 0, "{table}");
 }
 
@@ -204,8 +202,8 @@ rate = 500.0
     let (result, table) = load(scenario, "tollgate");
     assert_eq!(result["failures"], Value::Array(Vec::new()), "{table}");
     for way in ["up", "down"] {
-        let flow = &result["groups"][0][way];
-        assert!(number(&flow["lost_packets"]) > 0 && flow["user_peak_bits_per_second"].as_f64() > Some(0.0), "{table}");
+        assert!(number(&result["groups"][0][way]["lost_packets"]) > 0, "{table}");
+        assert!(result[way]["user_peak_bits_per_second"].as_f64() > Some(0.0), "{table}");
     }
 }
 

@@ -1,19 +1,15 @@
 //! `scale`: one offered load, over more and more shards on one CPU, over more and more clients, and over more and more of which few send.
-//!
-//! All points run in turn, round by round, so that a machine that becomes slower makes no difference between them.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::Serialize;
+use anyhow::Result;
 
-use crate::load::flow::source::TRAIN_PACKETS_MAX;
-use crate::load::result::{LimitedBy, LoadResult};
+use crate::load::experiment::{BULK_TRAIN_PACKETS, Column, Experiment, Point, two_digits};
+use crate::load::flow::TRAIN_PACKETS_MAX;
+use crate::load::result::LoadResult;
 use crate::load::scenario::{CONNECTIONS_MAX, Scenario};
-use crate::load::{BULK_TRAIN_PACKETS, Experiment, constant, scenario, traffic};
-use crate::measure::record::{Output, table};
-use crate::measure::spread::Spread;
+use crate::measure::record::Output;
 use crate::measure::units::{bits_per_second, count, percent};
 use crate::programs::Gateway;
 
@@ -59,33 +55,6 @@ pub struct Options {
     output: Output,
 }
 
-/// One point of a series.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Point {
-    shards: u16,
-    clients: u32,
-    /// How many of them send.
-    active: u32,
-    /// The number of the first point of its series.
-    first: usize,
-}
-
-/// What a point came to, over all rounds.
-#[derive(Debug, PartialEq, Serialize)]
-struct Figures {
-    #[serde(flatten)]
-    point: Point,
-    /// Of the gateway, for each gigabyte of inner packets.
-    cpu_seconds_per_gigabyte: Spread,
-    /// The same, divided by the first point's of the same round.
-    to_first: Spread,
-    /// Inner packets and datagrams that crossed shards, as a share of all.
-    crossed_share: f64,
-    carried_bits_per_second: Spread,
-    lost_packets: u64,
-    harness_limited: bool,
-}
-
 pub fn run(options: &Options) -> Result<()> {
     let Options { shards, clients, mostly_idle, mbps, seconds, rounds, train, .. } = options;
     let (shards, clients, mostly_idle, mbps, seconds, rounds) = if options.quick {
@@ -93,96 +62,58 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         (&shards[..], &clients[..], &mostly_idle[..], *mbps, *seconds, *rounds)
     };
-    let points = points(shards, clients, mostly_idle);
-    let gateway = Gateway::tollgate(options.gateway.as_deref())?;
-    let bits = f64::from(mbps) * 1e6;
+    let (bits, duration) = (f64::from(mbps) * 1e6, Duration::from_secs(seconds.into()));
     let plan = format!(
         "{} offered in trains of {train} packets, {rounds} round(s) of {seconds} s; all shards share one CPU",
         bits_per_second(bits)
     );
-    let mut experiment = Experiment::start(&options.output, std::slice::from_ref(&gateway), &plan)?;
-    let mut results: Vec<Vec<LoadResult>> = Vec::new();
-    for round in 1..=rounds {
-        let mut load = |point: &Point| {
-            let Point { shards, clients, active, .. } = point;
-            let place = format!("round {round} of {rounds}: {shards} shards, {active} of {clients} clients");
-            experiment.load(&place, &point.scenario(bits, *train, Duration::from_secs(seconds.into())), &gateway)
-        };
-        results.push(points.iter().map(&mut load).collect::<Result<_>>()?);
-    }
-    let figures = (0..points.len()).map(|at| figures(&points, &results, at));
-    let figures = figures.collect::<Option<Vec<_>>>().context("nothing was carried")?;
-    let rows = figures.iter().map(|it| {
-        let two = |figure: f64| format!("{figure:.2}");
-        [
-            count(it.point.shards.into()),
-            count(it.point.clients.into()),
-            count(it.point.active.into()),
-            it.cpu_seconds_per_gigabyte.shown(two),
-            it.to_first.shown(two),
-            percent(it.crossed_share),
-            bits_per_second(it.carried_bits_per_second.median),
-            count(it.lost_packets),
-        ]
-    });
-    let heading = ["shards", "clients", "active", "CPU s/GB", "to first of series", "crossed", "carried", "lost"];
-    experiment.finish("scale", &table(0, &heading, rows), &figures)
-}
-
-fn points(shards: &[u16], clients: &[u32], mostly_idle: &[u32]) -> Vec<Point> {
-    let by_shards = shards.iter().map(|&shards| Point { shards, clients: CLIENTS, active: CLIENTS, first: 0 });
-    let first = shards.len();
-    let by_clients = clients.iter().map(|&clients| Point { shards: 1, clients, active: clients, first });
-    let first = first + clients.len();
-    let by_idle =
-        mostly_idle.iter().map(|&clients| Point { shards: 1, clients, active: clients.min(ACTIVE_MAX), first });
-    by_shards.chain(by_clients).chain(by_idle).collect()
-}
-
-impl Point {
-    fn scenario(&self, bits_per_second: f64, train_packets: u16, duration: Duration) -> Scenario {
-        let mut scenario = scenario("scale", self.clients, duration);
-        scenario.gateway.shards = self.shards;
-        let kind = constant(&scenario, self.active, bits_per_second, train_packets);
-        scenario.traffic = vec![traffic(&scenario, "load", self.active, kind)];
-        scenario
-    }
-}
-
-/// Of the point whose results are number `at` of each round; `None` if in one of them nothing was carried.
-fn figures(points: &[Point], rounds: &[Vec<LoadResult>], at: usize) -> Option<Figures> {
-    let cost = |at: usize| -> Option<Vec<f64>> {
-        rounds.iter().map(|round| round[at].cpu_seconds_per_gigabyte(round[at].gateway_usage)).collect()
+    let gateway = Gateway::tollgate(options.gateway.as_deref())?;
+    let mut experiment = Experiment::start(&options.output, vec![gateway], &plan)?;
+    let mut points = Vec::new();
+    let mut series = |of: &mut dyn Iterator<Item = (u16, u32, u32)>| {
+        let first = points.len();
+        for (shards, clients, active) in of {
+            let name =
+                format!("{shards} shard(s), {} of {} clients active", count(active.into()), count(clients.into()));
+            let mut scenario = Scenario::new("scale", clients, duration);
+            scenario.gateway.shards = shards;
+            scenario.add_constant("load", active, bits, *train);
+            points.push(Point { name, scenario, first });
+        }
     };
-    let (costs, first_costs) = (cost(at)?, cost(points[at].first)?);
-    let results = || rounds.iter().map(|round| &round[at]);
-    let shards = results().filter_map(|result| result.shards);
-    let (crossed, arrived) = shards.fold((0, 0), |sum, shards| (sum.0 + shards.crossed, sum.1 + shards.arrived));
-    Some(Figures {
-        point: points[at],
-        to_first: Spread::of(costs.iter().zip(&first_costs).map(|(cost, first)| cost / first))?,
-        cpu_seconds_per_gigabyte: Spread::of(costs)?,
-        crossed_share: crossed as f64 / arrived.max(1) as f64,
-        carried_bits_per_second: Spread::of(results().map(LoadResult::carried_bits_per_second))?,
-        lost_packets: results().map(LoadResult::lost_packets).sum(),
-        harness_limited: results().any(|result| result.limited_by == LimitedBy::Harness),
-    })
+    series(&mut shards.iter().map(|&shards| (shards, CLIENTS, CLIENTS)));
+    series(&mut clients.iter().map(|&clients| (1, clients, clients)));
+    series(&mut mostly_idle.iter().map(|&clients| (1, clients, clients.min(ACTIVE_MAX))));
+    let results = experiment.rounds(rounds, points)?;
+    experiment.finish_table("scale", &results, &columns())
+}
+
+fn columns() -> [Column; 5] {
+    let cost = |result: &LoadResult| result.cpu_seconds_per_gigabyte(result.gateway_usage);
+    let crossed =
+        |result: &LoadResult| result.shards.map(|shards| shards.crossed as f64 / shards.arrived.max(1) as f64);
+    [
+        Column::new("cpu_seconds_per_gigabyte", "CPU s/GB", two_digits, move |cell| cell.each(cost)),
+        Column::new("to_first", "to first of series", two_digits, move |cell| cell.ratio(cell.first, cost)),
+        Column::new("crossed_share", "crossed", percent, move |cell| cell.each(crossed)),
+        Column::new("carried_bits_per_second", "carried", bits_per_second, |cell| {
+            cell.each(|result| Some(result.carried_bits_per_second()))
+        }),
+        Column::lost(),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::fixture::load_result;
+    use crate::load::experiment::fixture::{figures, load_result};
 
     #[test]
     fn each_point_is_held_against_the_first_of_its_series_in_the_same_round() {
-        let points = points(&[1, 2], &[1, 10], &[]);
         // The machine becomes twice as slow, which makes no difference.
-        let rounds = [1e9, 5e8].map(|bits| [1.0, 2.0, 4.0, 1.0].map(|factor| load_result(bits * factor)).to_vec());
-        let to_first = |at| figures(&points, &rounds, at).unwrap().to_first;
-        assert_eq!([0, 1, 2, 3].map(|at| to_first(at).median), [1.0, 0.5, 1.0, 4.0]);
-        assert_eq!((to_first(3).min, to_first(3).max), (4.0, 4.0));
-        assert_eq!(figures(&points, &rounds, 0).unwrap().crossed_share, 0.25);
-        assert_eq!(figures(&points, &[vec![load_result(0.0); 4]], 0), None);
+        let rounds = |factor: f64| [1e9, 5e8].map(|bits| load_result(bits * factor)).to_vec();
+        let figures = figures(&columns(), vec![rounds(1.0), rounds(2.0), rounds(0.0)]);
+        assert_eq!([0, 1, 2].map(|point: usize| figures[point][1]), [Some(1.0), Some(0.5), None]);
+        assert_eq!((figures[0][2], figures[2][0]), (Some(0.25), None));
     }
 }

@@ -6,18 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::load::accounting::bytes_per_connection;
+use crate::load::experiment::Experiment;
 use crate::load::result::{LoadResult, Sample};
-use crate::load::scenario::{CONNECTIONS_MAX, Scenario, TrafficKind, TrafficPlan, parse_duration};
-use crate::load::{Experiment, scenario, traffic};
+use crate::load::scenario::{CONNECTIONS_MAX, Scenario, Size, SizeName, TrafficKind, TrafficPlan, parse_duration};
+use crate::load::verdict::{bytes_per_connection, warm};
 use crate::measure::record::{Output, table};
 use crate::measure::units::{bytes, count, signed};
 use crate::programs::Gateway;
 
 /// How often the JSON file is written meanwhile.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
-/// The share of the time at whose end a gateway has allocated what it needs.
-const WARM_UP: f64 = 0.25;
 /// Growth of memory for each connection that came and went, in bytes, from which on it is a leak.
 const GROWTH_BYTES_MAX: f64 = 512.0;
 /// So many connections must have come and gone for it to be told from the noise of the allocator.
@@ -73,9 +71,9 @@ pub fn run(options: &Options) -> Result<()> {
         scenario.trouble.churn_per_second,
         count(scenario.duration.as_secs())
     );
-    let mut experiment = Experiment::start(&options.output, std::slice::from_ref(&gateway), &plan)?;
+    let mut experiment = Experiment::start(&options.output, vec![gateway.clone()], &plan)?;
     let mut recorded_at = Instant::now();
-    let load = experiment.observed_load("soak", &scenario, &gateway, &mut |recording, so_far| {
+    let load = experiment.load("soak", &scenario, &gateway, &mut |recording, so_far| {
         if recorded_at.elapsed() < RECORD_INTERVAL {
             return Ok(());
         }
@@ -91,12 +89,12 @@ impl Options {
     fn scenario(&self) -> Scenario {
         let (duration, users, churn) =
             if self.quick { (Duration::from_secs(3), 40, 5) } else { (self.duration, self.users, self.churn) };
-        let mut scenario = scenario("soak", users, duration);
+        let mut scenario = Scenario::new("soak", users, duration);
         scenario.trouble.churn_per_second = churn.into();
-        let kind = TrafficKind::Constant { packets_per_second: PACKETS_PER_SECOND, train_packets: 1 };
-        let sizes = TrafficPlan::imix(scenario.mtu_bytes());
-        scenario.traffic = vec![TrafficPlan { sizes, ..traffic(&scenario, "calls", users / 2, kind) }];
-        // Some are always on the way.
+        let (size, rate) = (Size::Named(SizeName::Imix), PACKETS_PER_SECOND);
+        let calls = TrafficPlan::new("calls", users / 2, TrafficKind::Constant);
+        scenario.traffic = vec![TrafficPlan { size, rate, ..calls }];
+        // Some are always in between.
         scenario.demand.all_connected = false;
         scenario
     }
@@ -105,8 +103,7 @@ impl Options {
 impl Figures {
     /// So far or in the end.
     fn of(load: LoadResult) -> Self {
-        let end = load.samples.last().map_or(0.0, |sample| sample.seconds);
-        let warm: Vec<&Sample> = load.samples.iter().filter(|sample| sample.seconds >= end * WARM_UP).collect();
+        let warm = warm(&load.samples);
         let growth = |figure: fn(&Sample) -> u64| match (warm.first(), warm.last()) {
             (Some(first), Some(last)) => figure(last) as i64 - figure(first) as i64,
             _ => 0,
@@ -173,7 +170,7 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::fixture::load_result;
+    use crate::load::experiment::fixture::load_result;
 
     #[test]
     fn only_what_grows_after_the_warm_up_is_a_leak() {

@@ -10,15 +10,14 @@ use anyhow::{Context, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 use tollgate::gateway::Status;
 
-use super::accounting::{self, Accounts, Effort, Ends};
-use super::flow::wire::FlowCounts;
-use super::generator::{GeneratorCounts, GroupCounts, Order};
-use super::responder::ResponderTotals;
-use super::result::{
-    Account, Churn, FlowFigures, GroupResult, LimitedBy, LoadResult, Ramp, Sample, ShardFigures, Usage,
-};
+use super::accounts::Accounts;
+use super::generator::{GeneratorCounts, GeneratorReport, Order};
+use super::responder::{ResponderCounts, ResponderReport};
+use super::result::{Churn, FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
 use super::scenario::Scenario;
+use super::sink::FlowCounts;
 use super::testbed::Testbed;
+use super::verdict::{self, Effort};
 use crate::deploy::{GatewaySample, SERVICE};
 use crate::measure::progress::Progress;
 use crate::measure::units::{bits_per_second, count};
@@ -33,9 +32,8 @@ const SAMPLES_MAX: u32 = 3600;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// When nothing changed for so long, nothing is under way.
 const QUIET: Duration = Duration::from_millis(300);
-/// How long it may take until nothing is under way...
+/// How long it may take until nothing is under way, and so much longer for each client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// ...and so much longer for each client, all of whose flows are asked for their counts.
 const SETTLE_TIMEOUT_PER_CLIENT: Duration = Duration::from_millis(2);
 /// How long a gateway of ours may take to notice that clients have gone.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,20 +60,7 @@ pub fn run(
         gateway: gateway.name.to_owned(),
         users: scenario.users.count,
         ramp: Ramp { wanted: scenario.connections(), ..Ramp::default() },
-        churn: Churn::default(),
-        seconds: 0.0,
-        groups: Vec::new(),
-        up: Account::default(),
-        down: Account::default(),
-        gateway_usage: Usage::default(),
-        harness_usage: Usage::default(),
-        responder_cpu_seconds: 0.0,
-        gateway_cpus_busy: 0.0,
-        batch: None,
-        limited_by: LimitedBy::default(),
-        shards: None,
-        samples: Vec::new(),
-        failures: Vec::new(),
+        ..LoadResult::default()
     };
     Controller { scenario, testbed, progress, result }.run(observe)
 }
@@ -91,51 +76,47 @@ struct Controller<'a> {
 struct Moment {
     at: Instant,
     counts: GeneratorCounts,
-    /// CPU time of each generator's thread, in nanoseconds.
-    generators_cpu_ns: Vec<u64>,
-    responder: ResponderTotals,
+    responder: ResponderCounts,
+    /// CPU time of each thread of the harness, in nanoseconds.
+    threads_cpu_ns: Vec<u64>,
+    harness_cpu_seconds: f64,
     gateway: GatewaySample,
     /// What the gateway's CPUs did for anybody, in seconds.
     busy_seconds: f64,
-    harness_cpu_seconds: f64,
 }
 
 impl Controller<'_> {
     fn run(mut self, observe: &mut Observer<'_>) -> Result<LoadResult> {
         self.ramp()?;
         let effort = self.traffic(observe)?;
-        self.settle("waiting for packets on the way")?;
-        self.testbed.order(Order::AskReports)?;
-        self.settle("comparing counts")?;
+        self.settle("waiting for packets in flight")?;
         self.result.shards = self.testbed.gateway.sample()?.status.as_ref().map(shard_figures);
         self.testbed.order(Order::Close)?;
         self.settle("closing connections")?;
-        self.wait_for_gateway()?;
-        let status = self.testbed.gateway.sample()?.status;
+        let status = self.status_without_connections()?;
         let kernel = self.testbed.kernel_drops()?;
-        let Controller { scenario, testbed, progress, mut result } = self;
-        progress.clear();
-        let (report, responder) = testbed.stop()?;
-        result.groups = groups(scenario, &report.groups, result.seconds);
+        self.progress.clear();
+        let (near, far) = self.testbed.join()?;
+        let Controller { scenario, testbed, mut result, .. } = self;
+        testbed.gateway.stop()?;
+        result.groups = groups(scenario, &near, &far, result.seconds);
         let accounts = Accounts {
-            ends: Ends {
-                up_sent: report.counts.sent_packets,
-                up_received: responder.received_messages,
-                down_sent: responder.sent_messages,
-                down_received: report.counts.received_packets,
-            },
-            tunnels: &report.tunnels,
-            generators: &report.counts,
+            far_received: far.counts.received_messages,
+            far_sent: far.counts.sent_messages,
+            generators: &near.counts,
+            tunnels: &near.tunnels,
             gateway: status.as_ref(),
             kernel: &kernel,
             mtu_bytes: scenario.mtu_bytes(),
         };
-        (result.up, result.down) = accounts.accounts();
-        result.limited_by = accounting::limited_by(scenario, &effort, result.lost_packets());
-        result.failures = accounting::failures(scenario, &result, &report.counts)?;
+        (result.up, result.down) = accounts.balance();
+        result.up.user_peak_bits_per_second = far.user_peak_bytes as f64 * 8.0;
+        result.down.user_peak_bits_per_second = near.user_peak_bytes as f64 * 8.0;
+        result.limited_by = verdict::limited_by(scenario, &effort, result.lost_packets());
+        result.failures = verdict::failures(scenario, &result, &near.counts)?;
         if !result.failures.is_empty() {
-            let reasons = report.failures.0.iter().map(|(reason, times)| format!("{reason} ({})", count(*times)));
-            result.failures.extend(reasons.map(|reason| format!("connections or flows failed: {reason}")));
+            let reasons = near.failures.iter().map(|(reason, times)| format!("{reason} ({})", count(*times)));
+            result.failures.extend(reasons.map(|reason| format!("connections failed: {reason}")));
         }
         Ok(result)
     }
@@ -150,10 +131,10 @@ impl Controller<'_> {
         let counts = loop {
             thread::sleep(LOOK_INTERVAL);
             let counts = self.testbed.counts();
-            let is_over = counts.connecting == 0 && counts.connected + counts.failed + counts.lost >= wanted;
+            let is_over = counts.connecting() == 0 && counts.connected() + counts.failed + counts.lost >= wanted;
             if counts.handshakes == 0 && (is_over || started.elapsed() >= ANSWER_TIMEOUT) {
-                let report = self.testbed.report()?;
-                let reasons: Vec<&str> = report.failures.0.keys().map(String::as_str).collect();
+                let (report, _) = self.testbed.join()?;
+                let reasons: Vec<&str> = report.failures.keys().map(String::as_str).collect();
                 let reason = if reasons.is_empty() { "it does not answer".to_owned() } else { reasons.join("; ") };
                 bail!("no connection to the gateway at {SERVICE} came up: {reason}");
             }
@@ -164,14 +145,11 @@ impl Controller<'_> {
                 looked_at = Instant::now();
                 self.testbed.require_all()?;
             }
-            self.progress.update(|| format!("{} of {} connections", count(counts.connected), count(wanted)));
+            self.progress.update(|| format!("{} of {} connections", count(counts.connected()), count(wanted)));
         };
-        self.result.ramp = Ramp {
-            connected: counts.connected as u32,
-            seconds: started.elapsed().as_secs_f64(),
-            gateway_cpu_seconds: self.testbed.gateway.cpu_seconds()? - cpu_before,
-            ..self.result.ramp
-        };
+        self.result.ramp.connected = counts.connected() as u32;
+        self.result.ramp.seconds = started.elapsed().as_secs_f64();
+        self.result.ramp.gateway_cpu_seconds = self.testbed.gateway.cpu_seconds()? - cpu_before;
         Ok(())
     }
 
@@ -183,24 +161,23 @@ impl Controller<'_> {
         let duration = self.scenario.duration;
         let interval = SAMPLE_INTERVAL.max(duration / SAMPLES_MAX);
         let mut next_sample = started + interval;
-        let mut last = (before.at, received_bytes(&before));
+        let mut last = (before.at, before.received_bytes());
         while started.elapsed() < duration {
-            let left = (started + duration).saturating_duration_since(Instant::now());
-            thread::sleep(next_sample.saturating_duration_since(Instant::now()).min(left));
+            let until = next_sample.min(started + duration);
+            thread::sleep(until.saturating_duration_since(Instant::now()));
             if Instant::now() < next_sample {
                 continue;
             }
             let now = self.moment()?;
             self.sample(started, &now, last);
-            last = (now.at, received_bytes(&now));
+            last = (now.at, now.received_bytes());
             next_sample += interval;
             observe(&self.result)?;
         }
         let after = self.moment()?;
         self.testbed.order(Order::StopTraffic)?;
-        self.measure(&before, &after)?;
         self.result.seconds = (after.at - started).as_secs_f64();
-        Ok(self.effort(&before, &after))
+        self.measure(&before, &after)
     }
 
     /// Adds a sample. `last` is when the one before was taken, and how many bytes had been received then.
@@ -209,11 +186,11 @@ impl Controller<'_> {
         let sample = Sample {
             seconds: now.at.saturating_duration_since(started).as_secs_f64(),
             handshakes: now.counts.handshakes,
-            connections: now.counts.connected,
+            connections: now.counts.connected(),
             gateway_cpu_seconds: now.gateway.cpu_seconds,
             gateway_memory_bytes: now.gateway.memory_bytes,
             gateway_descriptors: now.gateway.descriptors,
-            bits_per_second: received_bytes(now).saturating_sub(last.1) as f64 * 8.0 / seconds,
+            bits_per_second: now.received_bytes().saturating_sub(last.1) as f64 * 8.0 / seconds,
         };
         self.result.seconds = sample.seconds;
         self.result.churn = Churn {
@@ -235,40 +212,34 @@ impl Controller<'_> {
     fn settle(&mut self, doing: &str) -> Result<()> {
         let timeout = SETTLE_TIMEOUT + SETTLE_TIMEOUT_PER_CLIENT * self.result.ramp.wanted;
         let started = Instant::now();
-        let mut last = (self.moving(), Instant::now());
+        let mut last = ([0; 4], started);
         while started.elapsed() < timeout {
-            thread::sleep(LOOK_INTERVAL);
-            let moving = self.moving();
+            let (counts, far) = (self.testbed.counts(), self.testbed.responder_counts());
+            let moving = [counts.sent_packets, counts.received_packets, far.received_messages, far.sent_messages];
             if moving != last.0 {
                 last = (moving, Instant::now());
             }
-            let counts = self.testbed.counts();
-            if counts.is_settled() && last.1.elapsed() >= QUIET {
+            if counts.unsettled() == 0 && last.1.elapsed() >= QUIET {
                 return Ok(());
             }
             self.testbed.require_all()?;
-            self.progress.update(|| format!("{doing}: {}", count(counts.questions_pending + counts.closing)));
-        }
-        Ok(())
-    }
-
-    /// What changes as long as packets move.
-    fn moving(&self) -> [u64; 4] {
-        let (counts, responder) = (self.testbed.counts(), self.testbed.responder_totals());
-        [counts.sent_packets, counts.received_packets, responder.received_messages, responder.sent_messages]
-    }
-
-    /// Waits until a gateway of ours has no connection any more: only then has it counted all that it dropped with them.
-    fn wait_for_gateway(&mut self) -> Result<()> {
-        let started = Instant::now();
-        while started.elapsed() < FAREWELL_TIMEOUT {
-            let Some(status) = self.testbed.gateway.sample()?.status else { break };
-            if status.shards.iter().all(|shard| shard.owned_connections == 0) {
-                break;
-            }
+            self.progress.update(|| format!("{doing}: {}", count(counts.unsettled())));
             thread::sleep(LOOK_INTERVAL);
         }
         Ok(())
+    }
+
+    /// What a gateway of ours says once it has no connection any more: only then has it counted all that it dropped with them.
+    fn status_without_connections(&mut self) -> Result<Option<Status>> {
+        let started = Instant::now();
+        loop {
+            let status = self.testbed.gateway.sample()?.status;
+            let is_done = |status: &Status| status.shards.iter().all(|shard| shard.owned_connections == 0);
+            if started.elapsed() >= FAREWELL_TIMEOUT || status.as_ref().is_none_or(is_done) {
+                return Ok(status);
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     fn moment(&mut self) -> Result<Moment> {
@@ -278,23 +249,23 @@ impl Controller<'_> {
             gateway: self.testbed.gateway.sample()?,
             at: Instant::now(),
             counts: self.testbed.counts(),
-            generators_cpu_ns: self.testbed.counts_of_each().map(|counts| counts.cpu_ns).collect(),
-            responder: self.testbed.responder_totals(),
+            responder: self.testbed.responder_counts(),
+            threads_cpu_ns: self.testbed.threads_cpu_ns(),
             busy_seconds: busy_seconds(&fs::read_to_string("/proc/stat")?, &self.testbed.gateway_cpus),
             harness_cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
         })
     }
 
     /// What gateway and harness used between two moments.
-    fn measure(&mut self, before: &Moment, after: &Moment) -> Result<()> {
+    fn measure(&mut self, before: &Moment, after: &Moment) -> Result<Effort> {
         let seconds = (after.at - before.at).as_secs_f64();
         let usage = |cpu_seconds: f64, cpus: usize, memory_bytes, descriptors| {
             let cpu_share = cpu_seconds / (seconds * cpus.max(1) as f64);
             Usage { cpu_seconds, cpu_share, memory_bytes, descriptors }
         };
         let (first, last) = (&before.gateway, &after.gateway);
-        let cpu_seconds = last.cpu_seconds - first.cpu_seconds;
         let cpus = self.testbed.gateway.cpus();
+        let cpu_seconds = last.cpu_seconds - first.cpu_seconds;
         self.result.gateway_usage = usage(cpu_seconds, cpus, last.memory_bytes, last.descriptors);
         self.result.gateway_cpus_busy = (after.busy_seconds - before.busy_seconds) / (seconds * cpus.max(1) as f64);
         let (memory_bytes, descriptors) = own_memory_and_descriptors()?;
@@ -303,22 +274,20 @@ impl Controller<'_> {
         self.result.responder_cpu_seconds = (after.responder.cpu_ns - before.responder.cpu_ns) as f64 / 1e9;
         self.result.batch =
             first.status.as_ref().zip(last.status.as_ref()).and_then(|(first, last)| batch(first, last));
-        Ok(())
-    }
-
-    fn effort(&self, before: &Moment, after: &Moment) -> Effort {
-        let seconds = (after.at - before.at).as_secs_f64();
-        let share = |before_ns: u64, after_ns: u64| (after_ns - before_ns) as f64 / 1e9 / seconds;
-        let threads =
-            before.generators_cpu_ns.iter().zip(&after.generators_cpu_ns).map(|(before, after)| share(*before, *after));
-        let responder =
-            share(before.responder.cpu_ns, after.responder.cpu_ns) / self.testbed.responder_threads().max(1) as f64;
-        Effort {
+        let threads = before.threads_cpu_ns.iter().zip(&after.threads_cpu_ns);
+        let shares = threads.map(|(before, after)| (after - before) as f64 / 1e9 / seconds);
+        Ok(Effort {
             gateway_share: self.result.gateway_usage.cpu_share,
-            thread_share_max: threads.fold(responder, f64::max),
+            thread_share_max: shares.fold(0.0, f64::max),
             scheduled_packets: after.counts.scheduled_packets - before.counts.scheduled_packets,
             late_packets: after.counts.late_packets - before.counts.late_packets,
-        }
+        })
+    }
+}
+
+impl Moment {
+    fn received_bytes(&self) -> u64 {
+        self.counts.received_bytes + self.responder.received_bytes
     }
 }
 
@@ -348,10 +317,6 @@ fn batch(first: &Status, last: &Status) -> Option<f64> {
     (datagrams_last > datagrams).then(|| (packets_last - packets) as f64 / (datagrams_last - datagrams) as f64)
 }
 
-fn received_bytes(moment: &Moment) -> u64 {
-    moment.counts.received_bytes + moment.responder.received_bytes
-}
-
 /// How long these CPUs have been busy, in a table like /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal.
 fn busy_seconds(table: &str, cpus: &[usize]) -> f64 {
     let busy = |cpu: &usize| -> Option<f64> {
@@ -371,21 +336,21 @@ fn own_memory_and_descriptors() -> Result<(u64, u64)> {
     Ok((kib.context("the kernel does not tell this process's memory")? * 1024, descriptors))
 }
 
-fn groups(scenario: &Scenario, near: &[GroupCounts], seconds: f64) -> Vec<GroupResult> {
-    let figures = |sent: &FlowCounts, received: &FlowCounts, peak_bytes: u64| FlowFigures {
+fn groups(scenario: &Scenario, near: &GeneratorReport, far: &ResponderReport, seconds: f64) -> Vec<GroupResult> {
+    let figures = |sent: &FlowCounts, received: &FlowCounts| FlowFigures {
         counts: FlowCounts { sent_packets: sent.sent_packets, ..*received },
         lost_packets: sent.sent_packets.saturating_sub(received.received_packets),
         bits_per_second: if seconds > 0.0 { received.received_bytes as f64 * 8.0 / seconds } else { 0.0 },
-        user_peak_bits_per_second: peak_bytes as f64 * 8.0,
     };
-    let result = scenario.traffic.iter().zip(near).map(|(plan, group)| GroupResult {
+    let ends = scenario.traffic.iter().zip(&near.groups).zip(&far.groups);
+    let group = ends.map(|((plan, (near, trips)), far)| GroupResult {
         name: plan.name.clone(),
         connections: plan.connections,
-        up: figures(&group.near, &group.far, group.user_peak_up_bytes),
-        down: figures(&group.far, &group.near, group.user_peak_down_bytes),
-        round_trip: group.round_trips.as_ref().and_then(|trips| trips.latencies()),
+        up: figures(near, far),
+        down: figures(far, near),
+        round_trip: trips.as_ref().and_then(|trips| trips.latencies()),
     });
-    result.collect()
+    group.collect()
 }
 
 #[cfg(test)]

@@ -1,21 +1,27 @@
-//! What the experiments that are made of loads have in common: a series of loads against several gateways, their progress, what went wrong,
-//! and the end of it all.
+//! What the experiments that are made of loads have in common: loads at several points against several gateways in turn, round after round,
+//! what is made of them, their progress, what went wrong, and the end of it all.
 
 use std::fmt::Display;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::controller;
 use super::result::{LimitedBy, LoadResult};
-use super::scenario::{Direction, Scenario, TrafficKind, TrafficPlan};
+use super::scenario::Scenario;
 use crate::measure::progress::Progress;
-use crate::measure::record::{Output, Recording};
+use crate::measure::record::{Output, Recording, table};
+use crate::measure::spread::Spread;
+use crate::measure::units::{count, percent};
 use crate::programs::{Gateway, Kind};
+
+/// Full packets of a train of bulk work: 45 kB, somewhat less than what bulk TCP hands over in one piece.
+pub const BULK_TRAIN_PACKETS: u16 = 32;
 
 /// An experiment that is made of loads.
 pub struct Experiment {
+    gateways: Vec<Gateway>,
     pub recording: Recording,
     pub progress: Progress,
     /// Loads that the harness limited.
@@ -25,30 +31,60 @@ pub struct Experiment {
     remarks: Vec<String>,
 }
 
+/// Something to measure, for each gateway.
+#[derive(Debug)]
+pub struct Point {
+    pub name: String,
+    pub scenario: Scenario,
+    /// The point that it is held against, by number.
+    pub first: usize,
+}
+
+/// What a gateway did at a point, round by round, and what it is held against.
+#[derive(Clone, Copy)]
+pub struct Cell<'a> {
+    pub point: &'a Point,
+    pub gateway: &'static str,
+    pub rounds: &'a [LoadResult],
+    /// Those of ours at this point, and of this gateway at the first point, in the same rounds.
+    pub ours: &'a [LoadResult],
+    pub first: &'a [LoadResult],
+}
+
+/// Loads by point, gateway and round.
+pub struct Results {
+    points: Vec<Point>,
+    gateways: Vec<&'static str>,
+    loads: Vec<Vec<Vec<LoadResult>>>,
+}
+
+/// A figure of each cell.
+pub struct Column {
+    key: &'static str,
+    heading: &'static str,
+    figure: Box<dyn Fn(Cell) -> Option<Spread>>,
+    shown: fn(f64) -> String,
+}
+
 impl Experiment {
     /// The experiment begins: prints what takes part, and `plan`.
     ///
     /// To be called before the process has started a thread: without root's rights it moves into a user namespace of its own.
-    pub fn start(output: &Output, gateways: &[Gateway], plan: &str) -> Result<Self> {
+    pub fn start(output: &Output, gateways: Vec<Gateway>, plan: &str) -> Result<Self> {
         let versions: Vec<String> = gateways.iter().map(Gateway::version).collect::<Result<_>>()?;
         tollgate_testkit::prepare()?;
         tollgate_testkit::require_tun()?;
         let mut recording = output.start(versions)?;
         recording.print(&plan)?;
         let (limited, failures, remarks) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Experiment { recording, progress: Progress::new(), limited, failures, remarks })
+        Ok(Experiment { gateways, recording, progress: Progress::new(), limited, failures, remarks })
     }
 
-    /// Runs one load; `place` says in a few words which one.
+    /// Runs one load; `place` says in a few words which one. `observe` sees what there is so far with every sample, and may write it.
     ///
     /// What is wrong with its figures fails the experiment at its end, if the gateway is ours. A peer counts no drops, so not all its packets
     /// can be accounted for: what is wrong there is a remark.
-    pub fn load(&mut self, place: &str, scenario: &Scenario, gateway: &Gateway) -> Result<LoadResult> {
-        self.observed_load(place, scenario, gateway, &mut |_, _| Ok(()))
-    }
-
-    /// As [`Experiment::load`]; `observe` sees what there is so far with every sample, and may write it.
-    pub fn observed_load(
+    pub fn load(
         &mut self,
         place: &str,
         scenario: &Scenario,
@@ -65,7 +101,9 @@ impl Experiment {
         if result.limited_by == LimitedBy::Harness {
             self.limited.push(place.clone());
         }
-        let wrong = result.failures.iter().map(|failure| format!("{place}: {failure}"));
+        let is_empty = !scenario.traffic.is_empty() && result.carried_bits_per_second() == 0.0;
+        let nothing = is_empty.then(|| format!("{place}: nothing arrived"));
+        let wrong = result.failures.iter().map(|failure| format!("{place}: {failure}")).chain(nothing);
         match gateway.kind {
             Kind::Tollgate => self.failures.extend(wrong),
             _ => self.remarks.extend(wrong),
@@ -73,21 +111,41 @@ impl Experiment {
         Ok(result)
     }
 
-    /// Each gateway's results under `scenario`, in turn, round after round: by gateway, then by round.
-    pub fn rounds(
-        &mut self,
-        place: &str,
-        rounds: u32,
-        scenario: &Scenario,
-        gateways: &[Gateway],
-    ) -> Result<Vec<Vec<LoadResult>>> {
-        let mut results: Vec<Vec<LoadResult>> = gateways.iter().map(|_| Vec::new()).collect();
+    /// Runs all points against all gateways in turn, round after round: a machine that becomes slower makes no difference between them.
+    pub fn rounds(&mut self, rounds: u32, points: Vec<Point>) -> Result<Results> {
+        let gateways = self.gateways.clone();
+        let mut loads = vec![vec![Vec::new(); gateways.len()]; points.len()];
         for round in 1..=rounds {
-            for (gateway, results) in gateways.iter().zip(&mut results) {
-                results.push(self.load(&format!("{place}, round {round} of {rounds}"), scenario, gateway)?);
+            for (point, loads) in points.iter().zip(&mut loads) {
+                for (gateway, loads) in gateways.iter().zip(loads) {
+                    let place = format!("{}, round {round} of {rounds}", point.name);
+                    loads.push(self.load(&place, &point.scenario, gateway, &mut |_, _| Ok(()))?);
+                }
             }
         }
-        Ok(results)
+        Ok(Results { points, gateways: gateways.iter().map(|gateway| gateway.name).collect(), loads })
+    }
+
+    /// The end of an experiment of rounds: a row for each cell, and for each in JSON an object with all figures.
+    pub fn finish_table(self, name: &str, results: &Results, columns: &[Column]) -> Result<()> {
+        let (mut rows, mut objects) = (Vec::new(), Vec::new());
+        for cell in results.cells() {
+            let mut row = vec![cell.point.name.clone(), cell.gateway.to_owned()];
+            let mut object = Map::new();
+            object.insert("point".to_owned(), cell.point.name.clone().into());
+            object.insert("gateway".to_owned(), cell.gateway.into());
+            for Column { key, figure, shown, .. } in columns {
+                let figure = figure(cell);
+                row.push(figure.map_or("-".to_owned(), |figure| figure.shown(shown)));
+                object.insert((*key).to_owned(), serde_json::to_value(figure)?);
+            }
+            let limited = cell.rounds.iter().any(|result| result.limited_by == LimitedBy::Harness);
+            object.insert("harness_limited".to_owned(), limited.into());
+            rows.push(row);
+            objects.push(Value::Object(object));
+        }
+        let heading: Vec<_> = ["", "gateway"].into_iter().chain(columns.iter().map(|column| column.heading)).collect();
+        self.finish(name, &table(2, &heading, rows), &objects)
     }
 
     /// The end: prints `table`, whether the harness was the limit, what a peer had wrong, and what ours had; writes the files. Fails when
@@ -97,10 +155,9 @@ impl Experiment {
         self.recording.print(table)?;
         if let Some(first) = self.limited.first() {
             let number = self.limited.len();
-            let remark = format!(
-                "remark: the harness was at its limit, or late, in {number} loads (first: {first}); the gateway may be able to do more"
-            );
-            self.recording.print(&remark)?;
+            self.remarks.push(format!(
+                "the harness was at its limit, or late, in {number} loads (first: {first}); the gateway may be able to do more"
+            ));
         }
         let remarks = self.remarks.iter().map(|remark| format!("remark: {remark}"));
         for line in remarks.chain(self.failures.iter().map(|failure| format!("WRONG: {failure}"))) {
@@ -114,59 +171,116 @@ impl Experiment {
     }
 }
 
-/// A scenario of `users` with one connection each, in which losses are counted and not forbidden.
-pub fn scenario(name: &str, users: u32, duration: Duration) -> Scenario {
-    let mut scenario = Scenario::new(name, users, duration);
-    scenario.demand.loss_max = Some(1.0);
-    scenario
+impl Results {
+    /// By point, then by gateway.
+    pub fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
+        let numbers = (0..self.points.len()).flat_map(|point| (0..self.gateways.len()).map(move |at| (point, at)));
+        numbers.map(|(number, at)| {
+            let point = &self.points[number];
+            let (rounds, ours) = (&self.loads[number][at], &self.loads[number][0]);
+            Cell { point, gateway: self.gateways[at], rounds, ours, first: &self.loads[point.first][at] }
+        })
+    }
+
+    /// Adds points of another series against the same gateways.
+    pub fn extend(&mut self, other: Results) {
+        let moved = self.points.len();
+        self.points.extend(other.points.into_iter().map(|point| Point { first: point.first + moved, ..point }));
+        self.loads.extend(other.loads);
+    }
 }
 
-/// Full packets of a train of bulk work: 45 kB, somewhat less than what bulk TCP hands over in one piece.
-pub const BULK_TRAIN_PACKETS: u16 = 32;
-
-/// A group of connections with one flow each, of full packets both ways.
-pub fn traffic(scenario: &Scenario, name: &str, connections: u32, kind: TrafficKind) -> TrafficPlan {
-    let (direction, sizes) = (Direction::Both, vec![(scenario.mtu_bytes(), 1)]);
-    TrafficPlan { name: name.to_owned(), connections, flows: 1, kind, direction, sizes }
+impl Point {
+    /// A point that is held against itself.
+    pub fn new(name: &str, scenario: Scenario) -> Point {
+        Point { name: name.to_owned(), scenario, first: 0 }
+    }
 }
 
-/// The even rate at which `connections`, each both ways, offer `bits_per_second` in all with full packets, in trains of `train_packets`.
-pub fn constant(scenario: &Scenario, connections: u32, bits_per_second: f64, train_packets: u16) -> TrafficKind {
-    let packet_bits = f64::from(scenario.mtu_bytes()) * 8.0;
-    let packets_per_second = bits_per_second / packet_bits / (2.0 * f64::from(connections));
-    TrafficKind::Constant { packets_per_second, train_packets }
+impl Cell<'_> {
+    /// A figure of each round; `None` if one of them has none.
+    pub fn each(&self, figure: impl Fn(&LoadResult) -> Option<f64>) -> Option<Spread> {
+        let figures = self.rounds.iter().map(|result| figure(result).filter(|figure| figure.is_finite()));
+        Spread::of(figures.collect::<Option<Vec<f64>>>()?)
+    }
+
+    /// A figure of each round, divided by that of `others` in the same round.
+    pub fn ratio(&self, others: &[LoadResult], figure: impl Fn(&LoadResult) -> Option<f64>) -> Option<Spread> {
+        let pairs = self.rounds.iter().zip(others);
+        let ratios = pairs.map(|(this, other)| Some(figure(this)? / figure(other)?).filter(|ratio| ratio.is_finite()));
+        Spread::of(ratios.collect::<Option<Vec<f64>>>()?)
+    }
+
+    /// The sum of all rounds.
+    pub fn total(&self, figure: impl Fn(&LoadResult) -> u64) -> Option<Spread> {
+        Spread::of([self.rounds.iter().map(figure).sum::<u64>() as f64])
+    }
+}
+
+impl Column {
+    pub fn new(
+        key: &'static str,
+        heading: &'static str,
+        shown: fn(f64) -> String,
+        figure: impl Fn(Cell) -> Option<Spread> + 'static,
+    ) -> Column {
+        Column { key, heading, figure: Box::new(figure), shown }
+    }
+
+    /// Packets that did not arrive, over all rounds.
+    pub fn lost() -> Column {
+        Column::new("lost_packets", "lost", whole, |cell| cell.total(LoadResult::lost_packets))
+    }
+
+    /// Inner packets for each outer datagram: what stands behind every cost of a packet.
+    pub fn batch() -> Column {
+        Column::new("batch", "batch", two_digits, |cell| cell.each(|result| result.batch))
+    }
+
+    /// The share of the time that the gateway's CPU was busy, whoever was billed for it.
+    pub fn busy() -> Column {
+        Column::new("cpu_busy", "CPU busy", percent, |cell| cell.each(|result| Some(result.gateway_cpus_busy)))
+    }
+}
+
+pub fn whole(figure: f64) -> String {
+    count(figure.round().max(0.0) as u64)
+}
+
+pub fn two_digits(figure: f64) -> String {
+    format!("{figure:.2}")
 }
 
 /// Results for tests of what is made of them.
 #[cfg(test)]
 pub mod fixture {
-    use crate::load::result::{
-        Account, Churn, FlowFigures, GroupResult, LimitedBy, LoadResult, Ramp, ShardFigures, Usage,
-    };
+    use super::*;
+    use crate::load::result::{FlowFigures, GroupResult, Ramp, ShardFigures, Usage};
+    use crate::load::sink::FlowCounts;
 
-    /// A load of ten seconds that carried so much each way, at the cost of 5 CPU seconds of the gateway.
+    /// A load of ten seconds that carried so much each way in packets of 1,000 bytes, at the cost of 5 CPU seconds of the gateway.
     pub fn load_result(bits_per_second: f64) -> LoadResult {
-        let figures = FlowFigures { bits_per_second, ..FlowFigures::default() };
+        let received_packets = (bits_per_second * 10.0 / 8000.0) as u64;
+        let counts = FlowCounts { received_packets, ..FlowCounts::default() };
+        let figures = FlowFigures { bits_per_second, counts, ..FlowFigures::default() };
         let name = "load".to_owned();
         LoadResult {
-            scenario: "test".to_owned(),
-            gateway: "tollgate".to_owned(),
-            users: 1,
             ramp: Ramp { wanted: 1, connected: 1, seconds: 1.0, gateway_cpu_seconds: 0.1 },
-            churn: Churn::default(),
             seconds: 10.0,
             groups: vec![GroupResult { name, connections: 1, up: figures, down: figures, round_trip: None }],
-            up: Account::default(),
-            down: Account::default(),
             gateway_usage: Usage { cpu_seconds: 5.0, cpu_share: 0.5, ..Usage::default() },
-            harness_usage: Usage { cpu_seconds: 2.0, cpu_share: 0.2, ..Usage::default() },
-            responder_cpu_seconds: 0.5,
-            gateway_cpus_busy: 0.6,
-            batch: None,
-            limited_by: LimitedBy::Scenario,
             shards: Some(ShardFigures { shards: 1, crossed: 25, arrived: 100, ..ShardFigures::default() }),
-            samples: Vec::new(),
-            failures: Vec::new(),
+            ..LoadResult::default()
         }
+    }
+
+    /// Figures of `columns` of one gateway's cells, by point; each point has the first for its measure.
+    pub fn figures(columns: &[Column], loads: Vec<Vec<LoadResult>>) -> Vec<Vec<Option<f64>>> {
+        let scenario = Scenario::new("s", 1, std::time::Duration::from_secs(1));
+        let points = loads.iter().map(|_| Point::new("point", scenario.clone())).collect();
+        let results =
+            Results { points, gateways: vec!["x"], loads: loads.into_iter().map(|rounds| vec![rounds]).collect() };
+        let of = |cell| columns.iter().map(|column| (column.figure)(cell).map(|spread| spread.median)).collect();
+        results.cells().map(of).collect()
     }
 }

@@ -6,19 +6,24 @@
 //! - the *responder* is an ordinary UDP service behind the gateway: the other end of every flow;
 //! - the *controller* (the calling thread) ramps up, starts and stops traffic, samples the gateway, and at the end balances the accounts.
 //!
-//! Generator and responder speak in band only, in the messages of [`flow::wire`]: so it makes no difference whose gateway is between them.
+//! They tell each other within the process which flows there are; all else goes through the gateway, in the packets of [`message`].
 
-pub mod accounting;
+mod accounts;
+mod client;
 mod controller;
-mod experiment;
+pub mod experiment;
 pub mod flow;
-pub mod generator;
-mod identities;
-pub mod responder;
+mod generator;
+mod message;
+mod responder;
 pub mod result;
 pub mod scenario;
-mod table;
+mod sink;
+mod sockets;
 mod testbed;
+mod timers;
+pub mod verdict;
+mod worker;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,12 +33,8 @@ use anyhow::{Result, bail};
 use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::programs::Gateway;
-pub use controller::run;
-#[cfg(test)]
-pub use experiment::fixture;
-pub use experiment::{BULK_TRAIN_PACKETS, Experiment, constant, scenario, traffic};
-pub use identities::absent_user;
 use scenario::Scenario;
+pub use testbed::absent_user;
 
 /// A struct of counters, each of which adds up.
 macro_rules! counts {
@@ -51,7 +52,7 @@ macro_rules! counts {
         }
     };
 }
-pub(crate) use counts;
+use counts;
 
 /// What to load, and how.
 #[derive(Debug, clap::Args)]
@@ -81,10 +82,10 @@ pub fn command(options: &Options) -> Result<()> {
     tollgate_testkit::require_tun()?;
     let mut recording = options.output.start([version])?;
     let mut progress = Progress::new();
-    let result = run(&scenario, &gateway, &mut progress, &mut |_| Ok(()));
+    let result = controller::run(&scenario, &gateway, &mut progress, &mut |_| Ok(()));
     progress.clear();
     let result = result?;
-    recording.print(&table::LoadTable(&result))?;
+    recording.print(&result)?;
     recording.write("load", &result)?;
     match result.failures.len() {
         0 => Ok(()),

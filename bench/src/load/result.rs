@@ -1,14 +1,16 @@
-//! What a load found. Times are in the unit that their names end with; shares are 0 to 1.
+//! What a load found, for machines and for people. Times are in the unit that their names end with; shares are 0 to 1.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Serialize;
 
-use super::flow::wire::FlowCounts;
-use super::scenario::Direction;
+use super::sink::FlowCounts;
+use crate::measure::record::table;
 use crate::measure::round_trips::Latencies;
+use crate::measure::units::{bits_per_second, bytes, count, nanoseconds, percent, signed};
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LoadResult {
     pub scenario: String,
     pub gateway: String,
@@ -35,7 +37,6 @@ pub struct LoadResult {
     pub gateway_cpus_busy: f64,
     /// Inner packets for each outer datagram, while traffic was measured: what stands behind every cost of a packet. `None` of a peer.
     pub batch: Option<f64>,
-    /// What kept the traffic from being more.
     pub limited_by: LimitedBy,
     /// What the gateway itself says; `None` of a peer.
     pub shards: Option<ShardFigures>,
@@ -70,7 +71,7 @@ pub struct Churn {
 }
 
 /// What a group of traffic came to, from the run's first packet to its last.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GroupResult {
     pub name: String,
     pub connections: u32,
@@ -92,8 +93,6 @@ pub struct FlowFigures {
     pub lost_packets: u64,
     /// Inner bits a second while traffic was measured.
     pub bits_per_second: f64,
-    /// The most that any one user received in any whole second, in bits; 0 where no user is limited.
-    pub user_peak_bits_per_second: f64,
 }
 
 /// Where every packet of one direction went.
@@ -107,31 +106,34 @@ pub struct Account {
     pub drops: BTreeMap<String, u64>,
     /// `sent` - `received` - drops. 0 exactly when both ends agree.
     pub unaccounted: i64,
+    /// The most that any one user received or had received in any whole second but its first, in bits; 0 where no user is limited.
+    pub user_peak_bits_per_second: f64,
 }
 
 /// What a process used over a stretch of time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Usage {
-    /// CPU time in user and kernel mode.
+    /// In user and kernel mode.
     pub cpu_seconds: f64,
-    /// The share of the CPUs that it may use.
+    /// Of the CPUs that it may use.
     pub cpu_share: f64,
-    /// Resident memory at the end.
+    /// Resident at the end.
     pub memory_bytes: u64,
-    /// Open descriptors at the end.
+    /// Open at the end.
     pub descriptors: u64,
 }
 
+/// What kept the traffic from being more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitedBy {
-    /// The scenario: everything that was to be sent was sent.
+    /// Everything that was to be sent was sent.
     Scenario,
-    /// The gateway: it had no CPU time left.
+    /// The gateway had no CPU time left.
     Gateway,
-    /// This harness: it had no CPU time left, or could not keep its schedule. The figures say nothing of the gateway's limit.
+    /// This harness had no CPU time left, or could not keep its schedule. The figures say nothing of the gateway's limit.
     Harness,
-    /// Neither: the windows of bulk flows, a rate limit, or the network between.
+    /// The windows of bulk flows, a rate limit, or the network between.
     #[default]
     Window,
 }
@@ -154,11 +156,11 @@ pub struct ShardFigures {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Sample {
     pub seconds: f64,
-    /// Handshakes completed so far.
+    /// Completed so far.
     pub handshakes: u64,
-    /// Connections up.
+    /// Now up.
     pub connections: u64,
-    /// The gateway's CPU time so far.
+    /// So far.
     pub gateway_cpu_seconds: f64,
     pub gateway_memory_bytes: u64,
     pub gateway_descriptors: u64,
@@ -176,6 +178,11 @@ impl LoadResult {
     pub fn cpu_seconds_per_gigabyte(&self, usage: Usage) -> Option<f64> {
         let gigabytes = self.carried_bits_per_second() * self.seconds / 8e9;
         (gigabytes > 0.0).then(|| usage.cpu_seconds / gigabytes)
+    }
+
+    /// Packets of all groups that arrived.
+    pub fn received_packets(&self) -> u64 {
+        self.groups.iter().flat_map(GroupResult::ways).map(|(_, flow)| flow.counts.received_packets).sum()
     }
 
     /// Packets of all groups that did not arrive.
@@ -196,13 +203,119 @@ impl GroupResult {
     }
 }
 
-impl Direction {
-    /// Its name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Direction::Up => "up",
-            Direction::Down => "down",
-            Direction::Both => "both ways",
+impl fmt::Display for LoadResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadResult { scenario, gateway, users, ramp, churn, seconds, .. } = self;
+        let [connected, wanted, users] = [ramp.connected, ramp.wanted, *users].map(|number| count(number.into()));
+        let handshake = nanoseconds((ramp.gateway_cpu_seconds * 1e9 / f64::from(ramp.connected.max(1))) as u64);
+        writeln!(
+            f,
+            "{scenario} against {gateway}: {connected} of {wanted} connections of {users} users came up in {:.1} s, {handshake} of the gateway's CPU time each; {seconds:.1} s of traffic",
+            ramp.seconds,
+        )?;
+        if churn.closed + churn.rebound + churn.failed + churn.lost > 0 {
+            // The first handshake of each is the ramp's.
+            let again = churn.connected.saturating_sub(ramp.connected.into());
+            let [again, closed, rebound, failed, lost] =
+                [again, churn.closed, churn.rebound, churn.failed, churn.lost].map(count);
+            writeln!(
+                f,
+                "{closed} left, {again} came again, {rebound} changed their address; {failed} handshakes failed, {lost} connections were lost"
+            )?;
         }
+        writeln!(f, "\n{}\n\n{}\n", groups(self), accounts(self))?;
+        for (way, account) in [("up", &self.up), ("down", &self.down)] {
+            if account.user_peak_bits_per_second > 0.0 {
+                writeln!(
+                    f,
+                    "most for a user in a second, {way}: {}",
+                    bits_per_second(account.user_peak_bits_per_second)
+                )?;
+            }
+        }
+        for (group, trips) in self.groups.iter().filter_map(|group| Some((group, group.round_trip.as_ref()?))) {
+            let [p50, p99, p999, max] = [trips.p50_ns, trips.p99_ns, trips.p999_ns, trips.max_ns].map(nanoseconds);
+            let (name, number) = (&group.name, count(trips.count));
+            writeln!(f, "round trips of {name}: p50 {p50}, p99 {p99}, p99.9 {p999}, longest {max} ({number} of them)")?;
+        }
+        usage(f, self)?;
+        let limit = match self.limited_by {
+            LimitedBy::Scenario => "the scenario, all that was to be sent was sent in time",
+            LimitedBy::Gateway => "the gateway, it had no CPU time left",
+            LimitedBy::Harness => {
+                "THIS HARNESS, it had no CPU time left or fell behind its schedule; the figures say nothing of the gateway's limit"
+            }
+            LimitedBy::Window => "neither gateway nor harness was busy: the flows' windows, a rate limit, or the path",
+        };
+        writeln!(f, "limit: {limit}")?;
+        if self.failures.is_empty() {
+            return write!(f, "success: both ends agree on every packet, and everything demanded holds");
+        }
+        write!(f, "FAILURE")?;
+        self.failures.iter().try_for_each(|failure| write!(f, "\n- {failure}"))
     }
+}
+
+fn groups(result: &LoadResult) -> comfy_table::Table {
+    let rows = result.groups.iter().flat_map(|group| {
+        group.ways().map(|(way, flow)| {
+            let FlowCounts { sent_packets, received_packets, .. } = flow.counts;
+            let FlowCounts { reordered_packets, duplicated_packets, corrupted_packets, .. } = flow.counts;
+            let received = [sent_packets, received_packets, flow.lost_packets];
+            let damaged = [reordered_packets, duplicated_packets, corrupted_packets];
+            let names = [group.name.clone(), way.to_owned(), count(group.connections.into())];
+            let counts = received.into_iter().chain(damaged).map(count);
+            names.into_iter().chain(counts).chain([bits_per_second(flow.bits_per_second)]).collect::<Vec<_>>()
+        })
+    });
+    let heading = ["traffic", "", "connections", "sent", "received", "lost", "reordered", "twice", "corrupt", "rate"];
+    table(2, &heading, rows)
+}
+
+/// Both accounts side by side, line by line.
+fn accounts(result: &LoadResult) -> comfy_table::Table {
+    let (up, down) = (&result.up, &result.down);
+    let mut reasons: Vec<&String> = up.drops.keys().chain(down.drops.keys()).collect();
+    reasons.sort();
+    reasons.dedup();
+    let dropped = reasons.into_iter().map(|reason| {
+        let [up, down] =
+            [up, down].map(|account| account.drops.get(reason).map_or_else(String::new, |packets| count(*packets)));
+        [format!("dropped, {reason}"), up, down]
+    });
+    let ends = [("sent", up.sent, down.sent), ("received", up.received, down.received)];
+    let rows = ends.into_iter().map(|(what, up, down)| [what.to_owned(), count(up), count(down)]).chain(dropped);
+    let unaccounted = ["unaccounted for".to_owned(), signed(up.unaccounted), signed(down.unaccounted)];
+    table(1, &["every inner packet, the harness's own too", "up", "down"], rows.chain([unaccounted]))
+}
+
+/// What gateway and harness used, and how cheap the one is beside the other.
+fn usage(f: &mut fmt::Formatter<'_>, result: &LoadResult) -> fmt::Result {
+    let (gateway, harness) = (result.gateway_usage, result.harness_usage);
+    for (name, usage) in [("gateway", gateway), ("harness", harness)] {
+        let cost = result.cpu_seconds_per_gigabyte(usage).map(|cost| format!(", {cost:.2} s/GB")).unwrap_or_default();
+        let (share, memory) = (percent(usage.cpu_share), bytes(usage.memory_bytes as f64));
+        let (seconds, descriptors) = (usage.cpu_seconds, count(usage.descriptors));
+        writeln!(
+            f,
+            "{name}: {seconds:.2} s of CPU time, {share} of its CPUs{cost}; {memory}, {descriptors} descriptors"
+        )?;
+    }
+    writeln!(f, "the gateway's CPUs were busy for {} of the time", percent(result.gateway_cpus_busy))?;
+    if gateway.cpu_seconds > 0.0 {
+        let responder = result.responder_cpu_seconds / gateway.cpu_seconds;
+        let clients = (harness.cpu_seconds / gateway.cpu_seconds - responder).max(0.0);
+        writeln!(
+            f,
+            "a packet costs the clients {clients:.2} and the responder {responder:.2} times what it costs the gateway"
+        )?;
+    }
+    if let Some(batch) = result.batch {
+        writeln!(f, "{batch:.2} inner packets for each outer datagram")?;
+    }
+    if let Some(shards) = result.shards {
+        let share = shards.crossed as f64 / shards.arrived.max(1) as f64;
+        writeln!(f, "{} shards; {} of what arrived crossed to another", shards.shards, percent(share))?;
+    }
+    Ok(())
 }

@@ -1,16 +1,18 @@
 //! Everything that a run consists of: namespaces, gateway, responder, generators; started together, gone together.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use crossbeam_channel::bounded;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tollgate::tls::Clients;
+use tollgate_config::{KeyExchange, PemSource};
 use tollgate_testkit::chance::mixed;
+use tollgate_testkit::deploy::{Identity, user_entry};
 
-use super::generator::{ClientPlan, Generator, GeneratorCounts, GeneratorPlan, GeneratorReport, Order};
-use super::identities::{self, Identities};
-use super::responder::{Responder, ResponderTotals};
+use super::generator::{self, ClientPlan, Generator, GeneratorCounts, GeneratorPlan, GeneratorReport, Order};
+use super::responder::{self, FarOrder, Responder, ResponderCounts, ResponderReport};
 use super::scenario::Scenario;
 use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, Network, RunningGateway, SERVICE};
 use crate::measure::cpus;
@@ -24,7 +26,7 @@ const GENERATORS_OF_A_RESPONDER: usize = 2;
 /// A run's parts. Their order is that of their end: clients first, namespaces last.
 pub struct Testbed {
     generators: Vec<Generator>,
-    responder: Responder,
+    responders: Vec<Responder>,
     pub gateway: RunningGateway,
     _files: GatewayFiles,
     kernel_before: KernelDrops,
@@ -44,92 +46,96 @@ impl Testbed {
             cpus::require_usable(cpus, whose)?;
         }
         let (gateway_cpus, harness) = cpus::split(&scenario.gateway.cpus, &scenario.harness.cpus)?;
-        let users = scenario.users.count;
-        progress.step(&format!("making {} identities", count(users.into())));
-        let identities = Identities::generate(users, |made| {
-            progress.update(|| format!("{} of {} identities", count(made.into()), count(users.into())));
-        })?;
+        let identities = identities(scenario.users.count, progress)?;
         progress.step(&format!("starting {}", gateway.name));
         let pin = Pin::to(&harness)?;
         let plan = &scenario.gateway;
-        let files = GatewayFiles::write(plan, &identities.users_file(&scenario.users))?;
+        let files = GatewayFiles::write(plan, &users_file(scenario, &identities))?;
         let network = Network::build(plan.mtu_bytes)?;
         let kernel_before = KernelDrops::read(&network)?;
         let gateway = RunningGateway::start(gateway, plan, &gateway_cpus, &files, network.gateway())?;
         let threads = usize::from(scenario.harness.threads);
-        let sockets = (0..threads.div_ceil(GENERATORS_OF_A_RESPONDER)).map(|_| network.responder_socket());
-        let responder = Responder::start(sockets.collect::<Result<_>>()?, &from(&harness, threads))?;
-        let trusted = identities::trusted(&files.certificate())?;
-        let generators = plans(scenario, &identities, &trusted, &responder.addresses(), &harness)?
-            .into_iter()
-            .map(|plan| Generator::start(plan, network.clients()))
-            .collect::<Result<_>>()?;
-        let harness_cpus = harness.len();
+        let (mut responders, mut inboxes) = (Vec::new(), Vec::new());
+        for number in 0..threads.div_ceil(GENERATORS_OF_A_RESPONDER) {
+            let socket = network.responder_socket()?;
+            let SocketAddr::V4(address) = socket.local_address() else { bail!("a responder has no IPv4 address") };
+            let (cpu, is_metered) = (harness[(threads + number) % harness.len()], scenario.users.limit.is_some());
+            let responder = responder::start(socket, cpu, scenario.traffic.len(), is_metered, network.network())?;
+            inboxes.push((address, responder.inbox()));
+            responders.push(responder);
+        }
+        let clients = clients(scenario, &identities, &files)?;
+        let start = |(number, (clients, spare_sources))| {
+            let (scenario, responders) = (Arc::new(scenario.clone()), inboxes.clone());
+            let plan =
+                GeneratorPlan { scenario, thread: number as u16, clients, spare_sources, remote: SERVICE, responders };
+            generator::start(plan, harness[number % harness.len()], network.clients())
+        };
         Ok(Testbed {
-            generators,
-            responder,
+            generators: clients.into_iter().enumerate().map(start).collect::<Result<_>>()?,
+            responders,
             gateway,
             _files: files,
             kernel_before,
             network,
             gateway_cpus,
-            harness_cpus,
+            harness_cpus: harness.len(),
             _pin: pin,
         })
     }
 
-    /// How many threads the responder has.
-    pub fn responder_threads(&self) -> usize {
-        self.responder.addresses().len()
-    }
-
-    /// Gives an order to every generator.
+    /// Gives an order to every generator, and to every responder what follows from it. Counts that are read afterwards show it: what it brings
+    /// about is done or pending.
     pub fn order(&mut self, order: Order) -> Result<()> {
-        if self.generators.iter().any(|generator| generator.order(order).is_err()) {
-            return self.why_ended();
+        for generator in &self.generators {
+            let (reply, is_begun) = bounded(1);
+            generator.inbox().send((order, reply));
+            if is_begun.recv().is_err() {
+                return self.why_ended();
+            }
+        }
+        if order == Order::StopTraffic {
+            self.responders.iter().for_each(|responder| responder.inbox().send(FarOrder::Stop));
         }
         Ok(())
     }
 
-    /// Fails when a generator has ended, or the gateway has.
+    /// Fails when a thread has ended, or the gateway has.
     pub fn require_all(&mut self) -> Result<()> {
-        if self.generators.iter().any(Generator::has_ended) {
+        if self.generators.iter().any(Generator::has_ended) || self.responders.iter().any(Responder::has_ended) {
             return self.why_ended();
         }
         self.gateway.cpu_seconds().map(drop)
     }
 
     fn why_ended(&mut self) -> Result<()> {
-        for generator in self.generators.drain(..).filter(Generator::has_ended) {
+        for generator in self.generators.drain(..) {
             generator.join()?;
         }
-        bail!("a thread of clients has ended")
+        for responder in self.responders.drain(..) {
+            responder.join()?;
+        }
+        bail!("a thread of the harness has ended")
     }
 
     /// The counts of all generators.
     pub fn counts(&self) -> GeneratorCounts {
         let mut sum = GeneratorCounts::default();
-        self.counts_of_each().for_each(|counts| sum += counts);
+        self.generators.iter().for_each(|generator| sum += generator.counts());
         sum
     }
 
-    /// The counts of each generator.
-    pub fn counts_of_each(&self) -> impl Iterator<Item = GeneratorCounts> {
-        self.generators.iter().map(Generator::counts)
+    /// The counts of all responders.
+    pub fn responder_counts(&self) -> ResponderCounts {
+        let mut sum = ResponderCounts::default();
+        self.responders.iter().for_each(|responder| sum += responder.counts());
+        sum
     }
 
-    /// The reports of all generators.
-    pub fn report(&self) -> Result<GeneratorReport> {
-        let mut sum = GeneratorReport::default();
-        for generator in &self.generators {
-            sum.merge(&generator.report()?);
-        }
-        Ok(sum)
-    }
-
-    /// What the responder counted so far.
-    pub fn responder_totals(&self) -> ResponderTotals {
-        self.responder.totals()
+    /// CPU time of each thread, in nanoseconds.
+    pub fn threads_cpu_ns(&self) -> Vec<u64> {
+        let generators = self.generators.iter().map(|generator| generator.counts().cpu_ns);
+        generators.chain(self.responders.iter().map(|responder| responder.counts().cpu_ns)).collect()
     }
 
     /// What the kernel has dropped since the namespaces were made.
@@ -137,15 +143,16 @@ impl Testbed {
         Ok(KernelDrops::read(&self.network)?.since(&self.kernel_before))
     }
 
-    /// Ends everything, the generators first. Returns what generators and responder had counted.
-    pub fn stop(self) -> Result<(GeneratorReport, ResponderTotals)> {
-        let mut report = GeneratorReport::default();
-        for generator in self.generators {
-            report.merge(&generator.join()?);
+    /// Ends all threads. Returns what generators and responders had counted.
+    pub fn join(&mut self) -> Result<(GeneratorReport, ResponderReport)> {
+        let (mut near, mut far) = (GeneratorReport::default(), ResponderReport::default());
+        for generator in self.generators.drain(..) {
+            near.merge(generator.join()?);
         }
-        let totals = self.responder.stop()?;
-        self.gateway.stop()?;
-        Ok((report, totals))
+        for responder in self.responders.drain(..) {
+            far.merge(responder.join()?);
+        }
+        Ok((near, far))
     }
 }
 
@@ -164,55 +171,56 @@ impl Drop for Pin {
     }
 }
 
-/// CPUs, beginning with number `first` of them, counted round.
-fn from(cpus: &[usize], first: usize) -> Vec<usize> {
-    let mut cpus = cpus.to_vec();
-    let length = cpus.len();
-    cpus.rotate_left(first % length);
-    cpus
+fn user_name(user: usize) -> String {
+    format!("u{:05}", user + 1)
 }
 
-/// What each generator is told. Users go round the generators, each with all of its clients.
-fn plans(
-    scenario: &Scenario,
-    identities: &Identities,
-    trusted: &Clients,
-    responders: &[SocketAddr],
-    harness: &[usize],
-) -> Result<Vec<GeneratorPlan>> {
-    let shared = Arc::new(scenario.clone());
-    let threads = scenario.harness.threads;
-    let v4 = |address: &SocketAddr| match address {
-        SocketAddr::V4(address) => Some(*address),
-        SocketAddr::V6(_) => None,
+/// A certificate and a key for each of so many users.
+fn identities(users: u32, progress: &mut Progress) -> Result<Vec<Identity>> {
+    progress.step(&format!("making {} identities", count(users.into())));
+    let identity = |user: u32| {
+        progress.update(|| format!("{} of {} identities", count(user.into()), count(users.into())));
+        Ok(Identity::generate(&user_name(user as usize), &[])?)
     };
-    let responders: Vec<SocketAddrV4> = responders.iter().filter_map(v4).collect();
-    let mut plans: Vec<GeneratorPlan> = (0..threads)
-        .map(|thread| GeneratorPlan {
-            scenario: Arc::clone(&shared),
-            thread,
-            cpus: from(harness, thread.into())[..1].to_vec(),
-            clients: Vec::new(),
-            spare_sources: Vec::new(),
-            remote: SERVICE,
-            responders: responders.clone(),
-        })
-        .collect();
+    (0..users).map(identity).collect()
+}
+
+/// The users file: all of these, and those whose keys nobody has.
+fn users_file(scenario: &Scenario, identities: &[Identity]) -> String {
+    let limit = scenario.users.limit.as_ref();
+    let limit = limit.map(|limit| format!("bandwidth_limit = \"{limit}\"")).unwrap_or_default();
+    let entry = |(user, identity): (usize, &Identity)| user_entry(&user_name(user), &identity.fingerprint, &limit);
+    let users = identities.iter().enumerate().map(entry);
+    users.chain((1..=scenario.users.absent).map(|number| absent_user(number, &limit))).collect()
+}
+
+/// The entry of a user whose key nobody has.
+pub fn absent_user(number: u32, settings: &str) -> String {
+    user_entry(&format!("absent{number:06}"), &format!("sha256:{number:064x}"), settings)
+}
+
+/// The clients of each generator, and the outer addresses that are left for them. Users go round the generators, each with all of its clients.
+fn clients(
+    scenario: &Scenario,
+    identities: &[Identity],
+    files: &GatewayFiles,
+) -> Result<Vec<(Vec<ClientPlan>, Vec<IpAddr>)>> {
+    let threads = usize::from(scenario.harness.threads);
+    let mut plans: Vec<(Vec<ClientPlan>, Vec<IpAddr>)> = vec![Default::default(); threads];
+    // They trust only the gateway's certificate, and offer what Quincy's client does by default.
+    let trusted = Clients::new(&[PemSource::File(files.certificate())], KeyExchange::Hybrid)?;
     let mut groups = groups(scenario).into_iter();
     let mut sources = CLIENTS_V4.hosts().map(IpAddr::V4);
-    for user in 0..scenario.users.count {
-        let tls = identities.client_tls(user, trusted)?;
+    for (user, Identity { certificate_pem, key_pem, .. }) in identities.iter().enumerate() {
+        let [certificate, key] = [certificate_pem, key_pem].map(|pem| PemSource::Inline(pem.clone().into()));
+        let tls = trusted.client(&[certificate], &key).with_context(|| format!("user {}", user_name(user)))?;
         for (source, group) in sources.by_ref().zip(groups.by_ref()).take(scenario.users.connections as usize) {
-            plans[(user % u32::from(threads)) as usize].clients.push(ClientPlan {
-                user,
-                tls: tls.clone(),
-                source,
-                group,
-            });
+            let client = ClientPlan { user: user as u32, tls: tls.clone(), source, group };
+            plans[user % threads].0.push(client);
         }
     }
     for (number, address) in sources.enumerate() {
-        plans[number % usize::from(threads)].spare_sources.push(address);
+        plans[number % threads].1.push(address);
     }
     Ok(plans)
 }
@@ -234,14 +242,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::load::experiment::{scenario, traffic};
-    use crate::load::scenario::TrafficKind;
+    use crate::load::scenario::{TrafficKind, TrafficPlan};
 
     #[test]
     fn each_group_has_its_connections_and_the_rest_are_idle() {
-        let mut scenario = scenario("s", 1000, Duration::from_secs(1));
-        let kind = TrafficKind::Bulk { window_bytes: 65_536 };
-        scenario.traffic = vec![traffic(&scenario, "a", 300, kind), traffic(&scenario, "b", 500, kind)];
+        let mut scenario = Scenario::new("s", 1000, Duration::from_secs(1));
+        scenario.traffic =
+            [("a", 300), ("b", 500)].map(|(name, n)| TrafficPlan::new(name, n, TrafficKind::Bulk)).into();
         let first = groups(&scenario);
         let of = |groups: &[Option<u8>], wanted| groups.iter().filter(|group| **group == wanted).count();
         assert_eq!([Some(0), Some(1), None].map(|wanted| of(&first, wanted)), [300, 500, 200]);

@@ -1,0 +1,402 @@
+//! One end of a flow: which message it sends next and when, and what it makes of those that come. Both ends are the same machine. It sends
+//! nothing and reads no clock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::message::{Header, INNER_BYTES_MIN, Kind, stamp_ns};
+use super::sink::{FlowCounts, Sink};
+
+/// The most packets of a train: those that one super-packet can have (the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9).
+pub const TRAIN_PACKETS_MAX: u16 = 64;
+/// The most packets that a source gives for the same `now`: others are to have their turn.
+const PASS_PACKETS_MAX: u16 = 64;
+/// When nothing was heard for this long of a window that is full, all that was in flight is taken as lost.
+const STALL_AFTER: Duration = Duration::from_millis(200);
+/// The receiver of a window's data gives credit after this many messages, or this long after one.
+const CREDIT_PACKETS: u32 = 32;
+const CREDIT_AFTER: Duration = Duration::from_millis(1);
+/// Answers of a flow that wait to be sent. Requests that find so many are not answered.
+const ANSWERS_MAX: usize = 4096;
+
+/// What one end sends of its own accord.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SendPlan {
+    pub kind: Kind,
+    /// Lengths of inner packets in bytes, in turn; at least one.
+    pub sizes: Vec<u16>,
+    pub schedule: Schedule,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Schedule {
+    /// So many packets a second, `train` of which fall due together.
+    Even { per_second: f64, train: u16 },
+    /// As many as have room among so many bytes in flight.
+    Window { bytes: u32 },
+}
+
+impl SendPlan {
+    pub fn longest(&self) -> u16 {
+        self.sizes.iter().copied().max().unwrap_or(INNER_BYTES_MIN)
+    }
+
+    /// Packets that go to the kernel in one piece.
+    pub fn train(&self) -> u16 {
+        if let Schedule::Even { train, .. } = self.schedule { train } else { TRAIN_PACKETS_MAX }
+    }
+
+    /// How long after a common start flow `flow` is to begin, so that the packets of many flows of one rate come evenly: a part of the time
+    /// between two trains.
+    pub fn phase(&self, flow: u32) -> Duration {
+        let Schedule::Even { per_second, train } = self.schedule else { return Duration::ZERO };
+        // Multiples of the golden ratio: however many flows there are, their fractions lie evenly.
+        let fraction = f64::from(flow.wrapping_mul(0x9e37_79b9)) / 2f64.powi(32);
+        Duration::from_secs_f64(fraction / per_second * f64::from(train))
+    }
+}
+
+/// Numbers packets and keeps the schedule.
+#[derive(Debug)]
+struct Source {
+    plan: Arc<SendPlan>,
+    start: Instant,
+    /// The next number.
+    sequence: u64,
+    /// All numbers before this one have arrived or are lost.
+    settled: u64,
+    /// When the other side was last heard, or else the first packet in flight was sent.
+    heard_at: Instant,
+    /// The last `now` of a poll, and the packets given for it.
+    pass: (Instant, u16),
+    is_stopped: bool,
+}
+
+impl Source {
+    /// The next packet, if it is due at `now` and no longer than `bytes_max`: its number, its length, and when it was due.
+    #[inline]
+    fn poll(&mut self, now: Instant, bytes_max: u16) -> Option<(u64, u16, Instant)> {
+        let due = self.next_at().filter(|at| *at <= now && self.pass != (now, PASS_PACKETS_MAX))?;
+        let bytes = Some(self.length()).filter(|bytes| *bytes <= bytes_max)?;
+        if self.is_blocked() {
+            self.settled = self.sequence;
+        }
+        if self.settled == self.sequence {
+            self.heard_at = now;
+        }
+        self.pass = if self.pass.0 == now { (now, self.pass.1 + 1) } else { (now, 1) };
+        self.sequence += 1;
+        let is_even = matches!(self.plan.schedule, Schedule::Even { .. });
+        Some((self.sequence - 1, bytes, if is_even { due } else { now }))
+    }
+
+    /// When the next packet is due if nothing is heard. What a schedule demands is never skipped, however late it is.
+    #[inline]
+    fn next_at(&self) -> Option<Instant> {
+        if self.is_stopped {
+            return None;
+        }
+        let due = match self.plan.schedule {
+            // Reckoned from the start, so that errors do not add up.
+            Schedule::Even { per_second, train } => {
+                let first_of_train = self.sequence - self.sequence % u64::from(train);
+                self.start + Duration::from_nanos((first_of_train as f64 * (1e9 / per_second)) as u64)
+            }
+            Schedule::Window { .. } if self.is_blocked() => self.heard_at + STALL_AFTER,
+            Schedule::Window { .. } => self.start,
+        };
+        Some(due)
+    }
+
+    #[inline]
+    fn length(&self) -> u16 {
+        self.plan.sizes[(self.sequence % self.plan.sizes.len() as u64) as usize]
+    }
+
+    /// Whether the window has no room for the next packet. All in flight are taken to be as long as the longest.
+    #[inline]
+    fn is_blocked(&self) -> bool {
+        let Schedule::Window { bytes } = self.plan.schedule else { return false };
+        (self.sequence - self.settled + 1) * u64::from(self.plan.longest()) > u64::from(bytes)
+    }
+
+    /// The other side has received all that it will ever receive of the numbers before `settled`.
+    fn handle_credit(&mut self, now: Instant, settled: u64) {
+        if settled <= self.sequence {
+            self.heard_at = now;
+            self.settled = self.settled.max(settled);
+        }
+    }
+}
+
+/// A message to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgoing {
+    pub header: Header,
+    pub inner_bytes: u16,
+    /// When it was due by a schedule.
+    pub due: Option<Instant>,
+}
+
+/// One end of a flow.
+#[derive(Debug)]
+pub struct End {
+    /// The flow's, unique in the run.
+    pub number: u32,
+    source: Option<Source>,
+    sink: Sink,
+    /// Stamps of requests to be answered, and the lengths of the answers.
+    answers: VecDeque<(u64, u16)>,
+    answered: u64,
+    /// Whether the other side has a window, and wants credit.
+    gives_credit: bool,
+    /// Messages that came since the last credit, and when the first of them did.
+    untold: u32,
+    untold_since: Option<Instant>,
+}
+
+impl End {
+    /// Whoever sends begins at `now`, its first packet at its place between those of all other flows.
+    pub fn new(number: u32, send: Option<&Arc<SendPlan>>, gives_credit: bool, now: Instant) -> End {
+        let source = send.map(|plan| {
+            let (plan, start) = (Arc::clone(plan), now + plan.phase(number));
+            Source { plan, start, sequence: 0, settled: 0, heard_at: start, pass: (start, 0), is_stopped: false }
+        });
+        End {
+            number,
+            source,
+            sink: Sink::default(),
+            answers: VecDeque::new(),
+            answered: 0,
+            gives_credit,
+            untold: 0,
+            untold_since: None,
+        }
+    }
+
+    /// Takes what came. An answer to a request is `answer_bytes` long, or as long as the request. Returns whether it is a message that is
+    /// counted, intact, and came for the first time.
+    #[inline]
+    pub fn take(
+        &mut self,
+        now: Instant,
+        header: &Header,
+        inner_bytes: u16,
+        is_intact: bool,
+        answer_bytes: Option<u16>,
+    ) -> bool {
+        if header.kind == Kind::Credit {
+            self.source.iter_mut().filter(|_| is_intact).for_each(|source| source.handle_credit(now, header.sequence));
+            return false;
+        }
+        if self.gives_credit {
+            self.untold += 1;
+            self.untold_since.get_or_insert(now);
+        }
+        let is_new = self.sink.take(header.sequence, inner_bytes.into(), is_intact);
+        if is_new && header.kind == Kind::Request && self.answers.len() < ANSWERS_MAX {
+            self.answers.push_back((header.stamp_ns, answer_bytes.unwrap_or(inner_bytes)));
+        }
+        is_new
+    }
+
+    /// The next message, if one no longer than `bytes_max` is due. Stamps count from `origin`. At most [`PASS_PACKETS_MAX`] of the source for
+    /// the same `now`.
+    #[inline]
+    pub fn poll(&mut self, now: Instant, origin: Instant, bytes_max: u16) -> Option<Outgoing> {
+        let header = |kind, sequence, stamp_ns| Header { kind, flow: self.number, sequence, stamp_ns };
+        if self.credit_at(now).is_some_and(|at| at <= now) {
+            if bytes_max < INNER_BYTES_MIN {
+                return None;
+            }
+            let header = header(Kind::Credit, self.sink.next(), 0);
+            (self.untold, self.untold_since) = (0, None);
+            return Some(Outgoing { header, inner_bytes: INNER_BYTES_MIN, due: None });
+        }
+        if let Some((stamp_ns, inner_bytes)) = self.answers.front().copied() {
+            let header = header(Kind::Answer, self.answered, stamp_ns);
+            if inner_bytes > bytes_max {
+                return None;
+            }
+            self.answers.pop_front();
+            self.answered += 1;
+            return Some(Outgoing { header, inner_bytes, due: None });
+        }
+        let source = self.source.as_mut()?;
+        let (sequence, inner_bytes, due) = source.poll(now, bytes_max)?;
+        let header = header(source.plan.kind, sequence, stamp_ns(origin, due));
+        let due = matches!(source.plan.schedule, Schedule::Even { .. }).then_some(due);
+        Some(Outgoing { header, inner_bytes, due })
+    }
+
+    /// When there may be a message no longer than `bytes_max` if nothing comes; a time that has passed means at once.
+    pub fn next_at(&self, now: Instant, bytes_max: u16) -> Option<Instant> {
+        let source = self.source.as_ref().filter(|source| source.length() <= bytes_max);
+        let answer = (!self.answers.is_empty()).then_some(now);
+        [self.credit_at(now), answer, source.and_then(Source::next_at)].into_iter().flatten().min()
+    }
+
+    /// Ends what it sends of its own accord. Answers and credit still go out.
+    pub fn stop(&mut self) {
+        self.source.iter_mut().for_each(|source| source.is_stopped = true);
+    }
+
+    /// What it counted so far.
+    pub fn counts(&self) -> FlowCounts {
+        let sent_packets = self.source.as_ref().map_or(self.answered, |source| source.sequence);
+        FlowCounts { sent_packets, ..self.sink.counts() }
+    }
+
+    fn credit_at(&self, now: Instant) -> Option<Instant> {
+        let since = self.untold_since?;
+        Some(if self.untold >= CREDIT_PACKETS { now } else { since + CREDIT_AFTER })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn plan(schedule: Schedule) -> Arc<SendPlan> {
+        Arc::new(SendPlan { kind: Kind::Data, sizes: vec![100], schedule })
+    }
+
+    fn end(schedule: Schedule) -> (End, Instant) {
+        let now = Instant::now();
+        // Flow 0 begins at once.
+        (End::new(0, Some(&plan(schedule)), false, now), now)
+    }
+
+    fn polled(end: &mut End, now: Instant) -> Vec<Outgoing> {
+        std::iter::from_fn(|| end.poll(now, now, u16::MAX)).collect()
+    }
+
+    fn credit(end: &mut End, now: Instant, settled: u64) {
+        end.take(now, &Header { kind: Kind::Credit, flow: 0, sequence: settled, stamp_ns: 0 }, 52, true, None);
+    }
+
+    #[test]
+    fn an_even_rate_is_kept_over_hours() {
+        for rate in [0.01, 0.3, 7.7, 1000.0 / 3.0] {
+            let (mut end, start) = end(Schedule::Even { per_second: rate, train: 1 });
+            let (mut now, mut number) = (start, 0u64);
+            // Asked whenever it wants to be, but always a little late.
+            while now <= start + Duration::from_secs(36_000) + MS {
+                while let Some(next) = end.poll(now, start, u16::MAX) {
+                    let exact = number as f64 / rate;
+                    assert!(
+                        ((next.due.unwrap() - start).as_secs_f64() - exact).abs() < 1e-6,
+                        "{number} at {rate} a second"
+                    );
+                    number += 1;
+                }
+                now = end.next_at(now, u16::MAX).unwrap() + Duration::from_micros(number * 7919 % 900);
+            }
+            assert_eq!(number, (36_000.0 * rate).round() as u64 + 1, "{rate} a second");
+        }
+    }
+
+    #[test]
+    fn packets_of_a_train_are_due_with_its_first_and_the_rate_is_the_same() {
+        let schedule = Schedule::Even { per_second: 1000.0, train: 4 };
+        let (mut end, start) = end(schedule);
+        assert_eq!(polled(&mut end, start).len(), 4);
+        assert_eq!((end.next_at(start, u16::MAX), polled(&mut end, start + 3 * MS).len()), (Some(start + 4 * MS), 0));
+        let late: Vec<_> = polled(&mut end, start + 9 * MS).iter().map(|next| next.due.unwrap() - start).collect();
+        assert_eq!(late, [[4 * MS; 4], [8 * MS; 4]].concat());
+        let latest = (0..1000).map(|flow| plan(schedule).phase(flow)).max();
+        assert!(latest.is_some_and(|latest| (3 * MS..4 * MS).contains(&latest)), "{latest:?}");
+        end.stop();
+        assert_eq!((end.next_at(start, u16::MAX), end.counts().sent_packets), (None, 12));
+    }
+
+    #[test]
+    fn a_window_bounds_what_is_in_flight_and_a_swallowed_one_begins_anew() {
+        let (mut end, start) = end(Schedule::Window { bytes: 1050 });
+        assert_eq!(polled(&mut end, start).len(), 10);
+        assert_eq!(end.next_at(start, u16::MAX), Some(start + STALL_AFTER));
+        credit(&mut end, start + MS, 4);
+        let numbers: Vec<_> = polled(&mut end, start + MS).iter().map(|next| next.header.sequence).collect();
+        assert_eq!(numbers, [10, 11, 12, 13]);
+        credit(&mut end, start + MS, 2);
+        credit(&mut end, start + MS, 15);
+        assert_eq!(polled(&mut end, start + 200 * MS), [], "an old one, and one of what was never sent");
+        assert_eq!(polled(&mut end, start + 201 * MS).len(), 10, "nothing is repeated");
+        // What was thought lost was only late.
+        credit(&mut end, start + 210 * MS, 12);
+        assert_eq!(end.next_at(start, u16::MAX), Some(start + 410 * MS), "but something was heard");
+        assert_eq!(end.next_at(start, 99), None, "there is no room for it");
+    }
+
+    #[test]
+    fn credit_is_given_after_enough_messages_or_enough_time() {
+        let now = Instant::now();
+        let mut end = End::new(7, None, true, now);
+        let take = |end: &mut End, at, sequence| {
+            end.take(at, &Header { kind: Kind::Data, flow: 7, sequence, stamp_ns: 0 }, 100, true, None)
+        };
+        assert!(take(&mut end, now, 1) && take(&mut end, now + CREDIT_AFTER / 2, 2));
+        assert_eq!(polled(&mut end, now + CREDIT_AFTER / 2), []);
+        assert_eq!(end.next_at(now, u16::MAX), Some(now + CREDIT_AFTER));
+        let sent = polled(&mut end, now + CREDIT_AFTER);
+        assert_eq!((sent.len(), sent[0].header.kind, sent[0].header.sequence), (1, Kind::Credit, 3));
+        for number in 3..3 + u64::from(CREDIT_PACKETS) {
+            assert_eq!(polled(&mut end, now), []);
+            take(&mut end, now, number);
+        }
+        assert_eq!(polled(&mut end, now)[0].header.sequence, 35);
+    }
+
+    #[test]
+    fn each_request_is_answered_once_with_its_stamp_and_a_number_of_its_own() {
+        let now = Instant::now();
+        let mut end = End::new(7, None, false, now);
+        for (sequence, is_intact) in [(0, true), (1, true), (1, true), (2, false)] {
+            let header = Header { kind: Kind::Request, flow: 7, sequence, stamp_ns: 100 + sequence };
+            end.take(now, &header, 80, is_intact, (sequence == 1).then_some(600));
+        }
+        let answers: Vec<_> = polled(&mut end, now).iter().map(|out| (out.header, out.inner_bytes)).collect();
+        let answer = |sequence| Header { kind: Kind::Answer, flow: 7, sequence, stamp_ns: 100 + sequence };
+        assert_eq!(answers, [(answer(0), 80), (answer(1), 600)]);
+        let counts = end.counts();
+        assert_eq!((counts.sent_packets, counts.received_packets), (2, 3));
+        assert_eq!((counts.duplicated_packets, counts.corrupted_packets), (1, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn no_order_of_credits_and_time_makes_a_window_burst(
+            steps in prop::collection::vec((0u64..60, 0u64..12), 1..200),
+            sizes in prop::collection::vec(100u16..1500, 1..4),
+        ) {
+            let start = Instant::now();
+            let plan = Arc::new(SendPlan { kind: Kind::Data, sizes, schedule: Schedule::Window { bytes: 6000 } });
+            let mut end = End::new(0, Some(&plan), false, start);
+            let (mut now, mut sent, mut settled, mut heard_at) = (start, Vec::<u64>::new(), 0usize, start);
+            for (pause_ms, step) in steps {
+                now += Duration::from_millis(pause_ms) + Duration::from_nanos(1);
+                if step > 0 {
+                    settled = (settled + step as usize).min(sent.len());
+                    credit(&mut end, now, settled as u64);
+                    heard_at = now;
+                }
+                let packets = polled(&mut end, now);
+                if !packets.is_empty() && now >= heard_at + STALL_AFTER {
+                    settled = sent.len();
+                }
+                if !packets.is_empty() && settled == sent.len() {
+                    heard_at = now;
+                }
+                sent.extend(packets.iter().map(|next| u64::from(next.inner_bytes)));
+                let in_flight: u64 = sent[settled..].iter().sum();
+                prop_assert!(in_flight <= 6000, "{} bytes in flight", in_flight);
+                prop_assert!(end.next_at(now, u16::MAX).unwrap() > now, "as much as the window lets, and no stall forgotten");
+            }
+        }
+    }
+}

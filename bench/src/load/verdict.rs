@@ -1,0 +1,241 @@
+//! What a load amounts to: what kept the traffic from being more, and every figure that is not as the scenario demands.
+
+use anyhow::{Result, anyhow};
+use tollgate_config::rate;
+
+use super::generator::GeneratorCounts;
+use super::result::{LimitedBy, LoadResult, Sample};
+use super::scenario::{Scenario, TrafficKind};
+use crate::measure::spread::slope;
+
+/// A gateway or a thread that used this share of its CPUs had none left.
+const BUSY_SHARE: f64 = 0.9;
+/// Of packets with a schedule, so many may be late before the harness is to blame.
+const LATE_SHARE_MAX: f64 = 0.01;
+/// The smallest burst of a limited user, in bytes.
+const BURST_BYTES_MIN: u64 = 64 * 1024;
+/// The first part of the samples, in which a gateway's memory still finds its size.
+const WARM_UP_SHARE: f64 = 0.25;
+/// Fewer samples than this tell no slope.
+const SLOPE_SAMPLES_MIN: usize = 5;
+
+/// How hard all worked while traffic was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Effort {
+    /// The share of its CPUs that the gateway used.
+    pub gateway_share: f64,
+    /// The share of a CPU that the busiest thread of the harness used.
+    pub thread_share_max: f64,
+    /// Packets that had a schedule, and those that were sent more than 1 ms late.
+    pub scheduled_packets: u64,
+    pub late_packets: u64,
+}
+
+/// What kept the traffic from being more.
+pub fn limited_by(scenario: &Scenario, effort: &Effort, lost_packets: u64) -> LimitedBy {
+    let has_bulk = scenario.traffic.iter().any(|plan| plan.kind == TrafficKind::Bulk);
+    let is_late = effort.late_packets as f64 > LATE_SHARE_MAX * effort.scheduled_packets as f64;
+    if !has_bulk && !is_late && lost_packets == 0 {
+        LimitedBy::Scenario
+    } else if effort.gateway_share >= BUSY_SHARE {
+        LimitedBy::Gateway
+    } else if is_late || effort.thread_share_max > BUSY_SHARE {
+        LimitedBy::Harness
+    } else {
+        LimitedBy::Window
+    }
+}
+
+/// The samples after the warm-up.
+pub fn warm(samples: &[Sample]) -> &[Sample] {
+    let end = samples.last().map_or(0.0, |sample| sample.seconds);
+    let cold = samples.iter().take_while(|sample| sample.seconds < WARM_UP_SHARE * end).count();
+    &samples[cold..]
+}
+
+/// How much a gateway's memory grew for each connection that came while traffic ran, in bytes: the slope of the samples after the warm-up,
+/// by least squares. `None` where too few connections came, or too few samples were taken, to tell.
+pub fn bytes_per_connection(samples: &[Sample]) -> Option<f64> {
+    let point = |sample: &Sample| (sample.handshakes as f64, sample.gateway_memory_bytes as f64);
+    let points: Vec<(f64, f64)> = warm(samples).iter().map(point).collect();
+    if points.len() < SLOPE_SAMPLES_MIN { None } else { slope(&points) }
+}
+
+/// Every figure of `result` that is not as `scenario` demands, in words. `counts` are those of all generators at the end.
+pub fn failures(scenario: &Scenario, result: &LoadResult, counts: &GeneratorCounts) -> Result<Vec<String>> {
+    let (mut failures, ramp, demand) = (Vec::new(), &result.ramp, &scenario.demand);
+    let mut require = |is_right: bool, failure: &dyn Fn() -> String| {
+        if !is_right {
+            failures.push(failure());
+        }
+    };
+    if demand.all_connected {
+        let is_up = ramp.connected == ramp.wanted;
+        require(is_up, &|| format!("{} of {} connections came up", ramp.connected, ramp.wanted));
+        require(!is_up || counts.failed == 0, &|| format!("{} clients could not connect again", counts.failed));
+        let lost = result.churn.lost;
+        require(lost == 0, &|| format!("{lost} connections ended although nobody wanted it"));
+    }
+    for (way, account) in [("up", &result.up), ("down", &result.down)] {
+        let (sent, received, unaccounted) = (account.sent, account.received, account.unaccounted);
+        let dropped: u64 = account.drops.values().sum();
+        require(unaccounted == 0, &|| {
+            format!(
+                "{way}: sent {sent}, received {received}, counted as dropped {dropped}: {unaccounted} packets are unaccounted for"
+            )
+        });
+    }
+    for group in &result.groups {
+        for (way, flow) in group.ways() {
+            for (what, packets) in [
+                ("reordered", flow.counts.reordered_packets),
+                ("duplicated", flow.counts.duplicated_packets),
+                ("corrupted", flow.counts.corrupted_packets),
+            ] {
+                require(packets == 0, &|| format!("{}, {way}: {packets} packets were {what}", group.name));
+            }
+        }
+    }
+    if let Some(loss_max) = scenario.loss_max() {
+        let flows = result.groups.iter().flat_map(|group| [&group.up, &group.down]);
+        let (sent, lost) =
+            flows.fold((0, 0), |(sent, lost), flow| (sent + flow.counts.sent_packets, lost + flow.lost_packets));
+        require(lost as f64 <= loss_max * sent as f64, &|| {
+            let (share, max) = (100.0 * lost as f64 / sent as f64, 100.0 * loss_max);
+            format!("{lost} of {sent} packets were lost: {share:.4} %, but at most {max:.4} % may be")
+        });
+    }
+    if let Some(limit) = &scenario.users.limit {
+        let limit = rate(limit).map_err(|what| anyhow!("the limit of users is {limit:?}, {what}"))?.bits_per_s();
+        // What a user may receive in any second: the rate, a whole burst, and one packet that was begun.
+        let burst_bytes = (limit / 8).max(BURST_BYTES_MIN) + u64::from(scenario.mtu_bytes());
+        let max = limit as f64 + burst_bytes as f64 * 8.0;
+        for (way, account) in [("up", &result.up), ("down", &result.down)] {
+            let peak = account.user_peak_bits_per_second;
+            require(peak <= max, &|| {
+                let [peak, limit, max] = [peak, limit as f64, max].map(|bits| bits / 1e6);
+                format!(
+                    "{way}: a user received {peak:.3} Mb in a second, but a limit of {limit:.3} Mb/s allows {max:.3} with its burst"
+                )
+            });
+        }
+    }
+    if let Some(bytes_max) = demand.bytes_per_churned_connection_max {
+        let bytes = bytes_per_connection(&result.samples);
+        require(bytes.is_some_and(|bytes| bytes <= bytes_max), &|| match bytes {
+            None => {
+                "too few connections came, or too few samples were taken, to tell the growth of the gateway's memory"
+                    .to_owned()
+            }
+            Some(bytes) => format!(
+                "the gateway's memory grew by {bytes:.0} bytes for each connection that came, but at most {bytes_max:.0} are allowed"
+            ),
+        });
+    }
+    Ok(failures)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::load::experiment::fixture::load_result;
+    use crate::load::scenario::TrafficPlan;
+
+    fn with(kind: TrafficKind) -> Scenario {
+        let mut scenario = Scenario::new("s", 1, Duration::from_secs(1));
+        scenario.demand.loss_max = Some(0.0);
+        scenario.traffic = vec![TrafficPlan::new("group", 1, kind)];
+        scenario
+    }
+
+    fn sound() -> LoadResult {
+        let mut result = load_result(1e6);
+        result.groups[0].up.counts.sent_packets = 1000;
+        result.groups[0].down.counts.sent_packets = 1000;
+        result
+    }
+
+    fn found(scenario: &Scenario, result: &LoadResult) -> Vec<String> {
+        failures(scenario, result, &GeneratorCounts::default()).unwrap()
+    }
+
+    #[test]
+    fn each_wrong_figure_fails_by_itself_and_alone() {
+        let scenario = with(TrafficKind::Constant);
+        assert!(found(&scenario, &sound()).is_empty());
+        type Harm = fn(&mut LoadResult);
+        let cases: [(Harm, &str); 7] = [
+            (|result| result.ramp.connected = 0, "0 of 1 connections came up"),
+            (|result| result.churn.lost = 3, "3 connections ended although nobody wanted it"),
+            (|result| result.down.unaccounted = 2, "down: sent 0, received 0, counted as dropped 0: 2 packets are"),
+            (|result| result.groups[0].up.counts.reordered_packets = 4, "load, up: 4 packets were reordered"),
+            (|result| result.groups[0].down.counts.duplicated_packets = 5, "load, down: 5 packets were duplicated"),
+            (|result| result.groups[0].up.counts.corrupted_packets = 6, "load, up: 6 packets were corrupted"),
+            (
+                |result| result.groups[0].down.lost_packets = 1,
+                "1 of 2000 packets were lost: 0.0500 %, but at most 0.0000 %",
+            ),
+        ];
+        for (harm, expected) in cases {
+            let mut result = sound();
+            harm(&mut result);
+            let found = found(&scenario, &result);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_may_have_rate_burst_and_a_packet_in_a_second_and_no_more() {
+        let mut scenario = with(TrafficKind::Constant);
+        scenario.users.limit = Some("800 kbps".to_owned());
+        // 100,000 of rate, as many of burst, and 1,400.
+        for (bytes, wrong) in [(201_400.0, 0), (201_401.0, 1)] {
+            let mut result = sound();
+            result.up.user_peak_bits_per_second = bytes * 8.0;
+            let found = found(&scenario, &result);
+            assert_eq!(found.len(), wrong, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn memory_that_grows_with_each_connection_is_told_from_memory_that_grows_at_first() {
+        let growing = |bytes: u64| -> Vec<Sample> {
+            let sample = |second: u64| Sample {
+                seconds: second as f64,
+                handshakes: second * 100,
+                // It grows fast in the beginning, whatever comes later.
+                gateway_memory_bytes: 50_000_000 + second * 100 * bytes + second.min(4) * 1_000_000,
+                ..Sample::default()
+            };
+            (0..20).map(sample).collect()
+        };
+        assert_eq!((bytes_per_connection(&growing(0)), bytes_per_connection(&growing(5)[..4])), (Some(0.0), None));
+        let mut scenario = with(TrafficKind::Constant);
+        scenario.demand.bytes_per_churned_connection_max = Some(500.0);
+        let found = |bytes| found(&scenario, &LoadResult { samples: growing(bytes), ..sound() });
+        assert!(found(1024)[0].starts_with("the gateway's memory grew by 1024 bytes for each connection that came"));
+        assert!(found(400).is_empty());
+    }
+
+    #[test]
+    fn what_limits_a_load_is_told_apart() {
+        let easy = Effort { gateway_share: 0.3, scheduled_packets: 1000, ..Effort::default() };
+        let late = Effort { late_packets: 11, ..easy };
+        let busy = Effort { gateway_share: 0.95, ..easy };
+        let (bulk, constant) = (with(TrafficKind::Bulk), with(TrafficKind::Constant));
+        for (scenario, effort, lost, expected) in [
+            (&constant, easy, 0, LimitedBy::Scenario),
+            (&constant, busy, 0, LimitedBy::Scenario),
+            (&constant, busy, 5, LimitedBy::Gateway),
+            (&constant, Effort { gateway_share: 0.95, ..late }, 0, LimitedBy::Gateway),
+            (&constant, late, 0, LimitedBy::Harness),
+            (&bulk, busy, 0, LimitedBy::Gateway),
+            (&bulk, Effort { thread_share_max: 0.95, ..easy }, 0, LimitedBy::Harness),
+            (&bulk, easy, 0, LimitedBy::Window),
+        ] {
+            assert_eq!(limited_by(scenario, &effort, lost), expected, "{effort:?} {lost}");
+        }
+    }
+}
