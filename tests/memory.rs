@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use tollgate_testkit::datagrams::{DatagramPlan, send};
-use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
+use tollgate_testkit::relay::{Relay, RelayPlan, Way};
 use tollgate_testkit::{Namespace, SERVICE_V4, Topology, TopologyPlan};
 
 use self::initials::{FIRST_BYTES_MIN, Stranger, crypto_frame, varint};
@@ -124,17 +124,13 @@ fn bulk_to_a_client_on_1_mbps(time: Duration) {
     // With a controller around all, what the path does not carry waits in the gateway.
     let cubic = "[connection]\ncongestion_controller = \"cubic\"\n[control]";
     let mut site = Site::start(|deployment| deployment.edit_server("[control]", cubic));
-    let path = LongPathPlan {
+    let plan = RelayPlan {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         gateway: GATEWAY,
         source: Ipv4Addr::LOCALHOST.into(),
-        one_way: Duration::from_millis(10),
-        bits_per_second: 1_000_000,
-        queue_bytes_max: 20_000,
-        lost_of: None,
-        management: QueueManagement::Tail,
+        way: Some(Way { bits_per_second: 1_000_000, queue_bytes_max: 20_000, ..Way::default() }),
     };
-    let path = LongPath::start(&site.topology.gateway, path).unwrap();
+    let path = Relay::start(&site.topology.gateway, plan).unwrap();
     let mut tunnel = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", path.address()));
     let before = site.memory_bytes();
     let target = SocketAddr::new(tunnel.address.expect("a login"), 9);

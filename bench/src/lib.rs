@@ -4,10 +4,12 @@
 //! of loads; `deploy` starts gateways; `measure` has what all figures have in common; `engine` counts instructions without any of it.
 
 #![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "a comment stands where the name does not say it")]
 
 mod deploy;
 pub mod engine;
 mod experiments;
+mod frames;
 mod load;
 mod measure;
 mod programs;
@@ -21,8 +23,8 @@ use experiments::{compare, floor, handshakes, idle, latency, packets, scale, sha
 /// Measures Tollgate, side by side with its peers.
 ///
 /// Every command prints tables in Markdown on standard output and its progress on standard error; --json and --markdown write files too. The
-/// exit status is 0 only if all figures are right: slow is not wrong. Nothing needs root where user namespaces are allowed (WireGuard programs
-/// do), but /dev/net/tun. Nothing is left behind.
+/// exit status is 0 only if all figures are right: slow is not wrong. Nothing needs root where user namespaces are allowed, but
+/// /dev/net/tun. Nothing is left behind.
 #[derive(Debug, Parser)]
 #[command(name = "tollgate-bench", version, max_term_width = 110)]
 struct Cli {
@@ -34,10 +36,9 @@ struct Cli {
 enum Command {
     /// Compare the CPU time per gigabyte, and the throughput, of two gateways that are each pinned to one CPU.
     ///
-    /// The gateways run in turn (A B B A ...), each in fresh network namespaces between a client and a server. Ours and quincy-server read
-    /// the same configuration files and have the same kind of client, quincy-client; a WireGuard program has itself as its client. Bulk
-    /// TCP goes up, down, then both ways at once through the tunnel; every byte is verified. Before each pair, the machine's floor is
-    /// measured on the gateway's CPU (see `floor`).
+    /// The gateways run in turn (A B B A ...), each in fresh network namespaces between a client and a server. Both read the same configuration
+    /// files and have the same kind of client, quincy-client. Bulk TCP goes up, down, then both ways at once through the tunnel; every byte is
+    /// verified. Before each pair, the machine's floor is measured on the gateway's CPU (see `floor`).
     ///
     /// The figure to trust is the ratio within a pair: on a shared machine absolute figures drift by tens of per cent, ratios hardly.
     #[command(alias = "gateway")]
@@ -83,16 +84,15 @@ enum Command {
     /// reads, UDP sends and receives, with super-packets and without, ciphers. The stages that a gateway's core cannot do without add up
     /// to its floor in each direction.
     Floor(floor::Options),
-    /// Count the instructions of the engine, without input and output, and hold them against recorded ones.
+    /// Count the instructions of the engine, without input and output, and hold them against another build's.
     ///
     /// Real shards and a real client are wired together in memory, under virtual time. Each benchmark runs under callgrind (Debian's package
     /// valgrind), which counts the instructions of the gateway's part alone; the table shows them for each packet or handshake. A count
     /// repeats within 0.1 %, whatever else the machine does. It is no time: it knows neither caches nor the kernel, and valgrind's
     /// processor lacks AVX-512.
     ///
-    /// The exit status is 0 only if no benchmark costs more than the share allowed in the file of recorded counts above what is recorded
-    /// there. The file belongs to a compiler, a profile and a target; with others, nothing is compared. The gate runs
-    /// `cargo run --profile dist --bin tollgate-bench -- engine`; after a change that costs more on purpose, or with a new compiler, add --record.
+    /// The exit status is 0 only if no benchmark costs 1 % more than in the build that --against names. `cargo xtask counts --against REV`
+    /// builds both alike.
     Engine(engine::Options),
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Variables with these beginnings would override settings of a gateway or client.
-const OVERRIDE_PREFIXES: [&str; 3] = ["QUINCY_", "TOLLGATE_", "WG_"];
+const OVERRIDE_PREFIXES: [&str; 2] = ["QUINCY_", "TOLLGATE_"];
 
 /// What a program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +19,6 @@ pub enum Kind {
     Tollgate,
     /// `quincy-server`.
     Quincy,
-    /// A WireGuard program in user space, which is its own client.
-    Wireguard,
 }
 
 /// A gateway that can be started.
@@ -39,15 +37,15 @@ pub struct GatewayOptions {
     gateway: Option<PathBuf>,
     /// Measure another gateway too, in turn with Tollgate.
     #[arg(long, value_enum)]
-    peer: Option<LoadPeer>,
+    peer: Option<Peer>,
     /// The peer's program [default: the first in $TOLLGATE_PEERS, .peers/bin and $PATH].
-    #[arg(long, value_name = "PATH", requires = "peer")]
+    #[arg(long, value_name = "PATH")]
     peer_binary: Option<PathBuf>,
 }
 
 /// A gateway that speaks the clients' protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum LoadPeer {
+enum Peer {
     /// quincy-server.
     Quincy,
     /// Another build of Tollgate, which --peer-binary names.
@@ -58,12 +56,22 @@ impl GatewayOptions {
     /// Ours, then the peer if there is one.
     pub fn find(&self) -> Result<Vec<Gateway>> {
         let mut gateways = vec![Gateway::tollgate(self.gateway.as_deref())?];
-        match self.peer {
-            None => {}
-            Some(LoadPeer::Quincy) => gateways.push(Gateway::quincy(self.peer_binary.as_deref())?),
-            Some(LoadPeer::Baseline) => gateways.push(Gateway::baseline(self.peer_binary.as_deref())?),
+        if let Some(peer) = self.peer {
+            gateways.push(self.peer(peer)?);
         }
         Ok(gateways)
+    }
+
+    /// Ours and the peer, which is quincy-server by default.
+    pub fn find_pair(&self) -> Result<(Gateway, Gateway)> {
+        Ok((Gateway::tollgate(self.gateway.as_deref())?, self.peer(self.peer.unwrap_or(Peer::Quincy))?))
+    }
+
+    fn peer(&self, peer: Peer) -> Result<Gateway> {
+        match peer {
+            Peer::Quincy => Gateway::quincy(self.peer_binary.as_deref()),
+            Peer::Baseline => Gateway::baseline(self.peer_binary.as_deref()),
+        }
     }
 }
 
@@ -130,8 +138,8 @@ pub fn find(program: &str, given: Option<&Path>, option: &str) -> Result<PathBuf
     match places.find(|path| is_executable(path)) {
         Some(path) => Ok(std::path::absolute(path)?),
         None => bail!(
-            "{program} is in none of $TOLLGATE_PEERS, .peers/bin and $PATH: install it with bench/install-peers.sh (of WireGuard, \
-             --wireguard), or give its path with {option}"
+            "{program} is in none of $TOLLGATE_PEERS, .peers/bin and $PATH: install it with bench/install-peers.sh, or give its path with \
+             {option}"
         ),
     }
 }

@@ -24,7 +24,6 @@ use self::interrupt::Interrupt;
 use self::progress::Progress;
 use self::site::Site;
 use self::table::Findings;
-use crate::identity::IdentityError;
 use crate::output;
 use crate::signals::Signal;
 use tollgate_testkit::bulk::Direction;
@@ -61,9 +60,6 @@ pub enum DemoError {
     /// The namespaces, or what runs in them.
     #[error(transparent)]
     Lab(#[from] LabError),
-    /// A certificate.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
     /// The directory with configurations and certificates.
     #[error("cannot {operation} '{path}': {source}")]
     Files {

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
@@ -21,15 +21,13 @@ use tollgate_config::ShardCount;
 use super::interrupt::Interrupt;
 use super::{DemoError, Logs};
 use crate::gateway::Status;
-use crate::identity::Identity;
+use tollgate_testkit::deploy::{ConfigFile, GATEWAY_TUN, Identity, service, user_entry};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{LabError, Namespace, Privilege, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 /// The users, each with one client.
 pub(super) const CLIENTS: [&str; 2] = ["alice", "bob"];
 
-/// Quincy's port.
-const PORT: u16 = 55_555;
 /// How long a gateway may take to start; glommio locks memory for each shard.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take until the network behind the gateway answers it. Two attempts to connect fit in.
@@ -197,68 +195,24 @@ fn overrides_configuration(variable: &OsStr) -> bool {
 
 /// Certificates and configurations; see the [module](self).
 fn write_files(directory: &Path, shards: ShardCount) -> Result<(), DemoError> {
-    let write = |name: &str, text: &str| {
-        let path = directory.join(name);
-        fs::write(&path, text).map_err(|source| DemoError::Files { operation: "write", path, source })
-    };
-    let files = |name: &str| -> (PathBuf, PathBuf) {
-        (directory.join(format!("{name}_cert.pem")), directory.join(format!("{name}_key.pem")))
-    };
-    let (certificate, key) = files("gateway");
-    Identity::generate("gateway", &[&SERVICE_V4.to_string()])?.write(&certificate, &key, false)?;
+    let here = Path::new("");
+    Identity::generate("gateway", &[&SERVICE_V4.to_string()])?.write(directory, "server")?;
     let mut users = String::new();
     for user in CLIENTS {
-        let (certificate, key) = files(user);
         let identity = Identity::generate(user, &[])?;
-        identity.write(&certificate, &key, false)?;
-        let _ = writeln!(users, "[users.{user}]\nauthorized_certs = [\"{}\"]", identity.fingerprint);
-        write(&format!("{user}.toml"), &client_config(user))?;
+        identity.write(directory, user)?;
+        users += &user_entry(user, &identity.fingerprint, "");
+        let file = ConfigFile::client(here, user, &service()).set("network.interface_name", GATEWAY_TUN);
+        file.write(&directory.join(format!("{user}.toml")))?;
     }
-    write("users.toml", &users)?;
-    write("server.toml", &server_config(shards))
-}
-
-fn server_config(shards: ShardCount) -> String {
-    format!(
-        r#"name = "demo"
-tunnel_network = "198.19.128.1/24"
-users_file = "users.toml"
-bind_address = "{SERVICE_V4}"
-bind_port = {PORT}
-interface_name = "tollgate0"
-
-[protocol]
-mode = "tls"
-certificate_file = "gateway_cert.pem"
-certificate_key_file = "gateway_key.pem"
-
-[shards]
-count = {shards}
-key_file = "shard_keys"
-
-[control]
-socket = "control"
-"#
-    )
-}
-
-fn client_config(user: &str) -> String {
-    format!(
-        r#"connection_string = "{SERVICE_V4}:{PORT}"
-
-[protocol]
-mode = "tls"
-trusted_certificate_paths = ["gateway_cert.pem"]
-client_certificate_file = "{user}_cert.pem"
-client_certificate_key_file = "{user}_key.pem"
-
-[connection]
-
-[network]
-routes = ["198.19.0.0/24"]
-interface_name = "tollgate0"
-"#
-    )
+    let path = directory.join("users.toml");
+    fs::write(&path, users).map_err(|source| DemoError::Files { operation: "write", path, source })?;
+    let file = ConfigFile::gateway(here).of_tollgate(here).set("name", "demo").set("bind_address", SERVICE_V4);
+    let file = match shards {
+        ShardCount::Auto => file.set("shards.count", "auto"),
+        ShardCount::Fixed(count) => file.set("shards.count", count),
+    };
+    Ok(file.write(&directory.join("server.toml"))?)
 }
 
 /// Of the gateway's line at its start, the parts about who steers and what the TUN device takes off its hands.

@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket as StdUdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::stranger::params;
 use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
-use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Client, ClientParams, Congestion, Machine, Received, Transmit, TransportParams};
+use tollgate_shards::{Client, Machine, Received, Transmit};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use tollgate_testkit::bed::PATIENCE;
@@ -166,22 +166,7 @@ fn client(deployment: &Deployment, user: &str, owner: u8) -> Client {
     })
     .unwrap();
     let make = |seed: [u8; 32]| {
-        let params = ClientParams {
-            remote: (SERVICE_V4, PORT).into(),
-            server_name: SERVICE_V4.to_string(),
-            transport: TransportParams {
-                mtu_bytes: 1400,
-                idle_timeout: Duration::from_secs(30),
-                keep_alive: None,
-                initial_rtt: None,
-                datagram_send_buffer_bytes_max: 1 << 20,
-                datagram_receive_buffer_bytes_max: 1 << 20,
-                congestion: Congestion::Cubic,
-            },
-            merge: MergeLimits::default(),
-            send_datagrams_max: 64,
-            seed,
-        };
+        let params = params((SERVICE_V4, PORT).into(), seed);
         Client::new(params, tls.clone(), ephemeral_reset_key(), Instant::now()).unwrap()
     };
     loop {

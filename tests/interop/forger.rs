@@ -3,9 +3,13 @@
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use tollgate_testkit::packet;
+
 const HEADER_BYTES: usize = 28;
+const UDP_CHECKSUM: Range<usize> = 26..28;
 /// Packets of one call.
 pub const BATCH: usize = 64;
 
@@ -28,14 +32,9 @@ impl Forger {
         assert!(fd >= 0, "a raw socket: {}", io::Error::last_os_error());
         // SAFETY: `fd` was just opened and is nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, libc::IPPROTO_UDP as u8, 0, 0, 0, 0, 0, 0];
-        packet.extend(target.ip().octets());
-        packet.extend([0, 0]);
-        packet.extend(target.port().to_be_bytes());
-        // No checksum, as IPv4 allows; the kernel fills in the IPv4 header's.
-        packet.extend((8 + payload.len() as u16).to_be_bytes());
-        packet.extend([0, 0]);
-        packet.extend(payload);
+        let mut packet = packet::udp(target.into(), target.into(), payload);
+        // None of UDP's, as IPv4 allows; the kernel fills in the IPv4 header's.
+        packet[UDP_CHECKSUM].fill(0);
         let target = libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
             sin_port: 0,

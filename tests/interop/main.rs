@@ -3,7 +3,6 @@
 mod admission;
 mod aggregate;
 mod data_path;
-mod ecn;
 mod exchanges;
 mod families;
 mod firewall;

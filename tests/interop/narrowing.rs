@@ -7,11 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
-use tollgate_testkit::long_path::{LongPath, LongPathPlan, QueueManagement};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::{
-    Namespace, PathToGateway, Process, ROUTER_V4, ROUTER_V6, SERVER_V4, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan,
-};
+use tollgate_testkit::relay::{Relay, Way};
+use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 use crate::mtu::route_mtu;
 use tollgate_testkit::bed::client::Client;
@@ -66,7 +64,7 @@ enum Place {
 /// A gateway and a client's namespace with a path between them.
 struct Path {
     topology: Topology,
-    relay: Option<LongPath>,
+    relay: Option<Relay>,
     place: Place,
     outer: Outer,
 }
@@ -75,30 +73,16 @@ impl Path {
     fn new(outer: Outer, place: Place) -> Self {
         let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
         let topology = Topology::build(&plan).unwrap();
-        let site = &topology.clients[0];
-        let (near, gateway, source): (IpAddr, IpAddr, IpAddr) = match outer {
-            Outer::V4 => (site.first_hop_v4.into(), SERVICE_V4.into(), ROUTER_V4.into()),
-            Outer::V6 => (site.first_hop_v6.into(), SERVICE_V6.into(), ROUTER_V6.into()),
-        };
-        let plan = LongPathPlan {
-            listen: SocketAddr::new(near, PORT),
-            gateway: SocketAddr::new(gateway, PORT),
-            source,
-            one_way: Duration::from_millis(10),
-            bits_per_second: BITS_PER_SECOND,
-            queue_bytes_max: 200_000,
-            lost_of: None,
-            management: QueueManagement::Tail,
-        };
-        let router = topology.router.as_ref().expect("the path has one");
-        let relay = (place == Place::Silent).then(|| LongPath::start(router, plan).unwrap());
+        let way = Way { bits_per_second: BITS_PER_SECOND, queue_bytes_max: 200_000, ..Way::default() };
+        let is_v6 = outer == Outer::V6;
+        let relay = (place == Place::Silent).then(|| Relay::at_router(&topology, is_v6, Some(way)).unwrap());
         Path { topology, relay, place, outer }
     }
 
     /// Where the client connects to.
     fn endpoint(&self) -> String {
         let service: IpAddr = if self.outer == Outer::V4 { SERVICE_V4.into() } else { SERVICE_V6.into() };
-        self.relay.as_ref().map_or(SocketAddr::new(service, PORT), LongPath::address).to_string()
+        self.relay.as_ref().map_or(SocketAddr::new(service, PORT), Relay::address).to_string()
     }
 
     fn set_mtu(&self, mtu_bytes: u32) {

@@ -1,23 +1,21 @@
 //! A NAT between client and gateway changes its mapping under load.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::datagrams::{DatagramReceiver, FlowCounts};
-use tollgate_testkit::relay::{Relay, RelayPlan};
-use tollgate_testkit::{
-    Namespace, PathToGateway, ROUTER_ALTERNATE_V4, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan,
-};
+use tollgate_testkit::relay::Relay;
+use tollgate_testkit::{Namespace, PathToGateway, ROUTER_ALTERNATE_V4, SERVER_V4, Topology, TopologyPlan};
 
 use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::{queue, turn};
+use tollgate_testkit::bed::turn;
 
 const DATAGRAMS_PER_S: u32 = 2000;
 /// How long the load lasts, in seconds; the mapping changes after a third and after two.
@@ -35,20 +33,12 @@ fn a_session_survives_a_change_of_port_and_of_address_under_load() {
     let deployment = Deployment::write(&Plan::default());
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let site = &topology.clients[0];
-    let relay = Relay::start(
-        topology.router.as_ref().expect("the path has one"),
-        RelayPlan {
-            listen: SocketAddr::new(site.first_hop_v4.into(), PORT),
-            gateway: SocketAddr::new(SERVICE_V4.into(), PORT),
-            source: ROUTER_V4.into(),
-        },
-    )
-    .unwrap();
+    let relay = Relay::at_router(&topology, false, None).unwrap();
     let endpoint = relay.address().to_string();
     let login = Login { endpoint: &endpoint, ..Login::of("alice") };
     let mut attached = Attached::start(&peers, &deployment, &site.namespace, &gateway, login);
     wait_for_ping(&site.namespace, SERVER_V4);
-    queue::lengthen(&site.namespace, CLIENT_TUN, 50_000);
+    site.namespace.lengthen_queue(CLIENT_TUN, 50_000).unwrap();
 
     let up = datagram_receiver(&topology.network, SERVER_V4);
     let down = datagram_receiver(&site.namespace, attached.address);

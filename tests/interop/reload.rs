@@ -17,7 +17,7 @@ use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::raw::PacketSocket;
 use tollgate_testkit::bed::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, queue, turn};
+use tollgate_testkit::bed::{PATIENCE, eventually, turn};
 
 const RELOADS: u32 = 100;
 /// The time from one reload to the next.
@@ -87,7 +87,7 @@ fn a_hundred_reloads_under_load_half_of_them_broken_lose_nothing_of_who_stays() 
     let [inside, other_site] = [0, 1].map(|index| &topology.clients[index].namespace);
     let mut alice = Attached::start(&peers, &deployment, inside, &gateway, Login::of("alice"));
     wait_for_ping(inside, SERVER_V4);
-    queue::lengthen(inside, CLIENT_TUN, 50_000);
+    inside.lengthen_queue(CLIENT_TUN, 50_000).unwrap();
 
     let receivers = [datagram_receiver(&topology.network, SERVER_V4), datagram_receiver(inside, alice.address)];
     let server_file = fs::read_to_string(deployment.path("server.toml")).unwrap();
@@ -265,7 +265,7 @@ impl Site {
         let inside = &topology.clients[0].namespace;
         let alice = Attached::start(peers, &deployment, inside, &gateway, Login::of("alice"));
         wait_for_ping(inside, SERVER_V4);
-        queue::lengthen(inside, CLIENT_TUN, 50_000);
+        inside.lengthen_queue(CLIENT_TUN, 50_000).unwrap();
         let receivers = vec![datagram_receiver(&topology.network, SERVER_V4), datagram_receiver(inside, alice.address)];
         Site { topology, deployment, receivers, alice, gateway }
     }

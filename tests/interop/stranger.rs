@@ -67,23 +67,28 @@ impl Stranger {
     }
 
     fn client(&self, remote: SocketAddr) -> Client {
-        let params = ClientParams {
-            remote,
-            server_name: remote.ip().to_string(),
-            transport: TransportParams {
-                mtu_bytes: 1400,
-                idle_timeout: Duration::from_secs(30),
-                keep_alive: None,
-                initial_rtt: None,
-                datagram_send_buffer_bytes_max: 1 << 20,
-                datagram_receive_buffer_bytes_max: 1 << 20,
-                congestion: Congestion::Cubic,
-            },
-            merge: MergeLimits::default(),
-            send_datagrams_max: 64,
-            seed: *random(),
-        };
+        let params = params(remote, *random());
         Client::new(params, self.tls.clone(), ephemeral_reset_key(), Instant::now()).expect("a client")
+    }
+}
+
+/// Of a client to `remote`; the first connection ID follows from `seed`.
+pub fn params(remote: SocketAddr, seed: [u8; 32]) -> ClientParams {
+    ClientParams {
+        remote,
+        server_name: remote.ip().to_string(),
+        transport: TransportParams {
+            mtu_bytes: 1400,
+            idle_timeout: Duration::from_secs(30),
+            keep_alive: None,
+            initial_rtt: None,
+            datagram_send_buffer_bytes_max: 1 << 20,
+            datagram_receive_buffer_bytes_max: 1 << 20,
+            congestion: Congestion::Cubic,
+        },
+        merge: MergeLimits::default(),
+        send_datagrams_max: 64,
+        seed,
     }
 }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask TASK`: the tasks of Tollgate's developers, by name. CI calls the same ones.
 
+mod counts;
 mod house;
 mod smoke;
 mod suite;
@@ -36,6 +37,15 @@ enum Task {
     Peers,
     /// Build the documentation of all crates
     Docs,
+    /// Count the engine's instructions for each packet, and hold them against those of another revision
+    Counts {
+        /// The revision to compare with, as git names it
+        #[arg(long, value_name = "REV")]
+        against: Option<String>,
+        /// Cargo's profile for both builds
+        #[arg(long, value_name = "NAME", default_value = "release")]
+        profile: String,
+    },
 }
 
 fn main() -> Result<()> {
@@ -52,8 +62,9 @@ fn main() -> Result<()> {
         Task::Test { full: true, rest } => suite::full(&root, &rest),
         Task::Smoke => smoke::all(&root),
         Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
-        Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").arg("--wireguard").current_dir(root)),
+        Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").current_dir(root)),
         Task::Docs => docs(&root),
+        Task::Counts { against, profile } => counts::run(&root, against.as_deref(), &profile),
     }
 }
 

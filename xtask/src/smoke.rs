@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use super::{cargo, run};
 
 /// What the harness is called with. What it compares with other programs is among the tests.
-const FORMS: [&str; 10] = [
-    "engine",
+const FORMS: [&str; 9] = [
     "floor --quick",
     "load bench/scenarios/short.toml",
     "packets --quick",

@@ -135,11 +135,6 @@ impl RunningGateway {
         Ok(RunningGateway { kind: gateway.kind, process, cpus: cpus.len() })
     }
 
-    /// A gateway that runs already, on so many CPUs.
-    pub fn of(kind: Kind, process: Process, cpus: usize) -> Self {
-        RunningGateway { kind, process, cpus }
-    }
-
     /// How many CPUs it may use.
     pub fn cpus(&self) -> usize {
         self.cpus

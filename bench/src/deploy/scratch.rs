@@ -15,10 +15,10 @@ use tollgate::signals::{Signal, signals};
 /// The exit status of a program that an interrupt ended, as shells have it.
 const INTERRUPTED: i32 = 130;
 
-/// What there is to be removed: folders, and files that other programs make at a place of their own choice.
+/// What there is to be removed.
 static PATHS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// A path that is removed, whatever is there, when this value goes.
+/// A folder that is removed when this value goes.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
@@ -26,12 +26,7 @@ impl Scratch {
     /// A new folder for this user alone. The first one of a process starts the thread that waits for signals: to be called after
     /// [`tollgate_testkit::prepare`].
     pub fn folder() -> Result<Self> {
-        let folder = TempDir::with_prefix("tollgate-bench-").context("cannot make a temporary folder")?;
-        Scratch::expect(folder.keep())
-    }
-
-    /// What another program is going to make.
-    pub fn expect(path: PathBuf) -> Result<Self> {
+        let path = TempDir::with_prefix("tollgate-bench-").context("cannot make a temporary folder")?.keep();
         paths().insert(path.clone());
         watch_signals()?;
         Ok(Scratch(path))
@@ -58,10 +53,7 @@ fn paths() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 }
 
 fn remove(path: &Path) {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    if let Err(error) = removed
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
+    if let Err(error) = fs::remove_dir_all(path) {
         eprintln!("tollgate-bench: cannot remove {}: {error}", path.display());
     }
 }
@@ -92,14 +84,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_goes_with_its_value_whatever_is_there() {
+    fn a_folder_goes_with_its_value_and_with_what_is_in_it() {
         let folder = Scratch::folder().unwrap();
         let path = folder.path().to_owned();
         fs::write(folder.join("key"), "").unwrap();
-        let [there, never] = ["there", "never"].map(|name| Scratch::expect(folder.join(name)).unwrap());
-        fs::write(there.path(), "").unwrap();
-        drop((there, never));
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
         assert!(paths().contains(&path));
         drop(folder);
         assert!(!path.exists() && !paths().contains(&path));

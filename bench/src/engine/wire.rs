@@ -22,7 +22,7 @@ use tollgate_shards::{
 };
 use zeroize::Zeroizing;
 
-use super::traffic::LARGE_BYTES;
+use super::fixture::LARGE_BYTES;
 
 /// The gateway's outer address.
 const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 0, 1)), 55_555);

@@ -13,13 +13,12 @@ use tollgate_testkit::deploy::{ConfigFile, Identity, service, user_entry};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{Process, SERVER_V4, Topology, TopologyPlan};
 
-use crate::deploy::scratch::Scratch;
 use crate::deploy::{GatewayFiles, GatewayPlan, RunningGateway};
 use crate::measure::cpus;
 use crate::programs::{self, Gateway};
 
 /// How long a gateway or client may take to start.
-pub const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transfer may take beyond its duration: a deep queue is slow to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -61,8 +60,6 @@ impl TunnelFiles {
 pub struct Tunnel {
     pub client: Process,
     pub gateway: RunningGateway,
-    /// Of the two programs, in the file system.
-    _sockets: Vec<Scratch>,
     pub server: BulkServer,
     pub topology: Topology,
     pub load_cpus: Vec<usize>,
@@ -71,7 +68,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Starts `gateway` and quincy-client, and waits until the tunnel carries packets.
     pub fn start(files: &TunnelFiles, gateway: &Gateway, client: &Path, placement: &Placement) -> Result<Self> {
-        let topology = Tunnel::topology()?;
+        let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?;
         let Placement { gateway_cpus, load_cpus } = placement;
         let plan = GatewayPlan::default();
         let gateway = RunningGateway::start(gateway, &plan, gateway_cpus, &files.gateway, &topology.gateway)?;
@@ -79,29 +76,14 @@ impl Tunnel {
         command.arg("--config-path").arg(&files.client);
         let client = topology.clients[0].namespace.spawn_pinned(command, load_cpus)?;
         client.wait_for_line("Added routes", START_TIMEOUT)?;
-        Tunnel::over(topology, gateway, client, Vec::new(), placement)
-    }
-
-    pub fn topology() -> Result<Topology> {
-        Ok(Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?)
-    }
-
-    /// Of programs that run: waits until the tunnel carries packets.
-    pub fn over(
-        topology: Topology,
-        gateway: RunningGateway,
-        client: Process,
-        sockets: Vec<Scratch>,
-        placement: &Placement,
-    ) -> Result<Self> {
-        let load_cpus = placement.load_cpus.clone();
+        let load_cpus = load_cpus.clone();
         let serve = || -> Result<BulkServer> {
             cpus::pin(&load_cpus)?;
             let listener = TcpListener::bind(SocketAddr::new(SERVER_V4.into(), 0));
             Ok(BulkServer::start(listener.context("cannot listen behind the gateway")?)?)
         };
         let server = topology.network.run(serve)?;
-        let tunnel = Tunnel { client, gateway, _sockets: sockets, server, topology, load_cpus };
+        let tunnel = Tunnel { client, gateway, server, topology, load_cpus };
         let plan = PingPlan { count: 1, timeout: Duration::from_millis(200), ..PingPlan::new(SERVER_V4.into()) };
         let deadline = Instant::now() + START_TIMEOUT;
         while tunnel.topology.clients[0].namespace.run(|| ping(&plan))?.received == 0 {

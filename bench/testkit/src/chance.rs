@@ -1,6 +1,5 @@
 //! Numbers that look like chance and follow from a seed (SplitMix64): nothing here is secret, or hard to guess.
 
-/// A generator of such numbers.
 #[derive(Debug, Clone)]
 pub struct Chance(u64);
 
@@ -10,7 +9,6 @@ impl Chance {
         Chance(mixed(seed.wrapping_add(GAMMA)))
     }
 
-    /// The next number.
     #[inline]
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
@@ -23,7 +21,6 @@ impl Chance {
         ((u128::from(self.number()) * end as u128) >> 64) as usize
     }
 
-    /// 32 bytes.
     pub fn seed(&mut self) -> [u8; 32] {
         let mut seed = [0; 32];
         seed.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = self.number().to_le_bytes());

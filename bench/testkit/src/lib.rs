@@ -6,6 +6,8 @@
 //!
 //! It does not know the gateway: it starts programs and looks at them from outside.
 
+#![allow(missing_docs, reason = "a comment stands where the name does not say it")]
+
 pub mod bed;
 pub mod chance;
 pub mod deploy;
@@ -16,8 +18,10 @@ pub mod packet;
 mod path;
 pub mod site;
 mod traffic;
+pub mod wait;
+mod worker;
 
 pub use error::LabError;
 pub use netns::*;
-pub use path::{long_path, relay};
+pub use path::relay;
 pub use traffic::{bulk, datagrams, ping};

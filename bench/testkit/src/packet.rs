@@ -63,10 +63,6 @@ impl Sub for Sum {
 }
 
 /// The beginning of a packet, for `etherparse` to go on.
-///
-/// # Panics
-///
-/// If the addresses are of different families.
 pub fn between(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
@@ -75,11 +71,6 @@ pub fn between(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
     }
 }
 
-/// A UDP packet.
-///
-/// # Panics
-///
-/// As [`between`], and if the payload is too long for a packet.
 pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = between(from.ip(), to.ip()).udp(from.port(), to.port());

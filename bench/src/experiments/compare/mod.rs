@@ -1,7 +1,6 @@
 //! `compare`: two gateways in turn, each pinned to one CPU, how they compare, and how far ours is from the machine's floor.
 
 mod figures;
-mod wireguard;
 
 use std::panic;
 use std::path::PathBuf;
@@ -20,16 +19,15 @@ use crate::measure::cpus::{self, CpuList};
 use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::measure::spread::Interval95;
-use crate::programs::{self, Gateway, Kind};
+use crate::programs::{self, Gateway, GatewayOptions};
 
 /// For how long each pair of the floor's stages is measured before each pair of runs.
 const FLOOR_SLOT: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The gateway to compare Tollgate with.
-    #[arg(long, value_enum, default_value_t = Peer::Quincy)]
-    peer: Peer,
+    #[command(flatten)]
+    gateways: GatewayOptions,
     /// For how many seconds to move data up, then down, then both ways.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
@@ -42,12 +40,6 @@ pub struct Options {
     /// The CPUs that client, sender and receiver are pinned to, like 1,4-7 [default: all but the gateway's].
     #[arg(long, value_name = "LIST")]
     load_cpus: Option<CpuList>,
-    /// Tollgate's program [default: `tollgate` in the folder of this program].
-    #[arg(long, value_name = "PATH")]
-    gateway: Option<PathBuf>,
-    /// The peer's program [default: the first in $TOLLGATE_PEERS, .peers/bin and $PATH].
-    #[arg(long, value_name = "PATH")]
-    peer_binary: Option<PathBuf>,
     /// The program of the client that speaks Quincy's protocol, quincy-client [default: as the peer's].
     #[arg(long, value_name = "PATH")]
     client: Option<PathBuf>,
@@ -56,19 +48,6 @@ pub struct Options {
     ratio_max: Option<f64>,
     #[command(flatten)]
     output: Output,
-}
-
-/// Gateways that Tollgate can be compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Peer {
-    /// quincy-server.
-    Quincy,
-    /// boringtun-cli, WireGuard in Rust, with itself as the client.
-    Boringtun,
-    /// gotatun, WireGuard in Rust, with itself as the client.
-    Gotatun,
-    /// Another build of Tollgate, which --peer-binary names: what a change costs.
-    Baseline,
 }
 
 /// What a comparison found.
@@ -138,23 +117,13 @@ fn ratio(text: &str) -> Result<f64, String> {
 
 impl Setup {
     fn find(options: &Options) -> Result<Self> {
-        let binary = options.peer_binary.as_deref();
-        let wireguard = |name| -> Result<Gateway> {
-            wireguard::require_socket_folder(name)?;
-            Ok(Gateway { kind: Kind::Wireguard, name, program: programs::find(name, binary, "--peer-binary")? })
-        };
-        let peer = match options.peer {
-            Peer::Quincy => Gateway::quincy(binary)?,
-            Peer::Baseline => Gateway::baseline(binary)?,
-            Peer::Boringtun => wireguard("boringtun-cli")?,
-            Peer::Gotatun => wireguard("gotatun")?,
-        };
+        let (ours, peer) = options.gateways.find_pair()?;
         let load_cpus = options.load_cpus.as_ref().map_or(&[][..], |list| &list.0);
         cpus::require_usable(options.cpu.as_slice(), "--cpu")?;
         cpus::require_usable(load_cpus, "--load-cpus")?;
         let (gateway_cpus, load_cpus) = cpus::split(options.cpu.as_slice(), load_cpus)?;
         Ok(Setup {
-            ours: Gateway::tollgate(options.gateway.as_deref())?,
+            ours,
             peer,
             client: programs::find(CLIENT, options.client.as_deref(), "--client")?,
             placement: Placement { gateway_cpus, load_cpus },
@@ -208,10 +177,7 @@ impl Setup {
         progress: &mut Progress,
     ) -> Result<Vec<Transfer>> {
         progress.step(&format!("{place}: connecting"));
-        let mut tunnel = match gateway.kind {
-            Kind::Wireguard => wireguard::connect(gateway, &self.placement)?,
-            _ => Tunnel::start(files, gateway, &self.client, &self.placement)?,
-        };
+        let mut tunnel = Tunnel::start(files, gateway, &self.client, &self.placement)?;
         let mut transfers = Vec::new();
         for work in WORKS {
             progress.step(&format!("{place}: {}", work.name()));

@@ -12,14 +12,11 @@ use super::gateway::Gateway;
 use super::peers::Peers;
 use super::{PATIENCE, eventually};
 
-/// A client's user, endpoint and key exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Login<'a> {
-    /// The user's name.
     pub user: &'a str,
     /// The gateway's address, as in `connection_string`.
     pub endpoint: &'a str,
-    /// With which key exchange.
     pub key_exchange: &'a str,
 }
 
@@ -30,32 +27,25 @@ impl<'a> Login<'a> {
     }
 }
 
-/// A running client.
 #[derive(Debug)]
 pub struct Client {
-    /// Its process.
     pub process: Process,
 }
 
 /// A client that has its address.
 #[derive(Debug)]
 pub struct Attached {
-    /// The client.
     pub client: Client,
-    /// Its inner address.
     pub address: IpAddr,
-    /// The shard that owns its connection.
     pub owner: usize,
 }
 
 impl Client {
-    /// Starts it in `namespace`.
     pub fn start(peers: &Peers, deployment: &Deployment, namespace: &Namespace, login: Login<'_>) -> Self {
         let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
         Self::start_with(peers, deployment, namespace, &config)
     }
 
-    /// Starts it in `namespace` with the configuration file `config`.
     pub fn start_with(peers: &Peers, deployment: &Deployment, namespace: &Namespace, config: &Path) -> Self {
         let mut command = Command::new(peers.client());
         command.arg("--config-path").arg(config).env("NO_COLOR", "1").current_dir(deployment.folder());
@@ -90,7 +80,6 @@ impl Attached {
     }
 }
 
-/// Whether the TUN interface in `namespace` is up and has `address`.
 fn has_address(namespace: &Namespace, address: IpAddr) -> bool {
     namespace
         .configure(|netlink| {

@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::deployment::Deployment;
 
-/// The result of a command.
 #[derive(Debug)]
 pub struct Answer {
     /// Whether the gateway has carried the order out.
     pub done: bool,
-    /// What the command printed.
     pub said: String,
-    /// How long the command took.
     pub took: Duration,
     /// When it had ended: the order was acknowledged before.
     pub at: Instant,

@@ -15,11 +15,9 @@ use crate::deploy::{ConfigFile, Identity, user_entry};
 /// What a gateway's configuration says.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The number of shards.
     pub shards: u16,
     /// The gateway's inner address with its prefix length.
     pub tunnel: &'static str,
-    /// The address that it listens on.
     pub bind: &'static str,
     /// The one key exchange to accept; `None` accepts all.
     pub key_exchange: Option<&'static str>,
@@ -64,30 +62,19 @@ impl Deployment {
         deployment
     }
 
-    /// A file of the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Replaces `from` in the gateway's configuration.
-    ///
-    /// # Panics
-    ///
-    /// If it is not there.
     pub fn edit_server(&self, from: &str, to: &str) {
         self.edit("server.toml", from, to);
     }
 
     /// Replaces `from` in the file `name`.
-    ///
-    /// # Panics
-    ///
-    /// If it is not there.
     pub fn edit(&self, name: &str, from: &str, to: &str) {
         let path = self.path(name);
         let text = fs::read_to_string(&path).expect("a file to edit");
@@ -101,7 +88,6 @@ impl Deployment {
         self.edit("users.toml", &heading, &format!("{heading}{setting}\n"));
     }
 
-    /// Makes a certificate `{name}_cert.pem` with its key `{name}_key.pem`.
     pub fn write_identity(&mut self, name: &str, sans: &[&str]) {
         let identity = Identity::generate(name, sans).expect("an identity");
         identity.write(self.folder(), name).expect("an identity");

@@ -9,19 +9,15 @@ use super::PATIENCE;
 use super::deployment::Deployment;
 use super::status::Status;
 
-/// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Its process.
     pub process: Process,
 }
 
 /// A client as the gateway's log tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connected {
-    /// The user's name.
     pub user: String,
-    /// The shard that owns the connection.
     pub owner: usize,
 }
 
@@ -40,14 +36,12 @@ impl Gateway {
         Self::start_with(Self::command(deployment), namespace)
     }
 
-    /// Starts it with `command`.
     pub fn start_with(command: Command, namespace: &Namespace) -> Self {
         let process = namespace.spawn(command).expect("the gateway starts");
         process.wait_for_line("listening on", PATIENCE).expect("the gateway listens");
         Gateway { process }
     }
 
-    /// Its counters now.
     pub fn status(&self) -> Status {
         let first = self.process.line_count();
         self.process.signal(Signal::USR1).expect("the gateway runs");

@@ -3,7 +3,6 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Where Quincy's programs are.
 #[derive(Debug, Clone)]
 pub struct Peers {
     folder: PathBuf,
@@ -11,10 +10,6 @@ pub struct Peers {
 
 impl Peers {
     /// Finds them in `$TOLLGATE_PEERS` or `.peers/bin`.
-    ///
-    /// # Panics
-    ///
-    /// If they are missing.
     pub fn find() -> Self {
         let folder = env::var_os("TOLLGATE_PEERS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.peers/bin"), PathBuf::from);
@@ -24,12 +19,10 @@ impl Peers {
         peers
     }
 
-    /// The client.
     pub fn client(&self) -> PathBuf {
         self.folder.join("quincy-client")
     }
 
-    /// The maker of certificates.
     pub fn identity(&self) -> PathBuf {
         self.folder.join("quincy-identity")
     }

@@ -5,18 +5,16 @@ use std::mem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt;
 
+use super::eventually;
+use crate::worker::Worker;
 use crate::{Namespace, packet};
 
-use super::eventually;
-
-/// The largest packet that is seen whole.
 const PACKET_BYTES_MAX: usize = 65_536;
 
 /// Room for what is seen faster than it is read, in bytes.
@@ -40,13 +38,14 @@ pub struct PacketSocket {
 
 impl PacketSocket {
     /// Opens one on `interface`.
-    ///
-    /// # Panics
-    ///
-    /// Without the right, or without that interface.
     pub fn open(namespace: &Namespace, interface: &str) -> Self {
         let index = namespace.configure(|netlink| netlink.link(interface)).expect("the interface").index;
         namespace.run(|| Self::bind(index as i32)).expect("a packet socket")
+    }
+
+    /// Opens one on all interfaces.
+    pub fn open_all(namespace: &Namespace) -> Self {
+        namespace.run(|| Self::bind(0)).expect("a packet socket")
     }
 
     fn bind(interface: i32) -> io::Result<Self> {
@@ -70,10 +69,6 @@ impl PacketSocket {
     }
 
     /// Puts `packet` on the interface, as if the kernel had routed it there.
-    ///
-    /// # Panics
-    ///
-    /// If the kernel refuses it.
     pub fn send(&self, packet: &[u8]) {
         let version_6 = packet.first().is_some_and(|first| first >> 4 == 6);
         let protocol = if version_6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP } as u16;
@@ -95,7 +90,7 @@ impl PacketSocket {
     }
 
     /// Reads as much of the next packet as fits; the rest is lost.
-    fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
+    pub(crate) fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
         let start = buffer.as_mut_ptr().cast();
         // SAFETY: the buffer is valid for its length.
         let received = unsafe { libc::recv(self.socket.as_raw_fd(), start, buffer.len(), libc::MSG_DONTWAIT) };
@@ -111,7 +106,6 @@ impl PacketSocket {
 /// The order of one host's TCP data as it was seen on an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SeenOrder {
-    /// Packets with data.
     pub packets: u64,
     /// How many of them began before the one ahead of them: retransmitted, or overtaken.
     pub steps_back: u64,
@@ -120,39 +114,33 @@ pub struct SeenOrder {
 /// Looks at the order of one host's TCP data, of one connection, until it is finished.
 #[derive(Debug)]
 pub struct OrderWatch {
-    done: Arc<AtomicBool>,
-    thread: JoinHandle<SeenOrder>,
+    order: Arc<Mutex<SeenOrder>>,
+    worker: Worker,
 }
 
 impl OrderWatch {
     /// Starts with what `source` sends over `socket`'s interface from now on.
     pub fn start(socket: PacketSocket, source: Ipv4Addr) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
-        let finished = Arc::clone(&done);
-        let thread = thread::spawn(move || {
-            let (mut order, mut last) = (SeenOrder::default(), None);
-            loop {
-                let ending = finished.load(Ordering::Acquire);
-                let mut head = [0; HEADER_BYTES_MAX];
-                while let Some(length) = socket.receive_into(&mut head) {
-                    let Some(sequence) = tcp_data_sequence(&head[..length], source) else { continue };
-                    order.packets += 1;
-                    order.steps_back += u64::from(last.is_some_and(|last| (sequence.wrapping_sub(last) as i32) < 0));
-                    last = Some(sequence);
-                }
-                if ending {
-                    return order;
-                }
-                thread::sleep(Duration::from_millis(1));
+        let order = Arc::new(Mutex::new(SeenOrder::default()));
+        let (shared, mut last) = (Arc::clone(&order), None);
+        let worker = Worker::repeat(move || {
+            let mut head = [0; HEADER_BYTES_MAX];
+            while let Some(length) = socket.receive_into(&mut head) {
+                let Some(sequence) = tcp_data_sequence(&head[..length], source) else { continue };
+                let mut order = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                order.packets += 1;
+                order.steps_back += u64::from(last.is_some_and(|last| (sequence.wrapping_sub(last) as i32) < 0));
+                last = Some(sequence);
             }
+            thread::sleep(Duration::from_millis(1));
+            true
         });
-        OrderWatch { done, thread }
+        OrderWatch { order, worker }
     }
 
-    /// What has been seen.
     pub fn finish(self) -> SeenOrder {
-        self.done.store(true, Ordering::Release);
-        self.thread.join().expect("the watch goes on")
+        drop(self.worker);
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,7 +155,6 @@ fn tcp_data_sequence(head: &[u8], source: Ipv4Addr) -> Option<u32> {
     (total == 0 || total > headers).then(|| u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]))
 }
 
-/// Whether `token` occurs in `packet`.
 pub fn contains(packet: &[u8], token: &[u8]) -> bool {
     packet.windows(token.len()).any(|window| window == token)
 }
@@ -182,11 +169,6 @@ pub fn udp_payloads_to(port: u16, packets: impl IntoIterator<Item = Vec<u8>>) ->
     packets.into_iter().filter_map(payload).collect()
 }
 
-/// A UDP packet from `source` to `destination`.
-///
-/// # Panics
-///
-/// If the addresses are of different families.
 pub fn udp_packet(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     packet::udp(SocketAddr::new(source, UDP_SOURCE_PORT), SocketAddr::new(destination, UDP_PORT), payload)
 }

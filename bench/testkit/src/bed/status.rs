@@ -2,12 +2,10 @@
 
 use serde_json::Value;
 
-/// The counters of all shards at one moment.
 #[derive(Debug, Clone)]
 pub struct Status(Value);
 
 impl Status {
-    /// Reads a line of JSON.
     pub fn parse(line: &str) -> Self {
         let status: Value = serde_json::from_str(line).expect("the gateway prints JSON");
         assert_eq!(status["unanswered"], Value::Array(Vec::new()), "shards that do not answer: {line}");
@@ -15,35 +13,24 @@ impl Status {
     }
 
     /// The number at `pointer` (RFC 6901) in the report of shard `index`.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
     pub fn of_shard(&self, index: usize, pointer: &str) -> u64 {
         self.number(&format!("/shards/{index}{pointer}"))
     }
 
     /// The number at `pointer` in the whole report.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
     pub fn number(&self, pointer: &str) -> u64 {
         let number = self.0.pointer(pointer).and_then(Value::as_u64);
         number.unwrap_or_else(|| panic!("the gateway reports no {pointer}: {}", self.0))
     }
 
-    /// The sum over all shards.
     pub fn sum(&self, pointer: &str) -> u64 {
         (0..self.shards()).map(|index| self.of_shard(index, pointer)).sum()
     }
 
-    /// How many shards there are.
     pub fn shards(&self) -> usize {
         self.0["shards"].as_array().map_or(0, Vec::len)
     }
 
-    /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: &str) -> u64 {
         self.sum(&format!("/counters/drops/{reason}"))
     }

@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use crate::Namespace;
 use crate::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
-use crate::datagrams::{DatagramPlan, DatagramReceiver, DatagramResponse, FlowCounts, send};
+use crate::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
 use crate::ping::{PingPlan, PingReport, ping};
 
 use super::{PATIENCE, eventually};
 
-/// How long a bulk transfer may take.
 const BULK_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Serves bulk TCP at `address` in `namespace`.
 pub fn bulk_server(namespace: &Namespace, address: impl Into<IpAddr>) -> BulkServer {
     let address = address.into();
     let listener = namespace.run(|| TcpListener::bind((address, 0))).expect("a free port");
@@ -29,14 +27,12 @@ pub fn bulk(namespace: &Namespace, server: SocketAddr, direction: Direction, byt
     report
 }
 
-/// Both directions, one after the other.
 pub fn bulk_both_ways(namespace: &Namespace, server: SocketAddr, bytes: u64) {
     for direction in [Direction::Upload, Direction::Download] {
         bulk(namespace, server, direction, bytes);
     }
 }
 
-/// Pings ten times.
 pub fn ping_ten(namespace: &Namespace, target: impl Into<IpAddr>) -> PingReport {
     let plan = PingPlan { timeout: Duration::from_secs(5), ..PingPlan::new(target.into()) };
     namespace.run(|| ping(&plan)).expect("a raw socket")
@@ -57,11 +53,10 @@ pub fn wait_for_ping(namespace: &Namespace, target: impl Into<IpAddr>) {
     assert!(eventually(PATIENCE, answered), "{target} does not answer {}", namespace.name());
 }
 
-/// Counts numbered datagrams at `address` in `namespace`.
 pub fn datagram_receiver(namespace: &Namespace, address: impl Into<IpAddr>) -> DatagramReceiver {
     let address = address.into();
     let socket = namespace.run(|| UdpSocket::bind((address, 0))).expect("a free port");
-    DatagramReceiver::start(socket, DatagramResponse::Silence).expect("a receiver")
+    DatagramReceiver::start(socket).expect("a receiver")
 }
 
 /// Sends `datagrams` numbered datagrams evenly at `per_second`, and says how many of them were lost and what the receiver counted.

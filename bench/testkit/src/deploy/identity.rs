@@ -9,12 +9,9 @@ use sha2::{Digest, Sha256};
 
 use crate::LabError;
 
-/// A certificate with its key.
 #[derive(Clone)]
 pub struct Identity {
-    /// The certificate, PEM.
     pub certificate_pem: String,
-    /// Its key, PEM.
     pub key_pem: String,
     /// How a users file names the certificate: `sha256:` and hexadecimal digits.
     pub fingerprint: String,
@@ -39,7 +36,7 @@ impl Identity {
             let fingerprint = digest.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"));
             Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), fingerprint })
         };
-        make().map_err(|error| LabError::files("make a certificate", Path::new(name), std::io::Error::other(error)))
+        make().map_err(|error| LabError::files("make a certificate", Path::new(name), error))
     }
 
     /// Writes `{name}_cert.pem` and `{name}_key.pem` into `folder`, in place of what is there.

@@ -16,7 +16,6 @@ use crate::{LabError, SERVICE_V4};
 
 /// The port that gateways listen on, Quincy's own default.
 pub const PORT: u16 = 55_555;
-/// The name of a gateway's TUN interface.
 pub const GATEWAY_TUN: &str = "tollgate0";
 /// The name of a client's TUN interface, in a namespace of its own.
 pub const CLIENT_TUN: &str = "quincy0";
@@ -73,7 +72,6 @@ impl ConfigFile {
         self
     }
 
-    /// Writes the file.
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
         fs::write(path, self.to_string()).map_err(|source| LabError::files("write", path, source))
     }

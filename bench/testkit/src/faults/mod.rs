@@ -80,7 +80,6 @@ impl Faults {
         std::os::unix::fs::FileExt::write_all_at(&file, &(still.as_nanos() as u64).to_ne_bytes(), 0).unwrap();
     }
 
-    /// How many TUN writes were refused.
     pub fn refusals(&self) -> u64 {
         fs::metadata(self.path("refusals")).map_or(0, |file| file.len())
     }

@@ -7,7 +7,7 @@ mod process;
 mod topology;
 
 pub use namespace::Namespace;
-pub use privileges::{Privilege, enter_user_namespace, prepare, privileges, require_tun};
+pub use privileges::{Privilege, prepare, privileges, require_tun};
 pub use process::Process;
 pub use topology::{
     ClientSite, PathToGateway, ROUTER_ALTERNATE_V4, ROUTER_ALTERNATE_V6, ROUTER_V4, ROUTER_V6, SERVER_V4, SERVER_V6,

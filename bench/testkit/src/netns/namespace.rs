@@ -41,11 +41,7 @@ impl Namespace {
     /// Makes a namespace; `name` appears in messages only.
     pub fn new(name: &str) -> Result<Self, LabError> {
         privileges()?;
-        let failed = |operation: &str, source| LabError::Namespace {
-            namespace: name.to_owned(),
-            operation: operation.to_owned(),
-            source,
-        };
+        let failed = |operation, error| LabError::namespace(name, operation, error);
         let making = || -> io::Result<File> {
             // SAFETY: the flag changes the network namespace of this short-lived thread only, neither memory nor descriptors.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
@@ -69,7 +65,6 @@ impl Namespace {
         Ok(Self { name: self.name.clone(), descriptor: self.descriptor.try_clone()?, inode: self.inode })
     }
 
-    /// The name given to it, for messages only.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -82,10 +77,6 @@ impl Namespace {
     /// Runs `action` on a thread inside the namespace and returns its value.
     ///
     /// Sockets opened in it, and threads started by it, stay in the namespace.
-    ///
-    /// # Panics
-    ///
-    /// When `action` panics, or when the kernel refuses the entry, which it does not to the process that made the namespace.
     pub fn run<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
         let inside = || {
             let entered = move_into_link_name_space(self.as_fd(), Some(LinkNameSpaceType::Network));
@@ -105,15 +96,26 @@ impl Namespace {
         Process::start(command, self, cpus)
     }
 
-    /// Opens a netlink connection to the namespace.
     pub fn netlink(&self) -> Result<Netlink, LabError> {
-        self.run(Netlink::open).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
+        self.run(Netlink::open).map_err(|error| self.refused(&error))
     }
 
     /// Changes links, addresses and routes of the namespace.
     pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, LabError> {
         let mut netlink = self.netlink()?;
-        change(&mut netlink).map_err(|source| LabError::Netlink { namespace: self.name.clone(), source })
+        change(&mut netlink).map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &NetlinkError) -> LabError {
+        LabError::new(format!("namespace {}: {error}", self.name))
+    }
+
+    /// Gives `interface` room for `packets` packets; a TUN interface has room for 500, which a busy quincy-client lets overflow.
+    pub fn lengthen_queue(&self, interface: &str, packets: u32) -> Result<(), LabError> {
+        self.configure(|netlink| {
+            let index = netlink.link(interface)?.index;
+            netlink.set_link_queue_length(index, packets)
+        })
     }
 
     /// Sets a network parameter of the namespace, as in `sysctl("net/ipv4/ip_forward", "1")`.
@@ -123,16 +125,11 @@ impl Namespace {
             Ok(current) if current.trim() == value => Ok(()),
             _ => fs::write(&file, value),
         };
-        self.run(set).map_err(|source| match source.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => LabError::Missing {
-                what: format!("/proc/sys is read-only, {path} cannot be set"),
-                remedy: "start the container with --privileged",
-            },
-            _ => LabError::Namespace {
-                namespace: self.name.clone(),
-                operation: format!("set {path} to {value}"),
-                source,
-            },
+        self.run(set).map_err(|error| match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => LabError::new(format!(
+                "/proc/sys is read-only, {path} cannot be set; start the container with --privileged"
+            )),
+            _ => LabError::namespace(&self.name, &format!("set {path} to {value}"), error),
         })
     }
 }

@@ -53,13 +53,11 @@ impl Output {
         });
     }
 
-    /// The number of lines so far.
     pub(super) fn count(&self) -> usize {
         let lines = self.lock();
         lines.forgotten + lines.kept.len()
     }
 
-    /// All lines kept.
     pub(super) fn lines(&self) -> Vec<String> {
         self.lock().kept.iter().cloned().collect()
     }

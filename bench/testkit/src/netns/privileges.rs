@@ -11,9 +11,6 @@ const CAP_NET_ADMIN: u64 = 1 << 12;
 /// CAP_SYS_ADMIN, a bit of the effective set.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-const ROOT_REMEDY: &str = "run as root";
-
-/// Where the right to make network namespaces comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privilege {
     /// The process had it from the start.
@@ -40,18 +37,15 @@ pub fn privileges() -> Result<(), LabError> {
     if held & needed == needed {
         return Ok(());
     }
-    Err(LabError::Missing { what: "CAP_SYS_ADMIN and CAP_NET_ADMIN are missing".into(), remedy: ROOT_REMEDY })
+    Err(LabError::new("CAP_SYS_ADMIN and CAP_NET_ADMIN are missing; run as root"))
 }
 
 /// Moves the process into a user namespace and a network namespace of its own, in which it is root.
 ///
 /// To be called before the process has started a thread: the kernel moves only processes of a single one.
-pub fn enter_user_namespace() -> Result<(), LabError> {
+fn enter_user_namespace() -> Result<(), LabError> {
     if status_field("Threads:").is_some_and(|threads| threads != "1") {
-        return Err(LabError::Missing {
-            what: "a process with several threads cannot enter a user namespace".into(),
-            remedy: ROOT_REMEDY,
-        });
+        return Err(LabError::new("a process with several threads cannot enter a user namespace; run as root"));
     }
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     // SAFETY: no other thread exists that could observe the change, and neither flag affects memory or descriptors.
@@ -72,7 +66,7 @@ pub fn require_tun() -> Result<(), LabError> {
         io::ErrorKind::PermissionDenied => "allow its use (chmod 0666 /dev/net/tun) or run as root",
         _ => "load the driver (modprobe tun), or give it to the container (--device /dev/net/tun)",
     };
-    Err(LabError::Missing { what: format!("/dev/net/tun cannot be opened ({error})"), remedy })
+    Err(LabError::new(format!("/dev/net/tun cannot be opened ({error}); {remedy}")))
 }
 
 fn missing_user_namespaces(error: io::Error) -> LabError {
@@ -83,7 +77,7 @@ fn missing_user_namespaces(error: io::Error) -> LabError {
     } else {
         "run as root, or allow them (sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone)"
     };
-    LabError::Missing { what: format!("user namespaces are not available ({error})"), remedy }
+    LabError::new(format!("user namespaces are not available ({error}); {remedy}"))
 }
 
 /// The first word of a field of this process's status file.

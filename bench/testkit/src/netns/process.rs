@@ -40,7 +40,7 @@ impl Process {
     pub(super) fn start(mut command: Command, namespace: &Namespace, cpus: &[usize]) -> Result<Self, LabError> {
         let program = command.get_program().to_string_lossy().into_owned();
         let name = format!("{} in {}", program.rsplit('/').next().unwrap_or(&program), namespace.name());
-        let failed = |source| LabError::Process { process: name.clone(), operation: "start", source };
+        let failed = |error| LabError::process(&name, "start", error);
         // A group of its own: an interrupt at the terminal does not reach it, and its own children end with it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let entrance = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
@@ -53,12 +53,10 @@ impl Process {
         Ok(Self { name, child, output })
     }
 
-    /// Its name and ID, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -94,25 +92,21 @@ impl Process {
         cpu_seconds(self.child.id()).map_err(|source| self.failed("read the CPU time", source))
     }
 
-    /// The most memory that it ever had resident, in bytes.
     pub fn peak_memory_bytes(&self) -> Result<u64, LabError> {
         let peak = self.status_kib("VmHWM:");
         peak.map_err(|source| self.failed("read the peak memory", source))
     }
 
-    /// The memory that it has resident now, in bytes.
     pub fn memory_bytes(&self) -> Result<u64, LabError> {
         let resident = self.status_kib("VmRSS:");
         resident.map_err(|source| self.failed("read the resident memory", source))
     }
 
-    /// The number of its open descriptors.
     pub fn open_descriptors(&self) -> Result<usize, LabError> {
         let listing = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
         Ok(listing.map_err(|source| self.failed("count the open descriptors", source))?.count())
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<(), LabError> {
         let sent = self.pid().and_then(|pid| kill_process(pid, signal));
         sent.map_err(|errno| self.failed("signal", errno.into()))
@@ -173,13 +167,13 @@ impl Process {
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> LabError {
-        LabError::Process { process: self.name.clone(), operation, source }
+        LabError::process(&self.name, operation, source)
     }
 
     fn awaited(&self, awaited: String, reason: String) -> LabError {
         let lines = self.output.lines();
         let last_lines = lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n");
-        LabError::Awaited { process: self.name.clone(), awaited, reason, last_lines }
+        LabError::new(format!("process {}: {awaited} did not come: {reason}; its last lines:\n{last_lines}", self.name))
     }
 }
 

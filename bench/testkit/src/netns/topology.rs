@@ -8,39 +8,31 @@
 //!
 //! Only the gateway knows the server's network: what reaches it from a client went through a tunnel.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsFd,
-    thread,
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Namespace;
 use crate::LabError;
+use crate::wait::eventually;
 use tollgate_netlink::{Route, VethPeer};
 
 /// The gateway's outer IPv4 address, which every client can reach.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-/// The gateway's outer IPv6 address, which every client can reach.
 pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1);
-/// The address of the server behind the gateway.
 pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 2);
-/// The IPv6 address of the server behind the gateway.
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 2);
 /// A network free for the inside of tunnels; the server's network routes it (like everything) to the gateway.
 pub const TUNNEL_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 128, 0), 17);
-/// An IPv6 network free for the inside of tunnels.
 pub const TUNNEL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x19, 0x80, 0, 0, 0, 0, 0), 64);
 /// The router's address on the gateway's side.
 pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 250, 2);
 /// The router's second address on the gateway's side, for a NAT that changes its address.
 pub const ROUTER_ALTERNATE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 250, 3);
-/// The router's IPv6 address on the gateway's side.
 pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 250, 0, 0, 0, 0, 2);
-/// The router's second IPv6 address on the gateway's side.
 pub const ROUTER_ALTERNATE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 250, 0, 0, 0, 0, 3);
 
 const CLIENTS_MAX: usize = 200;
@@ -51,7 +43,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The link between router and gateway has a client link's numbers, beyond those of the clients.
 const ROUTER_LINK: u8 = 250;
 
-/// How a client reaches the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathToGateway {
     /// Over a link of its own. The client has a route to the gateway's service address and no other.
@@ -61,12 +52,10 @@ pub enum PathToGateway {
     Routed,
 }
 
-/// What a topology shall look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopologyPlan {
     /// The number of client namespaces, 0 to 200.
     pub clients: usize,
-    /// How they reach the gateway.
     pub path: PathToGateway,
     /// The MTU of every link in bytes, 1280 to 65535.
     pub mtu_bytes: u32,
@@ -81,7 +70,6 @@ pub struct Topology {
     pub network: Namespace,
     /// The router between clients and gateway, if the path has one. Its interfaces are `to-client0`... and `wan0`.
     pub router: Option<Namespace>,
-    /// The clients' namespaces.
     pub clients: Vec<ClientSite>,
 }
 
@@ -90,13 +78,10 @@ pub struct Topology {
 pub struct ClientSite {
     /// The namespace; its interface is `wan0`.
     pub namespace: Namespace,
-    /// The client's outer IPv4 address.
     pub v4: Ipv4Addr,
-    /// The client's outer IPv6 address.
     pub v6: Ipv6Addr,
     /// The other end of its link: the gateway's or the router's.
     pub first_hop_v4: Ipv4Addr,
-    /// The IPv6 address of the other end of its link.
     pub first_hop_v6: Ipv6Addr,
 }
 
@@ -107,9 +92,8 @@ impl Default for TopologyPlan {
 }
 
 impl Topology {
-    /// Makes the namespaces, links, addresses and routes.
     pub fn build(plan: &TopologyPlan) -> Result<Self, LabError> {
-        plan.check()?;
+        assert!(plan.clients <= CLIENTS_MAX, "{} clients: at most {CLIENTS_MAX}", plan.clients);
         let gateway = forwarding("gateway")?;
         gateway.configure(|netlink| {
             let loopback = netlink.link("lo")?.index;
@@ -126,20 +110,6 @@ impl Topology {
         let clients =
             (0..plan.clients).map(|index| connect_client(first_hop, index, plan)).collect::<Result<_, _>>()?;
         Ok(Self { gateway, network, router, clients })
-    }
-}
-
-impl TopologyPlan {
-    fn check(&self) -> Result<(), LabError> {
-        let wrong =
-            |field, value: String, bounds: String| Err(LabError::Plan { plan: "topology", field, value, bounds });
-        if self.clients > CLIENTS_MAX {
-            return wrong("clients", self.clients.to_string(), format!("at most {CLIENTS_MAX}"));
-        }
-        if !(1280..=65_535).contains(&self.mtu_bytes) {
-            return wrong("mtu_bytes", self.mtu_bytes.to_string(), "1280 to 65535".into());
-        }
-        Ok(())
     }
 }
 
@@ -241,18 +211,11 @@ fn link(near: &End<'_>, far: &End<'_>, mtu_bytes: u32) -> Result<(), LabError> {
 /// Waits for what the kernel does in the background: it activates the link, and joins the groups in which IPv6 neighbours look for its
 /// addresses (RFC 4861, section 7.2.1). Before, a first request for a link-layer address would be lost, and repeated only a second later.
 fn wait_until_ready(end: &End<'_>) -> Result<(), LabError> {
-    let deadline = Instant::now() + READY_TIMEOUT;
-    while !end.namespace.configure(|netlink| netlink.link(end.interface))?.is_running || !is_joined(end) {
-        if Instant::now() >= deadline {
-            return Err(LabError::timed_out(
-                format!("link {} of {}", end.interface, end.namespace.name()),
-                "start",
-                "the kernel has not activated it".to_owned(),
-            ));
-        }
-        thread::sleep(Duration::from_millis(1));
+    let link = || end.namespace.configure(|netlink| netlink.link(end.interface));
+    if eventually(READY_TIMEOUT, || link().is_ok_and(|link| link.is_running) && is_joined(end)) {
+        return Ok(());
     }
-    Ok(())
+    Err(LabError::namespace(end.namespace.name(), "activate a link", end.interface))
 }
 
 /// True when the interface is a member of the solicited-node group of each of its IPv6 addresses (RFC 4291, section 2.7.1).
@@ -320,11 +283,5 @@ mod tests {
         for address in [ROUTER_V6, ROUTER_ALTERNATE_V6] {
             assert!(reachable(&topology.gateway, address));
         }
-    }
-
-    #[test]
-    fn a_plan_out_of_bounds_is_refused() {
-        let error = Topology::build(&TopologyPlan { mtu_bytes: 576, ..TopologyPlan::default() }).unwrap_err();
-        assert_eq!(error.to_string(), "topology: mtu_bytes is 576, but must be 1280 to 65535");
     }
 }

@@ -2,5 +2,4 @@
 
 mod codel;
 pub(crate) mod datagram;
-pub mod long_path;
 pub mod relay;

@@ -19,10 +19,8 @@ use crate::deploy::{ConfigFile, Identity, service, user_entry};
 use crate::ping::{PingPlan, PingReport, ping};
 use crate::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, TUNNEL_V4, Topology, TopologyPlan};
 
-/// What the client says once its tunnel is up.
 pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
 
-/// A gateway's and a client's files, and the namespaces to run them in.
 #[derive(Debug)]
 pub struct Site {
     /// One client's, with a router before the gateway if the path has one.
@@ -63,14 +61,12 @@ impl Site {
             .unwrap();
     }
 
-    /// Starts the gateway, and waits until it listens.
     pub fn serve(&self) -> Process {
         let gateway = self.topology.gateway.spawn(self.command("serve", "server.toml")).unwrap();
         gateway.wait_for_line("listening on", PATIENCE).unwrap();
         gateway
     }
 
-    /// Starts the client.
     pub fn connect(&self) -> Process {
         self.client().spawn(self.command("connect", "client.toml")).unwrap()
     }
@@ -83,7 +79,6 @@ impl Site {
         command
     }
 
-    /// The client's namespace.
     pub fn client(&self) -> &Namespace {
         &self.topology.clients[0].namespace
     }
@@ -137,12 +132,10 @@ impl Site {
         self.write("server_key.pem", &key.serialize_pem());
     }
 
-    /// Writes a file of the directory.
     pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// A file of the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

@@ -8,7 +8,6 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -17,6 +16,7 @@ use tollgate_netlink::{Netlink, Route, VethPeer};
 use super::clear::ClearTraffic;
 use super::{PATIENCE, Site};
 use crate::ping::{PingPlan, ping};
+use crate::wait::eventually;
 use crate::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
 
 /// The first router, as the client's next hop on `wan0`.
@@ -61,7 +61,9 @@ impl Uplinks {
             })
             .unwrap();
         let uplinks = Uplinks { site, other_router };
-        uplinks.wait_until_reachable("lan0", OTHER_ROUTER);
+        for router in OTHER_ROUTER {
+            uplinks.time_until_answer(router.parse::<IpAddr>().unwrap());
+        }
         uplinks
     }
 
@@ -70,12 +72,10 @@ impl Uplinks {
         ClearTraffic::watch(&[self.site.topology.router.as_ref().unwrap(), &self.other_router])
     }
 
-    /// The client's namespace.
     pub fn client(&self) -> &Namespace {
         self.site.client()
     }
 
-    /// Changes the client's machine.
     pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> T) -> T {
         change(&mut self.client().netlink().unwrap())
     }
@@ -99,18 +99,15 @@ impl Uplinks {
             netlink.set_link_up(index).unwrap();
             addresses.iter().for_each(|address| add_address(netlink, index, address));
         });
-        let deadline = Instant::now() + PATIENCE;
-        while !self.configure(|netlink| netlink.link(interface).unwrap().is_running) {
-            assert!(Instant::now() < deadline, "{interface} does not start");
-            thread::sleep(Duration::from_millis(1));
-        }
+        let is_running = || self.configure(|netlink| netlink.link(interface).unwrap().is_running);
+        assert!(eventually(PATIENCE, is_running), "{interface} does not start");
     }
 
     /// Adds the default routes of both families by way of `router`.
     pub fn add_default(&self, router: [&str; 2], metric: Option<u32>) {
         self.configure(|netlink| {
-            for (destination, router) in ["0.0.0.0/0", "::/0"].into_iter().zip(router) {
-                netlink.add_route(&Route { metric, ..by_hand(net(destination), router) }).unwrap();
+            for route in defaults(router) {
+                netlink.add_route(&Route { metric, ..route }).unwrap();
             }
         });
     }
@@ -118,9 +115,7 @@ impl Uplinks {
     /// Removes the default routes of both families by way of `router`.
     pub fn remove_default(&self, router: [&str; 2]) {
         self.configure(|netlink| {
-            for (destination, router) in ["0.0.0.0/0", "::/0"].into_iter().zip(router) {
-                netlink.remove_route(&by_hand(net(destination), router)).unwrap();
-            }
+            defaults(router).iter().for_each(|route| netlink.remove_route(route).unwrap());
         });
     }
 
@@ -136,19 +131,14 @@ impl Uplinks {
     pub fn time_until_answer(&self, target: impl Into<IpAddr>) -> Duration {
         let (target, start) = (target.into(), Instant::now());
         let plan = PingPlan { count: 1, timeout: Duration::from_millis(50), ..PingPlan::new(target) };
-        while !self.client().run(|| ping(&plan)).is_ok_and(|report| report.received == 1) {
-            assert!(start.elapsed() < PATIENCE, "{target} does not answer");
-            thread::sleep(Duration::from_millis(5));
-        }
+        let answered = || self.client().run(|| ping(&plan)).is_ok_and(|report| report.received == 1);
+        assert!(eventually(PATIENCE, answered), "{target} does not answer");
         start.elapsed()
     }
+}
 
-    fn wait_until_reachable(&self, interface: &str, hosts: [&str; 2]) {
-        for host in hosts {
-            let within = self.time_until_answer(host.parse::<IpAddr>().unwrap());
-            assert!(within < PATIENCE, "{interface}");
-        }
-    }
+fn defaults([v4, v6]: [&str; 2]) -> [Route; 2] {
+    [by_hand(net("0.0.0.0/0"), v4), by_hand(net("::/0"), v6)]
 }
 
 /// A route as an administrator adds it.
@@ -156,7 +146,6 @@ pub fn by_hand(destination: IpNet, via: &str) -> Route {
     Route::via(destination, via.parse().unwrap()).foreign()
 }
 
-/// A network from its text.
 pub fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }

@@ -6,18 +6,21 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::words;
 use crate::LabError;
 use crate::chance::Chance;
+use crate::worker::Worker;
 
 const STREAMS_MAX: usize = 64;
+/// The longest deadline that a server heeds.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Connections that a server has at a time; further ones are closed.
@@ -40,28 +43,24 @@ const OUTCOME_BYTES: usize = 16;
 /// Which way the bytes go, seen from the one who calls [`transfer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// To the server.
     Upload,
-    /// From the server.
     Download,
 }
 
 /// A transfer to or from a [`BulkServer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BulkPlan {
-    /// The server's address.
     pub server: SocketAddr,
-    /// Which way the bytes go.
     pub direction: Direction,
     /// How many bytes, over all streams together.
     pub bytes: u64,
     /// When given, sending ends after this time even if not all bytes have been sent.
     pub duration: Option<Duration>,
-    /// The number of parallel connections, 1 to 64.
+    /// Parallel connections, 1 to 64.
     pub streams: usize,
-    /// The seed of the content.
+    /// What the content follows from.
     pub seed: u64,
-    /// The time after which the transfer is given up, at most an hour.
+    /// The time after which the transfer is given up.
     pub deadline: Duration,
 }
 
@@ -70,16 +69,14 @@ pub struct BulkPlan {
 pub struct Progress {
     /// Bytes sent (upload) or received (download) so far, over all streams.
     pub bytes: u64,
-    /// The time since the start.
     pub elapsed: Duration,
 }
 
-/// What a transfer came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BulkReport {
     /// Bytes that arrived, over all streams.
     pub bytes: u64,
-    /// The time from the first connection's start to the last byte's verification, in seconds.
+    /// The time from the first connection's start to the last byte's verification.
     pub seconds: f64,
     /// The first byte that was not the one sent: its stream and its offset there. `None` when all were intact.
     pub corrupt_at: Option<(usize, u64)>,
@@ -91,17 +88,6 @@ impl BulkPlan {
         Self { server, direction, bytes, duration: None, streams: 1, seed: 1, deadline: Duration::from_secs(60) }
     }
 
-    fn check(&self) -> Result<(), LabError> {
-        let wrong = |field, value: String, bounds: String| Err(LabError::Plan { plan: "bulk", field, value, bounds });
-        if !(1..=STREAMS_MAX).contains(&self.streams) {
-            return wrong("streams", self.streams.to_string(), format!("1 to {STREAMS_MAX}"));
-        }
-        if self.deadline > DEADLINE_MAX {
-            return wrong("deadline", format!("{:?}", self.deadline), format!("at most {DEADLINE_MAX:?}"));
-        }
-        Ok(())
-    }
-
     /// The request of one stream: its share of the bytes, and a seed of its own.
     fn request(&self, stream: usize) -> Request {
         let (streams, index) = (self.streams as u64, stream as u64);
@@ -111,26 +97,18 @@ impl BulkPlan {
     }
 
     fn failure(&self, error: io::Error, moved_bytes: u64) -> LabError {
-        let traffic = match self.direction {
-            Direction::Upload => format!("bulk upload to {}", self.server),
-            Direction::Download => format!("bulk download from {}", self.server),
-        };
-        match error.kind() {
-            io::ErrorKind::TimedOut => {
-                LabError::timed_out(traffic, "finish", format!("{moved_bytes} of {} bytes moved", self.bytes))
-            }
-            _ => LabError::traffic(traffic, "finish", error),
-        }
+        let BulkPlan { direction, server, bytes, .. } = self;
+        LabError::new(
+            format!("bulk {direction:?}, {server}: {error} after {moved_bytes} of {bytes} bytes").to_lowercase(),
+        )
     }
 }
 
 impl BulkReport {
-    /// True when every byte that arrived was the one sent.
     pub fn is_intact(&self) -> bool {
         self.corrupt_at.is_none()
     }
 
-    /// The mean throughput in bits a second.
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.seconds
     }
@@ -139,7 +117,7 @@ impl BulkReport {
 /// Moves bytes to or from a [`BulkServer`], from the calling thread's network namespace, and calls `progress` about ten times a second.
 /// Corrupt bytes are no error: see [`BulkReport::corrupt_at`].
 pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<BulkReport, LabError> {
-    plan.check()?;
+    assert!((1..=STREAMS_MAX).contains(&plan.streams), "{plan:?}");
     let started = Instant::now();
     let (moved, halted) = (AtomicU64::new(0), AtomicBool::new(false));
     let watch = Watch { deadline: started + plan.deadline, halted: &halted, moved: &moved };
@@ -171,8 +149,7 @@ pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<B
         report.corrupt_at = report.corrupt_at.or(corrupt_at.map(|offset| (stream, offset)));
     }
     if plan.duration.is_none() && report.bytes < plan.bytes {
-        let cut = format!("{} of {} bytes arrived", report.bytes, plan.bytes);
-        return Err(plan.failure(io::Error::new(io::ErrorKind::UnexpectedEof, cut), report.bytes));
+        return Err(plan.failure(io::ErrorKind::UnexpectedEof.into(), report.bytes));
     }
     Ok(report)
 }
@@ -234,10 +211,6 @@ impl Request {
 
 fn put_words(bytes: &mut [u8], words: &[u64]) {
     bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_be_bytes()));
-}
-
-fn words<const N: usize>(bytes: &[u8]) -> [u64; N] {
-    std::array::from_fn(|index| bytes[index * 8..][..8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte)))
 }
 
 /// The content of one stream: the block, and as much of it again as a piece may reach over its end.
@@ -334,14 +307,8 @@ fn fill(socket: &mut TcpStream, bytes: &mut [u8], watch: &Watch<'_>) -> io::Resu
 #[derive(Debug)]
 pub struct BulkServer {
     address: SocketAddr,
-    shared: Arc<Shared>,
-    acceptor: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    halted: AtomicBool,
-    moved: AtomicU64,
+    moved: Arc<AtomicU64>,
+    _acceptor: Worker,
 }
 
 impl BulkServer {
@@ -349,57 +316,48 @@ impl BulkServer {
     pub fn start(listener: TcpListener) -> Result<Self, LabError> {
         let ready = listener.set_nonblocking(true).and_then(|()| listener.local_addr());
         let address = ready.map_err(|error| LabError::traffic("bulk server", "listen", error))?;
-        let shared = Arc::new(Shared::default());
-        let serving = Arc::clone(&shared);
-        let acceptor = Some(thread::spawn(move || accept_all(&listener, &serving)));
-        Ok(Self { address, shared, acceptor })
+        let moved = Arc::new(AtomicU64::new(0));
+        let serving = Arc::clone(&moved);
+        let acceptor = Worker::start(move |halted| accept_all(&listener, halted, &serving));
+        Ok(Self { address, moved, _acceptor: acceptor })
     }
 
-    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Bytes sent and received so far, over all connections.
     pub fn moved_bytes(&self) -> u64 {
-        self.shared.moved.load(Ordering::Relaxed)
+        self.moved.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for BulkServer {
-    fn drop(&mut self) {
-        self.shared.halted.store(true, Ordering::Relaxed);
-        // A panic of the thread has been printed already.
-        self.acceptor.take().into_iter().for_each(|thread| drop(thread.join()));
-    }
-}
-
-fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections: Vec<JoinHandle<()>> = Vec::new();
-    while !shared.halted.load(Ordering::Relaxed) {
-        connections.retain(|thread| !thread.is_finished());
-        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&STOP_INTERVAL)) {
-            Ok(0) | Err(Errno::INTR) => continue,
-            Ok(_) => {}
-            Err(_) => break,
+fn accept_all(listener: &TcpListener, halted: &AtomicBool, moved: &AtomicU64) {
+    let connections = &AtomicUsize::new(0);
+    thread::scope(|scope| {
+        while !halted.load(Ordering::Relaxed) {
+            match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&STOP_INTERVAL)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(_) => break,
+            }
+            // A failure concerns the one connection only.
+            let Ok((socket, _)) = listener.accept() else { continue };
+            if connections.load(Ordering::Relaxed) < CONNECTIONS_MAX {
+                connections.fetch_add(1, Ordering::Relaxed);
+                scope.spawn(move || {
+                    // What goes wrong here is seen and told by the other end.
+                    let _ = serve(socket, halted, moved);
+                    connections.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
         }
-        // A failure concerns the one connection only.
-        let Ok((socket, _)) = listener.accept() else { continue };
-        if connections.len() < CONNECTIONS_MAX {
-            let shared = Arc::clone(shared);
-            // What goes wrong here is seen and told by the other end.
-            connections.push(thread::spawn(move || drop(serve(socket, &shared))));
-        }
-    }
-    connections.into_iter().for_each(|thread| drop(thread.join()));
+    });
 }
 
-fn serve(mut socket: TcpStream, shared: &Shared) -> io::Result<()> {
+fn serve(mut socket: TcpStream, halted: &AtomicBool, moved: &AtomicU64) -> io::Result<()> {
     socket.set_nonblocking(false)?;
-    let within = |time: Duration| {
-        let deadline = Instant::now() + time.min(DEADLINE_MAX);
-        Watch { deadline, halted: &shared.halted, moved: &shared.moved }
-    };
+    let within = |time: Duration| Watch { deadline: Instant::now() + time.min(DEADLINE_MAX), halted, moved };
     let mut bytes = [0; REQUEST_BYTES];
     fill(&mut socket, &mut bytes, &within(REQUEST_TIMEOUT))?;
     let request = Request::decode(&bytes)?;
@@ -461,7 +419,7 @@ mod tests {
         let deadline = Duration::from_millis(300);
         let plan = BulkPlan::new(listener.local_addr().unwrap(), Direction::Upload, 1 << 30);
         let error = transfer(&BulkPlan { deadline, ..plan }, |_| ()).unwrap_err().to_string();
-        assert!(error.contains("out of time") && error.contains("of 1073741824 bytes moved"), "{error}");
+        assert!(error.contains("timed out") && error.ends_with("of 1073741824 bytes"), "{error}");
     }
 
     #[test]

@@ -1,45 +1,37 @@
-//! ICMP echo: round-trip times, losses, and the errors that routers send back (RFC 792, RFC 4443).
+//! ICMP echo: round-trip times and losses (RFC 792, RFC 4443).
 
-use std::{
-    collections::hash_map::RandomState,
-    hash::BuildHasher,
-    io,
-    net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recv, sendto, socket_with, sockopt},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{ipproto, recv, sendto, socket_with, sockopt};
 
 use crate::LabError;
 use crate::packet::Sum;
 
 /// The sequence number of an echo has 16 bits.
 const COUNT_MAX: u32 = 65_536;
-const PAYLOAD_BYTES_MAX: usize = 65_000;
 /// Every payload begins with a token, so that echoes of others are told apart.
 const TOKEN_BYTES: usize = 8;
 const ECHO_HEADER_BYTES: usize = 8;
-/// How many ICMP errors are kept.
-const REJECTIONS_MAX: usize = 1024;
 /// The longest round trip that is told apart from longer ones.
 const RTT_MAX_NS: u64 = 60_000_000_000;
 
-/// A series of echo requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PingPlan {
-    /// Whom to ask.
     pub target: IpAddr,
-    /// How many requests, at most 65536.
+    /// At most 65,536 requests.
     pub count: u32,
     /// The time from one request to the next.
     pub interval: Duration,
-    /// The payload's length in bytes, 8 to 65000.
+    /// At least 8.
     pub payload_bytes: usize,
     /// How long to wait for replies after the last request.
     pub timeout: Duration,
@@ -47,7 +39,6 @@ pub struct PingPlan {
     pub dont_fragment: bool,
 }
 
-/// What came back.
 #[derive(Debug, Clone)]
 pub struct PingReport {
     /// Requests that the kernel took.
@@ -60,19 +51,6 @@ pub struct PingReport {
     pub duplicates: u32,
     /// Round-trip times in nanoseconds.
     pub rtt_ns: Histogram<u64>,
-    /// ICMP errors about the requests, at most 1024 of them.
-    pub rejections: Vec<Rejection>,
-}
-
-/// An ICMP error about one of the requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rejection {
-    /// The ICMP type, of version 4 or 6 as the target's.
-    pub kind: u8,
-    /// The ICMP code.
-    pub code: u8,
-    /// The next hop's MTU in bytes, in packet-too-big and fragmentation-needed messages.
-    pub mtu_bytes: Option<u32>,
 }
 
 impl PingPlan {
@@ -86,17 +64,6 @@ impl PingPlan {
             timeout: Duration::from_secs(1),
             dont_fragment: false,
         }
-    }
-
-    fn check(&self) -> Result<(), LabError> {
-        let wrong = |field, value: String, bounds: String| Err(LabError::Plan { plan: "ping", field, value, bounds });
-        if self.count > COUNT_MAX {
-            return wrong("count", self.count.to_string(), format!("at most {COUNT_MAX}"));
-        }
-        if !(TOKEN_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload_bytes) {
-            return wrong("payload_bytes", self.payload_bytes.to_string(), format!("8 to {PAYLOAD_BYTES_MAX}"));
-        }
-        Ok(())
     }
 }
 
@@ -115,15 +82,12 @@ impl PingReport {
 /// Sends echo requests from the calling thread's network namespace and waits for the replies. Requests that the
 /// kernel refuses are counted.
 pub fn ping(plan: &PingPlan) -> Result<PingReport, LabError> {
-    plan.check()?;
-    let mut pinger =
-        Pinger::open(plan).map_err(|error| LabError::traffic(traffic(plan), "open a raw socket", error))?;
-    pinger.run().map_err(|error| LabError::traffic(traffic(plan), "receive", error))?;
+    assert!(plan.count <= COUNT_MAX && plan.payload_bytes >= TOKEN_BYTES, "{plan:?}");
+    let failed =
+        |operation| move |error: io::Error| LabError::traffic(format!("ping of {}", plan.target), operation, error);
+    let mut pinger = Pinger::open(plan).map_err(failed("open a raw socket"))?;
+    pinger.run().map_err(failed("receive"))?;
     Ok(pinger.report)
-}
-
-fn traffic(plan: &PingPlan) -> String {
-    format!("ping of {}", plan.target)
 }
 
 struct Pinger<'a> {
@@ -134,12 +98,6 @@ struct Pinger<'a> {
     /// When each request was sent; `None` once it is answered.
     pending: Vec<Option<Instant>>,
     report: PingReport,
-}
-
-/// An ICMP message as it concerns one of our requests.
-enum Answer {
-    Reply { sequence: u16 },
-    Rejection(Rejection),
 }
 
 impl<'a> Pinger<'a> {
@@ -163,7 +121,7 @@ impl<'a> Pinger<'a> {
             identifier: (token >> 48) as u16,
             token: token.to_be_bytes(),
             pending: Vec::with_capacity(plan.count as usize),
-            report: PingReport { sent: 0, refused: 0, received: 0, duplicates: 0, rtt_ns, rejections: Vec::new() },
+            report: PingReport { sent: 0, refused: 0, received: 0, duplicates: 0, rtt_ns },
         })
     }
 
@@ -206,12 +164,11 @@ impl<'a> Pinger<'a> {
         if self.plan.target.is_ipv4() { (8, 0) } else { (128, 129) }
     }
 
-    /// Takes answers until `end`, or until every request is answered or rejected if that is enough.
+    /// Takes answers until `end`, or until every request is answered if that is enough.
     fn receive_until(&mut self, end: Instant, until_complete: bool) -> io::Result<()> {
         let mut buffer = vec![0; 65_536];
         loop {
-            let settled = self.report.received as usize + self.report.rejections.len();
-            if until_complete && settled >= self.report.sent as usize {
+            if until_complete && self.report.received >= self.report.sent {
                 return Ok(());
             }
             let remaining = end.saturating_duration_since(Instant::now());
@@ -230,47 +187,26 @@ impl<'a> Pinger<'a> {
     }
 
     fn take(&mut self, packet: &[u8], now: Instant) {
-        match self.answer(packet) {
-            Some(Answer::Reply { sequence }) if usize::from(sequence) < self.pending.len() => {
-                let Some(sent_at) = self.pending[usize::from(sequence)].take() else {
-                    self.report.duplicates += 1;
-                    return;
-                };
-                self.report.received += 1;
-                let rtt_ns = u64::try_from((now - sent_at).as_nanos()).unwrap_or(RTT_MAX_NS);
-                self.report.rtt_ns.saturating_record(rtt_ns.max(1));
-            }
-            Some(Answer::Rejection(rejection)) if self.report.rejections.len() < REJECTIONS_MAX => {
-                self.report.rejections.push(rejection);
-            }
-            _ => {}
-        }
+        let Some(pending) = self.answered(packet).and_then(|sequence| self.pending.get_mut(usize::from(sequence)))
+        else {
+            return;
+        };
+        let Some(sent_at) = pending.take() else {
+            self.report.duplicates += 1;
+            return;
+        };
+        self.report.received += 1;
+        let rtt_ns = u64::try_from((now - sent_at).as_nanos()).unwrap_or(RTT_MAX_NS);
+        self.report.rtt_ns.saturating_record(rtt_ns.max(1));
     }
 
-    /// Reads an ICMP message; `None` when it does not concern our requests.
-    fn answer(&self, packet: &[u8]) -> Option<Answer> {
+    /// Which of our requests an ICMP message replies to.
+    fn answered(&self, packet: &[u8]) -> Option<u16> {
         let message = if self.plan.target.is_ipv4() { packet.get(header_bytes_v4(packet)?..)? } else { packet };
-        let (request_type, reply_type) = self.echo_types();
-        let kind = *message.first()?;
-        if kind == reply_type {
-            let ours = message.get(4..6)? == self.identifier.to_be_bytes()
-                && message.get(8..8 + TOKEN_BYTES)? == self.token.as_slice();
-            return ours.then_some(Answer::Reply { sequence: u16::from_be_bytes([message[6], message[7]]) });
-        }
-        let is_error = if self.plan.target.is_ipv4() { matches!(kind, 3 | 11 | 12) } else { kind < 128 };
-        let quoted = message.get(ECHO_HEADER_BYTES..)?;
-        let echo_at = if self.plan.target.is_ipv4() { header_bytes_v4(quoted)? } else { 40 };
-        let echo = quoted.get(echo_at..echo_at + 6)?;
-        if !is_error || echo[0] != request_type || echo[4..6] != self.identifier.to_be_bytes() {
-            return None;
-        }
-        let code = message[1];
-        let mtu_bytes = match (self.plan.target.is_ipv4(), kind, code) {
-            (true, 3, 4) => Some(u32::from(u16::from_be_bytes([message[6], message[7]]))),
-            (false, 2, _) => Some(u32::from_be_bytes([message[4], message[5], message[6], message[7]])),
-            _ => None,
-        };
-        Some(Answer::Rejection(Rejection { kind, code, mtu_bytes }))
+        let is_ours = *message.first()? == self.echo_types().1
+            && message.get(4..6)? == self.identifier.to_be_bytes()
+            && message.get(8..8 + TOKEN_BYTES)? == self.token.as_slice();
+        is_ours.then(|| u16::from_be_bytes([message[6], message[7]]))
     }
 }
 
@@ -304,30 +240,5 @@ mod tests {
         let plan = PingPlan { count: 2, timeout: Duration::from_millis(1), ..PingPlan::new(SERVICE_V4.into()) };
         let report = namespace.run(|| ping(&plan)).unwrap();
         assert_eq!((report.sent, report.refused, report.received), (0, 2, 0));
-    }
-
-    #[test]
-    #[ignore = "needs root: cargo xtask test --full"]
-    fn a_router_says_what_fits_behind_it() {
-        let topology = Topology::build(&TopologyPlan::default()).unwrap();
-        let narrow = |netlink: &mut tollgate_netlink::Netlink| {
-            let index = netlink.link("to-client1")?.index;
-            netlink.set_link_mtu(index, 1300)
-        };
-        topology.gateway.configure(narrow).unwrap();
-        for (target, kind) in [(IpAddr::from(topology.clients[1].v4), 3), (IpAddr::from(topology.clients[1].v6), 2)] {
-            let plan = PingPlan {
-                count: 1,
-                payload_bytes: 1400,
-                dont_fragment: true,
-                timeout: Duration::from_millis(300),
-                ..PingPlan::new(target)
-            };
-            let report = topology.network.run(|| ping(&plan)).unwrap();
-            let mtu_bytes = Some(1300);
-            let [rejection] = report.rejections[..] else { panic!("{:?}", report.rejections) };
-            assert_eq!((rejection.kind, rejection.mtu_bytes), (kind, mtu_bytes));
-            assert_eq!(report.lost(), 1);
-        }
     }
 }

@@ -1,0 +1,485 @@
+//! `floor`: what this machine's kernel and ciphers allow one core of a gateway, whoever wrote it.
+//!
+//! Each stage of a packet's way is measured by itself, on one thread pinned to one CPU, by that thread's CPU time. A gateway's core cannot
+//! do without three of them in each direction; their sum is the floor that gateways are held against. Nothing of a gateway runs here but
+//! its system calls.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use bytes::Bytes;
+use ipnet::{IpNet, Ipv4Net};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use tollgate::io::{
+    DATA_BYTES_MIN, FRAME_BYTES_MAX, ReceiveBatch, TransmitBatch, TunDevice, TunOptions, TunQueue, UdpGroup,
+    UdpOptions, UdpSocket, WriteOutcome,
+};
+use tollgate_shards::packet::vnet::HEADER_BYTES;
+use tollgate_shards::{Frame, Transmit};
+use tollgate_testkit::{Namespace, Topology, TopologyPlan};
+
+use crate::frames::{Flow, IP_BYTES, TCP_BYTES};
+use crate::measure::cpus;
+use crate::measure::progress::Progress;
+use crate::measure::record::{Output, table};
+use crate::measure::spread::Spread;
+
+/// Length of an inner packet, in bytes: the tunnel's MTU.
+const PACKET_BYTES: usize = 1400;
+const PAYLOAD_BYTES: usize = PACKET_BYTES - IP_BYTES - TCP_BYTES;
+/// Of all ciphers, in bytes.
+const TAG_BYTES: usize = 16;
+/// Length of the outer UDP datagram with such a packet, in bytes: QUIC's short header with a connection ID of 8 bytes and a packet number
+/// of 3, a DATAGRAM frame of known length, and the cipher's tag.
+const DATAGRAM_BYTES: usize = PACKET_BYTES + 12 + 3 + TAG_BYTES;
+/// QUIC's short header: what is authenticated but not encrypted.
+const QUIC_HEADER: [u8; 12] = [0x43, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 9];
+/// The most TCP packets that a super-packet of 65,535 bytes holds, and datagrams that a UDP run does.
+const RUN_PACKETS: usize = (65_535 - IP_BYTES - TCP_BYTES) / PAYLOAD_BYTES;
+const RUN_DATAGRAMS: usize = 65_507 / DATAGRAM_BYTES;
+/// Runs of a batch. With twice as many, 64 KiB each, they and the kernel's copies are more than a core's second-level cache.
+const RUNS: usize = 8;
+/// Packets of a batch that go singly. Fewer than the queue of a TUN device holds where its length may not be changed, which is 500.
+const SINGLES: usize = 256;
+/// How long the kernel may take to bring what was sent; it does so in the sender's system call.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often each stage is measured, and for how long each pair of them at a time.
+const FULL: (usize, Duration) = (9, Duration::from_millis(100));
+const QUICK: (usize, Duration) = (5, Duration::from_millis(40));
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Take a second instead of 5: figures with more noise.
+    #[arg(long)]
+    quick: bool,
+    /// The CPU to measure on, by number [default: the first that may be used].
+    #[arg(long, value_name = "C")]
+    cpu: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What kernel and cipher allow on one core.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Floor {
+    pub stages: Vec<Stage>,
+    /// The sum of a gateway core's stages from client to network.
+    pub up_cpu_seconds_per_gigabyte: f64,
+    /// The sum of a gateway core's stages from network to client.
+    pub down_cpu_seconds_per_gigabyte: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stage {
+    name: &'static str,
+    /// For a gigabyte of TCP payload, over the rounds.
+    cpu_seconds_per_gigabyte: Spread,
+    part_of: Part,
+}
+
+/// The direction of whose floor a stage is a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Part {
+    Up,
+    Down,
+    Neither,
+}
+
+/// Two stages that need each other: what one puts in, the other takes out. Both return bytes of TCP payload, so that stages add up, and
+/// compare with what a gateway needs for a gigabyte.
+trait Crossing: Send {
+    /// Makes a batch ready. Not measured.
+    fn prepare(&mut self) {}
+    fn put(&mut self) -> Result<usize>;
+    fn take(&mut self) -> Result<usize>;
+}
+
+/// Two stages, and what they cost round by round, in CPU seconds per gigabyte.
+struct Entry {
+    names: [&'static str; 2],
+    parts: [Part; 2],
+    crossing: Box<dyn Crossing>,
+    rounds: Vec<[f64; 2]>,
+}
+
+/// The stages, set up in namespaces of their own, which go when this value does.
+pub struct Rounds {
+    entries: Vec<Entry>,
+    cpu: usize,
+    slot: Duration,
+    // Behind what uses it.
+    _topology: Topology,
+}
+
+/// What one round found of the floor, in CPU seconds per gigabyte of payload.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Round {
+    pub up: f64,
+    pub down: f64,
+}
+
+/// Measures and prints.
+///
+/// To be called before the process has started a thread: without root's rights it moves into a user namespace of its own.
+pub fn run(options: &Options) -> Result<()> {
+    cpus::require_usable(options.cpu.as_slice(), "--cpu")?;
+    let cpu = cpus::split(options.cpu.as_slice(), &[])?.0[0];
+    tollgate_testkit::prepare()?;
+    tollgate_testkit::require_tun()?;
+    let mut recording = options.output.start([])?;
+    let (count, slot) = if options.quick { QUICK } else { FULL };
+    let mut progress = Progress::new();
+    progress.step("setting up");
+    let mut rounds = Rounds::set_up(cpu, slot)?;
+    for round in 1..=count {
+        progress.update(|| format!("round {round} of {count}"));
+        rounds.run()?;
+    }
+    progress.clear();
+    let floor = rounds.floor().context("there was no round")?;
+    let shown = |figure: f64| format!("{figure:.3}");
+    let row = |stage: &Stage| {
+        let part = format!("{:?}", stage.part_of).to_lowercase();
+        [stage.name.to_owned(), stage.cpu_seconds_per_gigabyte.shown(shown), part]
+    };
+    let sums = [("floor, up", floor.up_cpu_seconds_per_gigabyte), ("floor, down", floor.down_cpu_seconds_per_gigabyte)];
+    let sums = sums.map(|(name, sum)| [name.to_owned(), shown(sum), String::new()]);
+    let rows = floor.stages.iter().map(row).chain(sums);
+    let heading = format!("one thread, pinned to CPU {cpu}, {count} rounds");
+    recording.print(&format!("{heading}\n\n{}", table(1, &["stage", "CPU s/GB", "part of the floor"], rows)))?;
+    recording.write("floor", &floor)
+}
+
+impl Rounds {
+    /// Sets everything up, to be measured on `cpu`, for `slot` per round each pair of stages.
+    pub fn set_up(cpu: usize, slot: Duration) -> Result<Self> {
+        let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?;
+        let mut rounds = Rounds { entries: entries(&topology)?, cpu, slot, _topology: topology };
+        // The first packets find neighbours and fault pages in.
+        rounds.on_its_cpu(|entries| entries.iter_mut().try_for_each(|entry| turn(&mut *entry.crossing).map(drop)))?;
+        Ok(rounds)
+    }
+
+    /// Measures every stage once.
+    pub fn run(&mut self) -> Result<Round> {
+        let slot = self.slot;
+        self.on_its_cpu(|entries| {
+            entries.iter_mut().try_for_each(|entry| {
+                let measured = measure(&mut *entry.crossing, slot).with_context(|| entry.names.join(", "))?;
+                entry.rounds.push(measured);
+                Ok(())
+            })
+        })?;
+        let stages = self.entries.iter().filter_map(|entry| Some((entry.parts, *entry.rounds.last()?)));
+        let stages: Vec<_> = stages.flat_map(|(parts, figures)| parts.into_iter().zip(figures)).collect();
+        Ok(Round { up: sum(&stages, Part::Up), down: sum(&stages, Part::Down) })
+    }
+
+    /// What all rounds came to; `None` before the first.
+    pub fn floor(&self) -> Option<Floor> {
+        let stages = self.entries.iter().map(Entry::stages).collect::<Option<Vec<_>>>()?.concat();
+        let medians: Vec<_> = stages.iter().map(|it| (it.part_of, it.cpu_seconds_per_gigabyte.median)).collect();
+        let (up, down) = (sum(&medians, Part::Up), sum(&medians, Part::Down));
+        Some(Floor { stages, up_cpu_seconds_per_gigabyte: up, down_cpu_seconds_per_gigabyte: down })
+    }
+
+    /// Does `work` on a thread of its own, pinned: this one may go on as it likes.
+    fn on_its_cpu(&mut self, work: impl FnOnce(&mut [Entry]) -> Result<()> + Send) -> Result<()> {
+        let (entries, cpu) = (&mut self.entries, self.cpu);
+        let pinned = move || cpus::pin(&[cpu]).and_then(|()| work(entries));
+        thread::scope(|scope| scope.spawn(pinned).join()).map_err(|_| anyhow!("the measuring thread has panicked"))?
+    }
+}
+
+impl Entry {
+    /// The results of both stages; `None` before the first round.
+    fn stages(&self) -> Option<[Stage; 2]> {
+        let stage = |side: usize| {
+            let cpu_seconds_per_gigabyte = Spread::of(self.rounds.iter().map(|round| round[side]))?;
+            Some(Stage { name: self.names[side], cpu_seconds_per_gigabyte, part_of: self.parts[side] })
+        };
+        Some([stage(0)?, stage(1)?])
+    }
+}
+
+/// All that is measured, and what of it is a part of the floor: of the ciphers, the one that gateway and clients agree on by default.
+fn entries(topology: &Topology) -> Result<Vec<Entry>> {
+    use Part::{Down, Neither, Up};
+    let entry = |names, parts, crossing| Entry { names, parts, crossing, rounds: Vec::new() };
+    let gateway = &topology.gateway;
+    Ok(vec![
+        entry(
+            ["TUN write, TCP super-packets", "TUN read, TCP super-packets"],
+            [Up, Down],
+            Tun::create(gateway, 0, RUN_PACKETS)?,
+        ),
+        entry(["TUN write, single packets", "TUN read, single packets"], [Neither; 2], Tun::create(gateway, 1, 1)?),
+        entry(["UDP send, GSO", "UDP receive, GRO"], [Down, Up], Udp::connect(topology, true)?),
+        entry(
+            ["UDP send, single datagrams", "UDP receive, single datagrams"],
+            [Neither; 2],
+            Udp::connect(topology, false)?,
+        ),
+        entry(["AES-256-GCM seal, 1400 B", "AES-256-GCM open, 1400 B"], [Down, Up], Aead::with(&AES_256_GCM)?),
+        entry(
+            ["ChaCha20-Poly1305 seal, 1400 B", "ChaCha20-Poly1305 open, 1400 B"],
+            [Neither; 2],
+            Aead::with(&CHACHA20_POLY1305)?,
+        ),
+    ])
+}
+
+fn sum(stages: &[(Part, f64)], part: Part) -> f64 {
+    stages.iter().filter(|(of, _)| *of == part).map(|(_, figure)| figure).sum()
+}
+
+/// One batch through `crossing`: bytes and CPU seconds of each stage.
+fn turn(crossing: &mut dyn Crossing) -> Result<[(usize, f64); 2]> {
+    crossing.prepare();
+    let before = cpu_seconds();
+    let put = crossing.put()?;
+    let between = cpu_seconds();
+    let taken = crossing.take()?;
+    Ok([(put, between - before), (taken, cpu_seconds() - between)])
+}
+
+/// Batch after batch, for `slot`, at least one: CPU seconds per gigabyte of each stage.
+fn measure(crossing: &mut dyn Crossing, slot: Duration) -> Result<[f64; 2]> {
+    let started = Instant::now();
+    let mut sums = turn(crossing)?;
+    while started.elapsed() < slot {
+        for (sum, (bytes, seconds)) in sums.iter_mut().zip(turn(crossing)?) {
+            *sum = (sum.0 + bytes, sum.1 + seconds);
+        }
+    }
+    Ok(sums.map(|(bytes, seconds)| seconds * 1e9 / bytes as f64))
+}
+
+/// CPU time of the calling thread so far, in user and kernel mode.
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Asks `next` until it has something.
+fn arrived<T>(mut next: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let mut idle_since = None;
+    loop {
+        if let Some(arrived) = next()? {
+            return Ok(arrived);
+        }
+        let waited = idle_since.get_or_insert_with(Instant::now).elapsed();
+        ensure!(waited < ARRIVAL_TIMEOUT, "the kernel has not brought all that was sent");
+        thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// Packets sealed and opened in place, as in QUIC (RFC 9001, section 5.3). Header protection is left out.
+struct Aead {
+    key: LessSafeKey,
+    /// Packets back to back, each with room for its tag.
+    buffer: Vec<u8>,
+    /// The number of the batch's first packet, never used again.
+    first: u64,
+}
+
+impl Aead {
+    fn with(algorithm: &'static Algorithm) -> Result<Box<dyn Crossing>> {
+        // No secret: it protects nothing.
+        let key =
+            UnboundKey::new(algorithm, &vec![0x42; algorithm.key_len()]).map_err(|_| anyhow!("no such cipher"))?;
+        let buffer = vec![0x17; SINGLES * (PACKET_BYTES + TAG_BYTES)];
+        Ok(Box::new(Aead { key: LessSafeKey::new(key), buffer, first: 0 }))
+    }
+
+    /// Does `work` with each packet and its nonce.
+    fn each(&mut self, work: impl Fn(&LessSafeKey, Nonce, &mut [u8]) -> Result<()>) -> Result<usize> {
+        for (number, packet) in (self.first..).zip(self.buffer.chunks_exact_mut(PACKET_BYTES + TAG_BYTES)) {
+            let mut nonce = [0; NONCE_LEN];
+            nonce[NONCE_LEN - 8..].copy_from_slice(&number.to_be_bytes());
+            work(&self.key, Nonce::assume_unique_for_key(nonce), packet)?;
+        }
+        Ok(SINGLES * PAYLOAD_BYTES)
+    }
+}
+
+impl Crossing for Aead {
+    fn prepare(&mut self) {
+        self.first += SINGLES as u64;
+    }
+
+    fn put(&mut self) -> Result<usize> {
+        self.each(|key, nonce, packet| {
+            let (plain, room) = packet.split_at_mut(PACKET_BYTES);
+            let tag = key.seal_in_place_separate_tag(nonce, Aad::from(QUIC_HEADER), plain);
+            room.copy_from_slice(tag.map_err(|_| anyhow!("a packet cannot be sealed"))?.as_ref());
+            Ok(())
+        })
+    }
+
+    fn take(&mut self) -> Result<usize> {
+        self.each(|key, nonce, packet| {
+            let opened = key.open_in_place(nonce, Aad::from(QUIC_HEADER), packet);
+            opened.map(drop).map_err(|_| anyhow!("a packet is not authentic"))
+        })
+    }
+}
+
+/// Outer datagrams over a veth pair, from the gateway to a client. The kernel brings them up to the receiver's socket in the sender's
+/// system call, so that sending is measured with that.
+struct Udp {
+    sender: UdpSocket,
+    receiver: UdpSocket,
+    remote: SocketAddr,
+    transmit: TransmitBatch,
+    receive: ReceiveBatch,
+    runs: usize,
+}
+
+impl Udp {
+    /// Runs that stay whole from socket to socket, or datagrams one by one, many in a system call.
+    fn connect(topology: &Topology, in_runs: bool) -> Result<Box<dyn Crossing>> {
+        let options = UdpOptions { gro: in_runs, gso: in_runs, ..UdpOptions::default() };
+        let client = topology.clients.first().context("a topology without a client")?;
+        let mut group = client.namespace.run(|| UdpGroup::bind(SocketAddr::new(client.v4.into(), 0), 1, &options))?;
+        let receiver = group.pop().context("a group without a socket")?;
+        let remote = receiver.local_address();
+        let sender = topology.gateway.run(|| UdpSocket::for_remote(remote, &options))?;
+        // By the kernel's own counting, generously, a run takes 128 KiB of the receiver's buffer, and a datagram by itself 4 KiB.
+        let run_bytes = if in_runs { 128 << 10 } else { RUN_DATAGRAMS * (4 << 10) };
+        let runs = (receiver.buffers_bytes()?.1 / run_bytes).clamp(1, RUNS);
+        let (transmit, receive) = (TransmitBatch::new(RUNS), ReceiveBatch::new(RUNS));
+        Ok(Box::new(Udp { sender, receiver, remote, transmit, receive, runs }))
+    }
+}
+
+impl Crossing for Udp {
+    fn prepare(&mut self) {
+        let bytes = RUN_DATAGRAMS * DATAGRAM_BYTES;
+        for index in 0..self.runs {
+            self.transmit.fill(|buffer| {
+                buffer.resize(bytes, index as u8);
+                let (local_ip, ecn) = (None, None);
+                Some(Transmit { remote: self.remote, local_ip, ecn, bytes, segment_bytes: DATAGRAM_BYTES })
+            });
+        }
+    }
+
+    fn put(&mut self) -> Result<usize> {
+        let (sent, all) = (self.sender.send(&mut self.transmit).datagrams, self.runs * RUN_DATAGRAMS);
+        ensure!(sent == all, "the kernel took {sent} of {all} datagrams");
+        Ok(sent * PAYLOAD_BYTES)
+    }
+
+    fn take(&mut self) -> Result<usize> {
+        let (mut datagrams, all) = (0, self.runs * RUN_DATAGRAMS);
+        while datagrams < all {
+            datagrams += arrived(|| {
+                let received = self.receiver.receive(&mut self.receive, &mut |received| drop(received))?;
+                Ok((received.messages > 0).then_some(received.datagrams))
+            })?;
+        }
+        Ok(datagrams * PAYLOAD_BYTES)
+    }
+}
+
+/// Inner packets into one TUN device, through the kernel's forwarding, and out of another. Forwarding is done in the system call that
+/// writes, so that it is measured with it.
+struct Tun {
+    near: TunQueue,
+    far: TunQueue,
+    _devices: [TunDevice; 2],
+    /// Headers and payloads, each frame with memory of its own, as what a core has received has.
+    frames: Vec<(Vec<u8>, Vec<Bytes>)>,
+    buffer: Box<[u8]>,
+}
+
+impl Tun {
+    /// Pair number `index` of devices in `namespace`, which must forward, for frames of `packets` packets each.
+    fn create(namespace: &Namespace, index: u8, packets: usize) -> Result<Box<dyn Crossing>> {
+        let [near_net, far_net] = [128 + 2 * index, 129 + 2 * index];
+        let host = |net: u8, host: u8| Ipv4Addr::new(198, 19, net, host);
+        let port = |name: &str, net: u8| {
+            let (name, address) = (format!("floor{index}-{name}"), IpNet::V4(Ipv4Net::new_assert(host(net, 1), 24)));
+            namespace.run(|| -> Result<(TunDevice, TunQueue)> {
+                let (mut device, mut queues) =
+                    TunDevice::create(Some(&name), 1, PACKET_BYTES as u16, &TunOptions::default())?;
+                device.configure(address)?;
+                device.up()?;
+                Ok((device, queues.pop().context("a TUN device without a queue")?))
+            })
+        };
+        let ((near_device, near), (far_device, far)) = (port("near", near_net)?, port("far", far_net)?);
+        let mut flow = Flow::tcp(host(near_net, 2), host(far_net, 2), PACKET_BYTES);
+        let frame = |_| {
+            let mut header = if packets == 1 { flow.frame() } else { flow.super_frame(packets) };
+            let payload = Bytes::from(header.split_off(HEADER_BYTES + flow.header_bytes()));
+            let starts = (0..packets).map(|packet| packet * PAYLOAD_BYTES);
+            (header, starts.map(|start| payload.slice(start..start + PAYLOAD_BYTES)).collect())
+        };
+        let frames = (0..if packets == 1 { SINGLES } else { RUNS }).map(frame).collect();
+        let buffer = vec![0; FRAME_BYTES_MAX].into_boxed_slice();
+        Ok(Box::new(Tun { near, far, _devices: [near_device, far_device], frames, buffer }))
+    }
+}
+
+impl Crossing for Tun {
+    fn put(&mut self) -> Result<usize> {
+        for (header, payloads) in &self.frames {
+            let outcome = self.near.write(&Frame { header, payloads, carries_data: true });
+            ensure!(outcome == WriteOutcome::Written, "the kernel has not taken a frame ({outcome:?})");
+        }
+        Ok(self.frames.iter().map(|(_, payloads)| payloads.len() * PAYLOAD_BYTES).sum())
+    }
+
+    fn take(&mut self) -> Result<usize> {
+        let mut taken = 0;
+        for (header, payloads) in &self.frames {
+            let bytes = arrived(|| {
+                // The kernel sends short ones of its own.
+                let read = self.far.read(&mut self.buffer)?;
+                Ok(read.filter(|bytes| *bytes >= DATA_BYTES_MIN))
+            })?;
+            let sent = header.len() + payloads.len() * PAYLOAD_BYTES;
+            ensure!(bytes == sent, "a frame of {sent} bytes came out with {bytes}");
+            taken += payloads.len() * PAYLOAD_BYTES;
+        }
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_is_opened_and_a_batch_opened_twice_is_not_authentic() {
+        for algorithm in [&AES_256_GCM, &CHACHA20_POLY1305] {
+            let mut crossing = Aead::with(algorithm).unwrap();
+            for _ in 0..2 {
+                crossing.prepare();
+                assert_eq!(crossing.put().unwrap(), SINGLES * PAYLOAD_BYTES);
+                assert_eq!(crossing.take().unwrap(), SINGLES * PAYLOAD_BYTES);
+            }
+            assert_eq!(crossing.take().unwrap_err().to_string(), "a packet is not authentic");
+        }
+    }
+
+    #[test]
+    fn a_direction_is_the_sum_of_its_stages_only() {
+        use Part::{Down, Neither, Up};
+        let stages = [(Up, 0.25), (Down, 0.5), (Neither, 1.0), (Up, 0.5), (Down, 0.25)];
+        assert_eq!((sum(&stages, Up), sum(&stages, Down)), (0.75, 0.75));
+        let rounds = vec![[1.0, 0.1], [3.0, 0.3], [2.0, 0.2]];
+        let entry =
+            Entry { names: ["in", "out"], parts: [Up, Neither], crossing: Aead::with(&AES_256_GCM).unwrap(), rounds };
+        let [first, second] = entry.stages().unwrap();
+        assert_eq!(first.cpu_seconds_per_gigabyte, Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!((second.name, second.part_of), ("out", Neither));
+    }
+}
