@@ -7,36 +7,36 @@
 //! for the [`Client`]:
 //!
 //! 1. **In**: a bounded batch of `handle_*` calls, all with the `now` that the driver read once for the batch.
-//! 2. **Decide**: one call; every connection that the batch touched is looked at once.
-//! 3. **Out**: `poll_*` until each says `None`. Outputs are batches, never single packets.
+//! 2. **Out**: `poll_output` until it says `None`. Every connection that the batch touched is looked at once; what comes out are batches, never
+//!    single packets, in the order in which they are to be carried out.
 //!
-//! `poll_timeout` then tells when to call `handle_timeout`, and why. A [`Shard`] asserts this order in debug builds.
+//! `poll_timeout` then tells when to call `handle_timeout`, and why.
 //!
 //! A driver's loop, here around a client that has nobody to talk to:
 //!
 //! ```
 //! use std::time::{Duration, Instant};
-//! use tollgate_shards::{Machine, Received};
+//! use tollgate_shards::{Machine, Output, Received};
 //!
-//! /// One pass: a batch in, a decision, everything out. Returns how long to sleep, if nothing comes.
+//! /// One pass: a batch in, everything out. Returns how long to sleep, if nothing comes.
 //! fn pass(machine: &mut impl Machine, now: Instant, batch: Vec<Received>, sent: &mut Vec<Vec<u8>>) -> Option<Duration> {
 //!     batch.into_iter().for_each(|received| machine.handle_udp(now, received));
 //!     if machine.poll_timeout().is_some_and(|(at, _)| at <= now) {
 //!         machine.handle_timeout(now);
 //!     }
-//!     machine.decide(now);
-//!     while let Some(frame) = machine.poll_frame() {
-//!         assert!(frame.inner_bytes() > 0, "here it would be written to the TUN queue");
-//!     }
 //!     let mut buf = Vec::new();
-//!     while machine.poll_transmit(now, &mut buf).is_some() {
-//!         sent.push(std::mem::take(&mut buf));
+//!     while let Some(output) = machine.poll_output(now, true, Some(&mut buf)) {
+//!         match output {
+//!             Output::Frame(frame) => assert!(frame.inner_bytes() > 0, "here it would be written to the TUN queue"),
+//!             Output::Transmit(_) => sent.push(std::mem::take(&mut buf)),
+//!             Output::Action(_) => {}
+//!         }
 //!     }
 //!     machine.poll_timeout().map(|(at, _)| at.saturating_duration_since(now))
 //! }
 //!
 //! # use std::sync::Arc;
-//! # use tollgate_shards::{Client, ClientParams, Congestion, TransportParams, packet::MergeLimits};
+//! # use tollgate_shards::{Client, Congestion, TransportParams, TunnelParams, packet::MergeLimits, transport};
 //! # let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
 //! # let tls = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
 //! # let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
@@ -46,10 +46,11 @@
 //! #     mtu_bytes: 1400, idle_timeout: Duration::from_secs(30), keep_alive: None, initial_rtt: None,
 //! #     datagram_send_buffer_bytes_max: 1 << 20, datagram_receive_buffer_bytes_max: 1 << 20, congestion: Congestion::default(),
 //! # };
-//! # let (remote, server_name, merge) = ("198.18.0.1:55555".parse()?, "gateway".to_owned(), MergeLimits::default());
-//! # let params = ClientParams { remote, server_name, transport, merge, send_datagrams_max: 64, seed: [7; 32] };
+//! # let (remote, server_name) = ("198.18.0.1:55555".parse()?, "gateway".to_owned());
+//! # let transport = Arc::new(transport(&transport));
+//! # let params = TunnelParams { remote, server_name, transport, send_datagrams_max: 64, seed: [7; 32] };
 //! let start = Instant::now();
-//! let mut client = Client::new(params, tls, reset_key, start)?;
+//! let mut client = Client::new(params, MergeLimits::default(), tls, reset_key, start)?;
 //! let mut sent = Vec::new();
 //! let pause = pass(&mut client, start, Vec::new(), &mut sent).expect("a lost first packet is to be repeated");
 //! assert!(sent[0].len() >= 1200, "an Initial fills a datagram (RFC 9000, section 14.1)");
@@ -87,7 +88,7 @@ mod shard;
 mod test_time;
 
 pub use assignment::{Assignment, AssignmentError};
-pub use client::{Client, ClientEvent, ClientParams, CloseCause, Tunnel, TunnelParams};
+pub use client::{Client, ClientEvent, CloseCause, Tunnel, TunnelParams};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use excerpt::excerpt;
@@ -95,7 +96,7 @@ pub use ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 pub use io::{Received, Transmit, WakeReason};
 pub use limit::rate::{BURST_BYTES_MIN, Limit, Rate};
 pub use limit::shaper::ShaperLimits;
-pub use machine::Machine;
+pub use machine::{Machine, Output};
 pub use memory::Held;
 pub use packet::ecn::Ecn;
 pub use packet::frame::Frame;
@@ -112,7 +113,7 @@ pub use session::snapshot::Snapshot;
 pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError, WhenReached};
 pub use shard::message::{Message, PacketMessage};
 pub use shard::params::{Limits, Params};
-pub use shard::{ClientMtu, Command, Event, Shard};
+pub use shard::{Action, ClientMtu, Command, Event, Shard};
 
 /// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.
 #[cfg(feature = "inspect")]

@@ -7,8 +7,22 @@ use crate::io::{Received, Transmit, WakeReason};
 use crate::packet::MergeKind;
 use crate::packet::frame::Frame;
 
-/// A sans-IO state machine between a UDP socket and a TUN queue. The crate's documentation states the order of the calls.
+/// What a machine has for its driver.
+#[derive(Debug)]
+pub enum Output<'a, A> {
+    /// For the TUN queue. It is gone with the next call.
+    Frame(Frame<'a>),
+    /// A UDP send, whose bytes were appended to the driver's buffer.
+    Transmit(Transmit),
+    /// Whatever else the driver has to carry out, or to know.
+    Action(A),
+}
+
+/// A sans-IO state machine between a UDP socket and a TUN queue.
 pub trait Machine {
+    /// What it has for its driver beside packets.
+    type Action;
+
     fn handle_udp(&mut self, now: Instant, received: Received);
 
     /// Takes one frame of a TUN queue, the virtio header in front.
@@ -17,14 +31,14 @@ pub trait Machine {
     /// Takes note that `now` has come. Cheap when nothing is due.
     fn handle_timeout(&mut self, now: Instant);
 
-    /// Looks at every connection that the batch touched. To be called once between the batch's last `handle_*` and its first `poll_*`.
-    fn decide(&mut self, now: Instant);
-
-    /// Appends the next UDP send to `buf`, which must be empty, or says that there is none.
-    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit>;
-
-    /// The next frame for the TUN queue. It is gone with the next call.
-    fn poll_frame(&mut self) -> Option<Frame<'_>>;
+    /// The next thing for the driver, in the order in which it is to be carried out; after a batch, each connection that it touched is looked at
+    /// first. A send is appended to `buf`, which must be empty; without `buf`, sends stay inside, as frames do unless `takes_frames`.
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        takes_frames: bool,
+        buf: Option<&mut Vec<u8>>,
+    ) -> Option<Output<'_, Self::Action>>;
 
     /// Takes note that the driver could not deliver `packets` that it was given.
     fn handle_drop(&mut self, reason: DropReason, packets: u64);

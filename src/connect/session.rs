@@ -2,6 +2,7 @@
 //!
 //! `network` sets up interface and routes, and the client above reconnects.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use quinn_proto::ConnectError as RefusedStart;
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_config::ClientConfig;
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Assignment, Client, ClientEvent, ClientParams, CloseCause, Counters, Machine, TransportParams};
+use tollgate_shards::{
+    Assignment, Client, ClientEvent, CloseCause, Counters, Machine, TransportParams, TunnelParams, transport,
+};
 
 use super::control::Control;
 use crate::gateway::{congestion, ephemeral_reset_key, random};
@@ -50,6 +53,8 @@ pub enum Outcome {
 /// A connection to a gateway.
 pub struct Session {
     client: Client,
+    /// What the client has told, and the caller of [`Session::run`] has yet to hear.
+    events: VecDeque<ClientEvent>,
     /// Until when the tunnel must be up, while it is not.
     late_at: Option<Instant>,
 }
@@ -66,26 +71,25 @@ impl Session {
         tls: Arc<dyn CryptoConfig>,
         now: Instant,
     ) -> Result<Self, RefusedStart> {
-        let params = ClientParams {
+        let params = TunnelParams {
             remote,
             server_name: config.server.host.clone(),
-            transport: transport(config),
-            merge: MergeLimits::default(),
+            transport: Arc::new(transport(&transport_params(config))),
             send_datagrams_max: SEND_DATAGRAMS_MAX,
             seed: *random(),
         };
-        let client = Client::new(params, tls, ephemeral_reset_key(), now)?;
-        Ok(Session { client, late_at: Some(now + ATTEMPT_TIMEOUT) })
+        let client = Client::new(params, MergeLimits::default(), tls, ephemeral_reset_key(), now)?;
+        Ok(Session { client, events: VecDeque::new(), late_at: Some(now + ATTEMPT_TIMEOUT) })
     }
 
     /// What the connection has carried so far.
     pub fn counters(&self) -> Counters {
-        self.client.counters()
+        self.client.tunnel.counters()
     }
 
     /// Takes note that packets to the gateway have another way now, or the same one again.
     pub fn handle_path_change(&mut self, is_elsewhere: bool) {
-        self.client.handle_path_change(Instant::now(), is_elsewhere);
+        self.client.tunnel.handle_path_change(Instant::now(), is_elsewhere);
     }
 
     /// Runs until something happens that its caller must know, and until `look_at` at the latest.
@@ -106,7 +110,7 @@ impl Session {
             if lost.any() {
                 return Outcome::Lost(lost);
             }
-            match self.client.poll_event() {
+            match self.events.pop_front() {
                 Some(ClientEvent::Assigned(assignment)) => {
                     self.late_at = None;
                     return Outcome::Assigned(assignment);
@@ -116,7 +120,7 @@ impl Session {
                 None => {}
             }
             if self.late_at.is_some_and(|at| at <= now) {
-                self.client.close(now);
+                self.client.tunnel.close(now);
                 self.pass(packet_io, now);
                 return Outcome::Late;
             }
@@ -130,8 +134,8 @@ impl Session {
     pub fn say_goodbye(&mut self, packet_io: &mut PacketIo, control: &Control<'_>) {
         let mut now = Instant::now();
         let end = now + LINGER;
-        self.client.close(now);
-        while now < end && !self.client.is_drained() {
+        self.client.tunnel.close(now);
+        while now < end && !self.client.tunnel.is_drained() {
             // Whoever asks again to stop is stopping already.
             while control.take().is_some() {}
             if !self.pass(packet_io, now) {
@@ -141,14 +145,15 @@ impl Session {
         }
     }
 
-    /// In, decide, out. Returns whether there was anything to do.
+    /// In, out. Returns whether there was anything to do.
     fn pass(&mut self, packet_io: &mut PacketIo, now: Instant) -> bool {
         let busy = packet_io.intake(&mut self.client, now);
         if self.client.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.client.handle_timeout(now);
         }
-        self.client.decide(now);
-        packet_io.output(&mut self.client, now);
+        while let Some(event) = packet_io.output(&mut self.client, now) {
+            self.events.push_back(event);
+        }
         busy
     }
 
@@ -162,7 +167,7 @@ impl Session {
     }
 }
 
-fn transport(config: &ClientConfig) -> TransportParams {
+fn transport_params(config: &ClientConfig) -> TransportParams {
     let connection = &config.connection;
     TransportParams {
         mtu_bytes: connection.mtu_bytes,

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use serde::{Deserialize, Serialize};
-use tollgate_shards::{Command, CommandId, Counters, Event, Held, Machine, Shard, Snapshot, SteeringUpdate, UserIndex};
+use tollgate_shards::{
+    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Shard, Snapshot, SteeringUpdate, UserIndex,
+};
 use tracing::{debug, info, warn};
 
 use super::client_mtus::ClientMtuSender;
@@ -176,7 +178,7 @@ impl Core {
         }
     }
 
-    /// One pass: input, decisions, output.
+    /// One pass: input, output.
     fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> Passed {
         let moved = self.packet_io.intake(&mut self.shard, now);
         self.shard.handle_receive_buffers(self.packet_io.receive_buffers_bytes());
@@ -185,25 +187,19 @@ impl Core {
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
-        self.shard.decide(now);
         self.trim.handle_pass(self.shard.held().total_bytes());
-        self.packet_io.output(&mut self.shard, now);
-        self.report_lost(Lost::default());
-        while let Some(steer) = self.shard.poll_steer() {
-            self.steer(steer);
-        }
-        while let Some(mtu) = self.shard.poll_client_mtu() {
-            self.client_mtus.hold(mtu);
-        }
-        while let Some((to, message)) = self.shard.poll_message() {
-            let lost = self.mesh.send(to, message);
-            if lost > 0 {
-                self.shard.handle_drop(tollgate_shards::DropReason::MeshFull, lost);
+        while let Some(action) = self.packet_io.output(&mut self.shard, now) {
+            match action {
+                Action::Steering(update) => self.steer(update),
+                Action::ClientMtu(mtu) => self.client_mtus.hold(mtu),
+                Action::Send(to, message) => match self.mesh.send(to, message) {
+                    0 => {}
+                    lost => self.shard.handle_drop(DropReason::MeshFull, lost),
+                },
+                Action::Log(event) => self.log(event),
             }
         }
-        while let Some(event) = self.shard.poll_event() {
-            self.log(event);
-        }
+        self.report_lost(Lost::default());
         Passed { moved, more }
     }
 

@@ -141,19 +141,32 @@ impl TransmitBatch {
         self.counters
     }
 
-    /// Lets `poll` write a run into an empty buffer, and keeps it when `poll` says what it is. Returns whether a run was added: not
-    /// when the batch is full, and then `poll` is not called.
-    pub fn fill(&mut self, poll: impl FnOnce(&mut Vec<u8>) -> Option<Transmit>) -> bool {
-        let Some(run) = self.runs.get_mut(self.filled) else { return false };
-        run.buf.clear();
-        let Some(mut transmit) = poll(&mut run.buf) else { return false };
+    /// The empty buffer of the next run, to be followed by [`TransmitBatch::push`]; `None` when the batch is full.
+    pub fn buffer(&mut self) -> Option<&mut Vec<u8>> {
+        let buf = &mut self.runs.get_mut(self.filled)?.buf;
+        buf.clear();
+        Some(buf)
+    }
+
+    /// Keeps the run that was written into the buffer and is described by `transmit`.
+    pub fn push(&mut self, mut transmit: Transmit) {
+        let Some(run) = self.runs.get_mut(self.filled) else { return };
         transmit.bytes = transmit.bytes.min(run.buf.len());
         transmit.segment_bytes = transmit.segment_bytes.clamp(1, transmit.bytes.max(1));
         run.transmit = transmit;
         run.sent_bytes = 0;
         run.singly = false;
         self.filled += 1;
-        true
+    }
+
+    /// Lets `poll` write a run into an empty buffer, and keeps it when `poll` says what it is. Returns whether a run was added: not
+    /// when the batch is full, and then `poll` is not called.
+    pub fn fill(&mut self, poll: impl FnOnce(&mut Vec<u8>) -> Option<Transmit>) -> bool {
+        let transmit = self.buffer().and_then(poll);
+        transmit.is_some_and(|transmit| {
+            self.push(transmit);
+            true
+        })
     }
 
     /// Describes what waits, as far as it fits, to the kernel; `gso` says whether runs may go in one piece. Returns the number of

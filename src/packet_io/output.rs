@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tollgate_shards::packet::MergeKind;
-use tollgate_shards::{DropReason, Machine};
+use tollgate_shards::{DropReason, Machine, Output};
 use tracing::warn;
 
 use super::PacketIo;
@@ -11,30 +11,30 @@ use super::health::is_final;
 use crate::io::WriteOutcome;
 
 impl PacketIo {
-    /// Out: everything the machine has for both descriptors. What the UDP socket does not take now is kept.
-    pub fn output(&mut self, machine: &mut impl Machine, now: Instant) {
-        self.write_frames(machine);
+    /// Out: what the machine has for both descriptors. Returns the next thing that is for neither; `None` when everything is out. What the UDP
+    /// socket does not take now waits, most of it inside the machine.
+    pub fn output<M: Machine>(&mut self, machine: &mut M, now: Instant) -> Option<M::Action> {
         loop {
-            while self.transmit.fill(|buf| machine.poll_transmit(now, buf)) {}
-            if self.transmit.is_empty() {
-                break;
+            if self.transmit.is_full() {
+                self.send(machine);
             }
-            let Some(udp) = &self.udp else {
-                self.udp_blocked = true;
-                break;
-            };
-            let full = self.transmit.is_full();
-            let outcome = udp.send(&mut self.transmit);
-            if outcome.dropped > 0 {
-                machine.handle_drop(DropReason::UdpSend, outcome.dropped as u64);
+            let takes_frames = self.tun.is_some() || self.misses_tun;
+            let buf = if self.udp_blocked { None } else { self.transmit.buffer() };
+            match machine.poll_output(now, takes_frames, buf) {
+                Some(Output::Frame(frame)) => {
+                    let packets = frame.payloads.len() as u64;
+                    match self.tun.as_ref().map(|tun| tun.write(&frame)) {
+                        Some(outcome) => self.written(machine, outcome, packets),
+                        None => machine.handle_drop(DropReason::TunWrite, packets),
+                    }
+                }
+                Some(Output::Transmit(transmit)) => self.transmit.push(transmit),
+                Some(Output::Action(action)) => return Some(action),
+                None => break,
             }
-            if is_final(outcome.error) {
-                self.lose_udp();
-            }
-            self.udp_blocked = outcome.blocked;
-            if outcome.blocked || !full {
-                break;
-            }
+        }
+        if !self.transmit.is_empty() && !self.udp_blocked {
+            self.send(machine);
         }
         // A descriptor that the poller does not know is closed.
         if self.poller.want_udp(self.udp_health.rests_until(now).is_none(), self.udp_blocked).is_err() {
@@ -43,51 +43,46 @@ impl PacketIo {
         if self.poller.want_tun(!self.udp_blocked && self.tun_health.rests_until(now).is_none()).is_err() {
             self.lose_tun();
         }
+        None
     }
 
-    fn write_frames(&mut self, machine: &mut impl Machine) {
-        let (mut refused, mut is_gone, mut given_up) = (0, false, [None; 2]);
-        let Some(tun) = &self.tun else {
-            if self.misses_tun {
-                while let Some(frame) = machine.poll_frame() {
-                    refused += frame.payloads.len() as u64;
-                }
-                count_refused(machine, refused);
-            }
+    /// Sends what was gathered.
+    fn send(&mut self, machine: &mut impl Machine) {
+        let Some(udp) = &self.udp else {
+            self.udp_blocked = true;
             return;
         };
-        while let Some(frame) = machine.poll_frame() {
-            match tun.write(&frame) {
-                WriteOutcome::Written => {}
-                WriteOutcome::Apart { refused: packets, given_up: kind } => {
-                    refused += packets;
-                    if let Some(kind) = kind {
-                        given_up[kind as usize] = Some(kind);
-                    }
+        let outcome = udp.send(&mut self.transmit);
+        self.udp_blocked = outcome.blocked;
+        if outcome.dropped > 0 {
+            machine.handle_drop(DropReason::UdpSend, outcome.dropped as u64);
+        }
+        if is_final(outcome.error) {
+            self.lose_udp();
+        }
+    }
+
+    /// Takes note of what became of a frame of so many payloads, one to each packet that was merged.
+    #[inline]
+    fn written(&mut self, machine: &mut impl Machine, outcome: WriteOutcome, packets: u64) {
+        match outcome {
+            WriteOutcome::Written => {}
+            WriteOutcome::Apart { refused, given_up } => {
+                machine.handle_drop(DropReason::TunWrite, refused);
+                if let Some(kind) = given_up {
+                    let name = if kind == MergeKind::Tcp { "TCP" } else { "UDP" };
+                    warn!(
+                        "the kernel refuses {name} super-packets on the TUN device: their packets go one by one, which costs more CPU"
+                    );
+                    machine.handle_refused_merges(kind);
                 }
-                outcome => {
-                    // One payload to each packet that was merged.
-                    refused += frame.payloads.len() as u64;
-                    is_gone |= matches!(outcome, WriteOutcome::Refused(errno) if is_final(Some(errno)));
+            }
+            outcome => {
+                machine.handle_drop(DropReason::TunWrite, packets);
+                if matches!(outcome, WriteOutcome::Refused(errno) if is_final(Some(errno))) {
+                    self.lose_tun();
                 }
             }
         }
-        count_refused(machine, refused);
-        for kind in given_up.into_iter().flatten() {
-            let name = if kind == MergeKind::Tcp { "TCP" } else { "UDP" };
-            warn!(
-                "the kernel refuses {name} super-packets on the TUN device: their packets go one by one, which costs more CPU"
-            );
-            machine.handle_refused_merges(kind);
-        }
-        if is_gone {
-            self.lose_tun();
-        }
-    }
-}
-
-fn count_refused(machine: &mut impl Machine, packets: u64) {
-    if packets > 0 {
-        machine.handle_drop(DropReason::TunWrite, packets);
     }
 }

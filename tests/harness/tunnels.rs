@@ -119,7 +119,6 @@ impl TestTunnel {
             self.tunnel.handle_udp(now, received);
         }
         self.tunnel.handle_timeout(now);
-        self.tunnel.decide(now);
         while self.tunnel.poll_packet().is_some() {
             self.received += 1;
         }

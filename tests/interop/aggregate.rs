@@ -12,7 +12,8 @@ use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::io::{ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
-use tollgate_shards::{Client, Machine, Received, Transmit};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{Client, Machine, Output, Received, Transmit};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use tollgate_testkit::bed::PATIENCE;
@@ -79,7 +80,7 @@ impl Pair {
     fn addresses(&self) -> Option<[IpAddr; 2]> {
         let mut addresses = [None, None];
         for (address, client) in addresses.iter_mut().zip(&self.clients) {
-            *address = Some(client.assignment()?.client_address.addr());
+            *address = Some(client.tunnel.assignment()?.client_address.addr());
         }
         Some(addresses.map(|address| address.expect("both are there")))
     }
@@ -112,9 +113,11 @@ impl Pair {
             .unwrap();
         for client in clients {
             client.handle_timeout(now);
-            client.decide(now);
-            while client.poll_frame().is_some() {}
-            while self.transmit.fill(|buf| client.poll_transmit(now, buf)) {}
+            while let Some(output) = client.poll_output(now, true, self.transmit.buffer()) {
+                if let Output::Transmit(transmit) = output {
+                    self.transmit.push(transmit);
+                }
+            }
             self.socket.send(&mut self.transmit);
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -148,9 +151,8 @@ impl Pair {
     fn packet_of(&mut self, index: usize, address: IpAddr, mark: u8) -> Option<(Transmit, Vec<u8>)> {
         let (client, now) = (&mut self.clients[index], Instant::now());
         client.handle_frame(now, &frame(address, mark));
-        client.decide(now);
         let mut packet = Vec::new();
-        let transmit = client.poll_transmit(now, &mut packet)?;
+        let transmit = client.tunnel.poll_transmit(now, &mut packet)?;
         (transmit.datagrams() == 1).then_some((transmit, packet))
     }
 }
@@ -167,13 +169,13 @@ fn client(deployment: &Deployment, user: &str, owner: u8) -> Client {
     .unwrap();
     let make = |seed: [u8; 32]| {
         let params = params((SERVICE_V4, PORT).into(), seed);
-        Client::new(params, tls.clone(), ephemeral_reset_key(), Instant::now()).unwrap()
+        Client::new(params, MergeLimits::default(), tls.clone(), ephemeral_reset_key(), Instant::now()).unwrap()
     };
     loop {
         let seed = *random();
         // The first connection ID depends on the seed alone, and its first byte picks the owner.
         let mut initial = Vec::new();
-        make(seed).poll_transmit(Instant::now(), &mut initial).expect("an Initial");
+        make(seed).tunnel.poll_transmit(Instant::now(), &mut initial).expect("an Initial");
         if initial[6] % 2 == owner {
             return make(seed);
         }

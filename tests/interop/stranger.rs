@@ -12,7 +12,7 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Client, ClientEvent, ClientParams, Congestion, Machine, Received, TransportParams};
+use tollgate_shards::{Client, ClientEvent, Congestion, Machine, Received, TransportParams, TunnelParams, transport};
 use zeroize::Zeroizing;
 
 /// How long an answer may take that may also be lost.
@@ -68,16 +68,17 @@ impl Stranger {
 
     fn client(&self, remote: SocketAddr) -> Client {
         let params = params(remote, *random());
-        Client::new(params, self.tls.clone(), ephemeral_reset_key(), Instant::now()).expect("a client")
+        Client::new(params, MergeLimits::default(), self.tls.clone(), ephemeral_reset_key(), Instant::now())
+            .expect("a client")
     }
 }
 
 /// Of a client to `remote`; the first connection ID follows from `seed`.
-pub fn params(remote: SocketAddr, seed: [u8; 32]) -> ClientParams {
-    ClientParams {
+pub fn params(remote: SocketAddr, seed: [u8; 32]) -> TunnelParams {
+    TunnelParams {
         remote,
         server_name: remote.ip().to_string(),
-        transport: TransportParams {
+        transport: Arc::new(transport(&TransportParams {
             mtu_bytes: 1400,
             idle_timeout: Duration::from_secs(30),
             keep_alive: None,
@@ -85,8 +86,7 @@ pub fn params(remote: SocketAddr, seed: [u8; 32]) -> ClientParams {
             datagram_send_buffer_bytes_max: 1 << 20,
             datagram_receive_buffer_bytes_max: 1 << 20,
             congestion: Congestion::Cubic,
-        },
-        merge: MergeLimits::default(),
+        })),
         send_datagrams_max: 64,
         seed,
     }
@@ -95,10 +95,9 @@ pub fn params(remote: SocketAddr, seed: [u8; 32]) -> ClientParams {
 /// Sends the first `datagrams` of what `client` has to send, and returns how many there were.
 fn send(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr, datagrams: usize) -> usize {
     let now = Instant::now();
-    client.decide(now);
     let mut all = Vec::new();
     let mut buf = Vec::new();
-    while let Some(transmit) = client.poll_transmit(now, &mut buf) {
+    while let Some(transmit) = client.tunnel.poll_transmit(now, &mut buf) {
         all.extend(buf.chunks(transmit.segment_bytes).map(<[u8]>::to_vec));
         buf.clear();
     }
@@ -127,7 +126,7 @@ fn receive(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr, limit: 
 fn end(client: &mut Client, socket: &UdpSocket, gateway: SocketAddr) {
     let deadline = Instant::now() + PERSISTENCE;
     let is_closed = |client: &mut Client| {
-        std::iter::from_fn(|| client.poll_event()).any(|event| matches!(event, ClientEvent::Closed(_)))
+        std::iter::from_fn(|| client.tunnel.poll_event()).any(|event| matches!(event, ClientEvent::Closed(_)))
     };
     while Instant::now() < deadline && !is_closed(client) {
         let due = client.poll_timeout().map_or(deadline, |(at, _)| at.min(deadline));

@@ -17,8 +17,8 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use tollgate_shards::{
-    Congestion, ConnectionIdKey, Event, Limits, Machine, Message, Params, Received, Shard, ShardIndex, ShardKeys,
-    Snapshot, TokenKey, Transmit, TransportParams, Tunnel, TunnelParams, User, Users, transport,
+    Action, Congestion, ConnectionIdKey, Event, Limits, Machine, Message, Output, Params, Received, Shard, ShardIndex,
+    ShardKeys, Snapshot, TokenKey, Transmit, TransportParams, Tunnel, TunnelParams, User, Users, transport,
 };
 use zeroize::Zeroizing;
 
@@ -128,7 +128,6 @@ impl Wire {
         if self.client.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
             self.client.handle_timeout(self.now);
         }
-        self.client.decide(self.now);
         let packets = std::iter::from_fn(|| self.client.poll_packet()).count() as u64;
         let mut sends = Vec::new();
         let mut buf = Vec::new();
@@ -140,7 +139,7 @@ impl Wire {
     }
 
     /// Puts what passes have sent on its way to the client.
-    pub fn carry(&mut self, output: &mut Output) {
+    pub fn carry(&mut self, output: &mut Passes) {
         for (transmit, buf) in output.sends.drain(..) {
             self.to_client.push(received(GATEWAY, CLIENT, &transmit, &buf));
             output.spare.push(buf);
@@ -151,7 +150,7 @@ impl Wire {
     fn exchange(&mut self, end: Instant) {
         let (mut sends, _) = self.client_turn();
         let mut moved = !sends.is_empty();
-        let mut output = Output::default();
+        let mut output = Passes::default();
         for index in 0..self.shards.len() {
             let mut batch = Batch::default();
             if index == usize::from(self.owner.0) {
@@ -171,7 +170,7 @@ impl Wire {
     }
 
     /// A pass of one shard, and of those that it has messages for.
-    fn turn(&mut self, index: usize, batch: &mut Batch, output: &mut Output) {
+    fn turn(&mut self, index: usize, batch: &mut Batch, output: &mut Passes) {
         pass(&mut self.shards[index], self.now, batch, output);
         let mut messages: VecDeque<_> = output.messages.drain(..).collect();
         while let Some((to, message)) = messages.pop_front() {
@@ -211,7 +210,7 @@ pub struct Batch {
 
 /// What passes came to.
 #[derive(Default)]
-pub struct Output {
+pub struct Passes {
     /// UDP sends.
     pub sends: Vec<(Transmit, Vec<u8>)>,
     /// Messages to other shards.
@@ -226,7 +225,7 @@ pub struct Output {
     spare: Vec<Vec<u8>>,
 }
 
-impl Output {
+impl Passes {
     /// Begins to count anew.
     pub fn clear(&mut self) {
         (self.frames, self.packets, self.attached) = (0, 0, 0);
@@ -234,7 +233,7 @@ impl Output {
 }
 
 /// A pass of a shard, as a core of the gateway makes it, but for the system calls.
-pub fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Output) {
+pub fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Passes) {
     for received in batch.received.drain(..) {
         shard.handle_udp(now, received);
     }
@@ -247,29 +246,25 @@ pub fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Out
     if shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
         shard.handle_timeout(now);
     }
-    shard.decide(now);
-    while let Some(frame) = shard.poll_frame() {
-        output.frames += 1;
-        output.packets += frame.payloads.len() as u64;
-    }
-    loop {
-        let mut buf = output.spare.pop().unwrap_or_default();
-        buf.clear();
-        match shard.poll_transmit(now, &mut buf) {
-            Some(transmit) => output.sends.push((transmit, buf)),
-            None => {
-                output.spare.push(buf);
-                break;
+    let mut buf = output.spare.pop().unwrap_or_default();
+    buf.clear();
+    while let Some(next) = shard.poll_output(now, true, Some(&mut buf)) {
+        match next {
+            Output::Frame(frame) => {
+                output.frames += 1;
+                output.packets += frame.payloads.len() as u64;
             }
+            Output::Transmit(transmit) => {
+                let mut spare = output.spare.pop().unwrap_or_default();
+                spare.clear();
+                output.sends.push((transmit, std::mem::replace(&mut buf, spare)));
+            }
+            Output::Action(Action::Send(to, message)) => output.messages.push((to, message)),
+            Output::Action(Action::Log(event)) => output.attached += u64::from(matches!(event, Event::Attached { .. })),
+            Output::Action(_) => {}
         }
     }
-    while shard.poll_steer().is_some() {}
-    while let Some(message) = shard.poll_message() {
-        output.messages.push(message);
-    }
-    while let Some(event) = shard.poll_event() {
-        output.attached += u64::from(matches!(event, Event::Attached { .. }));
-    }
+    output.spare.push(buf);
 }
 
 fn tunnel(number: u32, tls: &Arc<QuicClientConfig>, transport: &Arc<TransportConfig>, now: Instant) -> Result<Tunnel> {

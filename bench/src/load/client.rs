@@ -169,7 +169,6 @@ impl Client {
     pub fn look(&mut self, context: &mut Context) {
         self.is_touched = false;
         let Some(mut tunnel) = self.tunnel.take() else { return };
-        tunnel.decide(context.now);
         while let Some(event) = tunnel.poll_event() {
             self.handle_event(event, &mut tunnel, context);
         }

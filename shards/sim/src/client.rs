@@ -1,5 +1,6 @@
 //! A simulated device: it connects as one user, stays or vanishes, comes back, and changes its outer address.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn_proto::TransportConfig;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
-use tollgate_shards::{Client, ClientEvent, Machine, Received, Transmit, Tunnel, TunnelParams};
+use tollgate_shards::{Client, ClientEvent, Machine, Output, Transmit, Tunnel, TunnelParams};
 
 use crate::gateway::GATEWAY;
 use crate::identity::{Hello, Identity, reset_key};
@@ -33,70 +34,58 @@ pub enum Act {
 pub enum End {
     /// Without frames: the simulator has the inner packets themselves.
     Tunnel(Box<Tunnel>),
-    /// With a TUN queue.
-    Client(Box<Client>),
-}
-
-macro_rules! either {
-    ($end:expr, $machine:ident => $call:expr) => {
-        match $end {
-            End::Tunnel($machine) => $call,
-            End::Client($machine) => $call,
-        }
-    };
+    /// With a TUN queue, and what it told at a moment when nobody had asked.
+    Client(Box<Client>, VecDeque<ClientEvent>),
 }
 
 impl End {
-    pub(crate) fn close(&mut self, now: Instant) {
-        either!(self, machine => machine.close(now));
-    }
-
-    /// Sends an inner packet that nobody has checked.
-    pub(crate) fn send(&mut self, packet: Bytes) {
+    pub(crate) fn tunnel(&mut self) -> &mut Tunnel {
         match self {
-            End::Tunnel(tunnel) => tunnel.send(packet),
-            End::Client(client) => client.send_unchecked(packet),
+            End::Tunnel(tunnel) => tunnel,
+            End::Client(client, _) => &mut client.tunnel,
         }
     }
 
-    pub(crate) fn is_drained(&self) -> bool {
-        either!(self, machine => machine.is_drained())
-    }
-
-    pub(crate) fn handle_udp(&mut self, now: Instant, received: Received) {
-        either!(self, machine => machine.handle_udp(now, received));
-    }
-
-    /// Looks at whatever is due, and at what has been given to it since.
-    pub(crate) fn decide(&mut self, now: Instant) {
-        if self.poll_timeout().is_some_and(|at| at <= now) {
-            either!(self, machine => machine.handle_timeout(now));
-        }
-        either!(self, machine => machine.decide(now));
-    }
-
-    pub(crate) fn poll_event(&mut self) -> Option<ClientEvent> {
-        either!(self, machine => machine.poll_event())
+    pub(crate) fn poll_event(&mut self, now: Instant) -> Option<ClientEvent> {
+        let (client, events) = match self {
+            End::Tunnel(tunnel) => return tunnel.poll_event(),
+            End::Client(client, events) => (client, events),
+        };
+        events.pop_front().or_else(|| match client.poll_output(now, false, None)? {
+            Output::Action(event) => Some(event),
+            Output::Frame(_) | Output::Transmit(_) => None,
+        })
     }
 
     /// The next inner packet that has arrived. A client may have merged several into one.
-    pub(crate) fn poll_packet(&mut self) -> Option<Bytes> {
-        match self {
-            End::Tunnel(tunnel) => tunnel.poll_packet(),
-            End::Client(client) => {
-                let frame = client.poll_frame()?;
-                let headers = frame.header[HEADER_BYTES..].iter();
-                Some(headers.chain(frame.payloads.iter().flatten()).copied().collect())
+    pub(crate) fn poll_packet(&mut self, now: Instant) -> Option<Bytes> {
+        let (client, events) = match self {
+            End::Tunnel(tunnel) => return tunnel.poll_packet(),
+            End::Client(client, events) => (client, events),
+        };
+        loop {
+            match client.poll_output(now, true, None)? {
+                Output::Frame(frame) => {
+                    return Some([&frame.header[HEADER_BYTES..], &frame.payloads.concat()].concat().into());
+                }
+                Output::Action(event) => events.push_back(event),
+                Output::Transmit(_) => {}
             }
         }
     }
 
     pub(crate) fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
-        either!(self, machine => machine.poll_transmit(now, buf))
-    }
-
-    pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
-        either!(self, machine => machine.poll_timeout()).map(|(at, _)| at)
+        let (client, events) = match self {
+            End::Tunnel(tunnel) => return tunnel.poll_transmit(now, buf),
+            End::Client(client, events) => (client, events),
+        };
+        loop {
+            match client.poll_output(now, false, Some(buf))? {
+                Output::Transmit(transmit) => return Some(transmit),
+                Output::Action(event) => events.push_back(event),
+                Output::Frame(_) => {}
+            }
+        }
     }
 }
 

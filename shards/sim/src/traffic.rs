@@ -54,7 +54,7 @@ impl World {
         let spec = FlowSpec { source, destination, source_port: port, destination_port: 7, session: session_number };
         let packet = self.packets.make(spec, payload_bytes, Place::Client(device));
         self.trace.note(self.now, Who::Device(device), "sends", packet.len() as u64);
-        session.end.send(Bytes::from(packet));
+        session.end.tunnel().send(Bytes::from(packet));
         self.touch_device(device);
     }
 

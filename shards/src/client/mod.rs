@@ -5,7 +5,7 @@
 
 mod tunnel;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,37 +14,19 @@ use quinn_proto::ConnectError;
 use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 
 use crate::assignment::{Assignment, AssignmentError};
-use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::excerpt::excerpt;
-use crate::io::{Received, Transmit, WakeReason};
-use crate::machine::Machine;
+use crate::io::{Received, WakeReason};
+use crate::machine::{Machine, Output};
 use crate::packet::coalesce::{Coalescer, MergeLimits};
 use crate::packet::fragment::{fragment, may_be_fragmented};
-use crate::packet::frame::Frame;
 use crate::packet::icmp::packet_too_big;
 use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
 use crate::packet::{MergeKind, PacketPool};
-use crate::quic::transport::{TransportParams, transport};
 
 pub use tunnel::{Tunnel, TunnelParams};
-
-/// What a client is told at its start.
-pub struct ClientParams {
-    /// The gateway's outer address.
-    pub remote: SocketAddr,
-    /// The name that the gateway's certificate must carry.
-    pub server_name: String,
-    pub transport: TransportParams,
-    /// Bounds and switches of the merging of inner packets.
-    pub merge: MergeLimits,
-    /// Datagrams of one UDP send.
-    pub send_datagrams_max: usize,
-    /// All of the client's entropy but TLS's.
-    pub seed: [u8; 32],
-}
 
 /// Something the driver must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,10 +66,10 @@ pub enum CloseCause {
 
 /// A client of one gateway. See the crate's documentation for how to drive it.
 pub struct Client {
-    tunnel: Tunnel,
+    pub tunnel: Tunnel,
     gateway: IpAddr,
-    merger: Coalescer,
-    arena: PacketPool,
+    coalescer: Coalescer,
+    pool: PacketPool,
 }
 
 impl Client {
@@ -97,53 +79,15 @@ impl Client {
     ///
     /// If the remote address or the server name cannot be used.
     pub fn new(
-        params: ClientParams,
+        params: TunnelParams,
+        merge: MergeLimits,
         tls: Arc<dyn CryptoConfig>,
         reset_key: Arc<dyn HmacKey>,
         now: Instant,
     ) -> Result<Self, ConnectError> {
-        let ClientParams { remote, server_name, transport: parameters, merge, send_datagrams_max, seed } = params;
-        let transport = Arc::new(transport(&parameters));
-        let params = TunnelParams { remote, server_name, transport, send_datagrams_max, seed };
-        Ok(Client {
-            tunnel: Tunnel::new(params, tls, reset_key, now)?,
-            gateway: remote.ip(),
-            merger: Coalescer::new(merge),
-            arena: PacketPool::default(),
-        })
-    }
-
-    pub fn assignment(&self) -> Option<Assignment> {
-        self.tunnel.assignment()
-    }
-
-    /// The counters as they stand. Up is towards the gateway.
-    pub fn counters(&self) -> Counters {
-        self.tunnel.counters()
-    }
-
-    /// Says goodbye, as Quincy's client does.
-    pub fn close(&mut self, now: Instant) {
-        self.tunnel.close(now);
-    }
-
-    /// Takes note that packets to the gateway leave by another way now: see [`Tunnel::handle_path_change`].
-    pub fn handle_path_change(&mut self, now: Instant, is_elsewhere: bool) {
-        self.tunnel.handle_path_change(now, is_elsewhere);
-    }
-
-    /// Sends an inner packet that no check of this side has seen. For clients that cheat on purpose, in tests of gateways.
-    pub fn send_unchecked(&mut self, packet: Bytes) {
-        self.tunnel.send(packet);
-    }
-
-    /// Whether the connection is over and everything said.
-    pub fn is_drained(&self) -> bool {
-        self.tunnel.is_drained()
-    }
-
-    pub fn poll_event(&mut self) -> Option<ClientEvent> {
-        self.tunnel.poll_event()
+        let gateway = params.remote.ip();
+        let tunnel = Tunnel::new(params, tls, reset_key, now)?;
+        Ok(Client { tunnel, gateway, coalescer: Coalescer::new(merge), pool: PacketPool::default() })
     }
 
     /// Splits a frame into packets for the gateway, or tells its sender how long they may be.
@@ -182,7 +126,7 @@ impl Client {
                 tunnel.counters.drops.count(DropReason::TooBig);
             }
         };
-        split(header, packet, &mut self.arena, &mut send).map_err(|_| DropReason::Malformed)?;
+        split(header, packet, &mut self.pool, &mut send).map_err(|_| DropReason::Malformed)?;
         Ok(())
     }
 
@@ -193,14 +137,20 @@ impl Client {
         let mtu_bytes = if from.is_ipv6() { mtu_bytes.max(MTU_BYTES_MIN_V6) } else { mtu_bytes };
         if let Some(reply) = packet_too_big(packet, mtu_bytes as u16, from)
             && let Ok(inner) = InnerPacket::parse(&reply)
-            && self.merger.push(reply, &inner).is_ok()
+            && self.coalescer.push(reply, &inner).is_ok()
         {
             self.tunnel.counters.too_big_replies += 1;
         }
     }
 
-    fn take_inner_packets(&mut self) {
-        while !self.merger.is_full()
+    fn take_inner_packets(&mut self, now: Instant) {
+        while !self.coalescer.is_full()
+            && let Some(unanswered) = self.tunnel.link.path.poll_unanswered()
+        {
+            let mtu_bytes = self.tunnel.inner_mtu_bytes();
+            self.reply_too_big(&unanswered.head, mtu_bytes);
+        }
+        while !self.coalescer.is_full()
             && let Some(packet) = self.tunnel.recv()
         {
             let address = self.tunnel.assignment().map(|assignment| assignment.client_address.addr());
@@ -215,14 +165,19 @@ impl Client {
             }
             counters.down_packets += 1;
             counters.down_bytes += packet.len() as u64;
-            if self.merger.push(packet, &inner).is_err() {
+            if self.coalescer.push(packet, &inner).is_err() {
                 counters.drops.count(DropReason::TunWrite);
             }
+        }
+        if self.coalescer.is_full() {
+            self.tunnel.touch(now);
         }
     }
 }
 
 impl Machine for Client {
+    type Action = ClientEvent;
+
     fn handle_udp(&mut self, now: Instant, received: Received) {
         self.tunnel.handle_udp(now, received);
     }
@@ -241,26 +196,27 @@ impl Machine for Client {
         self.tunnel.handle_timeout(now);
     }
 
-    fn decide(&mut self, now: Instant) {
-        self.tunnel.decide(now);
-        while !self.merger.is_full()
-            && let Some(unanswered) = self.tunnel.link.path.poll_unanswered()
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        takes_frames: bool,
+        buf: Option<&mut Vec<u8>>,
+    ) -> Option<Output<'_, ClientEvent>> {
+        if self.coalescer.is_empty() && self.tunnel.look() {
+            self.take_inner_packets(now);
+        }
+        if takes_frames && !self.coalescer.is_empty() {
+            return self.coalescer.poll_frame().map(Output::Frame);
+        }
+        if takes_frames {
+            self.coalescer.poll_frame();
+        }
+        if let Some(buf) = buf
+            && let Some(transmit) = self.tunnel.poll_transmit(now, buf)
         {
-            let mtu_bytes = self.tunnel.inner_mtu_bytes();
-            self.reply_too_big(&unanswered.head, mtu_bytes);
+            return Some(Output::Transmit(transmit));
         }
-        self.take_inner_packets();
-        if self.merger.is_full() {
-            self.tunnel.touch(now);
-        }
-    }
-
-    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
-        self.tunnel.poll_transmit(now, buf)
-    }
-
-    fn poll_frame(&mut self) -> Option<Frame<'_>> {
-        self.merger.poll_frame()
+        self.tunnel.poll_event().map(Output::Action)
     }
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {
@@ -268,7 +224,7 @@ impl Machine for Client {
     }
 
     fn handle_refused_merges(&mut self, kind: MergeKind) {
-        self.merger.give_up(kind);
+        self.coalescer.give_up(kind);
     }
 
     fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {

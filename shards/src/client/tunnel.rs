@@ -47,8 +47,8 @@ pub struct TunnelParams {
 /// One connection to a gateway, without frames: whoever drives it has the inner packets themselves.
 ///
 /// It is driven like a [`Machine`](crate::machine::Machine), in the same order: a batch of `handle_*`, [`send`](Tunnel::send) and
-/// [`close`](Tunnel::close), then [`decide`](Tunnel::decide), then each `poll_*` until it says `None`. It allocates nothing for packets to
-/// come, so that a process can hold thousands.
+/// [`close`](Tunnel::close), then each `poll_*` until it says `None`. It allocates nothing for packets to come, so that a process can hold
+/// thousands.
 pub struct Tunnel {
     endpoint: Endpoint,
     pub(super) link: TunnelConnection,
@@ -65,7 +65,7 @@ pub struct Tunnel {
     told_mtu_bytes: usize,
     closed: bool,
     drained: bool,
-    undecided: Option<Instant>,
+    touched: Option<Instant>,
     /// While the gateway has not answered on a new path.
     path_probe: Option<PathProbe>,
     /// Whether the connection has done anything that its counters do not show.
@@ -112,7 +112,7 @@ impl Tunnel {
             told_mtu_bytes: 0,
             closed: false,
             drained: false,
-            undecided: Some(now),
+            touched: Some(now),
             path_probe: None,
             uncounted: false,
         })
@@ -212,20 +212,24 @@ impl Tunnel {
         self.touch(now);
     }
 
-    /// Looks at what has happened to the connection. To be called once between a batch's last `handle_*` and its first `poll_*`.
-    pub fn decide(&mut self, now: Instant) {
-        self.undecided = None;
+    /// Looks at what has happened to the connection since the last time. Returns whether anything has.
+    pub(super) fn look(&mut self) -> bool {
+        let Some(now) = self.touched.take() else { return false };
         self.drained |= self.link.exchange(&mut self.endpoint);
         self.take_connection_events(now);
         self.follow_path(now);
+        true
     }
 
+    /// The next thing that the driver must know.
     pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.look();
         self.events.pop_front()
     }
 
     /// The next inner packet from the gateway, in order of arrival, exactly as it came.
     pub fn poll_packet(&mut self) -> Option<Bytes> {
+        self.look();
         let packet = self.recv()?;
         self.counters.down_packets += 1;
         self.counters.down_bytes += packet.len() as u64;
@@ -239,6 +243,7 @@ impl Tunnel {
 
     /// Appends the next UDP send to `buf`, which must be empty, or says that there is none.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        self.look();
         if let Some((transmit, answer)) = self.response.take() {
             buf.extend_from_slice(&answer);
             return Some(transmit);
@@ -294,14 +299,14 @@ impl Tunnel {
         }
         let connection = self.link.poll_timeout().map(|at| (at, WakeReason::Connection));
         let assignment = self.assignment_deadline.map(|at| (at, WakeReason::Handshake));
-        let undecided = self.undecided.map(|at| (at, WakeReason::Connection));
+        let touched = self.touched.map(|at| (at, WakeReason::Connection));
         let path = self.path_probe.as_ref().map(|probe| (probe.next_at, WakeReason::Connection));
-        [undecided, connection, assignment, path].into_iter().flatten().min_by_key(|&(at, _)| at)
+        [touched, connection, assignment, path].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
-    /// Something has happened that is to be decided on, and counted.
+    /// Something has happened that is to be looked at, and counted.
     pub(super) fn touch(&mut self, now: Instant) {
-        self.undecided = Some(now);
+        self.touched = Some(now);
         self.uncounted = true;
     }
 

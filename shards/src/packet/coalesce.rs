@@ -201,7 +201,7 @@ impl Coalescer {
         Ok(())
     }
 
-    /// The next frame, in order of creation. It is gone with the next call.
+    /// The next frame, in order of creation. It is gone with the next call, which is due also when there is no other frame.
     pub fn poll_frame(&mut self) -> Option<Frame<'_>> {
         self.runs.clear();
         self.tags.clear();

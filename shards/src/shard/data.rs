@@ -41,7 +41,7 @@ const NARROWINGS_BURST: u64 = 10;
 
 /// What the data plane has for others, in the order in which it came about.
 #[derive(Debug)]
-pub enum Output {
+pub enum ForOthers {
     /// An inner packet for a client, whoever owns its connection.
     Packet { to: ConnectionKey, packet: Bytes },
     /// A TUN frame that the kernel gave to the wrong queue.
@@ -82,9 +82,9 @@ pub struct DataPlane {
     pub forward: Forwarder,
     pub limits: UserQueues,
     pub accounts: Accounts,
-    outputs: VecDeque<Output>,
+    pub for_others: VecDeque<ForOthers>,
     /// One entry for each change of a connection's path; the driver takes them in every pass.
-    client_mtus: VecDeque<ClientMtu>,
+    pub client_mtus: VecDeque<ClientMtu>,
     narrowings_told: RateLimiter,
     here: ShardIndex,
     tunnel: ipnet::IpNet,
@@ -124,7 +124,7 @@ impl DataPlane {
             forward: Forwarder::new(policy, limits.merge, now),
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
-            outputs: VecDeque::new(),
+            for_others: VecDeque::new(),
             client_mtus: VecDeque::new(),
             narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
             here,
@@ -141,20 +141,12 @@ impl DataPlane {
         }
     }
 
-    pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
-    }
-
-    pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
-        self.client_mtus.pop_front()
-    }
-
     // UDP datagrams.
 
     pub fn handle_udp(&mut self, received: Received) {
-        let DataPlane { quic, accounts, outputs, .. } = self;
+        let DataPlane { quic, accounts, for_others, .. } = self;
         quic.handle_udp(self.now, received, accounts, &mut |owner, received| {
-            outputs.push_back(Output::Datagram { owner, received });
+            for_others.push_back(ForOthers::Datagram { owner, received });
         });
         self.tell_failed();
     }
@@ -350,11 +342,11 @@ impl DataPlane {
             }
         }
         let reason = attached.map(|_| reason.to_owned());
-        self.outputs.push_back(Output::Gone(Gone { identity, connection, reason, version }));
+        self.for_others.push_back(ForOthers::Gone(Gone { identity, connection, reason, version }));
     }
 
     fn leave_queue(&mut self, user: UserIndex, connection: ConnectionKey) {
-        let DataPlane { limits, accounts: Accounts { counters, memory }, outputs, .. } = self;
+        let DataPlane { limits, accounts: Accounts { counters, memory }, for_others, .. } = self;
         let closed = limits.leave(user, connection, memory, &mut |waiting| match waiting.direction {
             Direction::Up => counters.drops.count(DropReason::NotAttached),
             Direction::Down => {
@@ -363,7 +355,7 @@ impl DataPlane {
                 counters.drops.count(DropReason::ConnectionClosed);
             }
         });
-        outputs.extend(closed.map(|(home, close)| Output::LeaseClosed { home, close }));
+        for_others.extend(closed.map(|(home, close)| ForOthers::LeaseClosed { home, close }));
     }
 
     fn tell_failed(&mut self) {
@@ -373,7 +365,7 @@ impl DataPlane {
     }
 
     fn tell(&mut self, event: Event) {
-        self.outputs.push_back(Output::Event(event));
+        self.for_others.push_back(ForOthers::Event(event));
     }
 
     // Inner packets of clients.
@@ -426,7 +418,7 @@ impl DataPlane {
             Verdict::Hairpin(to) => {
                 self.accounts.counters.relayed_packets += 1;
                 let packet = self.forward.pool.copy(&packet);
-                self.outputs.push_back(Output::Packet { to, packet });
+                self.for_others.push_back(ForOthers::Packet { to, packet });
             }
             Verdict::Drop(reason) => self.accounts.counters.drops.count(reason),
         }
@@ -457,7 +449,7 @@ impl DataPlane {
             }
             self.accounts.counters.misrouted_frames += 1;
             let frame = self.forward.pool.copy(frame);
-            self.outputs.push_back(Output::Frame { owner: connection.owner, frame });
+            self.for_others.push_back(ForOthers::Frame { owner: connection.owner, frame });
             return Ok(());
         }
         let slot = self.quic.connections.find(connection).ok_or(DropReason::NoRoute)?;
@@ -483,7 +475,7 @@ impl DataPlane {
             connections: &mut self.quic.connections,
             limits: &mut self.limits,
             accounts: &mut self.accounts,
-            outputs: &mut self.outputs,
+            for_others: &mut self.for_others,
             now: self.now,
         };
         (downlink, &mut self.forward)
@@ -503,7 +495,7 @@ impl DataPlane {
             self.limits.want_service(user);
         }
         let report = self.limits.poll_report(self.now, user, &mut self.accounts.memory);
-        self.outputs.extend(report.map(|(home, report)| Output::LeaseWanted { home, report }));
+        self.for_others.extend(report.map(|(home, report)| ForOthers::LeaseWanted { home, report }));
     }
 
     /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
@@ -545,7 +537,7 @@ impl DataPlane {
             Some(limit) => self.limits.set_limit(user, limit),
             None => self.limits.lift_limit(user, &mut self.accounts.memory, &mut |waiting| released.push(waiting)),
         };
-        self.outputs.extend(closed.map(|(home, close)| Output::LeaseClosed { home, close }));
+        self.for_others.extend(closed.map(|(home, close)| ForOthers::LeaseClosed { home, close }));
         released.into_iter().for_each(|waiting| self.release(waiting));
     }
 
@@ -576,7 +568,7 @@ impl DataPlane {
         while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
             let reply =
                 self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
-            self.outputs.extend(reply.map(|(to, packet)| Output::Packet { to, packet }));
+            self.for_others.extend(reply.map(|(to, packet)| ForOthers::Packet { to, packet }));
         }
         if client.tunnel.path.wants_filler()
             && let Some(filler) = unasked_reply(self.tunnel.addr(), address, client.tunnel.inner_mtu_bytes())

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::data::Output;
+use super::data::ForOthers;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::limit::shaper::Direction;
@@ -27,7 +27,7 @@ pub struct Downlink<'a> {
     pub connections: &'a mut Connections,
     pub limits: &'a mut UserQueues,
     pub accounts: &'a mut Accounts,
-    pub outputs: &'a mut VecDeque<Output>,
+    pub for_others: &'a mut VecDeque<ForOthers>,
     pub now: Instant,
 }
 
@@ -183,6 +183,6 @@ impl Downlink<'_> {
         }
         let reply =
             forward.reply_too_big(self.now, packet, client.tunnel.inner_mtu_bytes(), &mut self.accounts.counters);
-        self.outputs.extend(reply.map(|(to, packet)| Output::Packet { to, packet }));
+        self.for_others.extend(reply.map(|(to, packet)| ForOthers::Packet { to, packet }));
     }
 }

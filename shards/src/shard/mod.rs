@@ -22,12 +22,11 @@ use std::time::Instant;
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
-use crate::io::{Received, Transmit, WakeReason};
+use crate::io::{Received, WakeReason};
 use crate::limit::rate::Limit;
-use crate::machine::Machine;
+use crate::machine::{Machine, Output};
 use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
-use crate::packet::frame::Frame;
 use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
 use crate::quic::endpoint::ShardKeys;
@@ -37,7 +36,7 @@ use crate::session::message::{CloseReason, ControlMessage, Login};
 use crate::session::snapshot::Snapshot;
 
 use control::ControlPlane;
-use data::{DataPlane, Gone, LoggedIn, Output};
+use data::{DataPlane, ForOthers, Gone, LoggedIn};
 use message::{Message, Outbox, PacketMessage};
 use params::Params;
 
@@ -76,6 +75,16 @@ pub enum Event {
     Forgotten { events: u64 },
 }
 
+/// What the driver of a shard has to carry out beside packets.
+#[derive(Debug)]
+pub enum Action {
+    Steering(SteeringUpdate),
+    ClientMtu(ClientMtu),
+    /// May release what a steering update before it has held.
+    Send(ShardIndex, Message),
+    Log(Event),
+}
+
 /// What the path to one client carries, for the kernel's route to its inner address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientMtu {
@@ -97,7 +106,7 @@ pub struct Shard {
     forgotten_events: u64,
     here: ShardIndex,
     hairpin_packets_max: usize,
-    /// Whether anything was handled since the last decision.
+    /// Whether anything was handled since connections were last looked at.
     undecided: bool,
     stopping: bool,
 }
@@ -221,31 +230,6 @@ impl Shard {
         self.exchange();
     }
 
-    /// The next message for another shard. To be polled after [`Shard::poll_steer`] is idle: a message may release what a steering entry held.
-    pub fn poll_message(&mut self) -> Option<(ShardIndex, Message)> {
-        debug_assert!(self.control.context.steers.is_empty(), "steering comes before messages");
-        self.collect();
-        let message = self.outbox.poll_remote();
-        self.data.accounts.counters.messages += u64::from(message.is_some());
-        message
-    }
-
-    pub fn poll_steer(&mut self) -> Option<SteeringUpdate> {
-        self.control.context.steers.pop_front()
-    }
-
-    pub fn poll_client_mtu(&mut self) -> Option<ClientMtu> {
-        self.data.poll_client_mtu()
-    }
-
-    pub fn poll_event(&mut self) -> Option<Event> {
-        self.collect();
-        if self.forgotten_events > 0 {
-            return Some(Event::Forgotten { events: std::mem::take(&mut self.forgotten_events) });
-        }
-        self.events.pop_front()
-    }
-
     fn begin(&mut self, now: Instant) {
         self.set_time(now);
         self.undecided = true;
@@ -276,15 +260,15 @@ impl Shard {
 
     /// Takes what the planes have for others, in the order in which it came about: data first, since what it causes comes after.
     fn collect(&mut self) {
-        while let Some(output) = self.data.poll_output() {
+        while let Some(output) = self.data.for_others.pop_front() {
             match output {
-                Output::Packet { to, packet } => self.outbox.hairpin(to, packet, self.hairpin_packets_max),
-                Output::Frame { owner, frame } => self.outbox.send(owner, PacketMessage::Frame(frame)),
-                Output::Datagram { owner, received } => self.outbox.send(owner, PacketMessage::Datagram(received)),
-                Output::LeaseWanted { home, report } => self.outbox.send(home, ControlMessage::LeaseWanted(report)),
-                Output::LeaseClosed { home, close } => self.outbox.send(home, ControlMessage::LeaseClosed(close)),
-                Output::Gone(gone) => self.gone(gone),
-                Output::Event(event) => self.tell(event),
+                ForOthers::Packet { to, packet } => self.outbox.hairpin(to, packet, self.hairpin_packets_max),
+                ForOthers::Frame { owner, frame } => self.outbox.send(owner, PacketMessage::Frame(frame)),
+                ForOthers::Datagram { owner, received } => self.outbox.send(owner, PacketMessage::Datagram(received)),
+                ForOthers::LeaseWanted { home, report } => self.outbox.send(home, ControlMessage::LeaseWanted(report)),
+                ForOthers::LeaseClosed { home, close } => self.outbox.send(home, ControlMessage::LeaseClosed(close)),
+                ForOthers::Gone(gone) => self.gone(gone),
+                ForOthers::Event(event) => self.tell(event),
             }
         }
         while let Some((to, message)) = self.control.context.outbox.pop_front() {
@@ -352,6 +336,21 @@ impl Shard {
             }
             // Nobody sends it here.
             (_, None) => {}
+        }
+    }
+
+    /// Looks at every connection that the batch touched, and serves the limited users whose tokens or packets have come, as far as there is room.
+    fn look_at_touched(&mut self, now: Instant) {
+        self.set_time(now);
+        self.data.weigh();
+        while !self.data.forward.coalescer.is_full()
+            && let Some(slot) = self.data.quic.connections.next_touched()
+        {
+            self.drive(slot);
+        }
+        while !self.data.forward.coalescer.is_full() && self.data.limits.has_ready() {
+            self.data.serve_next();
+            self.exchange();
         }
     }
 
@@ -474,6 +473,8 @@ impl Shard {
 }
 
 impl Machine for Shard {
+    type Action = Action;
+
     fn handle_udp(&mut self, now: Instant, received: Received) {
         self.begin(now);
         self.data.handle_udp(received);
@@ -492,31 +493,45 @@ impl Machine for Shard {
         self.exchange();
     }
 
-    fn decide(&mut self, now: Instant) {
-        self.undecided = false;
-        self.set_time(now);
-        self.data.weigh();
-        while !self.data.forward.coalescer.is_full()
-            && let Some(slot) = self.data.quic.connections.next_touched()
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        takes_frames: bool,
+        buf: Option<&mut Vec<u8>>,
+    ) -> Option<Output<'_, Action>> {
+        if std::mem::take(&mut self.undecided) {
+            self.look_at_touched(now);
+        }
+        let has_frame = |shard: &Shard| takes_frames && !shard.data.forward.coalescer.is_empty();
+        if !has_frame(self)
+            && let Some(buf) = buf
         {
-            self.drive(slot);
+            debug_assert!(buf.is_empty(), "each send has a buffer of its own");
+            if let Some(transmit) = self.data.poll_transmit(now, buf) {
+                return Some(Output::Transmit(transmit));
+            }
         }
-        while !self.data.forward.coalescer.is_full() && self.data.limits.has_ready() {
-            self.data.serve_next();
-            self.exchange();
+        if has_frame(self) {
+            return self.data.forward.coalescer.poll_frame().map(Output::Frame);
         }
-    }
-
-    fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
-        debug_assert!(!self.undecided, "decide comes before poll");
-        debug_assert!(buf.is_empty(), "each send has a buffer of its own");
-        let transmit = self.data.poll_transmit(now, buf);
+        if takes_frames {
+            self.data.forward.coalescer.poll_frame();
+        }
         self.collect();
-        transmit
-    }
-
-    fn poll_frame(&mut self) -> Option<Frame<'_>> {
-        self.data.forward.coalescer.poll_frame()
+        // Steering comes before messages.
+        let action = if let Some(update) = self.control.context.steers.pop_front() {
+            Action::Steering(update)
+        } else if let Some(mtu) = self.data.client_mtus.pop_front() {
+            Action::ClientMtu(mtu)
+        } else if let Some((to, message)) = self.outbox.poll_remote() {
+            self.data.accounts.counters.messages += 1;
+            Action::Send(to, message)
+        } else if self.forgotten_events > 0 {
+            Action::Log(Event::Forgotten { events: std::mem::take(&mut self.forgotten_events) })
+        } else {
+            Action::Log(self.events.pop_front()?)
+        };
+        Some(Output::Action(action))
     }
 
     fn handle_drop(&mut self, reason: DropReason, packets: u64) {

@@ -37,7 +37,7 @@ impl World {
             Act::Close => {
                 let device = &mut self.devices[index as usize];
                 if let Some(session) = device.session.as_mut().filter(|session| !session.over) {
-                    session.end.close(now);
+                    session.end.tunnel().close(now);
                     self.touch_device(index);
                 }
             }

@@ -287,10 +287,13 @@ impl World {
         self.trace.note(self.now, Who::Device(index), "udp in", data.len() as u64);
         let now = self.instant();
         if let Some(session) = &mut self.devices[index as usize].session {
-            if session.end.is_drained() {
+            if session.end.tunnel().is_drained() {
                 self.seen.late(data.chunks(segment_bytes));
             }
-            session.end.handle_udp(now, Received { remote: GATEWAY, local_ip: None, ecn, segment_bytes, data });
+            session
+                .end
+                .tunnel()
+                .handle_udp(now, Received { remote: GATEWAY, local_ip: None, ecn, segment_bytes, data });
             self.touch_device(index);
         }
     }

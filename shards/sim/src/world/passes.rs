@@ -1,14 +1,27 @@
-//! One look at a shard or at a device: what is due, what it decides, what comes out of it and where that goes.
+//! One look at a shard or at a device: what is due, what comes out of it and where that goes.
 
 use std::time::{Duration, Instant};
 
-use tollgate_shards::{ClientEvent, DropReason, Event as ShardEvent, Machine, ShardIndex};
+use tollgate_shards::{
+    Action, ClientEvent, ClientMtu, DropReason, Event as ShardEvent, Machine, Message, Output, ShardIndex,
+    SteeringUpdate, Transmit,
+};
 
 use super::{Event, World};
 use crate::oracle::Violation;
 use crate::run::Planted;
 use crate::schedule::Time;
 use crate::trace::Who;
+
+/// What a pass of a shard has come to beside UDP sends.
+#[derive(Default)]
+struct Outputs {
+    events: Vec<ShardEvent>,
+    client_mtus: Vec<ClientMtu>,
+    frames: Vec<Vec<u8>>,
+    steers: Vec<SteeringUpdate>,
+    messages: Vec<(ShardIndex, Message)>,
+}
 
 impl World {
     pub(super) fn pass_shard(&mut self, index: u16) -> Result<(), Violation> {
@@ -19,28 +32,23 @@ impl World {
         if core.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             core.shard.handle_timeout(now);
         }
-        core.shard.decide(now);
         let mut buf = std::mem::take(&mut self.buf);
-        while let Some(transmit) = self.gateway.cores[usize::from(index)].shard.poll_transmit(now, &mut buf) {
-            self.trace.note(self.now, who, "udp out", buf.len() as u64);
-            self.datagrams += transmit.datagrams() as u64;
-            self.seen.sent(transmit.remote, buf.len());
-            if let Some(&device) = self.by_outer.get(&transmit.remote) {
-                let link = &mut self.devices[device as usize].down;
-                link.carry(self.now, transmit.segment_bytes, transmit.ecn, &buf, &mut self.arrivals);
-                for (at, aggregate) in self.arrivals.drain(..) {
-                    let at = at.round_up(self.plan.tick);
-                    self.schedule.at(at, Event::ToDevice(transmit.remote, aggregate));
+        let mut outputs = Outputs::default();
+        while let Some(output) = self.gateway.cores[usize::from(index)].shard.poll_output(now, true, Some(&mut buf)) {
+            match output {
+                Output::Transmit(transmit) => {
+                    self.transmit(who, &transmit, &buf);
+                    buf.clear();
                 }
+                Output::Frame(frame) => outputs.frames.push([frame.header, &frame.payloads.concat()].concat()),
+                Output::Action(Action::Log(event)) => outputs.events.push(event),
+                Output::Action(Action::Steering(update)) => outputs.steers.push(update),
+                Output::Action(Action::Send(to, message)) => outputs.messages.push((to, message)),
+                Output::Action(Action::ClientMtu(mtu)) => outputs.client_mtus.push(mtu),
             }
-            buf.clear();
         }
         self.buf = buf;
-        self.events_and_frames(index)?;
-        while let Some(steer) = self.gateway.cores[usize::from(index)].shard.poll_steer() {
-            self.gateway.steer(steer.address, steer.owner);
-        }
-        self.messages(index);
+        self.carry_out(index, outputs)?;
         self.sleep_shard(index);
         let core = &mut self.gateway.cores[usize::from(index)];
         core.pass_ends();
@@ -53,48 +61,51 @@ impl World {
         Ok(())
     }
 
-    /// Takes the inner packets that a shard writes to its TUN queue, and what it tells.
-    pub(super) fn events_and_frames(&mut self, index: u16) -> Result<(), Violation> {
-        let who = Who::Shard(index);
-        let core = &mut self.gateway.cores[usize::from(index)];
-        let events: Vec<_> = std::iter::from_fn(|| core.shard.poll_event()).collect();
-        let client_mtus: Vec<_> = std::iter::from_fn(|| core.shard.poll_client_mtu()).collect();
-        for event in &events {
+    /// What a shard sends goes its way to a device.
+    fn transmit(&mut self, who: Who, transmit: &Transmit, bytes: &[u8]) {
+        self.trace.note(self.now, who, "udp out", bytes.len() as u64);
+        self.datagrams += transmit.datagrams() as u64;
+        self.seen.sent(transmit.remote, bytes.len());
+        if let Some(&device) = self.by_outer.get(&transmit.remote) {
+            let link = &mut self.devices[device as usize].down;
+            link.carry(self.now, transmit.segment_bytes, transmit.ecn, bytes, &mut self.arrivals);
+            for (at, aggregate) in self.arrivals.drain(..) {
+                let at = at.round_up(self.plan.tick);
+                self.schedule.at(at, Event::ToDevice(transmit.remote, aggregate));
+            }
+        }
+    }
+
+    /// Takes what else a shard has: what it tells, the inner packets that it writes to its TUN queue, steering, messages.
+    fn carry_out(&mut self, index: u16, outputs: Outputs) -> Result<(), Violation> {
+        let (who, from) = (Who::Shard(index), ShardIndex(index));
+        for event in &outputs.events {
             self.trace.tell(self.now, who, format_args!("{event:?}"));
             self.sessions += u64::from(matches!(event, ShardEvent::Attached { .. }));
             self.oracle.told(event, &self.gateway)?;
         }
-        self.seen.told(events, client_mtus);
-        let mut frame_bytes = std::mem::take(&mut self.buf);
-        loop {
-            frame_bytes.clear();
-            let Some(frame) = self.gateway.cores[usize::from(index)].shard.poll_frame() else { break };
-            frame_bytes.extend_from_slice(frame.header);
-            frame.payloads.iter().for_each(|payload| frame_bytes.extend_from_slice(payload));
-            if self.planted == Some(Planted::ChangedAtTun) && self.packets.made() > 100 {
-                let last = frame_bytes.len() - 1;
-                frame_bytes[last] ^= 1;
+        self.seen.told(outputs.events, outputs.client_mtus);
+        for mut frame in outputs.frames {
+            if self.planted == Some(Planted::ChangedAtTun)
+                && self.packets.made() > 100
+                && let Some(last) = frame.last_mut()
+            {
+                *last ^= 1;
             }
-            self.trace.packet(self.now, who, "tun out", &[&frame_bytes]);
-            self.arrive_at_tun(index, &frame_bytes)?;
+            self.trace.packet(self.now, who, "tun out", &[&frame]);
+            self.arrive_at_tun(index, &frame)?;
         }
-        frame_bytes.clear();
-        self.buf = frame_bytes;
-        Ok(())
-    }
-
-    pub(super) fn messages(&mut self, index: u16) {
-        let from = ShardIndex(index);
-        while let Some((to, message)) = self.gateway.cores[usize::from(index)].shard.poll_message() {
-            self.trace.note(self.now, Who::Shard(index), "says something to", u64::from(to.0));
+        outputs.steers.into_iter().for_each(|update| self.gateway.steer(update.address, update.owner));
+        for (to, message) in outputs.messages {
+            self.trace.note(self.now, who, "says something to", u64::from(to.0));
             match self.mesh.send(self.now, from, to, message, self.plan.tick) {
                 Ok(at) => self.schedule.at(at, Event::Mesh(from, to)),
                 Err(packets) => {
-                    let shard = &mut self.gateway.cores[usize::from(index)].shard;
-                    shard.handle_drop(DropReason::MeshFull, packets);
+                    self.gateway.cores[usize::from(index)].shard.handle_drop(DropReason::MeshFull, packets);
                 }
             }
         }
+        Ok(())
     }
 
     pub(super) fn sleep_shard(&mut self, index: u16) {
@@ -121,9 +132,11 @@ impl World {
         let device = &mut self.devices[index as usize];
         device.dirty = false;
         let Some(session) = &mut device.session else { return Ok(()) };
-        session.end.decide(now);
+        if session.end.tunnel().poll_timeout().is_some_and(|(at, _)| at <= now) {
+            session.end.tunnel().handle_timeout(now);
+        }
         self.events_of_device(index);
-        while let Some(packet) = self.devices[index as usize].session.as_mut().and_then(|s| s.end.poll_packet()) {
+        while let Some(packet) = self.devices[index as usize].session.as_mut().and_then(|s| s.end.poll_packet(now)) {
             self.trace.packet(self.now, who, "arrived", &[&packet]);
             self.arrive_at_device(index, &packet)?;
         }
@@ -145,7 +158,7 @@ impl World {
             buf.clear();
         }
         self.buf = buf;
-        if let Some(at) = session.end.poll_timeout() {
+        if let Some((at, _)) = session.end.tunnel().poll_timeout() {
             let at = Self::wake_at(self.origin, self.now, self.plan.tick, at);
             if device.wake.is_none_or(|wake| at < wake) {
                 device.wake = Some(at);
@@ -156,11 +169,12 @@ impl World {
     }
 
     pub(super) fn events_of_device(&mut self, index: u32) {
+        let now = self.instant();
         let device = &mut self.devices[index as usize];
         let Some(session) = &mut device.session else { return };
         let number = session.number;
         let mut assigned = false;
-        while let Some(event) = session.end.poll_event() {
+        while let Some(event) = session.end.poll_event(now) {
             self.trace.tell(self.now, Who::Device(index), format_args!("{event:?}"));
             match &event {
                 ClientEvent::Assigned(assignment) => {

@@ -1,7 +1,7 @@
 //! A world in which nothing happens by itself: a test makes clients, acts, lets time pass, and looks at what came out. The oracles of addresses,
 //! tokens and queues judge here too; packets are the test's own to judge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
-    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, ClientParams, Command, Congestion, Counters, DropReason,
-    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, Snapshot, TransportParams, User, home_of,
+    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Event as ShardEvent,
+    Limit, Limits, Machine, Rate, Shard, Snapshot, TransportParams, TunnelParams, User, home_of, transport,
 };
 
 use super::World;
@@ -204,7 +204,7 @@ impl World {
         let mut seeds = (0..=255).map(|_| device.random.seed());
         let seed = seeds.find(|&seed| self.owner_of(self.client_of(user, seed)) == owner);
         let seed = seed.expect("one ID in N leads to each of N shards");
-        device.begin(End::Client(Box::new(self.client_of(user, seed))));
+        device.begin(End::Client(Box::new(self.client_of(user, seed)), VecDeque::new()));
         self.devices.push(device);
         self.touch_device(index);
         index as usize
@@ -213,21 +213,23 @@ impl World {
     /// The shard on which a new client's connection lands.
     fn owner_of(&self, mut client: Client) -> u16 {
         let mut initial = Vec::new();
-        client.poll_transmit(self.instant(), &mut initial).expect("a handshake begins with an Initial");
+        client.tunnel.poll_transmit(self.instant(), &mut initial).expect("a handshake begins with an Initial");
         u16::from(initial[6]) % self.plan.shards
     }
 
     fn client_of(&self, user: usize, seed: [u8; 32]) -> Client {
-        let params = ClientParams {
+        let transport_params =
+            TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() };
+        let params = TunnelParams {
             remote: GATEWAY,
             server_name: "gateway".to_owned(),
-            transport: TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() },
-            merge: MergeLimits::default(),
+            transport: Arc::new(transport(&transport_params)),
             send_datagrams_max: 64,
             seed,
         };
         let tls = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
-        Client::new(params, tls, reset_key(&seed), self.instant()).expect("a usable name and address")
+        Client::new(params, MergeLimits::default(), tls, reset_key(&seed), self.instant())
+            .expect("a usable name and address")
     }
 
     /// Connects and waits for the address.
@@ -243,7 +245,7 @@ impl World {
 
     /// Whether a client has been given an address.
     pub fn is_attached(&self, client: usize) -> bool {
-        self.client(client).assignment().is_some()
+        self.client(client).tunnel.assignment().is_some()
     }
 
     /// Looks at a client.
@@ -253,7 +255,7 @@ impl World {
     /// If it has been killed.
     pub fn client(&self, client: usize) -> &Client {
         match self.devices[client].session.as_ref().map(|session| &session.end) {
-            Some(End::Client(client)) => client,
+            Some(End::Client(client, _)) => client,
             _ => panic!("client {client} is no more"),
         }
     }
@@ -266,7 +268,7 @@ impl World {
     pub fn client_mut(&mut self, client: usize) -> &mut Client {
         self.touch_device(client as u32);
         match self.devices[client].session.as_mut().map(|session| &mut session.end) {
-            Some(End::Client(client)) => client,
+            Some(End::Client(client, _)) => client,
             _ => panic!("client {client} is no more"),
         }
     }
@@ -274,7 +276,7 @@ impl World {
     /// A client says goodbye.
     pub fn close(&mut self, client: usize) {
         let now = self.instant();
-        self.client_mut(client).close(now);
+        self.client_mut(client).tunnel.close(now);
     }
 
     /// Lets a client vanish without a word.
@@ -327,7 +329,7 @@ impl World {
 
     /// A client that has cheated its own state machine: an inner packet of any kind.
     pub fn send_forged(&mut self, client: usize, packet: &[u8]) {
-        self.client_mut(client).send_unchecked(packet.to_vec().into());
+        self.client_mut(client).tunnel.send(packet.to_vec().into());
     }
 
     /// The gateway's kernel sends an inner packet to the TUN.
@@ -402,7 +404,7 @@ impl World {
     /// The sum of one counter over the clients that have not been killed.
     pub fn sum_clients(&self, counter: impl Fn(&Counters) -> u64) -> u64 {
         let living = (0..self.devices.len()).filter(|&client| self.devices[client].session.is_some());
-        living.map(|client| counter(&self.client(client).counters())).sum()
+        living.map(|client| counter(&self.client(client).tunnel.counters())).sum()
     }
 
     /// How many connections there are, and of how many users.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tollgate_shards::DropReason;
+use tollgate_shards::{DropReason, Machine, Output};
 use tollgate_sim::identity::Hello;
 use tollgate_sim::world::{Setup, World};
 
@@ -224,8 +224,8 @@ fn forged_initials_get_a_retry_each_and_allocate_nothing() {
             world.udp(*remote, initial.len(), initial);
         }
         let (now, shard) = (world.instant(), world.shard_mut(0));
-        tollgate_shards::Machine::decide(shard, now);
-        while let Some(transmit) = tollgate_shards::Machine::poll_transmit(shard, now, &mut buf) {
+        while let Some(output) = shard.poll_output(now, true, Some(&mut buf)) {
+            let Output::Transmit(transmit) = output else { continue };
             assert!(transmit.bytes < 150 && buf[0] & 0xf0 == 0xf0, "a Retry");
             answers += 1;
             buf.clear();
@@ -254,11 +254,10 @@ fn an_initial_of_another_version_draws_a_version_negotiation_and_nothing_else() 
         world.udp(remote, initial.len(), &initial);
         let (now, shard) = (world.instant(), world.shard_mut(0));
         let mut buf = Vec::new();
-        tollgate_shards::Machine::decide(shard, now);
-        assert!(tollgate_shards::Machine::poll_transmit(shard, now, &mut buf).is_some());
+        assert!(matches!(shard.poll_output(now, true, Some(&mut buf)), Some(Output::Transmit(_))));
         assert_eq!(buf[1..5], [0; 4], "version {version:#x}");
         buf.clear();
-        assert!(tollgate_shards::Machine::poll_transmit(shard, now, &mut buf).is_none());
+        assert!(!matches!(shard.poll_output(now, true, Some(&mut buf)), Some(Output::Transmit(_))));
     }
     assert_eq!(world.sum(|counters| counters.retries), 0);
 }

@@ -139,7 +139,7 @@ fn what_a_receive_queue_has_no_room_for_is_counted() {
         world.send_down(&udp4(SERVER, address, &[mark; 1200]));
     }
     world.run(Duration::from_secs(1));
-    let lost = world.client(client).counters().drops.of(DropReason::ReceiveQueueFull);
+    let lost = world.client(client).tunnel.counters().drops.of(DropReason::ReceiveQueueFull);
     assert!(lost > 0);
     assert_balance(&world, &[DropReason::ReceiveQueueFull], &[DropReason::ReceiveQueueFull]);
 }

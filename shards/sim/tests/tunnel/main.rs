@@ -421,7 +421,7 @@ fn a_gateway_that_only_sends_hears_of_a_clients_new_address_even_if_the_first_wo
         world.devices[client].received.clear();
         world.devices[client].held = first_is_lost.then(Vec::new);
         let now = world.instant();
-        world.client_mut(client).handle_path_change(now, true);
+        world.client_mut(client).tunnel.handle_path_change(now, true);
         world.run(Duration::from_millis(100));
         world.devices[client].held = None;
         world.run(Duration::from_millis(200));
@@ -441,7 +441,7 @@ fn a_client_takes_no_packet_to_the_gateways_own_address_into_the_tunnel() {
     let sent = world.sum_clients(|counters| counters.datagrams_sent);
     world.send_up(client, &udp4(address, IpAddr::from([198, 19, 0, 1]), b"its own datagram"));
     world.run(Duration::from_millis(200));
-    let counters = world.client(client).counters();
+    let counters = world.client(client).tunnel.counters();
     assert_eq!(counters.drops.of(DropReason::OuterAddress), 1);
     assert_eq!(world.sum_clients(|counters| counters.datagrams_sent), sent);
 }
