@@ -3,13 +3,13 @@
 //! The real [`Lease`](tollgate_shards::inspect::Lease) and [`LeaseIssuer`](tollgate_shards::inspect::LeaseIssuer); what joins them is a model. After every step
 //! every token is in one place, and an ideal token bucket, which knows nothing of shards, has room for all that was spent.
 
+mod model;
 mod steady;
-mod walk;
 
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use walk::{Plant, walk};
+use model::{Plant, walk};
 
 const CASES: u64 = 100_000;
 

@@ -2,7 +2,7 @@
 
 mod churn;
 mod limits;
+mod model;
 mod race;
 mod reload;
 mod restart;
-mod world;

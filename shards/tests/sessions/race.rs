@@ -2,51 +2,52 @@
 
 use std::net::IpAddr;
 
+use rand::RngExt as _;
 use tollgate_shards::CloseReason;
 
-use crate::world::{World, certificate, user};
+use crate::model::{Model, certificate, user};
 
 const FIXED: &str = "198.18.0.9";
 const LOGINS: usize = 16;
 
-/// Lets 16 logins race on 4 shards. Returns the world with nothing under way, or at the first violation.
-fn race(seed: u64, confirms_early: bool) -> World {
-    let mut world = World::new(seed, 4, "198.18.0.1/24", vec![user(1, &[(FIXED, FIXED)]), user(2, &[])]);
-    world.confirms_early = confirms_early;
+/// Lets 16 logins race on 4 shards. Returns the model with nothing under way, or at the first violation.
+fn race(seed: u64, confirms_early: bool) -> Model {
+    let mut model = Model::new(seed, 4, "198.18.0.1/24", vec![user(1, &[(FIXED, FIXED)]), user(2, &[])]);
+    model.confirms_early = confirms_early;
     let address: IpAddr = FIXED.parse().unwrap();
     let mut logins = 0;
     // In some races all log in at once, in others one has the address before the next comes.
-    let haste = 1 + world.random.below(60);
-    while world.violation.is_none() {
-        if logins < LOGINS && world.random.percent(haste) {
-            let shard = world.random.below(4);
-            world.login(shard, certificate(1)).unwrap();
+    let haste = 1 + model.random.random_range(0..60);
+    while model.violation.is_none() {
+        if logins < LOGINS && model.random.random_ratio(haste, 100) {
+            let shard = model.random.random_range(0..4);
+            model.login(shard, certificate(1)).unwrap();
             logins += 1;
-        } else if world.random.percent(5)
-            && let Some(&connection) = world.lingering().first()
+        } else if model.random.random_ratio(5, 100)
+            && let Some(&connection) = model.lingering().first()
         {
-            world.disconnect(connection);
-        } else if !world.deliver() && logins == LOGINS {
+            model.disconnect(connection);
+        } else if !model.deliver() && logins == LOGINS {
             break;
         }
-        world.send_packet(address);
+        model.send_packet(address);
     }
-    world.deliver_all();
-    world
+    model.deliver_all();
+    model
 }
 
 #[test]
 fn a_fixed_address_has_one_holder_at_any_time_and_the_newest_login_in_the_end() {
     for seed in 0..10_000 {
-        let mut world = race(seed, false);
-        world.check_at_rest();
-        assert_eq!(world.violation, None, "seed {seed}");
-        let holders: Vec<_> = world.live().map(|owned| owned.login.connection).collect();
-        assert_eq!(holders.as_slice(), &world.arrivals[LOGINS - 1..], "seed {seed}: the newest wins");
-        assert!(world.closed.iter().all(|(_, reason)| *reason == CloseReason::Superseded), "seed {seed}");
-        assert_eq!(world.closed.len(), LOGINS - 1);
-        world.check_empty();
-        assert_eq!(world.violation, None, "seed {seed}");
+        let mut model = race(seed, false);
+        model.check_at_rest();
+        assert_eq!(model.violation, None, "seed {seed}");
+        let holders: Vec<_> = model.live().map(|owned| owned.login.connection).collect();
+        assert_eq!(holders.as_slice(), &model.arrivals[LOGINS - 1..], "seed {seed}: the newest wins");
+        assert!(model.closed.iter().all(|(_, reason)| *reason == CloseReason::Superseded), "seed {seed}");
+        assert_eq!(model.closed.len(), LOGINS - 1);
+        model.check_empty();
+        assert_eq!(model.violation, None, "seed {seed}");
     }
 }
 

@@ -1,8 +1,14 @@
-//! One walk: a user, a home, some owners, the channels between them.
+//! A model of one user's tokens: the real lease issuer and leases, with a home, some owners and the channels between them modelled. One walk is some
+//! dozens of random steps.
+//!
+//! The simulator's world takes milliseconds for what a walk does in microseconds, so that only a model comes round 100,000 times; and a fault planted
+//! here stands in the model, not in the engine.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use rand_pcg::Pcg64Mcg;
 use tollgate_shards::inspect::{
     Lease, LeaseClose, LeaseGrant, LeaseId, LeaseIssuer, LeaseReport, UNITS_PER_BYTE, units,
 };
@@ -12,6 +18,8 @@ use crate::origin;
 
 const USER: UserIndex = UserIndex(0);
 const STEPS: usize = 60;
+/// How long messages are under way when it is calm.
+const MESSAGE: Duration = Duration::from_micros(10);
 
 /// A fault put into the model, to see that it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,34 +41,13 @@ pub enum Plant {
     LostLeaseComesBack,
 }
 
-/// SplitMix64: cheap enough to make millions of choices.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    /// From 1 kbps to 100 gbps, every magnitude alike.
-    fn limit(&mut self) -> Limit {
-        let magnitude = 10u64.pow(3 + self.below(8) as u32);
-        let rate = Rate::from_bits_per_s(magnitude + self.below(magnitude * 9)).unwrap();
-        match self.below(3) {
-            0 => Limit::with_burst(rate, Duration::from_millis(1 + self.below(50)), 65_536),
-            _ => Limit::new(rate),
-        }
+/// From 1 kbps to 100 gbps, every magnitude alike.
+fn draw_limit(random: &mut Pcg64Mcg) -> Limit {
+    let magnitude = 10u64.pow(random.random_range(3..11));
+    let rate = Rate::from_bits_per_s(random.random_range(magnitude..10 * magnitude)).unwrap();
+    match random.random_ratio(1, 3) {
+        true => Limit::with_burst(rate, Duration::from_millis(random.random_range(1..51)), 65_536),
+        false => Limit::new(rate),
     }
 }
 
@@ -122,7 +109,7 @@ enum SessionHome {
 }
 
 struct Walk {
-    random: Random,
+    random: Pcg64Mcg,
     plant: Plant,
     now: Instant,
     limit: Limit,
@@ -140,10 +127,10 @@ struct Walk {
 
 /// Walks. Returns what identifies the walk, or what went wrong.
 pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
-    let mut random = Random(seed);
+    let mut random = Pcg64Mcg::seed_from_u64(seed);
     let now = origin();
-    let limit = random.limit();
-    let owners = (0..1 + random.below(8)).map(|_| Owner::default()).collect();
+    let limit = draw_limit(&mut random);
+    let owners = (0..random.random_range(1..9)).map(|_| Owner::default()).collect();
     let mut walk = Walk {
         plant,
         now,
@@ -152,8 +139,8 @@ pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
         owners,
         ideal: Ideal { limit, level: units(limit.burst_bytes) as i128, at: now },
         spent_bytes: 0,
-        lossy: random.one_in(2),
-        deadly: random.one_in(4),
+        lossy: random.random_ratio(1, 2),
+        deadly: random.random_ratio(1, 4),
         random,
         trace: 0,
     };
@@ -168,21 +155,22 @@ pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
 
 impl Walk {
     fn step(&mut self) -> Result<(), String> {
-        let place = self.random.below(self.owners.len() as u64) as usize;
-        match self.random.below(40) {
+        let place = self.random.random_range(0..self.owners.len());
+        match self.random.random_range(0..40) {
             0..4 => self.attach(place),
             4 => self.detach(place),
-            5 if self.deadly || self.random.one_in(3) => self.owner_dies(place),
-            6 if self.deadly || self.random.one_in(6) => self.home_dies(),
-            7 if self.random.one_in(3) => self.change_limit(),
+            5 if self.deadly || self.random.random_ratio(1, 3) => self.owner_dies(place),
+            6 if self.deadly || self.random.random_ratio(1, 6) => self.home_dies(),
+            7 if self.random.random_ratio(1, 3) => self.change_limit(),
             8..20 => {
-                let packets = 1 + self.random.below(40);
+                let packets = self.random.random_range(1..41);
                 return self.packets_arrive(place, packets);
             }
             20..34 => {
-                for _ in 0..1 + self.random.below(4) {
+                for _ in 0..self.random.random_range(1..5) {
                     self.deliver_up(place, self.lossy)?;
                     self.deliver_down(place, self.lossy)?;
+                    self.check()?;
                 }
             }
             _ => return self.time_passes(),
@@ -210,7 +198,7 @@ impl Walk {
     fn owner_dies(&mut self, place: usize) {
         let owner = &mut self.owners[place];
         // What it had said last may never arrive.
-        let heard = self.random.below(owner.upward.len() as u64 + 1) as usize;
+        let heard = self.random.random_range(0..owner.upward.len() + 1);
         owner.upward.truncate(heard);
         owner.upward.push_back(Upward::Restarted);
         owner.lease = None;
@@ -223,11 +211,11 @@ impl Walk {
     fn home_dies(&mut self) {
         let missing = vec![self.plant != Plant::HomeMintsEarly; self.owners.len()];
         for owner in &mut self.owners {
-            let heard = self.random.below(owner.downward.len() as u64 + 1) as usize;
+            let heard = self.random.random_range(0..owner.downward.len() + 1);
             owner.downward.truncate(heard);
             owner.downward.push_back(Downward::Restarted);
             // What is under way to the old home reaches the new one, or nobody.
-            if self.random.one_in(2) {
+            if self.random.random_ratio(1, 2) {
                 owner.upward.clear();
             }
         }
@@ -253,7 +241,7 @@ impl Walk {
         let SessionHome::Lives(ledger) = &self.home else { return };
         let gone = self.owners.iter().all(|owner| owner.lease.is_none());
         let full = ledger.full_at().is_some_and(|at| at <= self.now);
-        if self.plant == Plant::HomeForgetsWhatItLent && self.random.one_in(8)
+        if self.plant == Plant::HomeForgetsWhatItLent && self.random.random_ratio(1, 8)
             || gone && full
             || gone && self.plant == Plant::HomeForgetsAtOnce
         {
@@ -263,7 +251,7 @@ impl Walk {
     }
 
     fn change_limit(&mut self) {
-        self.limit = self.random.limit();
+        self.limit = draw_limit(&mut self.random);
         self.ideal.accrue(self.now);
         let (limit, now) = (self.limit, self.now);
         let held = match &mut self.home {
@@ -285,9 +273,9 @@ impl Walk {
         if self.owners[place].lease.is_none() {
             return Ok(());
         }
-        let large = self.random.one_in(2);
+        let large = self.random.random_ratio(1, 2);
         for _ in 0..packets {
-            let bytes = if large { 1400 } else { 20 + self.random.below(1481) };
+            let bytes = if large { 1400 } else { self.random.random_range(20..=1500) };
             self.owners[place].waiting.push_back(bytes);
         }
         self.owners[place].waiting.truncate(400);
@@ -316,7 +304,7 @@ impl Walk {
 
     fn deliver_up(&mut self, place: usize, lossy: bool) -> Result<(), String> {
         let Some(message) = self.owners[place].upward.pop_front() else { return Ok(()) };
-        let lost = lossy && self.random.one_in(4);
+        let lost = lossy && self.random.random_ratio(1, 4);
         let (owners, now) = (&mut self.owners, self.now);
         let shard = ShardIndex(place as u16);
         match (message, &mut self.home) {
@@ -346,7 +334,7 @@ impl Walk {
     }
 
     fn deliver_down(&mut self, place: usize, lossy: bool) -> Result<(), String> {
-        let lost = lossy && self.random.one_in(4);
+        let lost = lossy && self.random.random_ratio(1, 4);
         let owner = &mut self.owners[place];
         match owner.downward.pop_front() {
             Some(Downward::Grant(_)) if lost => {}
@@ -385,8 +373,8 @@ impl Walk {
     fn time_passes(&mut self) -> Result<(), String> {
         let next = self.next_timeout();
         self.now = match next {
-            Some(at) if self.random.one_in(2) => at.max(self.now),
-            _ => self.now + Duration::from_nanos(self.random.next() >> (25 + self.random.below(35))),
+            Some(at) if self.random.random_ratio(1, 2) => at.max(self.now),
+            _ => self.now + Duration::from_nanos(self.random.next_u64() >> self.random.random_range(25..60)),
         };
         self.timeouts()
     }
@@ -453,6 +441,7 @@ impl Walk {
         let end = self.now + patience;
         for _ in 0..1_000_000 {
             while self.owners.iter().any(|owner| !owner.upward.is_empty() || !owner.downward.is_empty()) {
+                self.now += MESSAGE;
                 for place in 0..self.owners.len() {
                     self.deliver_up(place, false)?;
                     self.deliver_down(place, false)?;

@@ -1,5 +1,8 @@
-//! Real homes and a real allocator on several shards, joined by one ordered queue for each pair. The owners' side is a model: it attaches, believes that
-//! it holds an address when it is told so, and detaches. Every choice comes from one seed.
+//! A model of homes and the address allocator: the real ones on several shards, joined by one ordered queue for each pair of shards. The owners' side
+//! is modelled: it attaches, believes that it holds an address when it is told so, and detaches. Every choice comes from one seed.
+//!
+//! The simulator's world has all of that too, and a handshake for each login. Here a login is one message, so that thousands of them race in every
+//! order within a second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -7,35 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_pcg::Pcg64Mcg;
 use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Routes, SessionHome};
 use tollgate_shards::{
     AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, User, Users, home_of,
 };
-
-/// A small generator: the tests need no good one, but the same one everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    /// SplitMix64.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    pub fn percent(&mut self, chance: usize) -> bool {
-        self.below(100) < chance
-    }
-}
 
 pub fn certificate(number: u8) -> Fingerprint {
     Fingerprint([number; 32])
@@ -74,8 +54,8 @@ pub struct Node {
     context: Context,
 }
 
-pub struct World {
-    pub random: Random,
+pub struct Model {
+    pub random: Pcg64Mcg,
     pub nodes: Vec<Node>,
     /// Users of every snapshot so far, by version.
     pub snapshots: Vec<Arc<Users>>,
@@ -96,17 +76,17 @@ pub struct World {
     tunnel: IpNet,
 }
 
-impl World {
+impl Model {
     pub fn new(seed: u64, shards: u16, tunnel: &str, users: Vec<User>) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
         let now = Instant::now();
-        let mut random = Random::new(seed);
+        let mut random = Pcg64Mcg::seed_from_u64(seed);
         let tunnel: IpNet = tunnel.parse().unwrap();
         let users = Arc::new(Users::new(users).unwrap());
         let pairs = usize::from(shards) * usize::from(shards);
-        let weights = (0..pairs).map(|_| [1, 10, 10, 100][random.below(4)]).collect();
+        let weights = (0..pairs).map(|_| [1, 10, 10, 100][random.random_range(0..4)]).collect();
         let nodes = (0..shards).map(|index| Node::new(index, shards, tunnel, &users, 0, 0, now)).collect();
-        World {
+        Model {
             random,
             nodes,
             snapshots: vec![users],
@@ -190,14 +170,14 @@ impl World {
         }
         for other in 0..shards {
             let from = &mut self.channels[shard * shards + other];
-            let left = self.random.below(from.len() + 1);
+            let left = self.random.random_range(0..from.len() + 1);
             from.truncate(left);
             let to = &mut self.channels[other * shards + shard];
-            let lost = if self.random.percent(50) { self.random.below(to.len() + 1) } else { 0 };
+            let lost = if self.random.random_ratio(50, 100) { self.random.random_range(0..to.len() + 1) } else { 0 };
             to.drain(..lost);
         }
         let Node { version, incarnation, .. } = self.nodes[shard];
-        let version = if self.random.percent(50) { version } else { self.snapshots.len() - 1 };
+        let version = if self.random.random_ratio(50, 100) { version } else { self.snapshots.len() - 1 };
         let users = &self.snapshots[version];
         let index = ShardIndex(shard as u16);
         let mut node = Node::new(index.0, shards as u16, self.tunnel, users, version, incarnation + 1, self.now);
@@ -216,7 +196,7 @@ impl World {
         if total == 0 {
             return false;
         }
-        let mut pick = self.random.below(total);
+        let mut pick = self.random.random_range(0..total);
         let picked = self.channels.iter().zip(&self.weights).position(|pair| match weight(pair) {
             weight if pick < weight => true,
             weight => {
