@@ -17,20 +17,15 @@ use crate::plan::DevicePlan;
 use crate::random::Stream;
 use crate::schedule::Time;
 
-/// A device's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// Connect, if it is not connected.
     Connect,
-    /// Say goodbye.
     Close,
     /// Lose everything without a word.
     Vanish,
-    /// Change the outer address.
     Rebind,
 }
 
-/// The real client.
 pub enum End {
     /// Without frames: the simulator has the inner packets themselves.
     Tunnel(Box<Tunnel>),
@@ -91,9 +86,7 @@ impl End {
 
 /// A connection as the device sees it.
 pub struct Session {
-    /// This end of it.
     pub end: End,
-    /// The address that it was told.
     pub address: Option<IpAddr>,
     /// Whether it is over, but for what it still says.
     pub over: bool,
@@ -101,44 +94,32 @@ pub struct Session {
     pub number: u64,
 }
 
-/// A device and its link.
 pub struct Device {
-    /// Its plan.
     pub plan: DevicePlan,
-    /// Its connection.
     pub session: Option<Session>,
-    /// The last inner address that it had.
     pub last_address: Option<IpAddr>,
     /// Where its datagrams seem to come from.
     pub outer: SocketAddr,
-    /// The link to the gateway.
     pub up: Link,
-    /// The link from the gateway.
     pub down: Link,
-    /// The random numbers of its choices.
     pub random: Stream,
     /// When the driver is to look at it next.
     pub wake: Option<Time>,
     /// Whether something has happened to it.
     pub dirty: bool,
-    /// Whether it wants to be connected at all.
     pub wanted: bool,
-    /// Whether the next attempt has been scheduled.
     pub returning: bool,
-    /// Sessions so far.
     pub sessions: u64,
     /// Inner packets of the calm phase that arrived: up, down.
     pub exchanged: (u64, u64),
     /// Where a test acts: the inner packets that arrived, maybe merged.
     pub received: Vec<Vec<u8>>,
-    /// What the client has told.
     pub events: Vec<ClientEvent>,
     /// While a test has it: datagrams to the gateway stay here instead.
     pub held: Option<Vec<Vec<u8>>>,
 }
 
 impl Device {
-    /// A device that has not connected yet.
     pub fn new(index: u32, plan: DevicePlan, outer: SocketAddr, seed: u64) -> Self {
         let stream = |name| Stream::numbered(seed, name, u64::from(index));
         Device {
@@ -182,14 +163,12 @@ impl Device {
         self.session = Some(Session { end, address: None, over: false, number: self.sessions });
     }
 
-    /// The session, if it is up.
     pub fn attached(&mut self) -> Option<(&mut Session, IpAddr)> {
         let session = self.session.as_mut().filter(|session| !session.over)?;
         let address = session.address?;
         Some((session, address))
     }
 
-    /// The inner address, while the session is up.
     pub fn address(&self) -> Option<IpAddr> {
         self.session.as_ref().filter(|session| !session.over)?.address
     }

@@ -13,12 +13,9 @@ use crate::population::Population;
 use crate::random::Stream;
 use crate::schedule::Time;
 
-/// The gateway's outer address.
 pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
 
-/// A shard and what its core knows of it.
 pub struct Core {
-    /// The real engine.
     pub shard: Shard,
     /// When the driver is to look at it next.
     pub wake: Option<Time>,
@@ -27,7 +24,6 @@ pub struct Core {
     incarnation: u32,
     /// The last order that every shard had carried out when this one's last pass was over.
     completed: CommandId,
-    /// Orders under way, in order.
     orders: VecDeque<(Time, Command)>,
 }
 
@@ -42,19 +38,13 @@ impl Core {
     }
 }
 
-/// An order that has been given and not acknowledged.
 pub struct Pending {
-    /// Its number.
     pub id: CommandId,
-    /// When the operator gave it.
     pub given: Time,
-    /// The command itself.
     pub order: Order,
 }
 
-/// A command of the operator.
 pub enum Order {
-    /// Another snapshot.
     Apply(Arc<Snapshot>),
     /// A user's connections closed.
     Kick(tollgate_shards::UserIndex),
@@ -69,21 +59,15 @@ impl Order {
     }
 }
 
-/// All shards, and the kernel around them.
 pub struct Gateway {
-    /// The shards.
     pub cores: Vec<Core>,
     /// The users as the operator has them.
     pub population: Population,
-    /// The newest snapshot.
     pub snapshot: Arc<Snapshot>,
     /// The last snapshot that was acknowledged.
     in_force: Arc<Snapshot>,
-    /// Orders that are not acknowledged yet.
     pub pending: Vec<Pending>,
-    /// Restarts so far.
     pub restarts: u64,
-    /// Orders so far.
     pub commands: u64,
     /// For tests of the simulator: an order is acknowledged when it has reached every shard, whatever is still under way between them.
     pub acknowledges_early: bool,
@@ -102,7 +86,6 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway without connections.
     pub fn new(plan: &Plan, origin: Instant) -> Self {
         let population = Population::new(plan);
         let snapshot = Arc::new(Snapshot {
@@ -209,16 +192,11 @@ impl Gateway {
         };
     }
 
-    /// Inner addresses that the kernel steers.
     pub fn steered(&self) -> usize {
         self.steered.len()
     }
 
     /// From now on an order reaches each shard after the time that `delays` says.
-    ///
-    /// # Panics
-    ///
-    /// If there is not one for each shard.
     pub fn fix_order_delays(&mut self, delays: Vec<Duration>) {
         assert_eq!(delays.len(), self.cores.len());
         self.fixed_order_delays = Some(delays);

@@ -37,7 +37,6 @@ pub fn begin(seed: u64) {
     TLS_RANDOM.set(Stream::new(seed, "tls"));
 }
 
-/// The identity of the gateway itself.
 const GATEWAY: u64 = u64::MAX;
 const PROTOCOL: &[u8] = b"quincy";
 
@@ -50,7 +49,6 @@ pub struct Hello {
     pub asks_for_another_protocol: bool,
 }
 
-/// A key and its certificate.
 #[derive(Debug)]
 pub struct Identity {
     certificate: CertificateDer<'static>,
@@ -95,7 +93,6 @@ impl Identity {
         Arc::new(QuicClientConfig::try_from(config).expect("AES-128-GCM is there"))
     }
 
-    /// TLS of the gateway.
     pub fn gateway() -> Arc<QuicServerConfig> {
         let Identity { certificate, key, .. } = &*Identity::cached(GATEWAY);
         let mut config =
@@ -111,12 +108,10 @@ impl Identity {
     }
 }
 
-/// The keys that all shards share.
 pub fn shard_keys() -> ShardKeys {
     ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) }
 }
 
-/// A key of reset tokens.
 pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {
     Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed))
 }

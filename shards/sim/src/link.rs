@@ -16,9 +16,7 @@ use crate::schedule::Time;
 pub struct Aggregate {
     /// Length of each datagram but the last, in bytes.
     pub segment_bytes: usize,
-    /// The ECN codepoint of all of them.
     pub ecn: Option<Ecn>,
-    /// The datagrams, back to back.
     pub data: BytesMut,
 }
 
@@ -29,16 +27,13 @@ pub struct Link {
     random: Stream,
     /// When the last run arrives. None overtakes it unless the link reorders.
     last: Time,
-    /// Datagrams lost.
     pub lost: u64,
-    /// Datagrams delivered twice.
     pub duplicated: u64,
     /// Datagrams that others overtook.
     pub reordered: u64,
 }
 
 impl Link {
-    /// A link as planned.
     pub fn new(plan: LinkPlan, random: Stream) -> Self {
         Link { plan, random, last: Time::default(), lost: 0, duplicated: 0, reordered: 0 }
     }

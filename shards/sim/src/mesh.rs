@@ -11,7 +11,6 @@ use crate::plan::Disturbances;
 use crate::random::Stream;
 use crate::schedule::Time;
 
-/// All channels.
 #[derive(Debug)]
 pub struct Mesh {
     shards: u16,
@@ -21,18 +20,14 @@ pub struct Mesh {
     fixed_delays: Option<Vec<Duration>>,
     loss_ppm: u32,
     random: Stream,
-    /// Messages under way.
     pub under_way: usize,
-    /// Inner packets lost.
     pub lost_packets: u64,
-    /// Messages of leases lost.
     pub lost_leases: u64,
     /// For tests of the simulator: a hairpin is delivered twice.
     pub deliver_hairpins_twice: bool,
 }
 
 impl Mesh {
-    /// Empty channels between `shards`.
     pub fn new(shards: u16, plan: &Disturbances, random: Stream) -> Self {
         Mesh {
             shards,
@@ -49,16 +44,11 @@ impl Mesh {
     }
 
     /// From now on every message takes as long as `delays` says of its channel: those of the first shard come first, one to each shard.
-    ///
-    /// # Panics
-    ///
-    /// If there is not one for each pair of shards.
     pub fn fix_delays(&mut self, delays: Vec<Duration>) {
         assert_eq!(delays.len(), self.channels.len());
         self.fixed_delays = Some(delays);
     }
 
-    /// Nothing is lost any more.
     pub fn calm(&mut self) {
         self.loss_ppm = 0;
     }

@@ -20,13 +20,11 @@ pub struct Population {
     identities: Vec<u64>,
     /// The user of each device.
     owners: Vec<usize>,
-    /// Whether clients are kept apart.
     pub isolate_clients: bool,
     renewals: u64,
 }
 
 impl Population {
-    /// The users of `plan`.
     pub fn new(plan: &Plan) -> Self {
         Population {
             users: plan.users.clone(),
@@ -52,12 +50,10 @@ impl Population {
         self.users.get(index).filter(|_| self.present[index])
     }
 
-    /// The certificate that a device shows now.
     pub fn identity(&self, device: usize) -> u64 {
         self.identities[device]
     }
 
-    /// Whether a device may log in.
     pub fn may_log_in(&self, device: usize) -> bool {
         let shown = Identity::cached(self.identities[device]).fingerprint;
         self.user(self.owners[device]).is_some_and(|user| user.certificates.contains(&shown))
@@ -68,7 +64,6 @@ impl Population {
         self.present().any(|user| user.pool.iter().any(|range| range.contains(address)))
     }
 
-    /// Lets a user come or go.
     pub fn set_present(&mut self, index: usize, present: bool) {
         self.present[index] = present;
     }

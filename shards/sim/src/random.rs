@@ -9,7 +9,6 @@ use rand::{Rng as _, RngExt as _};
 use rand_pcg::Pcg64Mcg;
 use siphasher::sip::SipHasher13;
 
-/// A stream of choices.
 #[derive(Debug, Clone)]
 pub struct Stream(Pcg64Mcg);
 
@@ -78,7 +77,6 @@ impl Stream {
         self.duration(Duration::ZERO, mean * 2)
     }
 
-    /// Fills `bytes`.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         self.0.fill_bytes(bytes);
     }

@@ -38,14 +38,6 @@ const DEVICES_OF_EACH: usize = 2;
 
 /// Lets every combination of delays on the mesh have its turn in world `number`: with these delays of the order, with a kick or a user that is
 /// taken out, with limits or without.
-///
-/// # Errors
-///
-/// The first violation of what must hold.
-///
-/// # Panics
-///
-/// When the engine does.
 pub fn run(number: u64, options: Options) -> Result<Facts, Violation> {
     identity::begin(number);
     let is_kick = number.is_multiple_of(2);

@@ -81,15 +81,7 @@ pub struct Options {
     pub planted: Option<Planted>,
 }
 
-/// Runs `plan` to its end.
-///
-/// # Errors
-///
-/// The first violation of what must hold.
-///
-/// # Panics
-///
-/// When the engine does.
+/// Runs `plan` to its end, or to the first violation of what must hold.
 pub fn run(plan: Plan, options: Options) -> Result<Facts, Violation> {
     identity::begin(plan.seed);
     let safety = plan.safety;

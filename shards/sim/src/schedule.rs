@@ -9,7 +9,6 @@ use std::time::Duration;
 /// A moment of a run: time since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
-    /// Nanoseconds.
     pub ns: u64,
 }
 
@@ -20,7 +19,6 @@ impl Time {
         Time { ns: self.ns.div_ceil(tick_ns) * tick_ns }
     }
 
-    /// How long after the start.
     pub fn since_start(self) -> Duration {
         Duration::from_nanos(self.ns)
     }
@@ -76,7 +74,6 @@ impl<T> Schedule<T> {
         self.heap.push(Entry { at, sequence: self.scheduled, what });
     }
 
-    /// The time of the next event.
     pub fn next(&self) -> Option<Time> {
         self.heap.peek().map(|entry| entry.at)
     }

@@ -10,11 +10,8 @@ use crate::schedule::Time;
 /// Who did something, or to whom it happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
-    /// The world around everybody.
     World,
-    /// A shard.
     Shard(u16),
-    /// A device.
     Device(u32),
 }
 
@@ -28,7 +25,6 @@ impl fmt::Display for Who {
     }
 }
 
-/// The trace of one run.
 #[derive(Debug)]
 pub struct Trace {
     hasher: SipHasher13,
@@ -69,12 +65,10 @@ impl Trace {
         self.note(at, who, &what.to_string(), 0);
     }
 
-    /// The number that stands for everything so far.
     pub fn hash(&self) -> u64 {
         self.hasher.finish()
     }
 
-    /// How much has happened so far.
     pub fn events(&self) -> u64 {
         self.events
     }

@@ -10,7 +10,6 @@ use tollgate_shards::{ConnectionKey, ShardIndex, UserIndex};
 use super::Violation;
 use crate::gateway::Gateway;
 
-/// The holder of each address.
 #[derive(Debug, Default)]
 pub struct Addresses {
     connections: BTreeMap<ConnectionKey, (UserIndex, IpAddr)>,

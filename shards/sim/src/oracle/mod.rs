@@ -57,7 +57,6 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// The books of all oracles.
 pub struct Oracle {
     addresses: Addresses,
     tokens: Tokens,
@@ -68,7 +67,6 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Empty books.
     pub fn new(plan: &Plan) -> Self {
         Oracle {
             addresses: Addresses::default(),

@@ -14,7 +14,6 @@ use crate::world::World;
 
 const NS_PER_S: u128 = 1_000_000_000;
 
-/// The buckets of all limited users.
 #[derive(Debug, Default)]
 pub struct Tokens {
     buckets: BTreeMap<UserIndex, Bucket>,

@@ -9,16 +9,11 @@ const UDP: u8 = 17;
 const UDP_HEADER_BYTES: usize = 8;
 const ECT_0: u8 = 2;
 
-/// One flow of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowSpec {
-    /// The inner source address.
     pub source: IpAddr,
-    /// The inner destination address.
     pub destination: IpAddr,
-    /// The source port.
     pub source_port: u16,
-    /// The destination port.
     pub destination_port: u16,
     /// The number of the client's connection: a new connection is a new way, on which it may overtake what is left on the old one. Not in the
     /// packet.
@@ -85,7 +80,6 @@ pub fn mark_of(packet: &[u8]) -> Option<u64> {
     (packet[protocol] == UDP).then(|| u64::from_be_bytes(mark.try_into().expect("eight bytes")))
 }
 
-/// Source and destination.
 pub fn addresses_of(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
     let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));

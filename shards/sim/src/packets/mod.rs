@@ -19,9 +19,7 @@ pub use make::{FlowSpec, udp};
 /// Where a packet is made or arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Place {
-    /// The gateway's networks.
     Tun,
-    /// A client.
     Client(u32),
 }
 
@@ -37,7 +35,6 @@ struct Sent {
 #[derive(Debug, Default)]
 pub struct Packets {
     keeps_order: bool,
-    /// Packets that have arrived.
     pub delivered: u64,
     /// By mark, which is the place and one more.
     sent: Vec<Sent>,
@@ -53,7 +50,6 @@ impl Packets {
         Packets { keeps_order, ..Packets::default() }
     }
 
-    /// Packets that were made.
     pub fn made(&self) -> u64 {
         self.sent.len() as u64
     }
@@ -158,7 +154,6 @@ fn is_unchanged(sent: &[u8], arrived: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The source of an inner packet.
 pub fn source_of(packet: &[u8]) -> Option<IpAddr> {
     make::addresses_of(packet).map(|(source, _)| source)
 }
@@ -175,7 +170,6 @@ pub fn is_too_big_answer(packet: &[u8]) -> bool {
         && packet.get(icmp_at + 8..).and_then(destination_of) == source_of(packet)
 }
 
-/// The destination of an inner packet.
 pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
     make::addresses_of(packet).map(|(_, destination)| destination)
 }

@@ -55,7 +55,6 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// Every feature.
     pub fn all() -> impl Iterator<Item = Feature> {
         Feature::value_variants().iter().copied()
     }
@@ -66,12 +65,10 @@ impl Feature {
     }
 }
 
-/// A set of features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Features(u32);
 
 impl Features {
-    /// Every feature.
     pub const ALL: Features = Features(u32::MAX);
 
     /// Exactly `features`.

@@ -17,7 +17,6 @@ pub use features::{Feature, Features};
 pub struct DevicePlan {
     /// Its user, as an index into the plan's users.
     pub user: usize,
-    /// The number of its certificate.
     pub identity: u64,
     /// When it first connects.
     pub first_connect: Duration,
@@ -29,14 +28,12 @@ pub struct DevicePlan {
     pub pause: Duration,
     /// Time between changes of its outer address, about.
     pub rebind_every: Option<Duration>,
-    /// Its link.
     pub link: LinkPlan,
 }
 
 /// A client's link to the gateway, each way.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LinkPlan {
-    /// One way.
     pub delay: Duration,
     /// The largest random delay on top of it.
     pub jitter: Duration,
@@ -86,16 +83,13 @@ impl DevicePlan {
 pub enum Peer {
     /// A host of the gateway's networks.
     Network(IpAddr),
-    /// Another device, by index.
     Device(usize),
 }
 
 /// One flow of inner packets, one way.
 #[derive(Debug, Clone, Copy)]
 pub struct FlowPlan {
-    /// A device.
     pub device: usize,
-    /// The other end.
     pub peer: Peer,
     /// From the network to the device; with a device at the other end there is only up.
     pub down: bool,
@@ -112,11 +106,8 @@ pub struct FlowPlan {
 /// How often something happens, about, and how strongly.
 #[derive(Debug, Clone, Copy)]
 pub struct Disturbances {
-    /// Time between reloads.
     pub reload_every: Duration,
-    /// Time between kicks.
     pub kick_every: Duration,
-    /// Time between deaths of shards.
     pub restart_every: Duration,
     /// An order reaches the shards within this time.
     pub order_spread: Duration,
@@ -131,25 +122,19 @@ pub struct Disturbances {
 /// Everything that is decided before a run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The seed that every choice follows from.
     pub seed: u64,
-    /// The features in use.
     pub features: Features,
     /// How long faults go on.
     pub safety: Duration,
     /// Events happen at multiples of this.
     pub tick: Duration,
-    /// The number of shards.
     pub shards: u16,
-    /// The tunnel network.
     pub tunnel: IpNet,
     /// Whether clients are kept apart at first.
     pub isolate_clients: bool,
     /// Transport of gateway and clients.
     pub transport: TransportParams,
-    /// The clients' keep-alive.
     pub keep_alive: Duration,
-    /// Bounds of each shard.
     pub limits: Limits,
     /// The users at first. Their certificates follow from the devices.
     pub users: Vec<User>,
@@ -157,7 +142,6 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// All flows there will ever be.
     pub flows: Vec<FlowPlan>,
-    /// Further disturbances.
     pub disturbances: Disturbances,
 }
 

@@ -33,18 +33,15 @@ pub use scenario::{Seen, Setup, UserSpec};
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
 
-/// A scheduled event.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// Datagrams of some source reach the gateway.
     ToGateway(SocketAddr, Aggregate),
     /// Datagrams of the gateway reach whoever has an outer address by now.
     ToDevice(SocketAddr, Aggregate),
     /// Something comes out of the channel between two shards.
     Mesh(ShardIndex, ShardIndex),
-    /// An order reaches a shard.
     Order(u16),
-    /// A shard wants to be woken.
     WakeShard(u16),
     /// A device's tunnel wants to be woken.
     WakeDevice(u32),
@@ -52,47 +49,32 @@ pub enum Event {
     Device(u32, Act),
     /// A session's planned end has come.
     End(u32, u64, Act),
-    /// A flow sends.
     Flow(u32),
-    /// The users change.
     Reload,
-    /// A user is kicked.
     Kick,
-    /// A shard dies.
     Restart,
     /// The oracles look at everything.
     Inspect,
 }
 
-/// A run's whole world.
 pub struct World {
-    /// The plan, made before the run.
-    pub plan: Plan,
-    /// The simulated time.
+    pub(crate) plan: Plan,
     pub now: Time,
-    /// Events to come.
-    pub schedule: Schedule<Event>,
-    /// Events so far.
-    pub trace: Trace,
-    /// The inner packets under way.
-    pub packets: Packets,
-    /// The shards.
+    pub(crate) schedule: Schedule<Event>,
+    pub(crate) trace: Trace,
+    pub(crate) packets: Packets,
     pub gateway: Gateway,
-    /// The channels between them.
-    pub mesh: Mesh,
-    /// The clients.
+    pub(crate) mesh: Mesh,
     pub devices: Vec<Device>,
-    /// The checks.
-    pub oracle: Oracle,
+    pub(crate) oracle: Oracle,
     /// For how long datagrams are under way to clients at most, where nothing holds them up in the gateway: with it, packets of clients that
     /// were sent away are looked for at other clients too.
-    pub on_links_max: Option<Duration>,
+    pub(crate) on_links_max: Option<Duration>,
     /// Clients that orders send away, and which sessions of theirs, until the orders are acknowledged.
     pub(crate) sent_away: BTreeMap<CommandId, Vec<(ConnectionKey, u32, u64)>>,
     /// What came out, where a test acts.
     pub seen: Seen,
-    /// Whether faults have stopped.
-    pub is_calm: bool,
+    pub(crate) is_calm: bool,
     pub(crate) origin: Instant,
     pub(crate) traffic: Stream,
     pub(crate) disturbance: Stream,
@@ -106,13 +88,12 @@ pub struct World {
     buf: Vec<u8>,
     datagrams: u64,
     sessions: u64,
-    /// Inner packets given to TUN queues.
     pub(crate) frames_in: u64,
 }
 
 impl World {
     /// The world of `plan` before anything has happened.
-    pub fn new(plan: Plan, options: Options) -> Self {
+    pub(crate) fn new(plan: Plan, options: Options) -> Self {
         let origin = origin();
         let mut gateway = Gateway::new(&plan, origin);
         gateway.acknowledges_early = options.planted == Some(Planted::EarlyAcknowledgement);
@@ -160,12 +141,8 @@ impl World {
         self.origin + self.now.since_start()
     }
 
-    /// Lets everything happen that happens until `end`.
-    ///
-    /// # Errors
-    ///
-    /// The first violation.
-    pub fn run_until(&mut self, end: Time) -> Result<(), Violation> {
+    /// Lets everything happen that happens until `end`, or until the first violation.
+    pub(crate) fn run_until(&mut self, end: Time) -> Result<(), Violation> {
         while let Some(at) = self.schedule.next()
             && at <= end
         {
@@ -324,7 +301,7 @@ impl World {
     }
 
     /// The results of the run so far.
-    pub fn facts(&self) -> Facts {
+    pub(crate) fn facts(&self) -> Facts {
         let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.counters()).collect();
         let mut drops = Drops::default();
         counters

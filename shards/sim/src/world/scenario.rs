@@ -65,13 +65,9 @@ impl UserSpec {
 /// What such a world begins with.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The number of shards.
     pub shards: u16,
-    /// The tunnel network.
     pub tunnel: &'static str,
-    /// Whether clients are kept apart.
     pub isolate_clients: bool,
-    /// The users.
     pub users: Vec<UserSpec>,
     /// Bound of the queue of datagrams received, of each connection at either end.
     pub datagram_receive_buffer_bytes: usize,
@@ -171,10 +167,6 @@ impl Seen {
 
 impl World {
     /// A gateway without clients, in which only what a test does happens.
-    ///
-    /// # Panics
-    ///
-    /// If addresses do not parse.
     pub fn scenario(setup: Setup) -> Self {
         identity::begin(0);
         let identities = (0..setup.users.len() as u64).collect();
@@ -191,10 +183,6 @@ impl World {
     }
 
     /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such shard.
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
         let index = self.devices.len() as u32;
         let outer = self.fresh_outer_address(index);
@@ -233,10 +221,6 @@ impl World {
     }
 
     /// Connects and waits for the address.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
     pub fn attach(&mut self, user: usize, owner: u16) -> (usize, IpAddr) {
         let client = self.connect(user, owner);
         self.run(Duration::from_secs(2));
@@ -249,10 +233,6 @@ impl World {
     }
 
     /// Looks at a client.
-    ///
-    /// # Panics
-    ///
-    /// If it has been killed.
     pub fn client(&self, client: usize) -> &Client {
         match self.devices[client].session.as_ref().map(|session| &session.end) {
             Some(End::Client(client, _)) => client,
@@ -261,10 +241,6 @@ impl World {
     }
 
     /// A client to which something is about to happen.
-    ///
-    /// # Panics
-    ///
-    /// If it has been killed.
     pub fn client_mut(&mut self, client: usize) -> &mut Client {
         self.touch_device(client as u32);
         match self.devices[client].session.as_mut().map(|session| &mut session.end) {
@@ -351,19 +327,11 @@ impl World {
     }
 
     /// Lets everything happen that happens at this instant.
-    ///
-    /// # Panics
-    ///
-    /// At a violation of what must hold.
     pub fn step(&mut self) {
         self.moment().unwrap_or_else(|violation| panic!("{violation}"));
     }
 
     /// Lets `time` pass.
-    ///
-    /// # Panics
-    ///
-    /// At a violation of what must hold.
     pub fn run(&mut self, time: Duration) {
         self.step();
         self.run_until(self.now + time).unwrap_or_else(|violation| panic!("{violation}"));
@@ -381,12 +349,10 @@ impl World {
         self.gateway.next_snapshot()
     }
 
-    /// Looks at a shard.
     pub fn shard(&self, index: u16) -> &Shard {
         &self.gateway.cores[usize::from(index)].shard
     }
 
-    /// All shards.
     pub fn shards(&self) -> impl Iterator<Item = &Shard> {
         self.gateway.cores.iter().map(|core| &core.shard)
     }
@@ -413,10 +379,6 @@ impl World {
     }
 
     /// Inner addresses that are somebody's.
-    ///
-    /// # Panics
-    ///
-    /// Never: shard 0 holds the pool.
     pub fn addresses_held(&self) -> u64 {
         self.shard(0).addresses_held().expect("shard 0 holds the pool")
     }

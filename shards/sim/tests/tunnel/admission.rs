@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tollgate_shards::{DropReason, Machine, Output};
-use tollgate_sim::identity::Hello;
+use tollgate_sim::Hello;
 use tollgate_sim::world::{Setup, World};
 
 use crate::{SERVER, udp4};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate_shards::{Counters, DropReason};
-use tollgate_sim::plan::LinkPlan;
+use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{Setup, UserSpec, World};
 
 use crate::{SERVER, udp4};

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tollgate_shards::{
     ClientEvent, CloseCause, CloseReason, ConnectionKey, ControlMessage, DropReason, Event, ShardIndex, UserIndex,
 };
-use tollgate_sim::packets::udp;
+use tollgate_sim::udp;
 use tollgate_sim::world::{Setup, UserSpec, World};
 
 const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 9));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tollgate_shards::{ClientEvent, DropReason, Event};
-use tollgate_sim::plan::LinkPlan;
+use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{Setup, UserSpec, World};
 
 use crate::{SERVER, octets, udp4};

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate_sim::schedule::Time;
+use tollgate_sim::Time;
 use tollgate_sim::world::{Setup, UserSpec, World};
 
 use crate::{SERVER, udp4};
