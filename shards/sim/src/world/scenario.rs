@@ -205,6 +205,13 @@ impl World {
         u16::from(initial[6]) % self.plan.shards
     }
 
+    /// The same, at `outer`.
+    pub fn connect_from(&mut self, outer: SocketAddr, user: usize, owner: u16) -> usize {
+        let client = self.connect(user, owner);
+        self.move_to(client, outer);
+        client
+    }
+
     fn client_of(&self, user: usize, seed: [u8; 32]) -> Client {
         let transport_params =
             TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() };
@@ -269,7 +276,7 @@ impl World {
     pub fn unsilence(&mut self, client: usize) {
         let outer = self.devices[client].outer;
         for datagram in self.devices[client].held.take().unwrap_or_default() {
-            self.udp(outer, datagram.len(), &datagram);
+            self.udp(outer, &datagram);
         }
     }
 
@@ -321,8 +328,13 @@ impl World {
         self.shard_mut(index).handle_frame(now, frame);
     }
 
-    /// Datagrams from `remote`, one or an aggregate, at the shard that the kernel would choose.
-    pub fn udp(&mut self, remote: SocketAddr, segment_bytes: usize, data: &[u8]) {
+    /// A datagram from `remote`, at the shard that the kernel would choose.
+    pub fn udp(&mut self, remote: SocketAddr, datagram: &[u8]) {
+        self.udp_aggregate(remote, datagram.len(), datagram);
+    }
+
+    /// Several datagrams from `remote` in one receive.
+    pub fn udp_aggregate(&mut self, remote: SocketAddr, segment_bytes: usize, data: &[u8]) {
         self.reach_gateway(remote, Aggregate { segment_bytes, ecn: None, data: BytesMut::from(data) });
     }
 

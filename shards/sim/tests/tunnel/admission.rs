@@ -19,21 +19,18 @@ fn world(shards: u16) -> World {
 /// A handshake of which the first `datagrams` datagrams arrive, from `address` with its address proven, and then nothing more.
 fn stuck(world: &mut World, address: SocketAddr, owner: u16, datagrams: usize) {
     let (client, hello) = proven(world, 0, address, owner);
-    for datagram in hello.iter().take(datagrams) {
-        world.udp(address, datagram.len(), datagram);
-    }
+    hello.iter().take(datagrams).for_each(|datagram| world.udp(address, datagram));
     world.step();
     world.kill(client);
 }
 
 /// A client of `user` at `address` that has got its token: what it sends next, in two datagrams, and all that follows is held.
 fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
-    let client = world.connect(user, owner);
-    world.move_to(client, address);
+    let client = world.connect_from(address, user, owner);
     world.silence(client);
     world.step();
     let first = world.take_held(client);
-    world.udp(address, first[0].len(), &first[0]);
+    world.udp(address, &first[0]);
     world.step();
     let hello = world.take_held(client);
     assert_eq!(hello.len(), 2, "a ClientHello takes two datagrams");
@@ -117,15 +114,13 @@ fn a_client_hello_may_take_two_seconds_and_the_rest_ten() {
 fn passes_beside_newer_ones(trip: Duration, strangers: u16, datagrams: usize) -> bool {
     let mut world = world(1);
     let (client, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
-    hello.iter().for_each(|datagram| world.udp(v4(1, 50_000), datagram.len(), datagram));
+    hello.iter().for_each(|datagram| world.udp(v4(1, 50_000), datagram));
     world.run(Duration::from_millis(1));
     for number in 0..strangers {
         stuck(&mut world, v4(1, 1000 + number), 0, datagrams);
         world.run(trip / u32::from(strangers));
     }
-    for datagram in world.devices[client].held.take().unwrap() {
-        world.udp(v4(1, 50_000), datagram.len(), &datagram);
-    }
+    world.unsilence(client);
     world.run(Duration::from_millis(50));
     world.is_attached(client)
 }
@@ -152,9 +147,9 @@ fn a_handshake_does_not_give_way_to_one_that_came_with_the_rest_of_its_client_he
     let (client, hello) = proven(&mut world, 1, v4(200, 50_000), 0);
     let (other, others_hello) = proven(&mut world, 0, v4(201, 50_000), 0);
     for datagram in &hello {
-        world.udp(v4(200, 50_000), datagram.len(), datagram);
+        world.udp(v4(200, 50_000), datagram);
     }
-    world.udp(v4(201, 50_000), others_hello[0].len(), &others_hello[0]);
+    world.udp(v4(201, 50_000), &others_hello[0]);
     world.kill(other);
     world.devices[client].held = None;
     world.run(Duration::from_millis(100));
@@ -168,9 +163,9 @@ fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew(
     let (client, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
     let others: Vec<_> = (0..32).map(|number| proven(&mut world, 0, v4(1, 1000 + number), 0)).collect();
     let before = world.seen.sent_to(v4(1, 50_000));
-    world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
+    world.udp(v4(1, 50_000), &hello[0]);
     for (number, (other, hello)) in others.iter().enumerate() {
-        world.udp(v4(1, 1000 + number as u16), hello[0].len(), &hello[0]);
+        world.udp(v4(1, 1000 + number as u16), &hello[0]);
         world.kill(*other);
     }
     world.step();
@@ -186,7 +181,7 @@ fn a_handshake_that_gives_way_before_it_is_answered_is_not_told_and_begins_anew(
 fn a_handshake_that_gives_way_once_it_is_answered_is_told_and_leaves_nothing_behind() {
     let mut world = world(1);
     let (_, hello) = proven(&mut world, 1, v4(1, 50_000), 0);
-    world.udp(v4(1, 50_000), hello[0].len(), &hello[0]);
+    world.udp(v4(1, 50_000), &hello[0]);
     world.step();
     let before = world.seen.sent_to(v4(1, 50_000));
     for number in 0..32u16 {
@@ -221,7 +216,7 @@ fn forged_initials_get_a_retry_each_and_allocate_nothing() {
     let mut flood = |forged: &[(SocketAddr, Vec<u8>)]| {
         let mut answers = 0;
         for (remote, initial) in forged {
-            world.udp(*remote, initial.len(), initial);
+            world.udp(*remote, initial);
         }
         let (now, shard) = (world.instant(), world.shard_mut(0));
         while let Some(output) = shard.poll_output(now, true, Some(&mut buf)) {
@@ -251,7 +246,7 @@ fn an_initial_of_another_version_draws_a_version_negotiation_and_nothing_else() 
     let mut world = world(1);
     for version in [2, 0xff00_001d, 0x0a0a_0a0a] {
         let (remote, initial) = forged(1, version, &[]);
-        world.udp(remote, initial.len(), &initial);
+        world.udp(remote, &initial);
         let (now, shard) = (world.instant(), world.shard_mut(0));
         let mut buf = Vec::new();
         assert!(matches!(shard.poll_output(now, true, Some(&mut buf)), Some(Output::Transmit(_))));
@@ -268,18 +263,11 @@ fn a_token_serves_only_its_address_and_only_for_a_while() {
         [(v4(1, 1000), 0, 1), (v4(1, 1001), 0, 0), (v4(2, 1000), 0, 0), (v4(1, 1000), 20, 0)]
     {
         let mut world = world(1);
-        let client = world.connect(0, 0);
-        world.move_to(client, v4(1, 1000));
-        world.silence(client);
-        world.step();
-        let first = world.take_held(client);
-        world.udp(v4(1, 1000), first[0].len(), &first[0]);
-        world.step();
-        let second = world.take_held(client);
+        let (client, second) = proven(&mut world, 0, v4(1, 1000), 0);
         world.kill(client);
         world.run(Duration::from_secs(seconds));
         for _ in 0..1000 {
-            world.udp(address, second[0].len(), &second[0]);
+            world.udp(address, &second[0]);
         }
         world.step();
         assert_eq!(world.shard(0).inspect().handshakes_admitted(), admitted, "{address} after {seconds} s");
@@ -290,18 +278,11 @@ fn a_token_serves_only_its_address_and_only_for_a_while() {
 #[test]
 fn a_token_does_not_serve_beside_an_id_that_no_retry_has_given() {
     let mut world = world(1);
-    let client = world.connect(0, 0);
-    let address = world.devices[client].outer;
-    world.silence(client);
-    world.step();
-    let first = world.take_held(client);
-    world.udp(address, first[0].len(), &first[0]);
-    world.step();
-    let second = world.take_held(client);
+    let (_, second) = proven(&mut world, 0, v4(1, 1000), 0);
     for bit in 0..64 {
         let mut changed = second[0].clone();
         changed[6 + bit / 8] ^= 1 << (bit % 8);
-        world.udp(address, changed.len(), &changed);
+        world.udp(v4(1, 1000), &changed);
     }
     assert_eq!((world.dropped(DropReason::ForeignDatagram), world.dropped(DropReason::Undecryptable)), (64, 0));
     assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0);
@@ -310,8 +291,7 @@ fn a_token_does_not_serve_beside_an_id_that_no_retry_has_given() {
 /// Handshakes with a certificate that nobody has, as fast as can be.
 fn fail(world: &mut World, ip: IpAddr, attempts: u16) {
     for attempt in 0..attempts {
-        let client = world.connect(2, attempt % 2);
-        world.move_to(client, SocketAddr::new(ip, 1000 + attempt));
+        let client = world.connect_from(SocketAddr::new(ip, 1000 + attempt), 2, attempt % 2);
         world.run(Duration::from_millis(2));
         world.kill(client);
     }
@@ -330,8 +310,7 @@ fn a_source_whose_handshakes_keep_failing_is_ignored_for_a_while_and_its_neighbo
     assert!(world.dropped(DropReason::HandshakeRate) > 250);
     assert_logins(&mut world, None, 4);
     // Behind the same NAT an honest client comes in with what it repeats after a second or two.
-    let client = world.connect(1, 0);
-    world.move_to(client, SocketAddr::new(nat, 50_000));
+    let client = world.connect_from(SocketAddr::new(nat, 50_000), 1, 0);
     world.run(Duration::from_secs(4));
     assert!(world.is_attached(client));
 }
@@ -345,8 +324,7 @@ fn a_neighbour_of_handshakes_that_are_never_finished_comes_in_with_its_first_pac
         stuck(&mut world, v4(1, 1000 + number), number % 2, 2);
         world.run(Duration::from_millis(2));
         if number % 50 == 49 {
-            let client = world.connect(1, number / 50 % 2);
-            world.move_to(client, SocketAddr::new(nat, 50_000 + number));
+            let client = world.connect_from(SocketAddr::new(nat, 50_000 + number), 1, number / 50 % 2);
             world.run(Duration::from_millis(50));
             assert!(world.is_attached(client), "after {number} that came to nothing");
         }
@@ -362,13 +340,11 @@ fn a_neighbour_of_handshakes_that_are_refused_comes_in_with_its_first_packets() 
     let nat = v4(1, 0).ip();
     for number in 0..10 {
         for attempt in 0..40 {
-            let refused = world.connect(2, attempt % 2);
-            world.move_to(refused, SocketAddr::new(nat, 1000 + number * 40 + attempt));
+            let refused = world.connect_from(SocketAddr::new(nat, 1000 + number * 40 + attempt), 2, attempt % 2);
             world.run(Duration::from_millis(6));
             world.kill(refused);
         }
-        let client = world.connect(1, number % 2);
-        world.move_to(client, SocketAddr::new(nat, 50_000 + number));
+        let client = world.connect_from(SocketAddr::new(nat, 50_000 + number), 1, number % 2);
         world.run(Duration::from_millis(100));
         assert!(world.is_attached(client), "login {number} is through");
     }
@@ -379,8 +355,7 @@ fn a_handshake_that_tls_refuses_is_charged_once() {
     let hello = Hello { asks_for_another_protocol: true, ..LONG };
     let mut world = World::scenario(Setup { shards: 1, hello, ..Setup::default() });
     for attempt in 0..90 {
-        let client = world.connect(0, 0);
-        world.move_to(client, v4(1, 1000 + attempt));
+        let client = world.connect_from(v4(1, 1000 + attempt), 0, 0);
         world.run(Duration::from_micros(1));
         world.kill(client);
     }
@@ -400,16 +375,15 @@ fn the_rest_of_a_client_hello_is_heard_from_a_source_that_is_ignored_by_then() {
     world.revoke_certificate(2);
     let address = v4(1, 50_000);
     let (client, hello) = proven(&mut world, 1, address, 0);
-    world.udp(address, hello[0].len(), &hello[0]);
+    world.udp(address, &hello[0]);
     for attempt in 0..90 {
-        let failing = world.connect(2, 0);
-        world.move_to(failing, v4(1, 1000 + attempt));
+        let failing = world.connect_from(v4(1, 1000 + attempt), 2, 0);
         world.run(Duration::from_micros(500));
         world.kill(failing);
     }
     assert!(world.dropped(DropReason::HandshakeRate) > 0, "the source is not heard as it was");
     world.devices[client].held = None;
-    world.udp(address, hello[1].len(), &hello[1]);
+    world.udp(address, &hello[1]);
     world.run(Duration::from_millis(20));
     assert!(world.is_attached(client));
 }
@@ -428,7 +402,7 @@ fn bounce(world: &mut World, forged: SocketAddr, bounces: u16, pause: Duration) 
             world.step();
             for datagram in world.devices[client].held.take().unwrap() {
                 came += if from == forged { datagram.len() as u64 } else { 0 };
-                world.udp(from, datagram.len(), &datagram);
+                world.udp(from, &datagram);
             }
             // Nothing reaches the client at the forged address.
             world.move_to(client, own);

@@ -125,7 +125,7 @@ fn what_a_receive_queue_has_no_room_for_is_counted() {
     let remote = world.devices[client].outer;
     world.seen.tun.clear();
     for datagram in held {
-        world.udp(remote, datagram.len(), &datagram);
+        world.udp(remote, &datagram);
     }
     world.run(Duration::from_secs(1));
     let lost = world.dropped(DropReason::ReceiveQueueFull);

@@ -108,7 +108,7 @@ fn one_aggregate_with_packets_of_two_shards_kills_neither_connection() {
     }
     world.seen.tun.clear();
     let remote = world.devices[first].outer;
-    world.udp(remote, segment_bytes, &aggregate);
+    world.udp_aggregate(remote, segment_bytes, &aggregate);
     world.run(Duration::from_secs(1));
     assert_eq!(world.seen.tun.len(), 2, "both packets arrive");
     exchange(&mut world, first, first_address, 10);
@@ -461,19 +461,19 @@ fn damaged_and_random_datagrams_are_counted_and_harm_nobody() {
     for bit in (0..genuine.len() * 8).step_by(61) {
         let mut damaged = genuine.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        world.udp(remote, damaged.len(), &damaged);
+        world.udp(remote, &damaged);
         world.step();
         sent += 1;
     }
     for length in (1..genuine.len()).step_by(31) {
-        world.udp(remote, length, &genuine[..length]);
+        world.udp(remote, &genuine[..length]);
         world.step();
         sent += 1;
     }
     let mut state = 1u64;
     for length in 1..400usize {
         let noise: Vec<u8> = (0..length * 3).map(|_| next(&mut state)).collect();
-        world.udp(remote, noise.len(), &noise);
+        world.udp(remote, &noise);
         world.step();
         sent += 1;
     }
