@@ -346,7 +346,7 @@ fn a_program_that_fails_ends_though_nobody_reads_why() {
         command.args(arguments).current_dir(folder.path());
         let start = Instant::now();
         let mut child = redirected(&command, "2>\"$FIFO\"", &pipe.path).spawn().unwrap();
-        let ended = eventually(END_MAX, || child.try_wait().unwrap().is_some());
+        let ended = eventually(PATIENCE, || child.try_wait().unwrap().is_some());
         let _ = child.kill();
         assert!(ended, "{arguments:?} has not ended {:?} after its start", start.elapsed());
         assert_eq!(child.wait().unwrap().code(), Some(1));
