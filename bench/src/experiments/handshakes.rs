@@ -3,16 +3,12 @@
 //! A handshake here is a whole mutual TLS 1.3 handshake of a new connection with an identity of its own, up to the inner address; the end
 //! of the connection before is part of its cost.
 
-use std::time::Duration;
-
 use anyhow::Result;
 
-use crate::load::experiment::{Column, Experiment, Point, whole};
+use crate::load::experiment::{Column, Point, Series, whole};
 use crate::load::result::LoadResult;
 use crate::load::scenario::Scenario;
-use crate::measure::record::Output;
 use crate::measure::units::{bits_per_second, count, percent};
-use crate::programs::GatewayOptions;
 
 /// More than a core takes: as soon as a handshake is done, the next begins.
 const CHURN_PER_SECOND: f64 = 10_000.0;
@@ -22,42 +18,31 @@ const FORWARDING: u32 = 20;
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    gateways: GatewayOptions,
+    series: Series,
     /// How many connections come and go.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
     /// How many handshakes are in progress at once.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(1..=4096))]
     handshakes: u32,
     /// What other connections forward, in megabits of inner packets a second, half of it each way.
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 200, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
     mbps: u32,
-    /// For how many seconds each load lasts.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=3600))]
-    seconds: u32,
-    /// How many times each gateway is measured.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// A few clients, three seconds, once: whether everything works.
-    #[arg(long, conflicts_with_all = ["clients", "handshakes", "mbps", "seconds", "rounds"])]
-    quick: bool,
-    #[command(flatten)]
-    output: Output,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let Options { clients, handshakes, mbps, seconds, rounds, quick, .. } = *options;
-    let (clients, handshakes_max, mbps, seconds, rounds) =
-        if quick { (20, 4, 5, 3, 1) } else { (clients, handshakes, mbps, seconds, rounds) };
+pub fn run(Options { series, clients, handshakes, mbps }: &Options) -> Result<()> {
+    let (clients, handshakes_max, mbps) = if series.quick { (20, 4, 5) } else { (*clients, *handshakes, *mbps) };
     let forwarded_bits_per_second = f64::from(mbps) * 1e6;
-    let told = format!(
-        "{} connections come and go, {handshakes_max} handshakes at once; {} forwarded beside them; {rounds} round(s) of {seconds} s",
+    let mut experiment = series.start(&format!(
+        "{} connections come and go, {handshakes_max} handshakes at once; {} forwarded beside them",
         count(clients.into()),
         bits_per_second(forwarded_bits_per_second),
-    );
-    let mut experiment = Experiment::start(&options.output, options.gateways.find()?, &told)?;
+    ))?;
     let point = |name, has_handshakes: bool, forwarding: u32| {
-        let mut scenario = Scenario::new("handshakes", clients + forwarding, Duration::from_secs(seconds.into()));
+        let mut scenario = Scenario::new("handshakes", clients + forwarding, series.duration(3));
         scenario.ramp.handshakes_max = handshakes_max;
         // Some are always in progress.
         scenario.demand.all_connected = !has_handshakes;
@@ -75,7 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
         point("handshakes alone", true, 0),
         point("both", true, FORWARDING),
     ];
-    let results = experiment.rounds(rounds, points)?;
+    let results = experiment.rounds(points)?;
     let ours = results.cells().filter(|cell| cell.gateway == "tollgate");
     let failed: u64 = ours.flat_map(|cell| cell.rounds).map(|result| result.churn.failed).sum();
     if failed > 0 {

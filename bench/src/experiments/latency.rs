@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::load::experiment::{BULK_TRAIN_PACKETS, Cell, Column, Experiment, Point, whole};
+use crate::load::experiment::{BULK_TRAIN_PACKETS, Cell, Column, Point, Series, whole};
 use crate::load::result::{GroupResult, LoadResult};
 use crate::load::scenario::{Scenario, Size, TrafficKind, TrafficPlan};
-use crate::measure::record::Output;
 use crate::measure::round_trips::Latencies;
 use crate::measure::spread::Spread;
 use crate::measure::units::{bits_per_second, count, nanoseconds};
-use crate::programs::GatewayOptions;
 
 /// Connections that probe, and those that make the load.
 const PROBING: u32 = 4;
@@ -25,21 +23,11 @@ const PROBE_BYTES: u16 = 128;
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    gateways: GatewayOptions,
+    series: Series,
     /// How many probes a second, over all connections that probe.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(4..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(4..=100_000))]
     probes: u32,
-    /// For how many seconds each load lasts.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    seconds: u32,
-    /// How many times each gateway is measured under each load.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// A second of each load, once: whether everything works.
-    #[arg(long, conflicts_with_all = ["probes", "seconds", "rounds"])]
-    quick: bool,
-    #[command(flatten)]
-    output: Output,
 }
 
 /// How much is moved beside the probes.
@@ -51,21 +39,16 @@ enum Load {
     Saturated,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let Options { probes, seconds, rounds, quick, .. } = *options;
-    let (probes, seconds, rounds) = if quick { (200, 1, 1) } else { (probes, seconds, rounds) };
-    let duration = Duration::from_secs(seconds.into());
-    let plan = format!(
-        "{} probes a second of {PROBE_BYTES} bytes, {rounds} round(s) of {seconds} s for each load",
-        count(probes.into())
-    );
-    let mut experiment = Experiment::start(&options.output, options.gateways.find()?, &plan)?;
+pub fn run(Options { series, probes }: &Options) -> Result<()> {
+    let probes = if series.quick { 200 } else { *probes };
+    let mut experiment = series.start(&format!("{} probes a second of {PROBE_BYTES} bytes", count(probes.into())))?;
+    let duration = series.duration(1);
     let points = |loads: &[Load]| loads.iter().map(|load| load.point(probes, duration)).collect();
-    let mut results = experiment.rounds(rounds, points(&[Load::Idle, Load::Saturated]))?;
+    let mut results = experiment.rounds(points(&[Load::Idle, Load::Saturated]))?;
     // The same for all gateways, so that their round trips can be compared.
     let saturated = results.cells().filter(|cell| cell.point.name == "saturated");
     let least = saturated.filter_map(|cell| Some(cell.each(carried)?.median)).fold(f64::INFINITY, f64::min);
-    results.extend(experiment.rounds(rounds, points(&[Load::Half(least / 2.0)]))?);
+    results.extend(experiment.rounds(points(&[Load::Half(least / 2.0)]))?);
     experiment.finish_table("latency", &results, &columns())
 }
 

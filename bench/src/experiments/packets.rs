@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::load::experiment::{Column, Experiment, Point, two_digits, whole};
+use crate::load::experiment::{Column, Point, Series, two_digits, whole};
 use crate::load::result::LoadResult;
 use crate::load::scenario::{Direction, Scenario, Size, SizeName, TrafficKind, TrafficPlan};
-use crate::measure::record::Output;
 use crate::measure::spread::Spread;
 use crate::measure::units::count;
-use crate::programs::GatewayOptions;
 
 /// A voice call's packet, and a full one as of a QUIC connection within the tunnel.
 const SMALL: Size = Size::Fixed(100);
@@ -22,30 +20,17 @@ const FULL: Size = Size::Fixed(1300);
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    gateways: GatewayOptions,
+    series: Series,
     /// Inner packets offered each second, both directions together.
-    #[arg(long, value_name = "N", default_value_t = 48_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 48_000, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     rate: u32,
-    /// For how many seconds each kind of traffic runs in each round.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    seconds: u32,
-    /// How many times each gateway is measured.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// Few packets, a second each, once: whether everything works.
-    #[arg(long, conflicts_with_all = ["rate", "seconds", "rounds"])]
-    quick: bool,
-    #[command(flatten)]
-    output: Output,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let Options { rate, seconds, rounds, quick, .. } = *options;
-    let (rate, seconds, rounds) = if quick { (2_000, 1, 1) } else { (rate, seconds, rounds) };
-    let plan =
-        format!("{} packets a second, each sent by itself, {rounds} round(s) of {seconds} s", count(rate.into()));
-    let mut experiment = Experiment::start(&options.output, options.gateways.find()?, &plan)?;
-    let results = experiment.rounds(rounds, points(rate, Duration::from_secs(seconds.into())))?;
+pub fn run(Options { series, rate }: &Options) -> Result<()> {
+    let rate = if series.quick { 2_000 } else { *rate };
+    let mut experiment = series.start(&format!("{} packets a second, each sent by itself", count(rate.into())))?;
+    let results = experiment.rounds(points(rate, series.duration(1)))?;
     experiment.finish_table("packets", &results, &columns())
 }
 

@@ -1,17 +1,12 @@
 //! `scale`: one offered load, over more and more shards on one CPU, over more and more clients, and over more and more of which few send.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use anyhow::Result;
 
-use crate::load::experiment::{BULK_TRAIN_PACKETS, Column, Experiment, Point, two_digits};
+use crate::load::experiment::{BULK_TRAIN_PACKETS, Column, Point, Series, two_digits};
 use crate::load::flow::TRAIN_PACKETS_MAX;
 use crate::load::result::LoadResult;
 use crate::load::scenario::{CONNECTIONS_MAX, Scenario};
-use crate::measure::record::Output;
 use crate::measure::units::{bits_per_second, count, percent};
-use crate::programs::Gateway;
 
 /// Clients while shards change.
 const CLIENTS: u32 = 100;
@@ -20,71 +15,55 @@ const ACTIVE_MAX: u32 = 100;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Tollgate's program [default: `tollgate` in the folder of this program].
-    #[arg(long, value_name = "PATH")]
-    gateway: Option<PathBuf>,
+    #[command(flatten)]
+    series: Series,
     /// Numbers of shards, all on one CPU.
-    #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,2,4,8,16",
+    #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,2,4,8,16", conflicts_with = "quick",
         value_parser = clap::value_parser!(u16).range(1..=128))]
     shards: Vec<u16>,
     /// Numbers of clients.
     #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,10,100,1000,10000",
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+        conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
     clients: Vec<u32>,
     /// Numbers of clients of which at most 100 send anything.
     #[arg(long, value_name = "N,N...", value_delimiter = ',', default_value = "1,100,10000",
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+        conflicts_with = "quick", value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
     mostly_idle: Vec<u32>,
     /// The load in megabits of inner packets a second, half of it each way.
-    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 400, conflicts_with = "quick",
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
     mbps: u32,
     /// Packets that come together, as from senders that leave segmentation to their kernel; 1: each alone.
     #[arg(long, value_name = "N", default_value_t = BULK_TRAIN_PACKETS,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(TRAIN_PACKETS_MAX)))]
     train: u16,
-    /// For how many seconds each point runs in each round.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    seconds: u32,
-    /// How many times each point runs.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// Only two points of each series, a second each, once: whether everything works, in half a minute.
-    #[arg(long, conflicts_with_all = ["shards", "clients", "mostly_idle", "seconds", "rounds", "mbps"])]
-    quick: bool,
-    #[command(flatten)]
-    output: Output,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let Options { shards, clients, mostly_idle, mbps, seconds, rounds, train, .. } = options;
-    let (shards, clients, mostly_idle, mbps, seconds, rounds) = if options.quick {
-        (&[1, 2][..], &[1, 10][..], &[1, 200][..], 20, 1, 1)
+pub fn run(Options { series, shards, clients, mostly_idle, mbps, train }: &Options) -> Result<()> {
+    let (shards, clients, mostly_idle, mbps) = if series.quick {
+        (&[1, 2][..], &[1, 10][..], &[1, 200][..], 20)
     } else {
-        (&shards[..], &clients[..], &mostly_idle[..], *mbps, *seconds, *rounds)
+        (&shards[..], &clients[..], &mostly_idle[..], *mbps)
     };
-    let (bits, duration) = (f64::from(mbps) * 1e6, Duration::from_secs(seconds.into()));
-    let plan = format!(
-        "{} offered in trains of {train} packets, {rounds} round(s) of {seconds} s; all shards share one CPU",
-        bits_per_second(bits)
-    );
-    let gateway = Gateway::tollgate(options.gateway.as_deref())?;
-    let mut experiment = Experiment::start(&options.output, vec![gateway], &plan)?;
+    let bits = f64::from(mbps) * 1e6;
+    let plan = format!("{} offered in trains of {train} packets; all shards share one CPU", bits_per_second(bits));
+    let mut experiment = series.start(&plan)?;
     let mut points = Vec::new();
-    let mut series = |of: &mut dyn Iterator<Item = (u16, u32, u32)>| {
+    let mut add = |of: &mut dyn Iterator<Item = (u16, u32, u32)>| {
         let first = points.len();
         for (shards, clients, active) in of {
             let name =
                 format!("{shards} shard(s), {} of {} clients active", count(active.into()), count(clients.into()));
-            let mut scenario = Scenario::new("scale", clients, duration);
+            let mut scenario = Scenario::new("scale", clients, series.duration(1));
             scenario.gateway.shards = shards;
             scenario.add_constant("load", active, bits, *train);
             points.push(Point { name, scenario, first });
         }
     };
-    series(&mut shards.iter().map(|&shards| (shards, CLIENTS, CLIENTS)));
-    series(&mut clients.iter().map(|&clients| (1, clients, clients)));
-    series(&mut mostly_idle.iter().map(|&clients| (1, clients, clients.min(ACTIVE_MAX))));
-    let results = experiment.rounds(rounds, points)?;
+    add(&mut shards.iter().map(|&shards| (shards, CLIENTS, CLIENTS)));
+    add(&mut clients.iter().map(|&clients| (1, clients, clients)));
+    add(&mut mostly_idle.iter().map(|&clients| (1, clients, clients.min(ACTIVE_MAX))));
+    let results = experiment.rounds(points)?;
     experiment.finish_table("scale", &results, &columns())
 }
 

@@ -4,14 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use serde::Serialize;
 
 use crate::load::experiment::Experiment;
 use crate::load::result::{LoadResult, Sample};
 use crate::load::scenario::{CONNECTIONS_MAX, Scenario, Size, SizeName, TrafficKind, TrafficPlan, parse_duration};
 use crate::load::verdict::{bytes_per_connection, warm};
-use crate::measure::record::{Output, table};
-use crate::measure::units::{bytes, count, signed};
+use crate::measure::record::Output;
+use crate::measure::units::{bytes, count};
 use crate::programs::Gateway;
 
 /// How often the JSON file is written meanwhile.
@@ -21,7 +20,7 @@ const GROWTH_BYTES_MAX: f64 = 512.0;
 /// So many connections must have come and gone for it to be told from the noise of the allocator.
 const CHURNED_MIN: u64 = 5_000;
 /// Growth of the number of descriptors that is none: files that happen to be open.
-const DESCRIPTORS_GROWTH_MAX: i64 = 8;
+const DESCRIPTORS_GROWTH_MAX: u64 = 8;
 /// Packets a second of each connection with traffic, each way.
 const PACKETS_PER_SECOND: f64 = 5.0;
 
@@ -47,29 +46,22 @@ pub struct Options {
     output: Output,
 }
 
-/// What a soak came to.
-#[derive(Debug, PartialEq, Serialize)]
-struct Figures {
-    load: LoadResult,
-    /// Connections that came and went after the warm-up.
-    churned: u64,
-    /// Growth of the gateway's memory for each of them: slope of the samples.
-    bytes_per_churned_connection: f64,
-    /// Growth of the gateway's open descriptors over the same time.
-    descriptors_growth: i64,
-    /// Addresses held, and sessions, at the end beyond the connections there were; `None` of a peer.
-    addresses_left: Option<i64>,
-    sessions_left: Option<i64>,
-}
-
 pub fn run(options: &Options) -> Result<()> {
-    let scenario = options.scenario();
+    let Options { duration, users, churn, .. } = *options;
+    let (duration, users, churn) =
+        if options.quick { (Duration::from_secs(3), 40, 5) } else { (duration, users, churn) };
+    let mut scenario = Scenario::new("soak", users, duration);
+    scenario.trouble.churn_per_second = churn.into();
+    let (size, rate) = (Size::Named(SizeName::Imix), PACKETS_PER_SECOND);
+    let calls = TrafficPlan::new("calls", users / 2, TrafficKind::Constant);
+    scenario.traffic = vec![TrafficPlan { size, rate, ..calls }];
+    // Some are always in between.
+    scenario.demand.all_connected = false;
     let gateway = Gateway::named(&options.gateway)?;
     let plan = format!(
-        "{} connections of as many users, {} of which come and go a second, for {} s",
-        count(scenario.users.count.into()),
-        scenario.trouble.churn_per_second,
-        count(scenario.duration.as_secs())
+        "{} connections of as many users, {churn} of which come and go a second, for {} s",
+        count(users.into()),
+        count(duration.as_secs())
     );
     let mut experiment = Experiment::start(&options.output, vec![gateway.clone()], &plan)?;
     let mut recorded_at = Instant::now();
@@ -78,93 +70,66 @@ pub fn run(options: &Options) -> Result<()> {
             return Ok(());
         }
         recorded_at = Instant::now();
-        recording.write("soak", &Figures::of(so_far.clone()))
+        recording.write("soak", so_far)
     })?;
-    let figures = Figures::of(load);
-    experiment.failures.extend(figures.failures());
-    experiment.finish("soak", &figures.table(), &figures)
+    experiment.failures.extend(failures(&load));
+    let growth = Growth::of(&load);
+    let memory = growth
+        .bytes_per_connection()
+        .map_or("cannot be judged of so few".to_owned(), |grown| format!("grew by {} for each", bytes(grown)));
+    let text = format!(
+        "{load}\n\nafter the warm-up, {} connections came and went; memory {memory}, descriptors grew by {}",
+        count(growth.churned),
+        growth.descriptors
+    );
+    experiment.finish("soak", &text, &load)
 }
 
-impl Options {
-    fn scenario(&self) -> Scenario {
-        let (duration, users, churn) =
-            if self.quick { (Duration::from_secs(3), 40, 5) } else { (self.duration, self.users, self.churn) };
-        let mut scenario = Scenario::new("soak", users, duration);
-        scenario.trouble.churn_per_second = churn.into();
-        let (size, rate) = (Size::Named(SizeName::Imix), PACKETS_PER_SECOND);
-        let calls = TrafficPlan::new("calls", users / 2, TrafficKind::Constant);
-        scenario.traffic = vec![TrafficPlan { size, rate, ..calls }];
-        // Some are always in between.
-        scenario.demand.all_connected = false;
-        scenario
-    }
+/// What has grown after the warm-up.
+struct Growth<'a> {
+    samples: &'a [Sample],
+    churned: u64,
+    descriptors: u64,
 }
 
-impl Figures {
-    /// So far or in the end.
-    fn of(load: LoadResult) -> Self {
+impl Growth<'_> {
+    fn of(load: &LoadResult) -> Growth<'_> {
         let warm = warm(&load.samples);
         let growth = |figure: fn(&Sample) -> u64| match (warm.first(), warm.last()) {
-            (Some(first), Some(last)) => figure(last) as i64 - figure(first) as i64,
+            (Some(first), Some(last)) => figure(last).saturating_sub(figure(first)),
             _ => 0,
         };
-        let left = |held: u64, wanted: u64| held as i64 - wanted as i64;
-        Figures {
-            churned: growth(|sample| sample.handshakes) as u64,
-            bytes_per_churned_connection: bytes_per_connection(&load.samples).unwrap_or(0.0),
-            descriptors_growth: growth(|sample| sample.gateway_descriptors),
-            addresses_left: load.shards.map(|shards| left(shards.addresses_held, shards.connections)),
-            sessions_left: load.shards.map(|shards| left(shards.sessions, shards.connections)),
-            load,
-        }
+        let churned = growth(|sample| sample.handshakes);
+        Growth { samples: &load.samples, churned, descriptors: growth(|sample| sample.gateway_descriptors) }
     }
 
-    /// What has grown that must not.
-    fn failures(&self) -> Vec<String> {
-        let mut failures = Vec::new();
-        if self.churned >= CHURNED_MIN && self.bytes_per_churned_connection > GROWTH_BYTES_MAX {
-            failures.push(format!(
-                "memory grew by {} for each connection that came and went: up to {} may be noise",
-                bytes(self.bytes_per_churned_connection),
-                bytes(GROWTH_BYTES_MAX)
-            ));
-        }
-        if self.descriptors_growth > DESCRIPTORS_GROWTH_MAX {
-            failures.push(format!("{} descriptors more are open than after the warm-up", self.descriptors_growth));
-        }
-        for (left, what) in [(self.addresses_left, "addresses"), (self.sessions_left, "sessions")] {
-            if let Some(left) = left.filter(|left| *left > 0) {
-                failures.push(format!("{} {what} are held beyond the connections there are", count(left as u64)));
-            }
-        }
+    /// Of memory, in bytes; `None` of too few connections.
+    fn bytes_per_connection(&self) -> Option<f64> {
+        bytes_per_connection(self.samples).filter(|_| self.churned >= CHURNED_MIN)
+    }
+}
+
+/// What has grown that must not.
+fn failures(load: &LoadResult) -> Vec<String> {
+    let growth = Growth::of(load);
+    let mut failures = Vec::new();
+    if let Some(grown) = growth.bytes_per_connection().filter(|grown| *grown > GROWTH_BYTES_MAX) {
+        let [grown, noise] = [grown, GROWTH_BYTES_MAX].map(bytes);
         failures
+            .push(format!("memory grew by {grown} for each connection that came and went: up to {noise} may be noise"));
     }
-
-    fn table(&self) -> comfy_table::Table {
-        let load = &self.load;
-        let memory = load.samples.last().map_or(0, |sample| sample.gateway_memory_bytes);
-        let growth = match self.churned {
-            churned if churned < CHURNED_MIN => {
-                format!("not judged: only {} came and went, {} are needed", count(churned), count(CHURNED_MIN))
+    if growth.descriptors > DESCRIPTORS_GROWTH_MAX {
+        failures.push(format!("{} descriptors more are open than after the warm-up", growth.descriptors));
+    }
+    if let Some(shards) = load.shards {
+        for (held, what) in [(shards.addresses_held, "addresses"), (shards.sessions, "sessions")] {
+            if held > shards.connections {
+                let (held, connections) = (count(held), count(shards.connections));
+                failures.push(format!("{held} {what} are held, but there are {connections} connections"));
             }
-            _ => bytes(self.bytes_per_churned_connection),
-        };
-        let told = |left: Option<i64>| left.map_or_else(|| "not told".to_owned(), signed);
-        let rows = [
-            ("seconds", count(load.seconds as u64)),
-            ("connections that came and went", count(load.churn.closed)),
-            ("handshakes that failed", count(load.churn.failed)),
-            ("connections that were lost", count(load.churn.lost)),
-            ("packets unaccounted for, up", signed(load.up.unaccounted)),
-            ("packets unaccounted for, down", signed(load.down.unaccounted)),
-            ("memory of the gateway at the end", bytes(memory as f64)),
-            ("growth of memory for each connection, after warm-up", growth),
-            ("growth of descriptors, after warm-up", signed(self.descriptors_growth)),
-            ("addresses held too many", told(self.addresses_left)),
-            ("sessions too many", told(self.sessions_left)),
-        ];
-        table(1, &["what", ""], rows.map(|(what, figure)| [what.to_owned(), figure]))
+        }
     }
+    failures
 }
 
 #[cfg(test)]
@@ -174,7 +139,7 @@ mod tests {
 
     #[test]
     fn only_what_grows_after_the_warm_up_is_a_leak() {
-        let samples = |bytes: u64, descriptors: u64| {
+        let soak = |bytes: u64, descriptors: u64, seconds: u64| {
             let sample = |second: u64| Sample {
                 seconds: second as f64,
                 handshakes: second * 1000,
@@ -182,16 +147,14 @@ mod tests {
                 gateway_descriptors: 20 + second * descriptors,
                 ..Sample::default()
             };
-            (0..20).map(sample).collect()
+            LoadResult { samples: (0..seconds).map(sample).collect(), ..load_result(1.0) }
         };
-        let soak =
-            |bytes, descriptors| Figures::of(LoadResult { samples: samples(bytes, descriptors), ..load_result(1.0) });
-        assert_eq!(soak(100, 0).failures(), Vec::<String>::new());
-        assert!(soak(1024, 0).failures()[0].starts_with("memory grew by 1.02 kB"), "{:?}", soak(1024, 0).failures());
-        assert_eq!(soak(0, 1).failures(), ["14 descriptors more are open than after the warm-up"]);
-        let mut held = soak(0, 0);
-        held.sessions_left = Some(3);
-        assert_eq!(held.failures(), ["3 sessions are held beyond the connections there are"]);
-        assert!(Figures::of(load_result(1.0)).table().to_string().contains("not judged"));
+        assert_eq!(failures(&soak(100, 0, 20)), Vec::<String>::new());
+        assert!(failures(&soak(1024, 0, 20))[0].starts_with("memory grew by 1.02 kB"));
+        assert_eq!(failures(&soak(1024, 0, 5)), Vec::<String>::new(), "too few to tell");
+        assert_eq!(failures(&soak(0, 1, 20)), ["14 descriptors more are open than after the warm-up"]);
+        let mut held = soak(0, 0, 20);
+        held.shards.iter_mut().for_each(|shards| shards.sessions = 3);
+        assert_eq!(failures(&held), ["3 sessions are held, but there are 0 connections"]);
     }
 }

@@ -15,8 +15,8 @@ use tollgate_shards::DropReason::{
 };
 use tollgate_shards::{Counters, DropReason};
 
-use super::generator::GeneratorCounts;
 use super::message::INNER_BYTES_MIN;
+use super::report::GeneratorCounts;
 use super::result::Account;
 use crate::deploy::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place};
 

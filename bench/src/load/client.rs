@@ -9,8 +9,9 @@ use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_shards::{ClientEvent, CloseCause, Received, Transmit, Tunnel, TunnelParams};
 
 use super::flow::{End, Outgoing, TRAIN_PACKETS_MAX};
-use super::generator::{self, ClientPlan, Context, GeneratorCounts};
+use super::generator::{ClientPlan, Context};
 use super::message::{self, INNER_BYTES_MIN, Kind, Path, stamp_ns};
+use super::report::{self, GeneratorCounts};
 use super::responder::{FarOrder, Opening};
 
 /// How often a handshake is tried before it counts as failed for good, and how long one may take.
@@ -230,18 +231,14 @@ impl Client {
 
     /// Ends a connection, after its flows if it has any, so that the next one is made.
     pub fn leave(&mut self, context: &mut Context) {
-        self.stop();
-        for flow in &self.flows {
-            let number = flow.end.number;
-            context.responders[self.user as usize % context.responders.len()].1.send(FarOrder::Close(number));
-        }
-        let farewell = if self.flows.is_empty() { Duration::ZERO } else { FAREWELL };
-        self.leaving_since = context.now;
-        self.set_state(State::Leaving, Some(farewell), context);
-        self.touch(&mut context.touched);
         if self.flows.is_empty() {
-            self.close(context);
+            return self.close(context);
         }
+        self.stop();
+        self.close_far_ends(context);
+        self.leaving_since = context.now;
+        self.set_state(State::Leaving, Some(FAREWELL), context);
+        self.touch(&mut context.touched);
     }
 
     /// Closes the connection, if there is one.
@@ -266,7 +263,7 @@ impl Client {
     pub fn add_to(&mut self, context: &mut Context) {
         self.end_flows(context);
         if let Some(tunnel) = self.tunnel.take() {
-            generator::add(&mut context.tunnels, &tunnel.counters());
+            report::add(&mut context.tunnels, &tunnel.counters());
         }
     }
 
@@ -350,8 +347,16 @@ impl Client {
         }
     }
 
+    fn close_far_ends(&self, context: &Context) {
+        for flow in &self.flows {
+            let (_, responder) = &context.responders[self.user as usize % context.responders.len()];
+            responder.send(FarOrder::Close(flow.end.number));
+        }
+    }
+
     fn end_flows(&mut self, context: &mut Context) {
         let Some(group) = self.group else { return };
+        self.close_far_ends(context);
         for flow in self.flows.drain(..) {
             context.groups[usize::from(group)].counts += flow.end.counts();
         }

@@ -11,7 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tollgate::gateway::Status;
 
 use super::accounts::Accounts;
-use super::generator::{GeneratorCounts, GeneratorReport, Order};
+use super::generator::Order;
+use super::report::{GeneratorCounts, GeneratorReport};
 use super::responder::{ResponderCounts, ResponderReport};
 use super::result::{Churn, FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
 use super::scenario::Scenario;

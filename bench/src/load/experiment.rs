@@ -2,6 +2,7 @@
 //! what is made of them, their progress, what went wrong, and the end of it all.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -14,14 +15,33 @@ use crate::measure::progress::Progress;
 use crate::measure::record::{Output, Recording, table};
 use crate::measure::spread::Spread;
 use crate::measure::units::{count, percent};
-use crate::programs::{Gateway, Kind};
+use crate::programs::{Gateway, GatewayOptions, Kind};
 
 /// Full packets of a train of bulk work: 45 kB, somewhat less than what bulk TCP hands over in one piece.
 pub const BULK_TRAIN_PACKETS: u16 = 32;
 
+/// What all experiments that are made of loads are asked.
+#[derive(Debug, clap::Args)]
+pub struct Series {
+    #[command(flatten)]
+    gateways: GatewayOptions,
+    /// For how many seconds each load lasts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// How many times each load runs against each gateway.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Small loads of seconds, once: whether everything works.
+    #[arg(long, conflicts_with_all = ["seconds", "rounds"])]
+    pub quick: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
 /// An experiment that is made of loads.
 pub struct Experiment {
     gateways: Vec<Gateway>,
+    rounds: u32,
     pub recording: Recording,
     pub progress: Progress,
     /// Loads that the harness limited.
@@ -66,6 +86,20 @@ pub struct Column {
     shown: fn(f64) -> String,
 }
 
+impl Series {
+    /// How long each load lasts, or `quick_seconds`.
+    pub fn duration(&self, quick_seconds: u32) -> Duration {
+        Duration::from_secs(if self.quick { quick_seconds } else { self.seconds }.into())
+    }
+
+    /// The experiment begins: see [`Experiment::start`].
+    pub fn start(&self, plan: &str) -> Result<Experiment> {
+        let rounds = if self.quick { 1 } else { self.rounds };
+        let plan = format!("{plan}; {rounds} round(s)");
+        Ok(Experiment { rounds, ..Experiment::start(&self.output, self.gateways.find()?, &plan)? })
+    }
+}
+
 impl Experiment {
     /// The experiment begins: prints what takes part, and `plan`.
     ///
@@ -77,7 +111,7 @@ impl Experiment {
         let mut recording = output.start(versions)?;
         recording.print(&plan)?;
         let (limited, failures, remarks) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Experiment { gateways, recording, progress: Progress::new(), limited, failures, remarks })
+        Ok(Experiment { gateways, rounds: 1, recording, progress: Progress::new(), limited, failures, remarks })
     }
 
     /// Runs one load; `place` says in a few words which one. `observe` sees what there is so far with every sample, and may write it.
@@ -112,8 +146,8 @@ impl Experiment {
     }
 
     /// Runs all points against all gateways in turn, round after round: a machine that becomes slower makes no difference between them.
-    pub fn rounds(&mut self, rounds: u32, points: Vec<Point>) -> Result<Results> {
-        let gateways = self.gateways.clone();
+    pub fn rounds(&mut self, points: Vec<Point>) -> Result<Results> {
+        let (gateways, rounds) = (self.gateways.clone(), self.rounds);
         let mut loads = vec![vec![Vec::new(); gateways.len()]; points.len()];
         for round in 1..=rounds {
             for (point, loads) in points.iter().zip(&mut loads) {
@@ -172,6 +206,13 @@ impl Experiment {
 }
 
 impl Results {
+    /// The loads of a gateway by point, each round by round.
+    pub fn by_gateway(&self) -> impl Iterator<Item = (&'static str, Vec<&[LoadResult]>)> {
+        let of =
+            |(at, gateway): (usize, &&'static str)| (*gateway, self.loads.iter().map(|loads| &*loads[at]).collect());
+        self.gateways.iter().enumerate().map(of)
+    }
+
     /// By point, then by gateway.
     pub fn cells(&self) -> impl Iterator<Item = Cell<'_>> {
         let numbers = (0..self.points.len()).flat_map(|point| (0..self.gateways.len()).map(move |at| (point, at)));

@@ -24,6 +24,7 @@ use tollgate_testkit::chance::Chance;
 use super::client::{Client, State};
 use super::flow::{Schedule, SendPlan};
 use super::message::{ARENA_BYTES, Kind};
+use super::report::{GeneratorCounts, GeneratorReport};
 use super::responder::{FarPlan, Meters, ResponderInbox};
 use super::scenario::{Direction, Scenario, TrafficKind, TrafficPlan};
 use super::sink::FlowCounts;
@@ -42,7 +43,7 @@ const CLOSINGS_PER_SECOND: f64 = 5000.0;
 /// Clients that are looked at to find one that can be closed or moved.
 const DRAWS_MAX: usize = 16;
 /// Events of one kind in a pass.
-const EVENTS_MAX: usize = 64;
+const EVENTS_MAX: u32 = 64;
 /// What the first packet's repetition reckons with.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Inner packets of a connection that wait to be sent, in bytes. Scheduled traffic that finds it full is dropped, and counted.
@@ -84,7 +85,7 @@ pub struct GeneratorPlan {
 /// What a generator is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Bring all clients up that never were: as fast as the scenario says, and no more handshakes at once than it allows.
+    /// Bring all clients up that never were, with no more handshakes at once than the scenario allows.
     Connect,
     /// Open the flows of all clients that are up, and begin with churn, losses and rebinding.
     StartTraffic,
@@ -96,108 +97,6 @@ pub enum Order {
 
 /// A generator says when it has begun what it was told: counts that are read afterwards show it.
 pub type Generator = Worker<(Order, Sender<()>), GeneratorCounts, GeneratorReport>;
-
-super::counts! {
-    /// Counts since the start, but for those that are said to be of now.
-    GeneratorCounts {
-        /// Clients by how far they are now: see [`State`].
-        out,
-        waiting,
-        handshaking,
-        open,
-        leaving,
-        again,
-        closing,
-        failed,
-        /// Connections that are to be closed, now.
-        to_close,
-        /// Handshakes that led to an address, and those that led to none, repeated ones included.
-        handshakes,
-        failed_handshakes,
-        /// Connections closed on purpose, after they were up, and those that ended although nobody wanted it.
-        closed,
-        lost,
-        /// Changes of a client's outer address.
-        rebound,
-        /// Inner packets given to tunnels, of all kinds.
-        sent_packets,
-        /// Inner packets that came out of tunnels and are messages of the responder, of all kinds.
-        received_packets,
-        received_bytes,
-        /// Outer datagrams that were to be sent, or were received, and were lost on purpose.
-        injected_lost_up,
-        injected_lost_down,
-        /// Outer datagrams that the kernel refused to send.
-        outer_refused_datagrams,
-        /// Outer datagrams for an address that no client has.
-        outer_stray_datagrams,
-        /// Receives that brought an error, or more than fits.
-        receive_errors,
-        /// Packets of flows that have a schedule, sent, and those sent later than 1 ms after they were due.
-        scheduled_packets,
-        late_packets,
-        /// CPU time of the thread.
-        cpu_ns,
-    }
-}
-
-impl GeneratorCounts {
-    /// Clients that are on the way to a connection.
-    pub fn connecting(&self) -> u64 {
-        self.waiting + self.handshaking + self.again
-    }
-
-    /// Clients with an address.
-    pub fn connected(&self) -> u64 {
-        self.open + self.leaving
-    }
-
-    /// Clients that are doing something that ends by itself.
-    pub fn unsettled(&self) -> u64 {
-        self.connecting() + self.leaving + self.closing + self.to_close
-    }
-}
-
-/// Everything that a generator counted.
-#[derive(Debug, Default)]
-pub struct GeneratorReport {
-    pub counts: GeneratorCounts,
-    /// In the scenario's order.
-    pub groups: Vec<(FlowCounts, Option<Box<RoundTrips>>)>,
-    /// Of all tunnels that there were: datagrams, packets handed out, drops.
-    pub tunnels: Counters,
-    /// Why handshakes failed and connections were lost, with how often.
-    pub failures: BTreeMap<String, u64>,
-    /// The most that one user received in a whole second, in bytes; 0 where no user is limited.
-    pub user_peak_bytes: u64,
-}
-
-impl GeneratorReport {
-    /// Adds another generator's of the same scenario.
-    pub fn merge(&mut self, other: GeneratorReport) {
-        self.counts += other.counts;
-        add(&mut self.tunnels, &other.tunnels);
-        self.groups.resize_with(other.groups.len(), Default::default);
-        for ((counts, trips), (other_counts, other_trips)) in self.groups.iter_mut().zip(other.groups) {
-            *counts += other_counts;
-            if let Some(other) = other_trips {
-                trips.get_or_insert_default().add(&other);
-            }
-        }
-        for (reason, times) in other.failures {
-            *self.failures.entry(reason).or_default() += times;
-        }
-        self.user_peak_bytes = self.user_peak_bytes.max(other.user_peak_bytes);
-    }
-}
-
-/// Adds what accounts ask of a tunnel's counters.
-pub fn add(sum: &mut Counters, counters: &Counters) {
-    sum.datagrams_sent += counters.datagrams_sent;
-    sum.datagrams_received += counters.datagrams_received;
-    sum.down_packets += counters.down_packets;
-    counters.drops.iter().for_each(|(reason, packets)| sum.drops.add(reason, packets));
-}
 
 /// What all flows of a group have in common.
 #[derive(Debug)]
@@ -336,7 +235,7 @@ impl Context {
 /// Starts a generator on `cpu`, and opens its socket in `namespace`. No packet is sent before [`Order::Connect`].
 pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<Generator> {
     let name = format!("generator-{}", plan.thread);
-    Worker::start(&name, &[cpu], namespace, move |desk| {
+    Worker::start(&name, cpu, namespace, move |desk| {
         let driver = Driver::new(plan, desk)?;
         Ok(move || driver.run())
     })
@@ -351,8 +250,6 @@ struct Driver {
     sleep_min: Duration,
     /// Handshakes that may be in progress.
     handshakes_max: u64,
-    /// When further connections are begun; `None` for as soon as may be.
-    ramp: Option<Pacer>,
     churn: Pacer,
     /// All clients, and those whose connections may be made anew.
     slots: Vec<u32>,
@@ -380,7 +277,6 @@ impl Driver {
             desk,
             sleep_min: if even_flows > Some(ON_TIME_FLOWS_MAX) { SLEEP_MIN } else { Duration::ZERO },
             handshakes_max: (f64::from(scenario.ramp.handshakes_max) * share).round().max(1.0) as u64,
-            ramp: scenario.ramp.per_second.map(|rate| Pacer::new(rate * share)),
             churn: Pacer::new(scenario.trouble.churn_per_second * share),
             slots: (0..clients.len() as u32).collect(),
             churned: (0..).zip(&clients).filter(|(_, client)| may_churn(client)).map(|(slot, _)| slot).collect(),
@@ -402,17 +298,12 @@ impl Driver {
                 self.desk.wake.drain();
             }
             self.context.now = Instant::now().max(self.context.now + Duration::from_nanos(1));
-            loop {
-                match self.desk.message() {
-                    Ok(Some((order, reply))) => {
-                        self.obey(order);
-                        self.publish();
-                        // Who has gone away needs no reply.
-                        let _ = reply.send(());
-                    }
-                    Ok(None) => break,
-                    Err(_) => return Ok(self.report()),
-                }
+            while let Ok(message) = self.desk.inbox.try_recv() {
+                let Some((order, reply)) = message else { return Ok(self.report()) };
+                self.obey(order);
+                self.publish();
+                // Who has gone away needs no reply.
+                let _ = reply.send(());
             }
         }
     }
@@ -437,7 +328,6 @@ impl Driver {
         let (clients, context) = (&mut self.clients, &mut self.context);
         match order {
             Order::Connect => {
-                self.ramp.iter_mut().for_each(|ramp| ramp.start(context.now));
                 for (slot, client) in (0..).zip(clients) {
                     if !std::mem::replace(&mut client.is_begun, true) {
                         client.set_state(State::Waiting, None, context);
@@ -492,8 +382,7 @@ impl Driver {
     fn connect_and_close(&mut self) -> Result<()> {
         let (clients, context) = (&mut self.clients, &mut self.context);
         let free = self.handshakes_max.saturating_sub(context.counts.handshaking) as usize;
-        let free = free.min(context.waiting.len());
-        for _ in 0..self.ramp.as_mut().map_or(free, |ramp| ramp.take(context.now, free)) {
+        for _ in 0..free {
             let Some(client) = context.waiting.pop_front() else { break };
             clients[client as usize].connect(context)?;
         }
@@ -528,13 +417,10 @@ impl Driver {
             return Duration::ZERO;
         }
         let may_connect = context.counts.handshaking < self.handshakes_max && !context.waiting.is_empty();
-        let ramp_at = match &self.ramp {
-            Some(ramp) => ramp.next_at.filter(|_| may_connect),
-            None => may_connect.then_some(context.now),
-        };
-        let times =
-            [ramp_at, context.timers.next_at(), self.churn.next_at, self.rebinds.next_at, self.closings.next_at];
-        let until = times.into_iter().flatten().min().map(|at| at.saturating_duration_since(context.now));
+        let connect_at = may_connect.then_some(context.now);
+        let paced = [&self.churn, &self.rebinds, &self.closings].map(Pacer::next_at);
+        let times = [connect_at, context.timers.next_at()].into_iter().chain(paced);
+        let until = times.flatten().min().map(|at| at.saturating_duration_since(context.now));
         until.map_or(SLEEP_MAX, |until| until.clamp(self.sleep_min, SLEEP_MAX))
     }
 

@@ -14,9 +14,9 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use etherparse::{IpFragOffset, IpNumber, Ipv4Header, UdpHeader};
+use etherparse::IpNumber;
 use tollgate_testkit::chance::{Chance, mixed};
-use tollgate_testkit::packet::Sum;
+use tollgate_testkit::packet::{self, Sum};
 
 pub const HEADER_BYTES: usize = 24;
 /// IPv4 and UDP header: what an inner packet is longer than the UDP payload in it.
@@ -154,22 +154,11 @@ pub struct Arrival {
 
 impl Path {
     pub fn new(source: SocketAddrV4, destination: SocketAddrV4) -> Path {
-        let mut ip = Ipv4Header {
-            time_to_live: 64,
-            protocol: IpNumber::UDP,
-            source: source.ip().octets(),
-            destination: destination.ip().octets(),
-            // Such packets need no identification, and may be merged whatever theirs is (RFC 6864).
-            dont_fragment: true,
-            fragment_offset: IpFragOffset::ZERO,
-            ..Ipv4Header::default()
-        };
-        (ip.total_len, ip.header_checksum) = (0, 0);
-        let (source_port, destination_port) = (source.port(), destination.port());
-        let udp = UdpHeader { source_port, destination_port, length: 0, checksum: 0 };
         let mut headers = [0; OVERHEAD_BYTES];
-        headers[..IPV4_BYTES].copy_from_slice(&ip.to_bytes());
-        headers[IPV4_BYTES..].copy_from_slice(&udp.to_bytes());
+        headers.copy_from_slice(&packet::udp(source.into(), destination.into(), &[]));
+        for field in [2..4, 10..12, 24..28] {
+            headers[field].fill(0);
+        }
         let udp_sum =
             Sum::of(&headers[12..IPV4_BYTES]) + Sum::of(&[0, IpNumber::UDP.0]) + Sum::of(&headers[IPV4_BYTES..]);
         Path { headers, ip_sum: Sum::of(&headers[..IPV4_BYTES]), udp_sum }

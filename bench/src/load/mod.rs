@@ -11,10 +11,12 @@
 mod accounts;
 mod client;
 mod controller;
+
 pub mod experiment;
 pub mod flow;
 mod generator;
 mod message;
+mod report;
 mod responder;
 pub mod result;
 pub mod scenario;
@@ -34,7 +36,6 @@ use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::programs::Gateway;
 use scenario::Scenario;
-pub use testbed::absent_user;
 
 /// A struct of counters, each of which adds up.
 macro_rules! counts {

@@ -18,7 +18,7 @@ use super::flow::{End, SendPlan, TRAIN_PACKETS_MAX};
 use super::message::{self, HEADER_BYTES, Header, OVERHEAD_BYTES};
 use super::sink::FlowCounts;
 use super::timers::Timers;
-use super::worker::{Desk, Ended, Inbox, Worker};
+use super::worker::{Desk, Inbox, Worker};
 
 /// How long what still comes of a closed flow counts.
 const LINGER: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ pub fn start(
     namespace: &Namespace,
 ) -> Result<Responder> {
     let name = format!("responder at {}", socket.local_address());
-    Worker::start(&name, &[cpu], namespace, move |desk: Desk<FarOrder, ResponderCounts>| {
+    Worker::start(&name, cpu, namespace, move |desk: Desk<FarOrder, ResponderCounts>| {
         let poller = Poller::new(Some(&socket), None, &desk.wake)?;
         let service = Service::new(Instant::now(), groups, is_metered.then(Meters::default));
         Ok(move || run(desk, &socket, poller, service))
@@ -130,7 +130,7 @@ fn run(
                 break;
             }
         }
-        let has_ended = service.obey(&desk).is_err();
+        service.obey(&desk);
         service.handle_timeout();
         let mut is_blocked = false;
         for _ in 0..ROUNDS_MAX {
@@ -143,7 +143,7 @@ fn run(
         let (sent_messages, cpu_ns) = (sends.counters().datagrams, desk.cpu_ns(service.now));
         let counts = ResponderCounts { sent_messages, cpu_ns, ..service.counts };
         desk.publish(counts);
-        if has_ended {
+        if service.has_ended {
             return Ok(ResponderReport { counts, ..service.report() });
         }
         poller.want_udp(true, is_blocked)?;
@@ -190,6 +190,7 @@ struct Service {
     groups: Vec<FlowCounts>,
     meters: Option<Meters>,
     counts: ResponderCounts,
+    has_ended: bool,
 }
 
 impl Service {
@@ -204,15 +205,18 @@ impl Service {
             groups: vec![FlowCounts::default(); groups],
             meters,
             counts: ResponderCounts::default(),
+            has_ended: false,
         }
     }
 
     /// Does all that it was told.
-    fn obey(&mut self, desk: &Desk<FarOrder, ResponderCounts>) -> Result<(), Ended> {
-        while let Some(order) = desk.message()? {
-            self.order(order);
+    fn obey(&mut self, desk: &Desk<FarOrder, ResponderCounts>) {
+        while let Ok(message) = desk.inbox.try_recv() {
+            match message {
+                Some(order) => self.order(order),
+                None => self.has_ended = true,
+            }
         }
-        Ok(())
     }
 
     fn order(&mut self, order: FarOrder) {
@@ -237,7 +241,7 @@ impl Service {
             let Some((header, body)) = Header::parse(payload) else { continue };
             // A flow's packet may be here before the flow is.
             if !self.flows.contains_key(&header.flow) {
-                let _ = self.obey(desk);
+                self.obey(desk);
             }
             self.take(received.remote, &header, body);
         }

@@ -67,11 +67,9 @@ pub struct UserPlan {
     pub keep_alive: Duration,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RampPlan {
-    /// New connections a second; `None` for as fast as they come.
-    pub per_second: Option<f64>,
     /// Handshakes in progress at once, at most.
     pub handshakes_max: u32,
 }
@@ -351,7 +349,7 @@ impl TrafficPlan {
 
 impl Default for RampPlan {
     fn default() -> Self {
-        RampPlan { per_second: None, handshakes_max: 64 }
+        RampPlan { handshakes_max: 64 }
     }
 }
 

@@ -12,7 +12,7 @@ use tollgate::io::{Poller, ReceiveBatch, TransmitBatch, UdpOptions, UdpSocket, W
 use tollgate_shards::{Received, Transmit};
 use tollgate_testkit::chance::Chance;
 
-use super::generator::GeneratorCounts;
+use super::report::GeneratorCounts;
 
 /// Messages of a `recvmmsg`, each an aggregate in 64 KiB of its own: more of them would not stay in a core's cache.
 const RECEIVES_MAX: usize = 8;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::bounded;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tollgate::tls::Clients;
 use tollgate_config::{KeyExchange, PemSource};
 use tollgate_testkit::chance::mixed;
 use tollgate_testkit::deploy::{Identity, user_entry};
 
-use super::generator::{self, ClientPlan, Generator, GeneratorCounts, GeneratorPlan, GeneratorReport, Order};
+use super::generator::{self, ClientPlan, Generator, GeneratorPlan, Order};
+use super::report::{GeneratorCounts, GeneratorReport};
 use super::responder::{self, FarOrder, Responder, ResponderCounts, ResponderReport};
 use super::scenario::Scenario;
 use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, Network, RunningGateway, SERVICE};
@@ -33,11 +33,7 @@ pub struct Testbed {
     network: Network,
     pub gateway_cpus: Vec<usize>,
     pub harness_cpus: usize,
-    _pin: Pin,
 }
-
-/// Holds this thread on the harness's CPUs, until it is dropped.
-struct Pin(CpuSet);
 
 impl Testbed {
     /// Starts everything but connections.
@@ -48,7 +44,7 @@ impl Testbed {
         let (gateway_cpus, harness) = cpus::split(&scenario.gateway.cpus, &scenario.harness.cpus)?;
         let identities = identities(scenario.users.count, progress)?;
         progress.step(&format!("starting {}", gateway.name));
-        let pin = Pin::to(&harness)?;
+        cpus::pin(&harness)?;
         let plan = &scenario.gateway;
         let files = GatewayFiles::write(plan, &users_file(scenario, &identities))?;
         let network = Network::build(plan.mtu_bytes)?;
@@ -61,7 +57,7 @@ impl Testbed {
             let SocketAddr::V4(address) = socket.local_address() else { bail!("a responder has no IPv4 address") };
             let (cpu, is_metered) = (harness[(threads + number) % harness.len()], scenario.users.limit.is_some());
             let responder = responder::start(socket, cpu, scenario.traffic.len(), is_metered, network.network())?;
-            inboxes.push((address, responder.inbox()));
+            inboxes.push((address, responder.inbox().clone()));
             responders.push(responder);
         }
         let clients = clients(scenario, &identities, &files)?;
@@ -80,7 +76,6 @@ impl Testbed {
             network,
             gateway_cpus,
             harness_cpus: harness.len(),
-            _pin: pin,
         })
     }
 
@@ -156,21 +151,6 @@ impl Testbed {
     }
 }
 
-impl Pin {
-    fn to(numbers: &[usize]) -> Result<Self> {
-        let before = sched_getaffinity(None).context("cannot tell which CPUs may be used")?;
-        cpus::pin(numbers)?;
-        Ok(Pin(before))
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        // They could be used before.
-        let _ = sched_setaffinity(None, &self.0);
-    }
-}
-
 fn user_name(user: usize) -> String {
     format!("u{:05}", user + 1)
 }
@@ -195,7 +175,7 @@ fn users_file(scenario: &Scenario, identities: &[Identity]) -> String {
 }
 
 /// The entry of a user whose key nobody has.
-pub fn absent_user(number: u32, settings: &str) -> String {
+fn absent_user(number: u32, settings: &str) -> String {
     user_entry(&format!("absent{number:06}"), &format!("sha256:{number:064x}"), settings)
 }
 
@@ -257,14 +237,5 @@ mod tests {
         assert!((100..200).contains(&early), "they are spread: {early}");
         scenario.harness.seed = 2;
         assert_ne!(groups(&scenario), first);
-    }
-
-    #[test]
-    fn this_thread_is_back_on_its_cpus_when_the_run_is_over() {
-        let before = cpus::usable().unwrap();
-        let pin = Pin::to(&before[..1]).unwrap();
-        assert_eq!(cpus::usable().unwrap(), before[..1]);
-        drop(pin);
-        assert_eq!(cpus::usable().unwrap(), before);
     }
 }

@@ -29,43 +29,41 @@ impl Timers {
     }
 }
 
-/// Events at an even rate. What a busy thread missed is made up for, but of no more than a second.
-#[derive(Debug)]
+/// Events at an even rate from its start on. What a busy thread missed is made up for.
+#[derive(Debug, Default)]
 pub struct Pacer {
     per_second: f64,
-    pub next_at: Option<Instant>,
+    start: Option<Instant>,
+    events: u32,
 }
 
 impl Pacer {
-    /// None for 0.
+    /// None for 0. It does not start before [`Pacer::start`].
     pub fn new(per_second: f64) -> Pacer {
-        Pacer { per_second, next_at: None }
+        Pacer { per_second, ..Pacer::default() }
     }
 
-    /// Begins; the first event is due after an interval.
     pub fn start(&mut self, now: Instant) {
-        self.next_at = self.after(now);
+        self.start = Some(now);
     }
 
     pub fn stop(&mut self) {
-        self.next_at = None;
+        self.start = None;
+    }
+
+    /// When the next event is due.
+    pub fn next_at(&self) -> Option<Instant> {
+        let since = Duration::try_from_secs_f64(f64::from(self.events + 1) / self.per_second).ok()?;
+        self.start?.checked_add(since)
     }
 
     /// How many events are due, at most `max`, which then count as done.
-    pub fn take(&mut self, now: Instant, max: usize) -> usize {
-        let mut events = 0;
-        while events < max
-            && let Some(at) = self.next_at.filter(|at| *at <= now)
-        {
-            events += 1;
-            let earliest = now.checked_sub(Duration::from_secs(1)).unwrap_or(at);
-            self.next_at = self.after(at.max(earliest));
+    pub fn take(&mut self, now: Instant, max: u32) -> u32 {
+        let before = self.events;
+        while self.events - before < max && self.next_at().is_some_and(|at| at <= now) {
+            self.events += 1;
         }
-        events
-    }
-
-    fn after(&self, at: Instant) -> Option<Instant> {
-        at.checked_add(Duration::try_from_secs_f64(1.0 / self.per_second).ok()?)
+        self.events - before
     }
 }
 
@@ -87,23 +85,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pacer_keeps_its_rate_whatever_the_passes_are_and_makes_up_for_a_second_at_most() {
-        let now = Instant::now();
-        let mut pacer = Pacer::new(100.0);
-        assert_eq!(pacer.take(now, 9), 0, "not started");
+    fn a_pacer_keeps_its_rate_whatever_the_passes_are() {
+        let (now, mut pacer, mut never) = (Instant::now(), Pacer::new(100.0), Pacer::new(0.0));
+        assert_eq!((pacer.take(now, 9), pacer.next_at()), (0, None), "not started");
         pacer.start(now);
+        never.start(now);
         let (mut elapsed, mut events) = (0, 0);
         for ms in [1u32, 7, 2, 60, 3, 27].into_iter().cycle().take(600) {
             elapsed += ms;
             events += pacer.take(now + elapsed * MS, 99);
         }
-        assert_eq!(events, elapsed as usize / 10);
-        let late = pacer.take(now + 1_000_000 * MS, 999);
-        assert!((100..=102).contains(&late), "{late}");
+        assert_eq!((events, never.take(now + elapsed * MS, 9)), (elapsed / 10, 0));
+        assert_eq!(pacer.take(now + 2 * elapsed * MS, 3), 3, "no more than are wanted");
         pacer.stop();
         assert_eq!(pacer.take(now + 3_600_000 * MS, 9), 0);
-        let mut never = Pacer::new(0.0);
-        never.start(now);
-        assert_eq!(never.take(now + 3_600_000 * MS, 9), 0);
     }
 }

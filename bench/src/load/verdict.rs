@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use tollgate_config::rate;
 
-use super::generator::GeneratorCounts;
+use super::report::GeneratorCounts;
 use super::result::{LimitedBy, LoadResult, Sample};
 use super::scenario::{Scenario, TrafficKind};
 use crate::measure::spread::slope;

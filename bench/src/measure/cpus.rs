@@ -1,6 +1,7 @@
 //! Which CPUs this process may use, and which of them somebody asked for.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -30,10 +31,14 @@ impl FromStr for CpuList {
     }
 }
 
-/// All CPUs that this process may use, in rising order.
+/// All CPUs that this process could use when it was first asked, before it was kept on some of them, in rising order.
 pub fn usable() -> Result<Vec<usize>> {
-    let allowed = sched_getaffinity(None).context("cannot tell which CPUs may be used")?;
-    Ok((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect())
+    static USABLE: OnceLock<Vec<usize>> = OnceLock::new();
+    if USABLE.get().is_none() {
+        let allowed = sched_getaffinity(None).context("cannot tell which CPUs may be used")?;
+        let _ = USABLE.set((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect());
+    }
+    Ok(USABLE.get().cloned().unwrap_or_default())
 }
 
 /// The value of the option `whose`, if all of it may be used.

@@ -16,14 +16,7 @@ pub struct Progress {
     updated_at: Instant,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Progress::new()
-    }
-}
-
 impl Progress {
-    /// Says nothing yet.
     pub fn new() -> Self {
         Progress { is_terminal: io::stderr().is_terminal(), updated_at: Instant::now() }
     }

@@ -7,18 +7,14 @@ use serde::Serialize;
 pub struct Spread {
     /// The middle one, or the mean of the middle two.
     pub median: f64,
-    /// The smallest.
     pub min: f64,
-    /// The largest.
     pub max: f64,
 }
 
 /// A figure of both gateways, and their ratio pair by pair.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Compared {
-    /// Ours.
     pub ours: Spread,
-    /// The peer's.
     pub peer: Spread,
     /// Ours divided by the peer's of the same pair.
     pub ratio: Spread,
@@ -57,9 +53,7 @@ impl Compared {
 /// figures alone, whatever their distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval95 {
-    /// The lower bound.
     pub low: f64,
-    /// The upper bound.
     pub high: f64,
 }
 
