@@ -124,7 +124,8 @@ pub mod inspect {
     pub use crate::limit::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
     pub use crate::session::addresses::{AddressAllocator, Holding};
     pub use crate::session::context::Context;
-    pub use crate::session::home::{ALLOCATOR, Member, Session, SessionHome};
+    pub use crate::session::home::{ALLOCATOR, Member, Session};
     pub use crate::session::message::{Login, Refusal};
+    pub use crate::shard::control::ControlPlane;
     pub use crate::shard::inspect::{Inspect, UserTokens};
 }

@@ -22,7 +22,7 @@ pub struct Context {
     pub outbox: VecDeque<(ShardIndex, ControlMessage)>,
     /// Changes for the kernel's steering. They are carried out before any message leaves the shard.
     pub steers: VecDeque<SteeringUpdate>,
-    shards: u16,
+    pub shards: u16,
 }
 
 impl Context {

@@ -1,9 +1,9 @@
 //! The control plane of a shard: what is done for each login and each command. It sees no packet.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
-use super::params::Params;
+use ipnet::IpNet;
+
 use crate::ids::{CommandId, ShardIndex, UserIndex};
 use crate::limit::rate::Limit;
 use crate::session::addresses::AddressAllocator;
@@ -11,7 +11,6 @@ use crate::session::barriers::Barriers;
 use crate::session::context::Context;
 use crate::session::home::{ALLOCATOR, SessionHome, home_of};
 use crate::session::message::ControlMessage;
-use crate::session::snapshot::Snapshot;
 
 /// What is done for each login and each command.
 pub struct ControlPlane {
@@ -21,24 +20,53 @@ pub struct ControlPlane {
     pub addresses: Option<AddressAllocator>,
     pub barriers: Barriers,
     here: ShardIndex,
-    shards: u16,
     incarnation: u32,
 }
 
 impl ControlPlane {
     /// A control plane without sessions. One that was started anew beside its siblings tells them so before anything else.
-    pub fn new(params: &Params, snapshot: &Snapshot, now: Instant) -> Self {
-        let Params { index: here, shards, incarnation, .. } = *params;
-        let remembered_max = params.limits.remembered_addresses_max;
-        let mut context = Context::new(shards, snapshot.version, snapshot.users.clone(), now);
+    pub fn new(here: ShardIndex, incarnation: u32, tunnel: IpNet, remembered_max: usize, mut context: Context) -> Self {
+        let shards = context.shards;
         if incarnation > 0 {
             let siblings = (0..shards).map(ShardIndex).filter(|&sibling| sibling != here);
             siblings.for_each(|to| context.send(to, ControlMessage::Restarted { shard: here, incarnation }));
         }
         let addresses = (here == ALLOCATOR)
-            .then(|| AddressAllocator::new(params.tunnel, &context.users, remembered_max, shards, incarnation));
-        let sessions = SessionHome::new(here, shards, incarnation, now);
-        ControlPlane { context, sessions, addresses, barriers: Barriers::new(shards), here, shards, incarnation }
+            .then(|| AddressAllocator::new(tunnel, &context.users, remembered_max, shards, incarnation));
+        let sessions = SessionHome::new(here, shards, incarnation, context.now);
+        ControlPlane { context, sessions, addresses, barriers: Barriers::new(shards), here, incarnation }
+    }
+
+    /// Takes a message to the session home, the address allocator or the barriers.
+    pub fn handle_message(&mut self, message: ControlMessage) {
+        use ControlMessage as M;
+        let ControlPlane { context, sessions, addresses, barriers, .. } = self;
+        match (message, addresses) {
+            (M::Barrier { from, command, .. }, _) => barriers.passed(from, command),
+            (M::Login { login, version, address }, _) => sessions.attach(context, login, version, address),
+            (M::Gone { user, connection }, _) => sessions.detach(context, user, connection),
+            (M::AddressAllocated { login, address }, _) => sessions.address_allocated(context, login, address),
+            (M::LeaseWanted(report), _) => sessions.report_lease(context, &report),
+            (M::LeaseClosed(close), _) => sessions.close_lease(context, &close),
+            (M::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
+                sessions.reattached(context, owner, owner_incarnation, home_incarnation);
+            }
+            (M::AllocateAddress { login, home, version }, Some(allocator)) => {
+                allocator.allocate(context, login, home, version);
+            }
+            (M::ReleaseAddress { login, address }, Some(allocator)) => {
+                // One that was not held is a message of an earlier incarnation.
+                let _ = allocator.release(context, login, address);
+            }
+            (M::HoldAddress { login, address, home }, Some(allocator)) => {
+                let _ = allocator.hold(context, login, address, home);
+            }
+            (M::Held { home, allocator_incarnation }, Some(allocator)) => {
+                allocator.home_held(context, home, allocator_incarnation);
+            }
+            // Nobody sends it here.
+            _ => {}
+        }
     }
 
     pub fn limit(&self, user: UserIndex) -> Option<Limit> {
@@ -46,7 +74,7 @@ impl ControlPlane {
     }
 
     pub fn home(&self, user: UserIndex) -> ShardIndex {
-        home_of(self.context.users.name(user), self.shards)
+        home_of(self.context.users.name(user), self.context.shards)
     }
 
     /// Another snapshot has been put into the context.

@@ -6,7 +6,7 @@
 //!
 //! A shard never touches a descriptor, and never another shard.
 
-mod control;
+pub mod control;
 mod data;
 mod downlink;
 #[cfg(feature = "inspect")]
@@ -31,6 +31,7 @@ use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
 use crate::quic::endpoint::ShardKeys;
 use crate::session::addresses::{AddressAllocator, SteeringUpdate};
+use crate::session::context::Context;
 use crate::session::home::ALLOCATOR;
 use crate::session::message::{CloseReason, ControlMessage, Login};
 use crate::session::snapshot::Snapshot;
@@ -120,9 +121,11 @@ impl Shard {
     pub fn new(params: Params, keys: &ShardKeys, snapshot: Arc<Snapshot>, now: Instant) -> Self {
         let (here, shards) = (params.index, params.shards);
         assert!(shards <= SHARDS_MAX && here.0 < shards, "shard {here:?} of {shards}");
+        let context = Context::new(shards, snapshot.version, snapshot.users.clone(), now);
+        let remembered_max = params.limits.remembered_addresses_max;
         Shard {
             data: DataPlane::new(&params, keys, snapshot.tls.clone(), snapshot.isolate_clients, now),
-            control: ControlPlane::new(&params, &snapshot, now),
+            control: ControlPlane::new(here, params.incarnation, params.tunnel, remembered_max, context),
             outbox: Outbox::new(here),
             events: VecDeque::new(),
             forgotten_events: 0,
@@ -300,42 +303,20 @@ impl Shard {
     fn receive_control(&mut self, message: ControlMessage) {
         use ControlMessage as M;
         let Shard { data, control, .. } = self;
-        let ControlPlane { context, sessions, addresses, barriers, .. } = control;
-        match (message, addresses) {
-            (M::Admit { connection, address }, _) => self.admit(connection, address),
-            (M::Close { connection, reason, version }, _) => self.close(connection, reason, version),
-            (M::Route { address, connection }, _) => data.forward.routes.insert(address, connection),
-            (M::Unroute { address, connection }, _) => data.forward.routes.remove(address, connection),
-            (M::RoutesTold, _) => data.forward.routes.told(),
-            (M::Tokens(grant), _) => data.limits.handle_grant(&grant),
-            (M::Barrier { from, command, revoked }, _) => {
-                data.drop_waiting_from(&revoked);
-                barriers.passed(from, command);
+        match message {
+            M::Admit { connection, address } => self.admit(connection, address),
+            M::Close { connection, reason, version } => self.close(connection, reason, version),
+            M::Route { address, connection } => data.forward.routes.insert(address, connection),
+            M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
+            M::RoutesTold => data.forward.routes.told(),
+            M::Tokens(grant) => data.limits.handle_grant(&grant),
+            M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
+            message => {
+                if let M::Barrier { revoked, .. } = &message {
+                    data.drop_waiting_from(revoked);
+                }
+                control.handle_message(message);
             }
-            (M::Restarted { shard, incarnation }, _) => self.sibling_restarted(shard, incarnation),
-            (M::Login { login, version, address }, _) => sessions.attach(context, login, version, address),
-            (M::Gone { user, connection }, _) => sessions.detach(context, user, connection),
-            (M::AddressAllocated { login, address }, _) => sessions.address_allocated(context, login, address),
-            (M::LeaseWanted(report), _) => sessions.report_lease(context, &report),
-            (M::LeaseClosed(close), _) => sessions.close_lease(context, &close),
-            (M::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
-                sessions.reattached(context, owner, owner_incarnation, home_incarnation);
-            }
-            (M::AllocateAddress { login, home, version }, Some(allocator)) => {
-                allocator.allocate(context, login, home, version);
-            }
-            (M::ReleaseAddress { login, address }, Some(allocator)) => {
-                // One that was not held is a message of an earlier incarnation.
-                let _ = allocator.release(context, login, address);
-            }
-            (M::HoldAddress { login, address, home }, Some(allocator)) => {
-                let _ = allocator.hold(context, login, address, home);
-            }
-            (M::Held { home, allocator_incarnation }, Some(allocator)) => {
-                allocator.home_held(context, home, allocator_incarnation);
-            }
-            // Nobody sends it here.
-            (_, None) => {}
         }
     }
 

@@ -13,7 +13,7 @@ fn live(model: &Model) -> Vec<ConnectionKey> {
 
 /// Free addresses lie in no more ranges than there are addresses out, and one more for each pool.
 fn check_work(model: &mut Model, pools: usize) {
-    let allocator = model.nodes[0].allocator.as_ref().unwrap();
+    let allocator = model.allocator();
     let (ranges, held) = (allocator.free_ranges(), allocator.held() as usize);
     if ranges > held + pools {
         model.fail(format!("{ranges} ranges for {held} addresses"));
@@ -55,7 +55,7 @@ fn a_small_pool_is_exhausted_and_nothing_is_lost_or_given_twice_in_100_000_conne
     assert_eq!(model.violation, None);
     let exhausted = model.closed.iter().filter(|(_, reason)| *reason == CloseReason::PoolExhausted).count();
     assert!(exhausted > 1000, "{exhausted}");
-    assert_eq!(model.nodes[0].allocator.as_ref().unwrap().free_ranges(), 1);
+    assert_eq!(model.allocator().free_ranges(), 1);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn a_pool_of_16_million_costs_no_more_and_loses_nothing_in_100_000_connections()
     let model = churn("10.0.0.1/8", 100_000, 200);
     assert_eq!(model.violation, None);
     assert!(model.closed.is_empty());
-    assert_eq!(model.nodes[0].allocator.as_ref().unwrap().free_ranges(), 1);
+    assert_eq!(model.allocator().free_ranges(), 1);
 }
 
 /// As the seed's own tests exercise its registry: 20 workers, 5 users, each worker adds and removes a connection several times.

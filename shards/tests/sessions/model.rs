@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
-use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, Login, Routes, SessionHome};
+use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, ControlPlane, Login, Routes};
 use tollgate_shards::{
     AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, User, Users, home_of,
 };
@@ -42,16 +42,14 @@ pub struct Owned {
     lingers: bool,
 }
 
-/// A shard without packets.
+/// A shard without packets: its control plane, and what the data plane would know.
 pub struct Node {
-    pub home: SessionHome,
-    pub allocator: Option<AddressAllocator>,
+    pub control: ControlPlane,
     pub routes: Routes,
     pub connections: BTreeMap<ConnectionKey, Owned>,
     pub version: usize,
     incarnation: u32,
     opened: u64,
-    context: Context,
 }
 
 pub struct Model {
@@ -114,7 +112,7 @@ impl Model {
         let login = Login { user, connection, certificate };
         let home = home_of(users.name(user), shards);
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
-        node.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
+        node.control.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
         self.flush(shard);
         Some(connection)
     }
@@ -131,7 +129,7 @@ impl Model {
 
     fn confirm(&mut self, shard: usize, owned: &Owned) {
         let Login { user, connection, .. } = owned.login;
-        self.nodes[shard].context.send(owned.home, ControlMessage::Gone { user, connection });
+        self.nodes[shard].control.context.send(owned.home, ControlMessage::Gone { user, connection });
         self.flush(shard);
     }
 
@@ -146,7 +144,8 @@ impl Model {
         let next = self.nodes[shard].version + 1;
         let Some(users) = self.snapshots.get(next).cloned() else { return };
         let node = &mut self.nodes[shard];
-        (node.version, node.context.version, node.context.users) = (next, next as u64, users.clone());
+        node.version = next;
+        (node.control.context.version, node.control.context.users) = (next as u64, users.clone());
         for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
             let Login { user, connection, certificate } = owned.login;
             let allowed = owned.address.is_none_or(|address| users.allows(user, address));
@@ -154,12 +153,7 @@ impl Model {
                 self.disconnect(connection);
             }
         }
-        self.with_roles(shard, |home, allocator, context| {
-            home.apply(context);
-            if let Some(allocator) = allocator {
-                allocator.apply(context);
-            }
-        });
+        self.with_control(shard, ControlPlane::apply);
     }
 
     /// A shard dies and is started anew. Of what was under way, the last part from it and the first part to it may be lost.
@@ -179,12 +173,8 @@ impl Model {
         let Node { version, incarnation, .. } = self.nodes[shard];
         let version = if self.random.random_ratio(50, 100) { version } else { self.snapshots.len() - 1 };
         let users = &self.snapshots[version];
-        let index = ShardIndex(shard as u16);
-        let mut node = Node::new(index.0, shards as u16, self.tunnel, users, version, incarnation + 1, self.now);
-        for other in (0..shards as u16).map(ShardIndex).filter(|&other| other != index) {
-            node.context.send(other, ControlMessage::Restarted { shard: index, incarnation: incarnation + 1 });
-        }
-        self.nodes[shard] = node;
+        self.nodes[shard] =
+            Node::new(shard as u16, shards as u16, self.tunnel, users, version, incarnation + 1, self.now);
         self.flush(shard);
     }
 
@@ -219,6 +209,10 @@ impl Model {
         }
     }
 
+    pub fn allocator(&self) -> &AddressAllocator {
+        self.nodes[usize::from(ALLOCATOR.0)].control.addresses.as_ref().expect("it is there")
+    }
+
     /// Connections that live on though their end was confirmed.
     pub fn lingering(&self) -> Vec<ConnectionKey> {
         self.live().filter(|owned| owned.lingers).map(|owned| owned.login.connection).collect()
@@ -246,7 +240,7 @@ impl Model {
         let mut over = None;
         for node in &self.nodes {
             let users = &self.snapshots[node.version];
-            for (user, session) in node.home.sessions().filter(|_| !node.home.is_recovering()) {
+            for (user, session) in node.control.sessions.sessions().filter(|_| !node.control.sessions.is_recovering()) {
                 let limit = users.user(user).and_then(|user| user.connection_limit);
                 let judged = session.members().iter().filter(|member| member.version <= node.version as u64);
                 let live = judged.filter(|member| !member.closing).count();
@@ -264,14 +258,14 @@ impl Model {
         let mut members = BTreeMap::new();
         let mut counted = (0, 0);
         for node in &self.nodes {
-            counted.0 += node.home.connections();
-            counted.1 += node.home.users();
-            for (_, session) in node.home.sessions() {
+            counted.0 += node.control.sessions.connections();
+            counted.1 += node.control.sessions.users();
+            for (_, session) in node.control.sessions.sessions() {
                 members.extend(session.members().iter().map(|member| (member.login.connection, member.address())));
             }
         }
         let users = self.live().map(|owned| owned.login.user).collect::<std::collections::BTreeSet<_>>().len();
-        let allocator = self.nodes[usize::from(ALLOCATOR.0)].allocator.as_ref().unwrap();
+        let allocator = self.allocator();
         let held: BTreeMap<_, _> =
             allocator.holdings().map(|(address, held)| (address, held.login.connection)).collect();
         let unconfirmed = allocator.holdings().filter(|(_, held)| !held.confirmed).count();
@@ -302,8 +296,8 @@ impl Model {
         }
         self.deliver_all();
         self.check_at_rest();
-        let sessions: usize = self.nodes.iter().map(|node| node.home.sessions().count()).sum();
-        let held = self.nodes[0].allocator.as_ref().unwrap().held();
+        let sessions: usize = self.nodes.iter().map(|node| node.control.sessions.sessions().count()).sum();
+        let held = self.allocator().held();
         if sessions > 0 || held > 0 {
             self.fail(format!("{sessions} sessions and {held} addresses are left"));
         }
@@ -315,8 +309,8 @@ impl Model {
 
     fn flush(&mut self, shard: usize) {
         let shards = self.nodes.len();
-        self.nodes[shard].context.steers.clear();
-        while let Some((to, message)) = self.nodes[shard].context.outbox.pop_front() {
+        self.nodes[shard].control.context.steers.clear();
+        while let Some((to, message)) = self.nodes[shard].control.context.outbox.pop_front() {
             match usize::from(to.0) {
                 to if to == shard => self.receive(shard, message),
                 to => self.channels[shard * shards + to].push_back(message),
@@ -338,7 +332,7 @@ impl Model {
                 if let ControlMessage::Login { login, .. } = message {
                     self.arrivals.push(login.connection);
                 }
-                self.with_roles(shard, |home, allocator, context| receive_as_role(home, allocator, context, message));
+                self.with_control(shard, |control| control.handle_message(message));
             }
         }
     }
@@ -377,31 +371,19 @@ impl Model {
         let node = &mut self.nodes[shard];
         for owned in node.connections.values().filter(|owned| owned.home == sibling) {
             let Owned { login, address, .. } = *owned;
-            node.context.send(sibling, ControlMessage::Login { login, version: node.version as u64, address });
+            node.control.context.send(sibling, ControlMessage::Login { login, version: node.version as u64, address });
         }
-        let (owner, owner_incarnation) = (ShardIndex(shard as u16), node.incarnation);
-        let reattached = ControlMessage::Reattached { owner, owner_incarnation, home_incarnation: incarnation };
-        node.context.send(sibling, reattached);
         if sibling == ALLOCATOR {
             node.routes.doubt();
         }
-        self.with_roles(shard, |home, allocator, context| {
-            home.shard_restarted(context, sibling, incarnation);
-            if let Some(allocator) = allocator {
-                allocator.shard_restarted(context, sibling);
-            }
-        });
+        self.with_control(shard, |control| control.sibling_restarted(sibling, incarnation));
     }
 
-    fn with_roles(
-        &mut self,
-        shard: usize,
-        act: impl FnOnce(&mut SessionHome, Option<&mut AddressAllocator>, &mut Context),
-    ) {
+    fn with_control(&mut self, shard: usize, act: impl FnOnce(&mut ControlPlane)) {
         self.now += Duration::from_nanos(1);
-        let Node { home, allocator, context, .. } = &mut self.nodes[shard];
-        context.now = self.now;
-        act(home, allocator.as_mut(), context);
+        let control = &mut self.nodes[shard].control;
+        control.context.now = self.now;
+        act(control);
         self.flush(shard);
     }
 
@@ -422,45 +404,14 @@ impl Node {
         incarnation: u32,
         now: Instant,
     ) -> Self {
-        let index = ShardIndex(index);
+        let context = Context::new(shards, version as u64, users.clone(), now);
         Node {
-            home: SessionHome::new(index, shards, incarnation, now),
-            allocator: (index == ALLOCATOR).then(|| AddressAllocator::new(tunnel, users, 64, shards, incarnation)),
+            control: ControlPlane::new(ShardIndex(index), incarnation, tunnel, 64, context),
             routes: Routes::default(),
             connections: BTreeMap::new(),
             version,
             incarnation,
             opened: 0,
-            context: Context::new(shards, version as u64, users.clone(), now),
         }
-    }
-}
-
-fn receive_as_role(
-    home: &mut SessionHome,
-    allocator: Option<&mut AddressAllocator>,
-    context: &mut Context,
-    message: ControlMessage,
-) {
-    match (message, allocator) {
-        (ControlMessage::Login { login, version, address }, _) => home.attach(context, login, version, address),
-        (ControlMessage::Gone { user, connection }, _) => home.detach(context, user, connection),
-        (ControlMessage::AddressAllocated { login, address }, _) => home.address_allocated(context, login, address),
-        (ControlMessage::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
-            home.reattached(context, owner, owner_incarnation, home_incarnation);
-        }
-        (ControlMessage::AllocateAddress { login, home, version }, Some(allocator)) => {
-            allocator.allocate(context, login, home, version);
-        }
-        (ControlMessage::ReleaseAddress { login, address }, Some(allocator)) => {
-            allocator.release(context, login, address);
-        }
-        (ControlMessage::HoldAddress { login, address, home }, Some(allocator)) => {
-            allocator.hold(context, login, address, home);
-        }
-        (ControlMessage::Held { home, allocator_incarnation }, Some(allocator)) => {
-            allocator.home_held(context, home, allocator_incarnation);
-        }
-        (message, _) => panic!("nobody sends {message:?} here"),
     }
 }
