@@ -12,14 +12,10 @@ use tempfile::TempDir;
 use tollgate::netlink::VethPeer;
 use tollgate_testkit::{Namespace, Process};
 
-use self::pages::{Block, Page, page};
+use tollgate_test_support::pages::{Block, Page, page, root};
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::wait_for_ping;
 use tollgate_testkit::bed::{PATIENCE, turn};
-
-// The other tests use the rest of both.
-#[allow(dead_code)]
-mod pages;
 
 /// What the documents call by a name; they say that an address serves as well.
 const SERVER: &str = "198.19.1.1";
@@ -113,7 +109,7 @@ fn programs(peers: &Peers) -> TempDir {
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn the_first_deployment_works_as_written() {
     let _turn = turn::together();
-    let root = pages::root(env!("CARGO_MANIFEST_DIR"), "");
+    let root = root();
     let (deployment, operation) = (page(&root, "docs/deployment.md"), page(&root, "docs/operation.md"));
     let programs = programs(&Peers::find());
     let machine = |name| Machine::new(name, programs.path());

@@ -1,24 +1,16 @@
 //! What documents say of the repository holds: links, files, tests, commands, names.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tollgate_shards::DropReason;
 
-use self::pages::commands::Checker;
-use self::pages::{Page, all, page};
-
-// Tests of other packages use the rest of it.
-#[allow(dead_code)]
-mod pages;
+use tollgate_test_support::pages::commands::Checker;
+use tollgate_test_support::pages::{Page, all, page, root};
 
 /// The folders that documents name files of.
 const FOLDERS: [&str; 11] =
     ["src/", "shards/", "config/", "netlink/", "bench/", "xtask/", "tests/", "docs/", ".ci/", ".cargo/", ".config/"];
-
-fn root() -> PathBuf {
-    pages::root(env!("CARGO_MANIFEST_DIR"), "")
-}
 
 /// The parts of `text` between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {

@@ -17,7 +17,7 @@ use tollgate::log::{LINES_BURST, LINES_PER_S};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use self::initials::{Stranger, crypto_frame, varint};
+use tollgate_test_support::initials::{Stranger, crypto_frame, varint};
 use tollgate_testkit::bed::client::{Client, Login};
 use tollgate_testkit::bed::control;
 use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
@@ -25,10 +25,6 @@ use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::wait_for_ping;
 use tollgate_testkit::bed::{PATIENCE, eventually, turn};
-
-// Other tests use the rest of it.
-#[path = "harness/initials.rs"]
-mod initials;
 
 /// How long the end of a gateway may take, whoever reads what it says.
 const END_MAX: Duration = Duration::from_secs(3);

@@ -13,21 +13,13 @@ use tollgate_testkit::datagrams::{DatagramPlan, send};
 use tollgate_testkit::relay::{Relay, RelayPlan, Way};
 use tollgate_testkit::{Namespace, SERVICE_V4, Topology, TopologyPlan};
 
-use self::initials::{FIRST_BYTES_MIN, Stranger, crypto_frame, varint};
-use self::tunnels::TestTunnel;
+use tollgate_test_support::initials::{FIRST_BYTES_MIN, Stranger, crypto_frame, varint};
+use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::mounts::after_mounts;
 use tollgate_testkit::bed::turn::{self, Turn};
 use tollgate_testkit::bed::{PATIENCE, eventually};
-
-// Other tests use the rest of it.
-#[path = "harness/initials.rs"]
-mod initials;
-// The tests of MTUs use the rest of it.
-#[allow(dead_code)]
-#[path = "harness/tunnels.rs"]
-mod tunnels;
 
 const MIB: u64 = 1 << 20;
 /// What each gateway may take, whether its configuration says so or its machine has twice as much.

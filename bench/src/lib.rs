@@ -91,7 +91,7 @@ enum Command {
     /// repeats within 0.1 %, whatever else the machine does. It is no time: it knows neither caches nor the kernel, and valgrind's
     /// processor lacks AVX-512.
     ///
-    /// The exit status is 0 only if no benchmark costs 1 % more than in the build that --against names. `cargo xtask counts --against REV`
+    /// The exit status is 0 only if no benchmark costs 2 % more than in the build that --against names. `cargo xtask counts --against REV`
     /// builds both alike.
     Engine(engine::Options),
 }

@@ -23,8 +23,4 @@ mod refusals;
 mod reload;
 mod sockets;
 mod stranger;
-// The tests of memory use the rest of it.
-#[allow(dead_code)]
-#[path = "../harness/tunnels.rs"]
-mod tunnels;
 mod users;

@@ -11,7 +11,7 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use crate::tunnels::TestTunnel;
+use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_testkit::bed::client::{Attached, Client, Login};
 use tollgate_testkit::bed::control;
 use tollgate_testkit::bed::deployment::{Deployment, Plan};

@@ -25,10 +25,9 @@ pub struct Block<'a> {
     pub text: &'a str,
 }
 
-/// The root of the repository, seen from a package in `folder` below it.
-pub fn root(manifest: &str, folder: &str) -> PathBuf {
-    let root = Path::new(manifest).join(if folder.is_empty() { "." } else { folder });
-    root.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", root.display()))
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository")
 }
 
 /// Every document, in the order of paths.

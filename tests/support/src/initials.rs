@@ -56,7 +56,6 @@ impl Stranger {
     }
 
     /// Forgets the token that proves its address, for one that proves nothing.
-    #[allow(dead_code, reason = "not every test program does")]
     pub fn spoil_token(&mut self) {
         self.token.iter_mut().for_each(|byte| *byte = !*byte);
     }
