@@ -3,8 +3,6 @@
 //! A few connections send requests at an even rate, whatever becomes of them; each round trip is counted from when its request was due, so
 //! that a request that has to wait for a stall counts with all its waiting (no coordinated omission). Other connections make the load.
 
-use std::time::Duration;
-
 use anyhow::Result;
 
 use crate::load::experiment::{BULK_TRAIN_PACKETS, Cell, Column, Point, Series, whole};
@@ -30,49 +28,26 @@ pub struct Options {
     probes: u32,
 }
 
-/// How much is moved beside the probes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Load {
-    Idle,
-    /// So many bits a second, both directions together: half of what the gateway carries that carries least when saturated.
-    Half(f64),
-    Saturated,
-}
-
 pub fn run(Options { series, probes }: &Options) -> Result<()> {
     let probes = if series.quick { 200 } else { *probes };
     let mut experiment = series.start(&format!("{} probes a second of {PROBE_BYTES} bytes", count(probes.into())))?;
-    let duration = series.duration(1);
-    let points = |loads: &[Load]| loads.iter().map(|load| load.point(probes, duration)).collect();
-    let mut results = experiment.rounds(points(&[Load::Idle, Load::Saturated]))?;
-    // The same for all gateways, so that their round trips can be compared.
-    let saturated = results.cells().filter(|cell| cell.point.name == "saturated");
-    let least = saturated.filter_map(|cell| Some(cell.each(carried)?.median)).fold(f64::INFINITY, f64::min);
-    results.extend(experiment.rounds(points(&[Load::Half(least / 2.0)]))?);
-    experiment.finish_table("latency", &results, &columns())
-}
-
-impl Load {
-    fn point(self, probes_per_second: u32, duration: Duration) -> Point {
-        let loading = if self == Load::Idle { 0 } else { LOADING };
-        let mut scenario = Scenario::new("latency", PROBING + loading, duration);
-        let (size, rate) = (Size::Fixed(PROBE_BYTES), f64::from(probes_per_second) / f64::from(PROBING));
+    let point = |name, loading, load: &dyn Fn(&mut Scenario)| {
+        let mut scenario = Scenario::new("latency", PROBING + loading, series.duration(1));
+        let (size, rate) = (Size::Fixed(PROBE_BYTES), f64::from(probes) / f64::from(PROBING));
         scenario.traffic =
             vec![TrafficPlan { size, rate, ..TrafficPlan::new("probes", PROBING, TrafficKind::Request) }];
-        let name = match self {
-            Load::Idle => "idle",
-            Load::Half(bits_per_second) => {
-                scenario.add_constant("load", loading, bits_per_second, BULK_TRAIN_PACKETS);
-                "half"
-            }
-            Load::Saturated => {
-                // Their windows together fill any queue.
-                scenario.traffic.push(TrafficPlan::new("load", loading, TrafficKind::Bulk));
-                "saturated"
-            }
-        };
+        load(&mut scenario);
         Point::new(name, scenario)
-    }
+    };
+    // Their windows together fill any queue.
+    let bulk = |scenario: &mut Scenario| scenario.traffic.push(TrafficPlan::new("load", LOADING, TrafficKind::Bulk));
+    let mut results = experiment.rounds(vec![point("idle", 0, &|_| ()), point("saturated", LOADING, &bulk)])?;
+    // Half of what the gateway carries that carries least when saturated: the same for all, so that their round trips can be compared.
+    let saturated = results.cells().filter(|cell| cell.point.name == "saturated");
+    let least = saturated.filter_map(|cell| Some(cell.each(carried)?.median)).fold(f64::INFINITY, f64::min);
+    let half = |scenario: &mut Scenario| scenario.add_constant("load", LOADING, least / 2.0, BULK_TRAIN_PACKETS);
+    results.extend(experiment.rounds(vec![point("half", LOADING, &half)])?);
+    experiment.finish_table("latency", &results, &columns())
 }
 
 /// Inner bits a second, both directions together, probes excluded.
@@ -123,7 +98,5 @@ mod tests {
         let figures = figures(&columns(), vec![vec![result.clone(), result], vec![silent]]);
         assert_eq!([0, 1, 4, 5, 7].map(|at: usize| figures[0][at]), [6e6, 7.0, 9.0, 180.0, 20.0].map(Some));
         assert_eq!(figures[1][1], None);
-        let half = Load::Half(8e6).point(1000, Duration::from_secs(1)).scenario;
-        assert_eq!((half.connections(), half.traffic.len()), (12, 2));
     }
 }

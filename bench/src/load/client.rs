@@ -110,7 +110,6 @@ impl Client {
         }
     }
 
-    /// Begins a handshake.
     pub fn connect(&mut self, context: &mut Context) -> Result<()> {
         let params = TunnelParams {
             remote: context.remote,
@@ -184,7 +183,6 @@ impl Client {
         self.tunnel = Some(tunnel);
     }
 
-    /// The next UDP send.
     #[inline]
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         self.tunnel.as_mut()?.poll_transmit(now, buf)
@@ -241,7 +239,6 @@ impl Client {
         self.touch(&mut context.touched);
     }
 
-    /// Closes the connection, if there is one.
     pub fn close(&mut self, context: &mut Context) {
         let Some(tunnel) = &mut self.tunnel else { return };
         tunnel.close(context.now);
@@ -297,7 +294,6 @@ impl Client {
         }
     }
 
-    /// Takes an inner packet.
     #[inline]
     fn take(&mut self, packet: &[u8], context: &mut Context) {
         let Some(arrival) = message::parse(packet) else { return };

@@ -38,7 +38,6 @@ pub struct Series {
     output: Output,
 }
 
-/// An experiment that is made of loads.
 pub struct Experiment {
     gateways: Vec<Gateway>,
     rounds: u32,

@@ -14,24 +14,20 @@ use crate::measure::units::{bits_per_second, bytes, count, nanoseconds, percent,
 pub struct LoadResult {
     pub scenario: String,
     pub gateway: String,
-    /// Users that had connections.
     pub users: u32,
     pub ramp: Ramp,
     /// Connections that came and went while traffic ran.
     pub churn: Churn,
-    /// How long traffic was measured.
     pub seconds: f64,
     /// One for each group of traffic, in the scenario's order.
     pub groups: Vec<GroupResult>,
     /// Every inner packet from clients to the network, from the run's first to its last.
     pub up: Account,
-    /// Every inner packet from the network to clients.
     pub down: Account,
     /// What the gateway's process used while traffic was measured.
     pub gateway_usage: Usage,
     /// What the harness used meanwhile: clients, responder and all.
     pub harness_usage: Usage,
-    /// The responder's part of the harness's CPU time.
     pub responder_cpu_seconds: f64,
     /// How busy the gateway's CPUs were, whoever was billed for it: receiving interrupts are others'. The part of a CPU, over all of them.
     pub gateway_cpus_busy: f64,
@@ -60,13 +56,10 @@ pub struct Ramp {
 pub struct Churn {
     /// Handshakes that led to an address, those of the ramp included.
     pub connected: u64,
-    /// Connections closed on purpose.
     pub closed: u64,
-    /// Handshakes that failed.
     pub failed: u64,
     /// Connections that ended although nobody wanted it.
     pub lost: u64,
-    /// Changes of a client's outer address.
     pub rebound: u64,
 }
 
@@ -89,7 +82,6 @@ pub struct FlowFigures {
     /// What one end sent and the other received.
     #[serde(flatten)]
     pub counts: FlowCounts,
-    /// Sent, but never received.
     pub lost_packets: u64,
     /// Inner bits a second while traffic was measured.
     pub bits_per_second: f64,
@@ -98,9 +90,7 @@ pub struct FlowFigures {
 /// Where every packet of one direction went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Account {
-    /// Packets that one end gave to the tunnel.
     pub sent: u64,
-    /// Packets that the other end got out of it.
     pub received: u64,
     /// Packets counted as dropped, by place and reason: `client: datagram_queue_full`, `gateway: no_route`, `kernel: tun0 queue` ...
     pub drops: BTreeMap<String, u64>,
@@ -113,7 +103,6 @@ pub struct Account {
 /// What a process used over a stretch of time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Usage {
-    /// In user and kernel mode.
     pub cpu_seconds: f64,
     /// Of the CPUs that it may use.
     pub cpu_share: f64,
@@ -144,7 +133,6 @@ pub struct ShardFigures {
     pub shards: u16,
     /// TUN frames and datagrams that arrived at a wrong shard.
     pub crossed: u64,
-    /// TUN frames and datagrams in all.
     pub arrived: u64,
     /// Of the end: addresses held, sessions, connections.
     pub addresses_held: u64,
@@ -180,24 +168,20 @@ impl LoadResult {
         (gigabytes > 0.0).then(|| usage.cpu_seconds / gigabytes)
     }
 
-    /// Packets of all groups that arrived.
     pub fn received_packets(&self) -> u64 {
         self.groups.iter().flat_map(GroupResult::ways).map(|(_, flow)| flow.counts.received_packets).sum()
     }
 
-    /// Packets of all groups that did not arrive.
     pub fn lost_packets(&self) -> u64 {
         self.groups.iter().map(|group| group.up.lost_packets + group.down.lost_packets).sum()
     }
 }
 
 impl GroupResult {
-    /// Both directions together.
     pub fn bits_per_second(&self) -> f64 {
         self.up.bits_per_second + self.down.bits_per_second
     }
 
-    /// Both ways, with their names.
     pub fn ways(&self) -> [(&'static str, &FlowFigures); 2] {
         [("up", &self.up), ("down", &self.down)]
     }

@@ -21,68 +21,50 @@ const FLOWS_MAX: u64 = 120_000;
 const CONNECTION_FLOWS_MAX: u16 = 64;
 const GROUPS_MAX: usize = 32;
 const DURATION_MAX: Duration = Duration::from_secs(6 * 86_400);
-const WINDOW_BYTES_DEFAULT: u32 = 262_144;
 
-/// A whole load. See `bench/scenarios/` for files, `bench/README.md` for their keys.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A whole load. `bench/README.md` says what the keys mean, `bench/scenarios/` has examples.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Scenario {
     /// The file's name, without its ending.
     #[serde(skip)]
     pub name: String,
-    /// How long traffic runs, after every connection is up.
+    /// After every connection is up.
     #[serde(deserialize_with = "duration")]
     pub duration: Duration,
-    #[serde(default)]
     pub gateway: GatewayPlan,
     pub users: UserPlan,
-    #[serde(default)]
     pub ramp: RampPlan,
-    #[serde(default)]
     pub harness: HarnessPlan,
-    #[serde(default)]
     pub trouble: Impairment,
-    /// Groups of traffic; a connection belongs to at most one. Connections beyond those that groups ask for are idle.
-    #[serde(default)]
     pub traffic: Vec<TrafficPlan>,
-    #[serde(default)]
     pub demand: Demands,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct UserPlan {
-    /// Users who connect.
     pub count: u32,
-    /// Connections of each.
-    #[serde(default = "one")]
     pub connections: u32,
-    /// Users in the gateway's file who never connect.
-    #[serde(default)]
     pub absent: u32,
-    /// The bandwidth limit of each, as users files have it (`80 mbps`).
+    /// As users files have it (`80 mbps`).
     pub limit: Option<String>,
-    /// How often a silent client says that it is there.
-    #[serde(default = "ten_seconds", deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration")]
     pub keep_alive: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RampPlan {
-    /// Handshakes in progress at once, at most.
     pub handshakes_max: u32,
 }
 
-/// The load generator.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HarnessPlan {
-    /// Threads for clients.
     pub threads: u16,
-    /// CPUs for all threads of the harness; empty for those that the gateway leaves.
+    /// Empty for those that the gateway leaves.
     pub cpus: Vec<usize>,
-    /// All that is drawn by chance (losses, churn, who gets which traffic) follows from this.
     pub seed: u64,
 }
 
@@ -90,54 +72,38 @@ pub struct HarnessPlan {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Impairment {
-    /// Connections that end and are made anew, a second, over all clients.
     pub churn_per_second: f64,
-    /// Whether that happens only to idle connections.
     pub churn_idle_only: bool,
-    /// The share of outer datagrams that are lost on purpose, each way.
     pub loss: f64,
-    /// Outer addresses that change, a second, over all clients.
     pub rebinds_per_second: f64,
 }
 
-/// A group of traffic.
+/// A group of traffic; a connection belongs to at most one. Connections beyond those that groups ask for are idle.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct TrafficPlan {
-    #[serde(default)]
     pub name: String,
     pub kind: TrafficKind,
-    /// Connections with this traffic; in a file that says nothing, all that are left.
-    #[serde(default)]
+    /// In a file 0 stands for all that are left.
     pub connections: u32,
-    /// Flows of each connection, each with its own port.
-    #[serde(default = "one")]
+    /// Of each connection, each with its own port.
     pub flows: u16,
-    /// Of [`TrafficKind::Request`], requests go up and answers down.
-    #[serde(default)]
     pub direction: Direction,
-    #[serde(default)]
     pub size: Size,
-    /// Packets or requests a second of each flow in each direction, but of [`TrafficKind::Bulk`].
-    #[serde(default)]
     pub rate: f64,
-    /// Of [`TrafficKind::Constant`], packets that fall due together, as from a sender that leaves segmentation to the kernel.
-    #[serde(default = "one")]
     pub train: u16,
-    /// Of [`TrafficKind::Bulk`], bytes that may be in flight, of each flow in each direction.
-    #[serde(default = "window_bytes")]
     pub window_bytes: u32,
-    /// Of [`TrafficKind::Request`]: length of an answer, if not the request's.
     pub answer_bytes: Option<u16>,
 }
 
 /// When packets are sent, in each direction of each flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrafficKind {
     /// As many as the window lets: the receiver acknowledges.
     Bulk,
     /// At an even rate, whatever becomes of them.
+    #[default]
     Constant,
     /// Requests at an even rate, each answered. Round trips are counted from when a request was due.
     Request,
@@ -203,11 +169,9 @@ impl Default for Size {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Demands {
-    /// The share of packets that may be lost, counted drops included; `None` for none where nothing makes losses, else no bound.
+    /// `None` for no losses where nothing makes them, else no bound.
     pub loss_max: Option<f64>,
-    /// Growth of the gateway's memory for each connection that came and went, in bytes.
     pub bytes_per_churned_connection_max: Option<f64>,
-    /// Whether every connection must come up and stay.
     pub all_connected: bool,
 }
 
@@ -217,13 +181,9 @@ impl Scenario {
         Scenario {
             name: name.to_owned(),
             duration,
-            gateway: GatewayPlan::default(),
-            users: UserPlan { count: users, connections: 1, absent: 0, limit: None, keep_alive: ten_seconds() },
-            ramp: RampPlan::default(),
-            harness: HarnessPlan::default(),
-            trouble: Impairment::default(),
-            traffic: Vec::new(),
+            users: UserPlan { count: users, ..UserPlan::default() },
             demand: Demands { loss_max: Some(1.0), ..Demands::default() },
+            ..Scenario::default()
         }
     }
 
@@ -312,18 +272,7 @@ impl Scenario {
 impl TrafficPlan {
     /// A group of connections with one flow each, of full packets both ways.
     pub fn new(name: &str, connections: u32, kind: TrafficKind) -> TrafficPlan {
-        TrafficPlan {
-            name: name.to_owned(),
-            kind,
-            connections,
-            flows: 1,
-            direction: Direction::Both,
-            size: Size::default(),
-            rate: 0.0,
-            train: 1,
-            window_bytes: WINDOW_BYTES_DEFAULT,
-            answer_bytes: None,
-        }
+        TrafficPlan { name: name.to_owned(), connections, kind, ..TrafficPlan::default() }
     }
 
     fn check(&self, mtu_bytes: u16) -> Result<()> {
@@ -347,6 +296,29 @@ impl TrafficPlan {
     }
 }
 
+impl Default for UserPlan {
+    fn default() -> Self {
+        UserPlan { count: 0, connections: 1, absent: 0, limit: None, keep_alive: Duration::from_secs(10) }
+    }
+}
+
+impl Default for TrafficPlan {
+    fn default() -> Self {
+        TrafficPlan {
+            name: String::new(),
+            kind: TrafficKind::default(),
+            connections: 0,
+            flows: 1,
+            direction: Direction::Both,
+            size: Size::default(),
+            rate: 0.0,
+            train: 1,
+            window_bytes: 262_144,
+            answer_bytes: None,
+        }
+    }
+}
+
 impl Default for RampPlan {
     fn default() -> Self {
         RampPlan { handshakes_max: 64 }
@@ -363,18 +335,6 @@ impl Default for Demands {
     fn default() -> Self {
         Demands { loss_max: None, bytes_per_churned_connection_max: None, all_connected: true }
     }
-}
-
-fn one<T: From<u8>>() -> T {
-    T::from(1)
-}
-
-fn window_bytes() -> u32 {
-    WINDOW_BYTES_DEFAULT
-}
-
-fn ten_seconds() -> Duration {
-    Duration::from_secs(10)
 }
 
 /// A length of time as text: `500 ms`, `20 s`, `5 min`, `8 h`, `6 d`.

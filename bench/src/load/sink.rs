@@ -1,8 +1,9 @@
 //! The receiving half of a flow: what came, what came late, and what came twice.
 
+use std::collections::BTreeSet;
+
 /// How far back numbers are remembered.
 const WINDOW_SEQUENCES: u64 = 4096;
-const WORDS: usize = WINDOW_SEQUENCES as usize / 64;
 
 super::counts! {
     /// What an end counted of data, requests and answers, of one flow or many.
@@ -22,15 +23,15 @@ super::counts! {
     }
 }
 
-/// Keeps a window of [`WINDOW_SEQUENCES`] numbers. It cannot tell a repetition of a message that lies further back from one that came that
-/// late: both count as received and reordered. Of messages with wrong bytes it believes no number: they count as received and corrupted, and
-/// neither as reordered nor as duplicated. How many were lost only the sender's count tells.
+/// Remembers which of the last [`WINDOW_SEQUENCES`] numbers are missing. It cannot tell a repetition of a message that lies further back from
+/// one that came that late: both count as received and reordered. Of messages with wrong bytes it believes no number: they count as received
+/// and corrupted, and neither as reordered nor as duplicated. How many were lost only the sender's count tells.
 #[derive(Debug, Clone, Default)]
 pub struct Sink {
     /// The highest number received, plus 1.
     next: u64,
-    /// Which of the last [`WINDOW_SEQUENCES`] numbers came, each at its place modulo that. `None` as long as all came.
-    seen: Option<Box<[u64; WORDS]>>,
+    /// Numbers below it that did not come.
+    missing: BTreeSet<u64>,
     counts: FlowCounts,
 }
 
@@ -62,34 +63,15 @@ impl Sink {
     /// Enters a number, and says whether it is new.
     #[inline]
     fn note(&mut self, sequence: u64) -> bool {
-        if sequence == self.next && self.seen.is_none() {
-            self.next += 1;
-            return true;
-        }
-        self.note_in_window(sequence)
-    }
-
-    fn note_in_window(&mut self, sequence: u64) -> bool {
-        let place = |sequence: u64| ((sequence / 64) as usize % WORDS, 1 << (sequence % 64));
-        let (word, bit) = place(sequence);
         if sequence < self.next {
-            if self.next - sequence > WINDOW_SEQUENCES {
-                self.counts.reordered_packets += 1;
-                return true;
-            }
-            let Some(seen) = &mut self.seen else { return false };
-            let is_new = seen[word] & bit == 0;
-            seen[word] |= bit;
+            let is_new = self.missing.remove(&sequence) || self.next - sequence > WINDOW_SEQUENCES;
             self.counts.reordered_packets += u64::from(is_new);
             return is_new;
         }
-        // So far all came, or so it shall look like to what is older than the flow.
-        let seen = self.seen.get_or_insert_with(|| Box::new([u64::MAX; WORDS]));
-        let gap_end = sequence.min(self.next.saturating_add(WINDOW_SEQUENCES));
-        for (word, bit) in (self.next..gap_end).map(place) {
-            seen[word] &= !bit;
+        if sequence > self.next {
+            self.missing.extend(self.next.max(sequence.saturating_sub(WINDOW_SEQUENCES))..sequence);
+            self.missing = self.missing.split_off(&sequence.saturating_sub(WINDOW_SEQUENCES));
         }
-        seen[word] |= bit;
         self.next = sequence.saturating_add(1);
         true
     }
@@ -97,8 +79,6 @@ impl Sink {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
