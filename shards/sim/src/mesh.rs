@@ -150,11 +150,11 @@ mod tests {
         Mesh::new(2, &plan, Stream::new(seed, "mesh"))
     }
 
-    fn fence(id: u64) -> Message {
+    fn barrier(id: u64) -> Message {
         Message::Control(ControlMessage::Barrier { from: A, command: CommandId(id), revoked: Vec::new() })
     }
 
-    fn fences(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {
+    fn barriers(mesh: &mut Mesh, from: ShardIndex, to: ShardIndex) -> Vec<u64> {
         let late = Time { ns: 1 << 40 };
         let all = std::iter::from_fn(|| mesh.receive(late, from, to));
         let number = |message| match message {
@@ -168,9 +168,9 @@ mod tests {
     fn what_must_not_be_lost_arrives_in_order() {
         let mut mesh = mesh(1);
         for id in 0..100 {
-            mesh.send(Time { ns: id }, A, B, fence(id), TICK).unwrap();
+            mesh.send(Time { ns: id }, A, B, barrier(id), TICK).unwrap();
         }
-        assert_eq!(fences(&mut mesh, A, B), (0..100).collect::<Vec<_>>());
+        assert_eq!(barriers(&mut mesh, A, B), (0..100).collect::<Vec<_>>());
         let packets = || Message::Packet(PacketMessage::Frame(bytes::Bytes::from_static(&[0; 40])));
         let lost = (0..100).filter(|_| mesh.send(Time::default(), A, B, packets(), TICK).is_err()).count();
         assert!((20..80).contains(&lost) && mesh.lost_packets == lost as u64, "{lost}");
@@ -182,13 +182,13 @@ mod tests {
         for seed in 0..50 {
             let mut mesh = mesh(seed);
             for id in 0..20 {
-                mesh.send(Time::default(), A, B, fence(id), TICK).unwrap();
-                mesh.send(Time::default(), B, A, fence(id), TICK).unwrap();
+                mesh.send(Time::default(), A, B, barrier(id), TICK).unwrap();
+                mesh.send(Time::default(), B, A, barrier(id), TICK).unwrap();
             }
             mesh.die(A);
-            let said = fences(&mut mesh, A, B);
+            let said = barriers(&mut mesh, A, B);
             assert_eq!(said, (0..said.len() as u64).collect::<Vec<_>>());
-            let heard = fences(&mut mesh, B, A);
+            let heard = barriers(&mut mesh, B, A);
             assert_eq!(heard, (20 - heard.len() as u64..20).collect::<Vec<_>>());
             assert_eq!(mesh.under_way, 0);
             lengths.insert((said.len(), heard.len()));

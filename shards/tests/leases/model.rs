@@ -99,7 +99,14 @@ struct Owner {
     downward: VecDeque<Downward>,
 }
 
-enum SessionHome {
+impl Owner {
+    fn next_id(&mut self, place: usize) -> LeaseId {
+        self.numbers += 1;
+        LeaseId { holder: ShardIndex(place as u16), number: self.numbers }
+    }
+}
+
+enum Home {
     Lives(LeaseIssuer),
     /// Started anew; hears from owners one by one before it mints.
     Learns {
@@ -113,7 +120,7 @@ struct Walk {
     plant: Plant,
     now: Instant,
     limit: Limit,
-    home: SessionHome,
+    home: Home,
     owners: Vec<Owner>,
     ideal: Ideal,
     /// Spent from what this home has granted.
@@ -135,7 +142,7 @@ pub fn walk(seed: u64, plant: Plant) -> Result<u64, String> {
         plant,
         now,
         limit,
-        home: SessionHome::Lives(LeaseIssuer::full(USER, limit, now)),
+        home: Home::Lives(LeaseIssuer::full(USER, limit, now)),
         owners,
         ideal: Ideal { limit, level: units(limit.burst_bytes) as i128, at: now },
         spent_bytes: 0,
@@ -181,9 +188,7 @@ impl Walk {
     fn attach(&mut self, place: usize) {
         let owner = &mut self.owners[place];
         if owner.lease.is_none() {
-            owner.numbers += 1;
-            let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
-            owner.lease = Some(Lease::new(USER, id));
+            owner.lease = Some(Lease::new(USER, owner.next_id(place)));
         }
     }
 
@@ -203,7 +208,7 @@ impl Walk {
         owner.upward.push_back(Upward::Restarted);
         owner.lease = None;
         owner.waiting.clear();
-        if matches!(self.home, SessionHome::Learns { .. }) {
+        if matches!(self.home, Home::Learns { .. }) {
             owner.upward.push_back(Upward::Reattached);
         }
     }
@@ -219,15 +224,15 @@ impl Walk {
                 owner.upward.clear();
             }
         }
-        self.home = SessionHome::Learns { since: self.now, missing };
+        self.home = Home::Learns { since: self.now, missing };
         self.begin_to_mint();
     }
 
     fn begin_to_mint(&mut self) {
-        if let SessionHome::Learns { since, missing } = &self.home
+        if let Home::Learns { since, missing } = &self.home
             && missing.iter().all(|missing| !missing)
         {
-            self.home = SessionHome::Lives(match self.plant {
+            self.home = Home::Lives(match self.plant {
                 Plant::HomeStartsFull | Plant::HomeMintsEarly => LeaseIssuer::full(USER, self.limit, self.now),
                 Plant::HomeMintsFromItsStart => LeaseIssuer::empty(USER, self.limit, *since),
                 _ => LeaseIssuer::empty(USER, self.limit, self.now),
@@ -236,16 +241,16 @@ impl Walk {
         }
     }
 
-    /// A home forgets a user who is gone, once a new ledger would hold as much.
+    /// A home forgets a user who is gone, once a new issuer would hold as much.
     fn forget(&mut self) {
-        let SessionHome::Lives(ledger) = &self.home else { return };
+        let Home::Lives(issuer) = &self.home else { return };
         let gone = self.owners.iter().all(|owner| owner.lease.is_none());
-        let full = ledger.full_at().is_some_and(|at| at <= self.now);
+        let full = issuer.full_at().is_some_and(|at| at <= self.now);
         if self.plant == Plant::HomeForgetsWhatItLent && self.random.random_ratio(1, 8)
             || gone && full
             || gone && self.plant == Plant::HomeForgetsAtOnce
         {
-            self.home = SessionHome::Lives(LeaseIssuer::full(USER, self.limit, self.now));
+            self.home = Home::Lives(LeaseIssuer::full(USER, self.limit, self.now));
             self.spent_bytes = 0;
         }
     }
@@ -255,13 +260,13 @@ impl Walk {
         self.ideal.accrue(self.now);
         let (limit, now) = (self.limit, self.now);
         let held = match &mut self.home {
-            SessionHome::Lives(ledger) => {
+            Home::Lives(issuer) => {
                 let owners = &mut self.owners;
-                ledger.set_limit(now, limit, &mut |grant| send(owners, grant));
-                ledger.audit().outstanding_bytes
+                issuer.set_limit(now, limit, &mut |grant| send(owners, grant));
+                issuer.audit().outstanding_bytes
             }
             // What owners still hold from the old home.
-            SessionHome::Learns { .. } => self.held_bytes(),
+            Home::Learns { .. } => self.held_bytes(),
         };
         let room = units(self.limit.burst_bytes.max(held)) as i128;
         self.ideal.level = self.ideal.level.min(room);
@@ -308,23 +313,23 @@ impl Walk {
         let (owners, now) = (&mut self.owners, self.now);
         let shard = ShardIndex(place as u16);
         match (message, &mut self.home) {
-            (Upward::Report(report), SessionHome::Lives(ledger)) if !lost => {
-                ledger.report(now, &report, &mut |grant| send(owners, grant));
+            (Upward::Report(report), Home::Lives(issuer)) if !lost => {
+                issuer.report(now, &report, &mut |grant| send(owners, grant));
             }
-            (Upward::Close(close), SessionHome::Lives(ledger)) => {
-                ledger.close(now, &close, &mut |grant| send(owners, grant));
+            (Upward::Close(close), Home::Lives(issuer)) => {
+                issuer.close(now, &close, &mut |grant| send(owners, grant));
             }
-            (Upward::Restarted, SessionHome::Lives(ledger)) => {
+            (Upward::Restarted, Home::Lives(issuer)) => {
                 if self.plant == Plant::LostLeaseComesBack {
-                    let lease = ledger.leases().find(|(lease, _)| lease.holder == shard);
+                    let lease = issuer.leases().find(|(lease, _)| lease.holder == shard);
                     if let Some((lease, _)) = lease {
                         let close = LeaseClose { user: USER, lease, spent_bytes: 0 };
-                        ledger.close(now, &close, &mut |grant| send(owners, grant));
+                        issuer.close(now, &close, &mut |grant| send(owners, grant));
                     }
                 }
-                ledger.holder_lost(now, shard, &mut |grant| send(owners, grant));
+                issuer.holder_lost(now, shard, &mut |grant| send(owners, grant));
             }
-            (Upward::Reattached | Upward::Restarted, SessionHome::Learns { missing, .. }) => {
+            (Upward::Reattached | Upward::Restarted, Home::Learns { missing, .. }) => {
                 missing[place] = false;
                 self.begin_to_mint();
             }
@@ -347,8 +352,7 @@ impl Walk {
                 self.serve(place)?;
             }
             Some(Downward::Restarted) => {
-                owner.numbers += 1;
-                let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
+                let id = owner.next_id(place);
                 if let Some(lease) = &mut owner.lease {
                     lease.expire(id);
                 }
@@ -356,8 +360,7 @@ impl Walk {
                 self.serve(place)?;
             }
             Some(Downward::Limit) => {
-                owner.numbers += 1;
-                let id = LeaseId { holder: ShardIndex(place as u16), number: owner.numbers };
+                let id = owner.next_id(place);
                 if let Some(lease) = &mut owner.lease {
                     owner.upward.push_back(Upward::Close(lease.close()));
                     lease.expire(id);
@@ -381,8 +384,8 @@ impl Walk {
 
     fn next_timeout(&self) -> Option<Instant> {
         let home = match &self.home {
-            SessionHome::Lives(ledger) => ledger.poll_timeout(),
-            SessionHome::Learns { .. } => None,
+            Home::Lives(issuer) => issuer.poll_timeout(),
+            Home::Learns { .. } => None,
         };
         let owners = self.owners.iter().filter_map(|owner| owner.lease.as_ref()?.poll_timeout());
         owners.chain(home).min()
@@ -390,8 +393,8 @@ impl Walk {
 
     fn timeouts(&mut self) -> Result<(), String> {
         let (owners, now) = (&mut self.owners, self.now);
-        if let SessionHome::Lives(ledger) = &mut self.home {
-            ledger.handle_timeout(now, &mut |grant| send(owners, grant));
+        if let Home::Lives(issuer) = &mut self.home {
+            issuer.handle_timeout(now, &mut |grant| send(owners, grant));
         }
         (0..self.owners.len()).try_for_each(|place| self.serve(place))
     }
@@ -408,13 +411,13 @@ impl Walk {
                 return Err(format!("{lease:?} does not add up"));
             }
         }
-        let SessionHome::Lives(ledger) = &self.home else { return Ok(()) };
-        let audit = ledger.audit();
+        let Home::Lives(issuer) = &self.home else { return Ok(()) };
+        let audit = issuer.audit();
         if !audit.is_conserved() || !audit.is_within_burst() {
             return Err(format!("{audit:?}"));
         }
         for lease in self.owners.iter().flat_map(|owner| &owner.lease) {
-            let granted = ledger.leases().find(|(id, _)| *id == lease.totals.lease).map_or(0, |(_, granted)| granted);
+            let granted = issuer.leases().find(|(id, _)| *id == lease.totals.lease).map_or(0, |(_, granted)| granted);
             if granted < lease.totals.granted_bytes {
                 return Err(format!("{lease:?} has more than the {granted} granted"));
             }

@@ -32,7 +32,7 @@ struct Owner {
 struct Steady {
     start: Instant,
     now: Instant,
-    ledger: LeaseIssuer,
+    issuer: LeaseIssuer,
     owners: Vec<Owner>,
     reports: VecDeque<LeaseReport>,
     grants: VecDeque<LeaseGrant>,
@@ -54,7 +54,7 @@ impl Steady {
         Steady {
             start,
             now: start,
-            ledger: LeaseIssuer::full(USER, limit, start),
+            issuer: LeaseIssuer::full(USER, limit, start),
             owners: owners.collect(),
             reports: VecDeque::new(),
             grants: VecDeque::new(),
@@ -74,12 +74,12 @@ impl Steady {
 
     fn tick(&mut self) {
         self.now += TICK;
-        let Steady { now, ledger, owners, reports, grants, .. } = self;
+        let Steady { now, issuer, owners, reports, grants, .. } = self;
         let mut sent = Vec::new();
         for report in reports.drain(..) {
-            ledger.report(*now, &report, &mut |grant| sent.push(grant));
+            issuer.report(*now, &report, &mut |grant| sent.push(grant));
         }
-        ledger.handle_timeout(*now, &mut |grant| sent.push(grant));
+        issuer.handle_timeout(*now, &mut |grant| sent.push(grant));
         for grant in grants.drain(..) {
             owners[usize::from(grant.lease.holder.0)].lease.handle_grant(&grant);
         }
@@ -96,7 +96,7 @@ impl Steady {
 
     /// Of what the rate allows in the time of the last run.
     fn share_of_rate(&self) -> f64 {
-        let allowed = self.ledger.limit().rate.bits_per_s() as f64 * self.time().as_secs_f64() / 8.0;
+        let allowed = self.issuer.limit().rate.bits_per_s() as f64 * self.time().as_secs_f64() / 8.0;
         self.sent_bytes() as f64 / allowed
     }
 
