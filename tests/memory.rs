@@ -107,7 +107,7 @@ fn a_queue_keeps_no_more_memory_than_its_packets_are_long() {
 }
 
 #[test]
-#[ignore = "needs root and minutes: cargo xtask test --full"]
+#[ignore = "needs root and minutes: cargo test --workspace --test memory -- --ignored"]
 fn a_queue_keeps_no_more_memory_than_its_packets_are_long_for_a_minute() {
     bulk_to_a_client_on_1_mbps(Duration::from_secs(60));
 }
@@ -149,7 +149,7 @@ fn silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
 }
 
 #[test]
-#[ignore = "needs root and minutes: cargo xtask test --full"]
+#[ignore = "needs root and minutes: cargo test --workspace --test memory -- --ignored"]
 fn ever_more_silent_clients_stay_under_the_bound_and_their_memory_comes_back() {
     silent_clients(&[100, 100, 253, 253]);
 }
@@ -183,7 +183,7 @@ fn aborted_handshakes_leave_nothing() {
 }
 
 #[test]
-#[ignore = "needs root and minutes: cargo xtask test --full"]
+#[ignore = "needs root and minutes: cargo test --workspace --test memory -- --ignored"]
 fn two_thousand_aborted_handshakes_leave_nothing() {
     aborted_handshakes(300, 2_000);
 }
@@ -215,7 +215,7 @@ fn logins_that_come_and_go_leave_nothing() {
 }
 
 #[test]
-#[ignore = "needs root and minutes: cargo xtask test --full"]
+#[ignore = "needs root and minutes: cargo test --workspace --test memory -- --ignored"]
 fn five_thousand_logins_leave_nothing() {
     logins(10, 500);
 }
