@@ -37,23 +37,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The shards, the client, and what is on its way between them.
 pub struct Wire {
-    /// The virtual time.
+    /// Virtual time.
     pub now: Instant,
-    /// The gateway.
     pub shards: Vec<Shard>,
-    /// The client.
     pub client: Tunnel,
     /// What has reached the client and was not handled yet.
     pub to_client: Vec<Received>,
     tls: Arc<QuicClientConfig>,
     transport: Arc<TransportConfig>,
-    owner: ShardIndex,
     clients: u32,
 }
 
 impl Wire {
-    /// A gateway of `shards` shards, and a client whose connection is going to be owned by `owner`. The handshake has not begun.
-    pub fn new(shards: u16, owner: ShardIndex) -> Result<Self> {
+    /// A gateway of `shards` shards, and a client whose connection is going to be the first one's. The handshake has not begun.
+    pub fn new(shards: u16) -> Result<Self> {
         let now = Instant::now();
         let (gateway, user) = (Identity::generate(SERVER_NAME, &[SERVER_NAME])?, Identity::generate("user", &[])?);
         let inline = |pem: &str| PemSource::Inline(Zeroizing::new(pem.to_owned()));
@@ -91,18 +88,14 @@ impl Wire {
         let transport = Arc::new(transport(&transport_params(Some(Duration::from_secs(25)))));
         let client = tunnel(0, &client_tls, &transport, now)?;
         let to_client = Vec::new();
-        let mut wire = Wire { now, shards, client, to_client, tls: client_tls, transport, owner, clients: 0 };
+        let mut wire = Wire { now, shards, client, to_client, tls: client_tls, transport, clients: 0 };
         wire.replace_client()?;
         Ok(wire)
     }
 
     /// Waits for the client's address, and returns it.
     pub fn attach(&mut self) -> Result<Ipv4Addr> {
-        let end = self.now + PATIENCE;
-        while self.client.assignment().is_none() {
-            ensure!(self.now < end, "the client gets no address");
-            self.exchange(end);
-        }
+        self.exchange_until(|wire| wire.client.assignment().is_some()).context("the client gets no address")?;
         match self.client.assignment().map(|assignment| assignment.client_address.addr()) {
             Some(IpAddr::V4(address)) => Ok(address),
             address => bail!("the client got {address:?}, which is no IPv4 address"),
@@ -112,11 +105,8 @@ impl Wire {
     /// Has the client say goodbye, waits until everybody has forgotten it, and puts a new one in its place.
     pub fn reconnect(&mut self) -> Result<()> {
         self.client.close(self.now);
-        let end = self.now + PATIENCE;
-        while !self.client.is_drained() || self.shards.iter().any(|shard| shard.owned_connections() > 0) {
-            ensure!(self.now < end, "the connection is never forgotten");
-            self.exchange(end);
-        }
+        let is_owned = |shard: &Shard| shard.owned_connections() > 0;
+        self.exchange_until(|wire| wire.client.is_drained() && !wire.shards.iter().any(is_owned))?;
         self.replace_client()
     }
 
@@ -146,16 +136,23 @@ impl Wire {
         }
     }
 
+    fn exchange_until(&mut self, done: impl Fn(&Wire) -> bool) -> Result<()> {
+        let end = self.now + PATIENCE;
+        while !done(self) {
+            ensure!(self.now < end, "nothing came of {} s", PATIENCE.as_secs());
+            self.exchange(end);
+        }
+        Ok(())
+    }
+
     /// Both ends' turns at this instant; then on to when something arrives, or somebody wants something, or to the `end`.
     fn exchange(&mut self, end: Instant) {
         let (mut sends, _) = self.client_turn();
         let mut moved = !sends.is_empty();
         let mut output = Passes::default();
         for index in 0..self.shards.len() {
-            let mut batch = Batch::default();
-            if index == usize::from(self.owner.0) {
-                batch.received.append(&mut sends);
-            }
+            // The client's are all the first shard's, which comes first.
+            let mut batch = Batch { received: std::mem::take(&mut sends), ..Batch::default() };
             self.turn(index, &mut batch, &mut output);
         }
         moved |= !output.sends.is_empty();
@@ -180,7 +177,7 @@ impl Wire {
         }
     }
 
-    /// A new client. The first byte of its first connection ID decides which shard is the owner.
+    /// A new client. The first byte of its first connection ID decides which shard is the owner: the first.
     fn replace_client(&mut self) -> Result<()> {
         loop {
             self.clients += 1;
@@ -189,7 +186,7 @@ impl Wire {
             self.client.poll_transmit(self.now, &mut initial).context("the client does not begin")?;
             // The ID follows the first byte, the version and its own length (RFC 9000, section 17.2).
             let steer = initial.get(6).context("the client's first packet is cut off")?;
-            if usize::from(*steer) % self.shards.len() == usize::from(self.owner.0) {
+            if usize::from(*steer).is_multiple_of(self.shards.len()) {
                 self.client = tunnel(self.clients, &self.tls, &self.transport, self.now)?;
                 return Ok(());
             }
@@ -211,9 +208,7 @@ pub struct Batch {
 /// What passes came to.
 #[derive(Default)]
 pub struct Passes {
-    /// UDP sends.
     pub sends: Vec<(Transmit, Vec<u8>)>,
-    /// Messages to other shards.
     pub messages: Vec<(ShardIndex, Message)>,
     /// Frames for the TUN queue.
     pub frames: u64,

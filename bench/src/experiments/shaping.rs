@@ -310,21 +310,9 @@ fn tables(points: &[Point], limit: f64) -> String {
             count(point.sum(|run| run.counts.resent_segments)),
         ]
     });
-    let heading = [
-        "bulk",
-        "gateway",
-        "p50",
-        "p99",
-        "p99.9",
-        "p99 of each pair",
-        "lost",
-        "carried",
-        "of limit",
-        "passed",
-        "CE",
-        "dropped",
-        "resent",
-    ];
+    let heading =
+        "bulk, gateway, p50, p99, p99.9, p99 of each pair, lost, carried, of limit, passed, CE, dropped, resent";
+    let heading: Vec<_> = heading.split(", ").collect();
     let mut text = format!("{}\n", table(2, &heading, rows));
     for ours in points.iter().filter(|point| point.gateway == points[0].gateway) {
         let (p99_ns, max_ns) = (ours.round_trip.p99_ns, P99_NS_MAX[usize::from(ours.ecn)]);

@@ -4,13 +4,14 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, Progress, transfer};
 use tollgate_testkit::deploy::{ConfigFile, Identity, service, user_entry};
 use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::wait::eventually;
 use tollgate_testkit::{Process, SERVER_V4, Topology, TopologyPlan};
 
 use crate::deploy::{GatewayFiles, GatewayPlan, RunningGateway};
@@ -85,16 +86,9 @@ impl Tunnel {
         let server = topology.network.run(serve)?;
         let tunnel = Tunnel { client, gateway, server, topology, load_cpus };
         let plan = PingPlan { count: 1, timeout: Duration::from_millis(200), ..PingPlan::new(SERVER_V4.into()) };
-        let deadline = Instant::now() + START_TIMEOUT;
-        while tunnel.topology.clients[0].namespace.run(|| ping(&plan))?.received == 0 {
-            if Instant::now() >= deadline {
-                bail!(
-                    "no ping was answered through the tunnel in {} s\n{}",
-                    START_TIMEOUT.as_secs(),
-                    tunnel.last_lines()
-                );
-            }
-        }
+        let inside = &tunnel.topology.clients[0].namespace;
+        let answered = || inside.run(|| ping(&plan)).is_ok_and(|report| report.received == 1);
+        ensure!(eventually(START_TIMEOUT, answered), "the tunnel answers no ping\n{}", tunnel.last_lines());
         Ok(tunnel)
     }
 
@@ -115,14 +109,13 @@ impl Tunnel {
             Ok(transfer(&plan, progress)?)
         });
         let report = moved.with_context(|| self.last_lines())?;
-        if report.bytes == 0 || report.seconds < duration.as_secs_f64() {
-            let BulkReport { bytes, seconds, .. } = report;
-            bail!(
-                "a transfer of {} s ended after {seconds:.1} s and {bytes} bytes\n{}",
-                duration.as_secs(),
-                self.last_lines()
-            );
-        }
+        let BulkReport { bytes, seconds, .. } = report;
+        ensure!(
+            bytes > 0 && seconds >= duration.as_secs_f64(),
+            "a transfer of {} s ended after {seconds:.1} s and {bytes} bytes\n{}",
+            duration.as_secs(),
+            self.last_lines()
+        );
         Ok(report)
     }
 
