@@ -30,9 +30,7 @@ pub struct Held {
     pub receive_buffers_bytes: u64,
     /// Memory that packets under way share.
     pub packet_chunks_bytes: u64,
-    /// Packets queued for clients.
     pub queued_bytes: u64,
-    /// Packets that wait for tokens.
     pub waiting_bytes: u64,
     /// Connections and handshakes, with what those may have sent out of order.
     pub connections_bytes: u64,
@@ -58,14 +56,11 @@ pub struct Accounts {
 }
 
 /// What a shard holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Memory {
     pub limit_bytes: usize,
-    /// Packets queued for clients.
     pub queued_bytes: usize,
-    /// Packets that wait for tokens.
     pub waiting_bytes: usize,
-    /// Receive buffers, as the driver says.
     pub receive_buffers_bytes: usize,
     /// What connections have been handed of `queued_bytes`, as of the end of the last pass.
     pub handed_bytes: usize,
@@ -77,15 +72,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(limit_bytes: usize) -> Self {
-        Memory {
-            limit_bytes,
-            queued_bytes: 0,
-            waiting_bytes: 0,
-            receive_buffers_bytes: 0,
-            handed_bytes: 0,
-            backlogs: Backlogs::default(),
-            queues_bytes_max: limit_bytes,
-        }
+        Memory { limit_bytes, queues_bytes_max: limit_bytes, ..Memory::default() }
     }
 
     /// Takes note of what is held outside of queues, in bytes.
@@ -93,7 +80,6 @@ impl Memory {
         self.queues_bytes_max = self.limit_bytes.saturating_sub(bytes).max(self.limit_bytes / QUEUES_SHARE);
     }
 
-    /// How much a connection may have been handed, in bytes.
     #[inline]
     pub fn handed_bytes_max(&self) -> usize {
         if self.handed_bytes <= self.limit_bytes / HANDED_SHARE { usize::MAX } else { HANDED_BYTES_MIN }

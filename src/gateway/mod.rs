@@ -31,9 +31,7 @@ use rustls::pki_types::CertificateDer;
 use tollgate_config::{CongestionController, ServerConfig, ServerTls};
 use tollgate_netlink::NetlinkWatch;
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{
-    Congestion, ConnectionIdKey, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams,
-};
+use tollgate_shards::{Congestion, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams};
 use tracing::{info, warn};
 
 pub use self::core::Report;
@@ -176,8 +174,7 @@ impl Gateway {
         let wake = notice_sender.wake().clone();
         let client_mtus = ClientMtus::default();
         let shared = Shared {
-            keys: ShardKeys { reset: keys.reset, token: keys.token },
-            connection_id: keys.connection_id,
+            keys: ShardKeys { connection_id: keys.connection_id, reset: keys.reset, token: keys.token },
             snapshot: snapshot.clone(),
             steering,
             notices: notice_sender,
@@ -308,7 +305,6 @@ impl Gateway {
 /// What all cores start with.
 struct Shared {
     keys: ShardKeys,
-    connection_id: ConnectionIdKey,
     snapshot: Arc<Snapshot>,
     steering: Option<Arc<TunSteering>>,
     notices: NoticeSender,
@@ -331,7 +327,7 @@ fn start_cores(
     for (index, (((((sockets, queue), mesh), waker), thread), &cpu)) in parts {
         let mut packet_io = PacketIo::new(sockets.live, Some(queue), waker.descriptor())?;
         packet_io.set_handshakes(sockets.handshakes, waker.descriptor())?;
-        let params = params(config, shared, cpus.len() as u16, index as u16);
+        let params = params(config, cpus.len() as u16, index as u16);
         let (commands, command_receiver) = unbounded();
         let core = Core {
             cpu,
@@ -356,7 +352,7 @@ fn start_cores(
     Ok(cores)
 }
 
-fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Params {
+fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
     let connection = &config.connection;
     // Initials of honest clients spread evenly, so each shard gets its part of the whole; one source may have its full number on each, since
     // its few handshakes do not.
@@ -388,7 +384,6 @@ fn params(config: &ServerConfig, shared: &Shared, shards: u16, index: u16) -> Pa
             },
             ..Limits::default()
         },
-        connection_id_key: shared.connection_id.clone(),
         incarnation: 0,
         wall_clock: SystemTime::now(),
         seed: *random(),

@@ -65,8 +65,9 @@ impl Wire {
             certificates: vec![inline(&user.certificate_pem)],
             key: inline(&user.key_pem),
         })?;
-        let keys =
-            ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) };
+        let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64]));
+        let (connection_id, token) = (ConnectionIdKey([5; 16]), TokenKey::new(&[4; 32]));
+        let keys = ShardKeys { connection_id, reset, token };
         let certificates = vec![user.fingerprint];
         let user = User { name: "user".to_owned(), certificates, ..User::default() };
         let users = Arc::new(Users::new(vec![user])?);
@@ -79,7 +80,6 @@ impl Wire {
             handshake_timeout: Duration::from_secs(10),
             transport: transport_params(None),
             limits: Limits::default(),
-            connection_id_key: ConnectionIdKey([5; 16]),
             incarnation: 0,
             wall_clock: std::time::UNIX_EPOCH,
             seed: [index as u8 + 1; 32],

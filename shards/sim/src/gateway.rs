@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tollgate_shards::{Command, CommandId, ConnectionIdKey, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
+use tollgate_shards::{Command, CommandId, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
 
 use crate::identity::{Identity, shard_keys};
 use crate::plan::Plan;
@@ -102,7 +102,6 @@ impl Gateway {
             handshake_timeout: Duration::from_secs(10),
             transport: plan.transport.clone(),
             limits: plan.limits.clone(),
-            connection_id_key: ConnectionIdKey([5; 16]),
             incarnation: 0,
             wall_clock: SystemTime::UNIX_EPOCH,
             seed: [0; 32],

@@ -21,7 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::{Fingerprint, ShardKeys, TokenKey};
+use tollgate_shards::{ConnectionIdKey, Fingerprint, ShardKeys, TokenKey};
 
 use crate::random::Stream;
 
@@ -109,7 +109,8 @@ impl Identity {
 }
 
 pub fn shard_keys() -> ShardKeys {
-    ShardKeys { reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64])), token: TokenKey::new(&[4; 32]) }
+    let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64]));
+    ShardKeys { connection_id: ConnectionIdKey([5; 16]), reset, token: TokenKey::new(&[4; 32]) }
 }
 
 pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {

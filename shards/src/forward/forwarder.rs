@@ -46,7 +46,6 @@ impl Forwarder {
         self.policy.judge(inner, leased, local_ip, &self.routes)
     }
 
-    /// Sends a packet to the TUN.
     #[inline]
     pub fn write_to_tun(&mut self, packet: Bytes, inner: &InnerPacket, counters: &mut Counters) {
         if self.coalescer.push(packet, inner).is_err() {

@@ -89,7 +89,6 @@ impl TokenBucket {
         excess
     }
 
-    /// All that was ever minted, in units.
     pub fn minted_units(&self) -> u128 {
         self.minted_units
     }
@@ -100,7 +99,6 @@ impl TokenBucket {
     }
 }
 
-/// `bytes` in units.
 pub fn units(bytes: u64) -> u128 {
     u128::from(bytes) * UNITS_PER_BYTE
 }

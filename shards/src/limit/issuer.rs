@@ -68,15 +68,12 @@ struct Request {
 pub struct Audit {
     /// All that were ever minted, in units (see [`UNITS_PER_BYTE`](crate::limit::bucket::UNITS_PER_BYTE)).
     pub minted_units: u128,
-    /// In the bucket, in units.
     pub bucket_units: u128,
     /// Granted, and not yet known to be spent or given back, in bytes.
     pub outstanding_bytes: u64,
-    /// Known to be spent, in bytes.
     pub spent_bytes: u128,
     /// Lost with their holders or to a smaller limit, in units.
     pub expired_units: u128,
-    /// The burst, in bytes.
     pub burst_bytes: u64,
 }
 

@@ -21,7 +21,6 @@ pub struct LeaseReport {
     pub lease: LeaseId,
     /// Granted in all, as far as the owner has heard.
     pub granted_bytes: u64,
-    /// Spent in all.
     pub spent_bytes: u64,
     /// Given back unused in all.
     pub returned_bytes: u64,
@@ -36,7 +35,6 @@ pub struct LeaseReport {
 pub struct LeaseGrant {
     pub user: UserIndex,
     pub lease: LeaseId,
-    /// Granted in all.
     pub granted_bytes: u64,
     /// What is unused is to come back: others wait.
     pub recall: bool,
@@ -47,7 +45,6 @@ pub struct LeaseGrant {
 pub struct LeaseClose {
     pub user: UserIndex,
     pub lease: LeaseId,
-    /// Spent in all.
     pub spent_bytes: u64,
 }
 
@@ -62,7 +59,6 @@ const DEMAND_FACTOR: u64 = 4;
 pub struct Lease {
     /// What was granted, spent and given back so far. Nothing is wanted in it.
     pub totals: LeaseReport,
-    /// What the last grant brought.
     last_grant_bytes: u64,
     /// What was spent by the last request.
     spent_then_bytes: u64,

@@ -97,7 +97,6 @@ pub struct Coalescer {
     tags: Vec<u32>,
     /// Which run makes room when there are too many.
     victim: usize,
-    /// Acknowledgements left out so far.
     thinned_acks: u64,
 }
 
@@ -112,7 +111,6 @@ struct Run {
     payload_bytes: usize,
 }
 
-/// A frame's storage.
 #[derive(Debug, Default)]
 struct Slot {
     payloads: Vec<Bytes>,

@@ -75,7 +75,6 @@ pub(super) struct Segment {
     pub transport_offset: usize,
     /// Where the payload starts, in bytes.
     pub header_bytes: usize,
-    /// Length of the payload, in bytes.
     pub payload_bytes: usize,
     /// Whether PSH is set, so that nothing may be appended to this segment.
     pub push: bool,

@@ -7,7 +7,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::headers::UdpHeader;
 
-/// Length of the header, in bytes.
 pub const HEADER_BYTES: usize = size_of::<VnetHeader>();
 
 /// Flag: the transport checksum holds only the sum of the pseudo header and must be completed (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).

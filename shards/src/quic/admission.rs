@@ -64,7 +64,7 @@ impl Prefix {
 /// A pending handshake's place. Those that give way first compare as less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    has_hello: bool,
+    pub has_hello: bool,
     number: u64,
 }
 
@@ -93,7 +93,6 @@ impl Pending {
     }
 }
 
-/// The handshakes in progress.
 #[derive(Debug)]
 pub struct Admission {
     pending: BTreeMap<Place, Pending>,
@@ -211,12 +210,6 @@ impl Admission {
             }
         }
         Some(pending)
-    }
-}
-
-impl Place {
-    pub fn has_hello(self) -> bool {
-        self.has_hello
     }
 }
 

@@ -35,7 +35,6 @@ impl ConnectionIdKey {
         [hash[0], hash[1]]
     }
 
-    /// Whether `id` carries our tag.
     pub fn is_ours(&self, id: &[u8]) -> bool {
         id.len() == CONNECTION_ID_BYTES && self.tag(&id[..TAGGED_BYTES]) == id[TAGGED_BYTES..]
     }

@@ -65,7 +65,6 @@ pub enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     pub user: UserIndex,
-    /// The user's home.
     pub home: ShardIndex,
     pub certificate: Fingerprint,
 }
@@ -217,7 +216,6 @@ impl Connections {
         self.len -= 1;
     }
 
-    /// Queues a connection to be looked at.
     #[inline]
     pub fn touch(&mut self, slot: u32) {
         if let Some(Some(connection)) = self.slots.get_mut(slot as usize)
@@ -227,7 +225,6 @@ impl Connections {
         }
     }
 
-    /// Whether a connection is queued to be looked at.
     pub fn is_touched(&mut self, slot: u32) -> bool {
         self.at(slot).is_some_and(|client| client.touched)
     }
@@ -241,12 +238,10 @@ impl Connections {
         Some(slot)
     }
 
-    /// Whether a connection is to be looked at.
     pub fn has_touched(&self) -> bool {
         !self.touched.is_empty()
     }
 
-    /// Queues a connection to send.
     #[inline]
     pub fn want_to_send(&mut self, slot: u32) {
         if let Some(Some(connection)) = self.slots.get_mut(slot as usize)
@@ -281,7 +276,7 @@ impl Connections {
     pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
         while let Some(slot) = self.timers.pop_due(now) {
             if let Some(connection) = self.at(slot) {
-                connection.timer.fired();
+                connection.timer.0 = None;
                 return Some(slot);
             }
         }
@@ -291,7 +286,7 @@ impl Connections {
     /// When a connection wants to be woken next, and why.
     pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
         let (at, slot) = self.timers.next()?;
-        let reason = self.at(slot).and_then(|connection| connection.timer.reason());
-        Some((at, reason.unwrap_or(WakeReason::Connection)))
+        let reason = self.at(slot).and_then(|connection| connection.timer.0);
+        Some((at, reason.map_or(WakeReason::Connection, |(_, reason)| reason)))
     }
 }

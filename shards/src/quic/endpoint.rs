@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::{HmacKey, ServerConfig as CryptoConfig};
@@ -22,7 +22,7 @@ use super::in_flight::InFlight;
 use super::moves::Moves;
 use super::responses::Responses;
 use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries, TokenKey};
-use super::transport::{TransportParams, gateway_transport};
+use super::transport::gateway_transport;
 use super::tunnel_connection::{TunnelConnection, outgoing};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
@@ -32,7 +32,10 @@ use crate::ids::{Fingerprint, ShardIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::bucket::RateLimiter;
 use crate::memory::{Accounts, CONNECTION_BYTES};
+use crate::params::Params;
 
+/// Records of unacknowledged packets may take one part in so many of a shard's memory.
+const RECORDS_OF_MEMORY: usize = 4;
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
@@ -49,30 +52,14 @@ const RESET_INTERVAL: Duration = Duration::from_micros(100);
 /// What a shard's cryptography needs, shared by all shards of a gateway.
 #[derive(Clone)]
 pub struct ShardKeys {
+    /// Key of the tags in connection IDs, kept across restarts.
+    pub connection_id: ConnectionIdKey,
     /// Key of the stateless reset tokens, kept across restarts.
     pub reset: Arc<dyn HmacKey>,
     /// Key of the Retry tokens, kept across restarts.
     pub token: TokenKey,
 }
 
-pub struct EndpointParams {
-    pub here: ShardIndex,
-    pub shards: u16,
-    pub incarnation: u32,
-    pub connection_id_key: ConnectionIdKey,
-    pub seed: [u8; 32],
-    pub wall_clock: SystemTime,
-    pub handshake_timeout: Duration,
-    pub transport: TransportParams,
-    pub connections_max: usize,
-    pub handshakes_max: usize,
-    pub handshakes_per_source_max: usize,
-    pub send_datagrams_max: usize,
-    /// For records of unacknowledged packets.
-    pub records_bytes_max: usize,
-}
-
-/// An endpoint and its connections.
 pub struct QuicEndpoint {
     endpoint: Endpoint,
     pub connections: Connections,
@@ -87,7 +74,7 @@ pub struct QuicEndpoint {
     /// The time of day that tokens are judged by.
     pub wall_clock: WallClock,
     keys: ShardKeys,
-    params: EndpointParams,
+    params: Params,
     /// Whether no handshake begins any more.
     pub is_stopping: bool,
     /// Why handshakes have failed that nobody was told of yet.
@@ -96,14 +83,15 @@ pub struct QuicEndpoint {
 
 impl QuicEndpoint {
     /// An endpoint without connections, which will log in with `tls`.
-    pub fn new(params: EndpointParams, keys: &ShardKeys, tls: Arc<dyn CryptoConfig>, now: Instant) -> Self {
+    pub fn new(params: Params, keys: &ShardKeys, tls: Arc<dyn CryptoConfig>, now: Instant) -> Self {
+        let limits = &params.limits;
         let wall_clock = WallClock::new(params.wall_clock, now);
-        let in_flight = InFlight::new(params.records_bytes_max);
+        let in_flight = InFlight::new(limits.memory_bytes_max / RECORDS_OF_MEMORY);
         let server = server_config(&params, keys, tls, &wall_clock, &in_flight);
         QuicEndpoint {
             endpoint: endpoint(&params, keys, server),
-            connections: Connections::new(params.here, params.incarnation),
-            admission: Admission::new(params.handshakes_max, params.handshakes_per_source_max),
+            connections: Connections::new(params.index, params.incarnation),
+            admission: Admission::new(limits.handshakes_max, limits.handshakes_per_source_max),
             failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             responses: Responses::default(),
             retries: retries(&params, keys),
@@ -135,8 +123,8 @@ impl QuicEndpoint {
         let Received { remote, local_ip, ecn, segment_bytes, mut data } = received;
         while !data.is_empty() {
             let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
-            let here = self.params.here;
-            match steer(&datagram, &self.params.connection_id_key, self.params.shards, here) {
+            let here = self.params.index;
+            match steer(&datagram, &self.keys.connection_id, self.params.shards, here) {
                 Steered::To(owner) if owner == here => {
                     let received = Received { remote, local_ip, ecn, segment_bytes, data: datagram };
                     self.handle_datagram(now, received, accounts);
@@ -152,7 +140,6 @@ impl QuicEndpoint {
         }
     }
 
-    /// Takes one datagram that belongs here.
     pub fn handle_datagram(&mut self, now: Instant, received: Received, accounts: &mut Accounts) {
         let Received { remote, local_ip, ecn, mut data, .. } = received;
         let mut issued_s = None;
@@ -219,7 +206,7 @@ impl QuicEndpoint {
             return None;
         };
         // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
-        if !self.params.connection_id_key.is_ours(initial.destination) {
+        if !self.keys.connection_id.is_ours(initial.destination) {
             counters.drops.count(DropReason::ForeignDatagram);
             return None;
         }
@@ -337,12 +324,12 @@ impl QuicEndpoint {
             Room::InsteadOf(slot) => self.give_way(now, slot, accounts),
             Room::None => return false,
         }
-        if self.connections.len() >= self.params.connections_max
+        if self.connections.len() >= self.params.limits.connections_max
             && let Some(slot) = self.admission.first_to_go()
         {
             self.give_way(now, slot, accounts);
         }
-        self.connections.len() < self.params.connections_max
+        self.connections.len() < self.params.limits.connections_max
     }
 
     /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
@@ -368,7 +355,7 @@ impl QuicEndpoint {
         let Stage::Handshaking { place, .. } = client.stage else { return false };
         client.stage = Stage::Closed;
         self.admission.release(place);
-        self.count_failure(now, slot, if place.has_hello() { COST_OF_FAILURE } else { cost });
+        self.count_failure(now, slot, if place.has_hello { COST_OF_FAILURE } else { cost });
         self.failed.push_back(reason);
         true
     }
@@ -471,7 +458,8 @@ impl QuicEndpoint {
         buf: &mut Vec<u8>,
     ) -> Option<Transmit> {
         let client = self.connections.at(slot)?;
-        let transmit = client.tunnel.poll_transmit(now, self.params.send_datagrams_max, handed_bytes_max, buf)?;
+        let transmit =
+            client.tunnel.poll_transmit(now, self.params.limits.send_datagrams_max, handed_bytes_max, buf)?;
         let connection = &client.tunnel.connection;
         let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
         client.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);
@@ -489,15 +477,15 @@ impl QuicEndpoint {
     }
 }
 
-fn retries(params: &EndpointParams, keys: &ShardKeys) -> Retries {
+fn retries(params: &Params, keys: &ShardKeys) -> Retries {
     // Of another key than the endpoint's own, so that no ID is issued twice.
     let nonce_key = retry::subkey(&params.seed, b"retry id");
-    let ids = SteeringIds::new(params.connection_id_key.clone(), params.shards, params.here, nonce_key);
+    let ids = SteeringIds::new(keys.connection_id.clone(), params.shards, params.index, nonce_key);
     Retries::new(keys.token.clone(), ids, retry::subkey(&params.seed, b"retry token"))
 }
 
-fn endpoint(params: &EndpointParams, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
-    let (shards, here, id_key) = (params.shards, params.here, params.connection_id_key.clone());
+fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
+    let (shards, here, id_key) = (params.shards, params.index, keys.connection_id.clone());
     let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
     let mut config = EndpointConfig::new(keys.reset.clone());
     config
@@ -510,7 +498,7 @@ fn endpoint(params: &EndpointParams, keys: &ShardKeys, server: Arc<ServerConfig>
 }
 
 fn server_config(
-    params: &EndpointParams,
+    params: &Params,
     keys: &ShardKeys,
     tls: Arc<dyn CryptoConfig>,
     wall_clock: &WallClock,
@@ -521,7 +509,7 @@ fn server_config(
         .transport_config(Arc::new(gateway_transport(&params.transport, in_flight)))
         .migration(true)
         .retry_token_lifetime(retry::TOKEN_LIFETIME)
-        .max_incoming(params.handshakes_max)
+        .max_incoming(params.limits.handshakes_max)
         // An Initial is answered at once, so nothing comes between.
         .incoming_buffer_size(0)
         .incoming_buffer_size_total(0)

@@ -63,7 +63,6 @@ enum Of {
     Unheard(SocketAddr),
 }
 
-/// The failures of all sources.
 pub struct Failures {
     failures: Sketch,
     /// Apart, since strangers fill it with as many ports as they like.

@@ -32,7 +32,6 @@ impl InFlight {
         InFlight { packets: Arc::default(), packets_max: (bytes_max / RECORD_BYTES) as u64 }
     }
 
-    /// What they take, in bytes.
     pub fn bytes(&self) -> usize {
         self.packets.load(Ordering::Relaxed) as usize * RECORD_BYTES
     }

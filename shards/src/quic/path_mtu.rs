@@ -24,7 +24,6 @@ const UNANSWERED_MAX: usize = 16;
 /// Of each so many bytes, enough for an ICMP message to quote.
 const HEAD_BYTES_MAX: usize = 128;
 
-/// What is known of one path.
 #[derive(Debug, Default)]
 pub struct PathMtu {
     /// Largest inner packet, as told. 0 before anything has been.

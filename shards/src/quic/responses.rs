@@ -47,7 +47,6 @@ impl Responses {
         room
     }
 
-    /// Appends the next answer to `buf`.
     pub fn pop(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
         let transmit = self.queue.pop_front()?;
         let end = self.start + transmit.bytes;

@@ -17,7 +17,6 @@ use crate::quic::connection_id::SteeringIds;
 
 /// How long a token proves an address (RFC 9000, section 8.1.3).
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(15);
-/// The only version that is spoken.
 pub const VERSION: u32 = 1;
 /// Smallest UDP payload of an Initial, in bytes (RFC 9000, section 14.1).
 pub const INITIAL_BYTES_MIN: usize = 1200;
@@ -31,7 +30,6 @@ const TAG_BYTES: usize = 16;
 const CIPHER_NONCE_BYTES: usize = 12;
 /// Kind, family, IPv6 address, port, length of the ID, ID, time.
 const CLAIM_BYTES_MAX: usize = 1 + 1 + 16 + 2 + 1 + ID_BYTES_MAX + 8;
-/// The kind of token that a Retry carries.
 const KIND_RETRY: u8 = 0;
 
 /// RFC 9001, section 5.8.
@@ -46,10 +44,6 @@ pub struct TokenKey(Arc<LessSafeKey>);
 
 impl TokenKey {
     /// The key made of `secret`.
-    ///
-    /// # Panics
-    ///
-    /// Never: every secret is a key.
     pub fn new(secret: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&AES_256_GCM_SIV, secret).expect("32 bytes are a key");
         TokenKey(Arc::new(LessSafeKey::new(key)))
@@ -125,19 +119,19 @@ pub struct Claim {
 
 impl Claim {
     fn parse(claim: &[u8]) -> Option<Claim> {
-        let mut rest = Reader(claim);
-        if rest.byte()? != KIND_RETRY {
+        let rest = &mut &claim[..];
+        if *rest.split_off_first()? != KIND_RETRY {
             return None;
         }
-        let ip: IpAddr = match rest.byte()? {
-            0 => rest.array::<4>()?.into(),
-            1 => rest.array::<16>()?.into(),
+        let ip: IpAddr = match rest.split_off_first()? {
+            0 => array::<4>(rest)?.into(),
+            1 => array::<16>(rest)?.into(),
             _ => return None,
         };
-        let address = SocketAddr::new(ip, u16::from_be_bytes(rest.array()?));
-        rest.id()?;
-        let issued_s = u64::from_be_bytes(rest.array()?);
-        rest.0.is_empty().then_some(Claim { address, issued_s })
+        let address = SocketAddr::new(ip, u16::from_be_bytes(array(rest)?));
+        id(rest)?;
+        let issued_s = u64::from_be_bytes(array(rest)?);
+        rest.is_empty().then_some(Claim { address, issued_s })
     }
 
     /// Whether the token proves that `remote` is where it says, at `now`.
@@ -163,51 +157,37 @@ pub struct Initial<'a> {
 impl<'a> Initial<'a> {
     /// Reads the first packet of a datagram, if it is one.
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
-        let mut rest = Reader(datagram);
+        let rest = &mut &datagram[..];
         // Long header, type 0; the fixed bit may be greased (RFC 9287).
-        if rest.byte()? & 0b1011_0000 != 0b1000_0000 || u32::from_be_bytes(rest.array()?) != VERSION {
+        if *rest.split_off_first()? & 0b1011_0000 != 0b1000_0000 || u32::from_be_bytes(array(rest)?) != VERSION {
             return None;
         }
-        let (destination, source) = (rest.id()?, rest.id()?);
-        let token_bytes = rest.varint()?;
-        let token = rest.take(usize::try_from(token_bytes).ok()?)?;
-        let length = rest.varint()?;
-        (length <= rest.0.len() as u64).then_some(Initial { destination, source, token })
+        let (destination, source) = (id(rest)?, id(rest)?);
+        let token_bytes = usize::try_from(varint(rest)?).ok()?;
+        let token = rest.split_off(..token_bytes)?;
+        let length = varint(rest)?;
+        (length <= rest.len() as u64).then_some(Initial { destination, source, token })
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+fn array<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
+    rest.split_off(..BYTES)?.try_into().ok()
+}
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(bytes)?;
-        self.0 = rest;
-        Some(taken)
-    }
+/// A connection ID behind its length.
+fn id<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::from(*rest.split_off_first()?);
+    if length > ID_BYTES_MAX { None } else { rest.split_off(..length) }
+}
 
-    fn array<const BYTES: usize>(&mut self) -> Option<[u8; BYTES]> {
-        self.take(BYTES)?.try_into().ok()
+/// RFC 9000, section 16.
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let first = *rest.split_off_first()?;
+    let mut value = u64::from(first & 0x3f);
+    for _ in 1..1usize << (first >> 6) {
+        value = value << 8 | u64::from(*rest.split_off_first()?);
     }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-
-    /// A connection ID behind its length.
-    fn id(&mut self) -> Option<&'a [u8]> {
-        let length = usize::from(self.byte()?);
-        if length > ID_BYTES_MAX { None } else { self.take(length) }
-    }
-
-    /// RFC 9000, section 16.
-    fn varint(&mut self) -> Option<u64> {
-        let first = self.byte()?;
-        let mut value = u64::from(first & 0x3f);
-        for _ in 1..1usize << (first >> 6) {
-            value = value << 8 | u64::from(self.byte()?);
-        }
-        Some(value)
-    }
+    Some(value)
 }
 
 /// Makes the Retries of one shard.
@@ -223,10 +203,6 @@ pub struct Retries {
 
 impl Retries {
     /// Retries with tokens under `key` and IDs out of `ids`. `nonce_key` must differ from shard to shard and from start to start.
-    ///
-    /// # Panics
-    ///
-    /// Never: the fixed key is one.
     pub fn new(key: TokenKey, ids: SteeringIds, nonce_key: [u8; 16]) -> Self {
         let integrity = UnboundKey::new(&AES_128_GCM, &INTEGRITY_KEY).expect("16 bytes are a key");
         Retries { key, integrity: LessSafeKey::new(integrity), ids, nonce_key, issued: 0, packet: Vec::new() }
@@ -342,7 +318,6 @@ mod tests {
         packet
     }
 
-    /// The token of a Retry.
     fn token(retry: &[u8]) -> &[u8] {
         &retry[1 + 4 + 1 + 3 + 1 + 8..retry.len() - TAG_BYTES]
     }

@@ -7,7 +7,7 @@ use crate::io::WakeReason;
 
 /// The entry of one connection, kept with the connection.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TimerEntry(Option<(Instant, WakeReason)>);
+pub struct TimerEntry(pub Option<(Instant, WakeReason)>);
 
 /// The armed deadlines of all connections of a shard.
 ///
@@ -35,7 +35,7 @@ impl TimerQueue {
         }
     }
 
-    /// Takes out the next connection whose time has come. The caller clears its `TimerEntry` through [`TimerEntry::fired`].
+    /// Takes out the next connection whose time has come. The caller clears its `TimerEntry`.
     pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
         let &(at, slot) = self.0.first()?;
         (at <= now).then(|| {
@@ -46,17 +46,6 @@ impl TimerQueue {
 
     pub fn next(&self) -> Option<(Instant, u32)> {
         self.0.first().copied()
-    }
-}
-
-impl TimerEntry {
-    /// The entry was taken out.
-    pub fn fired(&mut self) {
-        self.0 = None;
-    }
-
-    pub fn reason(&self) -> Option<WakeReason> {
-        self.0.map(|(_, reason)| reason)
     }
 }
 
@@ -76,11 +65,11 @@ mod tests {
         deadlines.arm(3, &mut armed, later(30), WakeReason::Connection);
         deadlines.arm(3, &mut armed, later(10), WakeReason::Handshake);
         assert_eq!(deadlines.next(), Some((later(10), 3)));
-        assert_eq!(armed.reason(), Some(WakeReason::Handshake));
+        assert_eq!(armed.0, Some((later(10), WakeReason::Handshake)));
         assert_eq!(deadlines.pop_due(later(9)), None);
         assert_eq!(deadlines.pop_due(later(10)), Some(3));
         assert_eq!(deadlines.next(), None);
-        armed.fired();
+        armed.0 = None;
         deadlines.arm(3, &mut armed, later(30), WakeReason::Connection);
         deadlines.disarm(3, &mut armed);
         assert_eq!(deadlines.next(), None);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::params::{Congestion, TransportParams};
 use crate::quic::congestion::UncontrolledConfig;
 use crate::quic::in_flight::{BoundedConfig, InFlight};
 use crate::quic::tunnel_connection::HANDED_BYTES_MAX;
@@ -31,40 +32,6 @@ const UNACKNOWLEDGED_PACKETS: u32 = 20;
 
 /// What either end may have on a stream that the other has not read, in bytes: many times an assignment. Also bounds what comes out of order.
 const STREAM_BYTES_MAX: u32 = 8 * 1024;
-
-/// How packets of connections are sent and lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Congestion {
-    /// RFC 9438.
-    Cubic,
-    /// BBR, as quinn-proto has it. Draws from a global random source.
-    Bbr,
-    /// RFC 9002, appendix B.
-    NewReno,
-    /// None: the inner traffic controls its own (RFC 8085, section 3.1.11).
-    #[default]
-    Uncontrolled,
-}
-
-/// What both ends of a connection are told about its transport.
-#[derive(Debug, Clone)]
-pub struct TransportParams {
-    /// Largest inner packet, in bytes.
-    pub mtu_bytes: u16,
-    /// A connection silent for this long is gone.
-    pub idle_timeout: Duration,
-    /// Time between keep-alives of a client; the gateway sends none.
-    pub keep_alive: Option<Duration>,
-    /// The round-trip time to reckon with until one is measured; `None` for the 333 ms of RFC 9002, section 6.2.2. It decides how soon a lost
-    /// first packet is repeated.
-    pub initial_rtt: Option<Duration>,
-    /// Datagrams waiting to be sent on a connection, in bytes; what comes then is dropped.
-    pub datagram_send_buffer_bytes_max: usize,
-    /// Datagrams received and not yet looked at, in bytes; the oldest gives way.
-    pub datagram_receive_buffer_bytes_max: usize,
-    /// Congestion control.
-    pub congestion: Congestion,
-}
 
 /// The transport configuration of the gateway's end: its clients open no streams, and what waits for them waits outside of quinn-proto.
 pub fn gateway_transport(params: &TransportParams, in_flight: &InFlight) -> TransportConfig {

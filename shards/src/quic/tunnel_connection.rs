@@ -368,30 +368,13 @@ impl TunnelConnection {
     /// quinn-proto does not tell of them one by one, so packets with several frames may hide some: the count is a lower bound.
     fn count_undecryptable(&mut self, stats: &ConnectionStats, drops: &mut Drops) {
         let rx = &stats.frame_rx;
-        let frames = rx.acks
-            + rx.ack_frequency
-            + rx.crypto
-            + rx.connection_close
-            + rx.data_blocked
-            + rx.datagram
-            + u64::from(rx.handshake_done)
-            + rx.immediate_ack
-            + rx.max_data
-            + rx.max_stream_data
-            + rx.max_streams_bidi
-            + rx.max_streams_uni
-            + rx.new_connection_id
-            + rx.new_token
-            + rx.path_challenge
-            + rx.path_response
-            + rx.ping
-            + rx.reset_stream
-            + rx.retire_connection_id
-            + rx.stream_data_blocked
-            + rx.streams_blocked_bidi
-            + rx.streams_blocked_uni
-            + rx.stop_sending
-            + rx.stream;
+        let acknowledged = rx.acks + rx.ack_frequency + rx.immediate_ack;
+        let handshake = rx.crypto + u64::from(rx.handshake_done) + rx.new_token + rx.connection_close;
+        let paths = rx.path_challenge + rx.path_response + rx.ping + rx.new_connection_id + rx.retire_connection_id;
+        let limits = rx.max_data + rx.max_stream_data + rx.max_streams_bidi + rx.max_streams_uni;
+        let blocked = rx.data_blocked + rx.stream_data_blocked + rx.streams_blocked_bidi + rx.streams_blocked_uni;
+        let data = rx.datagram + rx.stream + rx.reset_stream + rx.stop_sending;
+        let frames = acknowledged + handshake + paths + limits + blocked + data;
         let datagrams = stats.udp_rx.datagrams;
         let barren = (datagrams - self.counted.udp_datagrams).saturating_sub(frames - self.counted.frames);
         drops.add(DropReason::Undecryptable, barren);

@@ -15,7 +15,6 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// A clock that shows `start` at `now`.
     pub fn new(start: SystemTime, now: Instant) -> Self {
         WallClock { start, started: now, elapsed_ns: Arc::default() }
     }

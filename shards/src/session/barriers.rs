@@ -14,7 +14,6 @@ impl Barriers {
         Barriers { last: vec![CommandId::default(); usize::from(shards)] }
     }
 
-    /// A shard has executed a command.
     pub fn passed(&mut self, from: ShardIndex, command: CommandId) {
         if let Some(last) = self.last.get_mut(usize::from(from.0)) {
             *last = command.max(*last);
@@ -31,7 +30,6 @@ impl Barriers {
         self.last.get(usize::from(shard.0)).copied().unwrap_or_default()
     }
 
-    /// The last command that every shard has executed.
     pub fn completed(&self) -> CommandId {
         self.last.iter().copied().min().unwrap_or_default()
     }

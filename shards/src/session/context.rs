@@ -26,12 +26,10 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context of one of `shards`.
     pub fn new(shards: u16, version: u64, users: Arc<Users>, now: Instant) -> Self {
         Context { now, version, users, outbox: VecDeque::new(), steers: VecDeque::new(), shards }
     }
 
-    /// Sends `message` to shard `to`, which may be this one.
     pub fn send(&mut self, to: ShardIndex, message: ControlMessage) {
         self.outbox.push_back((to, message));
     }

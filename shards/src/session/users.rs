@@ -60,7 +60,6 @@ impl AddressRange {
     }
 }
 
-/// One user, as configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
     /// The name, unique.
@@ -86,7 +85,6 @@ pub enum UsersError {
     DuplicateCertificate { fingerprint: Fingerprint, first: String, second: String },
 }
 
-/// All users.
 #[derive(Debug, Default)]
 pub struct Users {
     entries: BTreeMap<UserIndex, Entry>,
@@ -201,11 +199,6 @@ impl Users {
         self.entries.get(&index).map_or("unknown", Entry::name)
     }
 
-    /// Users that there are and names that are remembered.
-    pub fn entries(&self) -> usize {
-        self.entries.len()
-    }
-
     pub fn len(&self) -> usize {
         self.users().count()
     }
@@ -267,7 +260,7 @@ mod tests {
             let new = [1, 2].map(|certificate| all.find(&Fingerprint([certificate; 32])).unwrap());
             assert!(last < new[0] && new[0] < new[1], "{new:?} after {last:?}");
             last = new[1];
-            assert!(all.entries() <= 5, "{all:?}");
+            assert!(all.entries.len() <= 5, "{all:?}");
             assert!(all.by_name.len() <= 5, "{all:?}");
         }
     }

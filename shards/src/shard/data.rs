@@ -11,7 +11,6 @@ use quinn_proto::crypto::ServerConfig as CryptoConfig;
 use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent};
 
 use super::downlink::Downlink;
-use super::params::Params;
 use super::{ClientMtu, Event};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
@@ -29,13 +28,12 @@ use crate::memory::{Accounts, Memory};
 use crate::packet::icmp::unasked_reply;
 use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::vnet::VnetHeader;
+use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connections::{Identity, Stage};
-use crate::quic::endpoint::{EndpointParams, QuicEndpoint, ShardKeys, words};
+use crate::quic::endpoint::{QuicEndpoint, ShardKeys, words};
 use crate::quic::failures::COST_OF_FAILURE;
 
-/// Records of unacknowledged packets may take one part in so many of a shard's memory.
-const RECORDS_OF_MEMORY: usize = 4;
 /// Narrowed paths that a shard tells of at once; beyond that, one a second.
 const NARROWINGS_BURST: u64 = 10;
 
@@ -101,26 +99,11 @@ impl DataPlane {
         now: Instant,
     ) -> Self {
         let (here, limits) = (params.index, &params.limits);
-        let endpoint = EndpointParams {
-            here,
-            shards: params.shards,
-            incarnation: params.incarnation,
-            connection_id_key: params.connection_id_key.clone(),
-            seed: params.seed,
-            wall_clock: params.wall_clock,
-            handshake_timeout: params.handshake_timeout,
-            transport: params.transport.clone(),
-            connections_max: limits.connections_max,
-            handshakes_max: limits.handshakes_max,
-            handshakes_per_source_max: limits.handshakes_per_source_max,
-            send_datagrams_max: limits.send_datagrams_max,
-            records_bytes_max: limits.memory_bytes_max / RECORDS_OF_MEMORY,
-        };
         let policy = Policy::new(here, params.tunnel, &params.outer_addresses, isolate_clients);
         // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
         let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
         DataPlane {
-            quic: QuicEndpoint::new(endpoint, keys, tls, now),
+            quic: QuicEndpoint::new(params.clone(), keys, tls, now),
             forward: Forwarder::new(policy, limits.merge, now),
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
@@ -151,7 +134,6 @@ impl DataPlane {
         self.tell_failed();
     }
 
-    /// Takes one datagram that another shard has received.
     pub fn handle_datagram(&mut self, received: Received) {
         self.quic.handle_datagram(self.now, received, &mut self.accounts);
         self.tell_failed();
@@ -238,7 +220,6 @@ impl DataPlane {
         self.quic.connections.want_to_send(slot);
     }
 
-    /// Somebody whom nobody knows has logged in.
     pub fn reject(&mut self, login: LoggedIn) {
         let slot = login.connection.slot;
         self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
@@ -246,7 +227,6 @@ impl DataPlane {
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
     }
 
-    /// It is known who has logged in.
     pub fn identify(&mut self, login: LoggedIn, user: UserIndex, home: ShardIndex) {
         self.accounts.counters.handshakes += 1;
         if let Some(client) = self.quic.connections.at(login.connection.slot) {
@@ -280,7 +260,6 @@ impl DataPlane {
         self.quic.connections.touch(slot);
     }
 
-    /// Closes a connection from this side.
     pub fn close(&mut self, slot: u32, code: u32, reason: &'static str) {
         self.close_of(None, slot, code, reason);
     }

@@ -78,7 +78,6 @@ impl Downlink<'_> {
         Ok(())
     }
 
-    /// Sends a packet of another client.
     pub fn deliver(&mut self, slot: u32, packet: Bytes, forward: &mut Forwarder) {
         let Some(client) = self.connections.at(slot) else { return };
         if packet.len() > client.tunnel.inner_mtu_bytes() {

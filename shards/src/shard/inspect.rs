@@ -14,7 +14,6 @@ use crate::session::home::Member;
 /// A look at a shard: see [`Shard::inspect`].
 pub struct Inspect<'a>(pub(super) &'a Shard);
 
-/// A limited user's tokens, as the home sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserTokens {
     pub user: UserIndex,

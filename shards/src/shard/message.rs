@@ -9,7 +9,6 @@ use crate::io::Received;
 use crate::packet::vnet::VnetHeader;
 use crate::session::message::ControlMessage;
 
-/// A message to another shard.
 #[derive(Debug)]
 pub enum Message {
     /// From data plane to data plane. May be lost.
@@ -77,7 +76,6 @@ impl Outbox {
         Outbox { here, remote: VecDeque::new(), local: VecDeque::new() }
     }
 
-    /// Sends `message` to shard `to`, which may be this one.
     pub fn send(&mut self, to: ShardIndex, message: impl Into<Message>) {
         if to == self.here {
             self.local.push_back(message.into());

@@ -12,7 +12,6 @@ mod downlink;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod message;
-pub mod params;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -27,6 +26,7 @@ use crate::limit::rate::Limit;
 use crate::machine::{Machine, Output};
 use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
+use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
 use crate::quic::endpoint::ShardKeys;
@@ -39,7 +39,6 @@ use crate::session::snapshot::Snapshot;
 use control::ControlPlane;
 use data::{DataPlane, ForOthers, Gone, LoggedIn};
 use message::{Message, Outbox, PacketMessage};
-use params::Params;
 
 /// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
 const EVENTS_MAX: usize = 4096;
@@ -140,7 +139,6 @@ impl Shard {
         self.here
     }
 
-    /// The counters as they stand.
     pub fn counters(&self) -> Counters {
         let sessions = &self.control.sessions;
         let (connections, users) = (sessions.connections() as u64, sessions.users() as u64);

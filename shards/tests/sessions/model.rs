@@ -282,7 +282,7 @@ impl Model {
         }
         for (shard, node) in self.nodes.iter().enumerate() {
             let agrees = |(&address, &connection)| node.routes.find(address) == Some(connection);
-            if node.routes.len() != held.len() || !held.iter().all(agrees) {
+            if node.routes.all().len() != held.len() || !held.iter().all(agrees) {
                 wrong.push(format!("shard {shard} has other routes than {held:?}: {:?}", node.routes));
             }
         }

@@ -54,7 +54,6 @@ struct Node {
     behind: Option<usize>,
 }
 
-/// The queue of a flow.
 #[derive(Debug, Default)]
 struct Queue {
     /// Whose queue it is or, once it is not listed, was.

@@ -39,9 +39,7 @@ const WAIT_PACKETS_MIN: u32 = 4;
 /// What may wait of one limited user on one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShaperLimits {
-    /// Most inner bytes that wait.
     pub bytes_max: usize,
-    /// Most packets that wait.
     pub packets_max: usize,
     /// Longest time that a packet waits. At rates below 48 kbps it is the time of four large packets instead, if that is more.
     pub wait_max: Duration,

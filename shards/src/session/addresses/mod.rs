@@ -30,7 +30,6 @@ use reserve::Reserve;
 /// Where the kernel is to steer an inner address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SteeringUpdate {
-    /// An inner address.
     pub address: IpAddr,
     /// The shard whose TUN queue gets its packets from now on; `None` when the address is free.
     pub owner: Option<ShardIndex>,
@@ -100,11 +99,6 @@ impl AddressAllocator {
 
     pub fn holdings(&self) -> impl Iterator<Item = (IpAddr, &Holding)> {
         self.held.iter().map(|(&address, holding)| (address, holding))
-    }
-
-    /// How many addresses are held for one home.
-    pub fn held_by(&self, home: ShardIndex) -> u64 {
-        self.held.values().filter(|holding| holding.home == home).count() as u64
     }
 
     /// How many ranges the free addresses lie in: what time and memory depend on.

@@ -25,7 +25,6 @@ pub struct FreeAddresses {
     tunnel: IpNet,
     /// Last address of each range, by pool and first address. Ranges of one pool are disjoint and do not touch.
     ranges: BTreeMap<(Pool, u128), u128>,
-    /// How many of the shared pool are free.
     shared_free: u128,
     /// How many it has.
     shared_total: u128,

@@ -27,7 +27,6 @@ pub struct Session {
     pub(super) due: Option<Instant>,
 }
 
-/// A connection of a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Member {
     pub login: Login,

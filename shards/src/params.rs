@@ -8,8 +8,6 @@ use ipnet::IpNet;
 use crate::ids::ShardIndex;
 use crate::limit::shaper::ShaperLimits;
 use crate::packet::coalesce::MergeLimits;
-use crate::quic::connection_id::ConnectionIdKey;
-use crate::quic::transport::TransportParams;
 
 /// A shard's bounds. Everything that grows is here.
 #[derive(Debug, Clone)]
@@ -54,7 +52,6 @@ impl Default for Limits {
 pub struct Params {
     /// How many shards there are, at most 128.
     pub shards: u16,
-    /// Which of them this is.
     pub index: ShardIndex,
     /// The tunnel network; its host part is the gateway's own inner address.
     pub tunnel: IpNet,
@@ -65,8 +62,6 @@ pub struct Params {
     /// Transport parameters of every connection.
     pub transport: TransportParams,
     pub limits: Limits,
-    /// Shared by all shards, kept across restarts.
-    pub connection_id_key: ConnectionIdKey,
     /// How often the shard has been started anew while its siblings lived on.
     pub incarnation: u32,
     /// The time of day when the shard is made. From then on it goes with `now`.
@@ -75,8 +70,35 @@ pub struct Params {
     pub seed: [u8; 32],
 }
 
-impl Params {
-    pub fn server_address(&self) -> IpAddr {
-        self.tunnel.addr()
-    }
+/// How packets of connections are sent and lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// RFC 9438.
+    Cubic,
+    /// BBR, as quinn-proto has it. Draws from a global random source.
+    Bbr,
+    /// RFC 9002, appendix B.
+    NewReno,
+    /// None: the inner traffic controls its own (RFC 8085, section 3.1.11).
+    #[default]
+    Uncontrolled,
+}
+
+/// What both ends of a connection are told about its transport.
+#[derive(Debug, Clone)]
+pub struct TransportParams {
+    /// Largest inner packet, in bytes.
+    pub mtu_bytes: u16,
+    /// A connection silent for this long is gone.
+    pub idle_timeout: Duration,
+    /// Time between keep-alives of a client; the gateway sends none.
+    pub keep_alive: Option<Duration>,
+    /// The round-trip time to reckon with until one is measured; `None` for the 333 ms of RFC 9002, section 6.2.2. It decides how soon a lost
+    /// first packet is repeated.
+    pub initial_rtt: Option<Duration>,
+    /// Datagrams waiting to be sent on a connection, in bytes; what comes then is dropped.
+    pub datagram_send_buffer_bytes_max: usize,
+    /// Datagrams received and not yet looked at, in bytes; the oldest gives way.
+    pub datagram_receive_buffer_bytes_max: usize,
+    pub congestion: Congestion,
 }
