@@ -113,8 +113,9 @@ pub use session::home::home_of;
 pub use session::message::{CloseReason, ControlMessage};
 pub use session::snapshot::Snapshot;
 pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError, WhenReached};
+pub use shard::Shard;
+pub use shard::action::{Action, ClientMtu, Command, Event};
 pub use shard::message::{Message, PacketMessage};
-pub use shard::{Action, ClientMtu, Command, Event, Shard};
 
 /// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.
 #[cfg(feature = "inspect")]

@@ -10,7 +10,7 @@ use crate::ids::{ConnectionKey, ShardIndex};
 #[derive(Debug, Default)]
 pub struct Routes {
     known: FxHashMap<IpAddr, ConnectionKey>,
-    /// Told by a keeper that has died, and not yet by the one in its place. They hold until that one has told all.
+    /// Told by a allocator that has died, and not yet by the one in its place. They hold until that one has told all.
     doubtful: FxHashMap<IpAddr, ConnectionKey>,
 }
 
@@ -31,13 +31,13 @@ impl Routes {
         self.doubtful.retain(|_, connection| connection.owner != owner);
     }
 
-    /// The keeper has died: whatever it told may be out of date.
+    /// The allocator has died: whatever it told may be out of date.
     #[expect(clippy::disallowed_methods, reason = "all of them go to one place")]
     pub fn doubt(&mut self) {
         self.doubtful.extend(self.known.drain());
     }
 
-    /// The keeper has told all routes.
+    /// The allocator has told all routes.
     pub fn told(&mut self) {
         self.doubtful.clear();
     }

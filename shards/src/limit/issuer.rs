@@ -63,7 +63,7 @@ struct Request {
     turn: u64,
 }
 
-/// Where all tokens of a ledger are.
+/// Where all tokens of a issuer are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Audit {
     /// All that were ever minted, in units (see [`UNITS_PER_BYTE`](crate::limit::bucket::UNITS_PER_BYTE)).
@@ -97,12 +97,12 @@ impl IssuedLease {
 }
 
 impl LeaseIssuer {
-    /// The ledger of a user who has been silent for long.
+    /// The issuer of a user who has been silent for long.
     pub fn full(user: UserIndex, limit: Limit, now: Instant) -> Self {
         LeaseIssuer::with(user, TokenBucket::full(limit, now))
     }
 
-    /// The ledger of a user whose former ledger was lost: nothing in it, and tokens come from `since` on.
+    /// The issuer of a user whose former issuer was lost: nothing in it, and tokens come from `since` on.
     pub fn empty(user: UserIndex, limit: Limit, since: Instant) -> Self {
         LeaseIssuer::with(user, TokenBucket::empty(limit, since))
     }
@@ -136,7 +136,10 @@ impl LeaseIssuer {
         let newly_returned = returned - holder.returned_bytes;
         holder.returned_bytes = returned;
         holder.turn = holder.turn.saturating_sub(newly_returned);
-        debug_assert!(report.spent_bytes <= spent && report.returned_bytes <= returned, "more settled than granted");
+        debug_assert!(
+            report.spent_bytes <= spent && report.returned_bytes <= returned,
+            "more accounted for than granted"
+        );
         let granted_bytes = holder.granted_bytes;
         self.spent_bytes += u128::from(newly_spent);
         self.put_back(newly_returned);
@@ -187,7 +190,7 @@ impl LeaseIssuer {
         self.due
     }
 
-    /// When the bucket will hold a burst, if nobody spends: from then on nothing is lost if the ledger is forgotten. `None` while tokens are on
+    /// When the bucket will hold a burst, if nobody spends: from then on nothing is lost if the issuer is forgotten. `None` while tokens are on
     /// lease.
     pub fn full_at(&self) -> Option<Instant> {
         self.bucket.ready_at(self.limit().burst_bytes, self.outstanding_bytes())

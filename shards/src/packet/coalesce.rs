@@ -170,7 +170,7 @@ impl Coalescer {
     /// Takes a packet. `inner` is what [`InnerPacket::parse`] says of it; with anything else frames come out that make no sense.
     ///
     /// # Errors
-    /// Gives the packet back while the merger [is full](Coalescer::is_full): poll all frames, then push it again.
+    /// Gives the packet back while the coalescer [is full](Coalescer::is_full): poll all frames, then push it again.
     pub fn push(&mut self, packet: Bytes, inner: &InnerPacket) -> Result<(), Bytes> {
         if self.is_full() {
             return Err(packet);

@@ -62,7 +62,7 @@ struct Likeness {
     ack: u32,
 }
 
-/// A TCP segment or UDP datagram as the merger sees it.
+/// A TCP segment or UDP datagram as the coalescer sees it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Segment {
     pub flow: Flow,

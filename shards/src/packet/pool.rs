@@ -99,11 +99,11 @@ mod tests {
     use super::*;
 
     /// Copies until `chunks` chunks are full, keeping the last `kept` copies, and returns in how many places they were.
-    fn places(arena: &mut PacketPool, chunks: usize, kept: usize) -> usize {
+    fn places(pool: &mut PacketPool, chunks: usize, kept: usize) -> usize {
         let packet = [7; CHUNK_BYTES / 8];
         let (mut queue, mut places) = (VecDeque::new(), BTreeSet::new());
         for _ in 0..chunks * 8 {
-            let copy = arena.copy(&packet);
+            let copy = pool.copy(&packet);
             assert_eq!(copy, packet[..]);
             places.insert(copy.as_ptr() as usize);
             queue.push_back(copy);
@@ -123,22 +123,22 @@ mod tests {
 
     #[test]
     fn a_packet_that_stays_costs_its_own_chunk_and_no_other() {
-        let mut arena = PacketPool::default();
-        let stays = arena.copy(b"stays");
-        places(&mut arena, 1, 0);
-        assert_eq!(places(&mut arena, 100, 0), 8, "one chunk");
+        let mut pool = PacketPool::default();
+        let stays = pool.copy(b"stays");
+        places(&mut pool, 1, 0);
+        assert_eq!(places(&mut pool, 100, 0), 8, "one chunk");
         assert_eq!(stays, b"stays"[..]);
     }
 
     #[test]
     fn beyond_the_bound_packets_that_stay_keep_their_own_length() {
-        let mut arena = PacketPool::default();
-        let kept: Vec<Bytes> = (0..400).map(|index| arena.copy(&[index as u8; CHUNK_BYTES / 8])).collect();
-        assert_eq!(arena.used.len(), CHUNKS_MAX);
-        assert_eq!(arena.room(1).capacity(), 1, "no chunk for one byte");
+        let mut pool = PacketPool::default();
+        let kept: Vec<Bytes> = (0..400).map(|index| pool.copy(&[index as u8; CHUNK_BYTES / 8])).collect();
+        assert_eq!(pool.used.len(), CHUNKS_MAX);
+        assert_eq!(pool.room(1).capacity(), 1, "no chunk for one byte");
         assert!(kept.iter().enumerate().all(|(index, packet)| packet.iter().all(|byte| *byte == index as u8)));
         drop(kept);
-        assert_eq!(places(&mut arena, 100, 0), 8, "one chunk, once they are gone");
+        assert_eq!(places(&mut pool, 100, 0), 8, "one chunk, once they are gone");
     }
 
     #[test]

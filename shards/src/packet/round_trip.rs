@@ -16,12 +16,12 @@ fn split_all(header: &VnetHeader, frame: &[u8]) -> Vec<Bytes> {
     packets
 }
 
-fn merge_all(merger: &mut Coalescer, packets: impl IntoIterator<Item = Bytes>) -> Vec<(VnetHeader, Vec<u8>)> {
+fn merge_all(coalescer: &mut Coalescer, packets: impl IntoIterator<Item = Bytes>) -> Vec<(VnetHeader, Vec<u8>)> {
     for packet in packets {
-        merger.push(packet.clone(), &InnerPacket::parse(&packet).unwrap()).unwrap();
+        coalescer.push(packet.clone(), &InnerPacket::parse(&packet).unwrap()).unwrap();
     }
     let mut frames = Vec::new();
-    while let Some(frame) = merger.poll_frame() {
+    while let Some(frame) = coalescer.poll_frame() {
         let mut bytes = frame.header.to_vec();
         frame.payloads.iter().for_each(|payload| bytes.extend(payload));
         let (header, packet) = VnetHeader::parse(&bytes).unwrap();
@@ -169,8 +169,8 @@ proptest! {
 
     #[test]
     fn interleaved_flows_keep_every_packet_and_their_own_order(packets in interleaved(), runs_max in 0..8usize) {
-        let mut merger = Coalescer::new(MergeLimits { runs_max, ..MergeLimits::default() });
-        let frames = merge_all(&mut merger, packets.iter().map(|(_, packet)| Bytes::copy_from_slice(packet)));
+        let mut coalescer = Coalescer::new(MergeLimits { runs_max, ..MergeLimits::default() });
+        let frames = merge_all(&mut coalescer, packets.iter().map(|(_, packet)| Bytes::copy_from_slice(packet)));
         let after: Vec<_> = frames.iter().flat_map(|(header, frame)| split_all(header, frame)).collect();
         prop_assert_eq!(after.len(), packets.len());
         for flow in 0..6 {
@@ -185,16 +185,16 @@ proptest! {
         packets in prop::collection::vec(test_packets::almost_a_packet(), 0..20),
         mismatched in any::<bool>(),
     ) {
-        let mut merger = Coalescer::new(MergeLimits { runs_max: 4, frames_max: 16, ..MergeLimits::default() });
+        let mut coalescer = Coalescer::new(MergeLimits { runs_max: 4, frames_max: 16, ..MergeLimits::default() });
         let readable: Vec<_> = packets.iter().filter_map(|packet| Some((packet, InnerPacket::parse(packet).ok()?))).collect();
         let mut taken = 0;
         for (index, (packet, inner)) in readable.iter().enumerate() {
             // A caller's mistake must not panic either.
             let inner = if mismatched { &readable[(index + 1) % readable.len()].1 } else { inner };
-            taken += usize::from(merger.push(Bytes::copy_from_slice(packet), inner).is_ok());
+            taken += usize::from(coalescer.push(Bytes::copy_from_slice(packet), inner).is_ok());
         }
         let mut polled = 0;
-        while let Some(frame) = merger.poll_frame() {
+        while let Some(frame) = coalescer.poll_frame() {
             polled += frame.payloads.len();
         }
         prop_assert_eq!(polled, taken);

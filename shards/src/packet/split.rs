@@ -1,6 +1,6 @@
 //! Splitting a frame of the TUN queue into the packets that it stands for.
 //!
-//! The frame is copied once, into the caller's arena, and checksums are completed there. The virtio header says what to do, but
+//! The frame is copied once, into the caller's pool, and checksums are completed there. The virtio header says what to do, but
 //! every offset that it names is checked against the packet's own headers.
 
 use std::mem::offset_of;
@@ -29,7 +29,7 @@ const CWR: u16 = 0x80;
 
 /// Splits `frame`, the inner packet behind the virtio header `header`, calls `emit` for each packet in order and returns their number.
 ///
-/// Room for all packets is taken of `arena` at once, or piece by piece where they are to wait; each packet is then a reference into it. Every packet has all of its lengths and
+/// Room for all packets is taken of `pool` at once, or piece by piece where they are to wait; each packet is then a reference into it. Every packet has all of its lengths and
 /// checksums right, but a checksum that `header` does not say to be incomplete is passed on as it is. Segments get what Linux's
 /// own segmentation gives them: IPv4 identifications count up, FIN and PSH are on the last, CWR is on the first.
 ///
@@ -39,10 +39,10 @@ const CWR: u16 = 0x80;
 pub fn split(
     header: &VnetHeader,
     frame: &[u8],
-    arena: &mut PacketPool,
+    pool: &mut PacketPool,
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Malformed> {
-    split_first(header, frame, arena, usize::MAX, emit)
+    split_first(header, frame, pool, usize::MAX, emit)
 }
 
 /// Like [`split`], but makes only the first `packets_max` packets, where there is no room for more.
@@ -52,13 +52,13 @@ pub fn split(
 pub fn split_first(
     header: &VnetHeader,
     frame: &[u8],
-    arena: &mut PacketPool,
+    pool: &mut PacketPool,
     packets_max: usize,
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Malformed> {
     let inner = InnerPacket::parse(frame)?;
     if header.gso_type == vnet::GSO_NONE {
-        emit(copy_whole(header, frame, &inner, arena)?);
+        emit(copy_whole(header, frame, &inner, pool)?);
         return Ok(1);
     }
     let transport = match (header.gso_type & !vnet::GSO_ECN, inner.is_v6()) {
@@ -66,7 +66,7 @@ pub fn split_first(
         (vnet::GSO_UDP_L4, _) => Transport::Udp,
         _ => return Err(Malformed),
     };
-    SuperPacket::read(header, frame, &inner, transport)?.segment(arena, packets_max, emit)
+    SuperPacket::read(header, frame, &inner, transport)?.segment(pool, packets_max, emit)
 }
 
 /// Copies a frame that is one packet, and completes its checksum where that is wanted.
@@ -74,7 +74,7 @@ fn copy_whole(
     header: &VnetHeader,
     frame: &[u8],
     inner: &InnerPacket,
-    arena: &mut PacketPool,
+    pool: &mut PacketPool,
 ) -> Result<Bytes, Malformed> {
     let completed = if header.needs_csum() {
         let start = usize::from(header.csum_start);
@@ -88,7 +88,7 @@ fn copy_whole(
     } else {
         None
     };
-    let room = arena.room(frame.len());
+    let room = pool.room(frame.len());
     room.extend_from_slice(frame);
     let mut packet = room.split();
     if let Some((at, checksum)) = completed {
@@ -160,7 +160,7 @@ impl<'a> SuperPacket<'a> {
 
     fn segment(
         &self,
-        arena: &mut PacketPool,
+        pool: &mut PacketPool,
         packets_max: usize,
         emit: &mut impl FnMut(Bytes),
     ) -> Result<usize, Malformed> {
@@ -168,13 +168,13 @@ impl<'a> SuperPacket<'a> {
         let segments = payload.len().div_ceil(self.segment_bytes);
         let emitted = segments.min(packets_max);
         let wanted = &payload[..payload.len().min(emitted.saturating_mul(self.segment_bytes))];
-        let piece = arena.packets_in_piece(headers.len() + self.segment_bytes).min(segments);
+        let piece = pool.packets_in_piece(headers.len() + self.segment_bytes).min(segments);
         let ip_sum = if self.is_v6 { Sum::default() } else { self.ip_sum() };
         let transport_sum = self.transport_sum();
         let mut index = 0;
         for payloads in wanted.chunks(piece * self.segment_bytes) {
             let packets = payloads.len().div_ceil(self.segment_bytes);
-            let room = arena.room(packets * headers.len() + payloads.len());
+            let room = pool.room(packets * headers.len() + payloads.len());
             for segment in payloads.chunks(self.segment_bytes) {
                 room.extend_from_slice(headers);
                 room.extend_from_slice(segment);

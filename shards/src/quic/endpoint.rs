@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::{HmacKey, ServerConfig as CryptoConfig};
 use quinn_proto::{
-    Connection, ConnectionError, DatagramEvent, Endpoint, EndpointConfig, EndpointEvent, Event as ConnectionEvent,
-    Incoming, ServerConfig, TimeSource, VarInt,
+    Connection, ConnectionError, DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming,
+    TimeSource, VarInt,
 };
 use rustls::pki_types::CertificateDer;
 
 use super::admission::{Admission, Room};
 use super::close_code;
-use super::connection_id::{ConnectionIdKey, Steered, SteeringIds, steer};
+use super::connection_id::{ConnectionIdKey, Steered, steer};
 use super::connections::{Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
 use super::in_flight::InFlight;
 use super::moves::Moves;
 use super::responses::Responses;
 use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries, TokenKey};
-use super::transport::gateway_transport;
+use super::setup::{endpoint, retries, server_config};
 use super::tunnel_connection::{TunnelConnection, outgoing};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
@@ -46,8 +46,6 @@ const DATAGRAM_COST_BYTES: usize = 192;
 /// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
 const STALE_TOKENS_PER_S: u64 = 100;
 const STALE_TOKENS_BURST: u64 = 20;
-/// Time between two stateless resets. A gateway that comes back after a crash owes one to every old client, soon.
-const RESET_INTERVAL: Duration = Duration::from_micros(100);
 
 /// What a shard's cryptography needs, shared by all shards of a gateway.
 #[derive(Clone)]
@@ -475,46 +473,6 @@ impl QuicEndpoint {
     pub fn unacknowledged_bytes(&self) -> usize {
         self.in_flight.bytes()
     }
-}
-
-fn retries(params: &Params, keys: &ShardKeys) -> Retries {
-    // Of another key than the endpoint's own, so that no ID is issued twice.
-    let nonce_key = retry::subkey(&params.seed, b"retry id");
-    let ids = SteeringIds::new(keys.connection_id.clone(), params.shards, params.index, nonce_key);
-    Retries::new(keys.token.clone(), ids, retry::subkey(&params.seed, b"retry token"))
-}
-
-fn endpoint(params: &Params, keys: &ShardKeys, server: Arc<ServerConfig>) -> Endpoint {
-    let (shards, here, id_key) = (params.shards, params.index, keys.connection_id.clone());
-    let nonce_key: [u8; 16] = params.seed[..16].try_into().expect("a seed has 32 bytes");
-    let mut config = EndpointConfig::new(keys.reset.clone());
-    config
-        .cid_generator(move || Box::new(SteeringIds::new(id_key.clone(), shards, here, nonce_key)))
-        .rng_seed(Some(params.seed))
-        .supported_versions(vec![retry::VERSION])
-        .min_reset_interval(RESET_INTERVAL);
-    config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
-    Endpoint::new(Arc::new(config), Some(server), true, None)
-}
-
-fn server_config(
-    params: &Params,
-    keys: &ShardKeys,
-    tls: Arc<dyn CryptoConfig>,
-    wall_clock: &WallClock,
-    in_flight: &InFlight,
-) -> Arc<ServerConfig> {
-    let mut server = ServerConfig::new(tls, Arc::new(keys.token.clone()));
-    server
-        .transport_config(Arc::new(gateway_transport(&params.transport, in_flight)))
-        .migration(true)
-        .retry_token_lifetime(retry::TOKEN_LIFETIME)
-        .max_incoming(params.limits.handshakes_max)
-        // An Initial is answered at once, so nothing comes between.
-        .incoming_buffer_size(0)
-        .incoming_buffer_size_total(0)
-        .time_source(Arc::new(wall_clock.clone()));
-    Arc::new(server)
 }
 
 /// SHA-256 of the client's certificate.

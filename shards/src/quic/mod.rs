@@ -14,6 +14,7 @@ pub mod moves;
 pub mod path_mtu;
 pub mod responses;
 pub mod retry;
+mod setup;
 pub mod timers;
 pub mod transport;
 pub mod tunnel_connection;

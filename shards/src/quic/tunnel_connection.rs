@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
-use quinn_proto::{Connection, ConnectionEvent, ConnectionHandle, ConnectionStats, Endpoint, SendDatagramError};
+use quinn_proto::{Connection, ConnectionEvent, ConnectionHandle, ConnectionStats, Dir, Endpoint, SendDatagramError};
 
 use crate::counters::Counters;
 use crate::drops::{DropReason, Drops};
@@ -318,6 +318,13 @@ impl TunnelConnection {
             }
             None => false,
         }
+    }
+
+    /// Writes `message` on a new unidirectional stream, whole, and finishes it.
+    pub fn send_on_first_stream(&mut self, message: &[u8]) -> bool {
+        let Some(stream) = self.connection.streams().open(Dir::Uni) else { return false };
+        let mut stream = self.connection.send_stream(stream);
+        stream.write(message) == Ok(message.len()) && stream.finish().is_ok()
     }
 
     /// Takes note that the peer has no handshake message left to send.

@@ -8,71 +8,31 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::crypto::ServerConfig as CryptoConfig;
-use quinn_proto::{Connection, ConnectionError, Dir, Event as ConnectionEvent};
+use quinn_proto::{ConnectionError, Event as ConnectionEvent};
 
+use super::action::Event;
+use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
-use super::{ClientMtu, Event};
+use super::for_others::{ForOthers, Gone, LoggedIn};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Policy, Verdict};
-use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
-use crate::limit::bucket::RateLimiter;
-use crate::limit::lease::{LeaseClose, LeaseReport};
 use crate::limit::rate::Limit;
 use crate::limit::shaper::{Direction, FlowKey, QueuedPacket};
 use crate::limit::user_queues::UserQueues;
 use crate::memory::{Accounts, Memory};
 use crate::packet::icmp::unasked_reply;
-use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
+use crate::packet::inner::InnerPacket;
 use crate::packet::vnet::VnetHeader;
 use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connections::{Identity, Stage};
 use crate::quic::endpoint::{QuicEndpoint, ShardKeys, words};
 use crate::quic::failures::COST_OF_FAILURE;
-
-/// Narrowed paths that a shard tells of at once; beyond that, one a second.
-const NARROWINGS_BURST: u64 = 10;
-
-/// What the data plane has for others, in the order in which it came about.
-#[derive(Debug)]
-pub enum ForOthers {
-    /// An inner packet for a client, whoever owns its connection.
-    Packet { to: ConnectionKey, packet: Bytes },
-    /// A TUN frame that the kernel gave to the wrong queue.
-    Frame { owner: ShardIndex, frame: Bytes },
-    /// A UDP datagram that the kernel gave to the wrong socket.
-    Datagram { owner: ShardIndex, received: Received },
-    /// For a user's home: how its lease stands, and what is wanted.
-    LeaseWanted { home: ShardIndex, report: LeaseReport },
-    /// For a user's home: the last word on a lease.
-    LeaseClosed { home: ShardIndex, close: LeaseClose },
-    /// A connection on which somebody had logged in is gone.
-    Gone(Gone),
-    /// For the log.
-    Event(Event),
-}
-
-/// The end of a connection on which somebody had logged in.
-#[derive(Debug)]
-pub struct Gone {
-    pub identity: Identity,
-    pub connection: ConnectionKey,
-    /// Why, if it had an address.
-    pub reason: Option<String>,
-    /// Version of the snapshot that ended it, where that is another shard's.
-    pub version: Option<u64>,
-}
-
-/// Somebody has proved to hold the key of a certificate.
-#[derive(Debug, Clone, Copy)]
-pub struct LoggedIn {
-    pub connection: ConnectionKey,
-    pub certificate: Fingerprint,
-}
 
 /// What is done for each packet.
 pub struct DataPlane {
@@ -81,12 +41,9 @@ pub struct DataPlane {
     pub limits: UserQueues,
     pub accounts: Accounts,
     pub for_others: VecDeque<ForOthers>,
-    /// One entry for each change of a connection's path; the driver takes them in every pass.
-    pub client_mtus: VecDeque<ClientMtu>,
-    narrowings_told: RateLimiter,
+    pub client_mtus: ClientMtus,
     here: ShardIndex,
     tunnel: ipnet::IpNet,
-    tunnel_mtu_bytes: u16,
     now: Instant,
 }
 
@@ -108,11 +65,9 @@ impl DataPlane {
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
             for_others: VecDeque::new(),
-            client_mtus: VecDeque::new(),
-            narrowings_told: RateLimiter::new(1, NARROWINGS_BURST, now),
+            client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
             here,
             tunnel: params.tunnel,
-            tunnel_mtu_bytes: params.transport.mtu_bytes,
             now,
         }
     }
@@ -247,7 +202,7 @@ impl DataPlane {
     pub fn admit(&mut self, slot: u32, identity: Identity, address: IpAddr, limit: Option<Limit>) {
         let Some(client) = self.quic.connections.at(slot) else { return };
         let assignment = Assignment::new(self.tunnel, address).to_json();
-        if !send_on_first_stream(&mut client.tunnel.connection, &assignment) {
+        if !client.tunnel.send_on_first_stream(&assignment) {
             return self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         }
         client.stage = Stage::Attached { identity, address, limited: limit.is_some() };
@@ -313,9 +268,7 @@ impl DataPlane {
             Stage::Handshaking { .. } | Stage::Closed => return,
         };
         if let Some((address, limited)) = attached {
-            if client.told_mtu_bytes.take().is_some() {
-                self.client_mtus.push_back(ClientMtu { address, connection, mtu_bytes: None });
-            }
+            self.client_mtus.forget(client, address);
             if limited {
                 self.leave_queue(identity.user, connection);
             }
@@ -542,8 +495,9 @@ impl DataPlane {
         let Some(client) = self.quic.connections.at(slot) else { return };
         let carried_bytes = client.tunnel.told_mtu_bytes(self.now);
         let Stage::Attached { identity, address, .. } = client.stage else { return };
-        self.tell_driver(slot, identity.user, address, carried_bytes);
-        let Some(client) = self.quic.connections.at(slot) else { return };
+        let (who, counters) = ((identity.user, address), &mut self.accounts.counters);
+        let event = self.client_mtus.set(self.now, client, who, carried_bytes, counters);
+        self.for_others.extend(event.map(ForOthers::Event));
         while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
             let reply =
                 self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
@@ -556,27 +510,6 @@ impl DataPlane {
         }
         if client.tunnel.path.has_confirmation() {
             self.quic.connections.want_to_send(slot);
-        }
-    }
-
-    fn tell_driver(&mut self, slot: u32, user: UserIndex, address: IpAddr, carried_bytes: usize) {
-        let Some(client) = self.quic.connections.at(slot) else { return };
-        let mtu_bytes = u16::try_from(carried_bytes).ok().filter(|&bytes| bytes < self.tunnel_mtu_bytes);
-        if mtu_bytes == client.told_mtu_bytes {
-            return;
-        }
-        let connection = client.key;
-        let before = std::mem::replace(&mut client.told_mtu_bytes, mtu_bytes).unwrap_or(self.tunnel_mtu_bytes);
-        self.client_mtus.push_back(ClientMtu { address, connection, mtu_bytes });
-        if let Some(mtu_bytes) = mtu_bytes
-            && mtu_bytes < before
-        {
-            let is_too_narrow = address.is_ipv6() && usize::from(mtu_bytes) < MTU_BYTES_MIN_V6;
-            self.accounts.counters.narrowed_paths += 1;
-            self.accounts.counters.too_narrow_paths += u64::from(is_too_narrow);
-            if self.narrowings_told.allows(self.now) {
-                self.tell(Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow });
-            }
         }
     }
 
@@ -596,11 +529,4 @@ struct Sender {
     user: UserIndex,
     address: IpAddr,
     local_ip: Option<IpAddr>,
-}
-
-/// Writes `message` on a new unidirectional stream, whole, and finishes it.
-fn send_on_first_stream(connection: &mut Connection, message: &[u8]) -> bool {
-    let Some(stream) = connection.streams().open(Dir::Uni) else { return false };
-    let mut stream = connection.send_stream(stream);
-    stream.write(message) == Ok(message.len()) && stream.finish().is_ok()
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::data::ForOthers;
+use super::for_others::ForOthers;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::limit::shaper::Direction;

@@ -6,7 +6,7 @@ use super::Violation;
 use crate::world::World;
 
 /// Drops that are of no inner packet either, beside those of outer datagrams. Replies that are not sent are beside a drop that is counted as
-/// too big; a frame that the merger has no room for has been counted as sent.
+/// too big; a frame that the coalescer has no room for has been counted as sent.
 const NOT_INNER: [DropReason; 5] = [
     DropReason::ReplyLimit,
     DropReason::UdpSend,

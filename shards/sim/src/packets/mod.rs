@@ -85,9 +85,9 @@ impl Packets {
             // An ICMP message of the gateway's.
             return Ok(());
         }
-        let mut arena = PacketPool::default();
+        let mut pool = PacketPool::default();
         let mut result = Ok(());
-        let taken_apart = split(&header, packet, &mut arena, &mut |packet| {
+        let taken_apart = split(&header, packet, &mut pool, &mut |packet| {
             if result.is_ok() {
                 result = self.arrived(now, at, &packet);
             }

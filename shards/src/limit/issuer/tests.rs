@@ -14,9 +14,9 @@ fn limit(bits_per_s: u64) -> Limit {
     Limit::new(Rate::from_bits_per_s(bits_per_s).unwrap())
 }
 
-/// A ledger, its grants, and the oracle after every call.
+/// A issuer, its grants, and the oracle after every call.
 struct Bench {
-    ledger: LeaseIssuer,
+    issuer: LeaseIssuer,
     now: Instant,
     grants: VecDeque<LeaseGrant>,
 }
@@ -24,41 +24,41 @@ struct Bench {
 impl Bench {
     fn full(limit: Limit) -> Self {
         let now = origin();
-        Bench { ledger: LeaseIssuer::full(USER, limit, now), now, grants: VecDeque::new() }
+        Bench { issuer: LeaseIssuer::full(USER, limit, now), now, grants: VecDeque::new() }
     }
 
     fn empty(limit: Limit) -> Self {
         let now = origin();
-        Bench { ledger: LeaseIssuer::empty(USER, limit, now), now, grants: VecDeque::new() }
+        Bench { issuer: LeaseIssuer::empty(USER, limit, now), now, grants: VecDeque::new() }
     }
 
     fn with(&mut self, act: impl FnOnce(&mut LeaseIssuer, Instant, &mut dyn FnMut(LeaseGrant))) {
-        let Bench { ledger, now, grants } = self;
-        act(ledger, *now, &mut |grant| grants.push_back(grant));
-        let audit = self.ledger.audit();
+        let Bench { issuer, now, grants } = self;
+        act(issuer, *now, &mut |grant| grants.push_back(grant));
+        let audit = self.issuer.audit();
         assert!(audit.is_conserved() && audit.is_within_burst(), "{audit:?}");
     }
 
     fn report(&mut self, report: LeaseReport) {
-        self.with(|ledger, now, mut grant| ledger.report(now, &report, &mut grant));
+        self.with(|issuer, now, mut grant| issuer.report(now, &report, &mut grant));
     }
 
     fn close(&mut self, lease: LeaseId, spent_bytes: u64) {
         let close = LeaseClose { user: USER, lease, spent_bytes };
-        self.with(|ledger, now, mut grant| ledger.close(now, &close, &mut grant));
+        self.with(|issuer, now, mut grant| issuer.close(now, &close, &mut grant));
     }
 
     fn holder_lost(&mut self, shard: ShardIndex) {
-        self.with(|ledger, now, mut grant| ledger.holder_lost(now, shard, &mut grant));
+        self.with(|issuer, now, mut grant| issuer.holder_lost(now, shard, &mut grant));
     }
 
     fn set_limit(&mut self, limit: Limit) {
-        self.with(|ledger, now, mut grant| ledger.set_limit(now, limit, &mut grant));
+        self.with(|issuer, now, mut grant| issuer.set_limit(now, limit, &mut grant));
     }
 
     fn wait(&mut self, time: Duration) {
         self.now += time;
-        self.with(|ledger, now, mut grant| ledger.handle_timeout(now, &mut grant));
+        self.with(|issuer, now, mut grant| issuer.handle_timeout(now, &mut grant));
     }
 
     /// The only grant there is: of which lease, how much in all, and whether it recalls.
@@ -76,7 +76,7 @@ impl Bench {
 
     /// When the first request is due, from now.
     fn due(&self) -> Duration {
-        self.ledger.poll_timeout().expect("somebody waits") - self.now
+        self.issuer.poll_timeout().expect("somebody waits") - self.now
     }
 }
 
@@ -118,7 +118,7 @@ fn a_packet_of_a_slow_user_goes_in_the_nanosecond_in_which_its_tokens_are_there(
     assert!(bench.grants.is_empty());
     bench.wait(Duration::from_nanos(1));
     assert_eq!(bench.grant(), (A, PACKET, false));
-    assert_eq!(bench.ledger.poll_timeout(), None);
+    assert_eq!(bench.issuer.poll_timeout(), None);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn shares(bits_per_s: u64, packet_bytes: [u64; 2]) -> [u64; 2] {
         }
         let grants = std::mem::take(&mut bench.grants);
         if grants.is_empty() {
-            let due = bench.ledger.poll_timeout().unwrap_or(bench.now + Duration::from_millis(1));
+            let due = bench.issuer.poll_timeout().unwrap_or(bench.now + Duration::from_millis(1));
             bench.wait(due - bench.now);
         }
         for grant in grants.iter().chain(&std::mem::take(&mut bench.grants)) {
@@ -206,7 +206,7 @@ fn tokens_parked_at_an_idle_holder_serve_another_after_one_recall() {
     let mut bench = Bench::full(limit(1_000));
     let (mut idle, mut busy) = (Lease::new(USER, A), Lease::new(USER, B));
     // One takes what the bucket holds, bit by bit.
-    while bench.ledger.audit().bucket_units > 0 {
+    while bench.issuer.audit().bucket_units > 0 {
         let granted_bytes = idle.totals.granted_bytes;
         bench.report(LeaseReport { granted_bytes, ..wants(A, LEASE_BYTES_MIN, PACKET) });
         idle.handle_grant(&bench.grants.pop_front().unwrap());
@@ -215,14 +215,14 @@ fn tokens_parked_at_an_idle_holder_serve_another_after_one_recall() {
     bench.report(busy.poll_report(bench.now, PACKET, PACKET).unwrap());
     let recall = bench.grants.pop_front().unwrap();
     assert_eq!((recall.lease, recall.recall), (A, true));
-    assert_eq!(bench.ledger.poll_timeout(), None, "nothing is minted before something comes back");
+    assert_eq!(bench.issuer.poll_timeout(), None, "nothing is minted before something comes back");
     assert!(bench.grants.is_empty(), "one recall");
     idle.handle_grant(&recall);
     bench.report(idle.poll_report(bench.now, 0, 0).unwrap());
     busy.handle_grant(&bench.grants.pop_front().unwrap());
     assert!(busy.spend(PACKET));
     assert_eq!(idle.available_bytes(), 0);
-    assert_eq!(bench.ledger.audit().bucket_units, units(65_536 - PACKET));
+    assert_eq!(bench.issuer.audit().bucket_units, units(65_536 - PACKET));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn those_whose_packets_wait_are_recalled_only_when_nobody_can_be_served_otherwis
         assert_eq!(bench.grant(), (A, 1_000, true));
         // Both hold a part of what their next packet takes.
         bench.report(LeaseReport { granted_bytes: 1_000, ..wants(A, 500, 500) });
-        assert_eq!(bench.ledger.poll_timeout().is_none(), is_stuck);
+        assert_eq!(bench.issuer.poll_timeout().is_none(), is_stuck);
         assert_eq!(bench.grants.iter().any(|grant| grant.recall), is_stuck);
     }
 }
@@ -286,7 +286,7 @@ fn a_lost_grant_is_repaired_by_the_repetition_and_not_granted_twice() {
     assert_eq!(bench.grants.front().map(|grant| grant.granted_bytes), Some(granted_bytes));
     lease.handle_grant(&bench.grants.pop_front().unwrap());
     assert!(bench.grants.is_empty());
-    assert_eq!((lease.available_bytes(), bench.ledger.audit().outstanding_bytes), (20_000, 20_000));
+    assert_eq!((lease.available_bytes(), bench.issuer.audit().outstanding_bytes), (20_000, 20_000));
 }
 
 #[test]
@@ -294,10 +294,10 @@ fn what_is_spent_leaves_room_to_mint_and_what_is_outstanding_does_not() {
     let mut bench = Bench::full(limit(80_000_000));
     bench.report(wants(A, 50_000, PACKET));
     bench.wait(Duration::from_secs(10));
-    assert_eq!(bench.ledger.audit().bucket_units, units(9_950_000));
+    assert_eq!(bench.issuer.audit().bucket_units, units(9_950_000));
     bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, ..wants(A, 0, 0) });
     bench.wait(Duration::from_secs(10));
-    assert_eq!(bench.ledger.audit().bucket_units, units(9_970_000));
+    assert_eq!(bench.issuer.audit().bucket_units, units(9_970_000));
 }
 
 #[test]
@@ -305,10 +305,10 @@ fn the_remainder_of_a_closed_lease_comes_back() {
     let mut bench = Bench::full(limit(80_000_000));
     bench.report(wants(A, 50_000, PACKET));
     bench.close(A, 20_000);
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     assert_eq!((audit.bucket_units, audit.spent_bytes, audit.outstanding_bytes), (units(9_980_000), 20_000, 0));
     bench.close(A, 50_000);
-    assert_eq!(bench.ledger.audit(), audit, "only once");
+    assert_eq!(bench.issuer.audit(), audit, "only once");
 }
 
 #[test]
@@ -317,9 +317,9 @@ fn what_a_dead_holder_held_expires() {
     bench.report(wants(A, 50_000, PACKET));
     bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, ..wants(A, 0, 0) });
     bench.holder_lost(A.holder);
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     assert_eq!((audit.bucket_units, audit.expired_units), (units(9_950_000), units(30_000)));
-    assert_eq!(bench.ledger.leases().count(), 0);
+    assert_eq!(bench.issuer.leases().count(), 0);
 }
 
 #[test]
@@ -340,13 +340,13 @@ fn a_new_lease_of_a_holder_ends_the_one_before() {
     let next = LeaseId { number: 2, ..A };
     bench.report(wants(next, PACKET, PACKET));
     assert_eq!(bench.grant(), (next, PACKET, false));
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     assert_eq!((audit.outstanding_bytes, audit.expired_units), (PACKET, units(50_000)));
     // What the old one may still have to say changes nothing.
     bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 10_000, ..wants(A, PACKET, PACKET) });
     bench.close(A, 10_000);
     assert!(bench.grants.is_empty());
-    assert_eq!(bench.ledger.audit(), audit);
+    assert_eq!(bench.issuer.audit(), audit);
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn a_lease_of_another_ledger_is_none_of_this_one() {
     let mut bench = Bench::full(limit(80_000_000));
     bench.report(LeaseReport { granted_bytes: 9_000, spent_bytes: 3_000, ..wants(A, PACKET, PACKET) });
     assert!(bench.grants.is_empty());
-    assert_eq!(bench.ledger.leases().count(), 0);
+    assert_eq!(bench.issuer.leases().count(), 0);
 }
 
 #[test]
@@ -363,18 +363,18 @@ fn an_older_report_that_comes_late_changes_no_count() {
     bench.report(wants(A, 50_000, PACKET));
     let new = LeaseReport { granted_bytes: 50_000, spent_bytes: 20_000, returned_bytes: 5_000, ..wants(A, 0, 0) };
     bench.report(new);
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     bench.report(LeaseReport { spent_bytes: 10_000, returned_bytes: 0, ..new });
-    assert_eq!(bench.ledger.audit(), audit);
+    assert_eq!(bench.issuer.audit(), audit);
 }
 
 #[test]
-#[cfg_attr(debug_assertions, should_panic(expected = "more settled than granted"))]
+#[cfg_attr(debug_assertions, should_panic(expected = "more accounted for than granted"))]
 fn more_settled_than_granted_is_a_bug_of_ours_that_mints_nothing() {
     let mut bench = Bench::full(limit(80_000_000));
     bench.report(wants(A, 50_000, PACKET));
     bench.report(LeaseReport { granted_bytes: 50_000, spent_bytes: 40_000, returned_bytes: 30_000, ..wants(A, 0, 0) });
-    assert_eq!(bench.ledger.audit().bucket_units, units(9_960_000));
+    assert_eq!(bench.issuer.audit().bucket_units, units(9_960_000));
 }
 
 #[test]
@@ -382,9 +382,9 @@ fn another_limit_holds_from_its_time_on() {
     let mut bench = Bench::empty(limit(80_000_000));
     bench.now += Duration::from_millis(100);
     bench.set_limit(limit(8_000_000));
-    assert_eq!(bench.ledger.audit().bucket_units, units(1_000_000), "minted at the rate before");
+    assert_eq!(bench.issuer.audit().bucket_units, units(1_000_000), "minted at the rate before");
     bench.set_limit(limit(800_000));
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     assert_eq!((audit.bucket_units, audit.expired_units), (units(100_000), units(900_000)));
 }
 
@@ -394,14 +394,14 @@ fn after_a_smaller_burst_nothing_is_minted_until_what_is_outstanding_has_shrunk(
     bench.report(wants(A, 50_000_000, PACKET));
     bench.set_limit(limit(80_000_000));
     bench.wait(Duration::from_secs(10));
-    assert_eq!(bench.ledger.audit().bucket_units, 0);
+    assert_eq!(bench.issuer.audit().bucket_units, 0);
     bench.report(LeaseReport {
         granted_bytes: 50_000_000,
         spent_bytes: 1,
         returned_bytes: 49_999_999,
         ..wants(A, 0, 0)
     });
-    let audit = bench.ledger.audit();
+    let audit = bench.issuer.audit();
     assert_eq!(audit.bucket_units, units(10_000_000), "a burst, and no more");
 }
 
@@ -416,19 +416,19 @@ fn a_waiting_request_is_served_when_the_limit_is_raised() {
 #[test]
 fn a_ledger_is_full_again_only_when_a_new_one_would_hold_no_more() {
     let mut bench = Bench::full(limit(80_000_000));
-    assert!(bench.ledger.full_at().is_some_and(|at| at <= bench.now));
+    assert!(bench.issuer.full_at().is_some_and(|at| at <= bench.now));
     bench.report(wants(A, 50_000, PACKET));
-    assert_eq!(bench.ledger.full_at(), None);
+    assert_eq!(bench.issuer.full_at(), None);
     bench.close(A, 20_000);
-    assert_eq!(bench.ledger.full_at(), Some(bench.now + Duration::from_millis(2)));
+    assert_eq!(bench.issuer.full_at(), Some(bench.now + Duration::from_millis(2)));
 }
 
 #[test]
 fn an_empty_ledger_may_begin_to_mint_later() {
     let now = origin();
     let since = now + Duration::from_secs(1);
-    let ledger = LeaseIssuer::empty(USER, limit(80_000), since);
-    let mut bench = Bench { ledger, now, grants: VecDeque::new() };
+    let issuer = LeaseIssuer::empty(USER, limit(80_000), since);
+    let mut bench = Bench { issuer, now, grants: VecDeque::new() };
     bench.report(wants(A, PACKET, PACKET));
     assert_eq!(bench.due(), Duration::from_millis(1_150));
     bench.wait(Duration::from_millis(1_149));

@@ -73,7 +73,7 @@ struct Queue {
 
 /// All packets of a shaper.
 ///
-/// Between two calls the queue whose turn it is, the *head* queue, is settled: it has a packet and may send it.
+/// Between two calls the queue whose turn it is, the *head* queue, is ready: it has a packet and may send it.
 #[derive(Debug)]
 pub(super) struct Flows {
     /// One storage for all queues, so that memory is bounded by what waits, however it is spread.
@@ -131,7 +131,7 @@ impl Flows {
         let index = self.head_queue()?;
         let served = self.detach(index)?;
         self.queues[index].deficit_bytes -= served.packet.len() as i64;
-        self.settle();
+        self.pass_turn();
         Some(served)
     }
 
@@ -161,7 +161,7 @@ impl Flows {
                 taken(waiting);
             }
         }
-        self.settle();
+        self.pass_turn();
     }
 
     /// Takes every packet that is `chosen`, in order within each flow.
@@ -176,7 +176,7 @@ impl Flows {
                 }
             }
         }
-        self.settle();
+        self.pass_turn();
     }
 
     /// Finds a flow's queue, or gives it one.
@@ -223,7 +223,7 @@ impl Flows {
 
     fn drop_first_of(&mut self, index: usize) -> Option<QueuedPacket> {
         let dropped = self.detach(index);
-        self.settle();
+        self.pass_turn();
         dropped
     }
 
@@ -255,7 +255,7 @@ impl Flows {
 
     /// Passes the turn on until a queue has it that has a packet and may send it (RFC 8290, section 4.2). That depends on neither time nor
     /// tokens, so it is done at once, and whose turn it is stays so however often one looks.
-    fn settle(&mut self) {
+    fn pass_turn(&mut self) {
         loop {
             let is_new = !self.new.is_empty();
             let list = if is_new { &mut self.new } else { &mut self.old };

@@ -1,3 +1,5 @@
+mod acks;
+
 use super::*;
 use crate::packet::test_packets;
 use crate::packet::test_packets::{
@@ -13,9 +15,9 @@ struct Written {
     carries_data: bool,
 }
 
-fn drain(merger: &mut Coalescer) -> Vec<Written> {
+fn drain(coalescer: &mut Coalescer) -> Vec<Written> {
     let mut frames = Vec::new();
-    while let Some(frame) = merger.poll_frame() {
+    while let Some(frame) = coalescer.poll_frame() {
         let mut bytes = frame.header.to_vec();
         frame.payloads.iter().for_each(|payload| bytes.extend(payload));
         let (header, packet) = VnetHeader::parse(&bytes).unwrap();
@@ -27,19 +29,19 @@ fn drain(merger: &mut Coalescer) -> Vec<Written> {
             carries_data: frame.carries_data,
         });
     }
-    assert!(merger.is_empty());
+    assert!(coalescer.is_empty());
     frames
 }
 
-fn push(merger: &mut Coalescer, packet: Vec<u8>) {
+fn push(coalescer: &mut Coalescer, packet: Vec<u8>) {
     let inner = InnerPacket::parse(&packet).unwrap();
-    merger.push(packet.into(), &inner).unwrap();
+    coalescer.push(packet.into(), &inner).unwrap();
 }
 
 fn merge_within(limits: MergeLimits, packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Written> {
-    let mut merger = Coalescer::new(limits);
-    packets.into_iter().for_each(|packet| push(&mut merger, packet));
-    drain(&mut merger)
+    let mut coalescer = Coalescer::new(limits);
+    packets.into_iter().for_each(|packet| push(&mut coalescer, packet));
+    drain(&mut coalescer)
 }
 
 fn merge(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Written> {
@@ -105,11 +107,11 @@ fn equal_datagrams_become_the_super_packet_that_the_kernel_would_make() {
 fn payloads_are_slices_of_what_came_in() {
     let base = TcpSegment::v4();
     let packets = [base.bytes(), nth(&base, 1).bytes()];
-    let mut merger = Coalescer::new(MergeLimits::default());
+    let mut coalescer = Coalescer::new(MergeLimits::default());
     for packet in &packets {
-        merger.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
+        coalescer.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
     }
-    let frame = merger.poll_frame().unwrap();
+    let frame = coalescer.poll_frame().unwrap();
     for (payload, packet) in frame.payloads.iter().zip(&packets) {
         assert_eq!(payload.as_ptr(), packet[40..].as_ptr());
     }
@@ -283,12 +285,12 @@ fn flows_that_share_a_tag_are_still_told_apart() {
     let other = TcpSegment { source_port: 1, ..nth(&base, 1) };
     let packet = other.build();
     let tag = Segment::read(&packet, &InnerPacket::parse(&packet).unwrap()).unwrap().flow.tag();
-    let mut merger = Coalescer::new(MergeLimits::default());
-    push(&mut merger, base.build());
-    merger.tags[0] = tag;
-    push(&mut merger, packet);
-    push(&mut merger, nth(&other, 1).build());
-    let sizes: Vec<_> = drain(&mut merger).iter().map(|frame| frame.parts).collect();
+    let mut coalescer = Coalescer::new(MergeLimits::default());
+    push(&mut coalescer, base.build());
+    coalescer.tags[0] = tag;
+    push(&mut coalescer, packet);
+    push(&mut coalescer, nth(&other, 1).build());
+    let sizes: Vec<_> = drain(&mut coalescer).iter().map(|frame| frame.parts).collect();
     assert_eq!(sizes, [1, 2]);
 }
 
@@ -296,11 +298,11 @@ fn flows_that_share_a_tag_are_still_told_apart() {
 fn nothing_of_one_batch_shows_in_the_next() {
     let old = TcpSegment { ack: 1, ..TcpSegment::v6() };
     let new = TcpSegment::v4();
-    let mut merger = Coalescer::new(MergeLimits::default());
+    let mut coalescer = Coalescer::new(MergeLimits::default());
     for batch in [&[&old, &nth(&old, 1)][..], &[&new], &[&new, &nth(&new, 1)]] {
         let packets: Vec<_> = batch.iter().map(|segment| segment.build()).collect();
-        packets.iter().for_each(|packet| push(&mut merger, packet.clone()));
-        assert_eq!(drain(&mut merger), merge(packets));
+        packets.iter().for_each(|packet| push(&mut coalescer, packet.clone()));
+        assert_eq!(drain(&mut coalescer), merge(packets));
     }
 }
 
@@ -380,12 +382,12 @@ fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
     let flows: Vec<_> = (0..5).map(|port| TcpSegment { source_port: port, ..TcpSegment::v4() }).collect();
     let packets: Vec<_> = (0..4).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())).collect();
     let limits = MergeLimits { runs_max: 2, ..MergeLimits::default() };
-    let mut merger = Coalescer::new(limits);
+    let mut coalescer = Coalescer::new(limits);
     for packet in &packets {
-        push(&mut merger, packet.clone());
-        assert!(merger.runs.len() <= 2 && merger.runs.len() == merger.tags.len());
+        push(&mut coalescer, packet.clone());
+        assert!(coalescer.runs.len() <= 2 && coalescer.runs.len() == coalescer.tags.len());
     }
-    let frames = drain(&mut merger);
+    let frames = drain(&mut coalescer);
     for flow in flows {
         let of_flow = frames.iter().filter(|frame| frame.packet[20..22] == flow.source_port.to_be_bytes());
         let payloads: Vec<u8> = of_flow.flat_map(|frame| frame.packet[40..].to_vec()).collect();
@@ -397,139 +399,57 @@ fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
 
 #[test]
 fn a_full_merger_gives_packets_back_until_it_is_drained() {
-    let mut merger = Coalescer::new(MergeLimits { frames_max: 2, ..MergeLimits::default() });
+    let mut coalescer = Coalescer::new(MergeLimits { frames_max: 2, ..MergeLimits::default() });
     let packet = TcpSegment { payload: vec![], ..TcpSegment::v4() }.bytes();
     let inner = InnerPacket::parse(&packet).unwrap();
     for _ in 0..2 {
-        assert!(!merger.is_full());
-        assert_eq!(merger.push(packet.clone(), &inner), Ok(()));
+        assert!(!coalescer.is_full());
+        assert_eq!(coalescer.push(packet.clone(), &inner), Ok(()));
     }
-    assert!(merger.is_full());
-    assert_eq!(merger.push(packet.clone(), &inner), Err(packet.clone()));
-    assert!(merger.poll_frame().is_some());
-    assert_eq!(merger.push(packet.clone(), &inner), Err(packet.clone()));
-    assert!(merger.poll_frame().is_some());
-    assert!(merger.is_empty());
-    assert_eq!(merger.push(packet.clone(), &inner), Ok(()));
-    assert_eq!(drain(&mut merger).len(), 1);
+    assert!(coalescer.is_full());
+    assert_eq!(coalescer.push(packet.clone(), &inner), Err(packet.clone()));
+    assert!(coalescer.poll_frame().is_some());
+    assert_eq!(coalescer.push(packet.clone(), &inner), Err(packet.clone()));
+    assert!(coalescer.poll_frame().is_some());
+    assert!(coalescer.is_empty());
+    assert_eq!(coalescer.push(packet.clone(), &inner), Ok(()));
+    assert_eq!(drain(&mut coalescer).len(), 1);
 }
 
 #[test]
 fn polling_closes_runs_so_that_a_frame_never_changes_under_the_reader() {
     let base = TcpSegment::v4();
     let other = TcpSegment { source_port: 1, ..TcpSegment::v4() };
-    let mut merger = Coalescer::new(MergeLimits::default());
-    push(&mut merger, base.build());
-    push(&mut merger, other.build());
-    assert!(merger.poll_frame().is_some());
-    push(&mut merger, nth(&base, 1).build());
-    push(&mut merger, nth(&other, 1).build());
-    push(&mut merger, nth(&other, 2).build());
-    let sizes: Vec<_> = drain(&mut merger).iter().map(|frame| frame.parts).collect();
+    let mut coalescer = Coalescer::new(MergeLimits::default());
+    push(&mut coalescer, base.build());
+    push(&mut coalescer, other.build());
+    assert!(coalescer.poll_frame().is_some());
+    push(&mut coalescer, nth(&base, 1).build());
+    push(&mut coalescer, nth(&other, 1).build());
+    push(&mut coalescer, nth(&other, 2).build());
+    let sizes: Vec<_> = drain(&mut coalescer).iter().map(|frame| frame.parts).collect();
     assert_eq!(sizes, [1, 1, 2]);
 }
 
 #[test]
 fn storage_and_packets_are_given_back_after_a_batch() {
     let base = TcpSegment { payload: vec![7; 10], ..TcpSegment::v4() };
-    let mut merger = Coalescer::new(MergeLimits::default());
+    let mut coalescer = Coalescer::new(MergeLimits::default());
     let mut capacities = Vec::new();
     for _ in 0..4 {
         let packets: Vec<_> = (0..50).map(|index| nth(&base, index).bytes()).collect();
         for packet in &packets {
-            merger.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
+            coalescer.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
         }
-        while merger.poll_frame().is_some() {}
+        while coalescer.poll_frame().is_some() {}
         assert!(packets.iter().all(Bytes::is_unique));
         let capacity = |slot: &Slot| slot.payloads.capacity();
-        capacities.push((merger.slots.len(), merger.slots.iter().map(capacity).sum::<usize>(), merger.runs.capacity()));
+        capacities.push((
+            coalescer.slots.len(),
+            coalescer.slots.iter().map(capacity).sum::<usize>(),
+            coalescer.runs.capacity(),
+        ));
     }
     assert_eq!(capacities[0].0, 1);
     assert!(capacities.iter().all(|capacity| *capacity == capacities[0]));
-}
-
-/// A pure acknowledgement, the `number`th of those that acknowledge 2800 bytes each.
-fn ack(base: &TcpSegment, number: u32) -> TcpSegment {
-    TcpSegment { ack: base.ack.wrapping_add(2800 * number), payload: vec![], ..base.clone() }
-}
-
-fn with_timestamps(number: u8) -> TcpSegment {
-    TcpSegment { options: vec![1, 1, 8, 10, 0, 0, 0, number, 0, 0, 0, number], ..TcpSegment::v4() }
-}
-
-/// What is written of two acknowledgements in a row, the second of which was changed: by their numbers.
-fn written_of_two(change: impl Fn(&mut TcpSegment)) -> usize {
-    let base = with_timestamps(1);
-    let mut second = ack(&base, 1);
-    change(&mut second);
-    sizes([ack(&base, 0).build(), second.build()]).len()
-}
-
-#[test]
-fn an_acknowledgement_goes_in_the_place_of_those_that_it_supersedes() {
-    for base in [TcpSegment::v4(), TcpSegment::v6(), TcpSegment { ack: u32::MAX - 3000, ..with_timestamps(7) }] {
-        let last = TcpSegment { window: 9, ..ack(&base, 4) };
-        let acks = [ack(&base, 0), ack(&base, 1), ack(&base, 2), ack(&base, 3), last.clone()];
-        let mut merger = Coalescer::new(MergeLimits::default());
-        acks.iter().for_each(|ack| push(&mut merger, ack.build()));
-        assert_eq!(merger.thinned_acks(), 4);
-        let header = VnetHeader::default();
-        assert_eq!(drain(&mut merger), [Written { header, packet: last.build(), parts: 1, carries_data: false }]);
-    }
-}
-
-#[test]
-fn every_acknowledgement_goes_if_thinning_is_off() {
-    let base = TcpSegment::v4();
-    let limits = MergeLimits { thins_acks: false, ..MergeLimits::default() };
-    assert_eq!(merge_within(limits, (0..5).map(|number| ack(&base, number).build())).len(), 5);
-}
-
-#[test]
-fn what_says_more_than_an_acknowledgement_is_neither_superseded_nor_supersedes() {
-    assert_eq!(written_of_two(|_| ()), 1);
-    assert_eq!(written_of_two(|second| second.ack -= 2800), 2, "a repetition tells of a loss");
-    assert_eq!(written_of_two(|second| second.ack -= 2801), 2, "an old one");
-    assert_eq!(written_of_two(|second| second.flags |= FIN), 2);
-    assert_eq!(written_of_two(|second| second.flags |= PSH), 2);
-    assert_eq!(written_of_two(|second| second.flags |= 0x40), 2, "ECE");
-    assert_eq!(written_of_two(|second| second.seq += 1), 2);
-    assert_eq!(written_of_two(|second| second.payload = vec![1]), 2);
-    assert_eq!(written_of_two(|second| second.ttl -= 1), 2);
-    assert_eq!(written_of_two(|second| second.traffic_class = 3), 2, "congestion experienced");
-    assert_eq!(written_of_two(|second| second.options = vec![]), 2, "without timestamps");
-    let sack = vec![1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2];
-    assert_eq!(written_of_two(|second| second.options = sack.clone()), 2, "SACK");
-    let base = with_timestamps(1);
-    let first = TcpSegment { options: sack, ..ack(&base, 0) };
-    assert_eq!(sizes([first.build(), ack(&base, 1).build()]), [1, 1]);
-    let mut damaged = ack(&base, 1).build();
-    damaged[31] ^= 1;
-    assert_eq!(sizes([ack(&base, 0).build(), damaged]), [1, 1]);
-}
-
-#[test]
-fn an_acknowledgement_is_superseded_only_by_the_next_of_its_flow() {
-    let base = TcpSegment::v4();
-    let other = TcpSegment { source_port: 9, ..base.clone() };
-    let data = TcpSegment { ack: base.ack + 2800, ..base.clone() };
-    let frames = merge([
-        ack(&base, 0).build(),
-        ack(&other, 0).build(),
-        ack(&base, 1).build(),
-        data.build(),
-        ack(&TcpSegment { seq: base.seq + 100, ..base.clone() }, 2).build(),
-    ]);
-    let packets: Vec<_> = frames.into_iter().map(|frame| frame.packet).collect();
-    let last = ack(&TcpSegment { seq: base.seq + 100, ..base.clone() }, 2).build();
-    assert_eq!(packets, [ack(&base, 1).build(), ack(&other, 0).build(), data.build(), last]);
-}
-
-#[test]
-fn no_acknowledgement_covers_more_than_a_super_packet_would() {
-    let base = TcpSegment::v4();
-    let frames = merge((0..60).map(|number| ack(&base, number).build()));
-    let acked: Vec<_> =
-        frames.iter().map(|frame| u32::from_be_bytes(*frame.packet[28..].first_chunk().unwrap())).collect();
-    assert_eq!(acked, [23, 47, 59].map(|number| base.ack + 2800 * number), "24 x 2800 is more than 65536");
 }

@@ -269,7 +269,7 @@ fn what_a_home_without_memory_does_not_hold_again_is_free() {
     let mut bench = Bench::new("198.18.0.1/29", &[&[]]);
     let (kept, asked, lost) = (bench.take(0, 1), bench.take(0, 2), bench.take(0, 3));
     bench.allocator.shard_restarted(&mut bench.context, HOME);
-    assert_eq!(bench.allocator.held(), 3, "nothing is free before the home has spoken");
+    assert_eq!(bench.allocator.held(), 3, "nothing is free before the home has reported");
     assert!(bench.hold(kept, HOME));
     bench.allocator.allocate(&mut bench.context, asked.0, HOME, 0);
     assert_eq!(bench.answers(), [(asked.0, Ok(asked.1))], "the same address");

@@ -1,0 +1,62 @@
+//! What the driver of a shard gives it and gets from it beside packets.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::message::Message;
+use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::session::addresses::SteeringUpdate;
+use crate::session::snapshot::Snapshot;
+
+#[derive(Clone)]
+pub enum Command {
+    /// Close every connection and take no new ones.
+    Stop,
+    /// Go over to another snapshot: who is not in it any more is closed, limits and addresses are those of the new one.
+    Apply { id: CommandId, snapshot: Arc<Snapshot> },
+    /// Close a user's connections.
+    Kick { id: CommandId, user: UserIndex },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A client has its address.
+    Attached { user: UserIndex, connection: ConnectionKey, address: IpAddr },
+    /// A client that was logged in is gone. It ended with the snapshot `epoch`, a later one than the shard's where the user's home is ahead.
+    Detached { user: UserIndex, connection: ConnectionKey, reason: String, epoch: u64 },
+    /// Somebody completed a handshake with a certificate that no user has.
+    UnknownCertificate { certificate: Fingerprint },
+    /// The path to a client carries less than before: inner packets of `mtu_bytes`. `is_too_narrow` is less than the tunnel's IPv6 needs.
+    PathNarrowed { user: UserIndex, connection: ConnectionKey, mtu_bytes: u16, is_too_narrow: bool },
+    /// A client was turned away after its login, because no address is free.
+    PoolExhausted { user: UserIndex },
+    /// A client was turned away after its login: its user has an address, and those that are left are for users who have none.
+    PoolReserved { user: UserIndex },
+    /// A client was turned away after its login, because its user has all the connections allowed.
+    TooManyConnections { user: UserIndex },
+    /// A handshake came to nothing.
+    HandshakeFailed { reason: String },
+    /// There were so many more events than anybody asked for.
+    Forgotten { events: u64 },
+}
+
+/// What the driver of a shard has to carry out beside packets.
+#[derive(Debug)]
+pub enum Action {
+    Steering(SteeringUpdate),
+    ClientMtu(ClientMtu),
+    /// May release what a steering update before it has held.
+    Send(ShardIndex, Message),
+    Log(Event),
+}
+
+/// What the path to one client carries, for the kernel's route to its inner address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientMtu {
+    /// The client's inner address.
+    pub address: IpAddr,
+    /// The connection that has it. Of two shards, the one whose connection is older may be heard later.
+    pub connection: ConnectionKey,
+    /// Largest inner packet, in bytes, where it is less than the tunnel's MTU; `None` where it is not, or the client is gone.
+    pub mtu_bytes: Option<u16>,
+}
