@@ -305,8 +305,8 @@ impl Core {
     }
 
     fn log(&mut self, event: Event) {
-        if let Event::Detached { user, epoch, .. } = event {
-            self.pending.count_closed(user, epoch, self.snapshot.version);
+        if let Event::Detached { user, version, .. } = event {
+            self.pending.count_closed(user, version, self.snapshot.version);
         }
         let name = |user| self.snapshot.users.name(user);
         if kind(&event).is_some_and(|kind| !log::admits(kind)) {

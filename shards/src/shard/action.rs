@@ -22,8 +22,8 @@ pub enum Command {
 pub enum Event {
     /// A client has its address.
     Attached { user: UserIndex, connection: ConnectionKey, address: IpAddr },
-    /// A client that was logged in is gone. It ended with the snapshot `epoch`, a later one than the shard's where the user's home is ahead.
-    Detached { user: UserIndex, connection: ConnectionKey, reason: String, epoch: u64 },
+    /// A client that was logged in is gone. It ended with the snapshot `version`, a later one than the shard's where the user's home is ahead.
+    Detached { user: UserIndex, connection: ConnectionKey, reason: String, version: u64 },
     /// Somebody completed a handshake with a certificate that no user has.
     UnknownCertificate { certificate: Fingerprint },
     /// The path to a client carries less than before: inner packets of `mtu_bytes`. `is_too_narrow` is less than the tunnel's IPv6 needs.

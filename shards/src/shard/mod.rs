@@ -234,8 +234,8 @@ impl Shard {
         let user = identity.user;
         self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
         if let Some(reason) = reason {
-            let epoch = version.unwrap_or(self.control.context.version);
-            self.tell(Event::Detached { user, connection, reason, epoch });
+            let version = version.unwrap_or(self.control.context.version);
+            self.tell(Event::Detached { user, connection, reason, version });
         }
     }
 

@@ -24,7 +24,7 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
                 world.shard_mut(shard).handle_command(now, command);
                 world.run(10 * MS);
                 told.extend(world.seen.events.drain(..).filter_map(|event| match event {
-                    Event::Detached { reason, epoch, .. } => Some((shard, reason, epoch)),
+                    Event::Detached { reason, version, .. } => Some((shard, reason, version)),
                     _ => None,
                 }));
             }
