@@ -21,7 +21,6 @@ mod packets;
 mod plan;
 mod population;
 mod random;
-pub mod regression;
 pub mod revocation;
 mod run;
 mod schedule;

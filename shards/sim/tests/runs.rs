@@ -3,9 +3,25 @@
 use std::process::Command;
 use std::time::Duration;
 
-use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, Violation, regression, run};
+use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, Violation, run};
 
 const SAFETY: Duration = Duration::from_secs(20);
+
+/// Seconds of faults, and seeds that have failed with so many.
+const FAILED_ONCE: &[(u64, &[u64])] = &[
+    // A command was never completed after a shard had been started anew: its siblings did not repeat their barriers.
+    (60, &[186, 249, 616, 1236, 1336]),
+    // A route to a connection that had closed while the address allocator died stayed for ever.
+    (60, &[13, 947, 1001, 1054, 1170, 1361]),
+    // A connection that was over before it could be told its address was said to be detached.
+    (60, &[101_276]),
+    // An answer in a client's name was the client's to pay for.
+    (20, &[4]),
+    // Packets that confirm what a path carries came from nowhere.
+    (20, &[130]),
+    // The answer to a packet for a client that had gone was given in its name.
+    (20, &[38, 295]),
+];
 
 fn plan(seed: u64) -> Plan {
     Plan::new(seed, Features::ALL, SAFETY)
@@ -55,10 +71,11 @@ fn packets_are_carried() {
 
 #[test]
 fn seeds_that_have_failed_once_pass() {
-    let kept = regression::parse(include_str!("../regressions/seeds.txt")).unwrap();
-    for one in kept {
-        let result = run(Plan::new(one.seed, one.features, one.safety), Options::default());
-        assert!(result.is_ok(), "{one:?}: {}", result.unwrap_err());
+    for &(seconds, seeds) in FAILED_ONCE {
+        for &seed in seeds {
+            let result = run(Plan::new(seed, Features::ALL, Duration::from_secs(seconds)), Options::default());
+            assert!(result.is_ok(), "seed {seed}, {seconds} s: {}", result.unwrap_err());
+        }
     }
 }
 
