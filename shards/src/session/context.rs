@@ -9,9 +9,8 @@ use crate::session::addresses::SteeringUpdate;
 use crate::session::message::ControlMessage;
 use crate::session::users::Users;
 
-/// The shard around a [`SessionHome`](crate::session::home::SessionHome) and an
-/// [`AddressAllocator`](crate::session::addresses::AddressAllocator), as far as they need it. When the users change, `apply` of both is called
-/// before anything else.
+/// The shard around a `SessionHome` and an [`AddressAllocator`](crate::session::addresses::AddressAllocator), as far as they need it. When the
+/// users change, `apply` of both is called before anything else.
 pub struct Context {
     /// As of the present call.
     pub now: Instant,
