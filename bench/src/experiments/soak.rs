@@ -73,60 +73,45 @@ pub fn run(options: &Options) -> Result<()> {
         recording.write("soak", so_far)
     })?;
     experiment.failures.extend(failures(&load));
-    let growth = Growth::of(&load);
-    let memory = growth
-        .bytes_per_connection()
-        .map_or("cannot be judged of so few".to_owned(), |grown| format!("grew by {} for each", bytes(grown)));
+    let (churned, memory, descriptors) = growth(&load.samples);
+    let memory =
+        memory.map_or("cannot be judged of so few".to_owned(), |grown| format!("grew by {} for each", bytes(grown)));
+    let churned = count(churned);
     let text = format!(
-        "{load}\n\nafter the warm-up, {} connections came and went; memory {memory}, descriptors grew by {}",
-        count(growth.churned),
-        growth.descriptors
+        "{load}\n\nafter the warm-up, {churned} connections came and went; memory {memory}, descriptors grew by {descriptors}"
     );
     experiment.finish("soak", &text, &load)
 }
 
-/// What has grown after the warm-up.
-struct Growth<'a> {
-    samples: &'a [Sample],
-    churned: u64,
-    descriptors: u64,
-}
-
-impl Growth<'_> {
-    fn of(load: &LoadResult) -> Growth<'_> {
-        let warm = warm(&load.samples);
-        let growth = |figure: fn(&Sample) -> u64| match (warm.first(), warm.last()) {
-            (Some(first), Some(last)) => figure(last).saturating_sub(figure(first)),
-            _ => 0,
-        };
-        let churned = growth(|sample| sample.handshakes);
-        Growth { samples: &load.samples, churned, descriptors: growth(|sample| sample.gateway_descriptors) }
-    }
-
-    /// Of memory, in bytes; `None` of too few connections.
-    fn bytes_per_connection(&self) -> Option<f64> {
-        bytes_per_connection(self.samples).filter(|_| self.churned >= CHURNED_MIN)
-    }
+/// After the warm-up: connections that came and went, growth of memory for each in bytes, growth of descriptors.
+fn growth(samples: &[Sample]) -> (u64, Option<f64>, u64) {
+    let warm = warm(samples);
+    let growth = |figure: fn(&Sample) -> u64| match (warm.first(), warm.last()) {
+        (Some(first), Some(last)) => figure(last).saturating_sub(figure(first)),
+        _ => 0,
+    };
+    let churned = growth(|sample| sample.handshakes);
+    let memory = bytes_per_connection(samples).filter(|_| churned >= CHURNED_MIN);
+    (churned, memory, growth(|sample| sample.gateway_descriptors))
 }
 
 /// What has grown that must not.
 fn failures(load: &LoadResult) -> Vec<String> {
-    let growth = Growth::of(load);
+    let (_, memory, descriptors) = growth(&load.samples);
     let mut failures = Vec::new();
-    if let Some(grown) = growth.bytes_per_connection().filter(|grown| *grown > GROWTH_BYTES_MAX) {
+    if let Some(grown) = memory.filter(|grown| *grown > GROWTH_BYTES_MAX) {
         let [grown, noise] = [grown, GROWTH_BYTES_MAX].map(bytes);
         failures
             .push(format!("memory grew by {grown} for each connection that came and went: up to {noise} may be noise"));
     }
-    if growth.descriptors > DESCRIPTORS_GROWTH_MAX {
-        failures.push(format!("{} descriptors more are open than after the warm-up", growth.descriptors));
+    if descriptors > DESCRIPTORS_GROWTH_MAX {
+        failures.push(format!("{descriptors} descriptors more are open than after the warm-up"));
     }
-    if let Some(shards) = load.shards {
-        for (held, what) in [(shards.addresses_held, "addresses"), (shards.sessions, "sessions")] {
-            if held > shards.connections {
-                let (held, connections) = (count(held), count(shards.connections));
-                failures.push(format!("{held} {what} are held, but there are {connections} connections"));
-            }
+    let shards = load.shards.unwrap_or_default();
+    for (held, what) in [(shards.addresses_held, "addresses"), (shards.sessions, "sessions")] {
+        if held > shards.connections {
+            let (held, connections) = (count(held), count(shards.connections));
+            failures.push(format!("{held} {what} are held, but there are {connections} connections"));
         }
     }
     failures
