@@ -147,12 +147,8 @@ fn joined<T>(finished: thread::Result<T>) -> T {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::fd::AsFd,
-        time::{Duration, Instant},
-    };
-
     use super::*;
+    use crate::wait::{PATIENCE, eventually};
     use tollgate_netlink::VethPeer;
 
     fn own_interfaces() -> Vec<String> {
@@ -192,11 +188,8 @@ mod tests {
         drop(dropped);
         assert_eq!(descriptors_of(inode), 0);
         // The kernel takes a namespace apart in the background; its end of the pair, and so ours, goes with it.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while kept.run(own_interfaces) != ["lo"] {
-            assert!(Instant::now() < deadline, "the dropped namespace lives on");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_alone = || kept.run(own_interfaces) == ["lo"];
+        assert!(eventually(PATIENCE, is_alone), "the dropped namespace lives on");
         drop(kept);
         assert_eq!(own_interfaces(), before);
     }

@@ -261,6 +261,7 @@ fn cpu_seconds(id: u32) -> io::Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wait::eventually;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -282,11 +283,7 @@ mod tests {
     }
 
     fn wait_until_gone(id: &str) {
-        let deadline = Instant::now() + LONG;
-        while exists(id) {
-            assert!(Instant::now() < deadline, "process {id} lives on");
-            thread::sleep(POLL_INTERVAL);
-        }
+        assert!(eventually(LONG, || !exists(id)), "process {id} lives on");
     }
 
     #[test]
@@ -341,11 +338,7 @@ mod tests {
         drop(child);
         assert!(!exists(&id));
         wait_until_gone(grandchild);
-        let deadline = Instant::now() + LONG;
-        while threads_inside(namespace.inode()) > 0 {
-            assert!(Instant::now() < deadline, "a thread stays in the namespace");
-            thread::sleep(POLL_INTERVAL);
-        }
+        assert!(eventually(LONG, || threads_inside(namespace.inode()) == 0), "a thread stays in the namespace");
     }
 
     #[test]
