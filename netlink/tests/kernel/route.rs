@@ -3,6 +3,7 @@ use std::os::fd::AsFd;
 
 use tollgate_netlink::{Netlink, NextHop, PROTOCOL_OWN, Route, VethPeer};
 use tollgate_testkit::Namespace;
+use tollgate_testkit::bed::{PATIENCE, eventually};
 
 use super::net;
 
@@ -18,9 +19,12 @@ fn connected() -> (Namespace, Namespace, u32) {
     netlink.set_link_up(index).unwrap();
     netlink.add_address(index, net("198.18.0.1/24")).unwrap();
     netlink.add_address(index, net("fd00:18::1/64")).unwrap();
-    let mut netlink = far.netlink().unwrap();
-    let far_index = netlink.link("wan0").unwrap().index;
-    netlink.set_link_up(far_index).unwrap();
+    let mut far_netlink = far.netlink().unwrap();
+    let far_index = far_netlink.link("wan0").unwrap().index;
+    far_netlink.set_link_up(far_index).unwrap();
+    // The kernel makes the route to its own address a moment after the link has a carrier.
+    let own = "fd00:18::1".parse().unwrap();
+    assert!(eventually(PATIENCE, || netlink.is_local(own).unwrap()), "{own} is not the machine's own");
     (near, far, index)
 }
 
