@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use experiments::{compare, floor, handshakes, idle, latency, packets, scale, shaping, soak};
+use experiments::{compare, floor, handshakes, idle, latency, packets, scale, shaping};
 
 /// Measures Tollgate, side by side with its peers.
 ///
@@ -74,10 +74,6 @@ enum Command {
     /// same tunnel. The gateways run in turn, each in fresh network namespaces, with the same client, quincy-client. Pings count from when bulk
     /// has used up the user's burst.
     Shaping(shaping::Options),
-    /// Let connections come and go for hours: memory, descriptors, addresses and sessions must stay as they are.
-    ///
-    /// With --json the file is written anew every minute, so that an interrupted soak keeps its figures.
-    Soak(soak::Options),
     /// Measure what this machine's kernel and ciphers allow one core of a gateway, whoever wrote it.
     ///
     /// Each stage of a packet's way is measured by itself, on one thread pinned to one CPU, by that thread's CPU time: TUN writes and
@@ -107,7 +103,6 @@ pub fn main() -> ExitCode {
         Command::Idle(options) => idle::run(&options),
         Command::Latency(options) => latency::run(&options),
         Command::Shaping(options) => shaping::run(&options),
-        Command::Soak(options) => soak::run(&options),
         Command::Floor(options) => floor::run(&options),
         Command::Engine(options) => engine::run(&options),
     };

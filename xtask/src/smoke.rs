@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{cargo, run};
 
 /// What the harness is called with. What it compares with other programs is among the tests.
-const FORMS: [&str; 9] = [
+const FORMS: [&str; 8] = [
     "floor --quick",
     "load bench/scenarios/short.toml",
     "packets --quick",
@@ -18,7 +18,6 @@ const FORMS: [&str; 9] = [
     "idle --quick",
     "latency --quick",
     "shaping --quick",
-    "soak --quick",
 ];
 
 /// Runs the benchmarks of the same build as the tests, one after the other.

@@ -8,5 +8,4 @@ pub mod latency;
 pub mod packets;
 pub mod scale;
 pub mod shaping;
-pub mod soak;
 mod tunnel;

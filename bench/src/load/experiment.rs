@@ -41,8 +41,8 @@ pub struct Series {
 pub struct Experiment {
     gateways: Vec<Gateway>,
     rounds: u32,
-    pub recording: Recording,
-    pub progress: Progress,
+    recording: Recording,
+    progress: Progress,
     /// Loads that the harness limited.
     limited: Vec<String>,
     /// What is wrong with a figure of ours.
@@ -91,44 +91,31 @@ impl Series {
         Duration::from_secs(if self.quick { quick_seconds } else { self.seconds }.into())
     }
 
-    /// The experiment begins: see [`Experiment::start`].
+    /// The experiment begins: prints what takes part, and `plan`.
+    ///
+    /// To be called before the process has started a thread: without root's rights it moves into a user namespace of its own.
     pub fn start(&self, plan: &str) -> Result<Experiment> {
+        let gateways = self.gateways.find()?;
         let rounds = if self.quick { 1 } else { self.rounds };
-        let plan = format!("{plan}; {rounds} round(s)");
-        Ok(Experiment { rounds, ..Experiment::start(&self.output, self.gateways.find()?, &plan)? })
+        let versions: Vec<String> = gateways.iter().map(Gateway::version).collect::<Result<_>>()?;
+        tollgate_testkit::prepare()?;
+        tollgate_testkit::require_tun()?;
+        let mut recording = self.output.start(versions)?;
+        recording.print(&format!("{plan}; {rounds} round(s)"))?;
+        let (limited, failures, remarks) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Experiment { gateways, rounds, recording, progress: Progress::new(), limited, failures, remarks })
     }
 }
 
 impl Experiment {
-    /// The experiment begins: prints what takes part, and `plan`.
-    ///
-    /// To be called before the process has started a thread: without root's rights it moves into a user namespace of its own.
-    pub fn start(output: &Output, gateways: Vec<Gateway>, plan: &str) -> Result<Self> {
-        let versions: Vec<String> = gateways.iter().map(Gateway::version).collect::<Result<_>>()?;
-        tollgate_testkit::prepare()?;
-        tollgate_testkit::require_tun()?;
-        let mut recording = output.start(versions)?;
-        recording.print(&plan)?;
-        let (limited, failures, remarks) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Experiment { gateways, rounds: 1, recording, progress: Progress::new(), limited, failures, remarks })
-    }
-
-    /// Runs one load; `place` says in a few words which one. `observe` sees what there is so far with every sample, and may write it.
+    /// Runs one load; `place` says in a few words which one.
     ///
     /// What is wrong with its figures fails the experiment at its end, if the gateway is ours. A peer counts no drops, so not all its packets
     /// can be accounted for: what is wrong there is a remark.
-    pub fn load(
-        &mut self,
-        place: &str,
-        scenario: &Scenario,
-        gateway: &Gateway,
-        observe: &mut dyn FnMut(&Recording, &LoadResult) -> Result<()>,
-    ) -> Result<LoadResult> {
+    fn load(&mut self, place: &str, scenario: &Scenario, gateway: &Gateway) -> Result<LoadResult> {
         let place = format!("{place}, {}", gateway.name);
         self.progress.step(&place);
-        let recording = &self.recording;
-        let mut observe = |so_far: &LoadResult| observe(recording, so_far);
-        let result = controller::run(scenario, gateway, &mut self.progress, &mut observe);
+        let result = controller::run(scenario, gateway, &mut self.progress, &mut |_| Ok(()));
         self.progress.clear();
         let result = result.with_context(|| place.clone())?;
         if result.limited_by == LimitedBy::Harness {
@@ -152,7 +139,7 @@ impl Experiment {
             for (point, loads) in points.iter().zip(&mut loads) {
                 for (gateway, loads) in gateways.iter().zip(loads) {
                     let place = format!("{}, round {round} of {rounds}", point.name);
-                    loads.push(self.load(&place, &point.scenario, gateway, &mut |_, _| Ok(()))?);
+                    loads.push(self.load(&place, &point.scenario, gateway)?);
                 }
             }
         }

@@ -24,18 +24,22 @@ mod sink;
 mod sockets;
 mod testbed;
 mod timers;
-pub mod verdict;
+mod verdict;
 mod worker;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::programs::Gateway;
+use result::LoadResult;
 use scenario::Scenario;
+
+/// How often the JSON file is written meanwhile.
+const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A struct of counters, each of which adds up.
 macro_rules! counts {
@@ -65,7 +69,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME|PATH", default_value = "tollgate")]
     gateway: String,
     /// Run traffic for so many seconds, in place of the scenario's duration.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=518_400))]
     seconds: Option<u64>,
     #[command(flatten)]
     output: Output,
@@ -83,7 +87,16 @@ pub fn command(options: &Options) -> Result<()> {
     tollgate_testkit::require_tun()?;
     let mut recording = options.output.start([version])?;
     let mut progress = Progress::new();
-    let result = controller::run(&scenario, &gateway, &mut progress, &mut |_| Ok(()));
+    // A load of hours keeps its figures when it is interrupted.
+    let mut recorded_at = Instant::now();
+    let mut record = |so_far: &LoadResult| {
+        if recorded_at.elapsed() < RECORD_INTERVAL {
+            return Ok(());
+        }
+        recorded_at = Instant::now();
+        recording.write("load", so_far)
+    };
+    let result = controller::run(&scenario, &gateway, &mut progress, &mut record);
     progress.clear();
     let result = result?;
     recording.print(&result)?;

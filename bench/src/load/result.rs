@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::sink::FlowCounts;
+use super::verdict::bytes_per_connection;
 use crate::measure::record::table;
 use crate::measure::round_trips::Latencies;
 use crate::measure::units::{bits_per_second, bytes, count, nanoseconds, percent, signed};
@@ -206,6 +207,9 @@ impl fmt::Display for LoadResult {
                 f,
                 "{closed} left, {again} came again, {rebound} changed their address; {failed} handshakes failed, {lost} connections were lost"
             )?;
+            if let Some(grown) = bytes_per_connection(&self.samples) {
+                writeln!(f, "the gateway's memory grew by {} for each connection that came", bytes(grown))?;
+            }
         }
         writeln!(f, "\n{}\n\n{}\n", groups(self), accounts(self))?;
         for (way, account) in [("up", &self.up), ("down", &self.down)] {

@@ -172,6 +172,7 @@ pub struct Demands {
     /// `None` for no losses where nothing makes them, else no bound.
     pub loss_max: Option<f64>,
     pub bytes_per_churned_connection_max: Option<f64>,
+    pub descriptors_growth_max: Option<u64>,
     pub all_connected: bool,
 }
 
@@ -333,7 +334,12 @@ impl Default for HarnessPlan {
 
 impl Default for Demands {
     fn default() -> Self {
-        Demands { loss_max: None, bytes_per_churned_connection_max: None, all_connected: true }
+        Demands {
+            loss_max: None,
+            bytes_per_churned_connection_max: None,
+            descriptors_growth_max: None,
+            all_connected: true,
+        }
     }
 }
 

@@ -16,7 +16,8 @@ const LATE_SHARE_MAX: f64 = 0.01;
 const BURST_BYTES_MIN: u64 = 64 * 1024;
 /// The first part of the samples, in which a gateway's memory still finds its size.
 const WARM_UP_SHARE: f64 = 0.25;
-/// Fewer samples than this tell no slope.
+/// So many connections must have come, in so many samples, for growth with each to be told from the noise of the allocator.
+const CHURNED_MIN: u64 = 4_000;
 const SLOPE_SAMPLES_MIN: usize = 5;
 
 /// How hard all worked while traffic was measured.
@@ -46,8 +47,13 @@ pub fn limited_by(scenario: &Scenario, effort: &Effort, lost_packets: u64) -> Li
     }
 }
 
-/// The samples after the warm-up.
-pub fn warm(samples: &[Sample]) -> &[Sample] {
+/// How a figure of the gateway grew from the end of the warm-up to the last sample.
+fn growth(samples: &[Sample], figure: fn(&Sample) -> u64) -> u64 {
+    let warm = warm(samples);
+    warm.first().zip(warm.last()).map_or(0, |(first, last)| figure(last).saturating_sub(figure(first)))
+}
+
+fn warm(samples: &[Sample]) -> &[Sample] {
     let end = samples.last().map_or(0.0, |sample| sample.seconds);
     let cold = samples.iter().take_while(|sample| sample.seconds < WARM_UP_SHARE * end).count();
     &samples[cold..]
@@ -58,7 +64,8 @@ pub fn warm(samples: &[Sample]) -> &[Sample] {
 pub fn bytes_per_connection(samples: &[Sample]) -> Option<f64> {
     let point = |sample: &Sample| (sample.handshakes as f64, sample.gateway_memory_bytes as f64);
     let points: Vec<(f64, f64)> = warm(samples).iter().map(point).collect();
-    if points.len() < SLOPE_SAMPLES_MIN { None } else { slope(&points) }
+    let is_enough = growth(samples, |sample| sample.handshakes) >= CHURNED_MIN && points.len() >= SLOPE_SAMPLES_MIN;
+    is_enough.then(|| slope(&points)).flatten()
 }
 
 /// Every figure of `result` that is not as `scenario` demands, in words. `counts` are those of all generators at the end.
@@ -132,6 +139,17 @@ pub fn failures(scenario: &Scenario, result: &LoadResult, counts: &GeneratorCoun
             ),
         });
     }
+    if let Some(max) = demand.descriptors_growth_max {
+        let grown = growth(&result.samples, |sample| sample.gateway_descriptors);
+        require(grown <= max, &|| {
+            format!("{grown} descriptors more are open than after the warm-up, but at most {max} may be")
+        });
+    }
+    let shards = result.shards.unwrap_or_default();
+    for (held, what) in [(shards.addresses_held, "addresses"), (shards.sessions, "sessions")] {
+        let connections = shards.connections;
+        require(held <= connections, &|| format!("{held} {what} are held, but there are {connections} connections"));
+    }
     Ok(failures)
 }
 
@@ -166,9 +184,13 @@ mod tests {
         let scenario = with(TrafficKind::Constant);
         assert!(found(&scenario, &sound()).is_empty());
         type Harm = fn(&mut LoadResult);
-        let cases: [(Harm, &str); 7] = [
+        let cases: [(Harm, &str); 8] = [
             (|result| result.ramp.connected = 0, "0 of 1 connections came up"),
             (|result| result.churn.lost = 3, "3 connections ended although nobody wanted it"),
+            (
+                |result| result.shards.iter_mut().for_each(|shards| shards.sessions = 3),
+                "3 sessions are held, but there are 0 connections",
+            ),
             (|result| result.down.unaccounted = 2, "down: sent 0, received 0, counted as dropped 0: 2 packets are"),
             (|result| result.groups[0].up.counts.reordered_packets = 4, "load, up: 4 packets were reordered"),
             (|result| result.groups[0].down.counts.duplicated_packets = 5, "load, down: 5 packets were duplicated"),
@@ -200,23 +222,29 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_grows_with_each_connection_is_told_from_memory_that_grows_at_first() {
-        let growing = |bytes: u64| -> Vec<Sample> {
+    fn what_grows_with_each_connection_is_told_from_what_grows_at_first() {
+        let growing = |bytes: u64, descriptors: u64| -> Vec<Sample> {
             let sample = |second: u64| Sample {
                 seconds: second as f64,
-                handshakes: second * 100,
-                // It grows fast in the beginning, whatever comes later.
-                gateway_memory_bytes: 50_000_000 + second * 100 * bytes + second.min(4) * 1_000_000,
+                handshakes: second * 1000,
+                // Memory grows fast in the beginning, whatever comes later.
+                gateway_memory_bytes: 50_000_000 + second * 1000 * bytes + second.min(4) * 1_000_000,
+                gateway_descriptors: 20 + second * descriptors,
                 ..Sample::default()
             };
             (0..20).map(sample).collect()
         };
-        assert_eq!((bytes_per_connection(&growing(0)), bytes_per_connection(&growing(5)[..4])), (Some(0.0), None));
+        let slow: Vec<Sample> =
+            growing(5, 0).into_iter().map(|sample| Sample { handshakes: sample.handshakes / 10, ..sample }).collect();
+        let slopes = [&growing(0, 0)[..], &growing(5, 0)[..4], &slow].map(bytes_per_connection);
+        assert_eq!(slopes, [Some(0.0), None, None]);
         let mut scenario = with(TrafficKind::Constant);
         scenario.demand.bytes_per_churned_connection_max = Some(500.0);
-        let found = |bytes| found(&scenario, &LoadResult { samples: growing(bytes), ..sound() });
-        assert!(found(1024)[0].starts_with("the gateway's memory grew by 1024 bytes for each connection that came"));
-        assert!(found(400).is_empty());
+        scenario.demand.descriptors_growth_max = Some(8);
+        let found = |samples| found(&scenario, &LoadResult { samples, ..sound() });
+        assert!(found(growing(1024, 0))[0].starts_with("the gateway's memory grew by 1024 bytes for each connection"));
+        assert!(found(growing(0, 1))[0].starts_with("14 descriptors more are open than after the warm-up"));
+        assert!(found(growing(400, 0)).is_empty());
     }
 
     #[test]
