@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde::Deserialize;
+use tempfile::TempDir;
 use tollgate::gateway::Status;
 use tollgate_testkit::deploy::{ConfigFile, Identity};
 use tollgate_testkit::{Namespace, Process, SERVICE_V4, TUNNEL_V4};
 
-use super::scratch::Scratch;
+use super::scratch;
 use crate::programs::{self, Gateway, Kind};
 
 /// How long a gateway may take to start: it reads up to 60,000 users.
@@ -56,14 +58,14 @@ impl Default for GatewayPlan {
 
 /// A folder with everything that a gateway reads, and its key file. The certificate is for [`SERVICE_V4`].
 #[derive(Debug)]
-pub struct GatewayFiles(pub Scratch);
+pub struct GatewayFiles(Arc<TempDir>);
 
 impl GatewayFiles {
     /// Writes them, with the users file `users`.
     pub fn write(plan: &GatewayPlan, users: &str) -> Result<Self> {
-        let folder = Scratch::folder()?;
+        let folder = scratch::folder()?;
         Identity::generate("gateway", &[&SERVICE_V4.to_string()])?.write(folder.path(), "server")?;
-        let path = folder.join("users.toml");
+        let path = folder.path().join("users.toml");
         fs::write(&path, users).with_context(|| format!("cannot write {}", path.display()))?;
         let inner = Ipv4Addr::from_bits(TUNNEL_V4.network().to_bits() + 1);
         ConfigFile::gateway(folder.path())
@@ -75,13 +77,17 @@ impl GatewayFiles {
             .set("connection.recv_buffer_size", SOCKET_BUFFER_BYTES)
             .set("connection.max_pending_handshakes", PENDING_HANDSHAKES_MAX)
             .set("connection.max_pending_handshakes_per_source", PENDING_HANDSHAKES_MAX)
-            .write(&folder.join("server.toml"))?;
+            .write(&folder.path().join("server.toml"))?;
         Ok(GatewayFiles(folder))
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.0.path()
     }
 
     /// The certificate that clients are to trust.
     pub fn certificate(&self) -> PathBuf {
-        self.0.join("server_cert.pem")
+        self.folder().join("server_cert.pem")
     }
 }
 
@@ -111,12 +117,12 @@ fn command(gateway: &Gateway, plan: &GatewayPlan, cpus: &[usize], files: &Gatewa
     if gateway.kind == Kind::Tollgate {
         let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
         command.arg("serve").env("RUST_LOG", TERSE_LOG);
-        command.env("TOLLGATE_SHARDS__KEY_FILE", files.0.join("keys"));
-        command.env("TOLLGATE_CONTROL__SOCKET", files.0.join("control"));
+        command.env("TOLLGATE_SHARDS__KEY_FILE", files.folder().join("keys"));
+        command.env("TOLLGATE_CONTROL__SOCKET", files.folder().join("control"));
         command.env("TOLLGATE_SHARDS__COUNT", plan.shards.to_string());
         command.env("TOLLGATE_SHARDS__CPUS", format!("[{}]", cpus.join(", ")));
     }
-    command.arg("--config-path").arg(files.0.join("server.toml"));
+    command.arg("--config-path").arg(files.folder().join("server.toml"));
     command
 }
 
@@ -215,7 +221,7 @@ mod tests {
             command.get_envs().filter_map(|(name, value)| Some((text(name), text(value?)))).collect()
         };
         let ours = variables(Kind::Tollgate).into_iter().filter(|(name, _)| name.starts_with("TOLLGATE_"));
-        let config = ServerConfig::load(&files.0.join("server.toml"), ours).unwrap();
+        let config = ServerConfig::load(&files.folder().join("server.toml"), ours).unwrap();
         assert_eq!((config.shards.cpus, config.users.len()), (Some(tollgate_config::Cpus::List(vec![0, 2])), 1));
         assert_eq!((config.connection.mtu_bytes, config.connection.connection_timeout.as_secs()), (1280, 2));
         assert_eq!(config.tunnel_network.to_string(), "198.19.128.1/17");

@@ -7,7 +7,7 @@
 mod gateway;
 mod kernel;
 mod network;
-pub mod scratch;
+mod scratch;
 
 pub use gateway::{GatewayFiles, GatewayPlan, GatewaySample, RunningGateway};
 pub use kernel::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place, counter, queue_drops};

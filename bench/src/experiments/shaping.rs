@@ -243,8 +243,8 @@ impl Counts {
         let (sender, receiver) = if direction == Direction::Up { (client, network) } else { (network, client) };
         let mut counts = Counts {
             // Each packet of an aggregate counts (ip_rcv_core of the kernel).
-            ce_marks: counter(receiver, "netstat", "IpExt", "InCEPkts")?,
-            resent_segments: counter(sender, "snmp", "Tcp", "RetransSegs")?,
+            ce_marks: counter(receiver, "netstat", "IpExt InCEPkts")?,
+            resent_segments: counter(sender, "snmp", "Tcp RetransSegs")?,
             tun_queue_drops: queue_drops(client, CLIENT_TUN)? + queue_drops(&topology.gateway, GATEWAY_TUN)?,
             ..Counts::default()
         };

@@ -46,9 +46,9 @@ impl TunnelFiles {
     pub fn write(settings: &str) -> Result<Self> {
         let user = Identity::generate("alice", &[])?;
         let gateway = GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings))?;
-        user.write(gateway.0.path(), "alice")?;
-        let client = gateway.0.join("client.toml");
-        ConfigFile::client(gateway.0.path(), "alice", &service())
+        user.write(gateway.folder(), "alice")?;
+        let client = gateway.folder().join("client.toml");
+        ConfigFile::client(gateway.folder(), "alice", &service())
             .set("connection.mtu", 1400)
             .set("log.level", "info")
             .write(&client)?;

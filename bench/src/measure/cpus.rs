@@ -1,35 +1,9 @@
 //! Which CPUs this process may use, and which of them somebody asked for.
 
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
-/// CPUs by number, as in `0,2-5`, in rising order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CpuList(pub Vec<usize>);
-
-impl FromStr for CpuList {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("{text:?} is no list of CPUs below {}: write it like 0,2-5", CpuSet::MAX_CPU);
-        let number = |text: &str| text.parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU).ok_or_else(wrong);
-        let mut numbers: Vec<usize> = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last): (usize, usize) = (number(first)?, number(last)?);
-            if first > last {
-                return Err(wrong());
-            }
-            numbers.extend(first..=last);
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        Ok(CpuList(numbers))
-    }
-}
 
 /// All CPUs that this process could use when it was first asked, before it was kept on some of them, in rising order.
 pub fn usable() -> Result<Vec<usize>> {
@@ -87,15 +61,6 @@ pub fn list(numbers: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_are_read_in_any_order() {
-        let read = |text: &str| text.parse::<CpuList>().map(|list| list.0);
-        assert_eq!((read("3"), read("6,0-2,1")), (Ok(vec![3]), Ok(vec![0, 1, 2, 6])));
-        for wrong in ["", "a", "1,", "2-1", "1-", "-1", "4096000"] {
-            assert!(read(wrong).unwrap_err().ends_with("write it like 0,2-5"), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_gateway_has_a_cpu_of_its_own_where_there_are_two() {

@@ -15,7 +15,7 @@ use tollgate_testkit::bulk::{Direction, Progress as BulkProgress};
 use self::figures::{Pair, Summary, Transfer, WORKS, Work};
 use super::floor::{Floor, Rounds};
 use super::tunnel::{CLIENT, Placement, Tunnel, TunnelFiles};
-use crate::measure::cpus::{self, CpuList};
+use crate::measure::cpus;
 use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::measure::spread::Interval95;
@@ -37,9 +37,9 @@ pub struct Options {
     /// The CPU that the gateways are pinned to, by number [default: the first that may be used].
     #[arg(long, value_name = "C")]
     cpu: Option<usize>,
-    /// The CPUs that client, sender and receiver are pinned to, like 1,4-7 [default: all but the gateway's].
-    #[arg(long, value_name = "LIST")]
-    load_cpus: Option<CpuList>,
+    /// The CPUs that client, sender and receiver are pinned to [default: all but the gateway's].
+    #[arg(long, value_name = "C,C...", value_delimiter = ',')]
+    load_cpus: Vec<usize>,
     /// The program of the client that speaks Quincy's protocol, quincy-client [default: as the peer's].
     #[arg(long, value_name = "PATH")]
     client: Option<PathBuf>,
@@ -118,10 +118,9 @@ fn ratio(text: &str) -> Result<f64, String> {
 impl Setup {
     fn find(options: &Options) -> Result<Self> {
         let (ours, peer) = options.gateways.find_pair()?;
-        let load_cpus = options.load_cpus.as_ref().map_or(&[][..], |list| &list.0);
         cpus::require_usable(options.cpu.as_slice(), "--cpu")?;
-        cpus::require_usable(load_cpus, "--load-cpus")?;
-        let (gateway_cpus, load_cpus) = cpus::split(options.cpu.as_slice(), load_cpus)?;
+        cpus::require_usable(&options.load_cpus, "--load-cpus")?;
+        let (gateway_cpus, load_cpus) = cpus::split(options.cpu.as_slice(), &options.load_cpus)?;
         Ok(Setup {
             ours,
             peer,
