@@ -18,7 +18,7 @@ use super::result::{Churn, FlowFigures, GroupResult, LoadResult, Ramp, Sample, S
 use super::scenario::Scenario;
 use super::sink::FlowCounts;
 use super::testbed::Testbed;
-use super::verdict::{self, Effort};
+use super::verdict;
 use crate::deploy::{GatewaySample, SERVICE};
 use crate::measure::progress::Progress;
 use crate::measure::units::{bits_per_second, count};
@@ -89,7 +89,7 @@ struct Moment {
 impl Controller<'_> {
     fn run(mut self, observe: &mut Observer<'_>) -> Result<LoadResult> {
         self.ramp()?;
-        let effort = self.traffic(observe)?;
+        self.traffic(observe)?;
         self.settle("waiting for packets in flight")?;
         self.result.shards = self.testbed.gateway.sample()?.status.as_ref().map(shard_figures);
         self.testbed.order(Order::Close)?;
@@ -113,8 +113,9 @@ impl Controller<'_> {
         (result.up, result.down) = accounts.balance();
         result.up.user_peak_bits_per_second = far.user_peak_bytes as f64 * 8.0;
         result.down.user_peak_bits_per_second = near.user_peak_bytes as f64 * 8.0;
-        result.limited_by = verdict::limited_by(scenario, &effort, result.lost_packets());
-        result.failures = verdict::failures(scenario, &result, &near.counts)?;
+        result.churn.given_up = near.counts.failed;
+        result.limited_by = verdict::limited_by(scenario, &result);
+        result.failures = verdict::failures(scenario, &result)?;
         if !result.failures.is_empty() {
             let reasons = near.failures.iter().map(|(reason, times)| format!("{reason} ({})", count(*times)));
             result.failures.extend(reasons.map(|reason| format!("connections failed: {reason}")));
@@ -154,8 +155,8 @@ impl Controller<'_> {
         Ok(())
     }
 
-    /// Runs traffic, and samples. Returns how hard all worked.
-    fn traffic(&mut self, observe: &mut Observer<'_>) -> Result<Effort> {
+    /// Runs traffic, and samples.
+    fn traffic(&mut self, observe: &mut Observer<'_>) -> Result<()> {
         let before = self.moment()?;
         let started = Instant::now();
         self.testbed.order(Order::StartTraffic)?;
@@ -199,6 +200,7 @@ impl Controller<'_> {
             closed: now.counts.closed,
             failed: now.counts.failed_handshakes,
             lost: now.counts.lost,
+            given_up: 0,
             rebound: now.counts.rebound,
         };
         self.result.samples.push(sample);
@@ -258,7 +260,7 @@ impl Controller<'_> {
     }
 
     /// What gateway and harness used between two moments.
-    fn measure(&mut self, before: &Moment, after: &Moment) -> Result<Effort> {
+    fn measure(&mut self, before: &Moment, after: &Moment) -> Result<()> {
         let seconds = (after.at - before.at).as_secs_f64();
         let usage = |cpu_seconds: f64, cpus: usize, memory_bytes, descriptors| {
             let cpu_share = cpu_seconds / (seconds * cpus.max(1) as f64);
@@ -277,12 +279,11 @@ impl Controller<'_> {
             first.status.as_ref().zip(last.status.as_ref()).and_then(|(first, last)| batch(first, last));
         let threads = before.threads_cpu_ns.iter().zip(&after.threads_cpu_ns);
         let shares = threads.map(|(before, after)| (after - before) as f64 / 1e9 / seconds);
-        Ok(Effort {
-            gateway_share: self.result.gateway_usage.cpu_share,
-            thread_share_max: shares.fold(0.0, f64::max),
-            scheduled_packets: after.counts.scheduled_packets - before.counts.scheduled_packets,
-            late_packets: after.counts.late_packets - before.counts.late_packets,
-        })
+        self.result.busiest_thread_share = shares.fold(0.0, f64::max);
+        let scheduled = after.counts.scheduled_packets - before.counts.scheduled_packets;
+        let late = after.counts.late_packets - before.counts.late_packets;
+        self.result.late_share = late as f64 / scheduled.max(1) as f64;
+        Ok(())
     }
 }
 

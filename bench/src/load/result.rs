@@ -34,6 +34,9 @@ pub struct LoadResult {
     pub gateway_cpus_busy: f64,
     /// Inner packets for each outer datagram, while traffic was measured: what stands behind every cost of a packet. `None` of a peer.
     pub batch: Option<f64>,
+    /// The part of a CPU that the busiest thread of the harness used, and the part of scheduled packets that it sent more than 1 ms late.
+    pub busiest_thread_share: f64,
+    pub late_share: f64,
     pub limited_by: LimitedBy,
     /// What the gateway itself says; `None` of a peer.
     pub shards: Option<ShardFigures>,
@@ -59,6 +62,8 @@ pub struct Churn {
     pub connected: u64,
     pub closed: u64,
     pub failed: u64,
+    /// Clients that could not connect again.
+    pub given_up: u64,
     /// Connections that ended although nobody wanted it.
     pub lost: u64,
     pub rebound: u64,

@@ -3,8 +3,7 @@
 use anyhow::{Result, anyhow};
 use tollgate_config::rate;
 
-use super::report::GeneratorCounts;
-use super::result::{LimitedBy, LoadResult, Sample};
+use super::result::{Churn, LimitedBy, LoadResult, Sample};
 use super::scenario::{Scenario, TrafficKind};
 use crate::measure::spread::slope;
 
@@ -20,27 +19,15 @@ const WARM_UP_SHARE: f64 = 0.25;
 const CHURNED_MIN: u64 = 4_000;
 const SLOPE_SAMPLES_MIN: usize = 5;
 
-/// How hard all worked while traffic was measured.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Effort {
-    /// The share of its CPUs that the gateway used.
-    pub gateway_share: f64,
-    /// The share of a CPU that the busiest thread of the harness used.
-    pub thread_share_max: f64,
-    /// Packets that had a schedule, and those that were sent more than 1 ms late.
-    pub scheduled_packets: u64,
-    pub late_packets: u64,
-}
-
 /// What kept the traffic from being more.
-pub fn limited_by(scenario: &Scenario, effort: &Effort, lost_packets: u64) -> LimitedBy {
+pub fn limited_by(scenario: &Scenario, result: &LoadResult) -> LimitedBy {
     let has_bulk = scenario.traffic.iter().any(|plan| plan.kind == TrafficKind::Bulk);
-    let is_late = effort.late_packets as f64 > LATE_SHARE_MAX * effort.scheduled_packets as f64;
-    if !has_bulk && !is_late && lost_packets == 0 {
+    let is_late = result.late_share > LATE_SHARE_MAX;
+    if !has_bulk && !is_late && result.lost_packets() == 0 {
         LimitedBy::Scenario
-    } else if effort.gateway_share >= BUSY_SHARE {
+    } else if result.gateway_usage.cpu_share >= BUSY_SHARE {
         LimitedBy::Gateway
-    } else if is_late || effort.thread_share_max > BUSY_SHARE {
+    } else if is_late || result.busiest_thread_share > BUSY_SHARE {
         LimitedBy::Harness
     } else {
         LimitedBy::Window
@@ -68,8 +55,8 @@ pub fn bytes_per_connection(samples: &[Sample]) -> Option<f64> {
     is_enough.then(|| slope(&points)).flatten()
 }
 
-/// Every figure of `result` that is not as `scenario` demands, in words. `counts` are those of all generators at the end.
-pub fn failures(scenario: &Scenario, result: &LoadResult, counts: &GeneratorCounts) -> Result<Vec<String>> {
+/// Every figure of `result` that is not as `scenario` demands, in words.
+pub fn failures(scenario: &Scenario, result: &LoadResult) -> Result<Vec<String>> {
     let (mut failures, ramp, demand) = (Vec::new(), &result.ramp, &scenario.demand);
     let mut require = |is_right: bool, failure: &dyn Fn() -> String| {
         if !is_right {
@@ -79,8 +66,8 @@ pub fn failures(scenario: &Scenario, result: &LoadResult, counts: &GeneratorCoun
     if demand.all_connected {
         let is_up = ramp.connected == ramp.wanted;
         require(is_up, &|| format!("{} of {} connections came up", ramp.connected, ramp.wanted));
-        require(!is_up || counts.failed == 0, &|| format!("{} clients could not connect again", counts.failed));
-        let lost = result.churn.lost;
+        let Churn { given_up, lost, .. } = result.churn;
+        require(!is_up || given_up == 0, &|| format!("{given_up} clients could not connect again"));
         require(lost == 0, &|| format!("{lost} connections ended although nobody wanted it"));
     }
     for (way, account) in [("up", &result.up), ("down", &result.down)] {
@@ -176,7 +163,7 @@ mod tests {
     }
 
     fn found(scenario: &Scenario, result: &LoadResult) -> Vec<String> {
-        failures(scenario, result, &GeneratorCounts::default()).unwrap()
+        failures(scenario, result).unwrap()
     }
 
     #[test]
@@ -249,21 +236,21 @@ mod tests {
 
     #[test]
     fn what_limits_a_load_is_told_apart() {
-        let easy = Effort { gateway_share: 0.3, scheduled_packets: 1000, ..Effort::default() };
-        let late = Effort { late_packets: 11, ..easy };
-        let busy = Effort { gateway_share: 0.95, ..easy };
         let (bulk, constant) = (with(TrafficKind::Bulk), with(TrafficKind::Constant));
-        for (scenario, effort, lost, expected) in [
-            (&constant, easy, 0, LimitedBy::Scenario),
-            (&constant, busy, 0, LimitedBy::Scenario),
-            (&constant, busy, 5, LimitedBy::Gateway),
-            (&constant, Effort { gateway_share: 0.95, ..late }, 0, LimitedBy::Gateway),
-            (&constant, late, 0, LimitedBy::Harness),
-            (&bulk, busy, 0, LimitedBy::Gateway),
-            (&bulk, Effort { thread_share_max: 0.95, ..easy }, 0, LimitedBy::Harness),
-            (&bulk, easy, 0, LimitedBy::Window),
+        for (scenario, [gateway, thread, late], lost, expected) in [
+            (&constant, [0.3, 0.3, 0.0], 0, LimitedBy::Scenario),
+            (&constant, [0.95, 0.3, 0.0], 0, LimitedBy::Scenario),
+            (&constant, [0.95, 0.3, 0.0], 5, LimitedBy::Gateway),
+            (&constant, [0.95, 0.3, 0.011], 0, LimitedBy::Gateway),
+            (&constant, [0.3, 0.3, 0.011], 0, LimitedBy::Harness),
+            (&bulk, [0.95, 0.3, 0.0], 0, LimitedBy::Gateway),
+            (&bulk, [0.3, 0.95, 0.0], 0, LimitedBy::Harness),
+            (&bulk, [0.3, 0.3, 0.0], 0, LimitedBy::Window),
         ] {
-            assert_eq!(limited_by(scenario, &effort, lost), expected, "{effort:?} {lost}");
+            let mut result = LoadResult { busiest_thread_share: thread, late_share: late, ..sound() };
+            result.gateway_usage.cpu_share = gateway;
+            result.groups[0].up.lost_packets = lost;
+            assert_eq!(limited_by(scenario, &result), expected, "{gateway} {thread} {late} {lost}");
         }
     }
 }
