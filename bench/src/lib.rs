@@ -74,7 +74,7 @@ enum Command {
     /// same tunnel. The gateways run in turn, each in fresh network namespaces, with the same client, quincy-client. Pings count from when bulk
     /// has used up the user's burst.
     Shaping(shaping::Options),
-    /// Measure what this machine's kernel and ciphers allow one core of a gateway, whoever wrote it.
+    /// Measure what this machine's kernel and cipher allow one core of a gateway, whoever wrote it.
     ///
     /// Each stage of a packet's way is measured by itself, on one thread pinned to one CPU, by that thread's CPU time: TUN writes and
     /// reads, UDP sends and receives, with super-packets and without, ciphers. The stages that a gateway's core cannot do without add up

@@ -1,15 +1,15 @@
-//! `floor`: what this machine's kernel and ciphers allow one core of a gateway, whoever wrote it.
+//! `floor`: what this machine's kernel and cipher allow one core of a gateway, whoever wrote it.
 //!
-//! Each stage of a packet's way is measured by itself, on one thread pinned to one CPU, by that thread's CPU time. A gateway's core cannot
-//! do without three of them in each direction; their sum is the floor that gateways are held against. Nothing of a gateway runs here but
-//! its system calls.
+//! Each stage of a packet's way that a gateway's core cannot do without is measured by itself, on one thread pinned to one CPU, by that
+//! thread's CPU time. The sum of the three in each direction is the floor that gateways are held against. Nothing of a gateway runs here
+//! but its system calls.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use bytes::Bytes;
 use ipnet::{IpNet, Ipv4Net};
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +27,7 @@ use crate::measure::cpus;
 use crate::measure::progress::Progress;
 use crate::measure::record::{Output, table};
 use crate::measure::spread::Spread;
+use Direction::{Down, Up};
 
 /// Length of an inner packet, in bytes: the tunnel's MTU.
 const PACKET_BYTES: usize = 1400;
@@ -43,8 +44,8 @@ const RUN_PACKETS: usize = (65_535 - IP_BYTES - TCP_BYTES) / PAYLOAD_BYTES;
 const RUN_DATAGRAMS: usize = 65_507 / DATAGRAM_BYTES;
 /// Runs of a batch. With twice as many, 64 KiB each, they and the kernel's copies are more than a core's second-level cache.
 const RUNS: usize = 8;
-/// Packets of a batch that go singly. Fewer than the queue of a TUN device holds where its length may not be changed, which is 500.
-const SINGLES: usize = 256;
+/// Packets of a batch that are sealed and opened.
+const SEALED_PACKETS: usize = 256;
 /// How long the kernel may take to bring what was sent; it does so in the sender's system call.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often each stage is measured, and for how long each pair of them at a time.
@@ -53,7 +54,7 @@ const QUICK: (usize, Duration) = (5, Duration::from_millis(40));
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Take a second instead of 5: figures with more noise.
+    /// Take a second instead of 3: figures with more noise.
     #[arg(long)]
     quick: bool,
     /// The CPU to measure on, by number [default: the first that may be used].
@@ -78,16 +79,14 @@ pub struct Stage {
     name: &'static str,
     /// For a gigabyte of TCP payload, over the rounds.
     cpu_seconds_per_gigabyte: Spread,
-    part_of: Part,
+    direction: Direction,
 }
 
-/// The direction of whose floor a stage is a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Part {
+enum Direction {
     Up,
     Down,
-    Neither,
 }
 
 /// Two stages that need each other: what one puts in, the other takes out. Both return bytes of TCP payload, so that stages add up, and
@@ -102,7 +101,7 @@ trait Crossing: Send {
 /// Two stages, and what they cost round by round, in CPU seconds per gigabyte.
 struct Entry {
     names: [&'static str; 2],
-    parts: [Part; 2],
+    directions: [Direction; 2],
     crossing: Box<dyn Crossing>,
     rounds: Vec<[f64; 2]>,
 }
@@ -144,14 +143,14 @@ pub fn run(options: &Options) -> Result<()> {
     let floor = rounds.floor().context("there was no round")?;
     let shown = |figure: f64| format!("{figure:.3}");
     let row = |stage: &Stage| {
-        let part = format!("{:?}", stage.part_of).to_lowercase();
-        [stage.name.to_owned(), stage.cpu_seconds_per_gigabyte.shown(shown), part]
+        let direction = format!("{:?}", stage.direction).to_lowercase();
+        [stage.name.to_owned(), stage.cpu_seconds_per_gigabyte.shown(shown), direction]
     };
     let sums = [("floor, up", floor.up_cpu_seconds_per_gigabyte), ("floor, down", floor.down_cpu_seconds_per_gigabyte)];
     let sums = sums.map(|(name, sum)| [name.to_owned(), shown(sum), String::new()]);
     let rows = floor.stages.iter().map(row).chain(sums);
     let heading = format!("one thread, pinned to CPU {cpu}, {count} rounds");
-    recording.print(&format!("{heading}\n\n{}", table(1, &["stage", "CPU s/GB", "part of the floor"], rows)))?;
+    recording.print(&format!("{heading}\n\n{}", table(1, &["stage", "CPU s/GB", "direction"], rows)))?;
     recording.write("floor", &floor)
 }
 
@@ -175,16 +174,16 @@ impl Rounds {
                 Ok(())
             })
         })?;
-        let stages = self.entries.iter().filter_map(|entry| Some((entry.parts, *entry.rounds.last()?)));
-        let stages: Vec<_> = stages.flat_map(|(parts, figures)| parts.into_iter().zip(figures)).collect();
-        Ok(Round { up: sum(&stages, Part::Up), down: sum(&stages, Part::Down) })
+        let stages = self.entries.iter().filter_map(|entry| Some((entry.directions, *entry.rounds.last()?)));
+        let stages: Vec<_> = stages.flat_map(|(directions, figures)| directions.into_iter().zip(figures)).collect();
+        Ok(Round { up: sum(&stages, Up), down: sum(&stages, Down) })
     }
 
     /// What all rounds came to; `None` before the first.
     pub fn floor(&self) -> Option<Floor> {
         let stages = self.entries.iter().map(Entry::stages).collect::<Option<Vec<_>>>()?.concat();
-        let medians: Vec<_> = stages.iter().map(|it| (it.part_of, it.cpu_seconds_per_gigabyte.median)).collect();
-        let (up, down) = (sum(&medians, Part::Up), sum(&medians, Part::Down));
+        let medians: Vec<_> = stages.iter().map(|it| (it.direction, it.cpu_seconds_per_gigabyte.median)).collect();
+        let (up, down) = (sum(&medians, Up), sum(&medians, Down));
         Some(Floor { stages, up_cpu_seconds_per_gigabyte: up, down_cpu_seconds_per_gigabyte: down })
     }
 
@@ -201,41 +200,28 @@ impl Entry {
     fn stages(&self) -> Option<[Stage; 2]> {
         let stage = |side: usize| {
             let cpu_seconds_per_gigabyte = Spread::of(self.rounds.iter().map(|round| round[side]))?;
-            Some(Stage { name: self.names[side], cpu_seconds_per_gigabyte, part_of: self.parts[side] })
+            Some(Stage { name: self.names[side], cpu_seconds_per_gigabyte, direction: self.directions[side] })
         };
         Some([stage(0)?, stage(1)?])
     }
 }
 
-/// All that is measured, and what of it is a part of the floor: of the ciphers, the one that gateway and clients agree on by default.
+/// All that is measured. Of the ciphers, it is the one that gateway and clients agree on by default.
 fn entries(topology: &Topology) -> Result<Vec<Entry>> {
-    use Part::{Down, Neither, Up};
-    let entry = |names, parts, crossing| Entry { names, parts, crossing, rounds: Vec::new() };
-    let gateway = &topology.gateway;
+    let entry = |names, directions, crossing| Entry { names, directions, crossing, rounds: Vec::new() };
     Ok(vec![
         entry(
             ["TUN write, TCP super-packets", "TUN read, TCP super-packets"],
             [Up, Down],
-            Tun::create(gateway, 0, RUN_PACKETS)?,
+            Box::new(Tun::create(&topology.gateway)?),
         ),
-        entry(["TUN write, single packets", "TUN read, single packets"], [Neither; 2], Tun::create(gateway, 1, 1)?),
-        entry(["UDP send, GSO", "UDP receive, GRO"], [Down, Up], Udp::connect(topology, true)?),
-        entry(
-            ["UDP send, single datagrams", "UDP receive, single datagrams"],
-            [Neither; 2],
-            Udp::connect(topology, false)?,
-        ),
-        entry(["AES-256-GCM seal, 1400 B", "AES-256-GCM open, 1400 B"], [Down, Up], Aead::with(&AES_256_GCM)?),
-        entry(
-            ["ChaCha20-Poly1305 seal, 1400 B", "ChaCha20-Poly1305 open, 1400 B"],
-            [Neither; 2],
-            Aead::with(&CHACHA20_POLY1305)?,
-        ),
+        entry(["UDP send, GSO", "UDP receive, GRO"], [Down, Up], Box::new(Udp::connect(topology)?)),
+        entry(["AES-256-GCM seal, 1400 B", "AES-256-GCM open, 1400 B"], [Down, Up], Box::new(Aead::new()?)),
     ])
 }
 
-fn sum(stages: &[(Part, f64)], part: Part) -> f64 {
-    stages.iter().filter(|(of, _)| *of == part).map(|(_, figure)| figure).sum()
+fn sum(stages: &[(Direction, f64)], direction: Direction) -> f64 {
+    stages.iter().filter(|(of, _)| *of == direction).map(|(_, figure)| figure).sum()
 }
 
 /// One batch through `crossing`: bytes and CPU seconds of each stage.
@@ -289,12 +275,11 @@ struct Aead {
 }
 
 impl Aead {
-    fn with(algorithm: &'static Algorithm) -> Result<Box<dyn Crossing>> {
+    fn new() -> Result<Self> {
         // No secret: it protects nothing.
-        let key =
-            UnboundKey::new(algorithm, &vec![0x42; algorithm.key_len()]).map_err(|_| anyhow!("no such cipher"))?;
-        let buffer = vec![0x17; SINGLES * (PACKET_BYTES + TAG_BYTES)];
-        Ok(Box::new(Aead { key: LessSafeKey::new(key), buffer, first: 0 }))
+        let key = UnboundKey::new(&AES_256_GCM, &[0x42; 32]).map_err(|_| anyhow!("no such cipher"))?;
+        let buffer = vec![0x17; SEALED_PACKETS * (PACKET_BYTES + TAG_BYTES)];
+        Ok(Aead { key: LessSafeKey::new(key), buffer, first: 0 })
     }
 
     /// Does `work` with each packet and its nonce.
@@ -304,13 +289,13 @@ impl Aead {
             nonce[NONCE_LEN - 8..].copy_from_slice(&number.to_be_bytes());
             work(&self.key, Nonce::assume_unique_for_key(nonce), packet)?;
         }
-        Ok(SINGLES * PAYLOAD_BYTES)
+        Ok(SEALED_PACKETS * PAYLOAD_BYTES)
     }
 }
 
 impl Crossing for Aead {
     fn prepare(&mut self) {
-        self.first += SINGLES as u64;
+        self.first += SEALED_PACKETS as u64;
     }
 
     fn put(&mut self) -> Result<usize> {
@@ -342,19 +327,18 @@ struct Udp {
 }
 
 impl Udp {
-    /// Runs that stay whole from socket to socket, or datagrams one by one, many in a system call.
-    fn connect(topology: &Topology, in_runs: bool) -> Result<Box<dyn Crossing>> {
-        let options = UdpOptions { gro: in_runs, gso: in_runs, ..UdpOptions::default() };
+    /// For runs that stay whole from socket to socket.
+    fn connect(topology: &Topology) -> Result<Self> {
+        let options = UdpOptions { gro: true, gso: true, ..UdpOptions::default() };
         let client = topology.clients.first().context("a topology without a client")?;
         let mut group = client.namespace.run(|| UdpGroup::bind(SocketAddr::new(client.v4.into(), 0), 1, &options))?;
         let receiver = group.pop().context("a group without a socket")?;
         let remote = receiver.local_address();
         let sender = topology.gateway.run(|| UdpSocket::for_remote(remote, &options))?;
-        // By the kernel's own counting, generously, a run takes 128 KiB of the receiver's buffer, and a datagram by itself 4 KiB.
-        let run_bytes = if in_runs { 128 << 10 } else { RUN_DATAGRAMS * (4 << 10) };
-        let runs = (receiver.buffers_bytes()?.1 / run_bytes).clamp(1, RUNS);
+        // By the kernel's own counting, generously, a run takes 128 KiB of the receiver's buffer.
+        let runs = (receiver.buffers_bytes()?.1 / (128 << 10)).clamp(1, RUNS);
         let (transmit, receive) = (TransmitBatch::new(RUNS), ReceiveBatch::new(RUNS));
-        Ok(Box::new(Udp { sender, receiver, remote, transmit, receive, runs }))
+        Ok(Udp { sender, receiver, remote, transmit, receive, runs })
     }
 }
 
@@ -400,31 +384,30 @@ struct Tun {
 }
 
 impl Tun {
-    /// Pair number `index` of devices in `namespace`, which must forward, for frames of `packets` packets each.
-    fn create(namespace: &Namespace, index: u8, packets: usize) -> Result<Box<dyn Crossing>> {
-        let [near_net, far_net] = [128 + 2 * index, 129 + 2 * index];
+    /// Two devices in `namespace`, which must forward.
+    fn create(namespace: &Namespace) -> Result<Self> {
         let host = |net: u8, host: u8| Ipv4Addr::new(198, 19, net, host);
         let port = |name: &str, net: u8| {
-            let (name, address) = (format!("floor{index}-{name}"), IpNet::V4(Ipv4Net::new_assert(host(net, 1), 24)));
+            let address = IpNet::V4(Ipv4Net::new_assert(host(net, 1), 24));
             namespace.run(|| -> Result<(TunDevice, TunQueue)> {
                 let (mut device, mut queues) =
-                    TunDevice::create(Some(&name), 1, PACKET_BYTES as u16, &TunOptions::default())?;
+                    TunDevice::create(Some(name), 1, PACKET_BYTES as u16, &TunOptions::default())?;
                 device.configure(address)?;
                 device.up()?;
                 Ok((device, queues.pop().context("a TUN device without a queue")?))
             })
         };
-        let ((near_device, near), (far_device, far)) = (port("near", near_net)?, port("far", far_net)?);
-        let mut flow = Flow::tcp(host(near_net, 2), host(far_net, 2), PACKET_BYTES);
+        let ((near_device, near), (far_device, far)) = (port("floor-near", 128)?, port("floor-far", 129)?);
+        let mut flow = Flow::tcp(host(128, 2), host(129, 2), PACKET_BYTES);
         let frame = |_| {
-            let mut header = if packets == 1 { flow.frame() } else { flow.super_frame(packets) };
+            let mut header = flow.super_frame(RUN_PACKETS);
             let payload = Bytes::from(header.split_off(HEADER_BYTES + flow.header_bytes()));
-            let starts = (0..packets).map(|packet| packet * PAYLOAD_BYTES);
+            let starts = (0..RUN_PACKETS).map(|packet| packet * PAYLOAD_BYTES);
             (header, starts.map(|start| payload.slice(start..start + PAYLOAD_BYTES)).collect())
         };
-        let frames = (0..if packets == 1 { SINGLES } else { RUNS }).map(frame).collect();
+        let frames = (0..RUNS).map(frame).collect();
         let buffer = vec![0; FRAME_BYTES_MAX].into_boxed_slice();
-        Ok(Box::new(Tun { near, far, _devices: [near_device, far_device], frames, buffer }))
+        Ok(Tun { near, far, _devices: [near_device, far_device], frames, buffer })
     }
 }
 
@@ -459,27 +442,24 @@ mod tests {
 
     #[test]
     fn what_is_sealed_is_opened_and_a_batch_opened_twice_is_not_authentic() {
-        for algorithm in [&AES_256_GCM, &CHACHA20_POLY1305] {
-            let mut crossing = Aead::with(algorithm).unwrap();
-            for _ in 0..2 {
-                crossing.prepare();
-                assert_eq!(crossing.put().unwrap(), SINGLES * PAYLOAD_BYTES);
-                assert_eq!(crossing.take().unwrap(), SINGLES * PAYLOAD_BYTES);
-            }
-            assert_eq!(crossing.take().unwrap_err().to_string(), "a packet is not authentic");
+        let mut crossing = Aead::new().unwrap();
+        for _ in 0..2 {
+            crossing.prepare();
+            assert_eq!(crossing.put().unwrap(), SEALED_PACKETS * PAYLOAD_BYTES);
+            assert_eq!(crossing.take().unwrap(), SEALED_PACKETS * PAYLOAD_BYTES);
         }
+        assert_eq!(crossing.take().unwrap_err().to_string(), "a packet is not authentic");
     }
 
     #[test]
     fn a_direction_is_the_sum_of_its_stages_only() {
-        use Part::{Down, Neither, Up};
-        let stages = [(Up, 0.25), (Down, 0.5), (Neither, 1.0), (Up, 0.5), (Down, 0.25)];
+        let stages = [(Up, 0.25), (Down, 0.5), (Up, 0.5), (Down, 0.25)];
         assert_eq!((sum(&stages, Up), sum(&stages, Down)), (0.75, 0.75));
         let rounds = vec![[1.0, 0.1], [3.0, 0.3], [2.0, 0.2]];
-        let entry =
-            Entry { names: ["in", "out"], parts: [Up, Neither], crossing: Aead::with(&AES_256_GCM).unwrap(), rounds };
-        let [first, second] = entry.stages().unwrap();
+        let crossing = Box::new(Aead::new().unwrap());
+        let [first, second] =
+            Entry { names: ["in", "out"], directions: [Up, Down], crossing, rounds }.stages().unwrap();
         assert_eq!(first.cpu_seconds_per_gigabyte, Spread { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!((second.name, second.part_of), ("out", Neither));
+        assert_eq!((second.name, second.direction), ("out", Down));
     }
 }
