@@ -1,195 +1,148 @@
-//! A gateway's shards and one client in one thread, under virtual time: what one end sends, the other receives half a millisecond later, in
-//! the same runs of datagrams, as UDP segmentation and its undoing carry them over a real network.
+//! A gateway's shards and one client, in one thread under virtual time: the simulator's world until the client has its address. From then on
+//! a fixture moves every packet itself: what one end sends, the other receives half a millisecond later, in the same runs of datagrams, as
+//! UDP segmentation and its undoing carry them over a real network.
 //!
-//! Nothing here is measured; [`pass`] is what the fixtures measure.
+//! Nothing here is measured but [`Wire::pass`].
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use aws_lc_rs::hmac;
-use bytes::BytesMut;
-use quinn_proto::TransportConfig;
-use quinn_proto::crypto::rustls::QuicClientConfig;
+use anyhow::{Result, bail};
+use bytes::{Bytes, BytesMut};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use tollgate_shards::{
-    Action, Congestion, ConnectionIdKey, Event, Limits, Machine, Message, Output, Params, Received, Shard, ShardIndex,
-    ShardKeys, Snapshot, TokenKey, Transmit, TransportParams, Tunnel, TunnelParams, User, Users, transport,
+    Action, Congestion, Event, Limits, Machine, Message, Output, Received, Shard, ShardIndex, Snapshot, Transmit, User,
+    Users,
 };
+use tollgate_sim::LinkPlan;
+use tollgate_sim::world::{GATEWAY, Setup, UserSpec, World};
 use zeroize::Zeroizing;
 
-use super::fixture::LARGE_BYTES;
-
-/// The gateway's outer address.
-const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 0, 1)), 55_555);
-/// The client's.
-const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 1, 1)), 40_000);
-/// The name in the gateway's certificate.
+/// The name in the gateway's certificate, by which the simulator's clients call it.
 const SERVER_NAME: &str = "gateway";
 /// From one end to the other.
 pub const ONE_WAY: Duration = Duration::from_micros(500);
-/// Longest time that a client needs to come or to go, on this wire.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a login takes on this wire.
+const LOGIN_TIME: Duration = Duration::from_secs(2);
 
-/// The shards, the client, and what is on its way between them.
-pub struct Wire {
-    /// Virtual time.
-    pub now: Instant,
-    pub shards: Vec<Shard>,
-    pub client: Tunnel,
-    /// What has reached the client and was not handled yet.
-    pub to_client: Vec<Received>,
-    tls: Arc<QuicClientConfig>,
-    transport: Arc<TransportConfig>,
-    clients: u32,
+/// The gateway's TLS and its user's: the product's, where the simulator's own has no real key exchange.
+pub struct Credentials {
+    server: Arc<QuicServerConfig>,
+    client: Arc<QuicClientConfig>,
+    users: Arc<Users>,
 }
 
-impl Wire {
-    /// A gateway of `shards` shards, and a client whose connection is going to be the first one's. The handshake has not begun.
-    pub fn new(shards: u16) -> Result<Self> {
-        let now = Instant::now();
+impl Credentials {
+    pub fn generate() -> Result<Self> {
         let (gateway, user) = (Identity::generate(SERVER_NAME, &[SERVER_NAME])?, Identity::generate("user", &[])?);
         let inline = |pem: &str| PemSource::Inline(Zeroizing::new(pem.to_owned()));
-        let server_tls = ServerTls {
+        let server = tls::server(&ServerTls {
             key_exchange: None,
             certificates: vec![inline(&gateway.certificate_pem)],
             key: inline(&gateway.key_pem),
-        };
-        let client_tls = tls::client(&ClientTls {
+        })?;
+        let client = tls::client(&ClientTls {
             key_exchange: KeyExchange::Standard,
             trusted: vec![inline(&gateway.certificate_pem)],
             certificates: vec![inline(&user.certificate_pem)],
             key: inline(&user.key_pem),
         })?;
-        let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64]));
-        let (connection_id, token) = (ConnectionIdKey([5; 16]), TokenKey::new(&[4; 32]));
-        let keys = ShardKeys { connection_id, reset, token };
-        let certificates = vec![user.fingerprint];
-        let user = User { name: "user".to_owned(), certificates, ..User::default() };
-        let users = Arc::new(Users::new(vec![user])?);
-        let snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, tls: tls::server(&server_tls)? });
-        let params = |index| Params {
+        let user = User { name: "user".to_owned(), certificates: vec![user.fingerprint], ..User::default() };
+        Ok(Credentials { server, client, users: Arc::new(Users::new(vec![user])?) })
+    }
+}
+
+/// The shards, the client, and what is on its way to it.
+pub struct Wire {
+    pub world: World,
+    client: usize,
+    client_address: SocketAddr,
+    /// What has reached the client and was not handled yet.
+    to_client: Vec<Received>,
+}
+
+impl Wire {
+    /// A gateway of `shards` shards, configured as by default, and a client of the first one. The handshake has not begun.
+    fn new(credentials: &Credentials, shards: u16) -> Self {
+        let mut world = World::scenario(Setup {
             shards,
-            index: ShardIndex(index),
-            tunnel: "198.18.0.1/24".parse().expect("a network"),
-            outer_addresses: vec![GATEWAY.ip()],
-            handshake_timeout: Duration::from_secs(10),
-            transport: transport_params(None),
-            limits: Limits::default(),
-            incarnation: 0,
-            wall_clock: std::time::UNIX_EPOCH,
-            seed: [index as u8 + 1; 32],
-        };
-        let shards = (0..shards).map(|index| Shard::new(params(index), &keys, snapshot.clone(), now)).collect();
-        let transport = Arc::new(transport(&transport_params(Some(Duration::from_secs(25)))));
-        let client = tunnel(0, &client_tls, &transport, now)?;
-        let to_client = Vec::new();
-        let mut wire = Wire { now, shards, client, to_client, tls: client_tls, transport, clients: 0 };
-        wire.replace_client()?;
-        Ok(wire)
+            users: vec![UserSpec::default()],
+            congestion: Congestion::Uncontrolled,
+            send_datagrams_max: Limits::default().send_datagrams_max,
+            link: LinkPlan { delay: ONE_WAY, ..LinkPlan::default() },
+            ..Setup::default()
+        });
+        let (users, tls) = (credentials.users.clone(), credentials.server.clone());
+        world.gateway.snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, tls });
+        // Only shards that begin anew have that snapshot.
+        world.crash();
+        let mut wire = Wire { world, client: 0, client_address: GATEWAY, to_client: Vec::new() };
+        wire.connect(credentials);
+        wire
     }
 
-    /// Waits for the client's address, and returns it.
-    pub fn attach(&mut self) -> Result<Ipv4Addr> {
-        self.exchange_until(|wire| wire.client.assignment().is_some()).context("the client gets no address")?;
-        match self.client.assignment().map(|assignment| assignment.client_address.addr()) {
-            Some(IpAddr::V4(address)) => Ok(address),
+    /// The same, with the client's address.
+    pub fn attached(credentials: &Credentials, shards: u16) -> Result<(Self, Ipv4Addr)> {
+        let mut wire = Wire::new(credentials, shards);
+        wire.world.run(LOGIN_TIME);
+        match wire.world.devices[wire.client].address() {
+            Some(IpAddr::V4(address)) => Ok((wire, address)),
             address => bail!("the client got {address:?}, which is no IPv4 address"),
         }
     }
 
-    /// Has the client say goodbye, waits until everybody has forgotten it, and puts a new one in its place.
-    pub fn reconnect(&mut self) -> Result<()> {
-        self.client.close(self.now);
-        let is_owned = |shard: &Shard| shard.owned_connections() > 0;
-        self.exchange_until(|wire| wire.client.is_drained() && !wire.shards.iter().any(is_owned))?;
-        self.replace_client()
+    /// Puts a new client in the place of the one before, which stays connected.
+    pub fn connect(&mut self, credentials: &Credentials) {
+        self.client = self.world.connect_with(0, &credentials.client, 0);
+        self.client_address = self.world.devices[self.client].outer;
     }
 
-    /// The client's turn: it handles what has reached it, and returns what it has to say. Inner packets from the gateway are counted.
-    pub fn client_turn(&mut self) -> (Vec<Received>, u64) {
+    pub fn now(&self) -> Instant {
+        self.world.instant()
+    }
+
+    /// Lets `time` pass for both ends.
+    pub fn advance(&mut self, time: Duration) {
+        self.world.now = self.world.now + time;
+    }
+
+    /// The client's turn: it sends `packets`, handles what has reached it, and returns what it has to say. Inner packets from the gateway are
+    /// counted.
+    pub fn client_turn(&mut self, packets: impl IntoIterator<Item = Bytes>) -> (Vec<Received>, u64) {
+        let (now, tunnel) = (self.now(), &mut self.world.client_mut(self.client).tunnel);
+        packets.into_iter().for_each(|packet| tunnel.send(packet));
         for received in self.to_client.drain(..) {
-            self.client.handle_udp(self.now, received);
+            tunnel.handle_udp(now, received);
         }
-        if self.client.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
-            self.client.handle_timeout(self.now);
+        if tunnel.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            tunnel.handle_timeout(now);
         }
-        let packets = std::iter::from_fn(|| self.client.poll_packet()).count() as u64;
-        let mut sends = Vec::new();
-        let mut buf = Vec::new();
-        while let Some(transmit) = self.client.poll_transmit(self.now, &mut buf) {
-            sends.push(received(CLIENT, GATEWAY, &transmit, &buf));
+        let packets = std::iter::from_fn(|| tunnel.poll_packet()).count() as u64;
+        let (mut sends, mut buf) = (Vec::new(), Vec::new());
+        while let Some(transmit) = tunnel.poll_transmit(now, &mut buf) {
+            sends.push(received(self.client_address, GATEWAY, &transmit, &buf));
             buf.clear();
         }
         (sends, packets)
     }
 
+    /// A pass of the shard `index`: what is measured.
+    pub fn pass(&mut self, index: u16, batch: &mut Batch, output: &mut Passes) {
+        let now = self.now();
+        pass(self.world.shard_mut(index), now, batch, output);
+    }
+
     /// Puts what passes have sent on its way to the client.
     pub fn carry(&mut self, output: &mut Passes) {
         for (transmit, buf) in output.sends.drain(..) {
-            self.to_client.push(received(GATEWAY, CLIENT, &transmit, &buf));
-            output.spare.push(buf);
-        }
-    }
-
-    fn exchange_until(&mut self, done: impl Fn(&Wire) -> bool) -> Result<()> {
-        let end = self.now + PATIENCE;
-        while !done(self) {
-            ensure!(self.now < end, "nothing came of {} s", PATIENCE.as_secs());
-            self.exchange(end);
-        }
-        Ok(())
-    }
-
-    /// Both ends' turns at this instant; then on to when something arrives, or somebody wants something, or to the `end`.
-    fn exchange(&mut self, end: Instant) {
-        let (mut sends, _) = self.client_turn();
-        let mut moved = !sends.is_empty();
-        let mut output = Passes::default();
-        for index in 0..self.shards.len() {
-            // The client's are all the first shard's, which comes first.
-            let mut batch = Batch { received: std::mem::take(&mut sends), ..Batch::default() };
-            self.turn(index, &mut batch, &mut output);
-        }
-        moved |= !output.sends.is_empty();
-        self.carry(&mut output);
-        if moved {
-            self.now += ONE_WAY;
-            return;
-        }
-        let shards = self.shards.iter_mut().filter_map(Machine::poll_timeout);
-        let next = shards.chain(self.client.poll_timeout()).map(|(at, _)| at).min();
-        self.now = next.unwrap_or(end).clamp(self.now + Duration::from_nanos(1), end);
-    }
-
-    /// A pass of one shard, and of those that it has messages for.
-    fn turn(&mut self, index: usize, batch: &mut Batch, output: &mut Passes) {
-        pass(&mut self.shards[index], self.now, batch, output);
-        let mut messages: VecDeque<_> = output.messages.drain(..).collect();
-        while let Some((to, message)) = messages.pop_front() {
-            batch.messages.push(message);
-            pass(&mut self.shards[usize::from(to.0)], self.now, batch, output);
-            messages.extend(output.messages.drain(..));
-        }
-    }
-
-    /// A new client. The first byte of its first connection ID decides which shard is the owner: the first.
-    fn replace_client(&mut self) -> Result<()> {
-        loop {
-            self.clients += 1;
-            self.client = tunnel(self.clients, &self.tls, &self.transport, self.now)?;
-            let mut initial = Vec::new();
-            self.client.poll_transmit(self.now, &mut initial).context("the client does not begin")?;
-            // The ID follows the first byte, the version and its own length (RFC 9000, section 17.2).
-            let steer = initial.get(6).context("the client's first packet is cut off")?;
-            if usize::from(*steer).is_multiple_of(self.shards.len()) {
-                self.client = tunnel(self.clients, &self.tls, &self.transport, self.now)?;
-                return Ok(());
+            if transmit.remote == self.client_address {
+                self.to_client.push(received(GATEWAY, self.client_address, &transmit, &buf));
             }
+            output.spare.push(buf);
         }
     }
 }
@@ -228,7 +181,7 @@ impl Passes {
 }
 
 /// A pass of a shard, as a core of the gateway makes it, but for the system calls.
-pub fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Passes) {
+fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Passes) {
     for received in batch.received.drain(..) {
         shard.handle_udp(now, received);
     }
@@ -262,21 +215,6 @@ pub fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Pas
     output.spare.push(buf);
 }
 
-fn tunnel(number: u32, tls: &Arc<QuicClientConfig>, transport: &Arc<TransportConfig>, now: Instant) -> Result<Tunnel> {
-    let mut seed = [7; 32];
-    // Either half of the seed makes connection IDs.
-    seed[..4].copy_from_slice(&number.to_le_bytes());
-    seed[16..20].copy_from_slice(&number.to_le_bytes());
-    let params = TunnelParams {
-        remote: GATEWAY,
-        server_name: SERVER_NAME.to_owned(),
-        transport: transport.clone(),
-        send_datagrams_max: Limits::default().send_datagrams_max,
-        seed,
-    };
-    Ok(Tunnel::new(params, tls.clone(), Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &seed)), now)?)
-}
-
 /// What arrives of a send.
 fn received(from: SocketAddr, to: SocketAddr, transmit: &Transmit, data: &[u8]) -> Received {
     Received {
@@ -285,18 +223,5 @@ fn received(from: SocketAddr, to: SocketAddr, transmit: &Transmit, data: &[u8]) 
         ecn: transmit.ecn,
         segment_bytes: transmit.segment_bytes,
         data: BytesMut::from(data),
-    }
-}
-
-/// As the gateway's configuration has it by default.
-fn transport_params(keep_alive: Option<Duration>) -> TransportParams {
-    TransportParams {
-        mtu_bytes: LARGE_BYTES as u16,
-        idle_timeout: Duration::from_secs(30),
-        keep_alive,
-        initial_rtt: None,
-        datagram_send_buffer_bytes_max: 4 << 20,
-        datagram_receive_buffer_bytes_max: 4 << 20,
-        congestion: Congestion::Uncontrolled,
     }
 }

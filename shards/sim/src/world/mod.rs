@@ -17,7 +17,7 @@ use tollgate_shards::{
 };
 
 use crate::client::{Act, Device};
-use crate::gateway::{GATEWAY, Gateway};
+use crate::gateway::Gateway;
 use crate::link::Aggregate;
 use crate::mesh::Mesh;
 use crate::oracle::{Oracle, Violation};
@@ -28,6 +28,7 @@ use crate::run::{Facts, Options, Planted};
 use crate::schedule::{Schedule, Time};
 use crate::trace::{Trace, Who};
 
+pub use crate::gateway::GATEWAY;
 pub use scenario::{Seen, Setup, UserSpec};
 
 /// More passes than this at one moment mean that it will never pass.

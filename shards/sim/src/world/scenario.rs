@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use ipnet::IpNet;
+use quinn_proto::crypto::rustls::QuicClientConfig;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
@@ -71,6 +72,9 @@ pub struct Setup {
     pub users: Vec<UserSpec>,
     /// Bound of the queue of datagrams received, of each connection at either end.
     pub datagram_receive_buffer_bytes: usize,
+    /// Bound of each client's queue of datagrams to send.
+    pub send_datagrams_max: usize,
+    pub congestion: Congestion,
     /// The memory of each shard.
     pub memory_bytes_max: usize,
     /// Every client's link at first.
@@ -87,6 +91,9 @@ impl Default for Setup {
             isolate_clients: true,
             users: vec![UserSpec::default(); 2],
             datagram_receive_buffer_bytes: 4 << 20,
+            send_datagrams_max: 64,
+            // Its small window at the start lets queues fill.
+            congestion: Congestion::Cubic,
             memory_bytes_max: Limits::default().memory_bytes_max,
             link: LinkPlan::default(),
             hello: Hello::default(),
@@ -109,8 +116,7 @@ impl Setup {
                 initial_rtt: None,
                 datagram_send_buffer_bytes_max: 4 << 20,
                 datagram_receive_buffer_bytes_max: self.datagram_receive_buffer_bytes,
-                // Its small window at the start lets queues fill.
-                congestion: Congestion::Cubic,
+                congestion: self.congestion,
             },
             keep_alive: Duration::from_secs(25),
             limits: Limits { memory_bytes_max: self.memory_bytes_max, ..Limits::default() },
@@ -127,6 +133,7 @@ impl Setup {
 pub struct Seen {
     pub(crate) is_kept: bool,
     hello: Hello,
+    send_datagrams_max: usize,
     link: LinkPlan,
     /// The certificate that each user's clients show from now on.
     identities: Vec<u64>,
@@ -171,7 +178,8 @@ impl World {
         identity::begin(0);
         let identities = (0..setup.users.len() as u64).collect();
         let mut world = World::new(setup.plan(), Options::default());
-        world.seen = Seen { is_kept: true, hello: setup.hello, link: setup.link, identities, ..Seen::default() };
+        let Setup { hello, send_datagrams_max, link, .. } = setup;
+        world.seen = Seen { is_kept: true, hello, send_datagrams_max, link, identities, ..Seen::default() };
         world
     }
 
@@ -184,15 +192,21 @@ impl World {
 
     /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
+        let tls = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
+        self.connect_with(user, &tls, owner)
+    }
+
+    /// The same, where the client's TLS is the test's own.
+    pub fn connect_with(&mut self, user: usize, tls: &Arc<QuicClientConfig>, owner: u16) -> usize {
         let index = self.devices.len() as u32;
         let outer = self.fresh_outer_address(index);
         let plan = DevicePlan::steady(user, self.seen.identities[user], self.seen.link);
         let mut device = Device::new(index, plan, outer, self.plan.seed);
         device.wanted = false;
         let mut seeds = (0..=255).map(|_| device.random.seed());
-        let seed = seeds.find(|&seed| self.owner_of(self.client_of(user, seed)) == owner);
+        let seed = seeds.find(|&seed| self.owner_of(self.client_of(tls, seed)) == owner);
         let seed = seed.expect("one ID in N leads to each of N shards");
-        device.begin(End::Client(Box::new(self.client_of(user, seed)), VecDeque::new()));
+        device.begin(End::Client(Box::new(self.client_of(tls, seed)), VecDeque::new()));
         self.devices.push(device);
         self.touch_device(index);
         index as usize
@@ -212,18 +226,17 @@ impl World {
         client
     }
 
-    fn client_of(&self, user: usize, seed: [u8; 32]) -> Client {
+    fn client_of(&self, tls: &Arc<QuicClientConfig>, seed: [u8; 32]) -> Client {
         let transport_params =
             TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() };
         let params = TunnelParams {
             remote: GATEWAY,
             server_name: "gateway".to_owned(),
             transport: Arc::new(transport(&transport_params)),
-            send_datagrams_max: 64,
+            send_datagrams_max: self.seen.send_datagrams_max,
             seed,
         };
-        let tls = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
-        Client::new(params, MergeLimits::default(), tls, reset_key(&seed), self.instant())
+        Client::new(params, MergeLimits::default(), tls.clone(), reset_key(&seed), self.instant())
             .expect("a usable name and address")
     }
 
