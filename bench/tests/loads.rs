@@ -71,7 +71,7 @@ loss_max = 1.0
 fn assert_mixed_load_is_exact(gateway: &str) -> Value {
     let (result, table) = load(MIXED, gateway);
     assert_eq!(result["failures"], Value::Array(Vec::new()), "{table}");
-    assert_eq!((number(&result["ramp"]["connected"]), number(&result["churn"]["connected"])), (200, 200), "{table}");
+    assert_eq!((number(&result["ramp"]["connected"]), number(&result["clients"]["handshakes"])), (200, 200), "{table}");
     let groups = result["groups"].as_array().unwrap();
     let [up, down, request] = &groups[..] else { panic!("{table}") };
     let received = |group: &Value, way| number(&group[way]["received_packets"]);
@@ -134,7 +134,7 @@ window_bytes = 65536
         assert_eq!(result[way]["unaccounted"], 0, "{table}");
         assert!(number(&result[way]["drops"]["outer: lost on purpose"]) > 0, "{table}");
     }
-    assert!(number(&result["churn"]["closed"]) >= 20 && number(&result["churn"]["rebound"]) >= 20, "{table}");
+    assert!(number(&result["clients"]["handshakes"]) >= 80 && number(&result["clients"]["rebound"]) >= 20, "{table}");
     let failures = result["failures"].as_array().unwrap().iter().filter_map(Value::as_str);
     let damaged = failures.filter(|failure| !failure.contains("connections"));
     assert_eq!(damaged.count(), 0, "{table}");

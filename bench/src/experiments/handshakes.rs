@@ -62,7 +62,7 @@ pub fn run(Options { series, clients, handshakes, mbps }: &Options) -> Result<()
     ];
     let results = experiment.rounds(points)?;
     let ours = results.cells().filter(|cell| cell.gateway == "tollgate");
-    let failed: u64 = ours.flat_map(|cell| cell.rounds).map(|result| result.churn.failed).sum();
+    let failed: u64 = ours.flat_map(|cell| cell.rounds).map(|result| result.clients.failed_handshakes).sum();
     if failed > 0 {
         experiment.failures.push(format!("{} handshakes failed", count(failed)));
     }
@@ -80,7 +80,7 @@ fn columns() -> [Column; 5] {
         }),
         Column::new("forwarded_bits_per_second", "forwarded", bits_per_second, move |cell| cell.each(carried)),
         Column::new("forwarded_to_alone", "of alone", percent, move |cell| cell.ratio(cell.first, carried)),
-        Column::new("failed", "failed", whole, |cell| cell.total(|result| result.churn.failed)),
+        Column::new("failed", "failed", whole, |cell| cell.total(|result| result.clients.failed_handshakes)),
     ]
 }
 

@@ -14,7 +14,7 @@ use super::accounts::Accounts;
 use super::generator::Order;
 use super::report::{GeneratorCounts, GeneratorReport};
 use super::responder::{ResponderCounts, ResponderReport};
-use super::result::{Churn, FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
+use super::result::{FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
 use super::scenario::Scenario;
 use super::sink::FlowCounts;
 use super::testbed::Testbed;
@@ -113,7 +113,7 @@ impl Controller<'_> {
         (result.up, result.down) = accounts.balance();
         result.up.user_peak_bits_per_second = far.user_peak_bytes as f64 * 8.0;
         result.down.user_peak_bits_per_second = near.user_peak_bytes as f64 * 8.0;
-        result.churn.given_up = near.counts.failed;
+        result.clients = near.counts;
         result.limited_by = verdict::limited_by(scenario, &result);
         result.failures = verdict::failures(scenario, &result)?;
         if !result.failures.is_empty() {
@@ -195,14 +195,7 @@ impl Controller<'_> {
             bits_per_second: now.received_bytes().saturating_sub(last.1) as f64 * 8.0 / seconds,
         };
         self.result.seconds = sample.seconds;
-        self.result.churn = Churn {
-            connected: now.counts.handshakes,
-            closed: now.counts.closed,
-            failed: now.counts.failed_handshakes,
-            lost: now.counts.lost,
-            given_up: 0,
-            rebound: now.counts.rebound,
-        };
+        self.result.clients = now.counts;
         self.result.samples.push(sample);
         let total = self.scenario.duration.as_secs_f64();
         self.progress.update(|| {

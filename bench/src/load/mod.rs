@@ -45,7 +45,7 @@ const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 macro_rules! counts {
     ($(#[$attribute:meta])* $name:ident { $($(#[$comment:meta])* $field:ident,)+ }) => {
         $(#[$attribute])*
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
         pub struct $name {
             $($(#[$comment])* pub $field: u64,)+
         }

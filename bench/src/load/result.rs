@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::report::GeneratorCounts;
 use super::sink::FlowCounts;
 use super::verdict::bytes_per_connection;
 use crate::measure::record::table;
@@ -17,8 +18,8 @@ pub struct LoadResult {
     pub gateway: String,
     pub users: u32,
     pub ramp: Ramp,
-    /// Connections that came and went while traffic ran.
-    pub churn: Churn,
+    /// What all generators counted.
+    pub clients: GeneratorCounts,
     pub seconds: f64,
     /// One for each group of traffic, in the scenario's order.
     pub groups: Vec<GroupResult>,
@@ -54,19 +55,6 @@ pub struct Ramp {
     /// From the first packet to the last address.
     pub seconds: f64,
     pub gateway_cpu_seconds: f64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Churn {
-    /// Handshakes that led to an address, those of the ramp included.
-    pub connected: u64,
-    pub closed: u64,
-    pub failed: u64,
-    /// Clients that could not connect again.
-    pub given_up: u64,
-    /// Connections that ended although nobody wanted it.
-    pub lost: u64,
-    pub rebound: u64,
 }
 
 /// What a group of traffic came to, from the run's first packet to its last.
@@ -195,7 +183,7 @@ impl GroupResult {
 
 impl fmt::Display for LoadResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LoadResult { scenario, gateway, users, ramp, churn, seconds, .. } = self;
+        let LoadResult { scenario, gateway, users, ramp, clients, seconds, .. } = self;
         let [connected, wanted, users] = [ramp.connected, ramp.wanted, *users].map(|number| count(number.into()));
         let handshake = nanoseconds((ramp.gateway_cpu_seconds * 1e9 / f64::from(ramp.connected.max(1))) as u64);
         writeln!(
@@ -203,14 +191,14 @@ impl fmt::Display for LoadResult {
             "{scenario} against {gateway}: {connected} of {wanted} connections of {users} users came up in {:.1} s, {handshake} of the gateway's CPU time each; {seconds:.1} s of traffic",
             ramp.seconds,
         )?;
-        if churn.closed + churn.rebound + churn.failed + churn.lost > 0 {
-            // The first handshake of each is the ramp's.
-            let again = churn.connected.saturating_sub(ramp.connected.into());
-            let [again, closed, rebound, failed, lost] =
-                [again, churn.closed, churn.rebound, churn.failed, churn.lost].map(count);
+        let GeneratorCounts { handshakes, failed_handshakes, rebound, lost, .. } = *clients;
+        // The first handshake of each is the ramp's, and the last end is the load's.
+        let again = handshakes.saturating_sub(ramp.connected.into());
+        if again + rebound + failed_handshakes + lost > 0 {
+            let [again, rebound, failed, lost] = [again, rebound, failed_handshakes, lost].map(count);
             writeln!(
                 f,
-                "{closed} left, {again} came again, {rebound} changed their address; {failed} handshakes failed, {lost} connections were lost"
+                "{again} left and came again, {rebound} changed their address; {failed} handshakes failed, {lost} connections were lost"
             )?;
             if let Some(grown) = bytes_per_connection(&self.samples) {
                 writeln!(f, "the gateway's memory grew by {} for each connection that came", bytes(grown))?;

@@ -7,7 +7,6 @@ const WINDOW_SEQUENCES: u64 = 4096;
 
 super::counts! {
     /// What an end counted of data, requests and answers, of one flow or many.
-    #[derive(serde::Serialize)]
     FlowCounts {
         sent_packets,
         /// Each counted once.

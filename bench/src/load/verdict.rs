@@ -3,7 +3,8 @@
 use anyhow::{Result, anyhow};
 use tollgate_config::rate;
 
-use super::result::{Churn, LimitedBy, LoadResult, Sample};
+use super::report::GeneratorCounts;
+use super::result::{LimitedBy, LoadResult, Sample};
 use super::scenario::{Scenario, TrafficKind};
 use crate::measure::spread::slope;
 
@@ -66,8 +67,8 @@ pub fn failures(scenario: &Scenario, result: &LoadResult) -> Result<Vec<String>>
     if demand.all_connected {
         let is_up = ramp.connected == ramp.wanted;
         require(is_up, &|| format!("{} of {} connections came up", ramp.connected, ramp.wanted));
-        let Churn { given_up, lost, .. } = result.churn;
-        require(!is_up || given_up == 0, &|| format!("{given_up} clients could not connect again"));
+        let GeneratorCounts { failed, lost, .. } = result.clients;
+        require(!is_up || failed == 0, &|| format!("{failed} clients could not connect again"));
         require(lost == 0, &|| format!("{lost} connections ended although nobody wanted it"));
     }
     for (way, account) in [("up", &result.up), ("down", &result.down)] {
@@ -173,7 +174,7 @@ mod tests {
         type Harm = fn(&mut LoadResult);
         let cases: [(Harm, &str); 8] = [
             (|result| result.ramp.connected = 0, "0 of 1 connections came up"),
-            (|result| result.churn.lost = 3, "3 connections ended although nobody wanted it"),
+            (|result| result.clients.lost = 3, "3 connections ended although nobody wanted it"),
             (
                 |result| result.shards.iter_mut().for_each(|shards| shards.sessions = 3),
                 "3 sessions are held, but there are 0 connections",
