@@ -64,30 +64,50 @@ pub struct Options {
     output: Output,
 }
 
-/// What kernel and cipher allow on one core.
+/// What kernel and cipher allow on one core: medians over the rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Floor {
     pub stages: Vec<Stage>,
-    /// The sum of a gateway core's stages from client to network.
-    pub up_cpu_seconds_per_gigabyte: f64,
-    /// The sum of a gateway core's stages from network to client.
-    pub down_cpu_seconds_per_gigabyte: f64,
+    #[serde(flatten)]
+    pub sums: Sums,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stage {
     name: &'static str,
+    direction: Direction,
     /// For a gigabyte of TCP payload, over the rounds.
     cpu_seconds_per_gigabyte: Spread,
-    direction: Direction,
 }
 
+/// The direction of whose floor a stage is a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Direction {
     Up,
     Down,
 }
+
+/// What the stages of each direction come to, in CPU seconds per gigabyte of payload.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Sums {
+    /// From client to network.
+    #[serde(rename = "up_cpu_seconds_per_gigabyte")]
+    pub up: f64,
+    /// From network to client.
+    #[serde(rename = "down_cpu_seconds_per_gigabyte")]
+    pub down: f64,
+}
+
+/// The stages, each pair put and taken by one [`Crossing`]. Of the ciphers, it is the one that gateway and clients agree on by default.
+const STAGES: [(&str, Direction); 6] = [
+    ("TUN write, TCP super-packets", Up),
+    ("TUN read, TCP super-packets", Down),
+    ("UDP send, GSO", Down),
+    ("UDP receive, GRO", Up),
+    ("AES-256-GCM seal, 1400 B", Down),
+    ("AES-256-GCM open, 1400 B", Up),
+];
 
 /// Two stages that need each other: what one puts in, the other takes out. Both return bytes of TCP payload, so that stages add up, and
 /// compare with what a gateway needs for a gigabyte.
@@ -98,28 +118,15 @@ trait Crossing: Send {
     fn take(&mut self) -> Result<usize>;
 }
 
-/// Two stages, and what they cost round by round, in CPU seconds per gigabyte.
-struct Entry {
-    names: [&'static str; 2],
-    directions: [Direction; 2],
-    crossing: Box<dyn Crossing>,
-    rounds: Vec<[f64; 2]>,
-}
-
 /// The stages, set up in namespaces of their own, which go when this value does.
 pub struct Rounds {
-    entries: Vec<Entry>,
+    crossings: [Box<dyn Crossing>; 3],
     cpu: usize,
     slot: Duration,
+    /// What each stage has cost round by round, in CPU seconds per gigabyte.
+    figures: Vec<[f64; STAGES.len()]>,
     // Behind what uses it.
     _topology: Topology,
-}
-
-/// What one round found of the floor, in CPU seconds per gigabyte of payload.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Round {
-    pub up: f64,
-    pub down: f64,
 }
 
 /// Measures and prints.
@@ -146,7 +153,7 @@ pub fn run(options: &Options) -> Result<()> {
         let direction = format!("{:?}", stage.direction).to_lowercase();
         [stage.name.to_owned(), stage.cpu_seconds_per_gigabyte.shown(shown), direction]
     };
-    let sums = [("floor, up", floor.up_cpu_seconds_per_gigabyte), ("floor, down", floor.down_cpu_seconds_per_gigabyte)];
+    let sums = [("floor, up", floor.sums.up), ("floor, down", floor.sums.down)];
     let sums = sums.map(|(name, sum)| [name.to_owned(), shown(sum), String::new()]);
     let rows = floor.stages.iter().map(row).chain(sums);
     let heading = format!("one thread, pinned to CPU {cpu}, {count} rounds");
@@ -158,70 +165,56 @@ impl Rounds {
     /// Sets everything up, to be measured on `cpu`, for `slot` per round each pair of stages.
     pub fn set_up(cpu: usize, slot: Duration) -> Result<Self> {
         let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?;
-        let mut rounds = Rounds { entries: entries(&topology)?, cpu, slot, _topology: topology };
+        let crossings: [Box<dyn Crossing>; 3] =
+            [Box::new(Tun::create(&topology.gateway)?), Box::new(Udp::connect(&topology)?), Box::new(Aead::new()?)];
+        let mut rounds = Rounds { crossings, cpu, slot, figures: Vec::new(), _topology: topology };
         // The first packets find neighbours and fault pages in.
-        rounds.on_its_cpu(|entries| entries.iter_mut().try_for_each(|entry| turn(&mut *entry.crossing).map(drop)))?;
+        rounds.on_its_cpu(|crossings| crossings.iter_mut().try_for_each(|crossing| turn(&mut **crossing).map(drop)))?;
         Ok(rounds)
     }
 
     /// Measures every stage once.
-    pub fn run(&mut self) -> Result<Round> {
-        let slot = self.slot;
-        self.on_its_cpu(|entries| {
-            entries.iter_mut().try_for_each(|entry| {
-                let measured = measure(&mut *entry.crossing, slot).with_context(|| entry.names.join(", "))?;
-                entry.rounds.push(measured);
-                Ok(())
-            })
+    pub fn run(&mut self) -> Result<Sums> {
+        let (slot, mut figures) = (self.slot, [0.0; STAGES.len()]);
+        self.on_its_cpu(|crossings| {
+            for ((crossing, pair), stages) in crossings.iter_mut().zip(figures.chunks_mut(2)).zip(STAGES.chunks(2)) {
+                let measured = measure(&mut **crossing, slot).with_context(|| stages[0].0)?;
+                pair.copy_from_slice(&measured);
+            }
+            Ok(())
         })?;
-        let stages = self.entries.iter().filter_map(|entry| Some((entry.directions, *entry.rounds.last()?)));
-        let stages: Vec<_> = stages.flat_map(|(directions, figures)| directions.into_iter().zip(figures)).collect();
-        Ok(Round { up: sum(&stages, Up), down: sum(&stages, Down) })
+        self.figures.push(figures);
+        Ok(Sums::of(&figures))
     }
 
     /// What all rounds came to; `None` before the first.
     pub fn floor(&self) -> Option<Floor> {
-        let stages = self.entries.iter().map(Entry::stages).collect::<Option<Vec<_>>>()?.concat();
-        let medians: Vec<_> = stages.iter().map(|it| (it.direction, it.cpu_seconds_per_gigabyte.median)).collect();
-        let (up, down) = (sum(&medians, Up), sum(&medians, Down));
-        Some(Floor { stages, up_cpu_seconds_per_gigabyte: up, down_cpu_seconds_per_gigabyte: down })
+        let stage = |(index, (name, direction))| {
+            let cpu_seconds_per_gigabyte = Spread::of(self.figures.iter().map(|round| round[index]))?;
+            Some(Stage { name, direction, cpu_seconds_per_gigabyte })
+        };
+        let stages = STAGES.into_iter().enumerate().map(stage).collect::<Option<Vec<_>>>()?;
+        let medians: Vec<_> = stages.iter().map(|stage| stage.cpu_seconds_per_gigabyte.median).collect();
+        Some(Floor { sums: Sums::of(&medians), stages })
     }
 
     /// Does `work` on a thread of its own, pinned: this one may go on as it likes.
-    fn on_its_cpu(&mut self, work: impl FnOnce(&mut [Entry]) -> Result<()> + Send) -> Result<()> {
-        let (entries, cpu) = (&mut self.entries, self.cpu);
-        let pinned = move || cpus::pin(&[cpu]).and_then(|()| work(entries));
+    fn on_its_cpu(&mut self, work: impl FnOnce(&mut [Box<dyn Crossing>]) -> Result<()> + Send) -> Result<()> {
+        let (crossings, cpu) = (&mut self.crossings, self.cpu);
+        let pinned = move || cpus::pin(&[cpu]).and_then(|()| work(crossings));
         thread::scope(|scope| scope.spawn(pinned).join()).map_err(|_| anyhow!("the measuring thread has panicked"))?
     }
 }
 
-impl Entry {
-    /// The results of both stages; `None` before the first round.
-    fn stages(&self) -> Option<[Stage; 2]> {
-        let stage = |side: usize| {
-            let cpu_seconds_per_gigabyte = Spread::of(self.rounds.iter().map(|round| round[side]))?;
-            Some(Stage { name: self.names[side], cpu_seconds_per_gigabyte, direction: self.directions[side] })
+impl Sums {
+    /// Of a figure for each stage.
+    fn of(figures: &[f64]) -> Self {
+        let sum = |direction| {
+            let stages = STAGES.iter().zip(figures).filter(|((_, of), _)| *of == direction);
+            stages.map(|(_, figure)| figure).sum()
         };
-        Some([stage(0)?, stage(1)?])
+        Sums { up: sum(Up), down: sum(Down) }
     }
-}
-
-/// All that is measured. Of the ciphers, it is the one that gateway and clients agree on by default.
-fn entries(topology: &Topology) -> Result<Vec<Entry>> {
-    let entry = |names, directions, crossing| Entry { names, directions, crossing, rounds: Vec::new() };
-    Ok(vec![
-        entry(
-            ["TUN write, TCP super-packets", "TUN read, TCP super-packets"],
-            [Up, Down],
-            Box::new(Tun::create(&topology.gateway)?),
-        ),
-        entry(["UDP send, GSO", "UDP receive, GRO"], [Down, Up], Box::new(Udp::connect(topology)?)),
-        entry(["AES-256-GCM seal, 1400 B", "AES-256-GCM open, 1400 B"], [Down, Up], Box::new(Aead::new()?)),
-    ])
-}
-
-fn sum(stages: &[(Direction, f64)], direction: Direction) -> f64 {
-    stages.iter().filter(|(of, _)| *of == direction).map(|(_, figure)| figure).sum()
 }
 
 /// One batch through `crossing`: bytes and CPU seconds of each stage.
@@ -453,13 +446,6 @@ mod tests {
 
     #[test]
     fn a_direction_is_the_sum_of_its_stages_only() {
-        let stages = [(Up, 0.25), (Down, 0.5), (Up, 0.5), (Down, 0.25)];
-        assert_eq!((sum(&stages, Up), sum(&stages, Down)), (0.75, 0.75));
-        let rounds = vec![[1.0, 0.1], [3.0, 0.3], [2.0, 0.2]];
-        let crossing = Box::new(Aead::new().unwrap());
-        let [first, second] =
-            Entry { names: ["in", "out"], directions: [Up, Down], crossing, rounds }.stages().unwrap();
-        assert_eq!(first.cpu_seconds_per_gigabyte, Spread { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!((second.name, second.direction), ("out", Down));
+        assert_eq!(Sums::of(&[0.25, 0.5, 1.0, 2.0, 4.0, 8.0]), Sums { up: 10.25, down: 5.5 });
     }
 }
