@@ -83,7 +83,7 @@ fn assert_mixed_load_is_exact(gateway: &str) -> Value {
         let sent: u64 = groups.iter().map(|group| number(&group[way]["sent_packets"])).sum();
         assert_eq!((number(&result[way]["sent"]), &result[way]["unaccounted"]), (sent, &Value::from(0)), "{table}");
     }
-    assert!(number(&result["gateway_usage"]["memory_bytes"]) > 1 << 20, "{table}");
+    assert!(number(&result["gateway_memory_bytes"]) > 1 << 20, "{table}");
     result
 }
 

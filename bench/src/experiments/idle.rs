@@ -83,7 +83,7 @@ pub fn run(Options { series, connections, keep_alive }: &Options) -> Result<()> 
 
 /// Of loads with one user, with more users, and with more and more connections, each round by round.
 fn figures(gateway: &'static str, loads: &[&[LoadResult]]) -> Option<Figures> {
-    let bytes = |point: usize, round: usize| loads[point][round].gateway_usage.memory_bytes as f64;
+    let bytes = |point: usize, round: usize| loads[point][round].gateway_memory_bytes as f64;
     let rounds = 0..loads[0].len();
     let per_connection = rounds.clone().map(|round| {
         let point = |point: usize| (f64::from(loads[point][round].ramp.connected), bytes(point, round));
@@ -109,7 +109,7 @@ mod tests {
         let load = |connected, memory_bytes| {
             let mut load = load_result(0.0);
             load.ramp.connected = connected;
-            load.gateway_usage.memory_bytes = memory_bytes;
+            load.gateway_memory_bytes = memory_bytes;
             vec![load]
         };
         let loads = [load(1, 1_000), load(1, 61_000), load(10, 5_000), load(20, 7_000), load(40, 11_000)];

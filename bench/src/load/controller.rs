@@ -6,7 +6,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 use tollgate::gateway::Status;
 
@@ -255,18 +255,18 @@ impl Controller<'_> {
     /// What gateway and harness used between two moments.
     fn measure(&mut self, before: &Moment, after: &Moment) -> Result<()> {
         let seconds = (after.at - before.at).as_secs_f64();
-        let usage = |cpu_seconds: f64, cpus: usize, memory_bytes, descriptors| {
-            let cpu_share = cpu_seconds / (seconds * cpus.max(1) as f64);
-            Usage { cpu_seconds, cpu_share, memory_bytes, descriptors }
+        let usage = |cpu_seconds: f64, cpus: usize| Usage {
+            cpu_seconds,
+            cpu_share: cpu_seconds / (seconds * cpus.max(1) as f64),
         };
         let (first, last) = (&before.gateway, &after.gateway);
         let cpus = self.testbed.gateway.cpus();
-        let cpu_seconds = last.cpu_seconds - first.cpu_seconds;
-        self.result.gateway_usage = usage(cpu_seconds, cpus, last.memory_bytes, last.descriptors);
-        self.result.gateway_cpus_busy = (after.busy_seconds - before.busy_seconds) / (seconds * cpus.max(1) as f64);
-        let (memory_bytes, descriptors) = own_memory_and_descriptors()?;
+        self.result.gateway_usage = usage(last.cpu_seconds - first.cpu_seconds, cpus);
+        self.result.gateway_cpus_busy = usage(after.busy_seconds - before.busy_seconds, cpus).cpu_share;
+        self.result.gateway_memory_bytes = last.memory_bytes;
+        self.result.gateway_descriptors = last.descriptors;
         let cpu_seconds = after.harness_cpu_seconds - before.harness_cpu_seconds;
-        self.result.harness_usage = usage(cpu_seconds, self.testbed.harness_cpus, memory_bytes, descriptors);
+        self.result.harness_usage = usage(cpu_seconds, self.testbed.harness_cpus);
         self.result.responder_cpu_seconds = (after.responder.cpu_ns - before.responder.cpu_ns) as f64 / 1e9;
         self.result.batch =
             first.status.as_ref().zip(last.status.as_ref()).and_then(|(first, last)| batch(first, last));
@@ -320,15 +320,6 @@ fn busy_seconds(table: &str, cpus: &[usize]) -> f64 {
         Some((ticks.iter().sum::<f64>() - ticks.get(3)? - ticks.get(4)?) / TICKS_PER_SECOND)
     };
     cpus.iter().filter_map(busy).sum()
-}
-
-/// Resident memory of this process in bytes, and its open descriptors.
-fn own_memory_and_descriptors() -> Result<(u64, u64)> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = resident.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
-    let descriptors = fs::read_dir("/proc/self/fd").context("cannot read /proc/self/fd")?.count() as u64;
-    Ok((kib.context("the kernel does not tell this process's memory")? * 1024, descriptors))
 }
 
 fn groups(scenario: &Scenario, near: &GeneratorReport, far: &ResponderReport, seconds: f64) -> Vec<GroupResult> {

@@ -295,7 +295,7 @@ pub mod fixture {
             ramp: Ramp { wanted: 1, connected: 1, seconds: 1.0, gateway_cpu_seconds: 0.1 },
             seconds: 10.0,
             groups: vec![GroupResult { name, connections: 1, up: figures, down: figures, round_trip: None }],
-            gateway_usage: Usage { cpu_seconds: 5.0, cpu_share: 0.5, ..Usage::default() },
+            gateway_usage: Usage { cpu_seconds: 5.0, cpu_share: 0.5 },
             shards: Some(ShardFigures { shards: 1, crossed: 25, arrived: 100, ..ShardFigures::default() }),
             ..LoadResult::default()
         }

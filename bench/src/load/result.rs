@@ -28,6 +28,9 @@ pub struct LoadResult {
     pub down: Account,
     /// What the gateway's process used while traffic was measured.
     pub gateway_usage: Usage,
+    /// What it had at the end of that: resident memory, and descriptors.
+    pub gateway_memory_bytes: u64,
+    pub gateway_descriptors: u64,
     /// What the harness used meanwhile: clients, responder and all.
     pub harness_usage: Usage,
     pub responder_cpu_seconds: f64,
@@ -100,10 +103,6 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Of the CPUs that it may use.
     pub cpu_share: f64,
-    /// Resident at the end.
-    pub memory_bytes: u64,
-    /// Open at the end.
-    pub descriptors: u64,
 }
 
 /// What kept the traffic from being more.
@@ -275,14 +274,12 @@ fn usage(f: &mut fmt::Formatter<'_>, result: &LoadResult) -> fmt::Result {
     let (gateway, harness) = (result.gateway_usage, result.harness_usage);
     for (name, usage) in [("gateway", gateway), ("harness", harness)] {
         let cost = result.cpu_seconds_per_gigabyte(usage).map(|cost| format!(", {cost:.2} s/GB")).unwrap_or_default();
-        let (share, memory) = (percent(usage.cpu_share), bytes(usage.memory_bytes as f64));
-        let (seconds, descriptors) = (usage.cpu_seconds, count(usage.descriptors));
-        writeln!(
-            f,
-            "{name}: {seconds:.2} s of CPU time, {share} of its CPUs{cost}; {memory}, {descriptors} descriptors"
-        )?;
+        let (seconds, share) = (usage.cpu_seconds, percent(usage.cpu_share));
+        writeln!(f, "{name}: {seconds:.2} s of CPU time, {share} of its CPUs{cost}")?;
     }
-    writeln!(f, "the gateway's CPUs were busy for {} of the time", percent(result.gateway_cpus_busy))?;
+    let [busy, memory] = [percent(result.gateway_cpus_busy), bytes(result.gateway_memory_bytes as f64)];
+    let descriptors = count(result.gateway_descriptors);
+    writeln!(f, "the gateway's CPUs were busy for {busy} of the time; it has {memory} and {descriptors} descriptors")?;
     if gateway.cpu_seconds > 0.0 {
         let responder = result.responder_cpu_seconds / gateway.cpu_seconds;
         let clients = (harness.cpu_seconds / gateway.cpu_seconds - responder).max(0.0);
