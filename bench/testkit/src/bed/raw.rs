@@ -3,13 +3,16 @@
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, eth, recv, sendto,
+    socket_with, sockopt,
+};
 
 use super::eventually;
 use crate::worker::Worker;
@@ -49,21 +52,8 @@ impl PacketSocket {
     }
 
     fn bind(interface: i32) -> io::Result<Self> {
-        let protocol = (libc::ETH_P_ALL as u16).to_be();
-        // SAFETY: the call takes plain numbers.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, protocol.into()) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just opened and is nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let address = link_address(interface, protocol);
-        let length = mem::size_of_val(&address) as libc::socklen_t;
-        // SAFETY: `address` is a valid link-layer address of the given length.
-        let bound = unsafe { libc::bind(socket.as_raw_fd(), ptr::from_ref(&address).cast(), length) };
-        if bound != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let socket = socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(eth::ALL))?;
+        bind(&socket, &link_address(interface, eth::ALL))?;
         sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES)?;
         Ok(PacketSocket { socket, interface })
     }
@@ -71,14 +61,9 @@ impl PacketSocket {
     /// Puts `packet` on the interface, as if the kernel had routed it there.
     pub fn send(&self, packet: &[u8]) {
         let version_6 = packet.first().is_some_and(|first| first >> 4 == 6);
-        let protocol = if version_6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP } as u16;
-        let address = link_address(self.interface, protocol.to_be());
-        let length = mem::size_of_val(&address) as libc::socklen_t;
-        let (start, bytes) = (packet.as_ptr().cast(), packet.len());
-        // SAFETY: packet and address are valid for their lengths.
-        let sent =
-            unsafe { libc::sendto(self.socket.as_raw_fd(), start, bytes, 0, ptr::from_ref(&address).cast(), length) };
-        assert_eq!(sent, packet.len() as isize, "{}", io::Error::last_os_error());
+        let address = link_address(self.interface, if version_6 { eth::IPV6 } else { eth::IP });
+        let sent = sendto(&self.socket, packet, SendFlags::empty(), &address).expect("the interface takes packets");
+        assert_eq!(sent, packet.len());
     }
 
     /// The next packet that was seen, in or out; `None` when there is none now.
@@ -91,10 +76,7 @@ impl PacketSocket {
 
     /// Reads as much of the next packet as fits; the rest is lost.
     pub(crate) fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
-        let start = buffer.as_mut_ptr().cast();
-        // SAFETY: the buffer is valid for its length.
-        let received = unsafe { libc::recv(self.socket.as_raw_fd(), start, buffer.len(), libc::MSG_DONTWAIT) };
-        usize::try_from(received).ok()
+        recv(&self.socket, buffer, RecvFlags::DONTWAIT).ok().map(|(length, _)| length)
     }
 
     /// Waits until a packet with `token` in it is seen.
@@ -173,11 +155,17 @@ pub fn udp_packet(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8
     packet::udp(SocketAddr::new(source, UDP_SOURCE_PORT), SocketAddr::new(destination, UDP_PORT), payload)
 }
 
-fn link_address(interface: i32, protocol: u16) -> libc::sockaddr_ll {
-    // SAFETY: all fields of `sockaddr_ll` may be zero.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = protocol;
-    address.sll_ifindex = interface;
-    address
+fn link_address(interface: i32, protocol: Protocol) -> SocketAddrAny {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        // In network byte order already.
+        sll_protocol: protocol.as_raw().get() as u16,
+        sll_ifindex: interface,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: `address` is a link-layer address without padding, of the length given.
+    unsafe { SocketAddrAny::read(ptr::from_ref(&address).cast(), mem::size_of_val(&address) as u32) }
 }

@@ -1,11 +1,14 @@
 //! UDP datagrams in aggregates (one receive for many with `UDP_GRO`, one send for many with `UDP_SEGMENT`), with their ECN field (RFC 3168).
 
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::{io, mem};
 
-use rustix::net::addr::{SocketAddrArg, SocketAddrStorage};
-use rustix::net::{SocketAddrAny, sockopt};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{IpRecvTos, Ipv6RecvTClass, UdpGroSegment};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt};
+use rustix::net::sockopt;
 
 /// The most bytes that one receive brings or one send takes.
 pub(crate) const AGGREGATE_BYTES_MAX: usize = 65_535;
@@ -18,8 +21,6 @@ pub(crate) const CE: u8 = 0b11;
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// The field within the octet that IPv4 calls type of service and IPv6 traffic class.
 const ECN_BITS: u8 = 0b11;
-/// Room for two control messages with a `c_int` each.
-const CONTROL_BYTES: usize = 64;
 
 /// One aggregate: `length` bytes, all datagrams of `segment` bytes but for a shorter last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +39,6 @@ impl Received {
     }
 }
 
-#[repr(C, align(8))]
-struct Control([u8; CONTROL_BYTES]);
-
 /// Gives a socket big buffers and lets it receive aggregates.
 pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
     // Without CAP_NET_ADMIN the kernel caps the size; what it grants must do.
@@ -48,109 +46,54 @@ pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
     sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_send_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
-    turn_on(socket, libc::SOL_UDP, libc::UDP_GRO)
+    Ok(setsockopt(socket, UdpGroSegment, &true)?)
 }
 
 /// Has the kernel tell the ECN field of what is received.
 pub(crate) fn tell_ecn(socket: &UdpSocket) -> io::Result<()> {
     match socket.local_addr()? {
-        SocketAddr::V4(_) => turn_on(socket, libc::IPPROTO_IP, libc::IP_RECVTOS),
-        SocketAddr::V6(_) => turn_on(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+        SocketAddr::V4(_) => Ok(setsockopt(socket, IpRecvTos, &true)?),
+        SocketAddr::V6(_) => Ok(setsockopt(socket, Ipv6RecvTClass, &true)?),
     }
-}
-
-fn turn_on(socket: &UdpSocket, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = mem::size_of_val(&on) as libc::socklen_t;
-    // SAFETY: the value is a valid `c_int` and its size is given.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Receives one aggregate without waiting; `None` when there is none.
 pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
-    let mut storage = mem::MaybeUninit::<SocketAddrStorage>::zeroed();
-    let mut control = Control([0; CONTROL_BYTES]);
-    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: all fields of `msghdr` may be zero.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_name = storage.as_mut_ptr().cast();
-    message.msg_namelen = mem::size_of::<SocketAddrStorage>() as libc::socklen_t;
-    message.msg_iov = &mut vector;
-    message.msg_iovlen = 1;
-    message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL_BYTES;
-    // SAFETY: name, vector and control of the message point to live buffers of the given lengths.
-    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
-    let Ok(length) = usize::try_from(result) else {
-        let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    let (mut control, mut vector) = (cmsg_space!(libc::c_int, libc::c_int), [IoSliceMut::new(buffer)]);
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut vector, Some(&mut control), flags) {
+        Err(Errno::EWOULDBLOCK) => return Ok(None),
+        message => message?,
     };
-    // SAFETY: the kernel has written an address of that length into the storage.
-    let from = unsafe { SocketAddrAny::read(storage.as_ptr(), message.msg_namelen) };
-    let from = SocketAddr::try_from(from).map_err(io::Error::from)?;
-    let (mut segment, mut ecn) = (length, 0);
-    // SAFETY: the kernel has filled the control buffer up to the length in `message`.
-    let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
-    while !header.is_null() {
-        // SAFETY: `header` is a complete control message within the buffer.
-        let (level, kind, data) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, libc::CMSG_DATA(header)) };
-        match (level, kind) {
-            // SAFETY: a UDP_GRO message holds a `c_int`.
-            (libc::SOL_UDP, libc::UDP_GRO) => segment = unsafe { data.cast::<libc::c_int>().read_unaligned() } as usize,
-            (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                // SAFETY: the message holds at least one byte; of IPv6's `c_int` it is the lowest on a little-endian machine.
-                ecn = unsafe { *data } & ECN_BITS;
-            }
+    let (mut segment, mut ecn) = (message.bytes, 0);
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::UdpGroSegments(bytes) => segment = bytes as usize,
+            ControlMessageOwned::Ipv4Tos(field) => ecn = field & ECN_BITS,
+            ControlMessageOwned::Ipv6TClass(field) => ecn = field as u8 & ECN_BITS,
             _ => {}
         }
-        // SAFETY: `header` lies within the buffer of `message`.
-        header = unsafe { libc::CMSG_NXTHDR(&message, header) };
     }
-    Ok(Some(Received { length, segment: segment.max(1), from, ecn }))
+    let v4 = |from: &SockaddrStorage| from.as_sockaddr_in().map(|from| SocketAddr::V4((*from).into()));
+    let v6 = |from: &SockaddrStorage| from.as_sockaddr_in6().map(|from| SocketAddr::V6((*from).into()));
+    let from = message.address.and_then(|from| v4(&from).or_else(|| v6(&from)));
+    let from = from.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(Some(Received { length: message.bytes, segment: segment.max(1), from, ecn }))
 }
 
 /// Sends `payload` as datagrams of `segment` bytes, the last one possibly shorter, with this ECN field. At most [`SEGMENTS_MAX`] of them.
 pub(crate) fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr, ecn: u8) -> io::Result<()> {
-    let mut control = Control([0; CONTROL_BYTES]);
-    let mut vector = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
-    // SAFETY: all fields of `msghdr` may be zero.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = &mut vector;
-    message.msg_iovlen = 1;
-    message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL_BYTES;
-    let (level, kind) = match to {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
-    };
+    let class = i32::from(ecn);
     let segments = (payload.len() > segment).then(|| u16::try_from(segment)).transpose().map_err(io::Error::other)?;
-    // SAFETY: the control buffer is aligned, zeroed, and longer than the two messages written; the macros only compute.
-    unsafe {
-        let mut header = libc::CMSG_FIRSTHDR(&message);
-        let mut bytes = libc::CMSG_SPACE(mem::size_of::<libc::c_int>() as u32) as usize;
-        ((*header).cmsg_level, (*header).cmsg_type) = (level, kind);
-        (*header).cmsg_len = libc::CMSG_LEN(mem::size_of::<libc::c_int>() as u32) as usize;
-        libc::CMSG_DATA(header).cast::<libc::c_int>().write_unaligned(ecn.into());
-        if let Some(segment) = segments {
-            header = libc::CMSG_NXTHDR(&message, header);
-            ((*header).cmsg_level, (*header).cmsg_type) = (libc::SOL_UDP, libc::UDP_SEGMENT);
-            (*header).cmsg_len = libc::CMSG_LEN(mem::size_of::<u16>() as u32) as usize;
-            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
-            bytes += libc::CMSG_SPACE(mem::size_of::<u16>() as u32) as usize;
-        }
-        message.msg_controllen = bytes;
-    }
-    // SAFETY: the closure's address is valid during the call.
-    let result = unsafe {
-        to.with_sockaddr(|address, length| {
-            message.msg_name = address.cast_mut().cast();
-            message.msg_namelen = length;
-            // SAFETY: name, vector and control of the message point to live buffers of the given lengths.
-            libc::sendmsg(socket.as_raw_fd(), &message, 0)
-        })
+    let field = match to {
+        SocketAddr::V4(_) => ControlMessage::Ipv4Tos(&ecn),
+        SocketAddr::V6(_) => ControlMessage::Ipv6TClass(&class),
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let segments = segments.as_ref().map(ControlMessage::UdpGsoSegments);
+    let control: Vec<_> = [field].into_iter().chain(segments).collect();
+    let to = SockaddrStorage::from(to);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(payload)], &control, MsgFlags::empty(), Some(&to))?;
+    Ok(())
 }
 
 #[cfg(test)]
