@@ -6,14 +6,14 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use crate::bind::DEFAULT_BIND;
 use crate::connection::{self, Connection};
-use crate::document::{self, Report};
+use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::error::ConfigError;
 use crate::kind::{Kind, interface, text};
 use crate::metrics::Log;
 use crate::protocol::{self, ClientTls};
 use crate::schema::{Declared, RESTART, Section, table};
-use crate::server::{DEFAULT_BIND, FILE_BYTES_MAX};
 use crate::table::Table;
 use crate::value::LogFilter;
 

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::document;
+use crate::bind::{self, DEFAULT_BIND};
+use crate::document::{self, FILE_BYTES_MAX};
 use crate::environment::RUNTIME_FOLDER;
 use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, switch, text};
 use crate::schema::{Declared, LIVE, RESTART, read_key, table};
-use crate::server::{self, DEFAULT_BIND, FILE_BYTES_MAX};
 use crate::value;
 
 /// Longest path of a Unix socket, in bytes (unix(7): `sun_path` without its terminator).
@@ -68,7 +68,7 @@ pub fn control_socket(path: &Path, variables: impl Iterator<Item = (String, Stri
     };
     let variables = variables.filter(|(name, _)| concerned(&name.to_ascii_uppercase()));
     let (control, _) = document::load(path, FILE_BYTES_MAX, variables, |mut root, report| {
-        let bind = server::read_bind(&mut root, report);
+        let bind = bind::read_bind(&mut root, report);
         let mut control = Control::initial();
         let socket = read_key("socket", socket, RESTART, &mut root.table(report, "control"), report);
         control.socket = socket.unwrap_or(control.socket);

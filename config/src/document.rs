@@ -16,6 +16,9 @@ use crate::error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 use crate::likeness::nearest;
 use crate::table::Table;
 
+/// Longest server or client file, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// Has `read` make a value of the file at `path`, overridden by `env`. Returns with it what in `env` was ignored.
 ///
 /// # Errors

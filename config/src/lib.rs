@@ -11,6 +11,7 @@
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
 #![forbid(unsafe_code)]
 
+mod bind;
 mod client;
 mod connection;
 mod control;
@@ -19,6 +20,7 @@ mod document;
 mod effective;
 mod environment;
 mod error;
+mod files;
 mod kind;
 mod likeness;
 mod metrics;
@@ -36,14 +38,16 @@ pub use client::{ClientConfig, Network, ServerAddress};
 pub use connection::{CongestionController, Connection};
 pub use control::{Control, control_socket};
 pub use data_path::DataPath;
+pub use document::FILE_BYTES_MAX;
 pub use effective::{Changed, UserChanges};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
+pub use files::files;
 pub use kind::FilePlace;
 pub use likeness::nearest;
 pub use metrics::Metrics;
 pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
-pub use schema::{Entry, Origin, Section, Traits, files};
-pub use server::{FILE_BYTES_MAX, ServerConfig};
+pub use schema::{Entry, Origin, Section, Traits};
+pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
 pub use users::{Defaults, USERS_FILE_BYTES_MAX};

@@ -6,12 +6,9 @@
 //!
 //! Derive crates do not fit: those on serde end at the first mistake, and know neither the place of a value nor that it is a secret.
 
-use crate::client::ClientConfig;
 use crate::document::Report;
 use crate::kind::Kind;
-use crate::server::ServerConfig;
 use crate::table::Table;
-use crate::users;
 
 /// Who knows a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,15 +121,6 @@ impl Section {
         self.entries.extend(other.entries);
         self
     }
-}
-
-/// The files and all that may stand in them, with defaults in place of values. What a required key has there means nothing.
-pub fn files() -> [(&'static str, Vec<Section>); 3] {
-    [
-        ("server.toml", ServerConfig::initial().sections()),
-        ("users.toml", vec![users::table()]),
-        ("client.toml", ClientConfig::initial().sections()),
-    ]
 }
 
 /// What [`table!`] declares.

@@ -1,32 +1,27 @@
 //! The gateway's own file, `server.toml`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tollgate_shards::{Rate, Users};
 
+use crate::bind::DEFAULT_BIND;
 use crate::connection::{self, Connection};
 use crate::control::Control;
 use crate::data_path::DataPath;
-use crate::document::{self, Report};
+use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, interface, listen, path, port, rate, switch, text};
 use crate::metrics::{Log, Metrics};
 use crate::protocol::{self, ServerTls};
-use crate::schema::{Declared, LIVE, RESTART, Section, read_key, table};
+use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
 use crate::users::{self, Defaults, USERS_FILE_BYTES_MAX};
 use crate::value::LogFilter;
-
-/// Longest server or client file, in bytes.
-pub const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// Where a gateway listens that names neither address nor port.
-pub(crate) const DEFAULT_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 55_555);
 
 table! {
     /// The gateway's configuration, checked.
@@ -165,13 +160,6 @@ impl ServerConfig {
             Arc::default()
         })
     }
-}
-
-/// Where to receive QUIC.
-pub(crate) fn read_bind(root: &mut Table<'_>, report: &mut Report<'_>) -> SocketAddr {
-    let address = read_key("bind_address", listen, RESTART, root, report);
-    let port = read_key("bind_port", port, RESTART, root, report);
-    SocketAddr::new(address.unwrap_or(DEFAULT_BIND.ip()), port.unwrap_or(DEFAULT_BIND.port()))
 }
 
 fn name() -> Kind<String> {

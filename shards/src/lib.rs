@@ -104,7 +104,7 @@ pub use packet::frame::Frame;
 pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
 pub use quic::connection_id::{ConnectionIdKey, SHARDS_MAX};
-pub use quic::endpoint::ShardKeys;
+pub use quic::keys::ShardKeys;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};
 pub use quic::transport::transport;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::crypto::{HmacKey, ServerConfig as CryptoConfig};
+use quinn_proto::crypto::ServerConfig as CryptoConfig;
 use quinn_proto::{
     Connection, ConnectionError, DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming,
     TimeSource, VarInt,
@@ -15,13 +15,14 @@ use rustls::pki_types::CertificateDer;
 
 use super::admission::{Admission, Room};
 use super::close_code;
-use super::connection_id::{ConnectionIdKey, Steered, steer};
+use super::connection_id::{Steered, steer};
 use super::connections::{Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
 use super::in_flight::InFlight;
+use super::keys::ShardKeys;
 use super::moves::Moves;
 use super::responses::Responses;
-use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries, TokenKey};
+use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries};
 use super::setup::{endpoint, retries, server_config};
 use super::tunnel_connection::{TunnelConnection, outgoing};
 use super::wall_clock::WallClock;
@@ -46,17 +47,6 @@ const DATAGRAM_COST_BYTES: usize = 192;
 /// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
 const STALE_TOKENS_PER_S: u64 = 100;
 const STALE_TOKENS_BURST: u64 = 20;
-
-/// What a shard's cryptography needs, shared by all shards of a gateway.
-#[derive(Clone)]
-pub struct ShardKeys {
-    /// Key of the tags in connection IDs, kept across restarts.
-    pub connection_id: ConnectionIdKey,
-    /// Key of the stateless reset tokens, kept across restarts.
-    pub reset: Arc<dyn HmacKey>,
-    /// Key of the Retry tokens, kept across restarts.
-    pub token: TokenKey,
-}
 
 pub struct QuicEndpoint {
     endpoint: Endpoint,

@@ -10,6 +10,7 @@ pub mod connections;
 pub mod endpoint;
 pub mod failures;
 pub mod in_flight;
+pub mod keys;
 pub mod moves;
 pub mod path_mtu;
 pub mod responses;

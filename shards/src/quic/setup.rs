@@ -7,8 +7,8 @@ use quinn_proto::crypto::ServerConfig as CryptoConfig;
 use quinn_proto::{Endpoint, EndpointConfig, ServerConfig};
 
 use super::connection_id::SteeringIds;
-use super::endpoint::ShardKeys;
 use super::in_flight::InFlight;
+use super::keys::ShardKeys;
 use super::retry::{self, Retries};
 use super::transport::gateway_transport;
 use super::wall_clock::WallClock;

@@ -31,8 +31,9 @@ use crate::packet::vnet::VnetHeader;
 use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connections::{Identity, Stage};
-use crate::quic::endpoint::{QuicEndpoint, ShardKeys, words};
+use crate::quic::endpoint::{QuicEndpoint, words};
 use crate::quic::failures::COST_OF_FAILURE;
+use crate::quic::keys::ShardKeys;
 
 /// What is done for each packet.
 pub struct DataPlane {

@@ -32,7 +32,7 @@ use crate::packet::MergeKind;
 use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
-use crate::quic::endpoint::ShardKeys;
+use crate::quic::keys::ShardKeys;
 use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
 use crate::session::home::ALLOCATOR;
