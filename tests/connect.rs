@@ -98,7 +98,7 @@ fn a_full_tunnel_takes_everything_but_the_way_to_the_gateway() {
     let before = site.client_network();
     let mut gateway = site.serve();
     let mut command = site.command("connect", "client.toml");
-    command.env("PATH", site.directory.path());
+    command.env("PATH", site.deployment.folder());
     let mut client = site.client().spawn(command).unwrap();
     client.wait_for_line(CONNECTED, PATIENCE).unwrap();
     assert_eq!(site.ping(SERVER_V4).received, 10);
@@ -128,10 +128,7 @@ fn ipv6_is_carried_in_ipv6() {
     let site = Site::new(PathToGateway::Routed);
     site.client_file("\"::/0\"", "", "server");
     let before = site.client_network();
-    let mut command = site.command("serve", "server.toml");
-    command.env("TOLLGATE_BIND_ADDRESS", "::").env("TOLLGATE_TUNNEL_NETWORK", "fd00:19:80::1/64");
-    let gateway = site.topology.gateway.spawn(command).unwrap();
-    gateway.wait_for_line("listening on", PATIENCE).unwrap();
+    let _gateway = site.serve_ipv6();
     let mut command = site.command("connect", "client.toml");
     command.env("TOLLGATE_CONNECTION_STRING", format!("[{SERVICE_V6}]:55555"));
     let mut client = site.client().spawn(command).unwrap();
@@ -185,7 +182,7 @@ fn a_certificate_that_is_not_trusted_ends_the_client_at_once_with_one_line() {
 fn a_client_that_is_nobodys_gives_up_at_the_second_refusal() {
     let site = Site::new(PathToGateway::Direct);
     site.client_file("\"198.19.0.0/24\"", "", "server");
-    site.write("users.toml", "[users.alice]\nauthorized_certs = []\n");
+    fs::write(site.path("users.toml"), "[users.alice]\nauthorized_certs = []\n").unwrap();
     let _gateway = site.serve();
     let mut client = site.connect();
     assert_eq!(client.wait(PATIENCE).unwrap().code(), Some(1));

@@ -11,7 +11,7 @@ use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
 use tollgate_testkit::bed::{PATIENCE, turn};
 use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use crate::site::{Site, ip, order, start};
+use crate::site::{Site, ip, order};
 
 #[test]
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
@@ -20,7 +20,7 @@ fn a_tunnel_in_a_link_local_network_reaches_the_gateway_and_other_clients() {
     let _turn = turn::together();
     let deployment = Deployment::write(&Plan { tunnel: "169.254.7.1/24", isolate_clients: false, ..Plan::default() });
     let topology = Topology::build(&TopologyPlan { clients: 2, ..TopologyPlan::default() }).unwrap();
-    let mut gateway = start(&topology.gateway, Gateway::command(&deployment));
+    let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let [_alice, bob] = [(0, "alice"), (1, "bob")].map(|(index, user)| {
         let inside = &topology.clients[index].namespace;
         Attached::start(&peers, &deployment, inside, &gateway, Login::of(user))

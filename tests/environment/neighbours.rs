@@ -8,7 +8,7 @@ use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::{PATIENCE, turn};
 
-use crate::site::{Site, ip, order, start};
+use crate::site::{Site, ip, order};
 
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
@@ -23,7 +23,7 @@ fn two_gateways_with_one_port_on_two_addresses_are_told_apart() {
     let start_in_one_place = |site: &Site| {
         let mut command = site.command(&[]);
         command.envs(variables);
-        start(&first.topology.gateway, command)
+        first.start(command)
     };
     let mut gateways = [start_in_one_place(&first), start_in_one_place(&second)];
     for (index, site) in [&first, &second].into_iter().enumerate() {

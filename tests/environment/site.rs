@@ -9,7 +9,7 @@ use tollgate_testkit::bed::deployment::{Deployment, Plan};
 use tollgate_testkit::bed::gateway::Gateway;
 use tollgate_testkit::bed::peers::Peers;
 use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
-use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
 /// A gateway's files, and where it runs.
 pub struct Site {
@@ -49,7 +49,7 @@ impl Site {
     }
 
     pub fn start(&self, command: Command) -> Gateway {
-        start(&self.topology.gateway, command)
+        Gateway::start_with(command, &self.topology.gateway)
     }
 
     pub fn start_and_fail(&self, command: Command) -> String {
@@ -72,12 +72,6 @@ impl Site {
         let ended = gateway.process.stop(PATIENCE).unwrap();
         assert!(ended.success(), "{ended}: {:#?}", gateway.process.lines());
     }
-}
-
-pub fn start(namespace: &Namespace, command: Command) -> Gateway {
-    let process = namespace.spawn(command).unwrap();
-    process.wait_for_line("listening on", PATIENCE).unwrap();
-    Gateway { process }
 }
 
 /// Runs `tollgate` with `arguments` where the gateways' files are, and returns what it says.

@@ -100,7 +100,7 @@ fn a_client_that_was_told_to_ignore_hangups_does() {
     let command = uplinks.site.command("connect", "client.toml");
     let mut ignoring = Command::new("/bin/sh");
     ignoring.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    ignoring.current_dir(uplinks.site.directory.path()).env("NO_COLOR", "1").env_remove("RUST_LOG");
+    ignoring.current_dir(uplinks.site.deployment.folder()).env("NO_COLOR", "1").env_remove("RUST_LOG");
     let mut client = uplinks.client().spawn(ignoring).unwrap();
     client.wait_for_line(CONNECTED, PATIENCE).unwrap();
     client.signal(Signal::HUP).unwrap();
@@ -124,7 +124,7 @@ fn a_machine_that_was_suspended_has_its_tunnel_again_at_once_and_a_clock_that_is
     let _gateway = uplinks.site.serve();
     let faults = Faults::build();
     let mut command = uplinks.site.command("connect", "client.toml");
-    command.env("PATH", uplinks.site.directory.path());
+    command.env("PATH", uplinks.site.deployment.folder());
     faults.prepare(&mut command);
     let client = uplinks.client().spawn(command).unwrap();
     client.wait_for_line(CONNECTED, PATIENCE).unwrap();

@@ -70,13 +70,7 @@ impl Tunnel {
     pub fn over(uplinks: Uplinks, family: Family) -> Self {
         let gateway = match family {
             Family::V4 => uplinks.site.serve(),
-            Family::V6 => {
-                let mut command = uplinks.site.command("serve", "server.toml");
-                command.env("TOLLGATE_BIND_ADDRESS", "::").env("TOLLGATE_TUNNEL_NETWORK", "fd00:19:80::1/64");
-                let gateway = uplinks.site.topology.gateway.spawn(command).unwrap();
-                gateway.wait_for_line("listening on", PATIENCE).unwrap();
-                gateway
-            }
+            Family::V6 => uplinks.site.serve_ipv6(),
         };
         let client = connect(&uplinks, family);
         client.wait_for_line("connected: this machine is", PATIENCE).unwrap();
@@ -144,7 +138,7 @@ impl Tunnel {
 
 pub fn connect(uplinks: &Uplinks, family: Family) -> Process {
     let mut command = uplinks.site.command("connect", "client.toml");
-    command.env("PATH", uplinks.site.directory.path());
+    command.env("PATH", uplinks.site.deployment.folder());
     if family == Family::V6 {
         command.env("TOLLGATE_CONNECTION_STRING", format!("[{SERVICE_V6}]:55555"));
     }

@@ -5,19 +5,20 @@ pub mod uplinks;
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tempfile::TempDir;
 use toml::Table;
 
 pub use crate::bed::PATIENCE;
+use crate::bed::deployment::{Deployment, Plan};
+use crate::bed::gateway::Gateway;
 use crate::bed::program;
-use crate::deploy::{ConfigFile, Identity, service, user_entry};
+use crate::deploy::{ConfigFile, service};
 use crate::ping::{PingPlan, PingReport, ping};
-use crate::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, TUNNEL_V4, Topology, TopologyPlan};
+use crate::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
 
@@ -25,35 +26,25 @@ pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-cl
 pub struct Site {
     /// One client's, with a router before the gateway if the path has one.
     pub topology: Topology,
-    /// Where all files are, and where the programs run.
-    pub directory: TempDir,
+    /// All files, in the folder where the programs run.
+    pub deployment: Deployment,
 }
 
 impl Site {
     /// A gateway with the user alice. The client has no file yet.
     pub fn new(path: PathToGateway) -> Self {
         let topology = Topology::build(&TopologyPlan { clients: 1, path, ..TopologyPlan::default() }).unwrap();
-        let site = Site { topology, directory: TempDir::new().unwrap() };
-        site.identity("server", &[&SERVICE_V4.to_string(), &SERVICE_V6.to_string()]);
-        site.identity("stranger", &["stranger.test"]);
-        let client = site.identity("client", &[]);
-        site.write("users.toml", &user_entry("alice", &client, ""));
-        let tunnel = format!("{}/{}", TUNNEL_V4.hosts().next().unwrap(), TUNNEL_V4.prefix_len());
-        ConfigFile::gateway(Path::new(""))
-            .of_tollgate(Path::new(""))
-            .set("tunnel_network", tunnel)
-            .set("interface_name", "tg-gateway")
-            .set("shards.count", 2)
-            .write(&site.path("server.toml"))
-            .unwrap();
-        site
+        let users = vec![("alice".to_owned(), None)];
+        let mut deployment = Deployment::write(&Plan { tunnel: "198.19.128.1/17", users, ..Plan::default() });
+        deployment.write_identity("stranger", &["stranger.test"]);
+        Site { topology, deployment }
     }
 
     /// The client's file, with `routes` into the tunnel and the certificate of `trusted`. Lists are as in TOML, without their brackets.
     pub fn client_file(&self, routes: &str, dns_servers: &str, trusted: &str) {
         let list = |text: &str| format!("list = [{text}]").parse::<Table>().unwrap()["list"].clone();
-        ConfigFile::client(Path::new(""), "client", &service())
-            .set("protocol.trusted_certificate_paths", [format!("{trusted}_cert.pem")])
+        ConfigFile::client(self.deployment.folder(), "alice", &service())
+            .set("protocol.trusted_certificate_paths", [self.path(&format!("{trusted}_cert.pem"))])
             .set("network.routes", list(routes))
             .set("network.dns_servers", list(dns_servers))
             .set("network.interface_name", "tg-client")
@@ -62,9 +53,18 @@ impl Site {
     }
 
     pub fn serve(&self) -> Process {
-        let gateway = self.topology.gateway.spawn(self.command("serve", "server.toml")).unwrap();
-        gateway.wait_for_line("listening on", PATIENCE).unwrap();
-        gateway
+        self.serve_with(self.command("serve", "server.toml"))
+    }
+
+    /// A gateway of IPv6, inside and outside.
+    pub fn serve_ipv6(&self) -> Process {
+        let mut command = self.command("serve", "server.toml");
+        command.env("TOLLGATE_BIND_ADDRESS", "::").env("TOLLGATE_TUNNEL_NETWORK", "fd00:19:80::1/64");
+        self.serve_with(command)
+    }
+
+    fn serve_with(&self, command: Command) -> Process {
+        Gateway::start_with(command, &self.topology.gateway).process
     }
 
     pub fn connect(&self) -> Process {
@@ -74,7 +74,7 @@ impl Site {
     /// `tollgate VERB`, with a file of the directory.
     pub fn command(&self, verb: &str, file: &str) -> Command {
         let mut command = Command::new(program());
-        command.args([verb, "--config", file]).current_dir(self.directory.path());
+        command.args([verb, "--config", file]).current_dir(self.deployment.folder());
         command.env("NO_COLOR", "1").env_remove("RUST_LOG");
         command
     }
@@ -113,13 +113,6 @@ impl Site {
             .collect()
     }
 
-    /// Makes a certificate and its key, and says the certificate's fingerprint.
-    pub fn identity(&self, name: &str, sans: &[&str]) -> String {
-        let identity = Identity::generate(name, sans).unwrap();
-        identity.write(self.directory.path(), name).unwrap();
-        identity.fingerprint
-    }
-
     /// Makes the gateway's certificate anew, valid between two times since 1970.
     pub fn identity_valid(&self, from: Duration, until: Duration) {
         let sans = [SERVICE_V4.to_string(), SERVICE_V6.to_string()];
@@ -128,15 +121,11 @@ impl Site {
         (params.not_before, params.not_after) = (epoch + from, epoch + until);
         params.is_ca = rcgen::IsCa::ExplicitNoCa;
         let key = rcgen::KeyPair::generate().unwrap();
-        self.write("server_cert.pem", &params.self_signed(&key).unwrap().pem());
-        self.write("server_key.pem", &key.serialize_pem());
-    }
-
-    pub fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
+        fs::write(self.path("server_cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(self.path("server_key.pem"), key.serialize_pem()).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.deployment.path(name)
     }
 }
