@@ -474,8 +474,7 @@ fn what_a_client_says_when_it_goes_is_escaped_and_cut() {
     let topology = Topology::build(&TopologyPlan::default()).unwrap();
     let mut command = Gateway::command(&deployment);
     command.env("RUST_LOG", "debug");
-    let mut gateway = Gateway { process: topology.gateway.spawn(command).unwrap() };
-    gateway.process.wait_for_line("listening on", PATIENCE).unwrap();
+    let mut gateway = Gateway::start_with(command, &topology.gateway);
     topology.clients[0].namespace.run(|| {
         let service = SocketAddr::from((SERVICE_V4, PORT));
         let mut stranger = Stranger::prove_address(Ipv4Addr::UNSPECIFIED.into(), service, 1).expect("a Retry");

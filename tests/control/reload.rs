@@ -182,8 +182,7 @@ fn the_level_of_the_log_changes_with_a_reload_that_succeeds() {
     site.deployment.edit_server("\"error\"", "\"info\"");
     let mut command = Gateway::command(&site.deployment);
     command.env_remove("RUST_LOG");
-    site.gateway = Gateway { process: site.topology.gateway.spawn(command).unwrap() };
-    site.gateway.process.wait_for_line("listening on", PATIENCE).unwrap();
+    site.gateway = Gateway::start_with(command, &site.topology.gateway);
     site.order_done(&["reload"]);
     site.deployment.edit_server("\"info\"", "\"error\"");
     let text = site.order_done(&["reload"]);
