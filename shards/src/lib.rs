@@ -42,12 +42,12 @@
 //! # let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
 //! # let tls = Arc::new(quinn_proto::crypto::rustls::QuicClientConfig::try_from(tls)?);
 //! # let reset_key = Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &[3; 64]));
-//! # let transport = TransportParams {
+//! # let settings = TransportParams {
 //! #     mtu_bytes: 1400, idle_timeout: Duration::from_secs(30), keep_alive: None, initial_rtt: None,
 //! #     datagram_send_buffer_bytes_max: 1 << 20, datagram_receive_buffer_bytes_max: 1 << 20, congestion: Congestion::default(),
 //! # };
 //! # let (remote, server_name) = ("198.18.0.1:55555".parse()?, "gateway".to_owned());
-//! # let transport = Arc::new(transport(&transport));
+//! # let transport = Arc::new(transport(&settings));
 //! # let params = TunnelParams { remote, server_name, transport, send_datagrams_max: 64, seed: [7; 32] };
 //! let start = Instant::now();
 //! let mut client = Client::new(params, MergeLimits::default(), tls, reset_key, start)?;
