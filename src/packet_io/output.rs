@@ -16,7 +16,7 @@ impl PacketIo {
     pub fn output<M: Machine>(&mut self, machine: &mut M, now: Instant) -> Option<M::Action> {
         loop {
             if self.transmit.is_full() {
-                self.send(machine);
+                self.flush(machine);
             }
             let takes_frames = self.tun.is_some() || self.misses_tun;
             let buf = if self.udp_blocked { None } else { self.transmit.buffer() };
@@ -29,13 +29,15 @@ impl PacketIo {
                     }
                 }
                 Some(Output::Transmit(transmit)) => self.transmit.push(transmit),
-                Some(Output::Action(action)) => return Some(action),
+                Some(Output::Action(action)) => {
+                    // Sends do not wait until actions are carried out.
+                    self.flush(machine);
+                    return Some(action);
+                }
                 None => break,
             }
         }
-        if !self.transmit.is_empty() && !self.udp_blocked {
-            self.send(machine);
-        }
+        self.flush(machine);
         // A descriptor that the poller does not know is closed.
         if self.poller.want_udp(self.udp_health.rests_until(now).is_none(), self.udp_blocked).is_err() {
             self.lose_udp();
@@ -46,8 +48,11 @@ impl PacketIo {
         None
     }
 
-    /// Sends what was gathered.
-    fn send(&mut self, machine: &mut impl Machine) {
+    /// Sends what was gathered, unless the socket is known to be full.
+    fn flush(&mut self, machine: &mut impl Machine) {
+        if self.udp_blocked || self.transmit.is_empty() {
+            return;
+        }
         let Some(udp) = &self.udp else {
             self.udp_blocked = true;
             return;

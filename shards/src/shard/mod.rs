@@ -433,20 +433,18 @@ impl Machine for Shard {
         if std::mem::take(&mut self.undecided) {
             self.look_at_touched(now);
         }
-        let has_frame = |shard: &Shard| takes_frames && !shard.data.forward.coalescer.is_empty();
-        if !has_frame(self)
-            && let Some(buf) = buf
-        {
+        if takes_frames {
+            if !self.data.forward.coalescer.is_empty() {
+                return self.data.forward.coalescer.poll_frame().map(Output::Frame);
+            }
+            // Lets go of the last one.
+            self.data.forward.coalescer.poll_frame();
+        }
+        if let Some(buf) = buf {
             debug_assert!(buf.is_empty(), "each send has a buffer of its own");
             if let Some(transmit) = self.data.poll_transmit(now, buf) {
                 return Some(Output::Transmit(transmit));
             }
-        }
-        if has_frame(self) {
-            return self.data.forward.coalescer.poll_frame().map(Output::Frame);
-        }
-        if takes_frames {
-            self.data.forward.coalescer.poll_frame();
         }
         self.collect();
         // Steering comes before messages.
