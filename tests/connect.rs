@@ -12,7 +12,7 @@ use tollgate_testkit::bulk::{BulkPlan, BulkServer, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
 
-use tollgate_testkit::site::{CONNECTED, PATIENCE, Site};
+use tollgate_test_support::site::{CONNECTED, PATIENCE, Site};
 
 const BULK_BYTES: u64 = 20_000_000;
 

@@ -13,9 +13,9 @@ use tollgate::netlink::VethPeer;
 use tollgate_testkit::{Namespace, Process};
 
 use tollgate_test_support::pages::{Block, Page, page, root};
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::wait_for_ping;
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::wait_for_ping;
+use tollgate_test_support::{PATIENCE, turn};
 
 /// What the documents call by a name; they say that an address serves as well.
 const SERVER: &str = "198.19.1.1";

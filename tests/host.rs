@@ -13,15 +13,15 @@ use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::faults::Faults;
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{
     assert_pings, bulk, bulk_both_ways, bulk_server, datagram_receiver, paced_flow, wait_for_ping,
 };
-use tollgate_testkit::bed::{eventually, turn};
-use tollgate_testkit::faults::Faults;
+use tollgate_test_support::{eventually, turn};
 
 /// How long the gateway may take to put right what is wrong.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -52,7 +52,7 @@ impl Site {
             faults.prepare(&mut command);
         }
         let process = topology.gateway.spawn(command).unwrap();
-        process.wait_for_line("listening on", tollgate_testkit::bed::PATIENCE).unwrap();
+        process.wait_for_line("listening on", tollgate_test_support::PATIENCE).unwrap();
         let gateway = Gateway { process };
         let alice = Attached::start(&peers, &deployment, &topology.clients[0].namespace, &gateway, Login::of("alice"));
         let server = if plan.tunnel.contains(':') { SERVER_V6.into() } else { SERVER_V4.into() };
@@ -304,7 +304,7 @@ fn sockets_that_are_destroyed_are_opened_anew_under_their_clients() {
 fn a_socket_that_is_shut_down_by_another_program_is_opened_anew() {
     let mut site = Site::start(&Plan::default());
     let _turn = turn::together();
-    assert!(tollgate_testkit::faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
+    assert!(tollgate_test_support::faults::shut_down_udp(site.gateway.process.id()) > 0, "the gateway has UDP sockets");
     site.assert_recovers("sockets shut down");
     assert!(site.host("remade_sockets") >= 1);
     let bob = site.assert_serves_another();

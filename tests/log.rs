@@ -17,14 +17,14 @@ use tollgate::log::{LINES_BURST, LINES_PER_S};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
+use tollgate_test_support::client::{Client, Login};
+use tollgate_test_support::control;
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::initials::{Stranger, crypto_frame, varint};
-use tollgate_testkit::bed::client::{Client, Login};
-use tollgate_testkit::bed::control;
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::wait_for_ping;
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::wait_for_ping;
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 /// How long the end of a gateway may take, whoever reads what it says.
 const END_MAX: Duration = Duration::from_secs(3);
@@ -224,7 +224,7 @@ fn a_client_forwards_reconnects_and_ends_whoever_reads_what_it_says() {
     for (name, number) in [("standard output", 1), ("standard error", 2)] {
         for output in OUTPUTS {
             let what = format!("{name} is {output:?}");
-            let site = tollgate_testkit::site::Site::new(PathToGateway::Direct);
+            let site = tollgate_test_support::site::Site::new(PathToGateway::Direct);
             site.client_file("\"198.19.0.0/24\"", "", "server");
             let mut gateway = site.serve();
             let pipe = Pipe::new(site.path("fifo"));

@@ -9,17 +9,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
+use tollgate_test_support::relay::{Relay, RelayPlan, Way};
 use tollgate_testkit::datagrams::{DatagramPlan, send};
-use tollgate_testkit::relay::{Relay, RelayPlan, Way};
 use tollgate_testkit::{Namespace, SERVICE_V4, Topology, TopologyPlan};
 
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::initials::{FIRST_BYTES_MIN, Stranger, crypto_frame, varint};
+use tollgate_test_support::mounts::after_mounts;
 use tollgate_test_support::tunnels::TestTunnel;
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::mounts::after_mounts;
-use tollgate_testkit::bed::turn::{self, Turn};
-use tollgate_testkit::bed::{PATIENCE, eventually};
+use tollgate_test_support::turn::{self, Turn};
+use tollgate_test_support::{PATIENCE, eventually};
 
 const MIB: u64 = 1 << 20;
 /// What each gateway may take, whether its configuration says so or its machine has twice as much.

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::turn;
 
 /// Runs the program with temporary files in a folder of their own, none of which may be left.
 fn bench(arguments: &[&str]) -> (Output, Value) {

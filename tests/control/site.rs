@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use serde_json::Value;
-use tollgate_testkit::bed::PATIENCE;
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
+use tollgate_test_support::PATIENCE;
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
 use tollgate_testkit::{Topology, TopologyPlan};
 
 /// A gateway, where it runs, and what it reads.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
+use tollgate_test_support::deployment::{Deployment, Plan};
 
 /// Doubtful certificates, each with what `tollgate check` says of it.
 fn doubtful_certificates() -> Vec<(&'static str, String, String, &'static str)> {

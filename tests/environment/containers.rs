@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::mounts::after_mounts;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::mounts::after_mounts;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::{PATIENCE, turn};
 
 use crate::site::Site;
 use crate::system_calls::{FORBIDDEN, PLAIN_THREADS, URING_CALLS, forbidding};

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, wait_for_ping};
+use tollgate_test_support::{PATIENCE, turn};
 use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
 use crate::site::{Site, ip, order};

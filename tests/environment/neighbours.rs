@@ -3,10 +3,10 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::{PATIENCE, turn};
 
 use crate::site::{Site, ip, order};
 

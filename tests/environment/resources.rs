@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use tollgate_testkit::bed::deployment::Plan;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::deployment::Plan;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::{PATIENCE, turn};
 
 use crate::site::Site;
 use crate::system_calls::PLAIN_THREADS;

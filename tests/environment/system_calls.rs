@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use tollgate_test_support::deployment::Plan;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::{PATIENCE, turn};
 use tollgate_testkit::Process;
-use tollgate_testkit::bed::deployment::Plan;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::{PATIENCE, turn};
 
 use crate::site::Site;
 

@@ -11,11 +11,11 @@ use tollgate_testkit::{Namespace, Topology, TopologyPlan};
 
 use crate::sockets::datagrams_lost;
 use crate::stranger::{Stranger, Until};
-use tollgate_testkit::bed::client::{Client, Login};
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::client::{Client, Login};
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 /// Half handshakes that are under way at any time: as many as the gateway has places.
 const HALF_HANDSHAKES: usize = 256;

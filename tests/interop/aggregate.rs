@@ -16,11 +16,11 @@ use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{Client, Machine, Output, Received, Transmit};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::PATIENCE;
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::raw;
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::PATIENCE;
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::raw;
+use tollgate_test_support::turn;
 
 /// How often two packets of equal size are tried for. Also the mark of packets that none of the tries made.
 const TRIES_MAX: u8 = 50;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Client, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::status::Status;
-use tollgate_testkit::bed::traffic::{bulk, bulk_both_ways, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Client, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::status::Status;
+use tollgate_test_support::traffic::{bulk, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_test_support::turn;
 
 const BULK_BYTES: u64 = 50_000_000;
 /// Longer than any single packet, in bytes.

@@ -4,13 +4,13 @@ use rustix::process::Signal;
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::PATIENCE;
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::PATIENCE;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_test_support::turn;
 
 const BULK_BYTES: u64 = 1_000_000_000;
 /// What a TUN frame of bulk data must hold on average, in bytes.

@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use tollgate_testkit::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_test_support::turn;
 
 const BULK_BYTES: u64 = 20_000_000;
 const ENDPOINT_V6: &str = "[fd00:18::1]:55555";

@@ -15,12 +15,12 @@ use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan}
 use crate::firewall::drop_port;
 use crate::forger::{BATCH, Forger};
 use crate::sockets::datagrams_lost;
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_test_support::turn;
 
 const INITIAL_BYTES: usize = 1200;
 /// Where a firewall drops everything.

@@ -7,13 +7,13 @@ use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
 use crate::placement::connect_at;
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::raw::{PacketSocket, contains, udp_packet};
-use tollgate_testkit::bed::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::raw::{PacketSocket, contains, udp_packet};
+use tollgate_test_support::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 /// How many packets of each kind are sent.
 const PACKETS: u64 = 20;
@@ -95,7 +95,7 @@ fn without_isolation_clients_on_different_shards_exchange_bulk_data() {
     let after = gateway.status();
     for shard in 0..2 {
         let relayed =
-            |status: &tollgate_testkit::bed::status::Status| status.of_shard(shard, "/counters/relayed_packets");
+            |status: &tollgate_test_support::status::Status| status.of_shard(shard, "/counters/relayed_packets");
         let packets = relayed(&after) - relayed(&before);
         assert!(packets >= CROSSING_BYTES / 1400, "shard {shard} relayed {packets}");
     }

@@ -11,13 +11,13 @@ use tollgate_testkit::datagrams::{DatagramPlan, send};
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
 use crate::placement::connect_at;
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::status::Status;
-use tollgate_testkit::bed::traffic::{bulk_server, datagram_receiver, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::status::Status;
+use tollgate_test_support::traffic::{bulk_server, datagram_receiver, wait_for_ping};
+use tollgate_test_support::{PATIENCE, turn};
 
 /// The limit of alice.
 const BYTES_PER_S: f64 = 80e6 / 8.0;

@@ -3,17 +3,17 @@
 use std::thread;
 use std::time::Duration;
 
+use tollgate_test_support::relay::{QueueManagement, Relay, Way};
 use tollgate_testkit::bulk::{BulkPlan, BulkReport, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::relay::{QueueManagement, Relay, Way};
 use tollgate_testkit::{Namespace, PathToGateway, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{bulk_server, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{bulk_server, wait_for_ping};
+use tollgate_test_support::turn;
 
 /// Connections that download at once.
 const STREAMS: usize = 8;

@@ -11,14 +11,14 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{Namespace, SERVER_V4, SERVER_V6, Topology, TopologyPlan};
 
+use tollgate_test_support::client::{Attached, Client, Login};
+use tollgate_test_support::control;
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{bulk, bulk_server, wait_for_ping};
 use tollgate_test_support::tunnels::TestTunnel;
-use tollgate_testkit::bed::client::{Attached, Client, Login};
-use tollgate_testkit::bed::control;
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{bulk, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 /// Datagrams of one try.
 const DATAGRAMS: usize = 10;

@@ -6,18 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tollgate_test_support::relay::{Relay, Way};
 use tollgate_testkit::bulk::{BulkPlan, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::relay::{Relay, Way};
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 use crate::mtu::route_mtu;
-use tollgate_testkit::bed::client::Client;
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{bulk_both_ways, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::{eventually, turn};
+use tollgate_test_support::client::Client;
+use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_test_support::{eventually, turn};
 
 const WIDE_BYTES: u32 = 1500;
 const NARROW_BYTES: u32 = 1350;

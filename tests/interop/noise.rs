@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::raw::{PacketSocket, udp_payloads_to};
-use tollgate_testkit::bed::status::Status;
-use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::raw::{PacketSocket, udp_payloads_to};
+use tollgate_test_support::status::Status;
+use tollgate_test_support::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 const RANDOM_DATAGRAMS: usize = 2000;
 /// Real packets that are taken as a pattern.

@@ -7,13 +7,13 @@ use std::thread;
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::raw::{OrderWatch, PacketSocket};
-use tollgate_testkit::bed::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::raw::{OrderWatch, PacketSocket};
+use tollgate_test_support::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_test_support::turn;
 
 const BULK_BYTES: u64 = 200_000_000;
 const DATAGRAMS_PER_S: u32 = 5000;

@@ -6,12 +6,12 @@ use rustix::process::Signal;
 use tollgate_shards::home_of;
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, bulk_both_ways, bulk_server, wait_for_ping};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 const BULK_BYTES: u64 = 20_000_000;
 /// With two shards, a client that picks its first connection ID at random misses the wanted one this often once in a trillion runs.

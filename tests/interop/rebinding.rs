@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use tollgate_test_support::relay::Relay;
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::datagrams::{DatagramReceiver, FlowCounts};
-use tollgate_testkit::relay::Relay;
 use tollgate_testkit::{Namespace, PathToGateway, ROUTER_ALTERNATE_V4, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_test_support::turn;
 
 const DATAGRAMS_PER_S: u32 = 2000;
 /// How long the load lasts, in seconds; the mapping changes after a third and after two.

@@ -11,12 +11,12 @@ use ipnet::IpNet;
 use tollgate_testkit::datagrams::{DatagramPlan, send};
 use tollgate_testkit::{PathToGateway, ROUTER_V4, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Login};
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::turn;
+use tollgate_test_support::client::{Attached, Login};
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_test_support::turn;
 
 const VICTIM: Ipv4Addr = Ipv4Addr::new(198, 18, 129, 1);
 /// Bytes that an address may get for each that came from there (RFC 9000, section 8).

@@ -9,12 +9,12 @@ use std::process::Command;
 
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Client, Login};
-use tollgate_testkit::bed::deployment::{Deployment, PORT, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::client::{Attached, Client, Login};
+use tollgate_test_support::deployment::{Deployment, PORT, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, wait_for_ping};
+use tollgate_test_support::{PATIENCE, turn};
 
 /// A bit of the capability sets (capabilities(7)).
 const CAP_NET_ADMIN: libc::c_ulong = 12;

@@ -10,14 +10,14 @@ use tollgate_testkit::datagrams::{DatagramPlan, DatagramReceiver, send};
 use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use crate::placement::connect_at;
-use tollgate_testkit::bed::client::{Attached, Client, Login};
-use tollgate_testkit::bed::control::{self, Answer};
-use tollgate_testkit::bed::deployment::{CLIENT_TUN, Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::raw::PacketSocket;
-use tollgate_testkit::bed::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, eventually, turn};
+use tollgate_test_support::client::{Attached, Client, Login};
+use tollgate_test_support::control::{self, Answer};
+use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::raw::PacketSocket;
+use tollgate_test_support::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 const RELOADS: u32 = 100;
 /// The time from one reload to the next.

@@ -2,7 +2,7 @@
 
 use tollgate_testkit::Namespace;
 
-use tollgate_testkit::bed::deployment::PORT;
+use tollgate_test_support::deployment::PORT;
 
 /// Datagrams that the kernel has dropped at sockets of the gateway's port in `inside`, because they were full.
 pub fn datagrams_lost(inside: &Namespace) -> u64 {

@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 
 use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
-use tollgate_testkit::bed::client::{Attached, Client, Login};
-use tollgate_testkit::bed::control;
-use tollgate_testkit::bed::deployment::{Deployment, Plan};
-use tollgate_testkit::bed::gateway::Gateway;
-use tollgate_testkit::bed::peers::Peers;
-use tollgate_testkit::bed::traffic::{assert_pings, wait_for_ping};
-use tollgate_testkit::bed::{PATIENCE, turn};
+use tollgate_test_support::client::{Attached, Client, Login};
+use tollgate_test_support::control;
+use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::peers::Peers;
+use tollgate_test_support::traffic::{assert_pings, wait_for_ping};
+use tollgate_test_support::{PATIENCE, turn};
 
 /// Users in the file.
 const USERS: usize = 2_000;

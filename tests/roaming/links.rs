@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tollgate_test_support::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, add_address, by_hand, net};
+use tollgate_test_support::site::{CONNECTED, PATIENCE};
 use tollgate_testkit::SERVICE_V4;
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, add_address, by_hand, net};
-use tollgate_testkit::site::{CONNECTED, PATIENCE};
 
 use crate::tunnel::{FULL, Family, SOON, Tunnel, connect};
 

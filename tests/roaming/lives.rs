@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tollgate_testkit::faults::{Faults, tell_of_clock_jump};
-use tollgate_testkit::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks};
-use tollgate_testkit::site::{CONNECTED, PATIENCE};
+use tollgate_test_support::faults::{Faults, tell_of_clock_jump};
+use tollgate_test_support::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks};
+use tollgate_test_support::site::{CONNECTED, PATIENCE};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4};
 
 use crate::tunnel::{FULL, Family, SOON, Tunnel, connect};

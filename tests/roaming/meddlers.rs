@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tollgate::io::{TunDevice, TunOptions};
 use tollgate::netlink::{Netlink, Route};
-use tollgate_testkit::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, by_hand, net};
-use tollgate_testkit::site::{CONNECTED, PATIENCE};
+use tollgate_test_support::site::uplinks::{FIRST_ROUTER, OTHER_ROUTER, Uplinks, by_hand, net};
+use tollgate_test_support::site::{CONNECTED, PATIENCE};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4};
 
 use crate::tunnel::{Change, FULL, Family, SOON, Tunnel, connect};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tollgate::netlink::Netlink;
+use tollgate_test_support::site::PATIENCE;
+use tollgate_test_support::site::uplinks::{Uplinks, net};
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::site::PATIENCE;
-use tollgate_testkit::site::uplinks::{Uplinks, net};
 use tollgate_testkit::{Process, SERVER_V4, SERVER_V6, SERVICE_V4, SERVICE_V6};
 
 /// How soon packets pass again, where the machine is busy with other things too. Without what the tests are about it takes half a minute.

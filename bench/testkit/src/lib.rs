@@ -8,20 +8,15 @@
 
 #![allow(missing_docs, reason = "a comment stands where the name does not say it")]
 
-pub mod bed;
 pub mod chance;
 pub mod deploy;
 mod error;
-pub mod faults;
 mod netns;
 pub mod packet;
-mod path;
-pub mod site;
 mod traffic;
 pub mod wait;
-mod worker;
+pub mod worker;
 
 pub use error::LabError;
 pub use netns::*;
-pub use path::relay;
-pub use traffic::{bulk, datagrams, ping};
+pub use traffic::{aggregate, bulk, datagrams, ping};

@@ -6,14 +6,14 @@ use std::thread::{self, JoinHandle};
 
 /// A thread of the calling thread's namespace. Dropping this value ends it.
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub struct Worker {
     halted: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     /// Calls `work`, which must not take long, until it returns false, and once more at the end: what has come by then is dealt with.
-    pub(crate) fn repeat(mut work: impl FnMut() -> bool + Send + 'static) -> Self {
+    pub fn repeat(mut work: impl FnMut() -> bool + Send + 'static) -> Self {
         Worker::start(move |halted| {
             loop {
                 let is_last = halted.load(Ordering::Relaxed);
@@ -25,7 +25,7 @@ impl Worker {
     }
 
     /// Calls `work` once with what tells it when to end.
-    pub(crate) fn start(work: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
+    pub fn start(work: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
         let halted = Arc::new(AtomicBool::new(false));
         let shared = Arc::clone(&halted);
         Worker { halted, thread: Some(thread::spawn(move || work(&shared))) }

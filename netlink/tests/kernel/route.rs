@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 
 use tollgate_netlink::{Netlink, NextHop, PROTOCOL_OWN, Route, VethPeer};
 use tollgate_testkit::Namespace;
-use tollgate_testkit::bed::{PATIENCE, eventually};
+use tollgate_testkit::wait::{PATIENCE, eventually};
 
 use super::net;
 

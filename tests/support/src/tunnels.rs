@@ -18,7 +18,7 @@ use tollgate_shards::{
     ClientEvent, CloseCause, Congestion, Received, TransportParams, Tunnel, TunnelParams, transport,
 };
 
-use tollgate_testkit::bed::deployment::Deployment;
+use crate::deployment::Deployment;
 
 /// How long a login may take.
 const LOGIN: Duration = Duration::from_secs(10);

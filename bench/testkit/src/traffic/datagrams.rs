@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX};
 use crate::LabError;
-use crate::path::datagram::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX};
 use crate::worker::Worker;
 
 /// Magic, flow and length, number; then a body that follows from the number.
@@ -88,7 +88,7 @@ pub fn send(plan: &DatagramPlan) -> Result<DatagramReport, LabError> {
     let failed = |error| LabError::traffic(format!("datagrams to {}", plan.target), "open a socket", error);
     let any: IpAddr = if plan.target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).map_err(failed)?;
-    datagram::prepare(&socket).map_err(failed)?;
+    aggregate::prepare(&socket).map_err(failed)?;
     let mut batch = vec![0; bytes];
     let mut report = DatagramReport::default();
     let start = Instant::now();
@@ -100,7 +100,7 @@ pub fn send(plan: &DatagramPlan) -> Result<DatagramReport, LabError> {
         for (datagram, number) in bytes.chunks_exact_mut(plan.payload_bytes).zip(sequence..) {
             write(datagram, plan.flow, number);
         }
-        let sent = datagram::send(&socket, bytes, plan.payload_bytes, plan.target, 0).is_ok();
+        let sent = aggregate::send(&socket, bytes, plan.payload_bytes, plan.target, 0).is_ok();
         *(if sent { &mut report.sent } else { &mut report.refused }) += count;
         sequence += count;
     }
@@ -167,7 +167,7 @@ pub struct DatagramReceiver {
 impl DatagramReceiver {
     /// Receives on `socket`, in the network namespace in which it was opened.
     pub fn start(socket: UdpSocket) -> Result<Self, LabError> {
-        let ready = datagram::prepare(&socket).and_then(|()| socket.local_addr());
+        let ready = aggregate::prepare(&socket).and_then(|()| socket.local_addr());
         let address = ready.map_err(|error| LabError::traffic("datagram receiver", "set up the socket", error))?;
         let tally = Arc::new(Mutex::default());
         let (shared, mut buffer) = (Arc::clone(&tally), vec![0; AGGREGATE_BYTES_MAX]);
@@ -194,7 +194,7 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8], tally: &Mutex<Tally>) -> io::R
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    while let Ok(Some(received)) = datagram::receive(socket, buffer) {
+    while let Ok(Some(received)) = aggregate::receive(socket, buffer) {
         lock(tally).take(&buffer[..received.length], received.segment);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Traffic whose arrival is checked: echoes, bulk transfers, numbered datagrams.
 
+pub mod aggregate;
 pub mod bulk;
 pub mod datagrams;
 pub mod ping;

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{Namespace, Process};
 use ipnet::IpNet;
+use tollgate_testkit::{Namespace, Process};
 
-use super::deployment::{CLIENT_TUN, Deployment};
-use super::gateway::Gateway;
-use super::peers::Peers;
-use super::{PATIENCE, eventually};
+use crate::deployment::{CLIENT_TUN, Deployment};
+use crate::gateway::Gateway;
+use crate::peers::Peers;
+use crate::{PATIENCE, eventually};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Login<'a> {

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use crate::Namespace;
-use crate::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
-use crate::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
-use crate::ping::{PingPlan, PingReport, ping};
+use tollgate_testkit::Namespace;
+use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
+use tollgate_testkit::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
+use tollgate_testkit::ping::{PingPlan, PingReport, ping};
 
-use super::{PATIENCE, eventually};
+use crate::{PATIENCE, eventually};
 
 const BULK_DEADLINE: Duration = Duration::from_secs(300);
 

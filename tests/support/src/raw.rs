@@ -14,9 +14,9 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-use super::eventually;
-use crate::worker::Worker;
-use crate::{Namespace, packet};
+use crate::eventually;
+use tollgate_testkit::worker::Worker;
+use tollgate_testkit::{Namespace, packet};
 
 const PACKET_BYTES_MAX: usize = 65_536;
 

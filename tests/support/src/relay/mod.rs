@@ -3,6 +3,8 @@
 //!
 //! It changes nothing of a datagram but its ECN field, and never reorders those of one client.
 
+mod codel;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -13,11 +15,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::codel::Codel;
-use super::datagram::{self, AGGREGATE_BYTES_MAX, CE, Received, SEGMENTS_MAX};
-use crate::deploy::PORT;
-use crate::worker::Worker;
-use crate::{LabError, Namespace, ROUTER_V4, ROUTER_V6, SERVICE_V4, SERVICE_V6, Topology};
+use self::codel::Codel;
+use tollgate_testkit::aggregate::{self, AGGREGATE_BYTES_MAX, CE, Received, SEGMENTS_MAX};
+use tollgate_testkit::deploy::PORT;
+use tollgate_testkit::worker::Worker;
+use tollgate_testkit::{LabError, Namespace, ROUTER_V4, ROUTER_V6, SERVICE_V4, SERVICE_V6, Topology};
 
 /// Clients served at a time; datagrams of further ones are dropped.
 const FLOWS_MAX: usize = 256;
@@ -232,7 +234,7 @@ fn forward(state: &Mutex<State>, front: &UdpSocket, buffer: &mut [u8]) -> bool {
             let flow = index.checked_sub(1);
             let socket = flow.map_or(front, |flow| &backs[flow]);
             // An error (of an earlier send, reported here) concerns that datagram only.
-            let Ok(Some(received)) = datagram::receive(socket, buffer) else { break };
+            let Ok(Some(received)) = aggregate::receive(socket, buffer) else { break };
             match flow {
                 None => {
                     let flow = state.flow_of(received.from);
@@ -314,7 +316,7 @@ impl State {
     ) {
         let Flow { client, back, .. } = &self.flows[flow];
         let (socket, to) = if lane == 0 { (&**back, self.plan.gateway) } else { (front, *client) };
-        let sent = datagram::send(socket, bytes, segment, to, ecn).is_ok();
+        let sent = aggregate::send(socket, bytes, segment, to, ecn).is_ok();
         *(if sent { &mut self.counts.delivered } else { &mut self.counts.lost }) += count;
     }
 
@@ -357,9 +359,9 @@ impl Lane {
 
 fn socket(plan: &RelayPlan, address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(address)?;
-    datagram::tell_ecn(&socket)?;
+    aggregate::tell_ecn(&socket)?;
     if plan.way.is_none() {
-        datagram::prepare(&socket)?;
+        aggregate::prepare(&socket)?;
     }
     Ok(socket)
 }
@@ -367,8 +369,8 @@ fn socket(plan: &RelayPlan, address: SocketAddr) -> io::Result<UdpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wait::eventually;
-    use crate::{PathToGateway, ROUTER_ALTERNATE_V4, TopologyPlan};
+    use tollgate_testkit::wait::eventually;
+    use tollgate_testkit::{PathToGateway, ROUTER_ALTERNATE_V4, TopologyPlan};
 
     const LONG: Duration = Duration::from_secs(60);
 

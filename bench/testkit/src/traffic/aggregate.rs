@@ -11,11 +11,11 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrSt
 use rustix::net::sockopt;
 
 /// The most bytes that one receive brings or one send takes.
-pub(crate) const AGGREGATE_BYTES_MAX: usize = 65_535;
+pub const AGGREGATE_BYTES_MAX: usize = 65_535;
 /// The most datagrams in one send, the smallest bound of all kernels since 4.18.
-pub(crate) const SEGMENTS_MAX: usize = 64;
+pub const SEGMENTS_MAX: usize = 64;
 /// Congestion experienced.
-pub(crate) const CE: u8 = 0b11;
+pub const CE: u8 = 0b11;
 
 /// The socket buffers' size, enough for the bursts of a saturated link.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
@@ -24,23 +24,23 @@ const ECN_BITS: u8 = 0b11;
 
 /// One aggregate: `length` bytes, all datagrams of `segment` bytes but for a shorter last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Received {
-    pub(crate) length: usize,
-    pub(crate) segment: usize,
-    pub(crate) from: SocketAddr,
+pub struct Received {
+    pub length: usize,
+    pub segment: usize,
+    pub from: SocketAddr,
     /// The ECN field, where [`tell_ecn`] was called.
-    pub(crate) ecn: u8,
+    pub ecn: u8,
 }
 
 impl Received {
     /// The number of datagrams.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.length.div_ceil(self.segment).max(1)
     }
 }
 
 /// Gives a socket big buffers and lets it receive aggregates.
-pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
+pub fn prepare(socket: &UdpSocket) -> io::Result<()> {
     // Without CAP_NET_ADMIN the kernel caps the size; what it grants must do.
     sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER_BYTES))?;
@@ -50,7 +50,7 @@ pub(crate) fn prepare(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// Has the kernel tell the ECN field of what is received.
-pub(crate) fn tell_ecn(socket: &UdpSocket) -> io::Result<()> {
+pub fn tell_ecn(socket: &UdpSocket) -> io::Result<()> {
     match socket.local_addr()? {
         SocketAddr::V4(_) => Ok(setsockopt(socket, IpRecvTos, &true)?),
         SocketAddr::V6(_) => Ok(setsockopt(socket, Ipv6RecvTClass, &true)?),
@@ -58,7 +58,7 @@ pub(crate) fn tell_ecn(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// Receives one aggregate without waiting; `None` when there is none.
-pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Received>> {
     let (mut control, mut vector) = (cmsg_space!(libc::c_int, libc::c_int), [IoSliceMut::new(buffer)]);
     let flags = MsgFlags::MSG_DONTWAIT;
     let message = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut vector, Some(&mut control), flags) {
@@ -82,7 +82,7 @@ pub(crate) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Optio
 }
 
 /// Sends `payload` as datagrams of `segment` bytes, the last one possibly shorter, with this ECN field. At most [`SEGMENTS_MAX`] of them.
-pub(crate) fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr, ecn: u8) -> io::Result<()> {
+pub fn send(socket: &UdpSocket, payload: &[u8], segment: usize, to: SocketAddr, ecn: u8) -> io::Result<()> {
     let class = i32::from(ecn);
     let segments = (payload.len() > segment).then(|| u16::try_from(segment)).transpose().map_err(io::Error::other)?;
     let field = match to {

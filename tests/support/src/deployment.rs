@@ -8,9 +8,9 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::peers::Peers;
-pub use crate::deploy::{CLIENT_TUN, PORT};
-use crate::deploy::{ConfigFile, Identity, user_entry};
+use crate::peers::Peers;
+pub use tollgate_testkit::deploy::{CLIENT_TUN, PORT};
+use tollgate_testkit::deploy::{ConfigFile, Identity, user_entry};
 
 /// What a gateway's configuration says.
 #[derive(Debug, Clone)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::Namespace;
-use crate::bed::raw::PacketSocket;
-use crate::worker::Worker;
+use crate::raw::PacketSocket;
+use tollgate_testkit::Namespace;
+use tollgate_testkit::worker::Worker;
 
 /// The networks that only the tunnel leads to, and those inside of it.
 const INSIDE: [IpNet; 2] = [

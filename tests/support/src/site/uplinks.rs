@@ -15,9 +15,9 @@ use tollgate_netlink::{Netlink, Route, VethPeer};
 
 use super::clear::ClearTraffic;
 use super::{PATIENCE, Site};
-use crate::ping::{PingPlan, ping};
-use crate::wait::eventually;
-use crate::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
+use tollgate_testkit::ping::{PingPlan, ping};
+use tollgate_testkit::wait::eventually;
+use tollgate_testkit::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
 
 /// The first router, as the client's next hop on `wan0`.
 pub const FIRST_ROUTER: [&str; 2] = ["198.18.1.1", "fd00:18:1::1"];

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::deployment::Deployment;
+use crate::deployment::Deployment;
 
 #[derive(Debug)]
 pub struct Answer {
@@ -26,7 +26,7 @@ pub fn kick(deployment: &Deployment, user: &str) -> Answer {
 }
 
 fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
-    let mut command = Command::new(super::program());
+    let mut command = Command::new(crate::program());
     command.args(arguments).arg("--config").arg(deployment.path("server.toml")).env("NO_COLOR", "1");
     let start = Instant::now();
     let output = command.output().expect("the program starts");

@@ -12,13 +12,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use toml::Table;
 
-pub use crate::bed::PATIENCE;
-use crate::bed::deployment::{Deployment, Plan};
-use crate::bed::gateway::Gateway;
-use crate::bed::program;
-use crate::deploy::{ConfigFile, service};
-use crate::ping::{PingPlan, PingReport, ping};
-use crate::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
+pub use crate::PATIENCE;
+use crate::deployment::{Deployment, Plan};
+use crate::gateway::Gateway;
+use crate::program;
+use tollgate_testkit::deploy::{ConfigFile, service};
+use tollgate_testkit::ping::{PingPlan, PingReport, ping};
+use tollgate_testkit::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
 

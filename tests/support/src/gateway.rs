@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use crate::{Namespace, Process};
 use rustix::process::Signal;
+use tollgate_testkit::{Namespace, Process};
 
-use super::PATIENCE;
-use super::deployment::Deployment;
-use super::status::Status;
+use crate::PATIENCE;
+use crate::deployment::Deployment;
+use crate::status::Status;
 
 #[derive(Debug)]
 pub struct Gateway {
@@ -24,7 +24,7 @@ pub struct Connected {
 impl Gateway {
     /// The command that serves what `deployment` configures.
     pub fn command(deployment: &Deployment) -> Command {
-        let mut command = Command::new(super::program());
+        let mut command = Command::new(crate::program());
         command.arg("serve").arg("--config").arg(deployment.path("server.toml"));
         // The log is read by the tests.
         command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(deployment.folder());
