@@ -47,8 +47,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
+    use crate::packet::test_packets::{self, Packet};
 
     const NOT_ECT: u8 = 0b00;
     const ECT_1: u8 = 0b01;
@@ -57,10 +56,10 @@ mod tests {
 
     fn packets(traffic_class: u8) -> [Vec<u8>; 4] {
         [
-            TcpSegment { traffic_class, ..TcpSegment::v4() }.build(),
-            TcpSegment { traffic_class, flow_label: 0xabcde, ..TcpSegment::v6() }.build(),
-            test_packets::with_ipv4_options(&UdpDatagram { traffic_class, ..UdpDatagram::v4() }.build(), &[1; 4]),
-            UdpDatagram { traffic_class, ..UdpDatagram::v6() }.build(),
+            Packet { traffic_class, ..Packet::tcp_v4() }.build(),
+            Packet { traffic_class, flow_label: 0xabcde, ..Packet::tcp_v6() }.build(),
+            test_packets::with_ipv4_options(&Packet { traffic_class, ..Packet::udp_v4() }.build(), &[1; 4]),
+            Packet { traffic_class, ..Packet::udp_v6() }.build(),
         ]
     }
 
@@ -97,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_wrong_header_checksum_is_not_made_right() {
-        let mut packet = TcpSegment { traffic_class: ECT_0, ..TcpSegment::v4() }.build();
+        let mut packet = Packet { traffic_class: ECT_0, ..Packet::tcp_v4() }.build();
         packet[11] ^= 0x10;
         assert!(mark_ce(&mut packet));
         assert_ne!(test_packets::naive_sum(&packet[..20]), 0xffff);

@@ -236,7 +236,7 @@ fn ip_v6(packet: &[u8]) -> Option<(u64, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
+    use crate::packet::test_packets::Packet;
 
     fn read(packet: &[u8]) -> Option<Segment> {
         Segment::read(packet, &InnerPacket::parse(packet).unwrap())
@@ -244,14 +244,14 @@ mod tests {
 
     #[test]
     fn flows_differ_in_each_part_of_the_tuple() {
-        let base = TcpSegment::v4();
+        let base = Packet::tcp_v4();
         let others = [
-            TcpSegment { source_host: 9, ..base.clone() }.build(),
-            TcpSegment { destination_host: 9, ..base.clone() }.build(),
-            TcpSegment { source_port: 9, ..base.clone() }.build(),
-            TcpSegment { destination_port: 9, ..base.clone() }.build(),
-            TcpSegment { v6: true, ..base.clone() }.build(),
-            UdpDatagram::v4().build(),
+            Packet { source_host: 9, ..base.clone() }.build(),
+            Packet { destination_host: 9, ..base.clone() }.build(),
+            Packet { source_port: 9, ..base.clone() }.build(),
+            Packet { destination_port: 9, ..base.clone() }.build(),
+            Packet { v6: true, ..base.clone() }.build(),
+            Packet::udp_v4().build(),
         ];
         let flow = read(&base.build()).unwrap().flow;
         for other in others {
@@ -259,13 +259,13 @@ mod tests {
             assert_ne!(flow, other);
             assert_ne!(flow.tag(), other.tag());
         }
-        let later = TcpSegment { seq: 9, ack: 9, ttl: 9, payload: vec![1], ..base };
+        let later = Packet { seq: 9, ack: 9, ttl: 9, payload: vec![1], ..base };
         assert_eq!(flow, read(&later.build()).unwrap().flow);
     }
 
     #[test]
     fn a_tcp_header_that_does_not_fit_is_not_read() {
-        let mut packet = TcpSegment { payload: vec![1; 8], ..TcpSegment::v4() }.build();
+        let mut packet = Packet { payload: vec![1; 8], ..Packet::tcp_v4() }.build();
         for (length, is_read) in [(0x40, false), (0x50, true), (0x70, true), (0x80, false)] {
             packet[32] = length;
             assert_eq!(read(&packet).is_some(), is_read, "{length:#x}");
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_its_description_does_not_fit_is_survived() {
-        let long = TcpSegment::v6().build();
+        let long = Packet::tcp_v6().build();
         let inner = InnerPacket::parse(&long).unwrap();
         for length in 0..long.len() {
             if let Some(segment) = Segment::read(&long[..length], &inner) {
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_damaged_byte_makes_a_checksum_invalid() {
-        for good in [TcpSegment::v4().build(), TcpSegment::v6().build(), UdpDatagram::v4().build()] {
+        for good in [Packet::tcp_v4().build(), Packet::tcp_v6().build(), Packet::udp_v4().build()] {
             let segment = read(&good).unwrap();
             assert!(segment.checksums_are_valid(&good));
             // The IPv6 header but its addresses is covered by no checksum.

@@ -102,8 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{UdpDatagram, naive_sum};
+    use crate::packet::test_packets::{self, Packet, naive_sum};
 
     fn fragments(packet: &[u8], mtu_bytes: usize) -> Option<Vec<Bytes>> {
         let mut fragments = Vec::new();
@@ -112,7 +111,7 @@ mod tests {
 
     fn fragmentable(payload_bytes: usize) -> Vec<u8> {
         let payload = (0..payload_bytes).map(|at| (at * 7) as u8).collect();
-        let mut packet = UdpDatagram { payload, ..UdpDatagram::v4() }.build();
+        let mut packet = Packet { payload, ..Packet::udp_v4() }.build();
         packet[6] &= !0x40;
         packet
     }
@@ -184,7 +183,7 @@ mod tests {
         let mut forbidden = fragmentable(1400);
         forbidden[6] |= 0x40;
         assert_eq!(fragments(&forbidden, 1280), None);
-        assert_eq!(fragments(&UdpDatagram { payload: vec![0; 1400], ..UdpDatagram::v6() }.build(), 1280), None);
+        assert_eq!(fragments(&Packet { payload: vec![0; 1400], ..Packet::udp_v6() }.build(), 1280), None);
         let packet = fragmentable(1400);
         assert_eq!(fragments(&packet, 27), None);
         assert_eq!(fragments(&packet[..1000], 500), None);

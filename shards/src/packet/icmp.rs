@@ -149,15 +149,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{TcpSegment, UdpDatagram, naive_sum};
+    use crate::packet::test_packets::{self, Packet, naive_sum};
 
     const FROM_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 254));
     const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xfe));
 
     #[test]
     fn the_answer_to_an_ipv4_packet_is_exact() {
-        let offending = TcpSegment { payload: vec![], ..TcpSegment::v4() }.build();
+        let offending = Packet { payload: vec![], ..Packet::tcp_v4() }.build();
         let answer = packet_too_big(&offending, 1372, FROM_V4).unwrap();
         let expected = b"\
             \x45\xc0\x00\x44\x00\x00\x40\x00\x40\x01\xac\xd5\xc6\x12\x00\xfe\xc6\x12\x00\x01\
@@ -170,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_answer_to_an_ipv6_packet_is_exact() {
-        let offending = TcpSegment { payload: vec![], ..TcpSegment::v6() }.build();
+        let offending = Packet { payload: vec![], ..Packet::tcp_v6() }.build();
         let answer = packet_too_big(&offending, 1372, FROM_V6).unwrap();
         let expected = b"\
             \x60\x00\x00\x00\x00\x44\x3a\x40\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\
@@ -186,8 +185,8 @@ mod tests {
     #[test]
     fn the_quote_is_as_long_as_allowed_and_no_longer() {
         for (offending, from, longest) in [
-            (TcpSegment { payload: vec![7; 1400], ..TcpSegment::v4() }.build(), FROM_V4, ERROR_V4_BYTES_MAX),
-            (TcpSegment { payload: vec![7; 1400], ..TcpSegment::v6() }.build(), FROM_V6, ERROR_V6_BYTES_MAX),
+            (Packet { payload: vec![7; 1400], ..Packet::tcp_v4() }.build(), FROM_V4, ERROR_V4_BYTES_MAX),
+            (Packet { payload: vec![7; 1400], ..Packet::tcp_v6() }.build(), FROM_V6, ERROR_V6_BYTES_MAX),
         ] {
             let answer = packet_too_big(&offending, 1300, from).unwrap();
             assert_eq!(answer.len(), longest);
@@ -199,18 +198,18 @@ mod tests {
 
     #[test]
     fn the_head_of_a_super_packet_suffices() {
-        let v4 = TcpSegment { payload: vec![7; 60000], ..TcpSegment::v4() }.build();
+        let v4 = Packet { payload: vec![7; 60000], ..Packet::tcp_v4() }.build();
         assert_valid(&packet_too_big(&v4[..28], 1300, FROM_V4).unwrap());
         assert_eq!(packet_too_big(&v4[..27], 1300, FROM_V4), None);
-        let v6 = TcpSegment { payload: vec![7; 60000], ..TcpSegment::v6() }.build();
+        let v6 = Packet { payload: vec![7; 60000], ..Packet::tcp_v6() }.build();
         assert_valid(&packet_too_big(&v6[..90], 1300, FROM_V6).unwrap());
         assert_eq!(packet_too_big(&v6[..39], 1300, FROM_V6), None);
     }
 
     #[test]
     fn an_address_of_the_other_version_gives_no_answer() {
-        assert_eq!(packet_too_big(&TcpSegment::v4().build(), 1300, FROM_V6), None);
-        assert_eq!(packet_too_big(&TcpSegment::v6().build(), 1300, FROM_V4), None);
+        assert_eq!(packet_too_big(&Packet::tcp_v4().build(), 1300, FROM_V6), None);
+        assert_eq!(packet_too_big(&Packet::tcp_v6().build(), 1300, FROM_V4), None);
     }
 
     #[test]
@@ -230,7 +229,7 @@ mod tests {
         for (kind, answered) in
             [(0, true), (8, true), (13, true), (3, false), (4, false), (5, false), (11, false), (12, false)]
         {
-            let mut packet = UdpDatagram::v4().build();
+            let mut packet = Packet::udp_v4().build();
             packet[9] = protocol::ICMP;
             packet[20] = kind;
             assert_eq!(packet_too_big(&packet, 1300, FROM_V4).is_some(), answered, "ICMPv4 type {kind}");
@@ -238,7 +237,7 @@ mod tests {
         for (kind, answered) in
             [(128, true), (129, true), (1, false), (2, false), (3, false), (127, false), (137, false)]
         {
-            let mut packet = UdpDatagram::v6().build();
+            let mut packet = Packet::udp_v6().build();
             packet[6] = protocol::ICMPV6;
             packet[40] = kind;
             assert_eq!(packet_too_big(&packet, 1300, FROM_V6).is_some(), answered, "ICMPv6 type {kind}");
@@ -250,17 +249,17 @@ mod tests {
 
     #[test]
     fn only_the_first_fragment_is_answered() {
-        let mut packet = UdpDatagram::v4().build();
+        let mut packet = Packet::udp_v4().build();
         packet[6..8].copy_from_slice(&[0x20, 0]);
         assert!(packet_too_big(&packet, 1300, FROM_V4).is_some());
         packet[6..8].copy_from_slice(&[0x20, 1]);
         assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None);
 
         let first =
-            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+            test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
         assert!(packet_too_big(&first, 1300, FROM_V6).is_some());
         let later =
-            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
+            test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
         assert_eq!(packet_too_big(&later, 1300, FROM_V6), None);
     }
 
@@ -270,7 +269,7 @@ mod tests {
         let destinations = [[255, 255, 255, 255], [239, 1, 1, 1]];
         for (at, addresses) in [(12, &sources[..]), (16, &destinations[..])] {
             for address in addresses {
-                let mut packet = TcpSegment::v4().build();
+                let mut packet = Packet::tcp_v4().build();
                 packet[at..at + 4].copy_from_slice(address);
                 assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None, "{address:?}");
             }
@@ -278,7 +277,7 @@ mod tests {
         let groups = ["ff02::1", "ff0e::1"];
         for (at, addresses) in [(8, &["::", "::1", "ff02::1"][..]), (24, &groups[..])] {
             for address in addresses {
-                let mut packet = TcpSegment::v6().build();
+                let mut packet = Packet::tcp_v6().build();
                 packet[at..at + 16].copy_from_slice(&address.parse::<Ipv6Addr>().unwrap().octets());
                 assert_eq!(packet_too_big(&packet, 1300, FROM_V6), None, "{address}");
             }

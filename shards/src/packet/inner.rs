@@ -217,12 +217,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
+    use crate::packet::test_packets::{self, Packet};
 
     #[test]
     fn a_tcp_segment_over_ipv4_is_read() {
-        let packet = TcpSegment { traffic_class: 0x2e, payload: vec![1; 7], ..TcpSegment::v4() }.build();
+        let packet = Packet { traffic_class: 0x2e, payload: vec![1; 7], ..Packet::tcp_v4() }.build();
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!(inner.source, "198.18.0.1".parse::<IpAddr>().unwrap());
         assert_eq!(inner.destination, "198.18.0.2".parse::<IpAddr>().unwrap());
@@ -233,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_udp_datagram_over_ipv6_is_read() {
-        let packet = UdpDatagram { traffic_class: 0xb9, payload: vec![1; 7], ..UdpDatagram::v6() }.build();
+        let packet = Packet { traffic_class: 0xb9, payload: vec![1; 7], ..Packet::udp_v6() }.build();
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!(inner.source, "fd00::1".parse::<IpAddr>().unwrap());
         assert_eq!(inner.destination, "fd00::2".parse::<IpAddr>().unwrap());
@@ -244,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_packet_longer_or_shorter_than_it_says_is_malformed() {
-        for mut packet in [TcpSegment::v4().build(), TcpSegment::v6().build()] {
+        for mut packet in [Packet::tcp_v4().build(), Packet::tcp_v6().build()] {
             assert!(InnerPacket::parse(&packet).is_ok());
             assert_eq!(InnerPacket::parse(&packet[..packet.len() - 1]), Err(Malformed));
             packet.push(0);
@@ -254,7 +253,7 @@ mod tests {
 
     #[test]
     fn an_impossible_header_length_is_malformed() {
-        let good = TcpSegment::v4().build();
+        let good = Packet::tcp_v4().build();
         for version_and_length in [0x40, 0x44, 0x35, 0x05, 0x55, 0x75] {
             let mut packet = good.clone();
             packet[0] = version_and_length;
@@ -269,34 +268,34 @@ mod tests {
 
     #[test]
     fn ipv4_options_move_the_transport_header() {
-        let packet = test_packets::with_ipv4_options(&TcpSegment::v4().build(), &[1, 1, 1, 0]);
+        let packet = test_packets::with_ipv4_options(&Packet::tcp_v4().build(), &[1, 1, 1, 0]);
         assert_eq!(InnerPacket::parse(&packet).unwrap().transport_offset, Some(24));
     }
 
     #[test]
     fn fragments_show_no_transport_header() {
         for flags_and_offset in [0x2000u16, 0x0001, 0x2010] {
-            let mut packet = UdpDatagram::v4().build();
+            let mut packet = Packet::udp_v4().build();
             packet[6..8].copy_from_slice(&flags_and_offset.to_be_bytes());
             let inner = InnerPacket::parse(&packet).unwrap();
             assert_eq!((inner.is_fragment, inner.transport_offset), (true, None), "{flags_and_offset:#x}");
         }
         let packet =
-            test_packets::with_extension(&UdpDatagram::v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
+            test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!((inner.is_fragment, inner.transport_offset), (true, None));
     }
 
     #[test]
     fn dont_fragment_alone_is_no_fragment() {
-        let mut packet = UdpDatagram::v4().build();
+        let mut packet = Packet::udp_v4().build();
         packet[6] = 0x40;
         assert!(!InnerPacket::parse(&packet).unwrap().is_fragment);
     }
 
     #[test]
     fn extension_headers_are_walked_up_to_the_transport() {
-        let tcp = TcpSegment::v6().build();
+        let tcp = Packet::tcp_v6().build();
         let packet = test_packets::with_extension(&tcp, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         let inner = InnerPacket::parse(&packet).unwrap();
         assert_eq!((inner.protocol, inner.transport_offset), (protocol::HOP_BY_HOP, None));
@@ -312,14 +311,14 @@ mod tests {
 
     #[test]
     fn an_endless_or_cut_chain_of_extension_headers_is_given_up() {
-        let mut packet = TcpSegment::v6().build();
+        let mut packet = Packet::tcp_v6().build();
         for _ in 0..EXTENSION_HEADERS_MAX {
             let next = packet[6];
             packet = test_packets::with_extension(&packet, protocol::DESTINATION_OPTIONS, &[next, 0, 1, 4, 0, 0, 0, 0]);
         }
         assert_eq!(upper_layer_v6(&packet), None);
         let cut =
-            test_packets::with_extension(&TcpSegment::v6().build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+            test_packets::with_extension(&Packet::tcp_v6().build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         assert_eq!(upper_layer_v6(&cut[..47]), None);
     }
 

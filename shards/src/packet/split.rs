@@ -279,13 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{
-        ACK, CWR, FIN, PSH, TcpSegment, UdpDatagram, check, into_super_packet, naive_sum,
-    };
-
-    const PLAIN: VnetHeader =
-        VnetHeader { flags: 0, gso_type: vnet::GSO_NONE, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+    use crate::packet::test_packets::{self, Packet, into_super_packet, naive_sum};
 
     fn packets(header: &VnetHeader, frame: &[u8]) -> Result<Vec<Bytes>, Malformed> {
         let mut packets = Vec::new();
@@ -295,18 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn a_single_packet_is_passed_on_unchanged() {
-        let frame = TcpSegment::v4().build();
-        assert_eq!(packets(&PLAIN, &frame).unwrap(), [frame]);
-    }
-
-    #[test]
     fn a_single_packet_gets_its_checksum_completed() {
         for original in [
-            TcpSegment::v4().build(),
-            TcpSegment { payload: vec![3; 33], ..TcpSegment::v6() }.build(),
-            UdpDatagram::v4().build(),
-            UdpDatagram { payload: vec![9; 1], ..UdpDatagram::v6() }.build(),
+            Packet::tcp_v4().build(),
+            Packet { payload: vec![3; 33], ..Packet::tcp_v6() }.build(),
+            Packet::udp_v4().build(),
+            Packet { payload: vec![9; 1], ..Packet::udp_v6() }.build(),
         ] {
             let mut frame = original.clone();
             let header = VnetHeader { gso_type: vnet::GSO_NONE, ..into_super_packet(&mut frame, 0) };
@@ -318,7 +306,7 @@ mod tests {
     #[test]
     fn a_udp_checksum_of_zero_is_sent_as_ones() {
         // The payload's only word is chosen so that the sum comes out as ones.
-        let mut datagram = UdpDatagram { payload: vec![0, 0], ..UdpDatagram::v4() };
+        let mut datagram = Packet { payload: vec![0, 0], ..Packet::udp_v4() };
         let built = datagram.build();
         datagram.payload = u16::from_be_bytes([built[26], built[27]]).to_be_bytes().to_vec();
         let original = datagram.build();
@@ -332,69 +320,28 @@ mod tests {
 
     #[test]
     fn a_checksum_outside_of_the_transport_is_malformed() {
-        let frame = TcpSegment::v4().build();
+        let frame = Packet::tcp_v4().build();
         let end = frame.len() as u16;
         for (csum_start, csum_offset) in [(0, 10), (19, 16), (20, end - 21), (end, 0), (u16::MAX, u16::MAX)] {
-            let header = VnetHeader { flags: vnet::NEEDS_CSUM, csum_start, csum_offset, ..PLAIN };
+            let header = VnetHeader { flags: vnet::NEEDS_CSUM, csum_start, csum_offset, ..VnetHeader::default() };
             assert_eq!(packets(&header, &frame), Err(Malformed), "{csum_start} + {csum_offset}");
         }
-        let header = VnetHeader { flags: vnet::NEEDS_CSUM, csum_start: 20, csum_offset: end - 22, ..PLAIN };
+        let header =
+            VnetHeader { flags: vnet::NEEDS_CSUM, csum_start: 20, csum_offset: end - 22, ..VnetHeader::default() };
         assert!(packets(&header, &frame).is_ok());
     }
 
     #[test]
-    fn tcp_segments_carry_the_flags_and_numbers_of_their_place() {
-        for spec in [TcpSegment::v4(), TcpSegment::v6()] {
-            let spec = TcpSegment {
-                flags: ACK | PSH | FIN | CWR,
-                seq: u32::MAX - 999,
-                identification: u16::MAX,
-                options: vec![1; 12],
-                payload: (0..2500).map(|at| at as u8).collect(),
-                ..spec
-            };
-            let mut frame = spec.build();
-            let mut header = into_super_packet(&mut frame, 1000);
-            header.gso_type |= vnet::GSO_ECN;
-            let segments: Vec<_> = packets(&header, &frame).unwrap().iter().map(|packet| check(packet)).collect();
-            let flags: Vec<_> = segments.iter().map(|segment| segment.flags).collect();
-            assert_eq!(flags, [ACK | CWR, ACK, ACK | PSH | FIN]);
-            let seqs: Vec<_> = segments.iter().map(|segment| segment.seq).collect();
-            assert_eq!(seqs, [u32::MAX - 999, 0, 1000]);
-            let sizes: Vec<_> = segments.iter().map(|segment| segment.payload.len()).collect();
-            assert_eq!(sizes, [1000, 1000, 500]);
-            if !spec.v6 {
-                let identifications: Vec<_> = segments.iter().map(|segment| segment.identification.unwrap()).collect();
-                assert_eq!(identifications, [u16::MAX, 0, 1]);
-            }
-        }
-    }
-
-    #[test]
-    fn a_super_packet_of_one_segment_is_one_whole_packet() {
-        let spec = TcpSegment { flags: ACK | PSH | FIN | CWR, ..TcpSegment::v4() };
-        let mut frame = spec.build();
-        let header = into_super_packet(&mut frame, 100);
-        assert_eq!(packets(&header, &frame).unwrap(), [spec.build()]);
-    }
-
-    #[test]
     fn tcp_behind_ipv6_extension_headers_is_segmented() {
-        let spec = TcpSegment { payload: vec![5; 250], ..TcpSegment::v6() };
+        let spec = Packet { payload: vec![5; 250], ..Packet::tcp_v6() };
+        let optioned =
+            |packet: &[u8]| test_packets::with_extension(packet, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
         let mut frame = spec.build();
         let header = into_super_packet(&mut frame, 100);
-        let frame = test_packets::with_extension(&frame, protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
+        let frame = optioned(&frame);
         let header_behind = VnetHeader { csum_start: 48, ..header };
-        let segments = packets(&header_behind, &frame).unwrap();
-        assert_eq!(segments.len(), 3);
-        for (index, segment) in segments.iter().enumerate() {
-            assert_eq!(&segment[40..48], &[6, 0, 1, 4, 0, 0, 0, 0]);
-            let mut direct = [&segment[..40], &segment[48..]].concat();
-            direct[6] = protocol::TCP;
-            let payload_bytes = (direct.len() - 40) as u16;
-            direct[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
-            assert_eq!(check(&direct).seq, 1000 + index as u32 * 100);
-        }
+        let expected: Vec<_> = spec.segments(100).iter().map(|packet| optioned(packet)).collect();
+        assert_eq!(packets(&header_behind, &frame).unwrap(), expected);
         assert_eq!(packets(&header, &frame), Err(Malformed), "the checksum is said to start in the extension");
         let routed = test_packets::with_extension(&spec.build(), protocol::ROUTING, &[6, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!(packets(&header_behind, &routed), Err(Malformed), "the final destination is unknown");
@@ -402,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_virtio_header_at_odds_with_the_packet_is_malformed() {
-        let mut frame = TcpSegment { payload: vec![5; 250], ..TcpSegment::v4() }.build();
+        let mut frame = Packet { payload: vec![5; 250], ..Packet::tcp_v4() }.build();
         let good = into_super_packet(&mut frame, 100);
         assert_eq!(packets(&good, &frame).unwrap().len(), 3);
         for bad in [
@@ -423,18 +370,18 @@ mod tests {
         let mut fragment = frame.clone();
         fragment[6] = 0x20;
         assert_eq!(packets(&good, &fragment), Err(Malformed));
-        let mut bare = TcpSegment { payload: vec![], ..TcpSegment::v4() }.build();
+        let mut bare = Packet { payload: vec![], ..Packet::tcp_v4() }.build();
         let header = into_super_packet(&mut bare, 100);
         assert_eq!(packets(&header, &bare), Err(Malformed), "nothing to segment");
     }
 
     #[test]
     fn the_number_of_packets_of_a_frame_is_bounded() {
-        let mut frame = UdpDatagram { payload: vec![5; 10 * UDP_SEGMENTS_MAX], ..UdpDatagram::v4() }.build();
+        let mut frame = Packet { payload: vec![5; 10 * UDP_SEGMENTS_MAX], ..Packet::udp_v4() }.build();
         let header = into_super_packet(&mut frame, 10);
         assert_eq!(packets(&header, &frame).unwrap().len(), UDP_SEGMENTS_MAX);
         assert_eq!(packets(&VnetHeader { gso_size: 9, ..header }, &frame), Err(Malformed));
-        let mut frame = TcpSegment { payload: vec![5; 60000], ..TcpSegment::v6() }.build();
+        let mut frame = Packet { payload: vec![5; 60000], ..Packet::tcp_v6() }.build();
         let header = into_super_packet(&mut frame, 8);
         assert_eq!(packets(&header, &frame).unwrap().len(), 7500);
         assert_eq!(packets(&VnetHeader { gso_size: 7, ..header }, &frame), Err(Malformed));

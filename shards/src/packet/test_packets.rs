@@ -1,4 +1,4 @@
-//! For tests: builds packets and checks packets, plainly and slowly, sharing no code with what is tested.
+//! For tests: builds packets, plainly and slowly, sharing no code with what is tested.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -10,6 +10,9 @@ pub const SYN: u8 = 0x02;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 pub const CWR: u8 = 0x80;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// The ones' complement sum by its definition, in network byte order.
 pub fn naive_sum(bytes: &[u8]) -> u16 {
@@ -23,17 +26,19 @@ pub fn naive_sum(bytes: &[u8]) -> u16 {
     sum as u16
 }
 
-/// What the IP header of a packet under test says; the addresses end in the numbers given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TcpSegment {
+/// What the headers of a TCP segment or UDP datagram say, as far as they have such fields; the addresses end in the numbers given.
+#[derive(Debug, Clone)]
+pub struct Packet {
     pub v6: bool,
+    pub protocol: u8,
     pub source_host: u8,
     pub destination_host: u8,
     pub traffic_class: u8,
     pub flow_label: u32,
     pub ttl: u8,
     pub identification: u16,
-    pub dont_fragment: bool,
+    /// Flags and offset.
+    pub fragment: u16,
     pub source_port: u16,
     pub destination_port: u16,
     pub seq: u32,
@@ -45,17 +50,18 @@ pub struct TcpSegment {
     pub payload: Vec<u8>,
 }
 
-impl TcpSegment {
-    pub fn v4() -> TcpSegment {
-        TcpSegment {
+impl Packet {
+    pub fn tcp_v4() -> Packet {
+        Packet {
             v6: false,
+            protocol: TCP,
             source_host: 1,
             destination_host: 2,
             traffic_class: 0,
             flow_label: 0,
             ttl: 63,
             identification: 100,
-            dont_fragment: true,
+            fragment: 0x4000,
             source_port: 40000,
             destination_port: 443,
             seq: 1000,
@@ -68,26 +74,38 @@ impl TcpSegment {
         }
     }
 
-    pub fn v6() -> TcpSegment {
-        TcpSegment { v6: true, ..TcpSegment::v4() }
+    pub fn tcp_v6() -> Packet {
+        Packet { v6: true, ..Packet::tcp_v4() }
     }
 
+    pub fn udp_v4() -> Packet {
+        Packet { protocol: UDP, ..Packet::tcp_v4() }
+    }
+
+    pub fn udp_v6() -> Packet {
+        Packet { protocol: UDP, ..Packet::tcp_v6() }
+    }
+
+    /// The packet, with every length and checksum right.
     pub fn build(&self) -> Vec<u8> {
-        assert!(self.options.len().is_multiple_of(4) && self.options.len() <= 40);
-        let mut tcp = Vec::new();
-        tcp.extend(self.source_port.to_be_bytes());
-        tcp.extend(self.destination_port.to_be_bytes());
-        tcp.extend(self.seq.to_be_bytes());
-        tcp.extend(self.ack.to_be_bytes());
-        tcp.push(((20 + self.options.len()) * 4) as u8);
-        tcp.push(self.flags);
-        tcp.extend(self.window.to_be_bytes());
-        tcp.extend([0, 0]);
-        tcp.extend(self.urgent.to_be_bytes());
-        tcp.extend(&self.options);
-        tcp.extend(&self.payload);
-        let mut packet = self.ip(6, tcp.len());
-        packet.extend(tcp);
+        let transport = self.transport();
+        let mut packet = Vec::new();
+        if self.v6 {
+            packet.extend((6u32 << 28 | u32::from(self.traffic_class) << 20 | self.flow_label).to_be_bytes());
+            packet.extend((transport.len() as u16).to_be_bytes());
+            packet.extend([self.protocol, self.ttl]);
+            for host in [self.source_host, self.destination_host] {
+                packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+            }
+        } else {
+            packet.extend([0x45, self.traffic_class]);
+            packet.extend((20 + transport.len() as u16).to_be_bytes());
+            packet.extend(self.identification.to_be_bytes());
+            packet.extend(self.fragment.to_be_bytes());
+            packet.extend([self.ttl, self.protocol, 0, 0]);
+            packet.extend([198, 18, 0, self.source_host, 198, 18, 0, self.destination_host]);
+        }
+        packet.extend(transport);
         complete(&mut packet);
         packet
     }
@@ -96,77 +114,39 @@ impl TcpSegment {
         self.build().into()
     }
 
-    /// The IP header, its checksum included.
-    fn ip(&self, protocol: u8, payload_bytes: usize) -> Vec<u8> {
-        let mut header = Vec::new();
-        if self.v6 {
-            let first = 6u32 << 28 | u32::from(self.traffic_class) << 20 | self.flow_label;
-            header.extend(first.to_be_bytes());
-            header.extend((payload_bytes as u16).to_be_bytes());
-            header.extend([protocol, self.ttl]);
-            for host in [self.source_host, self.destination_host] {
-                header.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
-            }
-        } else {
-            header.extend([0x45, self.traffic_class]);
-            header.extend((20 + payload_bytes as u16).to_be_bytes());
-            header.extend(self.identification.to_be_bytes());
-            header.extend([if self.dont_fragment { 0x40 } else { 0 }, 0, self.ttl, protocol, 0, 0]);
-            header.extend([198, 18, 0, self.source_host, 198, 18, 0, self.destination_host]);
-            let checksum = !naive_sum(&header);
-            header[10..12].copy_from_slice(&checksum.to_be_bytes());
-        }
-        header
-    }
-}
-
-/// Like [`TcpSegment`], which it borrows the IP header and the ports from.
-#[derive(Debug, Clone)]
-pub struct UdpDatagram {
-    pub v6: bool,
-    pub source_host: u8,
-    pub traffic_class: u8,
-    pub identification: u16,
-    pub dont_fragment: bool,
-    pub source_port: u16,
-    pub payload: Vec<u8>,
-}
-
-impl UdpDatagram {
-    pub fn v4() -> UdpDatagram {
-        UdpDatagram {
-            v6: false,
-            source_host: 1,
-            traffic_class: 0,
-            identification: 100,
-            dont_fragment: true,
-            source_port: 40000,
-            payload: vec![0xcd; 100],
-        }
-    }
-
-    pub fn v6() -> UdpDatagram {
-        UdpDatagram { v6: true, ..UdpDatagram::v4() }
-    }
-
-    pub fn build(&self) -> Vec<u8> {
-        let carrier = TcpSegment {
-            v6: self.v6,
-            source_host: self.source_host,
-            traffic_class: self.traffic_class,
-            identification: self.identification,
-            dont_fragment: self.dont_fragment,
-            ..TcpSegment::v4()
+    /// The packets that a super-packet like this is to be split into, with so much payload each.
+    pub fn segments(&self, segment_bytes: usize) -> Vec<Vec<u8>> {
+        let payloads = self.payload.chunks(segment_bytes);
+        let last = payloads.len() - 1;
+        let segment = |(index, payload): (usize, &[u8])| {
+            let only_last = if index == last { PSH | FIN } else { 0 };
+            let only_first = if index == 0 { CWR } else { 0 };
+            let flags = self.flags & (ACK | only_last | only_first);
+            let seq = self.seq.wrapping_add((index * segment_bytes) as u32);
+            let identification = self.identification.wrapping_add(index as u16);
+            Packet { flags, seq, identification, payload: payload.to_vec(), ..self.clone() }.build()
         };
-        let udp_bytes = 8 + self.payload.len();
-        let mut packet = carrier.ip(17, udp_bytes);
-        packet.extend(self.source_port.to_be_bytes());
-        packet.extend(4433u16.to_be_bytes());
-        packet.extend((udp_bytes as u16).to_be_bytes());
-        packet.extend([0, 0]);
-        packet.extend(&self.payload);
-        complete(&mut packet);
-        packet
+        payloads.enumerate().map(segment).collect()
+    }
+
+    /// Header and payload, without the checksum.
+    fn transport(&self) -> Vec<u8> {
+        let mut transport = [self.source_port.to_be_bytes(), self.destination_port.to_be_bytes()].concat();
+        if self.protocol == UDP {
+            transport.extend((8 + self.payload.len() as u16).to_be_bytes());
+            transport.extend([0, 0]);
+        } else {
+            assert!(self.options.len().is_multiple_of(4) && self.options.len() <= 40);
+            transport.extend(self.seq.to_be_bytes());
+            transport.extend(self.ack.to_be_bytes());
+            transport.extend([((20 + self.options.len()) * 4) as u8, self.flags]);
+            transport.extend(self.window.to_be_bytes());
+            transport.extend([0, 0]);
+            transport.extend(self.urgent.to_be_bytes());
+            transport.extend(&self.options);
+        }
+        transport.extend(&self.payload);
+        transport
     }
 }
 
@@ -174,7 +154,7 @@ impl UdpDatagram {
 fn layout(packet: &[u8]) -> (usize, u8, usize) {
     let (start, protocol) =
         if packet[0] >> 4 == 4 { (usize::from(packet[0] & 15) * 4, packet[9]) } else { (40, packet[6]) };
-    (start, protocol, start + if protocol == 6 { 16 } else { 6 })
+    (start, protocol, start + if protocol == TCP { 16 } else { 6 })
 }
 
 fn pseudo_header(packet: &[u8]) -> Vec<u8> {
@@ -186,14 +166,17 @@ fn pseudo_header(packet: &[u8]) -> Vec<u8> {
     pseudo
 }
 
-/// Writes the transport checksum of a packet without extension headers.
+/// Writes the checksums of a packet without extension headers.
 pub fn complete(packet: &mut [u8]) {
     let (start, protocol, at) = layout(packet);
+    if packet[0] >> 4 == 4 {
+        packet[10..12].fill(0);
+        let checksum = !naive_sum(&packet[..start]);
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
     packet[at..at + 2].fill(0);
-    let mut covered = pseudo_header(packet);
-    covered.extend(&packet[start..]);
-    let checksum = match !naive_sum(&covered) {
-        0 if protocol == 17 => 0xffff,
+    let checksum = match !naive_sum(&[&pseudo_header(packet), &packet[start..]].concat()) {
+        0 if protocol == UDP => 0xffff,
         checksum => checksum,
     };
     packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
@@ -205,13 +188,14 @@ pub fn into_super_packet(packet: &mut [u8], gso_size: u16) -> VnetHeader {
     let partial = naive_sum(&pseudo_header(packet));
     packet[at..at + 2].copy_from_slice(&partial.to_be_bytes());
     let gso_type = match (protocol, packet[0] >> 4) {
-        (17, _) => vnet::GSO_UDP_L4,
+        (UDP, _) => vnet::GSO_UDP_L4,
         (_, 4) => vnet::GSO_TCPV4,
         _ => vnet::GSO_TCPV6,
     };
+    let ecn = if protocol == TCP && packet[start + 13] & CWR != 0 { vnet::GSO_ECN } else { 0 };
     VnetHeader {
         flags: vnet::NEEDS_CSUM,
-        gso_type,
+        gso_type: gso_type | ecn,
         hdr_len: 0xbad,
         gso_size,
         csum_start: start as u16,
@@ -219,63 +203,10 @@ pub fn into_super_packet(packet: &mut [u8], gso_size: u16) -> VnetHeader {
     }
 }
 
-/// A packet without extension headers after every length and checksum in it was checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checked {
-    pub identification: Option<u16>,
-    pub seq: u32,
-    pub flags: u8,
-    pub payload: Vec<u8>,
-    /// All that belongs to neither of the fields above, nor to lengths and checksums.
-    pub rest: Vec<u8>,
-}
-
-/// Checks lengths and checksums of a TCP or UDP packet and takes it apart.
-pub fn check(packet: &[u8]) -> Checked {
-    let (start, protocol, at) = layout(packet);
-    let mut rest = packet[..start].to_vec();
-    let identification = if packet[0] >> 4 == 4 {
-        assert_eq!(usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet.len(), "total length");
-        assert_eq!(naive_sum(&packet[..start]), 0xffff, "IPv4 header checksum");
-        for field in [2..6, 10..12] {
-            rest[field].fill(0);
-        }
-        Some(u16::from_be_bytes([packet[4], packet[5]]))
-    } else {
-        assert_eq!(usize::from(u16::from_be_bytes([packet[4], packet[5]])) + 40, packet.len(), "payload length");
-        rest[4..6].fill(0);
-        None
-    };
-    let mut covered = pseudo_header(packet);
-    covered.extend(&packet[start..]);
-    assert_eq!(naive_sum(&covered), 0xffff, "transport checksum");
-    let transport = &packet[start..];
-    if protocol == 17 {
-        assert_ne!(&packet[at..at + 2], &[0, 0], "UDP checksum is absent");
-        assert_eq!(usize::from(u16::from_be_bytes([transport[4], transport[5]])), transport.len(), "UDP length");
-        rest.extend(&transport[..4]);
-        return Checked { identification, seq: 0, flags: 0, payload: transport[8..].to_vec(), rest };
-    }
-    let header_bytes = usize::from(transport[12] >> 4) * 4;
-    rest.extend(&transport[..4]);
-    rest.extend(&transport[8..13]);
-    rest.extend(&transport[14..16]);
-    rest.extend(&transport[18..header_bytes]);
-    Checked {
-        identification,
-        seq: u32::from_be_bytes(transport[4..8].try_into().unwrap()),
-        flags: transport[13],
-        payload: transport[header_bytes..].to_vec(),
-        rest,
-    }
-}
-
 /// Inserts an extension header (complete, its next header field included) behind the fixed IPv6 header.
 pub fn with_extension(packet: &[u8], protocol: u8, extension: &[u8]) -> Vec<u8> {
-    let mut longer = packet[..40].to_vec();
+    let mut longer = [&packet[..40], extension, &packet[40..]].concat();
     longer[6] = protocol;
-    longer.extend(extension);
-    longer.extend(&packet[40..]);
     let payload_bytes = (longer.len() - 40) as u16;
     longer[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
     longer
@@ -283,39 +214,30 @@ pub fn with_extension(packet: &[u8], protocol: u8, extension: &[u8]) -> Vec<u8> 
 
 /// Inserts options behind a 20-byte IPv4 header.
 pub fn with_ipv4_options(packet: &[u8], options: &[u8]) -> Vec<u8> {
-    let mut longer = packet[..20].to_vec();
-    longer.extend(options);
-    longer.extend(&packet[20..]);
+    let mut longer = [&packet[..20], options, &packet[20..]].concat();
     longer[0] += (options.len() / 4) as u8;
     let total_bytes = longer.len() as u16;
     longer[2..4].copy_from_slice(&total_bytes.to_be_bytes());
-    rewrite_ipv4_checksum(&mut longer);
+    complete(&mut longer);
     longer
-}
-
-/// Makes the IPv4 header checksum right after a change.
-pub fn rewrite_ipv4_checksum(packet: &mut [u8]) {
-    let header_bytes = usize::from(packet[0] & 15) * 4;
-    packet[10..12].fill(0);
-    let checksum = !naive_sum(&packet[..header_bytes]);
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// Bytes that are random, or a packet with a few bytes changed and perhaps cut, its length field put right half of the time.
 pub fn almost_a_packet() -> impl Strategy<Value = Vec<u8>> {
     let base = (0..5u8, 0..3usize, 0..200usize).prop_map(|(kind, extensions, payload_bytes)| {
         let payload = vec![7; payload_bytes];
-        let mut packet = match kind {
-            0 => TcpSegment { payload, options: vec![1; 12], ..TcpSegment::v4() }.build(),
-            1 => TcpSegment { payload, ..TcpSegment::v6() }.build(),
-            2 => UdpDatagram { payload, ..UdpDatagram::v4() }.build(),
-            3 => UdpDatagram { payload, ..UdpDatagram::v6() }.build(),
+        let base = match kind {
+            0 => Packet { options: vec![1; 12], ..Packet::tcp_v4() },
+            1 => Packet::tcp_v6(),
+            2 => Packet::udp_v4(),
+            3 => Packet::udp_v6(),
             _ => return payload,
         };
-        if kind == 1 || kind == 3 {
-            for index in 0..extensions {
+        let mut packet = Packet { payload, ..base }.build();
+        if base.v6 {
+            for protocol in &[0, 43, 44][..extensions] {
                 let next = packet[6];
-                packet = with_extension(&packet, [0, 43, 44][index], &[next, 0, 0, 0, 0, 0, 0, 0]);
+                packet = with_extension(&packet, *protocol, &[next, 0, 0, 0, 0, 0, 0, 0]);
             }
         }
         packet

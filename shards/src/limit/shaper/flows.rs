@@ -287,8 +287,7 @@ mod tests {
     use super::*;
     use crate::ids::ShardIndex;
     use crate::packet::inner::protocol;
-    use crate::packet::test_packets;
-    use crate::packet::test_packets::{TcpSegment, UdpDatagram};
+    use crate::packet::test_packets::{self, Packet};
     use crate::test_time::origin;
 
     const KEY: FlowKey = FlowKey([7; 16]);
@@ -312,19 +311,19 @@ mod tests {
 
     #[test]
     fn a_flow_is_a_direction_of_a_connection_with_a_5_tuple() {
-        let base = TcpSegment::v4();
+        let base = Packet::tcp_v4();
         let up = |packet: &[u8]| KEY.tag(Direction::Up, CONNECTION, packet);
-        let of = |packet: &TcpSegment| up(&packet.build());
-        let same = TcpSegment { seq: 9, traffic_class: 3, ttl: 9, payload: vec![1], ..base.clone() };
+        let of = |packet: &Packet| up(&packet.build());
+        let same = Packet { seq: 9, traffic_class: 3, ttl: 9, payload: vec![1], ..base.clone() };
         assert_eq!(of(&base), of(&same));
         let mut tags = vec![
             of(&base),
-            of(&TcpSegment { source_host: 9, ..base.clone() }),
-            of(&TcpSegment { destination_host: 9, ..base.clone() }),
-            of(&TcpSegment { source_port: 9, ..base.clone() }),
-            of(&TcpSegment { destination_port: 9, ..base.clone() }),
-            of(&TcpSegment { v6: true, ..base.clone() }),
-            up(&UdpDatagram::v4().build()),
+            of(&Packet { source_host: 9, ..base.clone() }),
+            of(&Packet { destination_host: 9, ..base.clone() }),
+            of(&Packet { source_port: 9, ..base.clone() }),
+            of(&Packet { destination_port: 9, ..base.clone() }),
+            of(&Packet { v6: true, ..base.clone() }),
+            up(&Packet::udp_v4().build()),
             KEY.tag(Direction::Up, ConnectionKey { generation: 1, ..CONNECTION }, &base.build()),
             KEY.tag(Direction::Down, CONNECTION, &base.build()),
             FlowKey([8; 16]).tag(Direction::Up, CONNECTION, &base.build()),
@@ -338,13 +337,13 @@ mod tests {
     #[test]
     fn the_fragments_of_a_datagram_are_of_one_flow() {
         let fragment_v4 = |flags_and_offset: u16, payload: Vec<u8>| {
-            let mut packet = UdpDatagram { payload, ..UdpDatagram::v4() }.build();
+            let mut packet = Packet { payload, ..Packet::udp_v4() }.build();
             packet[6..8].copy_from_slice(&flags_and_offset.to_be_bytes());
             KEY.tag(Direction::Up, CONNECTION, &packet)
         };
         assert_eq!(fragment_v4(0x2000, vec![1; 64]), fragment_v4(0x0009, vec![2; 8]));
         let fragment_v6 = |offset: u8, source_port: u16| {
-            let packet = UdpDatagram { source_port, ..UdpDatagram::v6() }.build();
+            let packet = Packet { source_port, ..Packet::udp_v6() }.build();
             let fragment = test_packets::with_extension(&packet, protocol::FRAGMENT, &[17, 0, offset, 1, 0, 0, 0, 7]);
             KEY.tag(Direction::Up, CONNECTION, &fragment)
         };
@@ -356,7 +355,7 @@ mod tests {
     fn addresses_that_collide_in_a_hash_without_a_key_are_of_different_flows() {
         const K: u64 = 0xf135_7aea_2e62_a9c5;
         let of = |first: u64| {
-            let mut packet = UdpDatagram::v6().build();
+            let mut packet = Packet::udp_v6().build();
             packet[24..32].copy_from_slice(&first.to_ne_bytes());
             packet[32..40].copy_from_slice(&first.wrapping_mul(K).wrapping_neg().to_ne_bytes());
             KEY.tag(Direction::Up, CONNECTION, &packet)
@@ -373,7 +372,7 @@ mod tests {
         for key in 0..100 {
             let mut flows = flows(64);
             for source_port in 40000..40024 {
-                let packet = UdpDatagram { source_port, ..UdpDatagram::v4() }.build();
+                let packet = Packet { source_port, ..Packet::udp_v4() }.build();
                 push(&mut flows, FlowKey([key; 16]).tag(Direction::Up, CONNECTION, &packet), 0, 100);
             }
             shared += 24 - flows.listed().count();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::{KEY, connection, rate};
 use super::*;
-use crate::packet::test_packets::UdpDatagram;
+use crate::packet::test_packets::Packet;
 use crate::test_time::origin;
 
 const CE: u8 = 0b11;
@@ -45,7 +45,7 @@ impl Sent {
         let mut payload = vec![0xcd; self.bytes];
         payload[..4].copy_from_slice(&number.to_be_bytes());
         let Sent { source_port, v6, traffic_class, .. } = *self;
-        UdpDatagram { source_port, v6, traffic_class, payload, ..UdpDatagram::v4() }.build().into()
+        Packet { source_port, v6, traffic_class, payload, ..Packet::udp_v4() }.build().into()
     }
 
     /// The number that [`Sent::packet`] was given.

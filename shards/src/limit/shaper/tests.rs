@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::*;
 use crate::ids::ShardIndex;
 use crate::packet::ecn::Ecn;
-use crate::packet::test_packets::UdpDatagram;
+use crate::packet::test_packets::Packet;
 use crate::test_time::origin;
 
 const ECT_0: u8 = 0b10;
@@ -23,7 +23,7 @@ pub(super) fn rate(bits_per_s: u64) -> Rate {
 fn packet(source_port: u16, traffic_class: u8, bytes: usize, number: u32) -> Bytes {
     let mut payload = vec![0; bytes - 28];
     payload[..4].copy_from_slice(&number.to_be_bytes());
-    UdpDatagram { source_port, traffic_class, payload, ..UdpDatagram::v4() }.build().into()
+    Packet { source_port, traffic_class, payload, ..Packet::udp_v4() }.build().into()
 }
 
 fn none_dropped(reason: DropReason, waiting: QueuedPacket) {

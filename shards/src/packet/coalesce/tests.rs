@@ -1,10 +1,7 @@
 mod acks;
 
 use super::*;
-use crate::packet::test_packets;
-use crate::packet::test_packets::{
-    ACK, CWR, FIN, PSH, SYN, TcpSegment, UdpDatagram, into_super_packet, rewrite_ipv4_checksum,
-};
+use crate::packet::test_packets::{self, ACK, CWR, FIN, PSH, Packet, SYN, into_super_packet};
 
 /// A frame as it would be written, and in how many parts.
 #[derive(Debug, PartialEq)]
@@ -54,20 +51,16 @@ fn sizes(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<usize> {
 }
 
 /// The `index`th segment of a stream of equal segments.
-fn nth(base: &TcpSegment, index: usize) -> TcpSegment {
-    TcpSegment {
+fn nth(base: &Packet, index: usize) -> Packet {
+    Packet {
         seq: base.seq.wrapping_add((index * base.payload.len()) as u32),
         identification: base.identification.wrapping_add(index as u16),
         ..base.clone()
     }
 }
 
-fn nth_datagram(base: &UdpDatagram, index: usize) -> UdpDatagram {
-    UdpDatagram { identification: base.identification.wrapping_add(index as u16), ..base.clone() }
-}
-
 /// Frames of three segments of which the second was changed.
-fn sizes_with_second(base: &TcpSegment, change: impl Fn(&mut TcpSegment)) -> Vec<usize> {
+fn sizes_with_second(base: &Packet, change: impl Fn(&mut Packet)) -> Vec<usize> {
     let mut second = nth(base, 1);
     change(&mut second);
     sizes([base.build(), second.build(), nth(base, 2).build()])
@@ -75,13 +68,13 @@ fn sizes_with_second(base: &TcpSegment, change: impl Fn(&mut TcpSegment)) -> Vec
 
 #[test]
 fn consecutive_segments_become_the_super_packet_that_the_kernel_would_make() {
-    for base in [TcpSegment::v4(), TcpSegment { flow_label: 0xabcde, traffic_class: 0x28, ..TcpSegment::v6() }] {
-        let base = TcpSegment { options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], ..base };
-        let last = TcpSegment { flags: ACK | PSH, payload: vec![9; 40], ..nth(&base, 2) };
+    for base in [Packet::tcp_v4(), Packet { flow_label: 0xabcde, traffic_class: 0x28, ..Packet::tcp_v6() }] {
+        let base = Packet { options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], ..base };
+        let last = Packet { flags: ACK | PSH, payload: vec![9; 40], ..nth(&base, 2) };
         let frames = merge([base.build(), nth(&base, 1).build(), last.build()]);
 
         let payload = [&base.payload[..], &base.payload, &[9; 40]].concat();
-        let mut expected = TcpSegment { flags: ACK | PSH, payload, ..base.clone() }.build();
+        let mut expected = Packet { flags: ACK | PSH, payload, ..base.clone() }.build();
         let header = VnetHeader {
             hdr_len: if base.v6 { 72 } else { 52 },
             ..into_super_packet(&mut expected, base.payload.len() as u16)
@@ -92,12 +85,12 @@ fn consecutive_segments_become_the_super_packet_that_the_kernel_would_make() {
 
 #[test]
 fn equal_datagrams_become_the_super_packet_that_the_kernel_would_make() {
-    for base in [UdpDatagram::v4(), UdpDatagram::v6()] {
-        let last = UdpDatagram { payload: vec![9; 1], ..nth_datagram(&base, 2) };
-        let frames = merge([base.build(), nth_datagram(&base, 1).build(), last.build()]);
+    for base in [Packet::udp_v4(), Packet::udp_v6()] {
+        let last = Packet { payload: vec![9; 1], ..nth(&base, 2) };
+        let frames = merge([base.build(), nth(&base, 1).build(), last.build()]);
 
         let payload = [&base.payload[..], &base.payload, &[9]].concat();
-        let mut expected = UdpDatagram { payload, ..base.clone() }.build();
+        let mut expected = Packet { payload, ..base.clone() }.build();
         let header = VnetHeader { hdr_len: if base.v6 { 48 } else { 28 }, ..into_super_packet(&mut expected, 100) };
         assert_eq!(frames, [Written { header, packet: expected, parts: 3, carries_data: true }]);
     }
@@ -105,7 +98,7 @@ fn equal_datagrams_become_the_super_packet_that_the_kernel_would_make() {
 
 #[test]
 fn payloads_are_slices_of_what_came_in() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     let packets = [base.bytes(), nth(&base, 1).bytes()];
     let mut coalescer = Coalescer::new(MergeLimits::default());
     for packet in &packets {
@@ -120,10 +113,10 @@ fn payloads_are_slices_of_what_came_in() {
 #[test]
 fn a_packet_alone_is_a_plain_frame() {
     for (packet, carries_data) in [
-        (TcpSegment::v4().build(), true),
-        (TcpSegment { payload: vec![], ..TcpSegment::v6() }.build(), false),
-        (UdpDatagram { payload: vec![], ..UdpDatagram::v4() }.build(), false),
-        (UdpDatagram::v6().build(), true),
+        (Packet::tcp_v4().build(), true),
+        (Packet { payload: vec![], ..Packet::tcp_v6() }.build(), false),
+        (Packet { payload: vec![], ..Packet::udp_v4() }.build(), false),
+        (Packet::udp_v6().build(), true),
     ] {
         let expected = Written { header: VnetHeader::default(), packet: packet.clone(), parts: 1, carries_data };
         assert_eq!(merge([packet]), [expected]);
@@ -132,7 +125,7 @@ fn a_packet_alone_is_a_plain_frame() {
 
 #[test]
 fn merging_stops_at_a_gap_or_overlap_in_sequence() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     assert_eq!(sizes_with_second(&base, |_| ()), [3]);
     assert_eq!(sizes_with_second(&base, |second| second.seq += 1), [1, 1, 1]);
     assert_eq!(sizes_with_second(&base, |second| second.seq -= 1), [1, 1, 1]);
@@ -141,14 +134,14 @@ fn merging_stops_at_a_gap_or_overlap_in_sequence() {
 
 #[test]
 fn merging_crosses_the_end_of_the_sequence_space() {
-    let base = TcpSegment { seq: u32::MAX - 150, ..TcpSegment::v4() };
+    let base = Packet { seq: u32::MAX - 150, ..Packet::tcp_v4() };
     assert_eq!(sizes([base.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [3]);
 }
 
 #[test]
 fn merging_stops_where_a_header_field_differs() {
-    for base in [TcpSegment::v4(), TcpSegment::v6()] {
-        let base = TcpSegment { options: vec![1, 1, 1, 1], ..base };
+    for base in [Packet::tcp_v4(), Packet::tcp_v6()] {
+        let base = Packet { options: vec![1, 1, 1, 1], ..base };
         assert_eq!(sizes_with_second(&base, |second| second.ack += 1), [1, 1, 1]);
         assert_eq!(sizes_with_second(&base, |second| second.window += 1), [1, 1, 1]);
         assert_eq!(sizes_with_second(&base, |second| second.urgent += 1), [1, 1, 1]);
@@ -157,13 +150,13 @@ fn merging_stops_where_a_header_field_differs() {
         assert_eq!(sizes_with_second(&base, |second| second.options[3] = 0), [1, 1, 1]);
         assert_eq!(sizes_with_second(&base, |second| second.options = vec![]), [1, 1, 1]);
     }
-    assert_eq!(sizes_with_second(&TcpSegment::v4(), |second| second.dont_fragment = false), [1, 1, 1]);
-    assert_eq!(sizes_with_second(&TcpSegment::v6(), |second| second.flow_label = 1), [1, 1, 1]);
+    assert_eq!(sizes_with_second(&Packet::tcp_v4(), |second| second.fragment = 0), [1, 1, 1]);
+    assert_eq!(sizes_with_second(&Packet::tcp_v6(), |second| second.flow_label = 1), [1, 1, 1]);
 }
 
 #[test]
 fn merging_stops_at_any_flag_but_ack_and_push() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     for flags in [ACK | SYN, ACK | FIN, ACK | 0x04, ACK | 0x20, ACK | 0x40, ACK | CWR, 0] {
         assert_eq!(sizes_with_second(&base, |second| second.flags = flags), [1, 1, 1], "{flags:#x}");
     }
@@ -175,34 +168,34 @@ fn merging_stops_at_any_flag_but_ack_and_push() {
 
 #[test]
 fn a_push_ends_the_run_behind_it() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     assert_eq!(sizes_with_second(&base, |second| second.flags = ACK | PSH), [2, 1]);
-    let frames = merge([base.build(), TcpSegment { flags: ACK | PSH, ..nth(&base, 1) }.build()]);
+    let frames = merge([base.build(), Packet { flags: ACK | PSH, ..nth(&base, 1) }.build()]);
     assert_eq!(frames[0].packet[33], ACK | PSH);
-    let pushed_first = TcpSegment { flags: ACK | PSH, ..base.clone() };
+    let pushed_first = Packet { flags: ACK | PSH, ..base.clone() };
     assert_eq!(sizes([pushed_first.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [1, 2]);
 }
 
 #[test]
 fn a_shorter_segment_is_the_last_and_a_longer_one_starts_anew() {
-    let base = TcpSegment::v4();
-    let short = TcpSegment { payload: vec![1; 99], ..nth(&base, 1) };
-    let after_short = TcpSegment { seq: short.seq + 99, ..nth(&base, 2) };
+    let base = Packet::tcp_v4();
+    let short = Packet { payload: vec![1; 99], ..nth(&base, 1) };
+    let after_short = Packet { seq: short.seq + 99, ..nth(&base, 2) };
     assert_eq!(sizes([base.build(), short.build(), after_short.build()]), [2, 1]);
-    let long = TcpSegment { payload: vec![1; 101], ..nth(&base, 1) };
-    let after_long = TcpSegment { seq: long.seq + 101, payload: vec![1; 101], ..nth(&base, 2) };
+    let long = Packet { payload: vec![1; 101], ..nth(&base, 1) };
+    let after_long = Packet { seq: long.seq + 101, payload: vec![1; 101], ..nth(&base, 2) };
     assert_eq!(sizes([base.build(), long.build(), after_long.build()]), [1, 2]);
 
-    let datagram = UdpDatagram::v4();
-    let short = UdpDatagram { payload: vec![1; 99], ..datagram.clone() };
-    let long = UdpDatagram { payload: vec![1; 101], ..datagram.clone() };
+    let datagram = Packet::udp_v4();
+    let short = Packet { payload: vec![1; 99], ..datagram.clone() };
+    let long = Packet { payload: vec![1; 101], ..datagram.clone() };
     assert_eq!(sizes([datagram.build(), short.build(), short.build(), long.build(), long.build()]), [2, 1, 2]);
 }
 
 #[test]
 fn an_acknowledgement_without_data_keeps_its_place() {
-    let base = TcpSegment::v4();
-    let bare = TcpSegment { payload: vec![], ..nth(&base, 1) };
+    let base = Packet::tcp_v4();
+    let bare = Packet { payload: vec![], ..nth(&base, 1) };
     let frames = merge([base.build(), bare.build(), nth(&base, 1).build(), nth(&base, 2).build()]);
     assert_eq!(
         frames.iter().map(|frame| (frame.parts, frame.carries_data)).collect::<Vec<_>>(),
@@ -212,18 +205,18 @@ fn an_acknowledgement_without_data_keeps_its_place() {
 
 #[test]
 fn identifications_must_count_up_unless_fragmentation_is_forbidden() {
-    let base = TcpSegment { dont_fragment: false, identification: u16::MAX, ..TcpSegment::v4() };
+    let base = Packet { fragment: 0, identification: u16::MAX, ..Packet::tcp_v4() };
     assert_eq!(sizes_with_second(&base, |_| ()), [3]);
     assert_eq!(sizes_with_second(&base, |second| second.identification += 1), [1, 1, 1]);
-    let atomic = TcpSegment { dont_fragment: true, ..base };
+    let atomic = Packet { fragment: 0x4000, ..base };
     assert_eq!(sizes_with_second(&atomic, |second| second.identification = 7), [3]);
-    let datagram = UdpDatagram { dont_fragment: false, ..UdpDatagram::v4() };
-    assert_eq!(sizes([datagram.build(), nth_datagram(&datagram, 1).build(), datagram.build()]), [2, 1]);
+    let datagram = Packet { fragment: 0, ..Packet::udp_v4() };
+    assert_eq!(sizes([datagram.build(), nth(&datagram, 1).build(), datagram.build()]), [2, 1]);
 }
 
 #[test]
 fn a_wrong_checksum_is_never_merged_and_never_mended() {
-    for base in [TcpSegment::v4(), TcpSegment::v6()] {
+    for base in [Packet::tcp_v4(), Packet::tcp_v6()] {
         for damaged in 0..3 {
             let mut packets: Vec<_> = (0..3).map(|index| nth(&base, index).build()).collect();
             *packets[damaged].last_mut().unwrap() ^= 1;
@@ -234,7 +227,7 @@ fn a_wrong_checksum_is_never_merged_and_never_mended() {
             assert_eq!(frames.len(), if damaged == 1 { 3 } else { 2 });
         }
     }
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     let mut damaged = nth(&base, 1).build();
     damaged[10] ^= 1;
     assert_eq!(sizes([base.build(), damaged, nth(&base, 2).build()]), [1, 1, 1], "IPv4 header checksum");
@@ -242,14 +235,14 @@ fn a_wrong_checksum_is_never_merged_and_never_mended() {
 
 #[test]
 fn a_datagram_without_checksum_or_with_a_wrong_length_passes_alone() {
-    let base = UdpDatagram::v4();
+    let base = Packet::udp_v4();
     let mut without = base.build();
     without[26..28].fill(0);
     assert_eq!(sizes([base.build(), without, base.build(), base.build()]), [1, 1, 2]);
     // The same where the absent checksum happens to be right: the payload makes the sum come out as ones.
-    let two_bytes = UdpDatagram { payload: vec![0, 0], ..base.clone() };
+    let two_bytes = Packet { payload: vec![0, 0], ..base.clone() };
     let payload = two_bytes.build()[26..28].to_vec();
-    let mut without = UdpDatagram { payload, ..two_bytes.clone() }.build();
+    let mut without = Packet { payload, ..two_bytes.clone() }.build();
     assert_eq!(without[26..28], [0xff, 0xff]);
     without[26..28].fill(0);
     assert_eq!(sizes([two_bytes.build(), without, two_bytes.build()]), [1, 1, 1]);
@@ -257,17 +250,17 @@ fn a_datagram_without_checksum_or_with_a_wrong_length_passes_alone() {
     wrong[25] -= 1;
     test_packets::complete(&mut wrong);
     assert_eq!(sizes([base.build(), wrong, base.build()]), [1, 1, 1]);
-    let empty = UdpDatagram { payload: vec![], ..base.clone() };
+    let empty = Packet { payload: vec![], ..base.clone() };
     assert_eq!(sizes([empty.build(), empty.build(), base.build()]), [1, 1, 1]);
 }
 
 #[test]
 fn interleaved_flows_are_merged_side_by_side_in_order_of_their_first_packets() {
     let flows = [
-        TcpSegment::v4(),
-        TcpSegment { source_port: 1, ..TcpSegment::v4() },
-        TcpSegment { source_host: 7, ..TcpSegment::v4() },
-        TcpSegment::v6(),
+        Packet::tcp_v4(),
+        Packet { source_port: 1, ..Packet::tcp_v4() },
+        Packet { source_host: 7, ..Packet::tcp_v4() },
+        Packet::tcp_v6(),
     ];
     let frames = merge((0..5).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())));
     assert_eq!(frames.len(), flows.len());
@@ -281,8 +274,8 @@ fn interleaved_flows_are_merged_side_by_side_in_order_of_their_first_packets() {
 
 #[test]
 fn flows_that_share_a_tag_are_still_told_apart() {
-    let base = TcpSegment::v4();
-    let other = TcpSegment { source_port: 1, ..nth(&base, 1) };
+    let base = Packet::tcp_v4();
+    let other = Packet { source_port: 1, ..nth(&base, 1) };
     let packet = other.build();
     let tag = Segment::read(&packet, &InnerPacket::parse(&packet).unwrap()).unwrap().flow.tag();
     let mut coalescer = Coalescer::new(MergeLimits::default());
@@ -296,8 +289,8 @@ fn flows_that_share_a_tag_are_still_told_apart() {
 
 #[test]
 fn nothing_of_one_batch_shows_in_the_next() {
-    let old = TcpSegment { ack: 1, ..TcpSegment::v6() };
-    let new = TcpSegment::v4();
+    let old = Packet { ack: 1, ..Packet::tcp_v6() };
+    let new = Packet::tcp_v4();
     let mut coalescer = Coalescer::new(MergeLimits::default());
     for batch in [&[&old, &nth(&old, 1)][..], &[&new], &[&new, &nth(&new, 1)]] {
         let packets: Vec<_> = batch.iter().map(|segment| segment.build()).collect();
@@ -308,7 +301,7 @@ fn nothing_of_one_batch_shows_in_the_next() {
 
 #[test]
 fn a_closed_run_never_grows_again() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     let [first, second, third, fourth] = [0, 1, 2, 3].map(|index| nth(&base, index).build());
     let frames = merge([first.clone(), third.clone(), second.clone(), fourth.clone()]);
     let packets: Vec<_> = frames.into_iter().map(|frame| frame.packet).collect();
@@ -317,16 +310,14 @@ fn a_closed_run_never_grows_again() {
 
 #[test]
 fn a_fragment_closes_the_runs_between_its_addresses_only() {
-    let near = TcpSegment::v4();
-    let far = TcpSegment { source_host: 9, ..TcpSegment::v4() };
-    let mut fragment = UdpDatagram::v4().build();
-    fragment[6..8].copy_from_slice(&[0, 3]);
-    rewrite_ipv4_checksum(&mut fragment);
+    let near = Packet::tcp_v4();
+    let far = Packet { source_host: 9, ..Packet::tcp_v4() };
+    let fragment = Packet { fragment: 3, ..Packet::udp_v4() }.build();
     let packets = [near.build(), far.build(), fragment, nth(&near, 1).build(), nth(&far, 1).build()];
     assert_eq!(sizes(packets), [1, 2, 1, 1]);
 
-    let near = TcpSegment::v6();
-    let far = TcpSegment { destination_host: 9, ..TcpSegment::v6() };
+    let near = Packet::tcp_v6();
+    let far = Packet { destination_host: 9, ..Packet::tcp_v6() };
     let optioned =
         test_packets::with_extension(&nth(&near, 1).build(), protocol::HOP_BY_HOP, &[6, 0, 1, 4, 0, 0, 0, 0]);
     let packets = [near.build(), far.build(), optioned, nth(&near, 1).build(), nth(&far, 1).build()];
@@ -335,19 +326,19 @@ fn a_fragment_closes_the_runs_between_its_addresses_only() {
 
 #[test]
 fn a_packet_with_ipv4_options_passes_alone_and_keeps_its_place() {
-    let base = TcpSegment::v4();
+    let base = Packet::tcp_v4();
     let optioned = test_packets::with_ipv4_options(&nth(&base, 1).build(), &[1, 1, 1, 1]);
     assert_eq!(sizes([base.build(), optioned, nth(&base, 1).build()]), [1, 1, 1]);
 }
 
 #[test]
 fn a_frame_never_exceeds_the_longest_packet() {
-    let base = TcpSegment { payload: vec![7; 1400], options: vec![1; 12], ..TcpSegment::v6() };
+    let base = Packet { payload: vec![7; 1400], options: vec![1; 12], ..Packet::tcp_v6() };
     let frames = merge((0..100).map(|index| nth(&base, index).build()));
     assert_eq!(frames.iter().map(|frame| frame.parts).collect::<Vec<_>>(), [46, 46, 8]);
     assert!(frames[0].packet.len() <= INNER_BYTES_MAX);
     assert!(frames[0].packet.len() + 1400 > INNER_BYTES_MAX);
-    let base = TcpSegment { payload: vec![7; (INNER_BYTES_MAX - 40) / 3], ..TcpSegment::v4() };
+    let base = Packet { payload: vec![7; (INNER_BYTES_MAX - 40) / 3], ..Packet::tcp_v4() };
     let frames = merge((0..4).map(|index| nth(&base, index).build()));
     assert_eq!(
         frames.iter().map(|frame| (frame.parts, frame.packet.len())).collect::<Vec<_>>(),
@@ -357,17 +348,17 @@ fn a_frame_never_exceeds_the_longest_packet() {
 
 #[test]
 fn a_frame_never_holds_too_many_segments() {
-    let tcp = TcpSegment { payload: vec![7; 10], ..TcpSegment::v4() };
+    let tcp = Packet { payload: vec![7; 10], ..Packet::tcp_v4() };
     assert_eq!(sizes((0..130).map(|index| nth(&tcp, index).build())), [SEGMENTS_MAX, SEGMENTS_MAX, 2]);
-    let udp = UdpDatagram { payload: vec![7; 10], ..UdpDatagram::v6() };
+    let udp = Packet { payload: vec![7; 10], ..Packet::udp_v6() };
     assert_eq!(sizes((0..130).map(|_| udp.build())), [SEGMENTS_MAX, SEGMENTS_MAX, 2]);
 }
 
 #[test]
 fn what_the_queue_does_not_take_is_not_merged() {
     let packets = || {
-        let tcp = (0..2).map(|index| nth(&TcpSegment::v4(), index).build());
-        tcp.chain((0..2).map(|_| UdpDatagram::v4().build()))
+        let tcp = (0..2).map(|index| nth(&Packet::tcp_v4(), index).build());
+        tcp.chain((0..2).map(|_| Packet::udp_v4().build()))
     };
     let sizes = |limits| merge_within(limits, packets()).iter().map(|frame| frame.parts).collect::<Vec<_>>();
     let limits = MergeLimits::default();
@@ -379,7 +370,7 @@ fn what_the_queue_does_not_take_is_not_merged() {
 
 #[test]
 fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
-    let flows: Vec<_> = (0..5).map(|port| TcpSegment { source_port: port, ..TcpSegment::v4() }).collect();
+    let flows: Vec<_> = (0..5).map(|port| Packet { source_port: port, ..Packet::tcp_v4() }).collect();
     let packets: Vec<_> = (0..4).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())).collect();
     let limits = MergeLimits { runs_max: 2, ..MergeLimits::default() };
     let mut coalescer = Coalescer::new(limits);
@@ -400,7 +391,7 @@ fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
 #[test]
 fn a_full_merger_gives_packets_back_until_it_is_drained() {
     let mut coalescer = Coalescer::new(MergeLimits { frames_max: 2, ..MergeLimits::default() });
-    let packet = TcpSegment { payload: vec![], ..TcpSegment::v4() }.bytes();
+    let packet = Packet { payload: vec![], ..Packet::tcp_v4() }.bytes();
     let inner = InnerPacket::parse(&packet).unwrap();
     for _ in 0..2 {
         assert!(!coalescer.is_full());
@@ -418,8 +409,8 @@ fn a_full_merger_gives_packets_back_until_it_is_drained() {
 
 #[test]
 fn polling_closes_runs_so_that_a_frame_never_changes_under_the_reader() {
-    let base = TcpSegment::v4();
-    let other = TcpSegment { source_port: 1, ..TcpSegment::v4() };
+    let base = Packet::tcp_v4();
+    let other = Packet { source_port: 1, ..Packet::tcp_v4() };
     let mut coalescer = Coalescer::new(MergeLimits::default());
     push(&mut coalescer, base.build());
     push(&mut coalescer, other.build());
@@ -433,7 +424,7 @@ fn polling_closes_runs_so_that_a_frame_never_changes_under_the_reader() {
 
 #[test]
 fn storage_and_packets_are_given_back_after_a_batch() {
-    let base = TcpSegment { payload: vec![7; 10], ..TcpSegment::v4() };
+    let base = Packet { payload: vec![7; 10], ..Packet::tcp_v4() };
     let mut coalescer = Coalescer::new(MergeLimits::default());
     let mut capacities = Vec::new();
     for _ in 0..4 {
