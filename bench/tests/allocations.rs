@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use tollgate_bench::engine::fixture::{self, Fixture};
+use tollgate_bench::engine::fixture::{self, Fixture, Measure};
 
 /// Rounds until every queue and buffer has grown as long as it gets.
 const WARM_UP_ROUNDS: usize = 64;
@@ -12,26 +12,20 @@ const WARM_UP_ROUNDS: usize = 64;
 const ROUNDS: usize = 64;
 
 /// What the engine allocated in some rounds, and how many packets it forwarded.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug)]
 struct Allocated {
     allocations: u64,
     packets: u64,
 }
 
 impl Allocated {
-    fn during(rounds: usize, fixture: &mut dyn Fixture) -> Self {
-        let mut all = Allocated::default();
+    fn during(rounds: usize, fixture: &mut Fixture) -> Self {
+        let (mut allocations, mut packets) = (0, 0);
         for _ in 0..rounds {
-            let counted = &mut |fixture: &mut dyn Fixture| {
-                let mut packets = 0;
-                let heap = allocation_counter::measure(|| packets = fixture.work());
-                all.allocations += heap.count_total;
-                all.packets += packets;
-                packets
-            };
-            fixture::round(fixture, counted).unwrap();
+            let counted = fixture(&mut |work| allocations += allocation_counter::measure(work).count_total);
+            packets += counted.unwrap();
         }
-        all
+        Allocated { allocations, packets }
     }
 
     fn for_each_packet(&self) -> f64 {
@@ -42,8 +36,8 @@ impl Allocated {
 /// Counts what the benchmark `name` allocates in its steady state.
 fn steady(name: &str) -> Allocated {
     let mut fixture = (fixture::find(name).unwrap().make)().unwrap();
-    Allocated::during(WARM_UP_ROUNDS, &mut *fixture);
-    let allocated = Allocated::during(ROUNDS, &mut *fixture);
+    Allocated::during(WARM_UP_ROUNDS, &mut fixture);
+    let allocated = Allocated::during(ROUNDS, &mut fixture);
     println!("{name}: {allocated:?}, {:.3} for each packet", allocated.for_each_packet());
     allocated
 }
@@ -72,17 +66,9 @@ fn splitting_merging_and_summing_up_allocate_nothing() {
 
 #[test]
 fn an_allocation_for_each_packet_would_be_counted() {
-    struct Copying;
-    impl Fixture for Copying {
-        fn prepare(&mut self) -> anyhow::Result<()> {
-            Ok(())
-        }
-        fn work(&mut self) -> u64 {
-            (0..44).map(|packet: u64| black_box(vec![packet; 100])).map(|copy| copy.len() as u64 / 100).sum()
-        }
-        fn conclude(&mut self) -> anyhow::Result<()> {
-            Ok(())
-        }
-    }
-    assert!(Allocated::during(2, &mut Copying).for_each_packet() >= 1.0);
+    let mut copying: Fixture = Box::new(|measure: Measure<'_>| {
+        measure(&mut || (0..44).for_each(|packet: u64| drop(black_box(vec![packet; 100]))));
+        Ok(44)
+    });
+    assert!(Allocated::during(2, &mut copying).for_each_packet() >= 1.0);
 }

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::fixture::{Case, Fixture, round};
+use super::fixture::Case;
 
 /// [`measured`], as callgrind knows it.
 const MEASURED: &str = "*engine::callgrind::measured*";
@@ -70,20 +70,21 @@ impl Callgrind {
 pub fn measure(case: &Case) -> Result<()> {
     let mut fixture = (case.make)()?;
     for _ in 0..WARM_UP_ROUNDS {
-        round(&mut *fixture, &mut |fixture| fixture.work())?;
+        fixture(&mut |work| work())?;
     }
     let mut units = 0;
     while units < case.units {
-        units += round(&mut *fixture, &mut measured)?;
+        units += fixture(&mut measured)?;
     }
     crate::measure::record::print(&format!("{units}\n"))
 }
 
 /// What is counted. A function of its own, since callgrind begins and ends with one.
 #[inline(never)]
-fn measured(fixture: &mut dyn Fixture) -> u64 {
+fn measured(work: &mut dyn FnMut()) {
+    work();
     // Something is left to do after the work, or this function would end before it.
-    black_box(fixture.work())
+    black_box(work);
 }
 
 /// The sum of all that was counted, in the format of callgrind's output (Callgrind Format Specification, `totals`).

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bytes::{Bytes, BytesMut};
@@ -15,8 +15,7 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use tollgate_shards::{
-    Action, Congestion, Event, Limits, Machine, Message, Output, Received, Shard, ShardIndex, Snapshot, Transmit, User,
-    Users,
+    Action, Congestion, Event, Limits, Machine, Message, Output, Received, ShardIndex, Snapshot, Transmit, User, Users,
 };
 use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{GATEWAY, Setup, UserSpec, World};
@@ -66,8 +65,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A gateway of `shards` shards, configured as by default, and a client of the first one. The handshake has not begun.
-    fn new(credentials: &Credentials, shards: u16) -> Self {
+    /// A gateway of `shards` shards, configured as by default, and a client of the first one that has the address returned.
+    pub fn attached(credentials: &Credentials, shards: u16) -> Result<(Self, Ipv4Addr)> {
         let mut world = World::scenario(Setup {
             shards,
             users: vec![UserSpec::default()],
@@ -82,12 +81,6 @@ impl Wire {
         world.crash();
         let mut wire = Wire { world, client: 0, client_address: GATEWAY, to_client: Vec::new() };
         wire.connect(credentials);
-        wire
-    }
-
-    /// The same, with the client's address.
-    pub fn attached(credentials: &Credentials, shards: u16) -> Result<(Self, Ipv4Addr)> {
-        let mut wire = Wire::new(credentials, shards);
         wire.world.run(LOGIN_TIME);
         match wire.world.devices[wire.client].address() {
             Some(IpAddr::V4(address)) => Ok((wire, address)),
@@ -101,10 +94,6 @@ impl Wire {
         self.client_address = self.world.devices[self.client].outer;
     }
 
-    pub fn now(&self) -> Instant {
-        self.world.instant()
-    }
-
     /// Lets `time` pass for both ends.
     pub fn advance(&mut self, time: Duration) {
         self.world.now = self.world.now + time;
@@ -113,7 +102,7 @@ impl Wire {
     /// The client's turn: it sends `packets`, handles what has reached it, and returns what it has to say. Inner packets from the gateway are
     /// counted.
     pub fn client_turn(&mut self, packets: impl IntoIterator<Item = Bytes>) -> (Vec<Received>, u64) {
-        let (now, tunnel) = (self.now(), &mut self.world.client_mut(self.client).tunnel);
+        let (now, tunnel) = (self.world.instant(), &mut self.world.client_mut(self.client).tunnel);
         packets.into_iter().for_each(|packet| tunnel.send(packet));
         for received in self.to_client.drain(..) {
             tunnel.handle_udp(now, received);
@@ -130,10 +119,42 @@ impl Wire {
         (sends, packets)
     }
 
-    /// A pass of the shard `index`: what is measured.
+    /// A pass of the shard `index`, as a core of the gateway makes it, but for the system calls: what is measured.
     pub fn pass(&mut self, index: u16, batch: &mut Batch, output: &mut Passes) {
-        let now = self.now();
-        pass(self.world.shard_mut(index), now, batch, output);
+        let (now, shard) = (self.world.instant(), self.world.shard_mut(index));
+        for received in batch.received.drain(..) {
+            shard.handle_udp(now, received);
+        }
+        for frame in &batch.frames {
+            shard.handle_frame(now, frame);
+        }
+        for message in batch.messages.drain(..) {
+            shard.handle_message(now, message);
+        }
+        if shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            shard.handle_timeout(now);
+        }
+        let mut buf = output.spare.pop().unwrap_or_default();
+        buf.clear();
+        while let Some(next) = shard.poll_output(now, true, Some(&mut buf)) {
+            match next {
+                Output::Frame(frame) => {
+                    output.frames += 1;
+                    output.packets += frame.payloads.len() as u64;
+                }
+                Output::Transmit(transmit) => {
+                    let mut spare = output.spare.pop().unwrap_or_default();
+                    spare.clear();
+                    output.sends.push((transmit, std::mem::replace(&mut buf, spare)));
+                }
+                Output::Action(Action::Send(to, message)) => output.messages.push((to, message)),
+                Output::Action(Action::Log(event)) => {
+                    output.attached += u64::from(matches!(event, Event::Attached { .. }))
+                }
+                Output::Action(_) => {}
+            }
+        }
+        output.spare.push(buf);
     }
 
     /// Puts what passes have sent on its way to the client.
@@ -178,41 +199,6 @@ impl Passes {
     pub fn clear(&mut self) {
         (self.frames, self.packets, self.attached) = (0, 0, 0);
     }
-}
-
-/// A pass of a shard, as a core of the gateway makes it, but for the system calls.
-fn pass(shard: &mut Shard, now: Instant, batch: &mut Batch, output: &mut Passes) {
-    for received in batch.received.drain(..) {
-        shard.handle_udp(now, received);
-    }
-    for frame in &batch.frames {
-        shard.handle_frame(now, frame);
-    }
-    for message in batch.messages.drain(..) {
-        shard.handle_message(now, message);
-    }
-    if shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
-        shard.handle_timeout(now);
-    }
-    let mut buf = output.spare.pop().unwrap_or_default();
-    buf.clear();
-    while let Some(next) = shard.poll_output(now, true, Some(&mut buf)) {
-        match next {
-            Output::Frame(frame) => {
-                output.frames += 1;
-                output.packets += frame.payloads.len() as u64;
-            }
-            Output::Transmit(transmit) => {
-                let mut spare = output.spare.pop().unwrap_or_default();
-                spare.clear();
-                output.sends.push((transmit, std::mem::replace(&mut buf, spare)));
-            }
-            Output::Action(Action::Send(to, message)) => output.messages.push((to, message)),
-            Output::Action(Action::Log(event)) => output.attached += u64::from(matches!(event, Event::Attached { .. })),
-            Output::Action(_) => {}
-        }
-    }
-    output.spare.push(buf);
 }
 
 /// What arrives of a send.
