@@ -267,26 +267,4 @@ mod tests {
         let report = lease.poll_report(now, PACKET, PACKET).unwrap();
         assert_eq!((report.returned_bytes, report.wanted_bytes, report.least_bytes), (1_000, PACKET, PACKET));
     }
-
-    #[test]
-    fn after_the_death_of_the_home_all_begins_anew() {
-        let (mut lease, now) = (lease(), origin());
-        lease.handle_grant(&grant(5_000, false));
-        assert!(lease.spend(2_000));
-        let next = LeaseId { number: 6, ..ID };
-        lease.expire(next);
-        assert_eq!((lease.totals.lease, lease.available_bytes(), lease.totals.spent_bytes), (next, 0, 0));
-        lease.handle_grant(&grant(9_000, false));
-        assert_eq!(lease.available_bytes(), 0, "granted by the home that is dead");
-        let report = lease.poll_report(now, PACKET, PACKET).unwrap();
-        assert_eq!((report.lease, report.granted_bytes, report.spent_bytes), (next, 0, 0));
-    }
-
-    #[test]
-    fn the_last_word_tells_all_that_was_spent() {
-        let mut lease = lease();
-        lease.handle_grant(&grant(5_000, false));
-        assert!(lease.spend(2_000));
-        assert_eq!(lease.close(), LeaseClose { user: UserIndex(0), lease: ID, spent_bytes: 2_000 });
-    }
 }

@@ -155,22 +155,18 @@ mod tests {
     const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xfe));
 
     #[test]
-    fn the_answer_to_an_ipv4_packet_is_exact() {
-        let offending = Packet { payload: vec![], ..Packet::tcp_v4() }.build();
-        let answer = packet_too_big(&offending, 1372, FROM_V4).unwrap();
+    fn the_answers_to_both_versions_are_exact() {
+        let answer = |offending, from| {
+            let offending = Packet { payload: vec![], ..offending }.build();
+            packet_too_big(&offending, 1372, from).unwrap()
+        };
         let expected = b"\
             \x45\xc0\x00\x44\x00\x00\x40\x00\x40\x01\xac\xd5\xc6\x12\x00\xfe\xc6\x12\x00\x01\
             \x03\x04\x83\xe2\x00\x00\x05\x5c\x45\x00\x00\x28\x00\x64\x40\x00\x3f\x06\xaf\x44\
             \xc6\x12\x00\x01\xc6\x12\x00\x02\x9c\x40\x01\xbb\x00\x00\x03\xe8\x00\x00\x00\x4d\
             \x50\x10\x01\xf4\x7f\x88\x00\x00\
         ";
-        assert_eq!(answer, &expected[..]);
-    }
-
-    #[test]
-    fn the_answer_to_an_ipv6_packet_is_exact() {
-        let offending = Packet { payload: vec![], ..Packet::tcp_v6() }.build();
-        let answer = packet_too_big(&offending, 1372, FROM_V6).unwrap();
+        assert_eq!(answer(Packet::tcp_v4(), FROM_V4), &expected[..]);
         let expected = b"\
             \x60\x00\x00\x00\x00\x44\x3a\x40\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\
             \x00\x00\x00\xfe\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\
@@ -179,7 +175,7 @@ mod tests {
             \x00\x00\x00\x00\x00\x00\x00\x02\x9c\x40\x01\xbb\x00\x00\x03\xe8\x00\x00\x00\x4d\
             \x50\x10\x01\xf4\x11\xac\x00\x00\
         ";
-        assert_eq!(answer, &expected[..]);
+        assert_eq!(answer(Packet::tcp_v6(), FROM_V6), &expected[..]);
     }
 
     #[test]
@@ -249,18 +245,15 @@ mod tests {
 
     #[test]
     fn only_the_first_fragment_is_answered() {
-        let mut packet = Packet::udp_v4().build();
-        packet[6..8].copy_from_slice(&[0x20, 0]);
-        assert!(packet_too_big(&packet, 1300, FROM_V4).is_some());
-        packet[6..8].copy_from_slice(&[0x20, 1]);
-        assert_eq!(packet_too_big(&packet, 1300, FROM_V4), None);
-
-        let first =
-            test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &[17, 0, 0, 1, 0, 0, 0, 7]);
-        assert!(packet_too_big(&first, 1300, FROM_V6).is_some());
-        let later =
-            test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &[17, 0, 0, 9, 0, 0, 0, 7]);
-        assert_eq!(packet_too_big(&later, 1300, FROM_V6), None);
+        for (fragment, is_answered) in [(0x2000, true), (0x2001, false)] {
+            let packet = Packet { fragment, ..Packet::udp_v4() }.build();
+            assert_eq!(packet_too_big(&packet, 1300, FROM_V4).is_some(), is_answered);
+        }
+        for (offset, is_answered) in [(1, true), (9, false)] {
+            let extension = [17, 0, 0, offset, 0, 0, 0, 7];
+            let packet = test_packets::with_extension(&Packet::udp_v6().build(), protocol::FRAGMENT, &extension);
+            assert_eq!(packet_too_big(&packet, 1300, FROM_V6).is_some(), is_answered);
+        }
     }
 
     #[test]

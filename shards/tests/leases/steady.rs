@@ -21,6 +21,7 @@ const WAITING_BYTES_MAX: u64 = 512 * 1024;
 struct Owner {
     lease: Lease,
     offered_bits_per_s: u64,
+    packet_bytes: u64,
     /// Of a packet that is not whole yet, in bits times nanoseconds.
     fraction: u128,
     waiting_packets: u64,
@@ -45,6 +46,7 @@ impl Steady {
         let owners = offered_bits_per_s.iter().enumerate().map(|(place, &offered_bits_per_s)| Owner {
             lease: Lease::new(USER, LeaseId { holder: ShardIndex(place as u16), number: 1 }),
             offered_bits_per_s,
+            packet_bytes: PACKET_BYTES,
             fraction: 0,
             waiting_packets: 0,
             sent_bytes: 0,
@@ -108,20 +110,20 @@ impl Steady {
 
 impl Owner {
     fn tick(&mut self, now: Instant) -> Option<LeaseReport> {
-        let packet = u128::from(PACKET_BYTES) * 8_000_000_000;
+        let packet = u128::from(self.packet_bytes) * 8_000_000_000;
         self.fraction += u128::from(self.offered_bits_per_s) * TICK.as_nanos();
         self.waiting_packets += (self.fraction / packet) as u64;
         self.fraction %= packet;
-        self.waiting_packets = self.waiting_packets.min(WAITING_BYTES_MAX / PACKET_BYTES);
-        while self.waiting_packets > 0 && self.lease.spend(PACKET_BYTES) {
+        self.waiting_packets = self.waiting_packets.min(WAITING_BYTES_MAX / self.packet_bytes);
+        while self.waiting_packets > 0 && self.lease.spend(self.packet_bytes) {
             self.waiting_packets -= 1;
-            self.sent_bytes += PACKET_BYTES;
+            self.sent_bytes += self.packet_bytes;
         }
         if self.waiting_packets > 0 {
             self.waited += TICK;
         }
-        let head_bytes = if self.waiting_packets > 0 { PACKET_BYTES } else { 0 };
-        self.lease.poll_report(now, self.waiting_packets * PACKET_BYTES, head_bytes)
+        let head_bytes = if self.waiting_packets > 0 { self.packet_bytes } else { 0 };
+        self.lease.poll_report(now, self.waiting_packets * self.packet_bytes, head_bytes)
     }
 }
 
@@ -166,4 +168,17 @@ fn a_small_flow_beside_bulk_on_another_shard_gets_all_it_asks_for_and_soon() {
     assert!(small.sent_bytes.abs_diff(250_000) < 2 * PACKET_BYTES, "{}", small.sent_bytes);
     let packets = (small.sent_bytes / PACKET_BYTES) as u32;
     assert!(small.waited < packets * Duration::from_millis(2), "{:?} over {packets} packets", small.waited);
+}
+
+#[test]
+fn owners_share_alike_whatever_the_length_of_their_packets() {
+    for (rate, packet_bytes) in [(20_000_000, 100), (1_000_000, 100), (1_000_000, 60)] {
+        let mut steady = Steady::new(rate, &[rate; 2]);
+        steady.owners[1].packet_bytes = packet_bytes;
+        steady.run(Duration::from_secs(10));
+        steady.run(Duration::from_secs(10));
+        let [first, second] = [0, 1].map(|place| steady.owners[place].sent_bytes);
+        assert!(steady.share_of_rate() > 0.97, "{rate}, {packet_bytes}: {first}, {second}");
+        assert!(first.abs_diff(second) < (first + second) / 20, "{rate}, {packet_bytes}: {first}, {second}");
+    }
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::*;
 use crate::ids::ShardIndex;
@@ -31,7 +31,7 @@ fn none_dropped(reason: DropReason, waiting: QueuedPacket) {
 }
 
 /// A shaper, its tokens, and what came of each packet.
-struct TunnelConnection {
+struct Link {
     shaper: Shaper,
     now: Instant,
     tokens_per_ms: f64,
@@ -39,17 +39,11 @@ struct TunnelConnection {
     drops: Vec<(DropReason, QueuedPacket)>,
 }
 
-impl TunnelConnection {
-    fn new(bits_per_s: u64) -> TunnelConnection {
+impl Link {
+    fn new(bits_per_s: u64) -> Link {
         let mut shaper = Shaper::new(ShaperLimits::default(), KEY);
         shaper.set_rate(rate(bits_per_s));
-        TunnelConnection {
-            shaper,
-            now: origin(),
-            tokens_per_ms: bits_per_s as f64 / 8000.0,
-            tokens: 0.0,
-            drops: Vec::new(),
-        }
+        Link { shaper, now: origin(), tokens_per_ms: bits_per_s as f64 / 8000.0, tokens: 0.0, drops: Vec::new() }
     }
 
     fn push(&mut self, packet: Bytes) {
@@ -104,7 +98,7 @@ impl Flood {
         Flood { source_port, bytes_per_ms: bits_per_s as f64 / 8000.0, owed_bytes: 0.0 }
     }
 
-    fn tick(&mut self, link: &mut TunnelConnection) {
+    fn tick(&mut self, link: &mut Link) {
         self.owed_bytes += self.bytes_per_ms;
         while self.owed_bytes >= Self::PACKET_BYTES as f64 {
             self.owed_bytes -= Self::PACKET_BYTES as f64;
@@ -134,7 +128,7 @@ impl Aimd {
         Aimd { traffic_class, window: 10.0, is_slow_start: true, in_flight: 0, cut_at: now, answers, sent: 0 }
     }
 
-    fn tick(&mut self, link: &mut TunnelConnection) {
+    fn tick(&mut self, link: &mut Link) {
         while let Some((at, congested)) = self.answers.front().copied()
             && at <= link.now
         {
@@ -160,33 +154,9 @@ impl Aimd {
     }
 }
 
-#[test]
-fn a_ping_passes_a_flood_by() {
-    let mut link = TunnelConnection::new(20_000_000);
-    let mut flood = Flood::new(40000, 40_000_000);
-    let (mut pings, mut flood_bytes) = (Vec::new(), 0);
-    for ms in 0..10_000 {
-        flood.tick(&mut link);
-        if ms % 10 == 0 {
-            link.push(packet(7, 0, 84, ms));
-        }
-        for (waiting, waited) in link.tick() {
-            match source_port(&waiting.packet) {
-                7 => pings.push(waited),
-                _ => flood_bytes += waiting.packet.len(),
-            }
-        }
-    }
-    assert_eq!(pings.len(), 1000, "none is lost");
-    assert!(p99(pings.clone()) < 10 * MS, "{:?}", p99(pings));
-    // What the pings leave of 25,000,000 bytes.
-    assert!(flood_bytes > 24_800_000, "{flood_bytes}");
-    assert!(link.dropped_for(DropReason::QueueDelay) > 0);
-}
-
 /// Half a minute of a responsive flow over 20 mbps: mean delay after five seconds, share of the rate used, packets marked.
-fn responsive(traffic_class: u8) -> (TunnelConnection, Duration, f64, usize) {
-    let mut link = TunnelConnection::new(20_000_000);
+fn responsive(traffic_class: u8) -> (Link, Duration, f64, usize) {
+    let mut link = Link::new(20_000_000);
     let mut sender = Aimd::new(traffic_class, link.now);
     let (mut delays, mut bytes, mut marked, mut told) = (Vec::new(), 0, 0, 0);
     for ms in 0..30_000 {
@@ -228,25 +198,9 @@ fn an_ecn_capable_flow_is_held_near_the_target_by_marks_alone() {
 }
 
 #[test]
-fn flows_get_equal_shares_however_much_they_send() {
-    let mut link = TunnelConnection::new(20_000_000);
-    let mut floods = [Flood::new(40000, 12_000_000), Flood::new(40001, 120_000_000)];
-    let mut bytes: BTreeMap<u16, usize> = BTreeMap::new();
-    for _ in 0..10_000 {
-        floods.iter_mut().for_each(|flood| flood.tick(&mut link));
-        for (waiting, _) in link.tick() {
-            *bytes.entry(source_port(&waiting.packet)).or_default() += waiting.packet.len();
-        }
-    }
-    for bytes in bytes.values() {
-        assert!(bytes.abs_diff(12_500_000) < 1_250_000, "{bytes}");
-    }
-}
-
-#[test]
 fn a_slow_user_is_not_starved() {
     for (bits_per_s, seconds) in [(64_000, 100), (1_000, 6_000)] {
-        let mut link = TunnelConnection::new(bits_per_s);
+        let mut link = Link::new(bits_per_s);
         let mut flood = Flood::new(40000, 2 * bits_per_s);
         let mut bytes = 0;
         let mut longest = Duration::ZERO;
@@ -265,7 +219,7 @@ fn a_slow_user_is_not_starved() {
 
 #[test]
 fn a_slow_users_ping_waits_for_little_more_than_the_packet_on_its_way() {
-    let mut link = TunnelConnection::new(64_000);
+    let mut link = Link::new(64_000);
     let mut flood = Flood::new(40000, 128_000);
     let mut pings = Vec::new();
     for ms in 0..100_000 {
@@ -278,42 +232,6 @@ fn a_slow_users_ping_waits_for_little_more_than_the_packet_on_its_way() {
     assert!(pings.len() >= 198, "{}", pings.len());
     // 1400 bytes take 175 ms.
     assert!(p99(pings.clone()) < 200 * MS, "{:?}", p99(pings));
-}
-
-#[test]
-fn tokens_that_do_not_suffice_change_nothing_and_what_is_needed_is_known() {
-    let (mut shaper, now) = (Shaper::new(ShaperLimits::default(), KEY), origin());
-    assert!(shaper.pop(now, 1000, &mut none_dropped).is_none());
-    assert_eq!(shaper.head_bytes(), None);
-    shaper.push(now, Direction::Up, connection(0), packet(1, 0, 700, 0), &mut none_dropped);
-    for tokens in [0, 699] {
-        assert!(shaper.pop(now, tokens, &mut none_dropped).is_none());
-        assert_eq!(shaper.head_bytes(), Some(700));
-    }
-    assert_eq!(shaper.pop(now, 700, &mut none_dropped).unwrap().packet.len(), 700);
-    assert!(shaper.is_empty());
-}
-
-#[test]
-fn what_waits_too_long_is_dropped_without_any_tokens() {
-    let (mut shaper, start) = (Shaper::new(ShaperLimits::default(), KEY), origin());
-    assert_eq!(shaper.expires_at(), None);
-    for at in [0, 10, 20] {
-        shaper.push(start + at * MS, Direction::Up, connection(0), packet(at as u16, 0, 100, at), &mut none_dropped);
-    }
-    let due = start + ShaperLimits::default().wait_max;
-    assert_eq!(shaper.expires_at(), Some(due));
-    shaper.expire(due - Duration::from_nanos(1), &mut none_dropped);
-    let mut dropped = Vec::new();
-    shaper.expire(due, &mut |reason, waiting| dropped.push((reason, source_port(&waiting.packet))));
-    assert_eq!(shaper.expires_at(), Some(due + 10 * MS));
-    assert!(
-        shaper
-            .pop(due + 10 * MS, 0, &mut |reason, waiting| dropped.push((reason, source_port(&waiting.packet))))
-            .is_none()
-    );
-    assert_eq!(dropped, [(DropReason::WaitedTooLong, 0), (DropReason::WaitedTooLong, 10)]);
-    assert_eq!((shaper.head_bytes(), shaper.waiting_packets()), (Some(100), 1));
 }
 
 #[test]
@@ -334,49 +252,6 @@ fn memory_is_given_back_when_nothing_has_waited_for_a_while() {
 #[test]
 fn an_idle_user_costs_little() {
     assert!(size_of::<Shaper>() <= 128, "{}", size_of::<Shaper>());
-}
-
-#[test]
-fn a_flood_pushes_out_its_own_packets_and_no_others() {
-    let limits = ShaperLimits { packets_max: 10, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
-    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 84, 0), &mut none_dropped);
-    let mut dropped = 0;
-    for number in 0..100 {
-        shaper.push(now, Direction::Up, connection(0), packet(40000, 0, 1400, number), &mut |reason, waiting| {
-            assert_eq!((reason, waiting.packet), (DropReason::OverLimit, packet(40000, 0, 1400, dropped)));
-            dropped += 1;
-        });
-    }
-    assert_eq!((dropped, shaper.waiting_packets()), (91, 10));
-}
-
-#[test]
-fn a_packet_larger_than_the_queue_does_not_wait() {
-    let limits = ShaperLimits { bytes_max: 1000, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
-    shaper.push(now, Direction::Up, connection(0), packet(7, 0, 400, 0), &mut none_dropped);
-    let mut dropped = Vec::new();
-    shaper.push(now, Direction::Up, connection(0), packet(8, 0, 1001, 0), &mut |_, waiting| {
-        dropped.push(waiting.packet.len())
-    });
-    assert_eq!((dropped, shaper.waiting_bytes()), (vec![1001], 400));
-}
-
-#[test]
-fn a_connection_that_leaves_takes_its_packets_and_no_others() {
-    let limits = ShaperLimits { flows_max: 1, ..ShaperLimits::default() };
-    let (mut shaper, now) = (Shaper::new(limits, KEY), origin());
-    for number in 0..6 {
-        shaper.push(now, Direction::Up, connection(number % 2), packet(7, 0, 100, number), &mut none_dropped);
-    }
-    let mut left = Vec::new();
-    shaper.take_where(|waiting| waiting.connection == connection(1), &mut |waiting| left.push(waiting.packet));
-    assert_eq!(left, [1, 3, 5].map(|number| packet(7, 0, 100, number)));
-    let mut stayed = Vec::new();
-    shaper.drain(&mut |waiting| stayed.push(waiting.packet));
-    assert_eq!(stayed, [0, 2, 4].map(|number| packet(7, 0, 100, number)));
-    assert!(shaper.is_empty());
 }
 
 #[test]

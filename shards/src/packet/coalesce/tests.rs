@@ -47,7 +47,11 @@ fn merge(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Written> {
 
 /// How many packets went into each frame.
 fn sizes(packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<usize> {
-    merge(packets).iter().map(|frame| frame.parts).collect()
+    parts(&merge(packets))
+}
+
+fn parts(frames: &[Written]) -> Vec<usize> {
+    frames.iter().map(|frame| frame.parts).collect()
 }
 
 /// The `index`th segment of a stream of equal segments.
@@ -67,31 +71,16 @@ fn sizes_with_second(base: &Packet, change: impl Fn(&mut Packet)) -> Vec<usize> 
 }
 
 #[test]
-fn consecutive_segments_become_the_super_packet_that_the_kernel_would_make() {
-    for base in [Packet::tcp_v4(), Packet { flow_label: 0xabcde, traffic_class: 0x28, ..Packet::tcp_v6() }] {
-        let base = Packet { options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], ..base };
-        let last = Packet { flags: ACK | PSH, payload: vec![9; 40], ..nth(&base, 2) };
-        let frames = merge([base.build(), nth(&base, 1).build(), last.build()]);
-
-        let payload = [&base.payload[..], &base.payload, &[9; 40]].concat();
-        let mut expected = Packet { flags: ACK | PSH, payload, ..base.clone() }.build();
-        let header = VnetHeader {
-            hdr_len: if base.v6 { 72 } else { 52 },
-            ..into_super_packet(&mut expected, base.payload.len() as u16)
-        };
-        assert_eq!(frames, [Written { header, packet: expected, parts: 3, carries_data: true }]);
-    }
-}
-
-#[test]
-fn equal_datagrams_become_the_super_packet_that_the_kernel_would_make() {
-    for base in [Packet::udp_v4(), Packet::udp_v6()] {
-        let last = Packet { payload: vec![9; 1], ..nth(&base, 2) };
-        let frames = merge([base.build(), nth(&base, 1).build(), last.build()]);
-
-        let payload = [&base.payload[..], &base.payload, &[9]].concat();
-        let mut expected = Packet { payload, ..base.clone() }.build();
-        let header = VnetHeader { hdr_len: if base.v6 { 48 } else { 28 }, ..into_super_packet(&mut expected, 100) };
+fn consecutive_packets_become_the_super_packet_that_the_kernel_would_make() {
+    let timestamps = vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    let tcp = Packet { options: timestamps, flags: ACK | PSH, payload: (0..240).collect(), ..Packet::tcp_v4() };
+    let tcp_v6 = Packet { v6: true, flow_label: 0xabcde, traffic_class: 0x28, ..tcp.clone() };
+    let udp = Packet { payload: (0..201).collect(), ..Packet::udp_v4() };
+    let udp_v6 = Packet { v6: true, ..udp.clone() };
+    for (whole, hdr_len) in [(tcp, 52), (tcp_v6, 72), (udp, 28), (udp_v6, 48)] {
+        let frames = merge(whole.segments(100));
+        let mut expected = whole.build();
+        let header = VnetHeader { hdr_len, ..into_super_packet(&mut expected, 100) };
         assert_eq!(frames, [Written { header, packet: expected, parts: 3, carries_data: true }]);
     }
 }
@@ -133,12 +122,6 @@ fn merging_stops_at_a_gap_or_overlap_in_sequence() {
 }
 
 #[test]
-fn merging_crosses_the_end_of_the_sequence_space() {
-    let base = Packet { seq: u32::MAX - 150, ..Packet::tcp_v4() };
-    assert_eq!(sizes([base.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [3]);
-}
-
-#[test]
 fn merging_stops_where_a_header_field_differs() {
     for base in [Packet::tcp_v4(), Packet::tcp_v6()] {
         let base = Packet { options: vec![1, 1, 1, 1], ..base };
@@ -170,8 +153,6 @@ fn merging_stops_at_any_flag_but_ack_and_push() {
 fn a_push_ends_the_run_behind_it() {
     let base = Packet::tcp_v4();
     assert_eq!(sizes_with_second(&base, |second| second.flags = ACK | PSH), [2, 1]);
-    let frames = merge([base.build(), Packet { flags: ACK | PSH, ..nth(&base, 1) }.build()]);
-    assert_eq!(frames[0].packet[33], ACK | PSH);
     let pushed_first = Packet { flags: ACK | PSH, ..base.clone() };
     assert_eq!(sizes([pushed_first.build(), nth(&base, 1).build(), nth(&base, 2).build()]), [1, 2]);
 }
@@ -283,8 +264,7 @@ fn flows_that_share_a_tag_are_still_told_apart() {
     coalescer.tags[0] = tag;
     push(&mut coalescer, packet);
     push(&mut coalescer, nth(&other, 1).build());
-    let sizes: Vec<_> = drain(&mut coalescer).iter().map(|frame| frame.parts).collect();
-    assert_eq!(sizes, [1, 2]);
+    assert_eq!(parts(&drain(&mut coalescer)), [1, 2]);
 }
 
 #[test]
@@ -335,7 +315,7 @@ fn a_packet_with_ipv4_options_passes_alone_and_keeps_its_place() {
 fn a_frame_never_exceeds_the_longest_packet() {
     let base = Packet { payload: vec![7; 1400], options: vec![1; 12], ..Packet::tcp_v6() };
     let frames = merge((0..100).map(|index| nth(&base, index).build()));
-    assert_eq!(frames.iter().map(|frame| frame.parts).collect::<Vec<_>>(), [46, 46, 8]);
+    assert_eq!(parts(&frames), [46, 46, 8]);
     assert!(frames[0].packet.len() <= INNER_BYTES_MAX);
     assert!(frames[0].packet.len() + 1400 > INNER_BYTES_MAX);
     let base = Packet { payload: vec![7; (INNER_BYTES_MAX - 40) / 3], ..Packet::tcp_v4() };
@@ -360,7 +340,7 @@ fn what_the_queue_does_not_take_is_not_merged() {
         let tcp = (0..2).map(|index| nth(&Packet::tcp_v4(), index).build());
         tcp.chain((0..2).map(|_| Packet::udp_v4().build()))
     };
-    let sizes = |limits| merge_within(limits, packets()).iter().map(|frame| frame.parts).collect::<Vec<_>>();
+    let sizes = |limits| parts(&merge_within(limits, packets()));
     let limits = MergeLimits::default();
     assert_eq!(sizes(limits), [2, 2]);
     assert_eq!(sizes(MergeLimits { tso: false, ..limits }), [1, 1, 2]);
@@ -369,23 +349,12 @@ fn what_the_queue_does_not_take_is_not_merged() {
 }
 
 #[test]
-fn with_too_many_flows_runs_are_closed_but_order_is_kept() {
-    let flows: Vec<_> = (0..5).map(|port| Packet { source_port: port, ..Packet::tcp_v4() }).collect();
-    let packets: Vec<_> = (0..4).flat_map(|index| flows.iter().map(move |flow| nth(flow, index).build())).collect();
-    let limits = MergeLimits { runs_max: 2, ..MergeLimits::default() };
-    let mut coalescer = Coalescer::new(limits);
-    for packet in &packets {
-        push(&mut coalescer, packet.clone());
+fn with_too_many_flows_runs_are_closed() {
+    let mut coalescer = Coalescer::new(MergeLimits { runs_max: 2, ..MergeLimits::default() });
+    for (index, source_port) in (0..4).flat_map(|index| (0..5).map(move |port| (index, port))) {
+        push(&mut coalescer, nth(&Packet { source_port, ..Packet::tcp_v4() }, index).build());
         assert!(coalescer.runs.len() <= 2 && coalescer.runs.len() == coalescer.tags.len());
     }
-    let frames = drain(&mut coalescer);
-    for flow in flows {
-        let of_flow = frames.iter().filter(|frame| frame.packet[20..22] == flow.source_port.to_be_bytes());
-        let payloads: Vec<u8> = of_flow.flat_map(|frame| frame.packet[40..].to_vec()).collect();
-        assert_eq!(payloads.len(), 4 * flow.payload.len());
-    }
-    let seqs: Vec<_> = frames.iter().map(|frame| frame.packet[24..28].to_vec()).collect();
-    assert!(seqs.is_sorted());
 }
 
 #[test]
@@ -418,29 +387,24 @@ fn polling_closes_runs_so_that_a_frame_never_changes_under_the_reader() {
     push(&mut coalescer, nth(&base, 1).build());
     push(&mut coalescer, nth(&other, 1).build());
     push(&mut coalescer, nth(&other, 2).build());
-    let sizes: Vec<_> = drain(&mut coalescer).iter().map(|frame| frame.parts).collect();
-    assert_eq!(sizes, [1, 1, 2]);
+    assert_eq!(parts(&drain(&mut coalescer)), [1, 1, 2]);
 }
 
 #[test]
-fn storage_and_packets_are_given_back_after_a_batch() {
+fn storage_is_used_again_and_packets_are_given_back_after_a_batch() {
     let base = Packet { payload: vec![7; 10], ..Packet::tcp_v4() };
+    let packets: Vec<_> = (0..50).map(|index| nth(&base, index).bytes()).collect();
     let mut coalescer = Coalescer::new(MergeLimits::default());
-    let mut capacities = Vec::new();
-    for _ in 0..4 {
-        let packets: Vec<_> = (0..50).map(|index| nth(&base, index).bytes()).collect();
-        for packet in &packets {
-            coalescer.push(packet.clone(), &InnerPacket::parse(packet).unwrap()).unwrap();
-        }
-        while coalescer.poll_frame().is_some() {}
+    for is_first in [true, false, false] {
+        let batch = packets.clone();
+        let heap = allocation_counter::measure(|| {
+            for packet in batch {
+                let inner = InnerPacket::parse(&packet).unwrap();
+                coalescer.push(packet, &inner).unwrap();
+            }
+            while coalescer.poll_frame().is_some() {}
+        });
+        assert_eq!(heap.count_total > 0, is_first);
         assert!(packets.iter().all(Bytes::is_unique));
-        let capacity = |slot: &Slot| slot.payloads.capacity();
-        capacities.push((
-            coalescer.slots.len(),
-            coalescer.slots.iter().map(capacity).sum::<usize>(),
-            coalescer.runs.capacity(),
-        ));
     }
-    assert_eq!(capacities[0].0, 1);
-    assert!(capacities.iter().all(|capacity| *capacity == capacities[0]));
 }

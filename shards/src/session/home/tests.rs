@@ -1,11 +1,10 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
 use crate::ids::Fingerprint;
 use crate::limit::lease::{LeaseGrant, LeaseId};
 use crate::limit::rate::{BURST_BYTES_MIN, Limit, Rate};
-use crate::session::users::{AddressRange, User, Users};
+use crate::session::users::{User, Users};
 use crate::test_time;
 
 /// Of the home. The only other shard, which is owner and allocator, is 0.
@@ -91,24 +90,6 @@ impl Bench {
     fn counts(&self) -> (usize, usize, usize) {
         (self.home.connections(), self.home.users(), self.home.sessions().count())
     }
-}
-
-#[test]
-fn an_unlimited_session_ends_with_its_last_connection() {
-    let mut bench = Bench::new(None, 0);
-    let (first, second) = (bench.attach(1, None), bench.attach(2, None));
-    assert_eq!(bench.counts(), (2, 1, 1));
-    bench.detach(first);
-    bench.detach(first);
-    assert_eq!(bench.counts(), (1, 1, 1));
-    // The allocator's answer for a connection that has left goes back.
-    bench.messages();
-    let address = "198.18.0.2".parse().unwrap();
-    bench.home.address_allocated(&mut bench.context, first, Ok(address));
-    assert!(matches!(bench.messages()[..], [ControlMessage::ReleaseAddress { login, .. }] if login == first));
-    bench.home.address_allocated(&mut bench.context, second, Ok(address));
-    bench.detach(second);
-    assert_eq!(bench.counts(), (0, 0, 0));
 }
 
 #[test]
@@ -200,38 +181,6 @@ fn limits_come_change_and_go_with_the_snapshot() {
     bench.detach(login);
     bench.home.address_allocated(&mut bench.context, login, Err(Refusal::Exhausted));
     assert_eq!(bench.counts(), (0, 0, 0));
-}
-
-#[test]
-fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_allowed() {
-    let addresses: [IpAddr; 2] = ["198.18.0.2", "198.18.0.3"].map(|address| address.parse().unwrap());
-    for allowed in [true, false] {
-        let mut bench = Bench::new(None, 0);
-        let fixed = |address| {
-            let pool = AddressRange::new(address, address).into_iter().collect();
-            let certificates = vec![Fingerprint([1; 32])];
-            Arc::new(
-                Users::new(vec![User { name: "alice".to_owned(), certificates, pool, ..User::default() }]).unwrap(),
-            )
-        };
-        bench.context.users = fixed(addresses[0]);
-        let older = bench.attach(1, None);
-        bench.home.address_allocated(&mut bench.context, older, Ok(addresses[0]));
-        let newer = bench.attach(2, None);
-        bench.home.address_allocated(&mut bench.context, newer, Err(Refusal::Exhausted));
-        let told = |message: &ControlMessage| matches!(message, ControlMessage::Admit { connection, .. } if *connection == newer.connection);
-        assert!(!bench.messages().iter().any(told), "the older one has not let go");
-        if !allowed {
-            bench.context.users = fixed(addresses[1]);
-            bench.context.version += 1;
-            bench.home.apply(&mut bench.context);
-        }
-        bench.detach(older);
-        let messages = bench.messages();
-        assert_eq!(messages.iter().any(told), allowed, "{messages:?}");
-        let asked = |message: &ControlMessage| matches!(message, ControlMessage::AllocateAddress { login, .. } if *login == newer);
-        assert_eq!(messages.iter().any(asked), !allowed, "{messages:?}");
-    }
 }
 
 #[test]
