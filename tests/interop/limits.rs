@@ -104,7 +104,7 @@ fn two_connections_of_a_user_share_its_limit_and_leave_the_other_user_alone() {
     gateway.assert_sound();
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Tcp,
     Udp,
@@ -114,17 +114,20 @@ enum Transport {
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn a_direction_that_starts_later_gets_its_half_of_the_limit_within_the_first_second() {
     // A second is short beside what a busy machine holds up; before, the later direction got almost nothing of any.
-    assert_shares(0.25..=0.75);
+    // Each two of transport, order and number of shards meet once.
+    assert_shares(0.25..=0.75, |shards, transport, first| {
+        (shards == 1) ^ (transport == Transport::Tcp) ^ (first == Direction::Upload)
+    });
 }
 
 #[test]
 #[ignore = "needs root, Quincy's programs and a quiet machine: cargo test --test interop later_gets_its_half -- --ignored"]
 fn a_direction_that_starts_later_gets_its_half_in_each_second_on_a_quiet_machine() {
-    assert_shares(0.4..=0.6);
+    assert_shares(0.4..=0.6, |_, _, _| true);
 }
 
 /// Whether of a limited user's directions the later one gets half of the limit on average, and of each second a share in `of_a_second`.
-fn assert_shares(of_a_second: RangeInclusive<f64>) {
+fn assert_shares(of_a_second: RangeInclusive<f64>, is_wanted: fn(u16, Transport, Direction) -> bool) {
     let peers = Peers::find();
     let _turn = turn::alone();
     let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
@@ -139,6 +142,9 @@ fn assert_shares(of_a_second: RangeInclusive<f64>) {
         wait_for_ping(inside, SERVER_V4);
         for transport in [Transport::Tcp, Transport::Udp] {
             for first in [Direction::Upload, Direction::Download] {
+                if !is_wanted(shards, transport, first) {
+                    continue;
+                }
                 let shares =
                     shares_of_the_later(&gateway, inside, &topology.network, attached.address, transport, first);
                 println!("{shards} shards, {transport:?}, {first:?} first: the other gets {shares:.3?}");

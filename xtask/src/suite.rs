@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
@@ -29,33 +28,26 @@ pub fn plain(root: &Path, rest: &[String]) -> Result<()> {
 pub fn full(root: &Path, rest: &[String]) -> Result<()> {
     let installed = command(root).args(["nextest", "--version"]).output();
     ensure!(installed.is_ok_and(|output| output.status.success()), "cargo-nextest is missing: {NEXTEST}");
+    // Most of them wait most of the time; those that do not, run alone.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
     let mut tests = command(root);
-    tests.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--run-ignored", "all"]).args(rest);
+    tests.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--run-ignored", "all"]);
+    tests.arg(format!("--test-threads={threads}")).args(rest);
     let mut documentation = command(root);
     documentation.args(["test", "--workspace", "--locked", "--doc", "--no-fail-fast", "--"]).args(rest);
     let mut sum = Sum::default();
     let mut all_succeeded = true;
     for mut command in [tests, documentation] {
         // nextest reports on standard error, cargo on standard output.
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run cargo")?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let pass_on = |pipe: Option<Box<dyn std::io::Read + Send>>| {
-            let lines = BufReader::new(pipe.expect("it is piped")).lines().map_while(Result::ok);
-            lines.fold(Sum::default(), |sum, line| {
-                // Whoever reads may have gone; the tests go on.
-                let _ = writeln!(std::io::stdout(), "{line}");
-                sum.and(&line)
-            })
-        };
-        let (one, other) = std::thread::scope(|scope| {
-            let stdout = scope.spawn(|| pass_on(stdout.map(|pipe| Box::new(pipe) as Box<_>)));
-            let stderr = pass_on(stderr.map(|pipe| Box::new(pipe) as Box<_>));
-            (stdout.join().expect("it does not panic"), stderr)
-        });
-        for part in [one, other] {
-            sum.passed += part.passed;
-            sum.failed += part.failed;
-            sum.skipped += part.skipped;
+        let (reports, writer) = std::io::pipe().context("cannot make a pipe")?;
+        command.stdout(writer.try_clone().context("cannot share a pipe")?).stderr(writer);
+        let mut child = command.spawn().context("cannot run cargo")?;
+        // Its ends of the pipe: what is read ends with the child.
+        drop(command);
+        for line in BufReader::new(reports).lines().map_while(Result::ok) {
+            // Whoever reads may have gone; the tests go on.
+            let _ = writeln!(std::io::stdout(), "{line}");
+            sum = sum.and(&line);
         }
         all_succeeded &= child.wait()?.success();
     }
