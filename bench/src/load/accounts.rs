@@ -16,7 +16,7 @@ use tollgate_shards::DropReason::{
 use tollgate_shards::{Counters, DropReason};
 
 use super::message::INNER_BYTES_MIN;
-use super::report::GeneratorCounts;
+use super::report::Counts;
 use super::result::Account;
 use crate::deploy::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place};
 
@@ -32,10 +32,7 @@ const GATEWAY_BOTH: [DropReason; 6] = [NotAttached, OverLimit, QueueDelay, Waite
 /// Everything that was counted anywhere, over the whole run.
 #[derive(Debug, Clone, Copy)]
 pub struct Accounts<'a> {
-    /// Messages that the responder received and sent.
-    pub far_received: u64,
-    pub far_sent: u64,
-    pub generators: &'a GeneratorCounts,
+    pub generators: &'a Counts,
     /// Of all clients.
     pub tunnels: &'a Counters,
     /// The gateway, where it tells.
@@ -49,7 +46,8 @@ pub struct Accounts<'a> {
 impl Accounts<'_> {
     /// The accounts, up and down.
     pub fn balance(&self) -> (Account, Account) {
-        let Accounts { far_received, far_sent, generators, tunnels, kernel, .. } = *self;
+        let Accounts { generators, tunnels, kernel, .. } = *self;
+        let (far_sent, far_received) = (generators.far_sent_packets, generators.far_received_packets);
         let client = |reasons: &[DropReason]| named("client", reasons, |reason| tunnels.drops.of(reason));
         let frames_max = self.frames_max();
         let aggregates_max = PACKETS_OF_A_DROP_MAX * frames_max;
@@ -177,8 +175,7 @@ mod tests {
 
     /// A run of 1,000 packets each way without any drop, or with some.
     struct Run {
-        far_received: u64,
-        generators: GeneratorCounts,
+        generators: Counts,
         tunnels: Counters,
         gateway: Counters,
         kernel: KernelDrops,
@@ -190,16 +187,18 @@ mod tests {
             let (datagrams_sent, datagrams_received) = (n, n);
             let counters =
                 Counters { datagrams_sent, datagrams_received, up_packets: n, down_packets: n, ..Counters::default() };
-            let generators = GeneratorCounts { sent_packets: n, received_packets: n, ..GeneratorCounts::default() };
+            let [sent_packets, received_packets, far_sent_packets, far_received_packets] = [n; 4];
+            let generators =
+                Counts { sent_packets, received_packets, far_sent_packets, far_received_packets, ..Counts::default() };
             let kernel = KernelDrops::default();
-            Run { far_received: n, generators, tunnels: counters, gateway: counters, kernel }
+            Run { generators, tunnels: counters, gateway: counters, kernel }
         }
 
         /// Up, so many packets are lost before the gateway counts them as received, and so many more in it.
         fn lose_up(&mut self, before: u64, within: u64) {
             self.gateway.datagrams_received -= before;
             self.gateway.up_packets -= before + within;
-            self.far_received -= before + within;
+            self.generators.far_received_packets -= before + within;
         }
 
         /// Down, so many are lost in the gateway, and so many behind it.
@@ -226,9 +225,8 @@ mod tests {
         }
 
         fn balance(&self, gateway: Option<&Status>) -> (Account, Account) {
-            let Run { far_received, generators, tunnels, kernel, .. } = self;
-            let far_received = *far_received;
-            Accounts { far_received, far_sent: 1000, tunnels, generators, gateway, kernel, mtu_bytes: 1400 }.balance()
+            let Run { generators, tunnels, kernel, .. } = self;
+            Accounts { tunnels, generators, gateway, kernel, mtu_bytes: 1400 }.balance()
         }
     }
 
@@ -243,7 +241,7 @@ mod tests {
             assert_eq!((up.sent, up.received, up.unaccounted), (1000, 1000, 0));
             assert_eq!(up, down);
         }
-        run.far_received -= 1;
+        run.generators.far_received_packets -= 1;
         run.generators.received_packets -= 2;
         for (up, down) in [run.accounts(), run.balance(None)] {
             assert_eq!((up.unaccounted, down.unaccounted), (1, 2));
@@ -259,7 +257,7 @@ mod tests {
         run.lose_up(2, 1);
         run.gateway.drops.add(ForgedSource, 1);
         run.gateway.drops.add(TunWrite, 1);
-        run.far_received -= 1;
+        run.generators.far_received_packets -= 1;
         run.gateway.drops.add(TooBig, 2);
         run.tunnels.drops.add(ReceiveQueueFull, 3);
         run.lose_down(2, 3);

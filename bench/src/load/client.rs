@@ -1,6 +1,7 @@
-//! One client of a generator, from one connection to the next, and its ends of its flows: packets out of its tunnel, and into it.
+//! One client of a generator, from one connection to the next, and both ends of its flows: the near ones in its tunnel, and the far ones at the
+//! responder's socket.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,12 @@ use anyhow::{Context as _, Result};
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_shards::{ClientEvent, CloseCause, Received, Transmit, Tunnel, TunnelParams};
 
+use super::context::Context;
 use super::flow::{End, Outgoing, TRAIN_PACKETS_MAX};
-use super::generator::{ClientPlan, Context};
-use super::message::{self, INNER_BYTES_MIN, Kind, Path, stamp_ns};
-use super::report::{self, GeneratorCounts};
-use super::responder::{FarOrder, Opening};
+use super::generator::ClientPlan;
+use super::message::{self, HEADER_BYTES, Header, INNER_BYTES_MIN, Kind, OVERHEAD_BYTES, Path, stamp_ns};
+use super::report::{self, Counts};
+use super::timers::{Agenda, Entry};
 
 /// How often a handshake is tried before it counts as failed for good, and how long one may take.
 const ATTEMPTS_MAX: u8 = 4;
@@ -25,6 +27,8 @@ const FAREWELL_MAX: Duration = Duration::from_secs(5);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A packet that is sent later than this after it was due counts as late.
 const LATE_AFTER: Duration = Duration::from_millis(1);
+/// How long the far ends wait when nothing is due and nothing arrives: what falls due meanwhile goes together.
+const FAR_SLEEP_MIN: Duration = Duration::from_micros(200);
 /// The port of a client's first flow.
 const PORT_FIRST: u16 = 20_000;
 
@@ -62,20 +66,22 @@ pub struct Client {
     pub is_begun: bool,
     /// Attempts that failed in a row.
     failed: u8,
-    /// Their numbers follow each other.
+    /// Their numbers follow each other. They count what arrives until what is left of their connection has died away.
     flows: Vec<Flow>,
     /// The flow that is first to send in this pass.
     turn: usize,
     /// When its state is over.
     deadline: Option<Instant>,
-    armed: Option<Instant>,
-    is_touched: bool,
+    near: Entry,
+    far: Entry,
+    /// When anything arrived, at either end.
     heard_at: Instant,
     leaving_since: Instant,
 }
 
 struct Flow {
-    end: End,
+    near: End,
+    far: End,
     path: Path,
 }
 
@@ -94,8 +100,8 @@ impl Client {
             flows: Vec::new(),
             turn: 0,
             deadline: None,
-            armed: None,
-            is_touched: false,
+            near: Entry::default(),
+            far: Entry::default(),
             heard_at: now,
             leaving_since: now,
         }
@@ -103,11 +109,8 @@ impl Client {
 
     /// Sees to it that the client is looked at in this pass.
     #[inline]
-    fn touch(&mut self, touched: &mut Vec<u32>) {
-        if !self.is_touched {
-            self.is_touched = true;
-            touched.push(self.slot);
-        }
+    fn touch(&mut self, agenda: &mut Agenda) {
+        agenda.touch(self.slot, &mut self.near);
     }
 
     pub fn connect(&mut self, context: &mut Context) -> Result<()> {
@@ -122,27 +125,41 @@ impl Client {
             .with_context(|| format!("cannot connect to {}", context.remote))?;
         self.tunnel = Some(Box::new(tunnel));
         self.set_state(State::Connecting, Some(HANDSHAKE_TIMEOUT), context);
-        self.touch(&mut context.touched);
+        self.touch(&mut context.near);
         Ok(())
     }
 
     /// Takes what the client's socket received. Returns whether there is a connection for it.
     #[inline]
-    pub fn handle_udp(&mut self, now: Instant, received: Received, touched: &mut Vec<u32>) -> bool {
+    pub fn handle_udp(&mut self, received: Received, context: &mut Context) -> bool {
         let Some(tunnel) = &mut self.tunnel else { return false };
-        tunnel.handle_udp(now, received);
-        self.heard_at = now;
-        self.touch(touched);
+        tunnel.handle_udp(context.now, received);
+        self.heard_at = context.now;
+        self.touch(&mut context.near);
         true
+    }
+
+    /// Takes a message from `port` of its inner address, as the responder.
+    #[inline]
+    pub fn take_far(&mut self, port: u16, header: &Header, body: &[u8], context: &mut Context) {
+        let (now, index) = (context.now, usize::from(port.wrapping_sub(PORT_FIRST)));
+        let Some(flow) = self.flows.get_mut(index).filter(|flow| flow.far.number == header.flow) else { return };
+        let inner_bytes = body.len() + HEADER_BYTES + OVERHEAD_BYTES;
+        flow.far.take(now, header, inner_bytes as u16, message::is_intact(header, body));
+        if let Some([sent, _]) = &mut context.meters {
+            sent.add(now, self.user, inner_bytes as u64);
+        }
+        self.heard_at = now;
+        context.far.touch(self.slot, &mut self.far);
     }
 
     /// The time has come that the client had armed.
     pub fn handle_timeout(&mut self, context: &mut Context) {
         let now = context.now;
-        self.armed = self.armed.filter(|at| *at > now);
+        self.near.expire(now);
         let Some(tunnel) = &mut self.tunnel else { return };
         tunnel.handle_timeout(now);
-        self.touch(&mut context.touched);
+        self.touch(&mut context.near);
         if self.deadline.is_none_or(|at| at > now) {
             return;
         }
@@ -165,9 +182,15 @@ impl Client {
         }
     }
 
+    /// The time has come that the far ends had armed.
+    pub fn handle_far_timeout(&mut self, context: &mut Context) {
+        self.far.expire(context.now);
+        context.far.touch(self.slot, &mut self.far);
+    }
+
     /// Looks at everything that has happened to the client, and queues in its tunnel what it has to send.
     pub fn look(&mut self, context: &mut Context) {
-        self.is_touched = false;
+        self.near.begin();
         let Some(mut tunnel) = self.tunnel.take() else { return };
         while let Some(event) = tunnel.poll_event() {
             self.handle_event(event, &mut tunnel, context);
@@ -175,9 +198,9 @@ impl Client {
         while let Some(packet) = tunnel.poll_packet() {
             self.take(&packet, context);
         }
-        for index in 0..self.flows.len() {
-            let index = (index + self.turn) % self.flows.len();
-            self.flows[index].send(self.group, &mut tunnel, context);
+        let (group, turn, flows) = (self.group, self.turn, self.sending());
+        for index in 0..flows.len() {
+            flows[(index + turn) % flows.len()].send(group, &mut tunnel, context);
         }
         self.turn += 1;
         self.tunnel = Some(tunnel);
@@ -188,43 +211,63 @@ impl Client {
         self.tunnel.as_mut()?.poll_transmit(now, buf)
     }
 
+    /// The next run of datagrams of the far ends, all of one flow. `next` is the flow that has its turn.
+    pub fn poll_far(&mut self, next: &mut u16, context: &Context, buf: &mut Vec<u8>) -> Option<Transmit> {
+        loop {
+            let flow = self.sending().get_mut(usize::from(*next))?;
+            if let Some(segment_bytes) = flow.far.write_run(context.now, context.origin, buf) {
+                let remote = SocketAddr::from((self.inner, PORT_FIRST + *next));
+                return Some(Transmit { remote, local_ip: None, ecn: None, bytes: buf.len(), segment_bytes });
+            }
+            *next += 1;
+        }
+    }
+
+    /// After all of the far ends was sent: sees to it that they are looked at when they are to be.
+    pub fn conclude_far(&mut self, context: &mut Context) {
+        self.far.begin();
+        match self.sending().iter().filter_map(|flow| flow.far.next_at(context.now, u16::MAX)).min() {
+            Some(at) if at <= context.now => context.far.touch(self.slot, &mut self.far),
+            Some(at) => context.far.arm(self.slot, &mut self.far, at.max(context.now + FAR_SLEEP_MIN)),
+            None => {}
+        }
+    }
+
     /// After everything was sent: ends a connection that is over, and sees to it that the client is looked at when it is to be.
     pub fn conclude(&mut self, context: &mut Context) {
         let Some(tunnel) = &mut self.tunnel else { return };
         if tunnel.is_drained() {
             return self.end(context);
         }
-        let room = room(self.group, tunnel, context);
-        let flows = self.flows.iter().filter_map(|flow| flow.end.next_at(context.now, room)).min();
+        let (room, timeout) = (room(self.group, tunnel, context), tunnel.poll_timeout());
+        let flows = self.sending().iter().filter_map(|flow| flow.near.next_at(context.now, room)).min();
         if flows.is_some_and(|at| at <= context.now) {
-            return self.touch(&mut context.again);
+            return self.touch(&mut context.near);
         }
-        let times = [flows, tunnel.poll_timeout().map(|(at, _)| at), self.deadline];
+        let times = [flows, timeout.map(|(at, _)| at), self.deadline];
         if let Some(at) = times.into_iter().flatten().min() {
-            context.timers.arm(self.slot, &mut self.armed, at);
+            context.near.arm(self.slot, &mut self.near, at);
         }
     }
 
     /// Opens the client's flows, if it is up and has any.
     pub fn open_flows(&mut self, context: &mut Context) {
         let (State::Open, Some(group)) = (self.state, self.group) else { return };
-        let plan = Arc::clone(&context.groups[usize::from(group)].plan);
+        let plan = Arc::clone(&context.plans[usize::from(group)]);
         let first = context.flow_numbers(plan.flows.into());
         for index in 0..plan.flows {
             let number = first + u32::from(index);
-            let peer = SocketAddrV4::new(self.inner, PORT_FIRST + index);
-            let (address, responder) = &context.responders[self.user as usize % context.responders.len()];
-            let opening = Opening { number, group, user: self.user, peer, plan: Arc::clone(&plan.far) };
-            responder.send(FarOrder::Open(opening));
-            let end = End::new(number, plan.send.as_ref(), plan.gives_credit, context.now);
-            self.flows.push(Flow { end, path: Path::new(peer, *address) });
+            let [near, far] = [&plan.near, &plan.far].map(|plan| End::new(number, plan, context.now));
+            let path = Path::new(SocketAddrV4::new(self.inner, PORT_FIRST + index), context.responder);
+            self.flows.push(Flow { near, far, path });
         }
-        self.touch(&mut context.touched);
+        self.touch(&mut context.near);
+        context.far.touch(self.slot, &mut self.far);
     }
 
-    /// Ends what the client sends of its own accord.
+    /// Ends what both ends send of their own accord.
     pub fn stop(&mut self) {
-        self.flows.iter_mut().for_each(|flow| flow.end.stop());
+        self.flows.iter_mut().flat_map(|flow| [&mut flow.near, &mut flow.far]).for_each(End::stop);
     }
 
     /// Ends a connection, after its flows if it has any, so that the next one is made.
@@ -233,19 +276,17 @@ impl Client {
             return self.close(context);
         }
         self.stop();
-        self.close_far_ends(context);
         self.leaving_since = context.now;
         self.set_state(State::Leaving, Some(FAREWELL), context);
-        self.touch(&mut context.touched);
+        self.touch(&mut context.near);
     }
 
     pub fn close(&mut self, context: &mut Context) {
         let Some(tunnel) = &mut self.tunnel else { return };
         tunnel.close(context.now);
         context.counts.closed += u64::from(matches!(self.state, State::Open | State::Leaving));
-        self.end_flows(context);
         self.begin_closing(context);
-        self.touch(&mut context.touched);
+        self.touch(&mut context.near);
     }
 
     /// Moves the client on, for so long, and keeps the counts of how many are how far.
@@ -258,7 +299,11 @@ impl Client {
 
     /// Adds what the connection and the flows there are have counted.
     pub fn add_to(&mut self, context: &mut Context) {
-        self.end_flows(context);
+        for flow in self.flows.drain(..) {
+            let group = &mut context.groups[usize::from(self.group.unwrap_or_default())];
+            group.near += flow.near.counts();
+            group.far += flow.far.counts();
+        }
         if let Some(tunnel) = self.tunnel.take() {
             report::add(&mut context.tunnels, &tunnel.counters());
         }
@@ -274,6 +319,7 @@ impl Client {
                     return self.begin_closing(context);
                 };
                 (self.inner, self.failed) = (address, 0);
+                context.by_inner.insert(address.into(), self.slot);
                 context.counts.handshakes += 1;
                 self.set_state(State::Open, None, context);
                 if context.is_traffic {
@@ -287,7 +333,6 @@ impl Client {
             (ClientEvent::Closed(cause), State::Open | State::Leaving) if cause != CloseCause::Local => {
                 context.counts.lost += 1;
                 context.note(&format!("connection lost: {cause}"));
-                self.end_flows(context);
                 self.set_state(State::Closing, Some(CLOSING_TIMEOUT), context);
             }
             _ => {}
@@ -300,15 +345,15 @@ impl Client {
         let (now, header) = (context.now, arrival.header);
         context.counts.received_packets += 1;
         context.counts.received_bytes += packet.len() as u64;
-        let Some(first) = self.flows.first().map(|flow| flow.end.number) else { return };
+        let Some(first) = self.flows.first().map(|flow| flow.near.number) else { return };
         let index = header.flow.wrapping_sub(first) as usize;
         let Some(flow) = self.flows.get_mut(index) else { return };
         if usize::from(arrival.destination_port) != usize::from(PORT_FIRST) + index {
             return;
         }
-        let is_new = flow.end.take(now, &header, packet.len() as u16, arrival.is_intact, None);
-        if let Some(meters) = &mut context.meters {
-            meters.add(now, self.user, packet.len() as u64);
+        let is_new = flow.near.take(now, &header, packet.len() as u16, arrival.is_intact);
+        if let Some([_, received]) = &mut context.meters {
+            received.add(now, self.user, packet.len() as u64);
         }
         if let (Kind::Answer, true, Some(group)) = (header.kind, is_new, self.group) {
             let took_ns = stamp_ns(context.origin, now).saturating_sub(header.stamp_ns);
@@ -343,19 +388,10 @@ impl Client {
         }
     }
 
-    fn close_far_ends(&self, context: &Context) {
-        for flow in &self.flows {
-            let (_, responder) = &context.responders[self.user as usize % context.responders.len()];
-            responder.send(FarOrder::Close(flow.end.number));
-        }
-    }
-
-    fn end_flows(&mut self, context: &mut Context) {
-        let Some(group) = self.group else { return };
-        self.close_far_ends(context);
-        for flow in self.flows.drain(..) {
-            context.groups[usize::from(group)].counts += flow.end.counts();
-        }
+    /// The flows whose ends may send.
+    #[inline]
+    fn sending(&mut self) -> &mut [Flow] {
+        if matches!(self.state, State::Open | State::Leaving) { &mut self.flows } else { &mut [] }
     }
 }
 
@@ -365,7 +401,7 @@ impl Flow {
     fn send(&mut self, group: Option<u8>, tunnel: &mut Tunnel, context: &mut Context) {
         loop {
             let room = room(group, tunnel, context);
-            let Some(Outgoing { header, inner_bytes, due }) = self.end.poll(context.now, context.origin, room) else {
+            let Some(Outgoing { header, inner_bytes, due }) = self.near.poll(context.now, context.origin, room) else {
                 return;
             };
             if let Some(due) = due {
@@ -384,7 +420,7 @@ impl Flow {
 /// counted there.
 fn room(group: Option<u8>, tunnel: &mut Tunnel, context: &Context) -> u16 {
     match group {
-        Some(group) if context.groups[usize::from(group)].plan.is_windowed() => {
+        Some(group) if context.plans[usize::from(group)].is_windowed() => {
             tunnel.send_room_bytes().min(u16::MAX.into()) as u16
         }
         _ => u16::MAX,
@@ -392,7 +428,7 @@ fn room(group: Option<u8>, tunnel: &mut Tunnel, context: &Context) -> u16 {
 }
 
 /// The count of clients in `state`.
-fn count(state: State, counts: &mut GeneratorCounts) -> &mut u64 {
+fn count(state: State, counts: &mut Counts) -> &mut u64 {
     match state {
         State::Out => &mut counts.out,
         State::Waiting => &mut counts.waiting,

@@ -11,14 +11,13 @@ use rustix::time::{ClockId, clock_gettime};
 use tollgate::gateway::Status;
 
 use super::accounts::Accounts;
-use super::generator::Order;
-use super::report::{GeneratorCounts, GeneratorReport};
-use super::responder::{ResponderCounts, ResponderReport};
+use super::report::{Counts, Report};
 use super::result::{FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
 use super::scenario::Scenario;
 use super::sink::FlowCounts;
 use super::testbed::Testbed;
 use super::verdict;
+use super::worker::Order;
 use crate::deploy::{GatewaySample, SERVICE};
 use crate::measure::progress::Progress;
 use crate::measure::units::{bits_per_second, count};
@@ -76,8 +75,7 @@ struct Controller<'a> {
 /// How everything stands at one moment.
 struct Moment {
     at: Instant,
-    counts: GeneratorCounts,
-    responder: ResponderCounts,
+    counts: Counts,
     /// CPU time of each thread of the harness, in nanoseconds.
     threads_cpu_ns: Vec<u64>,
     harness_cpu_seconds: f64,
@@ -97,27 +95,26 @@ impl Controller<'_> {
         let status = self.status_without_connections()?;
         let kernel = self.testbed.kernel_drops()?;
         self.progress.clear();
-        let (near, far) = self.testbed.join()?;
+        let report = self.testbed.join()?;
         let Controller { scenario, testbed, mut result, .. } = self;
         testbed.gateway.stop()?;
-        result.groups = groups(scenario, &near, &far, result.seconds);
+        result.groups = groups(scenario, &report, result.seconds);
         let accounts = Accounts {
-            far_received: far.counts.received_messages,
-            far_sent: far.counts.sent_messages,
-            generators: &near.counts,
-            tunnels: &near.tunnels,
+            generators: &report.counts,
+            tunnels: &report.tunnels,
             gateway: status.as_ref(),
             kernel: &kernel,
             mtu_bytes: scenario.mtu_bytes(),
         };
         (result.up, result.down) = accounts.balance();
-        result.up.user_peak_bits_per_second = far.user_peak_bytes as f64 * 8.0;
-        result.down.user_peak_bits_per_second = near.user_peak_bytes as f64 * 8.0;
-        result.clients = near.counts;
+        let [up_bytes, down_bytes] = report.user_peak_bytes;
+        result.up.user_peak_bits_per_second = up_bytes as f64 * 8.0;
+        result.down.user_peak_bits_per_second = down_bytes as f64 * 8.0;
+        result.clients = report.counts;
         result.limited_by = verdict::limited_by(scenario, &result);
         result.failures = verdict::failures(scenario, &result)?;
         if !result.failures.is_empty() {
-            let reasons = near.failures.iter().map(|(reason, times)| format!("{reason} ({})", count(*times)));
+            let reasons = report.failures.iter().map(|(reason, times)| format!("{reason} ({})", count(*times)));
             result.failures.extend(reasons.map(|reason| format!("connections failed: {reason}")));
         }
         Ok(result)
@@ -135,7 +132,7 @@ impl Controller<'_> {
             let counts = self.testbed.counts();
             let is_over = counts.connecting() == 0 && counts.connected() + counts.failed + counts.lost >= wanted;
             if counts.handshakes == 0 && (is_over || started.elapsed() >= ANSWER_TIMEOUT) {
-                let (report, _) = self.testbed.join()?;
+                let report = self.testbed.join()?;
                 let reasons: Vec<&str> = report.failures.keys().map(String::as_str).collect();
                 let reason = if reasons.is_empty() { "it does not answer".to_owned() } else { reasons.join("; ") };
                 bail!("no connection to the gateway at {SERVICE} came up: {reason}");
@@ -163,7 +160,7 @@ impl Controller<'_> {
         let duration = self.scenario.duration;
         let interval = SAMPLE_INTERVAL.max(duration / SAMPLES_MAX);
         let mut next_sample = started + interval;
-        let mut last = (before.at, before.received_bytes());
+        let mut last = (before.at, before.counts.received_bytes());
         while started.elapsed() < duration {
             let until = next_sample.min(started + duration);
             thread::sleep(until.saturating_duration_since(Instant::now()));
@@ -172,7 +169,7 @@ impl Controller<'_> {
             }
             let now = self.moment()?;
             self.sample(started, &now, last);
-            last = (now.at, now.received_bytes());
+            last = (now.at, now.counts.received_bytes());
             next_sample += interval;
             observe(&self.result)?;
         }
@@ -192,7 +189,7 @@ impl Controller<'_> {
             gateway_cpu_seconds: now.gateway.cpu_seconds,
             gateway_memory_bytes: now.gateway.memory_bytes,
             gateway_descriptors: now.gateway.descriptors,
-            bits_per_second: now.received_bytes().saturating_sub(last.1) as f64 * 8.0 / seconds,
+            bits_per_second: now.counts.received_bytes().saturating_sub(last.1) as f64 * 8.0 / seconds,
         };
         self.result.seconds = sample.seconds;
         self.result.clients = now.counts;
@@ -210,10 +207,9 @@ impl Controller<'_> {
         let started = Instant::now();
         let mut last = ([0; 4], started);
         while started.elapsed() < timeout {
-            let (counts, far) = (self.testbed.counts(), self.testbed.responder_counts());
-            let moving = [counts.sent_packets, counts.received_packets, far.received_messages, far.sent_messages];
-            if moving != last.0 {
-                last = (moving, Instant::now());
+            let counts = self.testbed.counts();
+            if counts.packets() != last.0 {
+                last = (counts.packets(), Instant::now());
             }
             if counts.unsettled() == 0 && last.1.elapsed() >= QUIET {
                 return Ok(());
@@ -245,7 +241,6 @@ impl Controller<'_> {
             gateway: self.testbed.gateway.sample()?,
             at: Instant::now(),
             counts: self.testbed.counts(),
-            responder: self.testbed.responder_counts(),
             threads_cpu_ns: self.testbed.threads_cpu_ns(),
             busy_seconds: busy_seconds(&fs::read_to_string("/proc/stat")?, &self.testbed.gateway_cpus),
             harness_cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
@@ -267,7 +262,6 @@ impl Controller<'_> {
         self.result.gateway_descriptors = last.descriptors;
         let cpu_seconds = after.harness_cpu_seconds - before.harness_cpu_seconds;
         self.result.harness_usage = usage(cpu_seconds, self.testbed.harness_cpus);
-        self.result.responder_cpu_seconds = (after.responder.cpu_ns - before.responder.cpu_ns) as f64 / 1e9;
         self.result.batch =
             first.status.as_ref().zip(last.status.as_ref()).and_then(|(first, last)| batch(first, last));
         let threads = before.threads_cpu_ns.iter().zip(&after.threads_cpu_ns);
@@ -277,12 +271,6 @@ impl Controller<'_> {
         let late = after.counts.late_packets - before.counts.late_packets;
         self.result.late_share = late as f64 / scheduled.max(1) as f64;
         Ok(())
-    }
-}
-
-impl Moment {
-    fn received_bytes(&self) -> u64 {
-        self.counts.received_bytes + self.responder.received_bytes
     }
 }
 
@@ -322,19 +310,18 @@ fn busy_seconds(table: &str, cpus: &[usize]) -> f64 {
     cpus.iter().filter_map(busy).sum()
 }
 
-fn groups(scenario: &Scenario, near: &GeneratorReport, far: &ResponderReport, seconds: f64) -> Vec<GroupResult> {
+fn groups(scenario: &Scenario, report: &Report, seconds: f64) -> Vec<GroupResult> {
     let figures = |sent: &FlowCounts, received: &FlowCounts| FlowFigures {
         counts: FlowCounts { sent_packets: sent.sent_packets, ..*received },
         lost_packets: sent.sent_packets.saturating_sub(received.received_packets),
         bits_per_second: if seconds > 0.0 { received.received_bytes as f64 * 8.0 / seconds } else { 0.0 },
     };
-    let ends = scenario.traffic.iter().zip(&near.groups).zip(&far.groups);
-    let group = ends.map(|((plan, (near, trips)), far)| GroupResult {
+    let group = scenario.traffic.iter().zip(&report.groups).map(|(plan, group)| GroupResult {
         name: plan.name.clone(),
         connections: plan.connections,
-        up: figures(near, far),
-        down: figures(far, near),
-        round_trip: trips.as_ref().and_then(|trips| trips.latencies()),
+        up: figures(&group.near, &group.far),
+        down: figures(&group.far, &group.near),
+        round_trip: group.round_trips.as_ref().and_then(|trips| trips.latencies()),
     });
     group.collect()
 }

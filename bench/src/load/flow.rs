@@ -1,11 +1,11 @@
-//! One end of a flow: which message it sends next and when, and what it makes of those that come. Both ends are the same machine. It sends
-//! nothing and reads no clock.
+//! One end of a flow: which message it sends next and when, and what it makes of those that come. Both ends are the same machine. It has no
+//! socket and reads no clock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::{Header, INNER_BYTES_MIN, Kind, stamp_ns};
+use super::message::{self, Header, INNER_BYTES_MIN, Kind, OVERHEAD_BYTES, stamp_ns};
 use super::sink::{FlowCounts, Sink};
 
 /// The most packets of a train: those that one super-packet can have (the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9).
@@ -19,6 +19,18 @@ const CREDIT_PACKETS: u32 = 32;
 const CREDIT_AFTER: Duration = Duration::from_millis(1);
 /// Answers of a flow that wait to be sent. Requests that find so many are not answered.
 const ANSWERS_MAX: usize = 4096;
+/// Bytes of a run: what the kernel takes in one piece, with room to spare.
+const RUN_BYTES_MAX: usize = 64_000;
+
+/// What one end of a group's flows does.
+#[derive(Debug, Default)]
+pub struct EndPlan {
+    pub send: Option<Arc<SendPlan>>,
+    /// Whether the other end has a window, and wants credit.
+    pub gives_credit: bool,
+    /// Length of an answer as an inner packet; as long as the request if it is `None`.
+    pub answer_bytes: Option<u16>,
+}
 
 /// What one end sends of its own accord.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,8 +161,8 @@ pub struct End {
     /// Stamps of requests to be answered, and the lengths of the answers.
     answers: VecDeque<(u64, u16)>,
     answered: u64,
-    /// Whether the other side has a window, and wants credit.
     gives_credit: bool,
+    answer_bytes: Option<u16>,
     /// Messages that came since the last credit, and when the first of them did.
     untold: u32,
     untold_since: Option<Instant>,
@@ -158,8 +170,8 @@ pub struct End {
 
 impl End {
     /// Whoever sends begins at `now`, its first packet at its place between those of all other flows.
-    pub fn new(number: u32, send: Option<&Arc<SendPlan>>, gives_credit: bool, now: Instant) -> End {
-        let source = send.map(|plan| {
+    pub fn new(number: u32, plan: &EndPlan, now: Instant) -> End {
+        let source = plan.send.as_ref().map(|plan| {
             let (plan, start) = (Arc::clone(plan), now + plan.phase(number));
             Source { plan, start, sequence: 0, settled: 0, heard_at: start, pass: (start, 0), is_stopped: false }
         });
@@ -169,23 +181,16 @@ impl End {
             sink: Sink::default(),
             answers: VecDeque::new(),
             answered: 0,
-            gives_credit,
+            gives_credit: plan.gives_credit,
+            answer_bytes: plan.answer_bytes,
             untold: 0,
             untold_since: None,
         }
     }
 
-    /// Takes what came. An answer to a request is `answer_bytes` long, or as long as the request. Returns whether it is a message that is
-    /// counted, intact, and came for the first time.
+    /// Takes what came. Returns whether it is a message that is counted, intact, and came for the first time.
     #[inline]
-    pub fn take(
-        &mut self,
-        now: Instant,
-        header: &Header,
-        inner_bytes: u16,
-        is_intact: bool,
-        answer_bytes: Option<u16>,
-    ) -> bool {
+    pub fn take(&mut self, now: Instant, header: &Header, inner_bytes: u16, is_intact: bool) -> bool {
         if header.kind == Kind::Credit {
             self.source.iter_mut().filter(|_| is_intact).for_each(|source| source.handle_credit(now, header.sequence));
             return false;
@@ -196,7 +201,7 @@ impl End {
         }
         let is_new = self.sink.take(header.sequence, inner_bytes.into(), is_intact);
         if is_new && header.kind == Kind::Request && self.answers.len() < ANSWERS_MAX {
-            self.answers.push_back((header.stamp_ns, answer_bytes.unwrap_or(inner_bytes)));
+            self.answers.push_back((header.stamp_ns, self.answer_bytes.unwrap_or(inner_bytes)));
         }
         is_new
     }
@@ -228,6 +233,26 @@ impl End {
         let header = header(source.plan.kind, sequence, stamp_ns(origin, due));
         let due = matches!(source.plan.schedule, Schedule::Even { .. }).then_some(due);
         Some(Outgoing { header, inner_bytes, due })
+    }
+
+    /// Writes as many messages as go in one run, all equally long but for the last, and returns the length of the first in bytes; `None` for
+    /// none.
+    pub fn write_run(&mut self, now: Instant, origin: Instant, buf: &mut Vec<u8>) -> Option<usize> {
+        let train = self.source.as_ref().map_or(TRAIN_PACKETS_MAX, |source| source.plan.train());
+        let (mut first_bytes, mut last_bytes) = (None, u16::MAX);
+        for _ in 0..train {
+            let is_full =
+                first_bytes.is_some_and(|first| last_bytes < first || buf.len() + usize::from(first) > RUN_BYTES_MAX);
+            if is_full {
+                break;
+            }
+            let Some(next) = self.poll(now, origin, first_bytes.unwrap_or(u16::MAX)) else { break };
+            last_bytes = next.inner_bytes;
+            first_bytes.get_or_insert(last_bytes);
+            buf.extend_from_slice(&next.header.to_bytes());
+            buf.extend_from_slice(message::body(&next.header, last_bytes));
+        }
+        first_bytes.map(|bytes| usize::from(bytes) - OVERHEAD_BYTES)
     }
 
     /// When there may be a message no longer than `bytes_max` if nothing comes; a time that has passed means at once.
@@ -262,14 +287,14 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn plan(schedule: Schedule) -> Arc<SendPlan> {
-        Arc::new(SendPlan { kind: Kind::Data, sizes: vec![100], schedule })
+    fn sending(sizes: Vec<u16>, schedule: Schedule) -> EndPlan {
+        EndPlan { send: Some(Arc::new(SendPlan { kind: Kind::Data, sizes, schedule })), ..EndPlan::default() }
     }
 
     fn end(schedule: Schedule) -> (End, Instant) {
         let now = Instant::now();
         // Flow 0 begins at once.
-        (End::new(0, Some(&plan(schedule)), false, now), now)
+        (End::new(0, &sending(vec![100], schedule), now), now)
     }
 
     fn polled(end: &mut End, now: Instant) -> Vec<Outgoing> {
@@ -277,7 +302,7 @@ mod tests {
     }
 
     fn credit(end: &mut End, now: Instant, settled: u64) {
-        end.take(now, &Header { kind: Kind::Credit, flow: 0, sequence: settled, stamp_ns: 0 }, 52, true, None);
+        end.take(now, &Header { kind: Kind::Credit, flow: 0, sequence: settled, stamp_ns: 0 }, 52, true);
     }
 
     #[test]
@@ -309,7 +334,7 @@ mod tests {
         assert_eq!((end.next_at(start, u16::MAX), polled(&mut end, start + 3 * MS).len()), (Some(start + 4 * MS), 0));
         let late: Vec<_> = polled(&mut end, start + 9 * MS).iter().map(|next| next.due.unwrap() - start).collect();
         assert_eq!(late, [[4 * MS; 4], [8 * MS; 4]].concat());
-        let latest = (0..1000).map(|flow| plan(schedule).phase(flow)).max();
+        let latest = (0..1000).map(|flow| sending(vec![100], schedule).send.unwrap().phase(flow)).max();
         assert!(latest.is_some_and(|latest| (3 * MS..4 * MS).contains(&latest)), "{latest:?}");
         end.stop();
         assert_eq!((end.next_at(start, u16::MAX), end.counts().sent_packets), (None, 12));
@@ -336,9 +361,9 @@ mod tests {
     #[test]
     fn credit_is_given_after_enough_messages_or_enough_time() {
         let now = Instant::now();
-        let mut end = End::new(7, None, true, now);
+        let mut end = End::new(7, &EndPlan { gives_credit: true, ..EndPlan::default() }, now);
         let take = |end: &mut End, at, sequence| {
-            end.take(at, &Header { kind: Kind::Data, flow: 7, sequence, stamp_ns: 0 }, 100, true, None)
+            end.take(at, &Header { kind: Kind::Data, flow: 7, sequence, stamp_ns: 0 }, 100, true)
         };
         assert!(take(&mut end, now, 1) && take(&mut end, now + CREDIT_AFTER / 2, 2));
         assert_eq!(polled(&mut end, now + CREDIT_AFTER / 2), []);
@@ -355,17 +380,28 @@ mod tests {
     #[test]
     fn each_request_is_answered_once_with_its_stamp_and_a_number_of_its_own() {
         let now = Instant::now();
-        let mut end = End::new(7, None, false, now);
+        let mut end = End::new(7, &EndPlan { answer_bytes: Some(600), ..EndPlan::default() }, now);
         for (sequence, is_intact) in [(0, true), (1, true), (1, true), (2, false)] {
             let header = Header { kind: Kind::Request, flow: 7, sequence, stamp_ns: 100 + sequence };
-            end.take(now, &header, 80, is_intact, (sequence == 1).then_some(600));
+            end.take(now, &header, 80, is_intact);
         }
         let answers: Vec<_> = polled(&mut end, now).iter().map(|out| (out.header, out.inner_bytes)).collect();
         let answer = |sequence| Header { kind: Kind::Answer, flow: 7, sequence, stamp_ns: 100 + sequence };
-        assert_eq!(answers, [(answer(0), 80), (answer(1), 600)]);
+        assert_eq!(answers, [(answer(0), 600), (answer(1), 600)]);
         let counts = end.counts();
         assert_eq!((counts.sent_packets, counts.received_packets), (2, 3));
         assert_eq!((counts.duplicated_packets, counts.corrupted_packets), (1, 1));
+    }
+
+    #[test]
+    fn a_run_is_of_equal_packets_but_for_a_shorter_last_one_and_of_one_train() {
+        let (now, mut buf) = (Instant::now(), Vec::new());
+        let mut end = End::new(0, &sending(vec![1000, 100], Schedule::Window { bytes: 5000 }), now);
+        let runs: Vec<_> =
+            std::iter::from_fn(|| Some((end.write_run(now, now, &mut buf)?, buf.split_off(0).len()))).collect();
+        assert_eq!(runs, [(972, 972 + 72), (972, 972 + 72), (972, 972)]);
+        let mut end = End::new(0, &sending(vec![100], Schedule::Even { per_second: 1000.0, train: 1 }), now);
+        assert_eq!((end.write_run(now + MS, now, &mut buf), buf.len()), (Some(72), 72), "although two are due");
     }
 
     proptest! {
@@ -375,8 +411,7 @@ mod tests {
             sizes in prop::collection::vec(100u16..1500, 1..4),
         ) {
             let start = Instant::now();
-            let plan = Arc::new(SendPlan { kind: Kind::Data, sizes, schedule: Schedule::Window { bytes: 6000 } });
-            let mut end = End::new(0, Some(&plan), false, start);
+            let mut end = End::new(0, &sending(sizes, Schedule::Window { bytes: 6000 }), start);
             let (mut now, mut sent, mut settled, mut heard_at) = (start, Vec::<u64>::new(), 0usize, start);
             for (pause_ms, step) in steps {
                 now += Duration::from_millis(pause_ms) + Duration::from_nanos(1);

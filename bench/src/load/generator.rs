@@ -1,37 +1,34 @@
-//! A generator: one pinned thread that drives thousands of clients, and is the near end of their flows.
+//! A generator: one pinned thread that drives thousands of clients, and is both ends of their flows.
 //!
 //! Each client is a [`Tunnel`](tollgate_shards::Tunnel), the engine's own state machine, with an identity and an outer address of its own. The
-//! thread makes no decision about the run: the controller gives [`Order`]s and reads counts. A pass is: receive; what has fallen due; churn and
-//! rebinding; a look at each client that was touched, which sends all it has; sleep; orders. The clock is read once in it.
+//! far ends of all flows share a second socket, the *responder*, an ordinary UDP service behind the gateway. Both ends know which flows there
+//! are; what each knows of packets, it has from its own socket.
+//!
+//! The thread makes no decision about the run: the controller gives [`Order`]s and reads counts. A pass is: receive; what has fallen due; churn
+//! and rebinding; a look at each client that was touched, which sends all it has; sleep; orders. The clock is read once in it.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bytes::BytesMut;
-use crossbeam_channel::Sender;
-use quinn_proto::TransportConfig;
-use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
+use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustix::thread::set_current_timer_slack;
-use tollgate::gateway::ephemeral_reset_key;
-use tollgate_shards::{Congestion, Counters, TransportParams, transport};
+use tollgate::io::{UdpOptions, UdpSocket};
+use tollgate_shards::Received;
 use tollgate_testkit::Namespace;
 use tollgate_testkit::chance::Chance;
 
 use super::client::{Client, State};
-use super::flow::{Schedule, SendPlan};
-use super::message::{ARENA_BYTES, Kind};
-use super::report::{GeneratorCounts, GeneratorReport};
-use super::responder::{FarPlan, Meters, ResponderInbox};
-use super::scenario::{Direction, Scenario, TrafficKind, TrafficPlan};
-use super::sink::FlowCounts;
-use super::sockets::{Loss, Sockets};
-use super::timers::{Pacer, Timers};
-use super::worker::{Desk, Worker};
-use crate::measure::round_trips::RoundTrips;
+use super::context::Context;
+use super::message::{Header, OVERHEAD_BYTES};
+use super::report::Report;
+use super::scenario::{Scenario, TrafficKind, TrafficPlan};
+use super::sockets::{Loss, Port, Sources, wait};
+use super::timers::Pacer;
+use super::worker::{Desk, Order, Worker};
 
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// Of so few flows each packet is sent when it is due. Of more, those that fall due within the time go together: thousands of them would
@@ -44,16 +41,8 @@ const CLOSINGS_PER_SECOND: f64 = 5000.0;
 const DRAWS_MAX: usize = 16;
 /// Events of one kind in a pass.
 const EVENTS_MAX: u32 = 64;
-/// What the first packet's repetition reckons with.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Inner packets of a connection that wait to be sent, in bytes. Scheduled traffic that finds it full is dropped, and counted.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
-/// Inner packets of a connection that were received and not looked at, in bytes.
-const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
-/// Bits of a flow's number that count within its thread.
-const FLOW_BITS: u32 = u32::BITS - 6;
-/// The most different reasons of failures that are told apart.
-const REASONS_MAX: usize = 16;
+/// The buffers of the clients' socket, each way.
+const BUFFER_BYTES: usize = 16 << 20;
 
 #[derive(Clone)]
 pub struct ClientPlan {
@@ -78,162 +67,12 @@ pub struct GeneratorPlan {
     pub spare_sources: Vec<IpAddr>,
     /// The gateway's outer address.
     pub remote: SocketAddr,
-    /// At least one. Each user stays with one, where their rates are added up.
-    pub responders: Vec<(SocketAddrV4, ResponderInbox)>,
-}
-
-/// What a generator is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Bring all clients up that never were, with no more handshakes at once than the scenario allows.
-    Connect,
-    /// Open the flows of all clients that are up, and begin with churn, losses and rebinding.
-    StartTraffic,
-    /// End churn, losses and rebinding, and stop sending in all flows.
-    StopTraffic,
-    /// Close all connections, and make no new ones. What is still queued is dropped and counted.
-    Close,
-}
-
-/// A generator says when it has begun what it was told: counts that are read afterwards show it.
-pub type Generator = Worker<(Order, Sender<()>), GeneratorCounts, GeneratorReport>;
-
-/// What all flows of a group have in common.
-#[derive(Debug)]
-pub struct GroupPlan {
-    /// Flows of each connection.
-    pub flows: u16,
-    /// What is sent up.
-    pub send: Option<Arc<SendPlan>>,
-    /// Whether the responder wants credit for what it sends.
-    pub gives_credit: bool,
-    pub far: Arc<FarPlan>,
-}
-
-impl GroupPlan {
-    fn new(plan: &TrafficPlan, mtu_bytes: u16) -> GroupPlan {
-        let (kind, schedule) = match plan.kind {
-            TrafficKind::Bulk => (Kind::Data, Schedule::Window { bytes: plan.window_bytes }),
-            TrafficKind::Constant => (Kind::Data, Schedule::Even { per_second: plan.rate, train: plan.train }),
-            TrafficKind::Request => (Kind::Request, Schedule::Even { per_second: plan.rate, train: 1 }),
-        };
-        let is_windowed = plan.kind == TrafficKind::Bulk;
-        let is_request = plan.kind == TrafficKind::Request;
-        let send = Arc::new(SendPlan { kind, sizes: plan.size.lengths(mtu_bytes), schedule });
-        let up = (is_request || plan.direction != Direction::Down).then(|| Arc::clone(&send));
-        let down = (!is_request && plan.direction != Direction::Up).then_some(send);
-        let gives_credit = is_windowed && down.is_some();
-        let far_gives_credit = is_windowed && up.is_some();
-        let far = FarPlan { send: down, answer_bytes: plan.answer_bytes, gives_credit: far_gives_credit };
-        GroupPlan { flows: plan.flows, send: up, gives_credit, far: Arc::new(far) }
-    }
-
-    /// Whether what is sent up waits for room in the tunnel.
-    pub fn is_windowed(&self) -> bool {
-        self.far.gives_credit
-    }
-}
-
-pub struct Group {
-    pub plan: Arc<GroupPlan>,
-    /// Of flows that are gone.
-    pub counts: FlowCounts,
-    pub round_trips: Option<Box<RoundTrips>>,
-}
-
-/// What all clients of a generator share.
-pub struct Context {
-    pub now: Instant,
-    /// Stamps count from here.
-    pub origin: Instant,
-    pub remote: SocketAddr,
-    pub transport: Arc<TransportConfig>,
-    pub reset_key: Arc<dyn HmacKey>,
-    pub responders: Vec<(SocketAddrV4, ResponderInbox)>,
-    pub groups: Vec<Group>,
-    /// What packets are carved from.
-    pub arena: BytesMut,
-    pub timers: Timers,
-    pub counts: GeneratorCounts,
-    /// Of connections that are over.
-    pub tunnels: Counters,
-    failures: BTreeMap<String, u64>,
-    pub meters: Option<Meters>,
-    pub chance: Chance,
-    /// Clients that are to be looked at in this pass, each at most once.
-    pub touched: Vec<u32>,
-    /// Clients that have more to do in the next pass.
-    pub again: Vec<u32>,
-    /// Clients that want to be connected.
-    pub waiting: VecDeque<u32>,
-    /// Whether flows are to be open.
-    pub is_traffic: bool,
-    /// Whether no more connections are to be made.
-    pub is_ending: bool,
-    thread: u16,
-    flows_numbered: u32,
-}
-
-impl Context {
-    fn new(plan: &mut GeneratorPlan) -> Context {
-        let (scenario, now) = (&*plan.scenario, Instant::now());
-        let transport_params = TransportParams {
-            mtu_bytes: scenario.mtu_bytes(),
-            idle_timeout: scenario.gateway.idle_timeout,
-            keep_alive: Some(scenario.users.keep_alive),
-            initial_rtt: Some(INITIAL_RTT),
-            datagram_send_buffer_bytes_max: SEND_BUFFER_BYTES,
-            datagram_receive_buffer_bytes_max: RECEIVE_BUFFER_BYTES,
-            congestion: Congestion::Cubic,
-        };
-        let group = |traffic: &TrafficPlan| {
-            let plan = Arc::new(GroupPlan::new(traffic, scenario.mtu_bytes()));
-            Group { plan, counts: FlowCounts::default(), round_trips: None }
-        };
-        Context {
-            now,
-            origin: now,
-            remote: plan.remote,
-            transport: Arc::new(transport(&transport_params)),
-            reset_key: ephemeral_reset_key(),
-            responders: std::mem::take(&mut plan.responders),
-            groups: scenario.traffic.iter().map(group).collect(),
-            arena: BytesMut::with_capacity(ARENA_BYTES),
-            timers: Timers::default(),
-            counts: GeneratorCounts { out: plan.clients.len() as u64, ..GeneratorCounts::default() },
-            tunnels: Counters::default(),
-            failures: BTreeMap::new(),
-            meters: scenario.users.limit.as_ref().map(|_| Meters::default()),
-            chance: Chance::new(scenario.harness.seed ^ u64::from(plan.thread) << 32),
-            touched: Vec::new(),
-            again: Vec::new(),
-            waiting: VecDeque::new(),
-            is_traffic: false,
-            is_ending: false,
-            thread: plan.thread,
-            flows_numbered: 0,
-        }
-    }
-
-    /// Numbers for `flows` more flows, one after the other: the first of them. Unique among all threads, until one has made 67 million.
-    pub fn flow_numbers(&mut self, flows: u32) -> u32 {
-        if self.flows_numbered + flows > 1 << FLOW_BITS {
-            self.flows_numbered = 0;
-        }
-        let first = self.flows_numbered;
-        self.flows_numbered += flows;
-        u32::from(self.thread) << FLOW_BITS | first
-    }
-
-    /// Counts a failure under its reason, by name while there are few.
-    pub fn note(&mut self, reason: &str) {
-        let is_known = self.failures.len() < REASONS_MAX || self.failures.contains_key(reason);
-        *self.failures.entry(if is_known { reason } else { "other reasons" }.to_owned()).or_default() += 1;
-    }
+    /// The socket behind the gateway.
+    pub responder: UdpSocket,
 }
 
 /// Starts a generator on `cpu`, and opens its socket in `namespace`. No packet is sent before [`Order::Connect`].
-pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<Generator> {
+pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<Worker> {
     let name = format!("generator-{}", plan.thread);
     Worker::start(&name, cpu, namespace, move |desk| {
         let driver = Driver::new(plan, desk)?;
@@ -243,10 +82,15 @@ pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<G
 
 /// What a thread owns.
 struct Driver {
-    desk: Desk<(Order, Sender<()>), GeneratorCounts>,
+    desk: Desk,
     clients: Vec<Client>,
     context: Context,
-    sockets: Sockets,
+    /// The clients' socket and the responder's.
+    outer: Port,
+    inner: Port,
+    sources: Sources,
+    /// What is lost on purpose.
+    loss: Option<Loss>,
     sleep_min: Duration,
     /// Handshakes that may be in progress.
     handshakes_max: u64,
@@ -261,20 +105,25 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(mut plan: GeneratorPlan, desk: Desk<(Order, Sender<()>), GeneratorCounts>) -> Result<Driver> {
+    fn new(plan: GeneratorPlan, desk: Desk) -> Result<Driver> {
         // The kernel's 50 microseconds would be in every round trip. Where it refuses, they are.
         let _ = set_current_timer_slack(NonZeroU64::new(1));
-        let context = Context::new(&mut plan);
-        let GeneratorPlan { scenario, clients, spare_sources, remote, .. } = plan;
+        let context = Context::new(&plan)?;
+        let GeneratorPlan { scenario, clients, spare_sources, remote, responder, .. } = plan;
         let sources = clients.iter().map(|client| client.source).collect();
         let share = clients.len() as f64 / f64::from(scenario.connections().max(1));
         let may_churn = |client: &ClientPlan| client.group.is_none() || !scenario.trouble.churn_idle_only;
         let is_even = |plan: &&TrafficPlan| plan.kind == TrafficKind::Constant;
         let even_flows =
             scenario.traffic.iter().filter(is_even).map(|plan| plan.connections * u32::from(plan.flows)).max();
+        let options =
+            UdpOptions { send_buffer_bytes: BUFFER_BYTES, receive_buffer_bytes: BUFFER_BYTES, ..UdpOptions::default() };
         Ok(Driver {
-            sockets: Sockets::open(sources, spare_sources, remote, &desk.wake)?,
             desk,
+            outer: Port::new(UdpSocket::for_remote(remote, &options)?),
+            inner: Port::new(responder),
+            sources: Sources::new(sources, spare_sources),
+            loss: None,
             sleep_min: if even_flows > Some(ON_TIME_FLOWS_MAX) { SLEEP_MIN } else { Duration::ZERO },
             handshakes_max: (f64::from(scenario.ramp.handshakes_max) * share).round().max(1.0) as u64,
             churn: Pacer::new(scenario.trouble.churn_per_second * share),
@@ -290,16 +139,21 @@ impl Driver {
     }
 
     /// Makes passes until the owner ends them.
-    fn run(mut self) -> Result<GeneratorReport> {
+    fn run(mut self) -> Result<Report> {
         loop {
-            self.pass()?;
+            self.receive();
+            self.expire();
+            self.impair();
+            self.connect_and_close()?;
+            self.serve()?;
             self.publish();
-            if self.sockets.wait(self.timeout())? {
-                self.desk.wake.drain();
-            }
+            let timeout = self.timeout();
+            wait([&mut self.outer, &mut self.inner], &self.desk.wake, timeout)?;
             self.context.now = Instant::now().max(self.context.now + Duration::from_nanos(1));
-            while let Ok(message) = self.desk.inbox.try_recv() {
-                let Some((order, reply)) = message else { return Ok(self.report()) };
+            while let Ok((order, reply)) = self.desk.orders.try_recv() {
+                if order == Order::End {
+                    return Ok(self.report());
+                }
                 self.obey(order);
                 self.publish();
                 // Who has gone away needs no reply.
@@ -308,20 +162,47 @@ impl Driver {
         }
     }
 
-    fn pass(&mut self) -> Result<()> {
-        let Driver { clients, context, sockets, .. } = self;
-        if sockets.is_readable {
-            let Context { now, counts, touched, .. } = context;
-            sockets
-                .receive(counts, &mut |client, received| clients[client as usize].handle_udp(*now, received, touched));
-        }
-        while let Some(client) = context.timers.pop_due(context.now) {
+    fn receive(&mut self) {
+        let Driver { clients, context, sources, loss, .. } = self;
+        let mut take = |mut received: Received| {
+            let mut left = received.data.len().div_ceil(received.segment_bytes) as u64;
+            if let Some(loss) = loss {
+                let (bytes, lost) = loss.thin(&mut received.data, received.segment_bytes);
+                received.data.truncate(bytes);
+                context.counts.injected_lost_down += lost;
+                left -= lost;
+            }
+            let client = received.local_ip.and_then(|ip| sources.client(ip));
+            if left > 0 && !client.is_some_and(|client| clients[client as usize].handle_udp(received, context)) {
+                context.counts.outer_stray_datagrams += left;
+            }
+        };
+        let received = self.outer.receive(&mut take);
+        context.counts.receive_errors += u64::from(received.is_err());
+        let mut take = |received: Received| {
+            let mut client = context.by_inner.get(&received.remote.ip()).map(|slot| &mut clients[*slot as usize]);
+            for payload in received.data.chunks(received.segment_bytes) {
+                let Some((header, body)) = Header::parse(payload) else { continue };
+                context.counts.far_received_packets += 1;
+                context.counts.far_received_bytes += (payload.len() + OVERHEAD_BYTES) as u64;
+                if let Some(client) = &mut client {
+                    client.take_far(received.remote.port(), &header, body, context);
+                }
+            }
+        };
+        // An error of an earlier send, reported here, concerns that datagram only.
+        let _ = self.inner.receive(&mut take);
+    }
+
+    /// Finds what is due.
+    fn expire(&mut self) {
+        let Driver { clients, context, .. } = self;
+        while let Some(client) = context.near.pop_due(context.now) {
             clients[client as usize].handle_timeout(context);
         }
-        self.impair();
-        self.connect_and_close()?;
-        self.serve()?;
-        self.sockets.flush(&mut self.context.counts)
+        while let Some(client) = context.far.pop_due(context.now) {
+            clients[client as usize].handle_far_timeout(context);
+        }
     }
 
     fn obey(&mut self, order: Order) {
@@ -339,14 +220,14 @@ impl Driver {
                 context.is_traffic = true;
                 self.churn.start(context.now);
                 self.rebinds.start(context.now);
-                self.sockets.loss = Loss::new(Chance::new(context.chance.number()), self.loss_share);
+                self.loss = Loss::new(Chance::new(context.chance.number()), self.loss_share);
                 clients.iter_mut().for_each(|client| client.open_flows(context));
             }
             Order::StopTraffic => {
                 context.is_traffic = false;
                 self.churn.stop();
                 self.rebinds.stop();
-                self.sockets.loss = None;
+                self.loss = None;
                 clients.iter_mut().for_each(Client::stop);
             }
             Order::Close => {
@@ -361,6 +242,7 @@ impl Driver {
                     }
                 }
             }
+            Order::End => {}
         }
     }
 
@@ -374,7 +256,7 @@ impl Driver {
         }
         for _ in 0..self.rebinds.take(context.now, EVENTS_MAX) {
             if let Some(client) = draw(&self.slots, &self.clients, &mut context.chance) {
-                context.counts.rebound += u64::from(self.sockets.rebind(client));
+                context.counts.rebound += u64::from(self.sources.rebind(client));
             }
         }
     }
@@ -397,48 +279,72 @@ impl Driver {
 
     /// Looks at every client that was touched, once, and sends all it has.
     fn serve(&mut self) -> Result<()> {
-        let context = &mut self.context;
-        let mut next = 0;
-        while let Some(&slot) = context.touched.get(next) {
-            next += 1;
-            let (client, now) = (&mut self.clients[slot as usize], context.now);
+        let Driver { clients, context, sources, loss, .. } = self;
+        for _ in 0..context.near.touched() {
+            let Some(slot) = context.near.pop_touched() else { break };
+            let (client, now, local_ip) = (&mut clients[slot as usize], context.now, Some(sources.of(slot)));
             client.look(context);
-            self.sockets.transmit(slot, &mut context.counts, &mut |buf| client.poll_transmit(now, buf))?;
+            let lost = &mut context.counts.injected_lost_up;
+            self.outer.transmit(&mut |buf| {
+                loop {
+                    let mut transmit = client.poll_transmit(now, buf)?;
+                    transmit.local_ip = local_ip;
+                    if let Some(loss) = loss {
+                        let (left, lost_now) = loss.thin(&mut buf[..transmit.bytes], transmit.segment_bytes);
+                        *lost += lost_now;
+                        buf.truncate(left);
+                        transmit.bytes = left;
+                    }
+                    if transmit.bytes > 0 {
+                        return Some(transmit);
+                    }
+                }
+            })?;
             client.conclude(context);
         }
-        context.touched.clear();
-        std::mem::swap(&mut context.touched, &mut context.again);
-        Ok(())
+        for _ in 0..context.far.touched() {
+            let Some(slot) = context.far.pop_touched() else { break };
+            let (client, mut flow) = (&mut clients[slot as usize], 0);
+            self.inner.transmit(&mut |buf| client.poll_far(&mut flow, context, buf))?;
+            client.conclude_far(context);
+        }
+        self.outer.flush()?;
+        self.inner.flush()
     }
 
     fn timeout(&self) -> Duration {
         let context = &self.context;
-        if !context.touched.is_empty() || self.sockets.is_readable {
+        if self.outer.is_readable || self.inner.is_readable {
             return Duration::ZERO;
         }
         let may_connect = context.counts.handshaking < self.handshakes_max && !context.waiting.is_empty();
         let connect_at = may_connect.then_some(context.now);
         let paced = [&self.churn, &self.rebinds, &self.closings].map(Pacer::next_at);
-        let times = [connect_at, context.timers.next_at()].into_iter().chain(paced);
-        let until = times.flatten().min().map(|at| at.saturating_duration_since(context.now));
-        until.map_or(SLEEP_MAX, |until| until.clamp(self.sleep_min, SLEEP_MAX))
+        let looks = [&context.near, &context.far].map(|agenda| agenda.next_at(context.now));
+        let until = paced.into_iter().chain(looks).chain([connect_at]).flatten().min();
+        match until.map(|at| at.saturating_duration_since(context.now)) {
+            Some(Duration::ZERO) => Duration::ZERO,
+            Some(until) => until.clamp(self.sleep_min, SLEEP_MAX),
+            None => SLEEP_MAX,
+        }
     }
 
     fn publish(&mut self) {
         let counts = &mut self.context.counts;
         counts.cpu_ns = self.desk.cpu_ns(self.context.now);
         counts.to_close = self.to_close.len() as u64;
+        counts.outer_refused_datagrams = self.outer.sent().dropped;
+        counts.far_sent_packets = self.inner.sent().datagrams;
         self.desk.publish(*counts);
     }
 
-    fn report(mut self) -> GeneratorReport {
+    fn report(mut self) -> Report {
         for client in &mut self.clients {
             client.add_to(&mut self.context);
         }
         let Context { counts, groups, tunnels, failures, meters, .. } = self.context;
-        let groups = groups.into_iter().map(|group| (group.counts, group.round_trips)).collect();
-        let user_peak_bytes = meters.map_or(0, |meters| meters.peak_bytes);
-        GeneratorReport { counts, groups, tunnels, failures, user_peak_bytes }
+        let user_peak_bytes = meters.map_or([0; 2], |meters| meters.map(|meters| meters.peak_bytes));
+        Report { counts, groups, tunnels, failures, user_peak_bytes }
     }
 }
 

@@ -2,22 +2,22 @@
 //!
 //! Threads of the harness, all in one process:
 //! - each *generator* thread drives its part of the clients (the engine's [`Tunnel`](tollgate_shards::Tunnel) machines) over one UDP
-//!   socket, and is the near end of their flows;
-//! - the *responder* is an ordinary UDP service behind the gateway: the other end of every flow;
+//!   socket, and is both ends of their flows: the near ones in the clients, the far ones at a *responder*, a UDP service behind the gateway;
 //! - the *controller* (the calling thread) ramps up, starts and stops traffic, samples the gateway, and at the end balances the accounts.
 //!
-//! They tell each other within the process which flows there are; all else goes through the gateway, in the packets of [`message`].
+//! Both ends know which flows there are; all else goes through the gateway, in the packets of [`message`].
 
 mod accounts;
 mod client;
+mod context;
 mod controller;
 
 pub mod experiment;
 pub mod flow;
 mod generator;
 mod message;
+mod meters;
 mod report;
-mod responder;
 pub mod result;
 pub mod scenario;
 mod sink;

@@ -9,7 +9,7 @@ use crate::measure::round_trips::RoundTrips;
 
 super::counts! {
     /// Counts since the start, but for those that are said to be of now.
-    GeneratorCounts {
+    Counts {
         /// Clients by how far they are now: see [`State`](super::client::State).
         out,
         waiting,
@@ -34,6 +34,11 @@ super::counts! {
         /// Inner packets that came out of tunnels and are messages of the responder, of all kinds.
         received_packets,
         received_bytes,
+        /// Messages of all kinds that the kernel took from the responder, and that came to it.
+        far_sent_packets,
+        far_received_packets,
+        /// As inner packets.
+        far_received_bytes,
         /// Outer datagrams that were to be sent, or were received, and were lost on purpose.
         injected_lost_up,
         injected_lost_down,
@@ -51,7 +56,7 @@ super::counts! {
     }
 }
 
-impl GeneratorCounts {
+impl Counts {
     /// Clients that are on the way to a connection.
     pub fn connecting(&self) -> u64 {
         self.waiting + self.handshaking + self.again
@@ -66,38 +71,59 @@ impl GeneratorCounts {
     pub fn unsettled(&self) -> u64 {
         self.connecting() + self.leaving + self.closing + self.to_close
     }
+
+    /// What arrived at either end, in bytes of inner packets.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes + self.far_received_bytes
+    }
+
+    /// What changes while packets are under way.
+    pub fn packets(&self) -> [u64; 4] {
+        [self.sent_packets, self.received_packets, self.far_sent_packets, self.far_received_packets]
+    }
+}
+
+/// What the ends of a group's flows counted: the clients' and the responder's.
+#[derive(Debug, Default)]
+pub struct GroupReport {
+    pub near: FlowCounts,
+    pub far: FlowCounts,
+    pub round_trips: Option<Box<RoundTrips>>,
 }
 
 /// Everything that a generator counted.
 #[derive(Debug, Default)]
-pub struct GeneratorReport {
-    pub counts: GeneratorCounts,
+pub struct Report {
+    pub counts: Counts,
     /// In the scenario's order.
-    pub groups: Vec<(FlowCounts, Option<Box<RoundTrips>>)>,
+    pub groups: Vec<GroupReport>,
     /// Of all tunnels that there were: datagrams, packets handed out, drops.
     pub tunnels: Counters,
     /// Why handshakes failed and connections were lost, with how often.
     pub failures: BTreeMap<String, u64>,
-    /// The most that one user received in a whole second, in bytes; 0 where no user is limited.
-    pub user_peak_bytes: u64,
+    /// The most that one user sent and received in a whole second, in bytes; 0 where no user is limited.
+    pub user_peak_bytes: [u64; 2],
 }
 
-impl GeneratorReport {
+impl Report {
     /// Adds another generator's of the same scenario.
-    pub fn merge(&mut self, other: GeneratorReport) {
+    pub fn merge(&mut self, other: Report) {
         self.counts += other.counts;
         add(&mut self.tunnels, &other.tunnels);
         self.groups.resize_with(other.groups.len(), Default::default);
-        for ((counts, trips), (other_counts, other_trips)) in self.groups.iter_mut().zip(other.groups) {
-            *counts += other_counts;
-            if let Some(other) = other_trips {
-                trips.get_or_insert_default().add(&other);
+        for (sum, group) in self.groups.iter_mut().zip(other.groups) {
+            sum.near += group.near;
+            sum.far += group.far;
+            if let Some(trips) = group.round_trips {
+                sum.round_trips.get_or_insert_default().add(&trips);
             }
         }
         for (reason, times) in other.failures {
             *self.failures.entry(reason).or_default() += times;
         }
-        self.user_peak_bytes = self.user_peak_bytes.max(other.user_peak_bytes);
+        for (peak, other) in self.user_peak_bytes.iter_mut().zip(other.user_peak_bytes) {
+            *peak = other.max(*peak);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::report::GeneratorCounts;
+use super::report::Counts;
 use super::sink::FlowCounts;
 use super::verdict::bytes_per_connection;
 use crate::measure::record::table;
@@ -19,7 +19,7 @@ pub struct LoadResult {
     pub users: u32,
     pub ramp: Ramp,
     /// What all generators counted.
-    pub clients: GeneratorCounts,
+    pub clients: Counts,
     pub seconds: f64,
     /// One for each group of traffic, in the scenario's order.
     pub groups: Vec<GroupResult>,
@@ -31,9 +31,8 @@ pub struct LoadResult {
     /// What it had at the end of that: resident memory, and descriptors.
     pub gateway_memory_bytes: u64,
     pub gateway_descriptors: u64,
-    /// What the harness used meanwhile: clients, responder and all.
+    /// What the harness used meanwhile.
     pub harness_usage: Usage,
-    pub responder_cpu_seconds: f64,
     /// How busy the gateway's CPUs were, whoever was billed for it: receiving interrupts are others'. The part of a CPU, over all of them.
     pub gateway_cpus_busy: f64,
     /// Inner packets for each outer datagram, while traffic was measured: what stands behind every cost of a packet. `None` of a peer.
@@ -190,7 +189,7 @@ impl fmt::Display for LoadResult {
             "{scenario} against {gateway}: {connected} of {wanted} connections of {users} users came up in {:.1} s, {handshake} of the gateway's CPU time each; {seconds:.1} s of traffic",
             ramp.seconds,
         )?;
-        let GeneratorCounts { handshakes, failed_handshakes, rebound, lost, .. } = *clients;
+        let Counts { handshakes, failed_handshakes, rebound, lost, .. } = *clients;
         // The first handshake of each is the ramp's, and the last end is the load's.
         let again = handshakes.saturating_sub(ramp.connected.into());
         if again + rebound + failed_handshakes + lost > 0 {
@@ -281,12 +280,8 @@ fn usage(f: &mut fmt::Formatter<'_>, result: &LoadResult) -> fmt::Result {
     let descriptors = count(result.gateway_descriptors);
     writeln!(f, "the gateway's CPUs were busy for {busy} of the time; it has {memory} and {descriptors} descriptors")?;
     if gateway.cpu_seconds > 0.0 {
-        let responder = result.responder_cpu_seconds / gateway.cpu_seconds;
-        let clients = (harness.cpu_seconds / gateway.cpu_seconds - responder).max(0.0);
-        writeln!(
-            f,
-            "a packet costs the clients {clients:.2} and the responder {responder:.2} times what it costs the gateway"
-        )?;
+        let times = harness.cpu_seconds / gateway.cpu_seconds;
+        writeln!(f, "a packet costs the harness {times:.2} times what it costs the gateway")?;
     }
     if let Some(batch) = result.batch {
         writeln!(f, "{batch:.2} inner packets for each outer datagram")?;

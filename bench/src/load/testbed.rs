@@ -1,32 +1,27 @@
-//! Everything that a run consists of: namespaces, gateway, responder, generators; started together, gone together.
+//! Everything that a run consists of: namespaces, gateway, generators; started together, gone together.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::bounded;
 use tollgate::tls::Clients;
 use tollgate_config::{KeyExchange, PemSource};
 use tollgate_testkit::chance::mixed;
 use tollgate_testkit::deploy::{Identity, user_entry};
 
-use super::generator::{self, ClientPlan, Generator, GeneratorPlan, Order};
-use super::report::{GeneratorCounts, GeneratorReport};
-use super::responder::{self, FarOrder, Responder, ResponderCounts, ResponderReport};
+use super::generator::{self, ClientPlan, GeneratorPlan};
+use super::report::{Counts, Report};
 use super::scenario::Scenario;
+use super::worker::{Order, Worker};
 use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, Network, RunningGateway, SERVICE};
 use crate::measure::cpus;
 use crate::measure::progress::Progress;
 use crate::measure::units::count;
 use crate::programs::Gateway;
 
-/// Generators of this many threads need a thread of the responder.
-const GENERATORS_OF_A_RESPONDER: usize = 2;
-
 /// A run's parts. Their order is that of their end: clients first, namespaces last.
 pub struct Testbed {
-    generators: Vec<Generator>,
-    responders: Vec<Responder>,
+    generators: Vec<Worker>,
     pub gateway: RunningGateway,
     _files: GatewayFiles,
     kernel_before: KernelDrops,
@@ -50,26 +45,15 @@ impl Testbed {
         let network = Network::build(plan.mtu_bytes)?;
         let kernel_before = KernelDrops::read(&network)?;
         let gateway = RunningGateway::start(gateway, plan, &gateway_cpus, &files, network.gateway())?;
-        let threads = usize::from(scenario.harness.threads);
-        let (mut responders, mut inboxes) = (Vec::new(), Vec::new());
-        for number in 0..threads.div_ceil(GENERATORS_OF_A_RESPONDER) {
-            let socket = network.responder_socket()?;
-            let SocketAddr::V4(address) = socket.local_address() else { bail!("a responder has no IPv4 address") };
-            let (cpu, is_metered) = (harness[(threads + number) % harness.len()], scenario.users.limit.is_some());
-            let responder = responder::start(socket, cpu, scenario.traffic.len(), is_metered, network.network())?;
-            inboxes.push((address, responder.inbox().clone()));
-            responders.push(responder);
-        }
         let clients = clients(scenario, &identities, &files)?;
         let start = |(number, (clients, spare_sources))| {
-            let (scenario, responders) = (Arc::new(scenario.clone()), inboxes.clone());
+            let (scenario, responder) = (Arc::new(scenario.clone()), network.responder_socket()?);
             let plan =
-                GeneratorPlan { scenario, thread: number as u16, clients, spare_sources, remote: SERVICE, responders };
+                GeneratorPlan { scenario, thread: number as u16, clients, spare_sources, remote: SERVICE, responder };
             generator::start(plan, harness[number % harness.len()], network.clients())
         };
         Ok(Testbed {
             generators: clients.into_iter().enumerate().map(start).collect::<Result<_>>()?,
-            responders,
             gateway,
             _files: files,
             kernel_before,
@@ -79,58 +63,34 @@ impl Testbed {
         })
     }
 
-    /// Gives an order to every generator, and to every responder what follows from it. Counts that are read afterwards show it: what it brings
-    /// about is done or pending.
+    /// Gives an order to every generator. Counts that are read afterwards show it: what it brings about is done or pending.
     pub fn order(&mut self, order: Order) -> Result<()> {
-        for generator in &self.generators {
-            let (reply, is_begun) = bounded(1);
-            generator.inbox().send((order, reply));
-            if is_begun.recv().is_err() {
-                return self.why_ended();
-            }
-        }
-        if order == Order::StopTraffic {
-            self.responders.iter().for_each(|responder| responder.inbox().send(FarOrder::Stop));
-        }
-        Ok(())
+        if self.generators.iter().all(|generator| generator.order(order)) { Ok(()) } else { self.why_ended() }
     }
 
     /// Fails when a thread has ended, or the gateway has.
     pub fn require_all(&mut self) -> Result<()> {
-        if self.generators.iter().any(Generator::has_ended) || self.responders.iter().any(Responder::has_ended) {
+        if self.generators.iter().any(Worker::has_ended) {
             return self.why_ended();
         }
         self.gateway.cpu_seconds().map(drop)
     }
 
     fn why_ended(&mut self) -> Result<()> {
-        for generator in self.generators.drain(..) {
-            generator.join()?;
-        }
-        for responder in self.responders.drain(..) {
-            responder.join()?;
-        }
+        self.join()?;
         bail!("a thread of the harness has ended")
     }
 
     /// The counts of all generators.
-    pub fn counts(&self) -> GeneratorCounts {
-        let mut sum = GeneratorCounts::default();
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
         self.generators.iter().for_each(|generator| sum += generator.counts());
-        sum
-    }
-
-    /// The counts of all responders.
-    pub fn responder_counts(&self) -> ResponderCounts {
-        let mut sum = ResponderCounts::default();
-        self.responders.iter().for_each(|responder| sum += responder.counts());
         sum
     }
 
     /// CPU time of each thread, in nanoseconds.
     pub fn threads_cpu_ns(&self) -> Vec<u64> {
-        let generators = self.generators.iter().map(|generator| generator.counts().cpu_ns);
-        generators.chain(self.responders.iter().map(|responder| responder.counts().cpu_ns)).collect()
+        self.generators.iter().map(|generator| generator.counts().cpu_ns).collect()
     }
 
     /// What the kernel has dropped since the namespaces were made.
@@ -138,16 +98,13 @@ impl Testbed {
         Ok(KernelDrops::read(&self.network)?.since(&self.kernel_before))
     }
 
-    /// Ends all threads. Returns what generators and responders had counted.
-    pub fn join(&mut self) -> Result<(GeneratorReport, ResponderReport)> {
-        let (mut near, mut far) = (GeneratorReport::default(), ResponderReport::default());
+    /// Ends all threads. Returns what they counted.
+    pub fn join(&mut self) -> Result<Report> {
+        let mut sum = Report::default();
         for generator in self.generators.drain(..) {
-            near.merge(generator.join()?);
+            sum.merge(generator.join()?);
         }
-        for responder in self.responders.drain(..) {
-            far.merge(responder.join()?);
-        }
-        Ok((near, far))
+        Ok(sum)
     }
 }
 

@@ -1,31 +1,75 @@
-//! What the harness's threads wait for. Nothing here reads a clock.
+//! What a generator has to look at, now and later. Nothing here reads a clock.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// When slots are to be looked at. One may be looked at too early, after its timer was moved, and never too late.
+/// Slots that are to be looked at: at once, each at most once, and when their timers are due. One may be looked at too early, after its timer
+/// was moved, and never too late.
 #[derive(Debug, Default)]
-pub struct Timers(BinaryHeap<Reverse<(Instant, u32)>>);
+pub struct Agenda {
+    touched: VecDeque<u32>,
+    timers: BinaryHeap<Reverse<(Instant, u32)>>,
+}
 
-impl Timers {
-    /// Has `slot` looked at by `at`. `armed` belongs to the slot: when it is to be looked at already.
+/// A slot's own part of its agenda.
+#[derive(Debug, Default)]
+pub struct Entry {
+    is_touched: bool,
+    armed: Option<Instant>,
+}
+
+impl Agenda {
+    /// Has `slot` looked at in this pass, or in the next if it had its turn.
     #[inline]
-    pub fn arm(&mut self, slot: u32, armed: &mut Option<Instant>, at: Instant) {
-        if armed.is_none_or(|armed| at < armed) {
-            *armed = Some(at);
-            self.0.push(Reverse((at, slot)));
+    pub fn touch(&mut self, slot: u32, entry: &mut Entry) {
+        if !std::mem::replace(&mut entry.is_touched, true) {
+            self.touched.push_back(slot);
         }
     }
 
-    /// A slot that is due. Its owner drops what it had `armed`, if that is over.
-    pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
-        self.next_at().filter(|at| *at <= now)?;
-        self.0.pop().map(|Reverse((_, slot))| slot)
+    /// How many slots have been touched.
+    pub fn touched(&self) -> usize {
+        self.touched.len()
     }
 
-    pub fn next_at(&self) -> Option<Instant> {
-        self.0.peek().map(|Reverse((at, _))| *at)
+    /// The next of them, whose owner calls [`Entry::begin`].
+    pub fn pop_touched(&mut self) -> Option<u32> {
+        self.touched.pop_front()
+    }
+
+    /// Has `slot` looked at by `at`.
+    #[inline]
+    pub fn arm(&mut self, slot: u32, entry: &mut Entry, at: Instant) {
+        if entry.armed.is_none_or(|armed| at < armed) {
+            entry.armed = Some(at);
+            self.timers.push(Reverse((at, slot)));
+        }
+    }
+
+    /// A slot that is due, whose owner calls [`Entry::expire`].
+    pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
+        self.timers.peek().filter(|Reverse((at, _))| *at <= now)?;
+        self.timers.pop().map(|Reverse((_, slot))| slot)
+    }
+
+    /// When there is something to look at.
+    pub fn next_at(&self, now: Instant) -> Option<Instant> {
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        if self.touched.is_empty() { timer } else { Some(now) }
+    }
+}
+
+impl Entry {
+    /// The slot is being looked at.
+    #[inline]
+    pub fn begin(&mut self) {
+        self.is_touched = false;
+    }
+
+    /// A timer of the slot was due.
+    pub fn expire(&mut self, now: Instant) {
+        self.armed = self.armed.filter(|at| *at > now);
     }
 }
 
@@ -74,14 +118,17 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_slot_is_looked_at_when_it_is_due_and_not_before() {
-        let (now, mut timers, mut armed) = (Instant::now(), Timers::default(), None);
-        timers.arm(7, &mut armed, now + 9 * MS);
-        timers.arm(7, &mut armed, now + 5 * MS);
-        timers.arm(7, &mut armed, now + 6 * MS);
-        assert_eq!((timers.pop_due(now + 4 * MS), timers.next_at()), (None, Some(now + 5 * MS)));
-        assert_eq!(timers.pop_due(now + 5 * MS), Some(7));
-        assert_eq!((timers.pop_due(now + 8 * MS), timers.pop_due(now + 9 * MS)), (None, Some(7)), "once too often");
+    fn a_slot_is_looked_at_when_it_is_due_or_touched_and_not_before() {
+        let (now, mut agenda, mut entry) = (Instant::now(), Agenda::default(), Entry::default());
+        for ms in [9, 5, 6] {
+            agenda.arm(7, &mut entry, now + ms * MS);
+        }
+        assert_eq!((agenda.pop_due(now + 4 * MS), agenda.next_at(now)), (None, Some(now + 5 * MS)));
+        assert_eq!(agenda.pop_due(now + 5 * MS), Some(7));
+        assert_eq!((agenda.pop_due(now + 8 * MS), agenda.pop_due(now + 9 * MS)), (None, Some(7)), "once too often");
+        agenda.touch(7, &mut entry);
+        agenda.touch(7, &mut entry);
+        assert_eq!((agenda.touched(), agenda.next_at(now), agenda.pop_touched()), (1, Some(now), Some(7)));
     }
 
     #[test]

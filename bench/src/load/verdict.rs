@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use tollgate_config::rate;
 
-use super::report::GeneratorCounts;
+use super::report::Counts;
 use super::result::{LimitedBy, LoadResult, Sample};
 use super::scenario::{Scenario, TrafficKind};
 use crate::measure::spread::slope;
@@ -67,7 +67,7 @@ pub fn failures(scenario: &Scenario, result: &LoadResult) -> Result<Vec<String>>
     if demand.all_connected {
         let is_up = ramp.connected == ramp.wanted;
         require(is_up, &|| format!("{} of {} connections came up", ramp.connected, ramp.wanted));
-        let GeneratorCounts { failed, lost, .. } = result.clients;
+        let Counts { failed, lost, .. } = result.clients;
         require(!is_up || failed == 0, &|| format!("{failed} clients could not connect again"));
         require(lost == 0, &|| format!("{lost} connections ended although nobody wanted it"));
     }

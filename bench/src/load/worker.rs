@@ -1,4 +1,4 @@
-//! A pinned thread of the harness: what it is told, what it publishes, and what it reports at its end.
+//! A generator's thread, seen from outside and from within: what it is told, what it publishes, and what it reports at its end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -10,41 +10,55 @@ use rustix::time::{ClockId, clock_gettime};
 use tollgate::io::Wake;
 use tollgate_testkit::Namespace;
 
+use super::report::{Counts, Report};
 use crate::measure::cpus;
 
 /// How often a thread reads its CPU clock.
 const CPU_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A thread that takes messages `M`, publishes counts `C` with every pass, and ends with a report `R`.
-pub struct Worker<M, C, R> {
-    inbox: Inbox<M>,
-    counts: Arc<Mutex<C>>,
-    handle: Option<JoinHandle<Result<R>>>,
+/// What a generator is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Bring all clients up that never were, with no more handshakes at once than the scenario allows.
+    Connect,
+    /// Open the flows of all clients that are up, and begin with churn, losses and rebinding.
+    StartTraffic,
+    /// End churn, losses and rebinding, and stop sending in all flows.
+    StopTraffic,
+    /// Close all connections, and make no new ones. What is still queued is dropped and counted.
+    Close,
+    /// Report and end.
+    End,
 }
 
-/// Where messages go; `None` ends the thread.
-pub struct Inbox<M>(Sender<Option<M>>, Arc<Wake>);
+/// A pinned thread that takes orders, publishes counts with every pass, and ends with a report.
+pub struct Worker {
+    orders: Sender<(Order, Sender<()>)>,
+    wake: Arc<Wake>,
+    counts: Arc<Mutex<Counts>>,
+    handle: Option<JoinHandle<Result<Report>>>,
+}
 
 /// The thread's side.
-pub struct Desk<M, C> {
-    pub inbox: Receiver<Option<M>>,
+pub struct Desk {
+    pub orders: Receiver<(Order, Sender<()>)>,
     pub wake: Arc<Wake>,
-    counts: Arc<Mutex<C>>,
+    counts: Arc<Mutex<Counts>>,
     cpu: (Option<Instant>, u64),
 }
 
-impl<M: Send + 'static, C: Copy + Default + Send + 'static, R: Send + 'static> Worker<M, C, R> {
+impl Worker {
     /// Starts the thread on `cpu` and in `namespace`, where it opens what it runs.
-    pub fn start<D: FnOnce() -> Result<R>>(
+    pub fn start<D: FnOnce() -> Result<Report>>(
         name: &str,
         cpu: usize,
         namespace: &Namespace,
-        open: impl FnOnce(Desk<M, C>) -> Result<D> + Send + 'static,
+        open: impl FnOnce(Desk) -> Result<D> + Send + 'static,
     ) -> Result<Self> {
-        let (sender, inbox) = unbounded();
+        let (sender, orders) = unbounded();
         let wake = Arc::new(Wake::new().context("cannot make an eventfd")?);
         let counts = Arc::default();
-        let desk = Desk { inbox, wake: Arc::clone(&wake), counts: Arc::clone(&counts), cpu: (None, 0) };
+        let desk = Desk { orders, wake: Arc::clone(&wake), counts: Arc::clone(&counts), cpu: (None, 0) };
         let (started, is_started) = bounded(1);
         let run = move || {
             let run = cpus::pin(&[cpu]).and_then(|()| open(desk))?;
@@ -54,7 +68,7 @@ impl<M: Send + 'static, C: Copy + Default + Send + 'static, R: Send + 'static> W
         };
         let spawn = || Builder::new().name(name.to_owned()).spawn(run);
         let handle = namespace.run(spawn).with_context(|| format!("cannot start {name}"))?;
-        let mut worker = Worker { inbox: Inbox(sender, wake), counts, handle: Some(handle) };
+        let mut worker = Worker { orders: sender, wake, counts, handle: Some(handle) };
         if is_started.recv().is_err() {
             worker.end().with_context(|| name.to_owned())?;
         }
@@ -62,12 +76,16 @@ impl<M: Send + 'static, C: Copy + Default + Send + 'static, R: Send + 'static> W
     }
 
     /// What it counted up to the end of its last pass. It is not disturbed by that.
-    pub fn counts(&self) -> C {
+    pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn inbox(&self) -> &Inbox<M> {
-        &self.inbox
+    /// Gives an order, and waits until it is begun: counts that are read afterwards show it. Returns whether the thread was there to begin.
+    pub fn order(&self, order: Order) -> bool {
+        let (reply, is_begun) = bounded(1);
+        let is_given = self.orders.send((order, reply)).is_ok();
+        self.wake.notify();
+        is_given && is_begun.recv().is_ok()
     }
 
     /// Whether the thread has ended, of an error that [`Worker::join`] tells.
@@ -76,46 +94,26 @@ impl<M: Send + 'static, C: Copy + Default + Send + 'static, R: Send + 'static> W
     }
 
     /// Ends the thread.
-    pub fn join(mut self) -> Result<R> {
+    pub fn join(mut self) -> Result<Report> {
         self.end()
     }
-}
 
-impl<M, C, R> Worker<M, C, R> {
-    fn end(&mut self) -> Result<R> {
+    fn end(&mut self) -> Result<Report> {
         let handle = self.handle.take().context("the thread has ended before")?;
-        self.inbox.put(None);
+        self.order(Order::End);
         handle.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
     }
 }
 
-impl<M, C, R> Drop for Worker<M, C, R> {
+impl Drop for Worker {
     fn drop(&mut self) {
         // Who wants to know of errors calls `join`.
         let _ = self.end();
     }
 }
 
-impl<M> Inbox<M> {
-    pub fn send(&self, message: M) {
-        self.put(Some(message));
-    }
-
-    /// Whoever is gone needs no message.
-    fn put(&self, message: Option<M>) {
-        let _ = self.0.send(message);
-        self.1.notify();
-    }
-}
-
-impl<M> Clone for Inbox<M> {
-    fn clone(&self) -> Self {
-        Inbox(self.0.clone(), Arc::clone(&self.1))
-    }
-}
-
-impl<M, C> Desk<M, C> {
-    pub fn publish(&self, counts: C) {
+impl Desk {
+    pub fn publish(&self, counts: Counts) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
