@@ -1,26 +1,24 @@
 //! The data plane of a shard: what is done for each packet. It knows users by number, and no session: it says who has logged in, who has gone and
 //! which tokens are wanted, and is told who may stay, where addresses lead and which tokens there are.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use quinn_proto::crypto::ServerConfig as CryptoConfig;
 use quinn_proto::{ConnectionError, Event as ConnectionEvent};
 
 use super::action::Event;
 use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
-use super::for_others::{ForOthers, Gone, LoggedIn};
+use super::message::{Outbox, PacketMessage};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Policy, Verdict};
-use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
+use crate::limit::lease::LeaseClose;
 use crate::limit::rate::Limit;
 use crate::limit::shaper::{Direction, FlowKey, QueuedPacket};
 use crate::limit::user_queues::UserQueues;
@@ -34,6 +32,8 @@ use crate::quic::connections::{Identity, Stage};
 use crate::quic::endpoint::{QuicEndpoint, words};
 use crate::quic::failures::COST_OF_FAILURE;
 use crate::quic::keys::ShardKeys;
+use crate::session::message::ControlMessage;
+use crate::session::snapshot::Snapshot;
 
 /// What is done for each packet.
 pub struct DataPlane {
@@ -41,36 +41,47 @@ pub struct DataPlane {
     pub forward: Forwarder,
     pub limits: UserQueues,
     pub accounts: Accounts,
-    pub for_others: VecDeque<ForOthers>,
+    pub outbox: Outbox,
     pub client_mtus: ClientMtus,
     here: ShardIndex,
     tunnel: ipnet::IpNet,
     now: Instant,
+    /// Of the snapshot that is in force.
+    version: u64,
+}
+
+/// Somebody has proved to hold the key of a certificate.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedIn {
+    pub connection: ConnectionKey,
+    pub certificate: Fingerprint,
 }
 
 impl DataPlane {
-    pub fn new(
-        params: &Params,
-        keys: &ShardKeys,
-        tls: Arc<dyn CryptoConfig>,
-        isolate_clients: bool,
-        now: Instant,
-    ) -> Self {
+    pub fn new(params: &Params, keys: &ShardKeys, snapshot: &Snapshot, now: Instant) -> Self {
         let (here, limits) = (params.index, &params.limits);
-        let policy = Policy::new(here, params.tunnel, &params.outer_addresses, isolate_clients);
+        let policy = Policy::new(here, params.tunnel, &params.outer_addresses, snapshot.isolate_clients);
         // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
         let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
         DataPlane {
-            quic: QuicEndpoint::new(params.clone(), keys, tls, now),
+            quic: QuicEndpoint::new(params.clone(), keys, snapshot.tls.clone(), now),
             forward: Forwarder::new(policy, limits.merge, now),
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
-            for_others: VecDeque::new(),
+            outbox: Outbox::new(here, limits.hairpin_packets_max),
             client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
             here,
             tunnel: params.tunnel,
             now,
+            version: snapshot.version,
         }
+    }
+
+    /// Another snapshot is in force.
+    pub fn apply(&mut self, snapshot: &Snapshot) {
+        self.quic.set_tls(snapshot.tls.clone());
+        self.forward.policy.isolate_clients = snapshot.isolate_clients;
+        self.version = snapshot.version;
     }
 
     pub fn set_time(&mut self, now: Instant) {
@@ -83,9 +94,9 @@ impl DataPlane {
     // UDP datagrams.
 
     pub fn handle_udp(&mut self, received: Received) {
-        let DataPlane { quic, accounts, for_others, .. } = self;
+        let DataPlane { quic, accounts, outbox, .. } = self;
         quic.handle_udp(self.now, received, accounts, &mut |owner, received| {
-            for_others.push_back(ForOthers::Datagram { owner, received });
+            outbox.send(owner, PacketMessage::Datagram(received));
         });
         self.tell_failed();
     }
@@ -274,12 +285,16 @@ impl DataPlane {
                 self.leave_queue(identity.user, connection);
             }
         }
-        let reason = attached.map(|_| reason.to_owned());
-        self.for_others.push_back(ForOthers::Gone(Gone { identity, connection, reason, version }));
+        let user = identity.user;
+        self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
+        if attached.is_some() {
+            let (reason, version) = (reason.to_owned(), version.unwrap_or(self.version));
+            self.tell(Event::Detached { user, connection, reason, version });
+        }
     }
 
     fn leave_queue(&mut self, user: UserIndex, connection: ConnectionKey) {
-        let DataPlane { limits, accounts: Accounts { counters, memory }, for_others, .. } = self;
+        let DataPlane { limits, accounts: Accounts { counters, memory }, .. } = self;
         let closed = limits.leave(user, connection, memory, &mut |waiting| match waiting.direction {
             Direction::Up => counters.drops.count(DropReason::NotAttached),
             Direction::Down => {
@@ -288,7 +303,13 @@ impl DataPlane {
                 counters.drops.count(DropReason::ConnectionClosed);
             }
         });
-        for_others.extend(closed.map(|(home, close)| ForOthers::LeaseClosed { home, close }));
+        self.close_lease(closed);
+    }
+
+    fn close_lease(&mut self, closed: Option<(ShardIndex, LeaseClose)>) {
+        if let Some((home, close)) = closed {
+            self.outbox.send(home, ControlMessage::LeaseClosed(close));
+        }
     }
 
     fn tell_failed(&mut self) {
@@ -298,7 +319,7 @@ impl DataPlane {
     }
 
     fn tell(&mut self, event: Event) {
-        self.for_others.push_back(ForOthers::Event(event));
+        self.outbox.tell(event);
     }
 
     // Inner packets of clients.
@@ -351,7 +372,7 @@ impl DataPlane {
             Verdict::Hairpin(to) => {
                 self.accounts.counters.relayed_packets += 1;
                 let packet = self.forward.pool.copy(&packet);
-                self.for_others.push_back(ForOthers::Packet { to, packet });
+                self.outbox.hairpin(to, packet);
             }
             Verdict::Drop(reason) => self.accounts.counters.drops.count(reason),
         }
@@ -382,7 +403,7 @@ impl DataPlane {
             }
             self.accounts.counters.misrouted_frames += 1;
             let frame = self.forward.pool.copy(frame);
-            self.for_others.push_back(ForOthers::Frame { owner: connection.owner, frame });
+            self.outbox.send(connection.owner, PacketMessage::Frame(frame));
             return Ok(());
         }
         let slot = self.quic.connections.find(connection).ok_or(DropReason::NoRoute)?;
@@ -408,7 +429,7 @@ impl DataPlane {
             connections: &mut self.quic.connections,
             limits: &mut self.limits,
             accounts: &mut self.accounts,
-            for_others: &mut self.for_others,
+            outbox: &mut self.outbox,
             now: self.now,
         };
         (downlink, &mut self.forward)
@@ -427,8 +448,9 @@ impl DataPlane {
         if self.forward.coalescer.is_full() {
             self.limits.want_service(user);
         }
-        let report = self.limits.poll_report(self.now, user, &mut self.accounts.memory);
-        self.for_others.extend(report.map(|(home, report)| ForOthers::LeaseWanted { home, report }));
+        if let Some((home, report)) = self.limits.poll_report(self.now, user, &mut self.accounts.memory) {
+            self.outbox.send(home, ControlMessage::LeaseWanted(report));
+        }
     }
 
     /// A packet that has waited goes on its way. What became of the routes meanwhile counts.
@@ -470,7 +492,7 @@ impl DataPlane {
             Some(limit) => self.limits.set_limit(user, limit),
             None => self.limits.lift_limit(user, &mut self.accounts.memory, &mut |waiting| released.push(waiting)),
         };
-        self.for_others.extend(closed.map(|(home, close)| ForOthers::LeaseClosed { home, close }));
+        self.close_lease(closed);
         released.into_iter().for_each(|waiting| self.release(waiting));
     }
 
@@ -498,11 +520,11 @@ impl DataPlane {
         let Stage::Attached { identity, address, .. } = client.stage else { return };
         let (who, counters) = ((identity.user, address), &mut self.accounts.counters);
         let event = self.client_mtus.set(self.now, client, who, carried_bytes, counters);
-        self.for_others.extend(event.map(ForOthers::Event));
+        event.into_iter().for_each(|event| self.outbox.tell(event));
         while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
             let reply =
                 self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
-            self.for_others.extend(reply.map(|(to, packet)| ForOthers::Packet { to, packet }));
+            reply.into_iter().for_each(|(to, packet)| self.outbox.hairpin(to, packet));
         }
         if client.tunnel.path.wants_filler()
             && let Some(filler) = unasked_reply(self.tunnel.addr(), address, client.tunnel.inner_mtu_bytes())

@@ -2,12 +2,11 @@
 //!
 //! A packet that is too large never vanishes without a word: it is fragmented, or its sender is told (RFC 1191, RFC 8201).
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::for_others::ForOthers;
+use super::message::Outbox;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::limit::shaper::Direction;
@@ -27,7 +26,7 @@ pub struct Downlink<'a> {
     pub connections: &'a mut Connections,
     pub limits: &'a mut UserQueues,
     pub accounts: &'a mut Accounts,
-    pub for_others: &'a mut VecDeque<ForOthers>,
+    pub outbox: &'a mut Outbox,
     pub now: Instant,
 }
 
@@ -182,6 +181,6 @@ impl Downlink<'_> {
         }
         let reply =
             forward.reply_too_big(self.now, packet, client.tunnel.inner_mtu_bytes(), &mut self.accounts.counters);
-        self.for_others.extend(reply.map(|(to, packet)| ForOthers::Packet { to, packet }));
+        reply.into_iter().for_each(|(to, packet)| self.outbox.hairpin(to, packet));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::action::Event;
 use crate::ids::{ConnectionKey, ShardIndex};
 use crate::io::Received;
 use crate::packet::vnet::VnetHeader;
@@ -63,17 +64,26 @@ impl From<PacketMessage> for Message {
     }
 }
 
-/// Messages of both planes on their way out, and those of a shard to itself.
+/// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
+const EVENTS_MAX: usize = 4096;
+
+/// Messages of both planes on their way out, those of a shard to itself, and what is to be logged.
 #[derive(Debug)]
 pub struct Outbox {
     here: ShardIndex,
+    hairpin_packets_max: usize,
     remote: VecDeque<(ShardIndex, Message)>,
     local: VecDeque<Message>,
+    events: VecDeque<Event>,
+    /// How many events were only counted, and of how many of those nobody was told yet.
+    pub forgotten_events: u64,
+    untold_events: u64,
 }
 
 impl Outbox {
-    pub fn new(here: ShardIndex) -> Self {
-        Outbox { here, remote: VecDeque::new(), local: VecDeque::new() }
+    pub fn new(here: ShardIndex, hairpin_packets_max: usize) -> Self {
+        let (remote, local, events) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        Outbox { here, hairpin_packets_max, remote, local, events, forgotten_events: 0, untold_events: 0 }
     }
 
     pub fn send(&mut self, to: ShardIndex, message: impl Into<Message>) {
@@ -84,15 +94,24 @@ impl Outbox {
         }
     }
 
-    /// Adds `packet` to the message on its way to `connection`, or begins a new one after `packets_max`.
-    pub fn hairpin(&mut self, connection: ConnectionKey, packet: Bytes, packets_max: usize) {
+    /// Adds an inner packet to the message on its way to `connection`, or begins a new one where that is full.
+    pub fn hairpin(&mut self, connection: ConnectionKey, packet: Bytes) {
         if let Some((_, Message::Packet(PacketMessage::Hairpin { connection: last, packets }))) = self.remote.back_mut()
             && *last == connection
-            && packets.len() < packets_max
+            && packets.len() < self.hairpin_packets_max
         {
             packets.push(packet);
         } else {
             self.send(connection.owner, PacketMessage::Hairpin { connection, packets: vec![packet] });
+        }
+    }
+
+    pub fn tell(&mut self, event: Event) {
+        if self.events.len() < EVENTS_MAX || matches!(event, Event::Detached { .. }) {
+            self.events.push_back(event);
+        } else {
+            self.forgotten_events += 1;
+            self.untold_events += 1;
         }
     }
 
@@ -102,5 +121,12 @@ impl Outbox {
 
     pub fn poll_local(&mut self) -> Option<Message> {
         self.local.pop_front()
+    }
+
+    pub fn poll_event(&mut self) -> Option<Event> {
+        match std::mem::take(&mut self.untold_events) {
+            0 => self.events.pop_front(),
+            events => Some(Event::Forgotten { events }),
+        }
     }
 }

@@ -11,12 +11,11 @@ mod client_mtus;
 pub mod control;
 mod data;
 mod downlink;
-mod for_others;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod message;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,23 +40,14 @@ use crate::session::snapshot::Snapshot;
 
 use action::{Action, Command, Event};
 use control::ControlPlane;
-use data::DataPlane;
-use for_others::{ForOthers, Gone, LoggedIn};
-use message::{Message, Outbox, PacketMessage};
-
-/// Events that nobody has asked for yet; further ones are counted only. Beyond it goes nothing but the end of each connection, once.
-const EVENTS_MAX: usize = 4096;
+use data::{DataPlane, LoggedIn};
+use message::{Message, PacketMessage};
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
 pub struct Shard {
     data: DataPlane,
     control: ControlPlane,
-    outbox: Outbox,
-    events: VecDeque<Event>,
-    /// Events that nobody was told of yet, not even of their number.
-    forgotten_events: u64,
     here: ShardIndex,
-    hairpin_packets_max: usize,
     /// Whether anything was handled since connections were last looked at.
     undecided: bool,
     stopping: bool,
@@ -75,13 +65,9 @@ impl Shard {
         let context = Context::new(shards, snapshot.version, snapshot.users.clone(), now);
         let remembered_max = params.limits.remembered_addresses_max;
         Shard {
-            data: DataPlane::new(&params, keys, snapshot.tls.clone(), snapshot.isolate_clients, now),
+            data: DataPlane::new(&params, keys, &snapshot, now),
             control: ControlPlane::new(here, params.incarnation, params.tunnel, remembered_max, context),
-            outbox: Outbox::new(here),
-            events: VecDeque::new(),
-            forgotten_events: 0,
             here,
-            hairpin_packets_max: params.limits.hairpin_packets_max,
             undecided: false,
             stopping: false,
         }
@@ -95,7 +81,8 @@ impl Shard {
         let sessions = &self.control.sessions;
         let (connections, users) = (sessions.connections() as u64, sessions.users() as u64);
         let thinned_acks = self.data.forward.coalescer.thinned_acks();
-        Counters { connections, users, thinned_acks, ..self.data.accounts.counters }
+        let forgotten_events = self.data.outbox.forgotten_events;
+        Counters { connections, users, thinned_acks, forgotten_events, ..self.data.accounts.counters }
     }
 
     /// Inner packets that passed so far, whichever way.
@@ -193,49 +180,19 @@ impl Shard {
         self.data.set_time(now);
     }
 
-    fn tell(&mut self, event: Event) {
-        if self.events.len() >= EVENTS_MAX && !matches!(event, Event::Detached { .. }) {
-            self.forgotten_events += 1;
-            self.data.accounts.counters.forgotten_events += 1;
-            return;
-        }
-        self.events.push_back(event);
-    }
-
     /// Carries what the planes have for each other, until neither has anything.
     fn exchange(&mut self) {
         self.collect();
-        while let Some(message) = self.outbox.poll_local() {
+        while let Some(message) = self.data.outbox.poll_local() {
             self.receive(message);
             self.collect();
         }
     }
 
-    /// Takes what the planes have for others, in the order in which it came about: data first, since what it causes comes after.
+    /// Sends what the control plane has for either plane of any shard.
     fn collect(&mut self) {
-        while let Some(output) = self.data.for_others.pop_front() {
-            match output {
-                ForOthers::Packet { to, packet } => self.outbox.hairpin(to, packet, self.hairpin_packets_max),
-                ForOthers::Frame { owner, frame } => self.outbox.send(owner, PacketMessage::Frame(frame)),
-                ForOthers::Datagram { owner, received } => self.outbox.send(owner, PacketMessage::Datagram(received)),
-                ForOthers::LeaseWanted { home, report } => self.outbox.send(home, ControlMessage::LeaseWanted(report)),
-                ForOthers::LeaseClosed { home, close } => self.outbox.send(home, ControlMessage::LeaseClosed(close)),
-                ForOthers::Gone(gone) => self.gone(gone),
-                ForOthers::Event(event) => self.tell(event),
-            }
-        }
         while let Some((to, message)) = self.control.context.outbox.pop_front() {
-            self.outbox.send(to, message);
-        }
-    }
-
-    fn gone(&mut self, gone: Gone) {
-        let Gone { identity, connection, reason, version } = gone;
-        let user = identity.user;
-        self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
-        if let Some(reason) = reason {
-            let version = version.unwrap_or(self.control.context.version);
-            self.tell(Event::Detached { user, connection, reason, version });
+            self.data.outbox.send(to, message);
         }
     }
 
@@ -301,10 +258,9 @@ impl Shard {
         let Some(user) = self.control.context.users.find(&certificate) else { return self.data.reject(logged_in) };
         let home = self.control.home(user);
         self.data.identify(logged_in, user, home);
-        self.collect();
         let login = Login { user, connection, certificate };
         let version = self.control.context.version;
-        self.outbox.send(home, ControlMessage::Login { login, version, address: None });
+        self.data.outbox.send(home, ControlMessage::Login { login, version, address: None });
     }
 
     /// The home has taken a connection in.
@@ -328,7 +284,7 @@ impl Shard {
             CloseReason::TooManyConnections => Some(Event::TooManyConnections { user }),
             CloseReason::Revoked | CloseReason::Superseded => None,
         });
-        event.into_iter().for_each(|event| self.tell(event));
+        event.into_iter().for_each(|event| self.data.outbox.tell(event));
         let (code, reason) = match reason {
             CloseReason::PoolExhausted | CloseReason::PoolReserved => {
                 (close_code::ESTABLISHMENT_FAILED, "Session establishment failed")
@@ -342,8 +298,7 @@ impl Shard {
 
     /// Goes over to another snapshot: whoever may not stay is closed, other limits hold for the others.
     fn apply(&mut self, command: CommandId, snapshot: &Snapshot) {
-        self.data.quic.set_tls(snapshot.tls.clone());
-        self.data.forward.policy.isolate_clients = snapshot.isolate_clients;
+        self.data.apply(snapshot);
         self.control.context.version = snapshot.version;
         self.control.context.users = snapshot.users.clone();
         let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
@@ -360,7 +315,6 @@ impl Shard {
             false
         });
         limits.into_iter().for_each(|(user, limit)| self.data.set_limit(user, limit));
-        self.collect();
         self.control.apply();
         self.control.executed(command, &revoked);
     }
@@ -378,19 +332,17 @@ impl Shard {
                 self.data.close(connection.slot, close_code::REVOKED, reason);
             }
         }
-        self.collect();
         revoked
     }
 
     /// A sibling has lost its memory: it is told what it must know, and what it held is void.
     fn sibling_restarted(&mut self, shard: ShardIndex, incarnation: u32) {
-        self.collect();
         let version = self.control.context.version;
         let mut users = BTreeSet::new();
         for (connection, identity, address) in self.data.clients() {
             if identity.home == shard {
                 let login = Login { user: identity.user, connection, certificate: identity.certificate };
-                self.outbox.send(shard, ControlMessage::Login { login, version, address });
+                self.data.outbox.send(shard, ControlMessage::Login { login, version, address });
                 users.insert(identity.user);
             }
         }
@@ -452,13 +404,11 @@ impl Machine for Shard {
             Action::Steering(update)
         } else if let Some(mtu) = self.data.client_mtus.poll() {
             Action::ClientMtu(mtu)
-        } else if let Some((to, message)) = self.outbox.poll_remote() {
+        } else if let Some((to, message)) = self.data.outbox.poll_remote() {
             self.data.accounts.counters.messages += 1;
             Action::Send(to, message)
-        } else if self.forgotten_events > 0 {
-            Action::Log(Event::Forgotten { events: std::mem::take(&mut self.forgotten_events) })
         } else {
-            Action::Log(self.events.pop_front()?)
+            Action::Log(self.data.outbox.poll_event()?)
         };
         Some(Output::Action(action))
     }

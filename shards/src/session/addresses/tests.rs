@@ -230,6 +230,7 @@ proptest! {
         let pools = [
             [&[][..], &[range("198.18.0.8", "198.18.0.11")][..], &[]],
             [&[range("198.18.0.10", "198.18.0.14")][..], &[], &[range("198.18.0.20", "198.18.0.20")]],
+            [&[], &[], &[range("198.18.0.6", "198.18.0.30")][..]],
         ];
         let mut bench = Bench::new("198.18.0.1/27", &pools[0]);
         let mut out: Vec<(Login, IpAddr)> = Vec::new();
@@ -264,7 +265,7 @@ proptest! {
                     let taken = out.swap_remove(pick % out.len());
                     prop_assert!(bench.release(taken));
                 }
-                19 => bench.apply(&pools[pick % 2]),
+                19 => bench.apply(&pools[pick % 3]),
                 20.. if !out.is_empty() => {
                     // Another connection of the same user has it now.
                     let place = pick % out.len();

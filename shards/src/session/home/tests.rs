@@ -4,7 +4,7 @@ use super::*;
 use crate::ids::Fingerprint;
 use crate::limit::lease::{LeaseGrant, LeaseId};
 use crate::limit::rate::{BURST_BYTES_MIN, Limit, Rate};
-use crate::session::users::{User, Users};
+use crate::session::users::{AddressRange, User, Users};
 use crate::test_time;
 
 /// Of the home. The only other shard, which is owner and allocator, is 0.
@@ -16,9 +16,12 @@ fn limit() -> Limit {
     Limit::new(Rate::from_bits_per_s(BITS_PER_S).unwrap())
 }
 
+fn user(limit: Option<Limit>) -> User {
+    User { name: "alice".to_owned(), certificates: vec![Fingerprint([1; 32])], limit, ..User::default() }
+}
+
 fn users(limit: Option<Limit>) -> Users {
-    let user = User { name: "alice".to_owned(), certificates: vec![Fingerprint([1; 32])], limit, ..User::default() };
-    Users::new(vec![user]).unwrap()
+    Users::new(vec![user(limit)]).unwrap()
 }
 
 struct Bench {
@@ -181,6 +184,35 @@ fn limits_come_change_and_go_with_the_snapshot() {
     bench.detach(login);
     bench.home.address_allocated(&mut bench.context, login, Err(Refusal::Exhausted));
     assert_eq!(bench.counts(), (0, 0, 0));
+}
+
+#[test]
+fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_allowed() {
+    let [before, after]: [IpAddr; 2] = ["198.18.0.2", "198.18.0.3"].map(|address| address.parse().unwrap());
+    let fixed = |address| {
+        let pool = vec![AddressRange::new(address, address).unwrap()];
+        Users::new(vec![User { pool, ..user(None) }]).unwrap().into()
+    };
+    for allowed in [before, after] {
+        let mut bench = Bench::new(None, 0);
+        bench.context.users = fixed(before);
+        let older = bench.attach(1, None);
+        bench.home.address_allocated(&mut bench.context, older, Ok(before));
+        let newer = bench.attach(2, None);
+        bench.home.address_allocated(&mut bench.context, newer, Err(Refusal::Exhausted));
+        bench.context.users = fixed(allowed);
+        bench.context.version += 1;
+        bench.home.apply(&mut bench.context);
+        bench.messages();
+        bench.detach(older);
+        let (mut is_admitted, mut asks) = (false, false);
+        for message in bench.messages() {
+            is_admitted |=
+                matches!(message, ControlMessage::Admit { connection, .. } if connection == newer.connection);
+            asks |= matches!(message, ControlMessage::AllocateAddress { login, .. } if login == newer);
+        }
+        assert_eq!((is_admitted, asks), (allowed == before, allowed == after));
+    }
 }
 
 #[test]
