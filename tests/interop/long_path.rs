@@ -32,7 +32,7 @@ fn beside_downloads<T: Send>(
     deployment.edit_server("[control]", &format!("[connection]\n{settings}\n[control]"));
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let inside = &topology.clients[0].namespace;
-    let relay = Relay::at_router(&topology, false, Some(way)).unwrap();
+    let relay = Relay::at_router(&topology, false, way);
     let endpoint = relay.address().to_string();
     let login = Login { endpoint: &endpoint, ..Login::of("alice") };
     let _attached = Attached::start(peers, &deployment, inside, &gateway, login);
@@ -72,7 +72,13 @@ fn downloaded(peers: &Peers, controller: &str) -> f64 {
 
 /// The median round trip of a ping beside the downloads behind a narrow place of 5 Mb/s and 20 ms.
 fn median(peers: &Peers, management: QueueManagement) -> Duration {
-    let way = Way { bits_per_second: 5_000_000, queue_bytes_max: 1_000_000, management, ..Way::default() };
+    let way = Way {
+        one_way: Duration::from_millis(10),
+        bits_per_second: 5_000_000,
+        queue_bytes_max: 1_000_000,
+        management,
+        ..Way::default()
+    };
     let (pinged, _, relay) = beside_downloads(peers, "", way, Duration::from_secs(10), |inside| {
         // Until the downloads have filled the queue.
         thread::sleep(Duration::from_secs(3));

@@ -30,6 +30,7 @@ const TOLD_MAX: Duration = Duration::from_secs(30);
 /// Tries in which that must hold once: on a machine that is busy with other work, anything may stand still.
 const TRIES: usize = 3;
 const BITS_PER_SECOND: u64 = 50_000_000;
+const ONE_WAY: Duration = Duration::from_millis(10);
 /// Traffic before the path changes, and behind the last change.
 const BEFORE: Duration = Duration::from_secs(1);
 const BEHIND: Duration = Duration::from_secs(4);
@@ -73,9 +74,10 @@ impl Path {
     fn new(outer: Outer, place: Place) -> Self {
         let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
         let topology = Topology::build(&plan).unwrap();
-        let way = Way { bits_per_second: BITS_PER_SECOND, queue_bytes_max: 200_000, ..Way::default() };
+        let way =
+            Way { one_way: ONE_WAY, bits_per_second: BITS_PER_SECOND, queue_bytes_max: 200_000, ..Way::default() };
         let is_v6 = outer == Outer::V6;
-        let relay = (place == Place::Silent).then(|| Relay::at_router(&topology, is_v6, Some(way)).unwrap());
+        let relay = (place == Place::Silent).then(|| Relay::at_router(&topology, is_v6, way));
         Path { topology, relay, place, outer }
     }
 

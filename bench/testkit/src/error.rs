@@ -25,7 +25,7 @@ impl LabError {
         LabError(format!("cannot {operation} {}: {source}", path.display()))
     }
 
-    pub fn traffic(traffic: impl Display, operation: &str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn traffic(traffic: impl Display, operation: &str, source: impl Into<io::Error>) -> Self {
         LabError(format!("{traffic}: cannot {operation}: {}", source.into()))
     }
 }

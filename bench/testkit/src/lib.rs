@@ -19,4 +19,4 @@ pub mod worker;
 
 pub use error::LabError;
 pub use netns::*;
-pub use traffic::{aggregate, bulk, datagrams, ping};
+pub use traffic::{bulk, ping};

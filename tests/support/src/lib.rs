@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod control;
+pub mod datagrams;
 pub mod deployment;
 pub mod faults;
 pub mod gateway;

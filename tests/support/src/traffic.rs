@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
+use crate::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
 use tollgate_testkit::Namespace;
 use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
-use tollgate_testkit::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
 use tollgate_testkit::ping::{PingPlan, PingReport, ping};
 
 use crate::{PATIENCE, eventually};
@@ -56,7 +56,7 @@ pub fn wait_for_ping(namespace: &Namespace, target: impl Into<IpAddr>) {
 pub fn datagram_receiver(namespace: &Namespace, address: impl Into<IpAddr>) -> DatagramReceiver {
     let address = address.into();
     let socket = namespace.run(|| UdpSocket::bind((address, 0))).expect("a free port");
-    DatagramReceiver::start(socket).expect("a receiver")
+    DatagramReceiver::start(socket)
 }
 
 /// Sends `datagrams` numbered datagrams evenly at `per_second`, and says how many of them were lost and what the receiver counted.
@@ -68,7 +68,7 @@ pub fn paced_flow(
     per_second: u32,
 ) -> (u64, FlowCounts) {
     let plan = DatagramPlan { flow, per_second: Some(per_second), ..DatagramPlan::new(receiver.address(), datagrams) };
-    let report = from.run(|| send(&plan)).expect("a socket");
+    let report = from.run(|| send(&plan));
     assert_eq!(report.refused, 0, "the kernel took every datagram");
     let counts = || receiver.counts().remove(&flow);
     // The last ones may be under way.

@@ -1,8 +1,6 @@
-//! Traffic whose arrival is checked: echoes, bulk transfers, numbered datagrams.
+//! Traffic whose arrival is checked: echoes and bulk transfers.
 
-pub mod aggregate;
 pub mod bulk;
-pub mod datagrams;
 pub mod ping;
 
 /// Words in network byte order.

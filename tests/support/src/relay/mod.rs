@@ -1,50 +1,55 @@
-//! A UDP relay between clients and a gateway: a NAT that changes its mapping on command, and a long way through the Internet with delay, a
+//! A UDP relay between a client and a gateway: a NAT that changes its mapping on command, and a long way through the Internet with delay, a
 //! narrow place with a queue, and losses.
 //!
-//! It changes nothing of a datagram but its ECN field, and never reorders those of one client.
+//! It changes nothing of a datagram but its ECN field, and never reorders those of one direction.
 
 mod codel;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::cmsg_space;
+use nix::sys::socket::sockopt::{IpRecvTos, Ipv6RecvTClass};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-
-use self::codel::Codel;
-use tollgate_testkit::aggregate::{self, AGGREGATE_BYTES_MAX, CE, Received, SEGMENTS_MAX};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use tollgate_testkit::deploy::PORT;
 use tollgate_testkit::worker::Worker;
-use tollgate_testkit::{LabError, Namespace, ROUTER_V4, ROUTER_V6, SERVICE_V4, SERVICE_V6, Topology};
+use tollgate_testkit::{Namespace, ROUTER_V4, ROUTER_V6, SERVICE_V4, SERVICE_V6, Topology};
 
-/// Clients served at a time; datagrams of further ones are dropped.
-const FLOWS_MAX: usize = 256;
-/// Sockets of former mappings that are kept open and unread, so that what still comes to them is lost without an ICMP error, as at a NAT.
-const RETIRED_MAX: usize = 256;
-/// How many receives of one socket are forwarded before the others have their turn.
+use self::codel::Codel;
+
+/// How many datagrams of one socket are taken before the other has its turn.
 const BURST_MAX: usize = 64;
 /// How soon a change of the mapping, or the end, is noticed by a relay with nothing to do.
 const IDLE_INTERVAL: Duration = Duration::from_millis(5);
 /// What a datagram takes up beside its payload: the headers of IPv4 and UDP, in bytes.
 const HEADER_BYTES: usize = 28;
 const UDP_HEADER_BYTES: usize = 8;
+const DATAGRAM_BYTES_MAX: usize = 65_535;
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// The field within the octet that IPv4 calls type of service and IPv6 traffic class (RFC 3168).
+const ECN_BITS: u8 = 0b11;
+/// Congestion experienced.
+const CE: u8 = 0b11;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RelayPlan {
-    /// Where clients send to, as if it were the gateway; port 0 takes a free one.
+    /// Where the client sends to, as if it were the gateway; port 0 takes a free one.
     pub listen: SocketAddr,
     pub gateway: SocketAddr,
-    /// The address under which the gateway sees the clients.
+    /// The address under which the gateway sees the client.
     pub source: IpAddr,
-    /// What the way of each client is like; `None` forwards at once, in aggregates as they came.
-    pub way: Option<Way>,
+    pub way: Way,
 }
 
-/// A long way, in each direction.
+/// The way in each direction. The default is short and wide.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Way {
     /// From one end to the other, once past the narrow place.
@@ -60,8 +65,14 @@ pub struct Way {
 
 impl Default for Way {
     fn default() -> Self {
-        let (one_way, lost_of, management) = (Duration::from_millis(10), None, QueueManagement::Tail);
-        Way { one_way, bits_per_second: 1_000_000_000, queue_bytes_max: 1 << 20, lost_of, management }
+        let (bits_per_second, queue_bytes_max) = (u64::MAX, usize::MAX);
+        Way {
+            one_way: Duration::ZERO,
+            bits_per_second,
+            queue_bytes_max,
+            lost_of: None,
+            management: QueueManagement::Tail,
+        }
     }
 }
 
@@ -80,7 +91,7 @@ pub enum QueueManagement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RelayCounts {
     pub delivered: u64,
-    /// As the plan asks; refused by the kernel, from strangers, or of too many clients.
+    /// As the plan asks, or refused by the kernel.
     pub lost: u64,
     pub queue_full: u64,
     /// Lost because the queue stood.
@@ -91,34 +102,32 @@ pub struct RelayCounts {
     pub too_long: u64,
 }
 
-/// A relay at work, until it is dropped. Every client has a socket of its own on the gateway's side.
+/// A relay at work for one client, until it is dropped.
 #[derive(Debug)]
 pub struct Relay {
     namespace: Namespace,
     address: SocketAddr,
+    gateway: SocketAddr,
     state: Arc<Mutex<State>>,
     _worker: Worker,
 }
 
 #[derive(Debug)]
 struct State {
-    plan: RelayPlan,
-    flows: Vec<Flow>,
-    retired: VecDeque<Arc<UdpSocket>>,
+    way: Way,
+    /// Who sent last.
+    client: Option<SocketAddr>,
+    /// The socket on the gateway's side, connected to it.
+    back: Arc<UdpSocket>,
+    /// Sockets of former mappings, open and unread, so that what still comes to them is lost without an ICMP error, as at a NAT.
+    retired: Vec<Arc<UdpSocket>>,
+    /// To the gateway, and to the client.
+    lanes: [Lane; 2],
     datagram_bytes_max: usize,
     counts: RelayCounts,
 }
 
-#[derive(Debug)]
-struct Flow {
-    client: SocketAddr,
-    /// The socket on the gateway's side.
-    back: Arc<UdpSocket>,
-    /// To the gateway, and to the client.
-    lanes: [Lane; 2],
-}
-
-/// One direction of a long way.
+/// One direction.
 #[derive(Debug, Default)]
 struct Lane {
     /// When the narrow place has let everything through that has come so far.
@@ -131,28 +140,27 @@ struct Lane {
 
 impl Relay {
     /// Starts a relay inside `namespace`.
-    pub fn start(namespace: &Namespace, plan: RelayPlan) -> Result<Self, LabError> {
-        let failed = |error: io::Error| LabError::traffic(format!("relay to {}", plan.gateway), "listen", error);
-        let namespace = namespace.try_clone().map_err(failed)?;
-        let front = namespace.run(|| socket(&plan, plan.listen)).map_err(failed)?;
-        let address = front.local_addr().map_err(failed)?;
+    pub fn start(namespace: &Namespace, plan: RelayPlan) -> Self {
+        let front = namespace.run(|| socket(plan.listen));
+        let (address, gateway) = (front.local_addr().expect("an address"), plan.gateway);
         let state = State {
-            plan,
-            flows: Vec::new(),
-            retired: VecDeque::new(),
-            datagram_bytes_max: usize::MAX,
+            way: plan.way,
+            client: None,
+            back: Arc::new(namespace.run(|| connected(plan.source, gateway))),
+            retired: Vec::new(),
+            lanes: Default::default(),
+            datagram_bytes_max: DATAGRAM_BYTES_MAX,
             counts: RelayCounts::default(),
         };
         let state = Arc::new(Mutex::new(state));
-        let shared = Arc::clone(&state);
-        let mut buffer = vec![0; AGGREGATE_BYTES_MAX];
-        // A thread that is started inside a namespace stays there, and so do the sockets that it opens.
-        let worker = namespace.run(|| Worker::repeat(move || forward(&shared, &front, &mut buffer)));
-        Ok(Self { namespace, address, state, _worker: worker })
+        let (shared, mut buffer) = (Arc::clone(&state), vec![0; DATAGRAM_BYTES_MAX]);
+        let worker = Worker::repeat(move || forward(&shared, &front, &mut buffer));
+        let namespace = namespace.try_clone().expect("a descriptor");
+        Self { namespace, address, gateway, state, _worker: worker }
     }
 
     /// Starts a relay at the router between the first client of `topology` and the gateway, over IPv6 or IPv4.
-    pub fn at_router(topology: &Topology, is_v6: bool, way: Option<Way>) -> Result<Self, LabError> {
+    pub fn at_router(topology: &Topology, is_v6: bool, way: Way) -> Self {
         let site = &topology.clients[0];
         let (near, gateway, source): (IpAddr, IpAddr, IpAddr) = if is_v6 {
             (site.first_hop_v6.into(), SERVICE_V6.into(), ROUTER_V6.into())
@@ -164,34 +172,24 @@ impl Relay {
         Relay::start(router, RelayPlan { listen, gateway, source, way })
     }
 
-    /// Where clients send to.
+    /// Where the client sends to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Gives every client another port on the gateway's side, and returns the new addresses. Datagrams on their way to the old ones are
-    /// lost.
-    pub fn rebind_port(&self) -> Result<Vec<SocketAddr>, LabError> {
-        let source = lock(&self.state).plan.source;
-        self.rebind_address(source)
+    /// The address under which the gateway sees the client.
+    pub fn source(&self) -> SocketAddr {
+        lock(&self.state).back.local_addr().expect("an address")
     }
 
-    /// Gives every client another address, and port, on the gateway's side, and returns the new addresses. When there is no such address,
-    /// the old mapping stands.
-    pub fn rebind_address(&self, source: IpAddr) -> Result<Vec<SocketAddr>, LabError> {
+    /// Gives the client another port on the gateway's side, of the address `source`. Datagrams on their way to the old one are lost.
+    pub fn rebind(&self, source: IpAddr) -> SocketAddr {
+        let fresh = Arc::new(self.namespace.run(|| connected(source, self.gateway)));
         let mut state = lock(&self.state);
-        let (count, plan) = (state.flows.len(), state.plan);
-        let open = || (0..count).map(|_| socket(&plan, (source, 0).into())).collect::<io::Result<Vec<_>>>();
-        let fresh = self.namespace.run(open).map_err(|error| self.failed("change the mapping", error))?;
-        state.rebind(source, fresh);
+        let old = mem::replace(&mut state.back, fresh);
+        state.retired.push(old);
         drop(state);
-        self.sources()
-    }
-
-    /// The addresses under which the gateway sees the clients, in the order of their first datagrams.
-    pub fn sources(&self) -> Result<Vec<SocketAddr>, LabError> {
-        let sources = lock(&self.state).flows.iter().map(|flow| flow.back.local_addr()).collect::<io::Result<_>>();
-        sources.map_err(|error| self.failed("list its addresses", error))
+        self.source()
     }
 
     /// From now on the path carries IP packets of `mtu_bytes` at most, and loses longer ones without a word.
@@ -203,10 +201,6 @@ impl Relay {
     pub fn counts(&self) -> RelayCounts {
         lock(&self.state).counts
     }
-
-    fn failed(&self, operation: &'static str, error: io::Error) -> LabError {
-        LabError::traffic(format!("relay at {}", self.address), operation, error)
-    }
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -216,35 +210,24 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// Waits for what comes or is due, and forwards it; false when the relay cannot go on.
 fn forward(state: &Mutex<State>, front: &UdpSocket, buffer: &mut [u8]) -> bool {
     // Kept apart from the state, which is free while this thread sleeps.
-    let (backs, sleep) = {
+    let (back, sleep) = {
         let state = lock(state);
-        let backs: Vec<_> = state.flows.iter().map(|flow| Arc::clone(&flow.back)).collect();
-        (backs, state.sleep())
+        (Arc::clone(&state.back), state.sleep())
     };
-    let sockets = std::iter::once(front).chain(backs.iter().map(|back| &**back));
-    let mut descriptors: Vec<_> = sockets.map(|it| PollFd::from_borrowed_fd(it.as_fd(), PollFlags::IN)).collect();
+    let mut sockets = [front, &*back].map(|socket| PollFd::new(socket, PollFlags::IN));
     let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(sleep.subsec_nanos()) };
-    match poll(&mut descriptors, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(_) => return false,
+    if poll(&mut sockets, Some(&timeout)).is_err_and(|error| error != Errno::INTR) {
+        return false;
     }
     let mut state = lock(state);
-    for index in (0..descriptors.len()).filter(|index| !descriptors[*index].revents().is_empty()) {
+    for (lane, socket) in [front, &*back].into_iter().enumerate() {
         for _ in 0..BURST_MAX {
-            let flow = index.checked_sub(1);
-            let socket = flow.map_or(front, |flow| &backs[flow]);
             // An error (of an earlier send, reported here) concerns that datagram only.
-            let Ok(Some(received)) = aggregate::receive(socket, buffer) else { break };
-            match flow {
-                None => {
-                    let flow = state.flow_of(received.from);
-                    state.take(flow, 0, front, buffer, &received);
-                }
-                Some(flow) => {
-                    let flow = (received.from == state.plan.gateway).then_some(flow);
-                    state.take(flow, 1, front, buffer, &received);
-                }
+            let Some((length, from, ecn)) = receive(socket, buffer) else { break };
+            if lane == 0 {
+                state.client = from;
             }
+            state.enter(lane, &buffer[..length], ecn);
         }
     }
     state.deliver(front);
@@ -252,78 +235,28 @@ fn forward(state: &Mutex<State>, front: &UdpSocket, buffer: &mut [u8]) -> bool {
 }
 
 impl State {
-    fn rebind(&mut self, source: IpAddr, fresh: Vec<UdpSocket>) {
-        self.plan.source = source;
-        for (flow, back) in self.flows.iter_mut().zip(fresh) {
-            self.retired.push_back(std::mem::replace(&mut flow.back, Arc::new(back)));
-        }
-        let excess = self.retired.len().saturating_sub(RETIRED_MAX);
-        self.retired.drain(..excess);
-    }
-
-    /// The flow of a client, a new one if need be.
-    fn flow_of(&mut self, client: SocketAddr) -> Option<usize> {
-        if let Some(index) = self.flows.iter().position(|flow| flow.client == client) {
-            return Some(index);
-        }
-        if self.flows.len() == FLOWS_MAX {
-            return None;
-        }
-        let back = Arc::new(socket(&self.plan, (self.plan.source, 0).into()).ok()?);
-        self.flows.push(Flow { client, back, lanes: Default::default() });
-        Some(self.flows.len() - 1)
-    }
-
-    /// What has come for `flow`, in direction `lane`.
-    fn take(&mut self, flow: Option<usize>, lane: usize, front: &UdpSocket, buffer: &[u8], received: &Received) {
-        let Some(flow) = flow else {
-            self.counts.lost += received.count() as u64;
-            return;
-        };
-        let bytes = &buffer[..received.length];
-        if received.segment > self.datagram_bytes_max {
-            self.counts.too_long += received.count() as u64;
-        } else if let Some(way) = self.plan.way {
-            self.flows[flow].lanes[lane].enter(&way, bytes, received.ecn, &mut self.counts);
+    fn enter(&mut self, lane: usize, datagram: &[u8], ecn: u8) {
+        if datagram.len() > self.datagram_bytes_max {
+            self.counts.too_long += 1;
         } else {
-            for part in bytes.chunks((received.segment * SEGMENTS_MAX).max(1)) {
-                let count = part.len().div_ceil(received.segment) as u64;
-                self.send((flow, lane), front, part, received.segment, received.ecn, count);
-            }
+            self.lanes[lane].enter(&self.way, datagram, ecn, &mut self.counts);
         }
     }
 
     /// Sends on what has arrived by now.
     fn deliver(&mut self, front: &UdpSocket) {
-        let now = Instant::now();
-        for (flow, lane) in (0..self.flows.len()).flat_map(|flow| [(flow, 0), (flow, 1)]) {
-            while self.flows[flow].lanes[lane].under_way.front().is_some_and(|(at, ..)| *at <= now)
-                && let Some((_, bytes, ecn)) = self.flows[flow].lanes[lane].under_way.pop_front()
-            {
-                self.send((flow, lane), front, &bytes, bytes.len().max(1), ecn, 1);
+        let (now, gateway) = (Instant::now(), self.back.peer_addr().ok());
+        for (lane, (socket, to)) in self.lanes.iter_mut().zip([(&*self.back, gateway), (front, self.client)]) {
+            while let Some((_, bytes, ecn)) = lane.under_way.pop_front_if(|(at, ..)| *at <= now) {
+                let is_sent = to.is_some_and(|to| send(socket, &bytes, to, ecn));
+                *(if is_sent { &mut self.counts.delivered } else { &mut self.counts.lost }) += 1;
             }
         }
     }
 
-    fn send(
-        &mut self,
-        (flow, lane): (usize, usize),
-        front: &UdpSocket,
-        bytes: &[u8],
-        segment: usize,
-        ecn: u8,
-        count: u64,
-    ) {
-        let Flow { client, back, .. } = &self.flows[flow];
-        let (socket, to) = if lane == 0 { (&**back, self.plan.gateway) } else { (front, *client) };
-        let sent = aggregate::send(socket, bytes, segment, to, ecn).is_ok();
-        *(if sent { &mut self.counts.delivered } else { &mut self.counts.lost }) += count;
-    }
-
     /// How long there is nothing to deliver.
     fn sleep(&self) -> Duration {
-        let lanes = self.flows.iter().flat_map(|flow| &flow.lanes);
-        let next = lanes.filter_map(|lane| lane.under_way.front()).map(|(at, ..)| *at).min();
+        let next = self.lanes.iter().filter_map(|lane| lane.under_way.front()).map(|(at, ..)| *at).min();
         next.map_or(IDLE_INTERVAL, |at| at.saturating_duration_since(Instant::now()).min(IDLE_INTERVAL))
     }
 }
@@ -357,86 +290,95 @@ impl Lane {
     }
 }
 
-fn socket(plan: &RelayPlan, address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    aggregate::tell_ecn(&socket)?;
-    if plan.way.is_none() {
-        aggregate::prepare(&socket)?;
-    }
-    Ok(socket)
+/// A socket that is told the ECN field of what it receives.
+fn socket(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+    set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).expect("room for a burst");
+    let told = if address.is_ipv4() {
+        setsockopt(&socket, IpRecvTos, &true)
+    } else {
+        setsockopt(&socket, Ipv6RecvTClass, &true)
+    };
+    told.expect("a kernel that tells the ECN field");
+    socket
+}
+
+fn connected(source: IpAddr, gateway: SocketAddr) -> UdpSocket {
+    let socket = socket(SocketAddr::new(source, 0));
+    socket.connect(gateway).expect("a way to the gateway");
+    socket
+}
+
+/// The length of the next datagram, if there is one, with its sender and its ECN field.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, Option<SocketAddr>, u8)> {
+    let (mut control, mut vector) = (cmsg_space!(i32), [IoSliceMut::new(buffer)]);
+    let (descriptor, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+    let message = recvmsg::<SockaddrStorage>(descriptor, &mut vector, Some(&mut control), flags).ok()?;
+    let ecn = message.cmsgs().ok()?.find_map(|control| match control {
+        ControlMessageOwned::Ipv4Tos(field) => Some(field & ECN_BITS),
+        ControlMessageOwned::Ipv6TClass(field) => Some(field as u8 & ECN_BITS),
+        _ => None,
+    });
+    let v4 = |from: &SockaddrStorage| from.as_sockaddr_in().map(|from| SocketAddr::V4((*from).into()));
+    let v6 = |from: &SockaddrStorage| from.as_sockaddr_in6().map(|from| SocketAddr::V6((*from).into()));
+    Some((message.bytes, message.address.and_then(|from| v4(&from).or_else(|| v6(&from))), ecn.unwrap_or(0)))
+}
+
+fn send(socket: &UdpSocket, datagram: &[u8], to: SocketAddr, ecn: u8) -> bool {
+    let class = i32::from(ecn);
+    let field = if to.is_ipv4() { ControlMessage::Ipv4Tos(&ecn) } else { ControlMessage::Ipv6TClass(&class) };
+    let (vector, to) = ([IoSlice::new(datagram)], SockaddrStorage::from(to));
+    sendmsg(socket.as_raw_fd(), &vector, &[field], MsgFlags::empty(), Some(&to)).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tollgate_testkit::wait::eventually;
+    use crate::{PATIENCE, eventually};
     use tollgate_testkit::{PathToGateway, ROUTER_ALTERNATE_V4, TopologyPlan};
 
-    const LONG: Duration = Duration::from_secs(60);
-
-    /// A relay of such a way at the router, two clients that are connected to it, and a server at its far end.
-    fn ends(topology: &Topology, way: Option<Way>) -> (Relay, [UdpSocket; 2], UdpSocket) {
-        let server = topology.gateway.run(|| UdpSocket::bind((SERVICE_V4, 0))).unwrap();
-        // Both clients are in the first one's namespace.
-        let site = &topology.clients[0];
-        let listen = SocketAddr::new(site.first_hop_v4.into(), 0);
-        let plan = RelayPlan { listen, gateway: server.local_addr().unwrap(), source: ROUTER_V4.into(), way };
-        let relay = Relay::start(topology.router.as_ref().unwrap(), plan).unwrap();
-        let clients = [0, 1].map(|_| site.namespace.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap());
-        for client in &clients {
-            client.connect(relay.address()).unwrap();
-            client.set_read_timeout(Some(LONG)).unwrap();
-        }
-        server.set_read_timeout(Some(LONG)).unwrap();
-        (relay, clients, server)
-    }
-
-    fn routed() -> Topology {
+    /// A relay of such a way at a router, a client that is connected to it, and a server at its far end.
+    fn ends(way: Way) -> (Topology, Relay, UdpSocket, UdpSocket) {
         let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
-        Topology::build(&plan).unwrap()
+        let topology = Topology::build(&plan).unwrap();
+        let relay = Relay::at_router(&topology, false, way);
+        let server = topology.gateway.run(|| UdpSocket::bind((SERVICE_V4, PORT))).unwrap();
+        let client = topology.clients[0].namespace.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        client.connect(relay.address()).unwrap();
+        for socket in [&client, &server] {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        (topology, relay, client, server)
     }
 
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
-    fn the_server_sees_other_sources_after_each_rebinding_and_each_client_has_its_own_answers() {
-        let topology = routed();
-        let (relay, clients, server) = ends(&topology, None);
+    fn the_server_sees_another_source_after_each_rebinding_and_answers_come_back() {
+        let (_topology, relay, client, server) = ends(Way::default());
         let mut buffer = [0; 16];
-        let mut sources = || {
-            [0, 1].map(|index: usize| {
-                clients[index].send(&[index as u8]).unwrap();
-                let (bytes, source) = server.recv_from(&mut buffer).unwrap();
-                server.send_to(&buffer[..bytes], source).unwrap();
-                assert_eq!((clients[index].recv(&mut buffer).unwrap(), buffer[0]), (1, index as u8));
-                source
-            })
+        let mut source = || {
+            client.send(b"ping").unwrap();
+            let (bytes, source) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(&buffer[..bytes], source).unwrap();
+            assert_eq!(client.recv(&mut buffer).unwrap(), 4);
+            source
         };
-        let first = sources();
-        assert_eq!((first[0].ip(), first[0] == first[1]), (ROUTER_V4.into(), false));
-        assert_eq!((sources(), relay.sources().unwrap()), (first, first.to_vec()));
-
-        let second = relay.rebind_port().unwrap();
-        assert!(second[0].ip() == first[0].ip() && second[0] != first[0] && second[1] != first[1]);
-        assert_eq!(sources().to_vec(), second);
-        let third = relay.rebind_address(ROUTER_ALTERNATE_V4.into()).unwrap();
-        assert_eq!(third[0].ip(), IpAddr::from(ROUTER_ALTERNATE_V4));
-        assert_eq!(sources().to_vec(), third);
-        server.send_to(b"late", first[0]).unwrap();
-        assert_eq!(sources().to_vec(), third);
-
-        assert!(relay.rebind_address(SERVICE_V4.into()).is_err());
-        assert_eq!(sources().to_vec(), third);
-        // Counting follows forwarding; a command's answer comes after both.
-        assert_eq!(relay.sources().unwrap(), third);
-        assert_eq!(relay.counts(), RelayCounts { delivered: 24, ..RelayCounts::default() });
+        let first = source();
+        assert_eq!((first, first.ip()), (relay.source(), ROUTER_V4.into()));
+        let second = relay.rebind(ROUTER_V4.into());
+        assert!(second.ip() == first.ip() && second != first);
+        assert_eq!(source(), second);
+        let third = relay.rebind(ROUTER_ALTERNATE_V4.into());
+        assert_eq!((source(), third.ip()), (third, ROUTER_ALTERNATE_V4.into()));
+        server.send_to(b"late", first).unwrap();
+        assert_eq!(source(), third);
+        assert!(eventually(PATIENCE, || relay.counts() == RelayCounts { delivered: 8, ..RelayCounts::default() }));
     }
 
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
     fn a_round_trip_takes_both_ways_time_and_what_is_too_long_is_lost() {
-        let topology = routed();
-        let way = Way { one_way: Duration::from_millis(30), ..Way::default() };
-        let (relay, [client, _], server) = ends(&topology, Some(way));
+        let (_topology, relay, client, server) = ends(Way { one_way: Duration::from_millis(30), ..Way::default() });
         relay.set_mtu(1000 + HEADER_BYTES);
         let begun = Instant::now();
         client.send(&[0; 1001]).unwrap();
@@ -447,15 +389,14 @@ mod tests {
         server.send_to(b"pong", from).unwrap();
         assert_eq!(client.recv(&mut buffer).unwrap(), 4);
         assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
-        assert!(eventually(LONG, || relay.counts() == RelayCounts { delivered: 2, too_long: 1, ..Default::default() }));
+        let expected = RelayCounts { delivered: 2, too_long: 1, ..RelayCounts::default() };
+        assert!(eventually(PATIENCE, || relay.counts() == expected));
     }
 
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
     fn what_is_lost_is_what_was_asked_for_and_what_the_queue_cannot_hold() {
-        let topology = routed();
-        let way = Way { one_way: Duration::ZERO, lost_of: Some(10), ..Way::default() };
-        let (relay, [client, _], server) = ends(&topology, Some(way));
+        let (_topology, relay, client, server) = ends(Way { lost_of: Some(10), ..Way::default() });
         for number in 0..200u8 {
             client.send(&[number]).unwrap();
         }
@@ -464,16 +405,31 @@ mod tests {
             server.recv(&mut buffer).unwrap();
             assert_eq!(buffer[0], expected);
         }
-        assert!(eventually(LONG, || relay.counts() == RelayCounts { delivered: 180, lost: 20, ..Default::default() }));
+        let expected = RelayCounts { delivered: 180, lost: 20, ..RelayCounts::default() };
+        assert!(eventually(PATIENCE, || relay.counts() == expected));
 
         // 1,000 bytes take 0.1 s, and ten of them may wait.
         let way = Way { bits_per_second: 80_000, queue_bytes_max: 10_000, ..Way::default() };
-        let (relay, [client, _], _server) = ends(&topology, Some(way));
+        let (_topology, relay, client, _server) = ends(way);
         for _ in 0..50 {
             client.send(&[0; 1_000 - HEADER_BYTES]).unwrap();
         }
         eventually(Duration::from_secs(20), || relay.counts().queue_full >= 38);
         let lost = relay.counts().queue_full;
         assert!((37..=39).contains(&lost), "{lost} of 50 found the queue full");
+    }
+
+    #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
+    fn the_ecn_field_of_either_family_is_carried_over() {
+        let namespace = Namespace::new("marked").unwrap();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let [sender, receiver] = [0, 1].map(|_| namespace.run(|| socket(address.parse().unwrap())));
+            for field in 0..=CE {
+                assert!(send(&sender, b"marked", receiver.local_addr().unwrap(), field));
+                let received = receive(&receiver, &mut [0; 16]);
+                assert_eq!(received, Some((6, sender.local_addr().ok(), field)));
+            }
+        }
     }
 }

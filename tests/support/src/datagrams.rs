@@ -1,18 +1,15 @@
 //! Numbered UDP datagrams: a generator, and a receiver that counts losses, repetitions and reorderings of each flow.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
-use super::aggregate::{self, AGGREGATE_BYTES_MAX, SEGMENTS_MAX};
-use crate::LabError;
-use crate::worker::Worker;
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
+use tollgate_testkit::worker::Worker;
 
 /// Magic, flow and length, number; then a body that follows from the number.
 const HEADER_BYTES: usize = 24;
@@ -22,7 +19,10 @@ const SEQUENCES_MAX: u64 = 1 << 26;
 /// Further flows are not counted.
 const FLOWS_MAX: usize = 1024;
 /// How often the receiver looks whether it shall stop.
-const STOP_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const STOP_INTERVAL: Duration = Duration::from_millis(20);
+/// The socket buffers' size, enough for the bursts of a saturated link.
+const BUFFER_BYTES: usize = 8 << 20;
+const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 /// A flow of datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,15 +81,15 @@ impl DatagramPlan {
 }
 
 /// Sends a flow from the calling thread's network namespace.
-pub fn send(plan: &DatagramPlan) -> Result<DatagramReport, LabError> {
-    let bytes = plan.payload_bytes * plan.segments;
-    let is_possible = (1..=SEGMENTS_MAX).contains(&plan.segments) && bytes <= AGGREGATE_BYTES_MAX;
-    assert!(is_possible && plan.payload_bytes >= HEADER_BYTES && plan.datagrams <= SEQUENCES_MAX, "{plan:?}");
-    let failed = |error| LabError::traffic(format!("datagrams to {}", plan.target), "open a socket", error);
+pub fn send(plan: &DatagramPlan) -> DatagramReport {
+    assert!(plan.payload_bytes >= HEADER_BYTES && plan.datagrams <= SEQUENCES_MAX, "{plan:?}");
     let any: IpAddr = if plan.target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).map_err(failed)?;
-    aggregate::prepare(&socket).map_err(failed)?;
-    let mut batch = vec![0; bytes];
+    let socket = UdpSocket::bind((any, 0)).expect("a socket");
+    set_socket_send_buffer_size_force(&socket, BUFFER_BYTES).expect("room for a burst");
+    if plan.segments > 1 {
+        setsockopt(&socket, UdpGsoSegment, &(plan.payload_bytes as i32)).expect("a kernel that knows UDP_SEGMENT");
+    }
+    let mut batch = vec![0; plan.payload_bytes * plan.segments];
     let mut report = DatagramReport::default();
     let start = Instant::now();
     let mut sequence = 0;
@@ -100,11 +100,11 @@ pub fn send(plan: &DatagramPlan) -> Result<DatagramReport, LabError> {
         for (datagram, number) in bytes.chunks_exact_mut(plan.payload_bytes).zip(sequence..) {
             write(datagram, plan.flow, number);
         }
-        let sent = aggregate::send(&socket, bytes, plan.payload_bytes, plan.target, 0).is_ok();
+        let sent = socket.send_to(bytes, plan.target).is_ok();
         *(if sent { &mut report.sent } else { &mut report.refused }) += count;
         sequence += count;
     }
-    Ok(report)
+    report
 }
 
 /// Neighbouring datagrams of a flow have different bodies.
@@ -123,7 +123,8 @@ fn write(bytes: &mut [u8], flow: u32, sequence: u64) {
 /// The flow and the number of a datagram, and whether it is as it was sent. `None` for what is not of ours.
 fn read(bytes: &[u8]) -> Option<(u32, u64, bool)> {
     let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
-    let [magic, flow_and_length, sequence] = super::words(header);
+    let [magic, flow_and_length, sequence] =
+        [0, 8, 16].map(|at| u64::from_be_bytes(header[at..at + 8].try_into().expect("eight bytes")));
     let flow = (flow_and_length >> 32) as u32;
     let filler = filler(flow, sequence);
     let is_intact = flow_and_length as u32 as usize == bytes.len() && body.iter().all(|byte| *byte == filler);
@@ -135,24 +136,22 @@ fn read(bytes: &[u8]) -> Option<(u32, u64, bool)> {
 struct Tally(BTreeMap<u32, (FlowCounts, Vec<u64>)>);
 
 impl Tally {
-    /// Counts an aggregate of datagrams of `segment` bytes each, but for a shorter last one.
-    fn take(&mut self, bytes: &[u8], segment: usize) {
-        for (flow, sequence, is_intact) in bytes.chunks(segment).filter_map(read) {
-            if sequence >= SEQUENCES_MAX || !self.0.contains_key(&flow) && self.0.len() == FLOWS_MAX {
-                continue;
-            }
-            let (counts, seen) = self.0.entry(flow).or_default();
-            let (word, bit) = ((sequence / 64) as usize, 1 << (sequence % 64));
-            seen.resize(seen.len().max(word + 1), 0);
-            let is_new = seen[word] & bit == 0;
-            seen[word] |= bit;
-            counts.reordered += u64::from(is_new && counts.unique > 0 && sequence < counts.highest_sequence);
-            counts.received += 1;
-            counts.unique += u64::from(is_new);
-            counts.duplicated += u64::from(!is_new);
-            counts.corrupted += u64::from(!is_intact);
-            counts.highest_sequence = counts.highest_sequence.max(sequence);
+    fn take(&mut self, datagram: &[u8]) {
+        let Some((flow, sequence, is_intact)) = read(datagram) else { return };
+        if sequence >= SEQUENCES_MAX || !self.0.contains_key(&flow) && self.0.len() == FLOWS_MAX {
+            return;
         }
+        let (counts, seen) = self.0.entry(flow).or_default();
+        let (word, bit) = ((sequence / 64) as usize, 1 << (sequence % 64));
+        seen.resize(seen.len().max(word + 1), 0);
+        let is_new = seen[word] & bit == 0;
+        seen[word] |= bit;
+        counts.reordered += u64::from(is_new && counts.unique > 0 && sequence < counts.highest_sequence);
+        counts.received += 1;
+        counts.unique += u64::from(is_new);
+        counts.duplicated += u64::from(!is_new);
+        counts.corrupted += u64::from(!is_intact);
+        counts.highest_sequence = counts.highest_sequence.max(sequence);
     }
 }
 
@@ -166,13 +165,19 @@ pub struct DatagramReceiver {
 
 impl DatagramReceiver {
     /// Receives on `socket`, in the network namespace in which it was opened.
-    pub fn start(socket: UdpSocket) -> Result<Self, LabError> {
-        let ready = aggregate::prepare(&socket).and_then(|()| socket.local_addr());
-        let address = ready.map_err(|error| LabError::traffic("datagram receiver", "set up the socket", error))?;
-        let tally = Arc::new(Mutex::default());
-        let (shared, mut buffer) = (Arc::clone(&tally), vec![0; AGGREGATE_BYTES_MAX]);
-        let worker = Worker::repeat(move || receive(&socket, &mut buffer, &shared).is_ok());
-        Ok(Self { address, tally, _worker: worker })
+    pub fn start(socket: UdpSocket) -> Self {
+        set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES).expect("room for a burst");
+        socket.set_read_timeout(Some(STOP_INTERVAL)).expect("a timeout");
+        let (address, tally) = (socket.local_addr().expect("an address"), Arc::new(Mutex::default()));
+        let (shared, mut buffer) = (Arc::clone(&tally), vec![0; DATAGRAM_BYTES_MAX]);
+        let worker = Worker::repeat(move || {
+            match socket.recv(&mut buffer) {
+                Ok(length) => lock(&shared).take(&buffer[..length]),
+                Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+            }
+            true
+        });
+        Self { address, tally, _worker: worker }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -189,22 +194,11 @@ fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn receive(socket: &UdpSocket, buffer: &mut [u8], tally: &Mutex<Tally>) -> io::Result<()> {
-    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&STOP_INTERVAL)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
-    }
-    while let Ok(Some(received)) = aggregate::receive(socket, buffer) {
-        lock(tally).take(&buffer[..received.length], received.segment);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wait::eventually;
-    use crate::{SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
+    use crate::{PATIENCE, eventually};
+    use tollgate_testkit::{SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
@@ -212,15 +206,15 @@ mod tests {
         let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
         for (address, segments) in [(IpAddr::from(SERVICE_V4), 1), (IpAddr::from(SERVICE_V6), 20)] {
             let socket = topology.gateway.run(|| UdpSocket::bind((address, 0))).unwrap();
-            let receiver = DatagramReceiver::start(socket).unwrap();
+            let receiver = DatagramReceiver::start(socket);
             let plan = DatagramPlan { flow: 5, segments, ..DatagramPlan::new(receiver.address(), 1001) };
             let (plan, start) = (DatagramPlan { per_second: Some(50_000), ..plan }, Instant::now());
-            let report = topology.clients[0].namespace.run(|| send(&plan)).unwrap();
+            let report = topology.clients[0].namespace.run(|| send(&plan));
             assert_eq!((report.sent, report.refused), (1001, 0));
             assert!(start.elapsed() >= Duration::from_millis(19), "{:?}", start.elapsed());
             let expected = FlowCounts { received: 1001, unique: 1001, highest_sequence: 1000, ..FlowCounts::default() };
             let complete = || receiver.counts().get(&5) == Some(&expected);
-            assert!(eventually(Duration::from_secs(60), complete), "{:?}", receiver.counts());
+            assert!(eventually(PATIENCE, complete), "{:?}", receiver.counts());
         }
     }
 
@@ -231,9 +225,9 @@ mod tests {
             let mut bytes = [0; 64];
             write(&mut bytes, 3, sequence);
             bytes[63] ^= damage;
-            tally.take(&bytes, 64);
+            tally.take(&bytes);
         }
-        tally.take(&[0; 100], 64);
+        tally.take(&[0; 100]);
         let (received, unique) = (6, 5);
         let expected = FlowCounts { received, unique, duplicated: 1, reordered: 1, corrupted: 1, highest_sequence: 5 };
         assert_eq!((tally.0[&3].0, tally.0[&3].0.lost(7), tally.0.len()), (expected, 2, 1));
