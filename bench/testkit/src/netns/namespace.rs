@@ -53,6 +53,9 @@ impl Namespace {
         for (path, value) in SYSCTLS {
             namespace.sysctl(path, value)?;
         }
+        // Whoever makes a namespace may ping from it (icmp(7)).
+        let group = rustix::process::getegid();
+        namespace.sysctl("net/ipv4/ping_group_range", &format!("{group}\t{group}"))?;
         namespace.configure(|netlink| {
             let loopback = netlink.link("lo")?.index;
             netlink.set_link_up(loopback)

@@ -3,45 +3,33 @@
 //! The content is a pseudo-random block that repeats: making it and verifying it run at the speed of memory, and costs little beside the
 //! gateway under test. The block's length is prime, so that bytes that are lost, repeated, swapped or changed anywhere differ from it.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::words;
 use crate::LabError;
 use crate::chance::Chance;
 use crate::worker::Worker;
 
 const STREAMS_MAX: usize = 64;
-/// The longest deadline that a server heeds.
-const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// Connections that a server has at a time; further ones are closed.
-const CONNECTIONS_MAX: usize = 256;
-/// How long a new connection may take to say what it wants.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the accepting thread looks whether it shall stop.
-const STOP_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// How long a read or write may sleep before it looks at the watch.
-const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// How long a read, a write or an accept may sleep before it looks whether it shall end.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// Bytes of a read or write.
 const PIECE_BYTES: usize = 256 * 1024;
 /// The block that repeats, a prime number of bytes.
 const BLOCK_BYTES: usize = 1_048_573;
-/// The first word of every request; a connection that begins otherwise is closed.
-const MAGIC: u64 = u64::from_be_bytes(*b"TGBULK02");
-const REQUEST_BYTES: usize = 48;
-const OUTCOME_BYTES: usize = 16;
 
 /// Which way the bytes go, seen from the one who calls [`transfer`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     Upload,
     Download,
@@ -92,8 +80,7 @@ impl BulkPlan {
     fn request(&self, stream: usize) -> Request {
         let (streams, index) = (self.streams as u64, stream as u64);
         let bytes = self.bytes / streams + u64::from(index < self.bytes % streams);
-        let Self { direction, duration, deadline, .. } = *self;
-        Request { direction, bytes, seed: self.seed.wrapping_add(index), duration, deadline }
+        Request { direction: self.direction, bytes, seed: self.seed.wrapping_add(index), duration: self.duration }
     }
 
     fn failure(&self, error: io::Error, moved_bytes: u64) -> LabError {
@@ -120,7 +107,7 @@ pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<B
     assert!((1..=STREAMS_MAX).contains(&plan.streams), "{plan:?}");
     let started = Instant::now();
     let (moved, halted) = (AtomicU64::new(0), AtomicBool::new(false));
-    let watch = Watch { deadline: started + plan.deadline, halted: &halted, moved: &moved };
+    let watch = Watch { deadline: Some(started + plan.deadline), halted: &halted, moved: &moved };
     let outcomes = thread::scope(|scope| {
         let (finish, finished) = mpsc::channel();
         for stream in 0..plan.streams {
@@ -149,7 +136,7 @@ pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<B
         report.corrupt_at = report.corrupt_at.or(corrupt_at.map(|offset| (stream, offset)));
     }
     if plan.duration.is_none() && report.bytes < plan.bytes {
-        return Err(plan.failure(io::ErrorKind::UnexpectedEof.into(), report.bytes));
+        return Err(plan.failure(ErrorKind::UnexpectedEof.into(), report.bytes));
     }
     Ok(report)
 }
@@ -158,59 +145,26 @@ pub fn transfer(plan: &BulkPlan, mut progress: impl FnMut(Progress)) -> Result<B
 type Outcome = (u64, Option<u64>);
 
 fn run_stream(plan: &BulkPlan, stream: usize, watch: &Watch<'_>) -> io::Result<Outcome> {
-    let mut socket = TcpStream::connect_timeout(&plan.server, watch.remaining()?)?;
+    let mut connection = Connection::new(TcpStream::connect_timeout(&plan.server, plan.deadline)?, watch)?;
     let request = plan.request(stream);
-    socket.write_all(&request.encode())?;
+    connection.tell(&request)?;
     match request.direction {
         Direction::Upload => {
-            send(&mut socket, &request, watch)?;
-            socket.shutdown(Shutdown::Write)?;
-            let mut answer = [0; OUTCOME_BYTES];
-            fill(&mut socket, &mut answer, watch)?;
-            let [bytes, corrupt_at] = words(&answer);
-            Ok((bytes, (corrupt_at != u64::MAX).then_some(corrupt_at)))
+            connection.send(&request)?;
+            connection.socket.shutdown(Shutdown::Write)?;
+            connection.hear()
         }
-        Direction::Download => receive(&mut socket, request.seed, watch),
+        Direction::Download => connection.receive(request.seed),
     }
 }
 
 /// What a stream's client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Request {
     direction: Direction,
     bytes: u64,
     seed: u64,
     duration: Option<Duration>,
-    deadline: Duration,
-}
-
-impl Request {
-    fn encode(&self) -> [u8; REQUEST_BYTES] {
-        let milliseconds = |duration: Duration| duration.as_millis() as u64;
-        let duration = self.duration.map_or(0, |duration| milliseconds(duration).max(1));
-        let direction = u64::from(self.direction == Direction::Download);
-        let mut bytes = [0; REQUEST_BYTES];
-        put_words(&mut bytes, &[MAGIC, direction, self.bytes, self.seed, duration, milliseconds(self.deadline)]);
-        bytes
-    }
-
-    fn decode(bytes: &[u8; REQUEST_BYTES]) -> io::Result<Self> {
-        let [magic, direction, bytes, seed, duration, deadline] = words(bytes);
-        if magic != MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a bulk request"));
-        }
-        Ok(Request {
-            direction: if direction == 0 { Direction::Upload } else { Direction::Download },
-            bytes,
-            seed,
-            duration: (duration > 0).then(|| Duration::from_millis(duration)),
-            deadline: Duration::from_millis(deadline),
-        })
-    }
-}
-
-fn put_words(bytes: &mut [u8], words: &[u64]) {
-    bytes.chunks_exact_mut(8).zip(words).for_each(|(place, word)| place.copy_from_slice(&word.to_be_bytes()));
 }
 
 /// The content of one stream: the block, and as much of it again as a piece may reach over its end.
@@ -234,73 +188,94 @@ impl Content {
 
 /// What ends a transfer early, and what shows its progress.
 struct Watch<'a> {
-    deadline: Instant,
+    deadline: Option<Instant>,
     halted: &'a AtomicBool,
     moved: &'a AtomicU64,
 }
 
-impl Watch<'_> {
-    /// The time left, or an error when there is none.
-    fn remaining(&self) -> io::Result<Duration> {
-        if self.halted.load(Ordering::Relaxed) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was ended"));
-        }
-        let remaining = self.deadline.saturating_duration_since(Instant::now());
-        if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(remaining) }
+/// A stream's socket, whose reads and writes end with the watch.
+struct Connection<'a> {
+    socket: TcpStream,
+    watch: &'a Watch<'a>,
+}
+
+impl<'a> Connection<'a> {
+    fn new(socket: TcpStream, watch: &'a Watch<'a>) -> io::Result<Self> {
+        socket.set_read_timeout(Some(SLEEP_MAX))?;
+        socket.set_write_timeout(Some(SLEEP_MAX))?;
+        Ok(Connection { socket, watch })
     }
 
-    /// What a read or write came to; 0 for a pause in which it is to be tried again. An end is none.
-    fn pass(&self, moved: io::Result<usize>) -> io::Result<usize> {
-        self.remaining()?;
-        match moved {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
-            other => other,
+    /// Sends a request, or what came of one.
+    fn tell(&mut self, what: &impl Serialize) -> io::Result<()> {
+        self.write_all(&serde_json::to_vec(what)?)
+    }
+
+    /// Reads no further than the end of what is told.
+    fn hear<T: DeserializeOwned>(&mut self) -> io::Result<T> {
+        Ok(T::deserialize(&mut serde_json::Deserializer::from_reader(self))?)
+    }
+
+    fn send(&mut self, request: &Request) -> io::Result<()> {
+        let content = Content::new(request.seed);
+        let end = request.duration.map(|duration| Instant::now() + duration);
+        let mut offset = 0;
+        while offset < request.bytes && end.is_none_or(|end| Instant::now() < end) {
+            let sent = self.write(content.piece(offset, request.bytes - offset))? as u64;
+            offset += sent;
+            self.watch.moved.fetch_add(sent, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Receives and verifies a stream until its end.
+    fn receive(&mut self, seed: u64) -> io::Result<Outcome> {
+        let content = Content::new(seed);
+        let mut buffer = vec![0; PIECE_BYTES];
+        let (mut offset, mut corrupt_at) = (0, None);
+        while let length @ 1.. = self.read(&mut buffer)? {
+            let (came, expected) = (&buffer[..length], content.piece(offset, length as u64));
+            if corrupt_at.is_none() && came != expected {
+                let first = came.iter().zip(expected).position(|(came, sent)| came != sent);
+                corrupt_at = first.map(|first| offset + first as u64);
+            }
+            offset += length as u64;
+            self.watch.moved.fetch_add(length as u64, Ordering::Relaxed);
+        }
+        Ok((offset, corrupt_at))
+    }
+
+    /// Does `work` until it comes to something, or the watch ends it.
+    fn watched(&mut self, mut work: impl FnMut(&mut TcpStream) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            if self.watch.halted.load(Ordering::Relaxed) {
+                return Err(io::Error::new(ErrorKind::ConnectionAborted, "the transfer was ended"));
+            }
+            if self.watch.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            match work(&mut self.socket) {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                other => return other,
+            }
         }
     }
 }
 
-fn send(socket: &mut TcpStream, request: &Request, watch: &Watch<'_>) -> io::Result<()> {
-    socket.set_write_timeout(Some(SLEEP_MAX))?;
-    let content = Content::new(request.seed);
-    let end = request.duration.map(|duration| Instant::now() + duration);
-    let mut offset = 0;
-    while offset < request.bytes && end.is_none_or(|end| Instant::now() < end) {
-        let sent = watch.pass(socket.write(content.piece(offset, request.bytes - offset)))? as u64;
-        offset += sent;
-        watch.moved.fetch_add(sent, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-/// Receives and verifies a stream until its end.
-fn receive(socket: &mut TcpStream, seed: u64, watch: &Watch<'_>) -> io::Result<Outcome> {
-    socket.set_read_timeout(Some(SLEEP_MAX))?;
-    let content = Content::new(seed);
-    let mut buffer = vec![0; PIECE_BYTES];
-    let (mut offset, mut corrupt_at) = (0, None);
-    loop {
-        let length = match watch.pass(socket.read(&mut buffer)) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok((offset, corrupt_at)),
-            length => length?,
-        };
-        let (came, expected) = (&buffer[..length], content.piece(offset, length as u64));
-        if corrupt_at.is_none() && came != expected {
-            let first = came.iter().zip(expected).position(|(came, sent)| came != sent);
-            corrupt_at = first.map(|first| offset + first as u64);
-        }
-        offset += length as u64;
-        watch.moved.fetch_add(length as u64, Ordering::Relaxed);
+impl Read for Connection<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.watched(|socket| socket.read(buffer))
     }
 }
 
-fn fill(socket: &mut TcpStream, bytes: &mut [u8], watch: &Watch<'_>) -> io::Result<()> {
-    socket.set_read_timeout(Some(SLEEP_MAX))?;
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += watch.pass(socket.read(&mut bytes[filled..]))?;
+impl Write for Connection<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.watched(|socket| socket.write(bytes))
     }
-    Ok(())
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Serves bulk transfers until it is dropped.
@@ -314,8 +289,9 @@ pub struct BulkServer {
 impl BulkServer {
     /// Serves the connections of `listener`, in the network namespace in which it was opened.
     pub fn start(listener: TcpListener) -> Result<Self, LabError> {
-        let ready = listener.set_nonblocking(true).and_then(|()| listener.local_addr());
-        let address = ready.map_err(|error| LabError::traffic("bulk server", "listen", error))?;
+        let failed = |error: io::Error| LabError::traffic("bulk server", "listen", error);
+        set_socket_timeout(&listener, Timeout::Recv, Some(SLEEP_MAX)).map_err(|errno| failed(errno.into()))?;
+        let address = listener.local_addr().map_err(failed)?;
         let moved = Arc::new(AtomicU64::new(0));
         let serving = Arc::clone(&moved);
         let acceptor = Worker::start(move |halted| accept_all(&listener, halted, &serving));
@@ -333,43 +309,27 @@ impl BulkServer {
 }
 
 fn accept_all(listener: &TcpListener, halted: &AtomicBool, moved: &AtomicU64) {
-    let connections = &AtomicUsize::new(0);
+    let watch = &Watch { deadline: None, halted, moved };
     thread::scope(|scope| {
         while !halted.load(Ordering::Relaxed) {
-            match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&STOP_INTERVAL)) {
-                Ok(0) | Err(Errno::INTR) => continue,
-                Ok(_) => {}
-                Err(_) => break,
-            }
             // A failure concerns the one connection only.
-            let Ok((socket, _)) = listener.accept() else { continue };
-            if connections.load(Ordering::Relaxed) < CONNECTIONS_MAX {
-                connections.fetch_add(1, Ordering::Relaxed);
-                scope.spawn(move || {
-                    // What goes wrong here is seen and told by the other end.
-                    let _ = serve(socket, halted, moved);
-                    connections.fetch_sub(1, Ordering::Relaxed);
-                });
+            if let Ok((socket, _)) = listener.accept() {
+                // What goes wrong here is seen and told by the other end.
+                scope.spawn(move || serve(socket, watch));
             }
         }
     });
 }
 
-fn serve(mut socket: TcpStream, halted: &AtomicBool, moved: &AtomicU64) -> io::Result<()> {
-    socket.set_nonblocking(false)?;
-    let within = |time: Duration| Watch { deadline: Instant::now() + time.min(DEADLINE_MAX), halted, moved };
-    let mut bytes = [0; REQUEST_BYTES];
-    fill(&mut socket, &mut bytes, &within(REQUEST_TIMEOUT))?;
-    let request = Request::decode(&bytes)?;
-    let watch = within(request.deadline);
+fn serve(socket: TcpStream, watch: &Watch<'_>) -> io::Result<()> {
+    let mut connection = Connection::new(socket, watch)?;
+    let request: Request = connection.hear()?;
     match request.direction {
         Direction::Upload => {
-            let (bytes, corrupt_at) = receive(&mut socket, request.seed, &watch)?;
-            let mut answer = [0; OUTCOME_BYTES];
-            put_words(&mut answer, &[bytes, corrupt_at.unwrap_or(u64::MAX)]);
-            socket.write_all(&answer)
+            let outcome = connection.receive(request.seed)?;
+            connection.tell(&outcome)
         }
-        Direction::Download => send(&mut socket, &request, &watch),
+        Direction::Download => connection.send(&request),
     }
 }
 
@@ -438,16 +398,14 @@ mod tests {
         for (bytes, expected) in cases {
             let mut socket = TcpStream::connect(target.address()).unwrap();
             let request = BulkPlan::new(target.address(), Direction::Upload, 1 << 20).request(0);
-            socket.write_all(&request.encode()).unwrap();
+            serde_json::to_writer(&socket, &request).unwrap();
             socket.write_all(&bytes).unwrap();
             socket.shutdown(Shutdown::Write).unwrap();
-            let mut answer = [0; OUTCOME_BYTES];
-            socket.read_exact(&mut answer).unwrap();
-            assert_eq!(words::<2>(&answer), [bytes.len() as u64, expected.unwrap_or(u64::MAX)]);
+            let outcome: Outcome = serde_json::from_reader(&socket).unwrap();
+            assert_eq!(outcome, (bytes.len() as u64, expected));
         }
         let mut stranger = TcpStream::connect(target.address()).unwrap();
-        stranger.write_all(&[b'x'; REQUEST_BYTES]).unwrap();
+        stranger.write_all(b"x").unwrap();
         assert_eq!(stranger.read_to_end(&mut Vec::new()).unwrap(), 0, "closed without an answer");
-        drop(target);
     }
 }
