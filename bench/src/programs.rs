@@ -56,22 +56,12 @@ impl GatewayOptions {
     /// Ours, then the peer if there is one.
     pub fn find(&self) -> Result<Vec<Gateway>> {
         let mut gateways = vec![Gateway::tollgate(self.gateway.as_deref())?];
-        if let Some(peer) = self.peer {
-            gateways.push(self.peer(peer)?);
-        }
+        gateways.extend(match self.peer {
+            Some(Peer::Quincy) => Some(Gateway::quincy(self.peer_binary.as_deref())?),
+            Some(Peer::Baseline) => Some(Gateway::baseline(self.peer_binary.as_deref())?),
+            None => None,
+        });
         Ok(gateways)
-    }
-
-    /// Ours and the peer, which is quincy-server by default.
-    pub fn find_pair(&self) -> Result<(Gateway, Gateway)> {
-        Ok((Gateway::tollgate(self.gateway.as_deref())?, self.peer(self.peer.unwrap_or(Peer::Quincy))?))
-    }
-
-    fn peer(&self, peer: Peer) -> Result<Gateway> {
-        match peer {
-            Peer::Quincy => Gateway::quincy(self.peer_binary.as_deref()),
-            Peer::Baseline => Gateway::baseline(self.peer_binary.as_deref()),
-        }
     }
 }
 

@@ -214,10 +214,10 @@ fn a_comparison_checks_every_byte_and_holds_ours_against_the_floor() {
     let (output, result) = bench(&["compare", "--peer", "quincy", "--pairs", "1", "--seconds", "1"]);
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && table.contains("times the CPU per GB of quincy-server"), "{table}");
-    for transfer in ["ours", "peer"].iter().flat_map(|who| result["pairs"][0][who].as_array().unwrap()) {
-        assert!(number(&transfer["bytes"]) > 0 && transfer["corrupt_at_byte"].is_null(), "{transfer}");
-    }
-    let summaries = result["summaries"].as_array().unwrap();
-    assert_eq!(summaries.len(), 3);
-    assert!(summaries.iter().all(|work| work["ours_to_floor"]["median"].as_f64() > Some(1.0)), "{table}");
+    let runs = result["transfers"]["rounds"].as_array().unwrap().iter().flat_map(|work| work.as_array().unwrap());
+    let transfers: Vec<_> = runs.flat_map(|rounds| rounds.as_array().unwrap()).collect();
+    assert_eq!(transfers.len(), 6);
+    assert!(transfers.iter().all(|it| number(&it["bytes"]) > 0 && it["corrupt_at_byte"].is_null()), "{table}");
+    let figures = result["figures"].as_array().unwrap();
+    assert!(figures.iter().all(|cell| cell["to_floor"]["median"].as_f64() > Some(1.0)), "{table}");
 }

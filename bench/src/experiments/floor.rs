@@ -23,11 +23,10 @@ use tollgate_shards::{Frame, Transmit};
 use tollgate_testkit::{Namespace, Topology, TopologyPlan};
 
 use crate::frames::{Flow, IP_BYTES, TCP_BYTES};
+use crate::load::scenario::Direction;
 use crate::measure::cpus;
-use crate::measure::progress::Progress;
 use crate::measure::record::{Output, table};
 use crate::measure::spread::Spread;
-use Direction::{Down, Up};
 
 /// Length of an inner packet, in bytes: the tunnel's MTU.
 const PACKET_BYTES: usize = 1400;
@@ -64,50 +63,37 @@ pub struct Options {
     output: Output,
 }
 
-/// What kernel and cipher allow on one core: medians over the rounds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Floor {
-    pub stages: Vec<Stage>,
-    #[serde(flatten)]
-    pub sums: Sums,
+/// The stages and the direction of whose floor each is a part, each pair put and taken by one [`Crossing`]. Of the ciphers, it is the one that
+/// gateway and clients agree on by default.
+const STAGES: [(&str, Direction); 6] = [
+    ("TUN write, TCP super-packets", Direction::Up),
+    ("TUN read, TCP super-packets", Direction::Down),
+    ("UDP send, GSO", Direction::Down),
+    ("UDP receive, GRO", Direction::Up),
+    ("AES-256-GCM seal, 1400 B", Direction::Down),
+    ("AES-256-GCM open, 1400 B", Direction::Up),
+];
+
+/// What each stage cost in one round, in CPU seconds for a gigabyte of TCP payload.
+#[derive(Debug, Clone, Copy)]
+pub struct Costs([f64; STAGES.len()]);
+
+impl Costs {
+    /// What the stages of `direction` add up to. Both ways at once are held against the mean.
+    pub fn of(&self, direction: Direction) -> f64 {
+        let stages = STAGES.iter().zip(self.0).filter(|((_, of), _)| [*of, Direction::Both].contains(&direction));
+        let sum: f64 = stages.map(|(_, cost)| cost).sum();
+        if direction == Direction::Both { sum / 2.0 } else { sum }
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Stage {
+/// What a stage costs, or all of a direction together, over the rounds.
+#[derive(Debug, Serialize)]
+struct Figure {
     name: &'static str,
     direction: Direction,
-    /// For a gigabyte of TCP payload, over the rounds.
     cpu_seconds_per_gigabyte: Spread,
 }
-
-/// The direction of whose floor a stage is a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Direction {
-    Up,
-    Down,
-}
-
-/// What the stages of each direction come to, in CPU seconds per gigabyte of payload.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Sums {
-    /// From client to network.
-    #[serde(rename = "up_cpu_seconds_per_gigabyte")]
-    pub up: f64,
-    /// From network to client.
-    #[serde(rename = "down_cpu_seconds_per_gigabyte")]
-    pub down: f64,
-}
-
-/// The stages, each pair put and taken by one [`Crossing`]. Of the ciphers, it is the one that gateway and clients agree on by default.
-const STAGES: [(&str, Direction); 6] = [
-    ("TUN write, TCP super-packets", Up),
-    ("TUN read, TCP super-packets", Down),
-    ("UDP send, GSO", Down),
-    ("UDP receive, GRO", Up),
-    ("AES-256-GCM seal, 1400 B", Down),
-    ("AES-256-GCM open, 1400 B", Up),
-];
 
 /// Two stages that need each other: what one puts in, the other takes out. Both return bytes of TCP payload, so that stages add up, and
 /// compare with what a gateway needs for a gigabyte.
@@ -119,12 +105,10 @@ trait Crossing: Send {
 }
 
 /// The stages, set up in namespaces of their own, which go when this value does.
-pub struct Rounds {
+pub struct Stages {
     crossings: [Box<dyn Crossing>; 3],
     cpu: usize,
     slot: Duration,
-    /// What each stage has cost round by round, in CPU seconds per gigabyte.
-    figures: Vec<[f64; STAGES.len()]>,
     // Behind what uses it.
     _topology: Topology,
 }
@@ -139,81 +123,54 @@ pub fn run(options: &Options) -> Result<()> {
     tollgate_testkit::require_tun()?;
     let mut recording = options.output.start([])?;
     let (count, slot) = if options.quick { QUICK } else { FULL };
-    let mut progress = Progress::new();
-    progress.step("setting up");
-    let mut rounds = Rounds::set_up(cpu, slot)?;
-    for round in 1..=count {
-        progress.update(|| format!("round {round} of {count}"));
-        rounds.run()?;
-    }
-    progress.clear();
-    let floor = rounds.floor().context("there was no round")?;
-    let shown = |figure: f64| format!("{figure:.3}");
-    let row = |stage: &Stage| {
-        let direction = format!("{:?}", stage.direction).to_lowercase();
-        [stage.name.to_owned(), stage.cpu_seconds_per_gigabyte.shown(shown), direction]
-    };
-    let sums = [("floor, up", floor.sums.up), ("floor, down", floor.sums.down)];
-    let sums = sums.map(|(name, sum)| [name.to_owned(), shown(sum), String::new()]);
-    let rows = floor.stages.iter().map(row).chain(sums);
+    let mut stages = Stages::set_up(cpu, slot)?;
+    let rounds = (0..count).map(|_| stages.measure()).collect::<Result<Vec<Costs>>>()?;
+    let sums = [Direction::Up, Direction::Down].map(|direction| {
+        let spread = Spread::of(rounds.iter().map(|costs| costs.of(direction)));
+        ("floor", direction, spread)
+    });
+    let each = STAGES.into_iter().enumerate().map(|(at, (name, direction))| {
+        let spread = Spread::of(rounds.iter().map(|costs| costs.0[at]));
+        (name, direction, spread)
+    });
+    let figures = each
+        .chain(sums)
+        .filter_map(|(name, direction, spread)| Some(Figure { name, direction, cpu_seconds_per_gigabyte: spread? }));
+    let figures: Vec<_> = figures.collect();
+    let rows = figures.iter().map(|Figure { name, direction, cpu_seconds_per_gigabyte }| {
+        let cost = cpu_seconds_per_gigabyte.shown(|cost| format!("{cost:.3}"));
+        [(*name).to_owned(), cost, direction.name().to_owned()]
+    });
     let heading = format!("one thread, pinned to CPU {cpu}, {count} rounds");
     recording.print(&format!("{heading}\n\n{}", table(1, &["stage", "CPU s/GB", "direction"], rows)))?;
-    recording.write("floor", &floor)
+    recording.write("floor", &figures)
 }
 
-impl Rounds {
+impl Stages {
     /// Sets everything up, to be measured on `cpu`, for `slot` per round each pair of stages.
     pub fn set_up(cpu: usize, slot: Duration) -> Result<Self> {
         let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?;
         let crossings: [Box<dyn Crossing>; 3] =
             [Box::new(Tun::create(&topology.gateway)?), Box::new(Udp::connect(&topology)?), Box::new(Aead::new()?)];
-        let mut rounds = Rounds { crossings, cpu, slot, figures: Vec::new(), _topology: topology };
+        let mut stages = Stages { crossings, cpu, slot: Duration::ZERO, _topology: topology };
         // The first packets find neighbours and fault pages in.
-        rounds.on_its_cpu(|crossings| crossings.iter_mut().try_for_each(|crossing| turn(&mut **crossing).map(drop)))?;
-        Ok(rounds)
+        stages.measure()?;
+        Ok(Stages { slot, ..stages })
     }
 
-    /// Measures every stage once.
-    pub fn run(&mut self) -> Result<Sums> {
-        let (slot, mut figures) = (self.slot, [0.0; STAGES.len()]);
-        self.on_its_cpu(|crossings| {
-            for ((crossing, pair), stages) in crossings.iter_mut().zip(figures.chunks_mut(2)).zip(STAGES.chunks(2)) {
-                let measured = measure(&mut **crossing, slot).with_context(|| stages[0].0)?;
+    /// Measures every stage once, on a thread of its own, pinned: this one may go on as it likes.
+    pub fn measure(&mut self) -> Result<Costs> {
+        let measure = || {
+            cpus::pin(&[self.cpu])?;
+            let mut costs = Costs([0.0; STAGES.len()]);
+            let pairs = self.crossings.iter_mut().zip(costs.0.chunks_mut(2)).zip(STAGES.chunks(2));
+            for ((crossing, pair), stages) in pairs {
+                let measured = measure(&mut **crossing, self.slot).with_context(|| stages[0].0)?;
                 pair.copy_from_slice(&measured);
             }
-            Ok(())
-        })?;
-        self.figures.push(figures);
-        Ok(Sums::of(&figures))
-    }
-
-    /// What all rounds came to; `None` before the first.
-    pub fn floor(&self) -> Option<Floor> {
-        let stage = |(index, (name, direction))| {
-            let cpu_seconds_per_gigabyte = Spread::of(self.figures.iter().map(|round| round[index]))?;
-            Some(Stage { name, direction, cpu_seconds_per_gigabyte })
+            Ok(costs)
         };
-        let stages = STAGES.into_iter().enumerate().map(stage).collect::<Option<Vec<_>>>()?;
-        let medians: Vec<_> = stages.iter().map(|stage| stage.cpu_seconds_per_gigabyte.median).collect();
-        Some(Floor { sums: Sums::of(&medians), stages })
-    }
-
-    /// Does `work` on a thread of its own, pinned: this one may go on as it likes.
-    fn on_its_cpu(&mut self, work: impl FnOnce(&mut [Box<dyn Crossing>]) -> Result<()> + Send) -> Result<()> {
-        let (crossings, cpu) = (&mut self.crossings, self.cpu);
-        let pinned = move || cpus::pin(&[cpu]).and_then(|()| work(crossings));
-        thread::scope(|scope| scope.spawn(pinned).join()).map_err(|_| anyhow!("the measuring thread has panicked"))?
-    }
-}
-
-impl Sums {
-    /// Of a figure for each stage.
-    fn of(figures: &[f64]) -> Self {
-        let sum = |direction| {
-            let stages = STAGES.iter().zip(figures).filter(|((_, of), _)| *of == direction);
-            stages.map(|(_, figure)| figure).sum()
-        };
-        Sums { up: sum(Up), down: sum(Down) }
+        thread::scope(|scope| scope.spawn(measure).join()).map_err(|_| anyhow!("the measuring thread has panicked"))?
     }
 }
 
@@ -446,6 +403,7 @@ mod tests {
 
     #[test]
     fn a_direction_is_the_sum_of_its_stages_only() {
-        assert_eq!(Sums::of(&[0.25, 0.5, 1.0, 2.0, 4.0, 8.0]), Sums { up: 10.25, down: 5.5 });
+        let costs = Costs([0.25, 0.5, 1.0, 2.0, 4.0, 8.0]);
+        assert_eq!([Direction::Up, Direction::Down, Direction::Both].map(|of| costs.of(of)), [10.25, 5.5, 7.875]);
     }
 }

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use crate::load::experiment::{Column, Point, Series, whole};
+use crate::load::experiment::{Cell, Column, Point, Series, whole};
 use crate::load::result::LoadResult;
 use crate::load::scenario::Scenario;
 use crate::measure::units::{bits_per_second, count, percent};
@@ -60,13 +60,13 @@ pub fn run(Options { series, clients, handshakes, mbps }: &Options) -> Result<()
         point("handshakes alone", true, 0),
         point("both", true, FORWARDING),
     ];
-    let results = experiment.rounds(points)?;
+    let results = experiment.loads(&points)?;
     let ours = results.cells().filter(|cell| cell.gateway == "tollgate");
     let failed: u64 = ours.flat_map(|cell| cell.rounds).map(|result| result.clients.failed_handshakes).sum();
     if failed > 0 {
         experiment.failures.push(format!("{} handshakes failed", count(failed)));
     }
-    experiment.finish_table("handshakes", &results, &columns())
+    experiment.finish_loads("handshakes", &results, &columns())
 }
 
 fn columns() -> [Column; 5] {
@@ -80,7 +80,7 @@ fn columns() -> [Column; 5] {
         }),
         Column::new("forwarded_bits_per_second", "forwarded", bits_per_second, move |cell| cell.each(carried)),
         Column::new("forwarded_to_alone", "of alone", percent, move |cell| cell.ratio(cell.first, carried)),
-        Column::new("failed", "failed", whole, |cell| cell.total(|result| result.clients.failed_handshakes)),
+        Column::new("failed", "failed", whole, |cell: &Cell| cell.total(|result| result.clients.failed_handshakes)),
     ]
 }
 

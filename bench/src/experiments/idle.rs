@@ -69,7 +69,7 @@ pub fn run(Options { series, connections, keep_alive }: &Options) -> Result<()> 
     let step =
         |number| point(number, connections - number, if number == connections { duration } else { STEP.min(duration) });
     let users = [0, USERS].map(|absent| point(1, absent, STEP.min(duration)));
-    let results = experiment.rounds(users.into_iter().chain(steps.map(step)).collect())?;
+    let results = experiment.loads(&users.into_iter().chain(steps.map(step)).collect::<Vec<_>>())?;
     let figures = results.by_gateway().map(|(gateway, loads)| figures(gateway, &loads));
     let figures = figures.collect::<Option<Vec<_>>>().context("all loads had the same number of connections")?;
     let rows = figures.iter().map(|it| {

@@ -41,13 +41,13 @@ pub fn run(Options { series, probes }: &Options) -> Result<()> {
     };
     // Their windows together fill any queue.
     let bulk = |scenario: &mut Scenario| scenario.traffic.push(TrafficPlan::new("load", LOADING, TrafficKind::Bulk));
-    let mut results = experiment.rounds(vec![point("idle", 0, &|_| ()), point("saturated", LOADING, &bulk)])?;
+    let mut results = experiment.loads(&[point("idle", 0, &|_| ()), point("saturated", LOADING, &bulk)])?;
     // Half of what the gateway carries that carries least when saturated: the same for all, so that their round trips can be compared.
-    let saturated = results.cells().filter(|cell| cell.point.name == "saturated");
+    let saturated = results.cells().filter(|cell| cell.point == "saturated");
     let least = saturated.filter_map(|cell| Some(cell.each(carried)?.median)).fold(f64::INFINITY, f64::min);
     let half = |scenario: &mut Scenario| scenario.add_constant("load", LOADING, least / 2.0, BULK_TRAIN_PACKETS);
-    results.extend(experiment.rounds(vec![point("half", LOADING, &half)])?);
-    experiment.finish_table("latency", &results, &columns())
+    results.extend(experiment.loads(&[point("half", LOADING, &half)])?);
+    experiment.finish_loads("latency", &results, &columns())
 }
 
 /// Inner bits a second, both directions together, probes excluded.
@@ -57,7 +57,7 @@ fn carried(result: &LoadResult) -> Option<f64> {
 
 fn columns() -> [Column; 8] {
     let time = |ns: f64| nanoseconds(ns as u64);
-    let trips = |cell: Cell, figure: fn(&Latencies) -> u64| {
+    let trips = |cell: &Cell, figure: fn(&Latencies) -> u64| {
         cell.each(|result| result.groups[0].round_trip.as_ref().map(|trips| figure(trips) as f64))
     };
     let lost = |result: &LoadResult| {
@@ -70,7 +70,7 @@ fn columns() -> [Column; 8] {
         Column::new("p99_ns", "p99", time, move |cell| trips(cell, |trips| trips.p99_ns)),
         Column::new("p999_ns", "p99.9", time, move |cell| trips(cell, |trips| trips.p999_ns)),
         Column::new("max_ns", "longest", time, move |cell| Spread::of([trips(cell, |trips| trips.max_ns)?.max])),
-        Column::new("probes", "probes", whole, |cell| {
+        Column::new("probes", "probes", whole, |cell: &Cell| {
             cell.total(|result| result.groups[0].round_trip.as_ref().map_or(0, |trips| trips.count))
         }),
         Column::batch(),

@@ -30,8 +30,8 @@ pub struct Options {
 pub fn run(Options { series, rate }: &Options) -> Result<()> {
     let rate = if series.quick { 2_000 } else { *rate };
     let mut experiment = series.start(&format!("{} packets a second, each sent by itself", count(rate.into())))?;
-    let results = experiment.rounds(points(rate, series.duration(1)))?;
-    experiment.finish_table("packets", &results, &columns())
+    let results = experiment.loads(&points(rate, series.duration(1)))?;
+    experiment.finish_loads("packets", &results, &columns())
 }
 
 fn points(rate: u32, duration: Duration) -> Vec<Point> {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::load::experiment::{BULK_TRAIN_PACKETS, Column, Point, Series, two_digits};
+use crate::load::experiment::{BULK_TRAIN_PACKETS, Cell, Column, Point, Series, two_digits};
 use crate::load::flow::TRAIN_PACKETS_MAX;
 use crate::load::result::LoadResult;
 use crate::load::scenario::{CONNECTIONS_MAX, Scenario};
@@ -63,8 +63,8 @@ pub fn run(Options { series, shards, clients, mostly_idle, mbps, train }: &Optio
     add(&mut shards.iter().map(|&shards| (shards, CLIENTS, CLIENTS)));
     add(&mut clients.iter().map(|&clients| (1, clients, clients)));
     add(&mut mostly_idle.iter().map(|&clients| (1, clients, clients.min(ACTIVE_MAX))));
-    let results = experiment.rounds(points)?;
-    experiment.finish_table("scale", &results, &columns())
+    let results = experiment.loads(&points)?;
+    experiment.finish_loads("scale", &results, &columns())
 }
 
 fn columns() -> [Column; 5] {
@@ -75,7 +75,7 @@ fn columns() -> [Column; 5] {
         Column::new("cpu_seconds_per_gigabyte", "CPU s/GB", two_digits, move |cell| cell.each(cost)),
         Column::new("to_first", "to first of series", two_digits, move |cell| cell.ratio(cell.first, cost)),
         Column::new("crossed_share", "crossed", percent, move |cell| cell.each(crossed)),
-        Column::new("carried_bits_per_second", "carried", bits_per_second, |cell| {
+        Column::new("carried_bits_per_second", "carried", bits_per_second, |cell: &Cell| {
             cell.each(|result| Some(result.carried_bits_per_second()))
         }),
         Column::lost(),

@@ -1,9 +1,9 @@
-//! A tunnel between real programs: fresh namespaces, a gateway pinned to CPUs of its own, a client, and a server behind the gateway.
+//! Tunnels between real programs: fresh namespaces, a gateway pinned to CPUs of its own, a client, and a server behind the gateway.
 //!
 //! Nothing is kept from run to run but configuration files: not even what the kernel remembers of TCP peers.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,9 +12,10 @@ use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, Progre
 use tollgate_testkit::deploy::{ConfigFile, Identity, service, user_entry};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::wait::eventually;
-use tollgate_testkit::{Process, SERVER_V4, Topology, TopologyPlan};
+use tollgate_testkit::{Namespace, Process, SERVER_V4, Topology, TopologyPlan};
 
 use crate::deploy::{GatewayFiles, GatewayPlan, RunningGateway};
+use crate::load::experiment::{Experiment, Series};
 use crate::measure::cpus;
 use crate::programs::{self, Gateway};
 
@@ -25,71 +26,85 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 const LAST_LINES_MAX: usize = 15;
 /// The client that gateways of Quincy's protocol have.
-pub const CLIENT: &str = "quincy-client";
+const CLIENT: &str = "quincy-client";
 
-/// Where programs run: the gateway, and everything else.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placement {
+#[derive(Debug, clap::Args)]
+pub struct TunnelOptions {
+    #[command(flatten)]
+    pub series: Series,
+    /// The program of the client, quincy-client [default: the first in $TOLLGATE_PEERS, .peers/bin and $PATH].
+    #[arg(long, value_name = "PATH")]
+    client: Option<PathBuf>,
+}
+
+/// What tunnels are made of: the client's program, files of a gateway and of the client of its one user, and where programs run.
+pub struct Tunnels {
+    client: PathBuf,
+    files: GatewayFiles,
     pub gateway_cpus: Vec<usize>,
     pub load_cpus: Vec<usize>,
 }
 
-/// The files of a gateway and of the client of its one user.
-#[derive(Debug)]
-pub struct TunnelFiles {
-    pub gateway: GatewayFiles,
-    client: PathBuf,
-}
-
-impl TunnelFiles {
-    /// Writes them; `settings` are further lines of the user's, as `bandwidth_limit = "1 mbps"`.
-    pub fn write(settings: &str) -> Result<Self> {
-        let user = Identity::generate("alice", &[])?;
-        let gateway = GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings))?;
-        user.write(gateway.folder(), "alice")?;
-        let client = gateway.folder().join("client.toml");
-        ConfigFile::client(gateway.folder(), "alice", &service())
-            .set("connection.mtu", 1400)
-            .set("log.level", "info")
-            .write(&client)?;
-        Ok(TunnelFiles { gateway, client })
-    }
-}
-
 /// A gateway with a client connected to it. The processes end before their namespaces go.
-#[derive(Debug)]
-pub struct Tunnel {
+pub struct Tunnel<'a> {
     pub client: Process,
     pub gateway: RunningGateway,
     pub server: BulkServer,
     pub topology: Topology,
-    pub load_cpus: Vec<usize>,
+    tunnels: &'a Tunnels,
 }
 
-impl Tunnel {
+impl TunnelOptions {
+    /// The experiment begins. `settings` are further lines of the user's, as `bandwidth_limit = "1 mbps"`; the gateway runs on `cpus.0`,
+    /// everything else on `cpus.1`.
+    pub fn start(&self, plan: &str, settings: &str, cpus: (Vec<usize>, Vec<usize>)) -> Result<(Experiment, Tunnels)> {
+        let client = programs::find(CLIENT, self.client.as_deref(), "--client")?;
+        let experiment = self.series.start_with(Some(programs::embedded_version(&client, CLIENT)?), plan)?;
+        let user = Identity::generate("alice", &[])?;
+        let files = GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings))?;
+        user.write(files.folder(), "alice")?;
+        ConfigFile::client(files.folder(), "alice", &service())
+            .set("connection.mtu", 1400)
+            .set("log.level", "info")
+            .write(&files.folder().join("client.toml"))?;
+        let (gateway_cpus, load_cpus) = cpus;
+        Ok((experiment, Tunnels { client, files, gateway_cpus, load_cpus }))
+    }
+}
+
+impl Tunnels {
     /// Starts `gateway` and quincy-client, and waits until the tunnel carries packets.
-    pub fn start(files: &TunnelFiles, gateway: &Gateway, client: &Path, placement: &Placement) -> Result<Self> {
+    pub fn start(&self, gateway: &Gateway) -> Result<Tunnel<'_>> {
         let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() })?;
-        let Placement { gateway_cpus, load_cpus } = placement;
-        let plan = GatewayPlan::default();
-        let gateway = RunningGateway::start(gateway, &plan, gateway_cpus, &files.gateway, &topology.gateway)?;
-        let mut command = programs::command(client);
-        command.arg("--config-path").arg(&files.client);
-        let client = topology.clients[0].namespace.spawn_pinned(command, load_cpus)?;
+        let (plan, cpus) = (GatewayPlan::default(), &self.gateway_cpus);
+        let gateway = RunningGateway::start(gateway, &plan, cpus, &self.files, &topology.gateway)?;
+        let mut command = programs::command(&self.client);
+        command.arg("--config-path").arg(self.files.folder().join("client.toml"));
+        let client = topology.clients[0].namespace.spawn_pinned(command, &self.load_cpus)?;
         client.wait_for_line("Added routes", START_TIMEOUT)?;
-        let load_cpus = load_cpus.clone();
         let serve = || -> Result<BulkServer> {
-            cpus::pin(&load_cpus)?;
+            cpus::pin(&self.load_cpus)?;
             let listener = TcpListener::bind(SocketAddr::new(SERVER_V4.into(), 0));
             Ok(BulkServer::start(listener.context("cannot listen behind the gateway")?)?)
         };
         let server = topology.network.run(serve)?;
-        let tunnel = Tunnel { client, gateway, server, topology, load_cpus };
+        let tunnel = Tunnel { client, gateway, server, topology, tunnels: self };
         let plan = PingPlan { count: 1, timeout: Duration::from_millis(200), ..PingPlan::new(SERVER_V4.into()) };
-        let inside = &tunnel.topology.clients[0].namespace;
-        let answered = || inside.run(|| ping(&plan)).is_ok_and(|report| report.received == 1);
+        let answered = || tunnel.run(|| Ok(ping(&plan)?)).is_ok_and(|report| report.received == 1);
         ensure!(eventually(START_TIMEOUT, answered), "the tunnel answers no ping\n{}", tunnel.last_lines());
         Ok(tunnel)
+    }
+}
+
+impl Tunnel<'_> {
+    /// The namespace of the client.
+    pub fn inside(&self) -> &Namespace {
+        &self.topology.clients[0].namespace
+    }
+
+    /// Runs `action` beside the client, on the CPUs of the load.
+    pub fn run<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.inside().run(|| cpus::pin(&self.tunnels.load_cpus).and_then(|()| action()))
     }
 
     /// Moves bytes through the tunnel for `duration`. Corrupt ones are no error: see [`BulkReport::corrupt_at`].
@@ -104,11 +119,7 @@ impl Tunnel {
             deadline: duration + DRAIN_TIMEOUT,
             ..BulkPlan::new(self.server.address(), direction, u64::MAX)
         };
-        let moved = self.topology.clients[0].namespace.run(|| -> Result<BulkReport> {
-            cpus::pin(&self.load_cpus)?;
-            Ok(transfer(&plan, progress)?)
-        });
-        let report = moved.with_context(|| self.last_lines())?;
+        let report = self.run(|| Ok(transfer(&plan, progress)?)).with_context(|| self.last_lines())?;
         let BulkReport { bytes, seconds, .. } = report;
         ensure!(
             bytes > 0 && seconds >= duration.as_secs_f64(),

@@ -1,6 +1,9 @@
-//! Median and extremes, and how two gateways' figures compare. The uncertainty that every result names.
+//! Median and extremes of figures, and the uncertainty that every result names.
 
 use serde::Serialize;
+
+/// Of fewer figures there is no interval.
+pub const FIGURES_MIN: usize = 6;
 
 /// Median and extremes of some figures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -9,15 +12,10 @@ pub struct Spread {
     pub median: f64,
     pub min: f64,
     pub max: f64,
-}
-
-/// A figure of both gateways, and their ratio pair by pair.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Compared {
-    pub ours: Spread,
-    pub peer: Spread,
-    /// Ours divided by the peer's of the same pair.
-    pub ratio: Spread,
+    /// Between which bounds the median of all figures lies, of which these were drawn, with a probability of 95 % at least. From the order of
+    /// the figures alone, whatever their distribution. `None` of fewer than [`FIGURES_MIN`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_95: Option<[f64; 2]>,
 }
 
 impl Spread {
@@ -28,7 +26,7 @@ impl Spread {
         let (min, max) = (*sorted.first()?, *sorted.last()?);
         let middle = sorted.len() / 2;
         let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-        Some(Spread { median, min, max })
+        Some(Spread { median, min, max, interval_95: interval_95(&sorted) })
     }
 
     /// `median (min - max)`, or the one figure that all are.
@@ -38,45 +36,18 @@ impl Spread {
     }
 }
 
-impl Compared {
-    /// Of pairs `(ours, peer)`, at least one; `None` of none.
-    pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
-        Some(Compared {
-            ours: Spread::of(pairs.iter().map(|&(ours, _)| ours))?,
-            peer: Spread::of(pairs.iter().map(|&(_, peer)| peer))?,
-            ratio: Spread::of(pairs.iter().map(|&(ours, peer)| ours / peer))?,
-        })
+fn interval_95(sorted: &[f64]) -> Option<[f64; 2]> {
+    let count = sorted.len();
+    // Each figure lies below the median with probability 1/2, so how many do is binomial: the outermost that may be left out on each side are
+    // those whose probability together is at most 2.5 %.
+    let (mut left_out, mut probability, mut tail) = (0, 0.5_f64.powi(count as i32), 0.0);
+    while tail + probability <= 0.025 {
+        tail += probability;
+        probability *= (count - left_out) as f64 / (left_out + 1) as f64;
+        left_out += 1;
     }
-}
-
-/// Between which bounds the median of all figures lies, of which some were drawn, with a probability of 95 % at least. From the order of the
-/// figures alone, whatever their distribution.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Interval95 {
-    pub low: f64,
-    pub high: f64,
-}
-
-impl Interval95 {
-    /// Fewer figures have no such interval.
-    pub const FIGURES_MIN: usize = 6;
-
-    /// Of at least [`Interval95::FIGURES_MIN`] figures; `None` of fewer.
-    pub fn of_median(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut sorted: Vec<f64> = figures.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
-        let count = sorted.len();
-        // Each figure lies below the median with probability 1/2, so how many do is binomial: the outermost that may be left out on each
-        // side are those whose probability together is at most 2.5 %.
-        let (mut left_out, mut probability, mut tail) = (0, 0.5_f64.powi(count as i32), 0.0);
-        while tail + probability <= 0.025 {
-            tail += probability;
-            probability *= (count - left_out) as f64 / (left_out + 1) as f64;
-            left_out += 1;
-        }
-        let outermost = left_out.checked_sub(1)?;
-        Some(Interval95 { low: sorted[outermost], high: sorted[count - 1 - outermost] })
-    }
+    let outermost = left_out.checked_sub(1)?;
+    Some([sorted[outermost], sorted[count - 1 - outermost]])
 }
 
 /// The slope of the line through `points` with the least squares; `None` when they do not differ in x.
@@ -95,28 +66,20 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_or_between_the_middle_two() {
-        assert_eq!(Spread::of([5.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 5.0 }));
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 9.0]).unwrap().median, 3.0);
-        assert_eq!(Spread::of([]), None);
-        assert_eq!(Compared::of(&[]), None);
-    }
-
-    #[test]
-    fn ratios_are_taken_pair_by_pair() {
-        // The machine becomes twice as slow: the ratio of medians would be 2/3, each pair's is 1/2.
-        let figure = Compared::of(&[(0.5, 1.0), (1.0, 2.0)]).unwrap();
-        assert_eq!(figure.ratio, Spread { median: 0.5, min: 0.5, max: 0.5 });
-        assert_eq!(figure.ours, Spread { median: 0.75, min: 0.5, max: 1.0 });
+        let of = |figures: &[f64]| Spread::of(figures.iter().copied()).map(|it| [it.median, it.min, it.max]);
+        assert_eq!(of(&[5.0, 1.0, 2.0]), Some([2.0, 1.0, 5.0]));
+        assert_eq!(of(&[4.0, 1.0, 2.0, 9.0]), Some([3.0, 1.0, 9.0]));
+        assert_eq!(of(&[]), None);
     }
 
     #[test]
     fn the_interval_leaves_out_what_the_binomial_distribution_allows() {
-        let of = |count: u32| Interval95::of_median((1..=count).map(f64::from)).map(|found| (found.low, found.high));
+        let of = |count: u32| Spread::of((1..=count).map(f64::from)).and_then(|found| found.interval_95);
         // Tables of the sign test's interval (for one: Conover, Practical Nonparametric Statistics, table A3).
-        assert_eq!((of(0), of(5), of(6)), (None, None, Some((1.0, 6.0))));
+        assert_eq!((of(1), of(5), of(6)), (None, None, Some([1.0, 6.0])));
         assert_eq!(
             (of(8), of(9), of(15), of(25)),
-            (Some((1.0, 8.0)), Some((2.0, 8.0)), Some((4.0, 12.0)), Some((8.0, 18.0)))
+            (Some([1.0, 8.0]), Some([2.0, 8.0]), Some([4.0, 12.0]), Some([8.0, 18.0]))
         );
     }
 
