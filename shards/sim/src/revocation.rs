@@ -13,7 +13,7 @@ use crate::client::Act;
 use crate::gateway::Order;
 use crate::identity;
 use crate::oracle::Violation;
-use crate::plan::{DevicePlan, Feature, Features, FlowPlan, LinkPlan, Peer, Plan};
+use crate::plan::{DevicePlan, Feature, Features, FlowPlan, LinkPlan, Peer, Plan, Source};
 use crate::random::Stream;
 use crate::run::{Facts, Options};
 use crate::world::{Event, World};
@@ -153,6 +153,7 @@ fn plan(number: u64, has_limits: bool) -> Plan {
         burst: 1,
         payload_bytes: (200, 201),
         port: 1000 + number as u16,
+        source: Source::Own,
     };
     plan.flows = ways.iter().enumerate().map(flow).collect();
     plan

@@ -1,6 +1,6 @@
 //! The inner packets of a run: who sends what, and where it arrives.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
 use tollgate_shards::Machine;
@@ -8,10 +8,14 @@ use tollgate_shards::packet::vnet::HEADER_BYTES;
 
 use crate::client::Device;
 use crate::oracle::Violation;
-use crate::packets::{FlowSpec, Place, destination_of, source_of};
-use crate::plan::{FlowPlan, Peer};
+use crate::packets::{FlowSpec, Place, Way, destination_of, source_of};
+use crate::plan::{FlowPlan, Peer, Source};
 use crate::trace::Who;
 use crate::world::{Event, World};
+
+/// Where packets go whose source is of another family than the tunnel.
+const ELSEWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
+const ELSEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77);
 
 impl World {
     /// A flow's time has come.
@@ -39,20 +43,34 @@ impl World {
                     self.flow_down(host, destination, flow.port, payload_bytes);
                 }
             }
-            Peer::Network(host) => self.flow_up(device, host, flow.port, payload_bytes),
+            Peer::Network(host) => self.flow_up(device, flow.source, host, flow.port, payload_bytes),
             Peer::Device(other) => {
                 if let Some(destination) = self.devices[other].last_address {
-                    self.flow_up(device, destination, flow.port, payload_bytes);
+                    self.flow_up(device, flow.source, destination, flow.port, payload_bytes);
                 }
             }
         }
     }
 
-    fn flow_up(&mut self, device: u32, destination: IpAddr, port: u16, payload_bytes: usize) {
-        let Some((session, source)) = self.devices[device as usize].attached() else { return };
+    fn flow_up(&mut self, device: u32, source: Source, destination: IpAddr, port: u16, payload_bytes: usize) {
+        let of_another = match source {
+            Source::Own => None,
+            Source::Device(other) => self.devices[other].last_address,
+            Source::Forged(address) => Some(address),
+        };
+        let Some((session, leased)) = self.devices[device as usize].attached() else { return };
+        let source = of_another.unwrap_or(leased);
+        // A packet has one version, that of its source.
+        let destination = match (source.is_ipv4(), destination.is_ipv4()) {
+            (true, false) => IpAddr::V4(ELSEWHERE_V4),
+            (false, true) => IpAddr::V6(ELSEWHERE_V6),
+            _ => destination,
+        };
         let session_number = session.number;
         let spec = FlowSpec { source, destination, source_port: port, destination_port: 7, session: session_number };
-        let packet = self.packets.make(spec, payload_bytes, Place::Client(device));
+        let way = self.packets.permission.way_up(leased, source, destination);
+        let packet = self.packets.make(self.now, spec, payload_bytes, Place::Client(device), way);
+        let (session, _) = self.devices[device as usize].attached().expect("it was a moment ago");
         self.trace.note(self.now, Who::Device(device), "sends", packet.len() as u64);
         session.end.tunnel().send(Bytes::from(packet));
         self.touch_device(device);
@@ -63,7 +81,7 @@ impl World {
         let session = self.devices.iter().find(of_client).and_then(|device| device.session.as_ref());
         let session = session.map_or(0, |session| session.number);
         let spec = FlowSpec { source, destination, source_port: port ^ 0x8000, destination_port: port, session };
-        let packet = self.packets.make(spec, payload_bytes, Place::Tun);
+        let packet = self.packets.make(self.now, spec, payload_bytes, Place::Tun, Way::Client { is_relayed: false });
         let index = self.gateway.steer_tun(destination);
         self.trace.note(self.now, Who::Shard(index), "tun in", packet.len() as u64);
         let frame = [&[0; HEADER_BYTES], &packet[..]].concat();
@@ -86,8 +104,9 @@ impl World {
         {
             device.exchanged.0 += 1;
         }
-        let arrival = self.packets.handle_arrival(self.now, Place::Tun, header, packet);
-        arrival.map_err(|violation| Violation::new("packets", violation))
+        let arrivals = self.packets.handle_arrival(self.now, Place::Tun, header, packet);
+        let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
+        self.oracle.arrived(self.now, Place::Tun, &arrivals, &self.plan)
     }
 
     /// A device has got an inner packet.
@@ -111,8 +130,9 @@ impl World {
             let what = format!("device {index} got a packet for {destination:?} after it had been sent away");
             return Err(Violation::new("packets", what));
         }
-        let arrival = self.packets.handle_arrival(self.now, Place::Client(index), &[0; HEADER_BYTES], packet);
-        arrival.map_err(|violation| Violation::new("packets", violation))
+        let arrivals = self.packets.handle_arrival(self.now, Place::Client(index), &[0; HEADER_BYTES], packet);
+        let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
+        self.oracle.arrived(self.now, Place::Client(index), &arrivals, &self.plan)
     }
 
     /// In calm, whoever is attached and has not yet exchanged packets tries.
@@ -123,7 +143,7 @@ impl World {
             let (up, down) = device.exchanged;
             let Some((_, address)) = device.attached() else { continue };
             if up == 0 {
-                self.flow_up(index, host, 9000 + index as u16, 100);
+                self.flow_up(index, Source::Own, host, 9000 + index as u16, 100);
             }
             if down == 0 {
                 self.flow_down(host, address, 9000 + index as u16, 100);

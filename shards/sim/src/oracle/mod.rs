@@ -3,6 +3,7 @@
 //! The oracles keep books of their own and never change what they look at.
 
 mod addresses;
+mod demand;
 mod queues;
 mod sessions;
 mod tokens;
@@ -14,12 +15,13 @@ use std::net::IpAddr;
 use tollgate_shards::{Command, CommandId, ConnectionKey, Event, Shard, ShardIndex, UserIndex};
 
 use crate::gateway::{Gateway, Order, Pending};
-use crate::packets::{is_too_big_answer, source_of};
+use crate::packets::{Arrival, Place, is_too_big_answer, source_of};
 use crate::plan::Plan;
 use crate::schedule::Time;
 use crate::world::World;
 
 use addresses::Addresses;
+use demand::Demand;
 use tokens::Tokens;
 
 /// A shard's tokens are audited after so many passes of whichever shards, because it takes a look at all of them.
@@ -60,6 +62,7 @@ impl std::error::Error for Violation {}
 pub struct Oracle {
     addresses: Addresses,
     tokens: Tokens,
+    demand: Demand,
     /// For each kick that is not acknowledged: the connections that it found.
     kicked: BTreeMap<CommandId, BTreeSet<ConnectionKey>>,
     passes: u64,
@@ -71,6 +74,7 @@ impl Oracle {
         Oracle {
             addresses: Addresses::default(),
             tokens: Tokens::new(plan),
+            demand: Demand::new(plan),
             kicked: BTreeMap::new(),
             passes: 0,
             server_address: plan.tunnel.addr(),
@@ -103,10 +107,16 @@ impl Oracle {
         self.tokens.passed(now, user, packet.len() as u64)
     }
 
+    /// Inner packets have arrived at one place.
+    pub(crate) fn arrived(&mut self, now: Time, at: Place, arrivals: &[Arrival], plan: &Plan) -> Result<(), Violation> {
+        arrivals.iter().try_for_each(|arrival| self.demand.arrived(now, at, arrival, plan))
+    }
+
     /// An operator wants something.
     pub(crate) fn given(&mut self, now: Time, order: &Order) {
         if let Order::Apply(snapshot) = order {
             self.tokens.limits_change(now, snapshot.version, &snapshot.users);
+            self.demand.limits_change(snapshot.version, &snapshot.users);
         }
     }
 
@@ -140,6 +150,7 @@ impl Oracle {
             }
             Order::Apply(snapshot) => {
                 self.tokens.limits_changed(now, snapshot.version);
+                self.demand.limits_changed(now, snapshot.version);
                 self.addresses.all_allowed(gateway)?;
                 sessions::certificates_allowed(gateway)
             }
@@ -186,5 +197,7 @@ pub(crate) fn at_rest(world: &World) -> Result<(), Violation> {
 /// Looks at what is left when everybody has gone.
 pub(crate) fn at_end(world: &World) -> Result<(), Violation> {
     sessions::none(world)?;
+    let dropped = world.packets.only_rightly_dropped(world.facts().drops.iter());
+    dropped.map_err(|what| Violation::new("permission", what))?;
     queues::balanced(world)
 }

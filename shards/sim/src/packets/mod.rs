@@ -4,17 +4,21 @@
 //! Only what identifies a packet is kept of it; what it must look like is made again when it arrives.
 
 mod make;
+mod permission;
 
 use std::net::IpAddr;
 
 use rustc_hash::FxHashMap;
+use tollgate_shards::DropReason;
 use tollgate_shards::packet::ecn::Ecn;
 use tollgate_shards::packet::vnet::VnetHeader;
 use tollgate_shards::packet::{PacketPool, ecn, split};
 
+use crate::plan::Plan;
 use crate::schedule::Time;
 
 pub use make::{FlowSpec, udp};
+pub use permission::{Permission, Way};
 
 /// Where a packet is made or arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,17 +27,29 @@ pub enum Place {
     Client(u32),
 }
 
+/// What is known of a packet that was made.
 #[derive(Debug)]
-struct Sent {
+pub struct Sent {
     flow: FlowSpec,
     payload_bytes: usize,
     from: Place,
+    pub made: Time,
+    pub way: Way,
     arrived: bool,
 }
 
+/// A packet that has arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub from: Place,
+    pub made: Time,
+    pub bytes: u64,
+}
+
 /// All inner packets of a run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Packets {
+    pub permission: Permission,
     keeps_order: bool,
     pub delivered: u64,
     /// By mark, which is the place and one more.
@@ -45,20 +61,32 @@ pub struct Packets {
 }
 
 impl Packets {
-    /// None yet. `keeps_order` says whether no flow's packets may arrive in another order than they were sent in.
-    pub fn new(keeps_order: bool) -> Self {
-        Packets { keeps_order, ..Packets::default() }
+    /// None yet.
+    pub fn new(plan: &Plan) -> Self {
+        Packets {
+            permission: Permission::new(plan),
+            keeps_order: plan.keeps_order(),
+            delivered: 0,
+            sent: Vec::new(),
+            forbidden: FxHashMap::default(),
+            last: FxHashMap::default(),
+        }
     }
 
     pub fn made(&self) -> u64 {
         self.sent.len() as u64
     }
 
-    /// Makes a packet of `flow` with at least the eight bytes of its mark as payload.
-    pub fn make(&mut self, flow: FlowSpec, payload_bytes: usize, from: Place) -> Vec<u8> {
+    /// Makes a packet of `flow` with at least the eight bytes of its mark as payload, for which there is that way.
+    pub fn make(&mut self, now: Time, flow: FlowSpec, payload_bytes: usize, from: Place, way: Way) -> Vec<u8> {
         let payload_bytes = payload_bytes.max(make::MARK_BYTES);
-        self.sent.push(Sent { flow, payload_bytes, from, arrived: false });
+        self.sent.push(Sent { flow, payload_bytes, from, made: now, way, arrived: false });
         make::marked(&flow, self.made(), payload_bytes)
+    }
+
+    /// Whether each packet that did not arrive may have been dropped for the reason that was counted.
+    pub fn only_rightly_dropped(&self, drops: impl Iterator<Item = (DropReason, u64)>) -> Result<(), String> {
+        self.permission.only_rightly_dropped(drops, self.sent.iter().filter(|sent| !sent.arrived))
     }
 
     /// Nothing that a device has sent in one of its sessions may leave the gateway from now on. What has left it before has arrived at other
@@ -72,8 +100,14 @@ impl Packets {
         self.forbidden.get(&(device, session)).copied().flatten().is_some_and(|clients_from| now > clients_from)
     }
 
-    /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame.
-    pub fn handle_arrival(&mut self, now: Time, at: Place, header: &[u8], packet: &[u8]) -> Result<(), String> {
+    /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame. Returns which.
+    pub fn handle_arrival(
+        &mut self,
+        now: Time,
+        at: Place,
+        header: &[u8],
+        packet: &[u8],
+    ) -> Result<Vec<Arrival>, String> {
         let frame = [header, packet].concat();
         let Some((header, packet)) = VnetHeader::parse(&frame) else {
             return Err(format!("a frame at {at:?} has no virtio header: {header:?}"));
@@ -83,20 +117,18 @@ impl Packets {
         }
         if make::mark_of(packet).is_none() {
             // An ICMP message of the gateway's.
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut pool = PacketPool::default();
-        let mut result = Ok(());
+        let mut arrivals = Vec::new();
         let taken_apart = split(&header, packet, &mut pool, &mut |packet| {
-            if result.is_ok() {
-                result = self.arrived(now, at, &packet);
-            }
+            arrivals.push(self.arrived(now, at, &packet));
         });
         taken_apart.map_err(|error| format!("a frame at {at:?} cannot be taken apart: {error:?}"))?;
-        result
+        arrivals.into_iter().collect()
     }
 
-    fn arrived(&mut self, now: Time, at: Place, packet: &[u8]) -> Result<(), String> {
+    fn arrived(&mut self, now: Time, at: Place, packet: &[u8]) -> Result<Arrival, String> {
         let mark = make::mark_of(packet).ok_or("a part of a frame has no mark")?;
         let place = usize::try_from(mark).ok().and_then(|mark| mark.checked_sub(1));
         let Some(sent) = place.and_then(|place| self.sent.get_mut(place)) else {
@@ -108,7 +140,8 @@ impl Packets {
         if std::mem::replace(&mut sent.arrived, true) {
             return Err(format!("packet {mark} arrived twice, now at {at:?}"));
         }
-        let (flow, from, payload_bytes) = (sent.flow, sent.from, sent.payload_bytes);
+        self.permission.arrives(at, sent).map_err(|what| format!("packet {mark} of {:?}: {what}", sent.flow))?;
+        let (flow, from, payload_bytes, made) = (sent.flow, sent.from, sent.payload_bytes, sent.made);
         if let Place::Client(device) = from
             && let Some(&clients_from) = self.forbidden.get(&(device, flow.session))
             && (at == Place::Tun || clients_from.is_some_and(|clients_from| now > clients_from))
@@ -122,7 +155,7 @@ impl Packets {
         if self.keeps_order && last > mark {
             return Err(format!("packet {mark} arrived at {at:?} behind packet {last} of its flow {flow:?}"));
         }
-        Ok(())
+        Ok(Arrival { from, made, bytes: packet.len() as u64 })
     }
 }
 
@@ -176,9 +209,13 @@ pub fn destination_of(packet: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tollgate_shards::packet::packet_too_big;
 
     use super::*;
+    use crate::gateway::GATEWAY;
+    use crate::plan::Features;
 
     const HEADER: [u8; 10] = [0; 10];
     const NOW: Time = Time { ns: 1000 };
@@ -194,15 +231,20 @@ mod tests {
     }
 
     fn sent(port: u16, count: usize) -> (Packets, Vec<Vec<u8>>) {
-        let mut packets = Packets::new(true);
-        let made = (0..count).map(|_| packets.make(flow(port), 100, Place::Client(3))).collect();
+        sent_on(Way::Network, port, count)
+    }
+
+    fn sent_on(way: Way, port: u16, count: usize) -> (Packets, Vec<Vec<u8>>) {
+        let plan = Plan { isolate_clients: false, ..Plan::new(0, Features::of(&[]), Duration::ZERO) };
+        let mut packets = Packets::new(&plan);
+        let made = (0..count).map(|_| packets.make(NOW, flow(port), 100, Place::Client(3), way)).collect();
         (packets, made)
     }
 
     #[test]
     fn what_arrives_as_it_was_sent_is_right() {
         let (mut packets, made) = sent(1, 3);
-        made.iter().for_each(|packet| packets.handle_arrival(NOW, Place::Tun, &HEADER, packet).unwrap());
+        made.iter().for_each(|packet| drop(packets.handle_arrival(NOW, Place::Tun, &HEADER, packet).unwrap()));
         assert_eq!((packets.made(), packets.delivered), (3, 3));
     }
 
@@ -225,18 +267,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_delivered_without_right_is_found_and_what_is_dropped_without_right() {
+        let plan = Plan::new(0, Features::of(&[]), Duration::ZERO);
+        let mut packets = Packets::new(&plan);
+        let leased = plan.tunnel.hosts().nth(5).unwrap();
+        let neighbour = plan.tunnel.hosts().nth(6).unwrap();
+        let (network, relayed) = (plan.network_host(0), Way::Client { is_relayed: true });
+        let way = |source, destination| packets.permission.way_up(leased, source, destination);
+        assert_eq!(way(leased, network), Way::Network);
+        assert_eq!(way(neighbour, network), Way::Nowhere(DropReason::ForgedSource));
+        assert_eq!(way(leased, GATEWAY.ip()), Way::Nowhere(DropReason::OuterAddress));
+        assert_eq!((way(leased, plan.tunnel.addr()), way(leased, neighbour)), (Way::Network, relayed));
+        for (way, at) in [
+            (relayed, Place::Client(4)),
+            (relayed, Place::Tun),
+            (Way::Network, Place::Client(4)),
+            (Way::Nowhere(DropReason::ForgedSource), Place::Tun),
+        ] {
+            let packet = packets.make(NOW, flow(1), 100, Place::Client(3), way);
+            assert!(packets.handle_arrival(NOW, at, &HEADER, &packet).is_err(), "{way:?} at {at:?}");
+        }
+        // None of these has arrived: the first four did, wrongly.
+        packets.make(NOW, flow(1), 100, Place::Client(3), Way::Nowhere(DropReason::Multicast));
+        packets.make(NOW, flow(1), 100, Place::Client(3), relayed);
+        for (reason, packets_max) in [
+            (DropReason::Multicast, 1),
+            (DropReason::Isolated, 1),
+            (DropReason::ForgedSource, 0),
+            (DropReason::OverLimit, 0),
+        ] {
+            assert_eq!(packets.only_rightly_dropped([(reason, packets_max)].into_iter()), Ok(()));
+            assert!(packets.only_rightly_dropped([(reason, packets_max + 1)].into_iter()).is_err(), "{reason:?}");
+        }
+    }
+
+    #[test]
     fn what_was_sent_by_somebody_sent_away_is_found_at_once_at_the_tun_and_in_time_at_clients() {
-        let (mut packets, made) = sent(1, 2);
+        let (mut packets, made) = sent_on(Way::Client { is_relayed: true }, 1, 2);
         packets.forbid(3, 1, Some(NOW));
         assert!(!packets.is_forbidden(NOW, 3, 1), "still under way");
         packets.handle_arrival(NOW, Place::Client(4), &HEADER, &made[0]).unwrap();
         let later = Time { ns: NOW.ns + 1 };
         assert!(packets.is_forbidden(later, 3, 1) && !packets.is_forbidden(later, 3, 2));
         assert!(packets.handle_arrival(later, Place::Client(4), &HEADER, &made[1]).unwrap_err().contains("sent away"));
-        let (mut packets, made) = sent(1, 2);
+        let (mut packets, made) = sent_on(Way::Client { is_relayed: true }, 1, 2);
         packets.forbid(3, 1, None);
         packets.handle_arrival(later, Place::Client(4), &HEADER, &made[0]).unwrap();
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap_err().contains("sent away"));
+        let (mut packets, made) = sent(1, 1);
+        packets.forbid(3, 1, None);
+        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("sent away"));
     }
 
     #[test]

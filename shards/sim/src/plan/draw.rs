@@ -12,7 +12,8 @@ use tollgate_shards::{
 };
 
 use super::features::chance;
-use super::{DevicePlan, Disturbances, Feature, Features, FlowPlan, LinkPlan, Peer, Plan};
+use super::{DevicePlan, Disturbances, Feature, Features, FlowPlan, LinkPlan, Peer, Plan, Source};
+use crate::gateway::GATEWAY;
 use crate::random::Stream;
 
 impl Plan {
@@ -60,6 +61,9 @@ impl Plan {
         plan.draw_users();
         plan.draw_devices();
         plan.draw_flows();
+        if features.has(Feature::Forgery) {
+            plan.draw_forged_flows();
+        }
         plan
     }
 
@@ -142,6 +146,42 @@ impl Plan {
                 burst,
                 payload_bytes: (low, high + 1),
                 port: 1000 + number as u16,
+                source: Source::Own,
+            });
+        }
+    }
+
+    /// Flows that must come to nothing, but for those whose drawn address is the device's own by chance.
+    fn draw_forged_flows(&mut self) {
+        let mut random = Stream::new(self.seed, "plan.forgery");
+        let first_port = 1000 + self.flows.len() as u16;
+        let inside = |number| own_range(number, 1, self.tunnel).first();
+        let parse = |address: &&str| -> IpAddr { address.parse().expect("an address") };
+        let mut addresses = vec![self.tunnel.addr(), self.tunnel.network(), GATEWAY.ip(), inside(0), inside(3)];
+        addresses.extend([self.network_host(0), self.tunnel.broadcast()]);
+        let everywhere =
+            ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.7.7", "224.0.0.5", "239.1.1.1", "255.255.255.255"];
+        let everywhere_v6 = ["::", "::1", "fe80::7", "ff02::5", "ff0e::1", "::ffff:10.77.0.9"];
+        addresses.extend(everywhere.iter().chain(&everywhere_v6).map(parse));
+        let count = random.between(1, 2 * self.devices.len() as u64 + 2) as u16;
+        for number in 0..count {
+            let (device, other) = (random.index(self.devices.len()), random.index(self.devices.len()));
+            let (address, is_source) = (random.pick(&addresses), random.permille(500));
+            let source = match random.between(0, 3) {
+                0 => Source::Device(other),
+                _ if is_source => Source::Forged(address),
+                _ => Source::Own,
+            };
+            let is_own = source == Source::Own;
+            self.flows.push(FlowPlan {
+                device,
+                peer: Peer::Network(if is_own { address } else { self.network_host(1) }),
+                down: false,
+                every: random.log_duration(Duration::from_millis(2), self.safety.max(Duration::from_secs(1))),
+                burst: random.log_uniform(1, 16),
+                payload_bytes: (8, 1 + random.log_uniform(8, 1340)),
+                port: first_port + number,
+                source,
             });
         }
     }

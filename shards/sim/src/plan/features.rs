@@ -52,6 +52,8 @@ pub enum Feature {
     Kick,
     /// Shards die and are started anew.
     Restart,
+    /// Clients send from addresses that are not theirs, and to addresses that lead nowhere.
+    Forgery,
 }
 
 impl Feature {

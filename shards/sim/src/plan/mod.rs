@@ -101,6 +101,17 @@ pub struct FlowPlan {
     pub payload_bytes: (u64, u64),
     /// Tells flows between the same ends apart.
     pub port: u16,
+    /// Whose address its packets up bear.
+    pub source: Source,
+}
+
+/// The source address of a device's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Own,
+    /// That of another device.
+    Device(usize),
+    Forged(IpAddr),
 }
 
 /// How often something happens, about, and how strongly.

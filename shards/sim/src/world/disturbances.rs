@@ -56,6 +56,9 @@ impl World {
 
     pub(crate) fn give(&mut self, order: Order) {
         self.oracle.given(self.now, &order);
+        if let Order::Apply(snapshot) = &order {
+            self.packets.permission.given(snapshot);
+        }
         for (at, index) in self.gateway.give(self.now, order) {
             self.schedule.at(at, Event::Order(index));
         }

@@ -105,7 +105,7 @@ impl World {
             now: Time::default(),
             schedule: Schedule::default(),
             trace: Trace::new(options.print),
-            packets: Packets::new(plan.keeps_order()),
+            packets: Packets::new(&plan),
             gateway,
             mesh,
             devices: Vec::new(),

@@ -56,6 +56,7 @@ impl World {
         while let Some(pending) = self.gateway.acknowledge() {
             self.trace.note(self.now, Who::World, "acknowledged", pending.id.0);
             self.oracle.acknowledged(self.now, &pending, &self.gateway)?;
+            self.packets.permission.snapshots_change(self.now, &self.gateway);
             self.forbid_sent_away(pending.id);
         }
         Ok(())

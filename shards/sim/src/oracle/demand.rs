@@ -1,0 +1,161 @@
+//! No user gets more than the limit allows over any stretch of time, whichever way its packets go: up, down, and between clients.
+//!
+//! A packet is paid for between the moment when it was made and the moment when it arrives. So of any stretch of time, all packets that were
+//! made and arrived within it were paid for within it, and come to no more than a burst and what the rate makes in that time. Stretches that
+//! begin at some of the packets' making are looked at, each whenever another packet arrives. Nothing is judged while a limit changes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tollgate_shards::{Limit, UserIndex, Users};
+
+use super::Violation;
+use crate::packets::{Arrival, Place};
+use crate::plan::Plan;
+use crate::schedule::Time;
+
+const NS_PER_S: u128 = 1_000_000_000;
+/// Stretches of time that are looked at for each user.
+const STRETCHES_MAX: usize = 32;
+
+#[derive(Debug, Default)]
+pub struct Demand {
+    users: BTreeMap<UserIndex, User>,
+    /// Version of the newest snapshot given, and its limits.
+    newest: u64,
+    limits: BTreeMap<UserIndex, Limit>,
+}
+
+#[derive(Debug)]
+struct User {
+    limit: Limit,
+    /// Since when the limit has been in force everywhere.
+    since: Time,
+    /// By their beginnings, with the bytes so far.
+    stretches: VecDeque<(Time, u64)>,
+    arrivals: u64,
+}
+
+impl Demand {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let limited = plan.users.iter().enumerate().filter_map(|(index, user)| Some((index, user.limit?)));
+        let users = limited.map(|(index, limit)| (UserIndex(index as u32), User::new(limit, Time::default())));
+        Demand { users: users.collect(), ..Demand::default() }
+    }
+
+    /// A packet has arrived: the sender has paid for it, and the receiver too.
+    pub(super) fn arrived(&mut self, now: Time, at: Place, arrival: &Arrival, plan: &Plan) -> Result<(), Violation> {
+        for place in [arrival.from, at] {
+            let Place::Client(device) = place else { continue };
+            let index = UserIndex(plan.devices[device as usize].user as u32);
+            let Some(user) = self.users.get_mut(&index) else { continue };
+            user.paid(now, arrival).map_err(|what| Violation::new("limits", format!("{index:?} {what}")))?;
+        }
+        Ok(())
+    }
+
+    /// Another snapshot is on its way.
+    pub(super) fn limits_change(&mut self, version: u64, users: &Users) {
+        self.newest = version;
+        self.limits = users.users().filter_map(|(index, user)| Some((index, user.limit?))).collect();
+        let limits = &self.limits;
+        self.users.retain(|index, user| limits.get(index) == Some(&user.limit));
+    }
+
+    /// A snapshot has arrived everywhere.
+    pub(super) fn limits_changed(&mut self, now: Time, version: u64) {
+        if version == self.newest {
+            for (&index, &limit) in &self.limits {
+                self.users.entry(index).or_insert_with(|| User::new(limit, now));
+            }
+        }
+    }
+}
+
+impl User {
+    fn new(limit: Limit, since: Time) -> Self {
+        User { limit, since, stretches: VecDeque::new(), arrivals: 0 }
+    }
+
+    fn paid(&mut self, now: Time, arrival: &Arrival) -> Result<(), String> {
+        if arrival.made < self.since {
+            return Ok(());
+        }
+        self.begin_stretch(arrival.made);
+        let (rate, burst_bytes) = (u128::from(self.limit.rate.bits_per_s()), u128::from(self.limit.burst_bytes));
+        for (begun, bytes) in self.stretches.iter_mut().filter(|(begun, _)| *begun <= arrival.made) {
+            *bytes += arrival.bytes;
+            let time = now - *begun;
+            let allowed_bytes = burst_bytes + (time.as_nanos() * rate).div_ceil(8 * NS_PER_S);
+            if u128::from(*bytes) > allowed_bytes {
+                return Err(format!("got {bytes} bytes through in {time:?}, {allowed_bytes} are allowed"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stretches begin at ever fewer packets, so that there are short ones and long ones.
+    fn begin_stretch(&mut self, made: Time) {
+        self.arrivals += 1;
+        if self.stretches.len() == STRETCHES_MAX {
+            // Of the older ones every other stays.
+            let mut number = 0;
+            self.stretches.retain(|_| {
+                number += 1;
+                number % 2 == 1 || number > STRETCHES_MAX / 2
+            });
+        }
+        if self.stretches.back().is_none_or(|(begun, _)| *begun < made) {
+            self.stretches.push_back((made, 0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tollgate_shards::Rate;
+
+    use super::*;
+
+    const START: Time = Time { ns: 0 };
+
+    fn at(ms: u64) -> Time {
+        START + Duration::from_millis(ms)
+    }
+
+    fn user() -> User {
+        let limit = Limit { rate: Rate::from_bits_per_s(8_000_000).unwrap(), burst_bytes: 5000 };
+        User::new(limit, START)
+    }
+
+    fn packet(made_ms: u64, bytes: u64) -> Arrival {
+        Arrival { from: Place::Tun, made: at(made_ms), bytes }
+    }
+
+    #[test]
+    fn a_byte_too_many_in_some_stretch_of_time_is_found() {
+        let mut user = user();
+        assert!(user.paid(at(0), &packet(0, 5000)).is_ok());
+        assert!(user.paid(at(2), &packet(1, 2000)).is_ok());
+        assert!(user.paid(at(100), &packet(99, 5000)).is_ok());
+        assert!(user.paid(at(101), &packet(99, 3001)).is_err(), "a burst and two milliseconds after the first second");
+    }
+
+    #[test]
+    fn a_packet_may_have_been_paid_for_long_before_it_arrives() {
+        let mut user = user();
+        assert!(user.paid(at(100), &packet(0, 5000)).is_ok());
+        assert!(user.paid(at(100), &packet(100, 5000)).is_ok(), "the first one's tokens have come back since");
+        assert!(user.paid(at(100), &packet(100, 1)).is_err());
+    }
+
+    #[test]
+    fn long_stretches_are_looked_at_as_well_as_short_ones() {
+        let mut user = user();
+        let result = (0..10_000).try_for_each(|ms| user.paid(at(ms), &packet(ms, 1001)));
+        assert!(result.is_err(), "a thousandth more than the rate, for seconds");
+        let mut user = self::user();
+        assert!((0..10_000).all(|ms| user.paid(at(ms), &packet(ms, 1000)).is_ok()));
+    }
+}
