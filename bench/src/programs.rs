@@ -164,17 +164,14 @@ pub fn embedded_version(program: &Path, name: &str) -> Result<String> {
 }
 
 fn version_in(bytes: &[u8], name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
     let start = format!("/{name}-");
-    let mut starts = bytes.windows(start.len()).enumerate().filter(|(_, window)| *window == start.as_bytes());
-    starts.find_map(|(index, _)| {
-        let rest = &bytes[index + start.len()..];
-        let rest = &rest[..rest.len().min(32)];
-        let version = std::str::from_utf8(&rest[..rest.iter().position(|byte| *byte == b'/')?]).ok()?;
-        let is_version = version.starts_with(|c: char| c.is_ascii_digit())
-            && version.contains('.')
-            && version.chars().all(|c| c.is_ascii_alphanumeric() || ".-+".contains(c));
-        is_version.then(|| version.to_owned())
-    })
+    let mut folders = text.split(&start).skip(1).filter_map(|rest| Some(rest.split_once('/')?.0));
+    let is_version = |folder: &&str| {
+        folder.starts_with(|c: char| c.is_ascii_digit())
+            && folder.chars().all(|c| c.is_ascii_alphanumeric() || ".-+".contains(c))
+    };
+    folders.find(is_version).map(str::to_owned)
 }
 
 fn executable(path: &Path, option: &str) -> Result<PathBuf> {

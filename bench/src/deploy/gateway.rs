@@ -26,7 +26,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How the line of counters begins.
 const STATUS_LINE: &str = "{\"shards\":";
-const LAST_LINES_MAX: usize = 15;
 /// Handshakes that may be pending at a gateway, of all sources and of one: how many are is the scenario's business.
 const PENDING_HANDSHAKES_MAX: u32 = 16_384;
 /// Buffers of the gateway's UDP sockets, in bytes: a burst of thousands of clients fits.
@@ -95,7 +94,7 @@ impl GatewayFiles {
 #[derive(Debug)]
 pub struct RunningGateway {
     kind: Kind,
-    process: Process,
+    pub process: Process,
     cpus: usize,
 }
 
@@ -169,7 +168,7 @@ impl RunningGateway {
         let status = self.process.stop(STOP_TIMEOUT)?;
         // A peer may know no orderly end on SIGTERM.
         if self.kind == Kind::Tollgate && !status.success() {
-            bail!("{} ended with {status}\n{}", self.process.name(), self.last_lines());
+            bail!("{} ended with {status}\n{}", self.process.name(), self.process.last_lines());
         }
         Ok(())
     }
@@ -188,13 +187,7 @@ impl RunningGateway {
 
     fn require_running(&mut self) -> Result<()> {
         let Some(status) = self.process.exit_status()? else { return Ok(()) };
-        bail!("{} ended in the middle of the run: {status}\n{}", self.process.name(), self.last_lines())
-    }
-
-    pub fn last_lines(&self) -> String {
-        let mut lines = self.process.lines();
-        lines.retain(|line| !line.starts_with(STATUS_LINE));
-        format!("its last lines:\n  {}", lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n  "))
+        bail!("{} ended in the middle of the run: {status}\n{}", self.process.name(), self.process.last_lines())
     }
 }
 

@@ -17,7 +17,7 @@ use tollgate_testkit::ping::{PingPlan, PingReport, ping};
 
 use super::tunnel::{Tunnel, TunnelOptions};
 use crate::deploy::{counter, queue_drops};
-use crate::load::experiment::{Cell, Column, whole};
+use crate::load::experiment::{Cell, Column, three_digits, whole};
 use crate::load::scenario::Direction;
 use crate::measure::cpus;
 use crate::measure::round_trips::{Latencies, RoundTrips};
@@ -207,12 +207,9 @@ fn columns(limit: f64) -> [Column<Run>; 11] {
         Column::new("p999_ns", "p99.9", time, move |cell| trips(cell, |trips| trips.p999_ns)),
         Column::new("p99_ns_of_each", "p99 of each", time, move |cell| cell.each(p99)),
         // The p99 of ours as a multiple of this one's, round by round.
-        Column::new(
-            "ours_to_this",
-            "ours",
-            |ratio| format!("{ratio:.3}"),
-            |cell: &Cell<Run>| cell.ratio(cell.ours, |run| Some(1.0 / run.p99_ns as f64)),
-        ),
+        Column::new("ours_to_this", "ours", three_digits, |cell: &Cell<Run>| {
+            cell.ratio(cell.ours, |run| Some(1.0 / run.p99_ns as f64))
+        }),
         Column::new("lost_pings", "lost", whole, |cell| cell.total(|run: &Run| run.lost_pings)),
         Column::new("bulk_to_limit", "bulk of limit", percent, move |cell| {
             cell.each(|run: &Run| Some(run.bulk_bits_per_second / limit))

@@ -24,7 +24,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transfer may take beyond its duration: a deep queue is slow to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-const LAST_LINES_MAX: usize = 15;
 /// The client that gateways of Quincy's protocol have.
 const CLIENT: &str = "quincy-client";
 
@@ -139,8 +138,8 @@ impl Tunnel<'_> {
     }
 
     fn last_lines(&self) -> String {
-        let lines = self.client.lines();
-        let last = lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n  ");
-        format!("{} said last:\n  {last}\n{}", self.client.name(), self.gateway.last_lines())
+        let [client, gateway] =
+            [&self.client, &self.gateway.process].map(|it| format!("{}, {}", it.name(), it.last_lines()));
+        format!("{client}\n{gateway}")
     }
 }

@@ -329,6 +329,10 @@ pub fn two_digits(figure: f64) -> String {
     format!("{figure:.2}")
 }
 
+pub fn three_digits(figure: f64) -> String {
+    format!("{figure:.3}")
+}
+
 /// Results for tests of what is made of them.
 #[cfg(test)]
 pub mod fixture {

@@ -66,6 +66,12 @@ impl Process {
         self.output.lines()
     }
 
+    /// The last of them, for errors.
+    pub fn last_lines(&self) -> String {
+        let lines = self.output.lines();
+        format!("its last lines:\n{}", lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n"))
+    }
+
     /// The number of lines so far, to wait for what comes later with [`Process::wait_for_line_from`].
     pub fn line_count(&self) -> usize {
         self.output.count()
