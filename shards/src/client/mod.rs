@@ -25,6 +25,7 @@ use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
 use crate::packet::{MergeKind, PacketPool};
+use crate::quic::endpoint::words;
 
 pub use tunnel::{Tunnel, TunnelParams};
 
@@ -151,7 +152,7 @@ impl Client {
             self.reply_too_big(&unanswered.head, mtu_bytes);
         }
         while !self.coalescer.is_full()
-            && let Some(packet) = self.tunnel.recv()
+            && let Some(packet) = self.tunnel.link.recv()
         {
             let address = self.tunnel.assignment().map(|assignment| assignment.client_address.addr());
             let counters = &mut self.tunnel.counters;
@@ -248,11 +249,6 @@ impl From<quinn_proto::ConnectionError> for CloseCause {
             other => CloseCause::Other(words(&other)),
         }
     }
-}
-
-/// The peer's reason may be part of them.
-fn words(error: &quinn_proto::ConnectionError) -> String {
-    excerpt(error.to_string().as_bytes())
 }
 
 /// RFC 9000, section 20.1: CRYPTO_ERROR.

@@ -230,15 +230,10 @@ impl Tunnel {
     /// The next inner packet from the gateway, in order of arrival, exactly as it came.
     pub fn poll_packet(&mut self) -> Option<Bytes> {
         self.look();
-        let packet = self.recv()?;
+        let packet = self.link.recv()?;
         self.counters.down_packets += 1;
         self.counters.down_bytes += packet.len() as u64;
         Some(packet)
-    }
-
-    /// The same, but it does not count as handed out.
-    pub(super) fn recv(&mut self) -> Option<Bytes> {
-        self.link.recv()
     }
 
     /// Appends the next UDP send to `buf`, which must be empty, or says that there is none.
@@ -280,16 +275,13 @@ impl Tunnel {
         }
     }
 
-    /// Gives the connection what it wants to learn what its path carries. Returns whether there is something to send for that.
+    /// Whether there is something to send to learn what the path carries.
     fn confirm(&mut self) -> bool {
-        if self.link.path.wants_filler()
-            && let Some(assignment) = self.assignment
-        {
-            let mtu_bytes = self.link.inner_mtu_bytes();
-            let (from, to) = (assignment.client_address.addr(), assignment.server_address.addr());
-            unasked_reply(from, to, mtu_bytes).into_iter().for_each(|filler| self.link.path.confirm_with(filler));
-        }
-        self.link.path.has_confirmation()
+        let (assignment, mtu_bytes) = (self.assignment, self.link.inner_mtu_bytes());
+        self.link.path.has_confirmation(|| {
+            let Assignment { client_address, server_address } = assignment?;
+            unasked_reply(client_address.addr(), server_address.addr(), mtu_bytes)
+        })
     }
 
     /// When [`Tunnel::handle_timeout`] is wanted next, and why.

@@ -1,11 +1,10 @@
 //! What a shard knows of ways for inner packets: routes, rules, frames for the TUN queue, and the memory of packets under way.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::policy::{Policy, Verdict};
+use super::policy::Policy;
 use super::routes::Routes;
 use crate::counters::Counters;
 use crate::drops::DropReason;
@@ -17,8 +16,8 @@ use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6, addresses};
 use crate::packet::pool::PacketPool;
 
 /// ICMP messages that a shard sends in a second, and at once (RFC 4443, section 2.4 f).
-const REPLIES_PER_S: u64 = 1000;
-const REPLIES_BURST: u64 = 100;
+const REPLIES_PER_S: u32 = 1000;
+const REPLIES_BURST: u32 = 100;
 
 /// Where inner packets go, and the TUN's side of it.
 pub struct Forwarder {
@@ -38,12 +37,6 @@ impl Forwarder {
             pool: PacketPool::default(),
             replies: RateLimiter::new(REPLIES_PER_S, REPLIES_BURST, now),
         }
-    }
-
-    /// What becomes of a packet of the client that was leased `leased` and reaches the gateway at `local_ip`.
-    #[inline]
-    pub fn judge(&self, inner: &InnerPacket, leased: IpAddr, local_ip: Option<IpAddr>) -> Verdict {
-        self.policy.judge(inner, leased, local_ip, &self.routes)
     }
 
     #[inline]

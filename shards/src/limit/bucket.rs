@@ -2,13 +2,9 @@
 //! in time.
 //!
 //! A user's bucket counts in bits times nanoseconds, in which a rate times a time is a whole number: nothing is ever rounded, from 1 kbps to
-//! 100 gbps and beyond. The crate `ratelimit`, which serves for the small one, drops a fraction at each refill and saturates at high rates.
+//! 100 gbps and beyond.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use ratelimit::{Clock, Ratelimiter};
 
 use crate::limit::rate::Limit;
 
@@ -103,39 +99,29 @@ pub fn units(bytes: u64) -> u128 {
     u128::from(bytes) * UNITS_PER_BYTE
 }
 
-/// Time as told by the caller. An atomic only because the clock is inside the limiter and its caller outside; nothing is shared.
-#[derive(Clone, Default)]
-struct ToldTime(Arc<AtomicU64>);
-
-impl Clock for ToldTime {
-    fn elapsed(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-}
-
-/// How often something may happen. Full at the start.
+/// How often something may happen: a leaky bucket, empty at the start.
 pub struct RateLimiter {
-    limiter: Ratelimiter<ToldTime>,
-    time: ToldTime,
-    created: Instant,
+    pause: Duration,
+    burst: Duration,
+    /// When everything that has happened will have leaked.
+    empty_at: Instant,
 }
 
 impl RateLimiter {
     /// So many a second, and `burst` at once; neither is 0.
-    pub fn new(per_s: u64, burst: u64, now: Instant) -> Self {
-        let time = ToldTime::default();
-        let limiter = ratelimit::Builder::with_clock(per_s, time.clone())
-            .max_tokens(burst)
-            .initial_available(burst)
-            .build()
-            .expect("the burst is positive and holds the initial tokens");
-        RateLimiter { limiter, time, created: now }
+    pub fn new(per_s: u32, burst: u32, now: Instant) -> Self {
+        let pause = Duration::from_secs(1) / per_s;
+        RateLimiter { pause, burst: pause * burst, empty_at: now }
     }
 
     /// Whether it may happen now; if so, it counts.
     pub fn allows(&mut self, now: Instant) -> bool {
-        self.time.0.store(now.saturating_duration_since(self.created).as_nanos() as u64, Ordering::Relaxed);
-        self.limiter.try_wait().is_ok()
+        let empty_at = self.empty_at.max(now) + self.pause;
+        let is_allowed = empty_at <= now + self.burst;
+        if is_allowed {
+            self.empty_at = empty_at;
+        }
+        is_allowed
     }
 }
 

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::checksum::Sum;
 use super::headers::{DONT_FRAGMENT, FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS};
+use super::inner::InnerPacket;
 
 const UNIT_BYTES: usize = 8;
 /// The bit of an option's type that says that every fragment carries it.
@@ -25,7 +26,11 @@ pub fn may_be_fragmented(packet: &[u8]) -> bool {
 /// Calls `emit` with the fragments of `packet`, none of them longer than `mtu_bytes`, in order, and returns whether that was possible: the
 /// packet must be a whole IPv4 packet that may be fragmented, and the MTU leave room for 8 bytes behind its header.
 pub fn fragment(packet: &[u8], mtu_bytes: usize, emit: &mut impl FnMut(Bytes)) -> bool {
-    let Some(header) = whole(packet).filter(|_| may_be_fragmented(packet)) else { return false };
+    let is_whole = InnerPacket::parse(packet).is_ok();
+    let Ok((header, _)) = Ipv4Header::ref_from_prefix(packet) else { return false };
+    if !is_whole || !may_be_fragmented(packet) {
+        return false;
+    }
     let (first_header, payload) = packet.split_at(header.header_bytes());
     let later_header = with_copied_options(first_header);
     if first_header.len() + UNIT_BYTES > mtu_bytes {
@@ -47,15 +52,6 @@ pub fn fragment(packet: &[u8], mtu_bytes: usize, emit: &mut impl FnMut(Bytes)) -
         offset += (taken_bytes / UNIT_BYTES) as u16;
         (rest, header) = (left, &later_header);
     }
-}
-
-/// The header, if the packet is as long as it says.
-fn whole(packet: &[u8]) -> Option<&Ipv4Header> {
-    let (header, _) = Ipv4Header::ref_from_prefix(packet).ok()?;
-    let (header_bytes, total_bytes) = (header.header_bytes(), usize::from(header.total_bytes.get()));
-    let is_whole =
-        size_of::<Ipv4Header>() <= header_bytes && header_bytes <= total_bytes && total_bytes == packet.len();
-    is_whole.then_some(header)
 }
 
 fn built(header: &[u8], payload: &[u8], field: u16) -> Bytes {

@@ -46,8 +46,6 @@ pub struct InnerPacket {
     /// Where the TCP or UDP header starts, in bytes; `None` for other protocols, for fragments and behind IPv6 extension headers.
     /// The transport header itself is not checked.
     pub transport_offset: Option<usize>,
-    /// Length of the packet, in bytes: header and payload.
-    pub total_bytes: usize,
 }
 
 impl InnerPacket {
@@ -86,7 +84,6 @@ fn parse_v4(packet: &[u8]) -> Result<InnerPacket, Malformed> {
         traffic_class: header.traffic_class,
         is_fragment,
         transport_offset: (is_tcp_or_udp(header.protocol) && !is_fragment).then_some(header_bytes),
-        total_bytes,
     })
 }
 
@@ -104,7 +101,6 @@ fn parse_v6(packet: &[u8]) -> Result<InnerPacket, Malformed> {
         traffic_class: (header.version_class_and_label.get() >> 20) as u8,
         is_fragment: protocol == protocol::FRAGMENT,
         transport_offset: is_tcp_or_udp(protocol).then_some(size_of::<Ipv6Header>()),
-        total_bytes: packet.len(),
     })
 }
 
@@ -230,17 +226,9 @@ mod tests {
             traffic_class,
             is_fragment: false,
             transport_offset: Some(20),
-            total_bytes: 47,
         };
         let (source, destination) = (address("fd00::1"), address("fd00::2"));
-        let v6 = InnerPacket {
-            source,
-            destination,
-            protocol: protocol::UDP,
-            transport_offset: Some(40),
-            total_bytes: 55,
-            ..v4
-        };
+        let v6 = InnerPacket { source, destination, protocol: protocol::UDP, transport_offset: Some(40), ..v4 };
         for (packet, expected) in [(Packet::tcp_v4(), v4), (Packet::udp_v6(), v6)] {
             let packet = Packet { traffic_class, payload: payload.clone(), ..packet };
             assert_eq!(InnerPacket::parse(&packet.build()), Ok(expected));
@@ -342,7 +330,6 @@ mod tests {
         #[test]
         fn random_bytes_are_read_or_refused(bytes in test_packets::almost_a_packet()) {
             if let Ok(inner) = InnerPacket::parse(&bytes) {
-                prop_assert_eq!(inner.total_bytes, bytes.len());
                 prop_assert!(inner.transport_offset.is_none_or(|offset| offset <= bytes.len()));
                 prop_assert_eq!(inner.source.is_ipv6(), inner.is_v6());
             }

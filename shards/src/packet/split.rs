@@ -61,12 +61,12 @@ pub fn split_first(
         emit(copy_whole(header, frame, &inner, pool)?);
         return Ok(1);
     }
-    let transport = match (header.gso_type & !vnet::GSO_ECN, inner.is_v6()) {
-        (vnet::GSO_TCPV4, false) | (vnet::GSO_TCPV6, true) => Transport::Tcp,
-        (vnet::GSO_UDP_L4, _) => Transport::Udp,
+    let protocol = match (header.gso_type & !vnet::GSO_ECN, inner.is_v6()) {
+        (vnet::GSO_TCPV4, false) | (vnet::GSO_TCPV6, true) => protocol::TCP,
+        (vnet::GSO_UDP_L4, _) => protocol::UDP,
         _ => return Err(Malformed),
     };
-    SuperPacket::read(header, frame, &inner, transport)?.segment(pool, packets_max, emit)
+    SuperPacket::read(header, frame, &inner, protocol)?.segment(pool, packets_max, emit)
 }
 
 /// Copies a frame that is one packet, and completes its checksum where that is wanted.
@@ -102,27 +102,13 @@ fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
-    Tcp,
-    Udp,
-}
-
-impl Transport {
-    fn protocol(self) -> u8 {
-        match self {
-            Transport::Tcp => protocol::TCP,
-            Transport::Udp => protocol::UDP,
-        }
-    }
-}
-
 /// A super-packet whose headers were found consistent.
 struct SuperPacket<'a> {
     frame: &'a [u8],
     is_v6: bool,
-    transport: Transport,
-    /// Where the TCP or UDP header starts.
+    /// TCP or UDP.
+    protocol: u8,
+    /// Where its header starts.
     offset: usize,
     /// Where the payload starts.
     header_bytes: usize,
@@ -135,16 +121,16 @@ impl<'a> SuperPacket<'a> {
         header: &VnetHeader,
         frame: &'a [u8],
         inner: &InnerPacket,
-        transport: Transport,
+        protocol: u8,
     ) -> Result<SuperPacket<'a>, Malformed> {
-        let offset = transport_offset(frame, inner, transport).ok_or(Malformed)?;
-        let (header_bytes, checksum_offset, segments_max) = match transport {
-            Transport::Tcp => {
+        let offset = transport_offset(frame, inner, protocol).ok_or(Malformed)?;
+        let (header_bytes, checksum_offset, segments_max) = match protocol {
+            protocol::TCP => {
                 let tcp = frame.get(offset..).and_then(|tcp| TcpHeader::ref_from_prefix(tcp).ok());
                 let tcp_header_bytes = tcp.and_then(|(tcp, _)| tcp.header_bytes()).ok_or(Malformed)?;
                 (offset + tcp_header_bytes, TCP_CHECKSUM_OFFSET, TCP_SEGMENTS_MAX)
             }
-            Transport::Udp => (offset + size_of::<UdpHeader>(), UDP_CHECKSUM_OFFSET, UDP_SEGMENTS_MAX),
+            _ => (offset + size_of::<UdpHeader>(), UDP_CHECKSUM_OFFSET, UDP_SEGMENTS_MAX),
         };
         let segment_bytes = usize::from(header.gso_size);
         let checksum_is_elsewhere = header.needs_csum()
@@ -155,7 +141,7 @@ impl<'a> SuperPacket<'a> {
         if (frame.len() - header_bytes).div_ceil(segment_bytes) > segments_max {
             return Err(Malformed);
         }
-        Ok(SuperPacket { frame, is_v6: inner.is_v6(), transport, offset, header_bytes, segment_bytes })
+        Ok(SuperPacket { frame, is_v6: inner.is_v6(), protocol, offset, header_bytes, segment_bytes })
     }
 
     fn segment(
@@ -180,9 +166,9 @@ impl<'a> SuperPacket<'a> {
                 room.extend_from_slice(segment);
                 let mut packet = room.split();
                 self.rewrite_ip(&mut packet, index, ip_sum);
-                match self.transport {
-                    Transport::Tcp => self.rewrite_tcp(&mut packet, index, index + 1 == segments, transport_sum),
-                    Transport::Udp => self.rewrite_udp(&mut packet, transport_sum),
+                match self.protocol {
+                    protocol::TCP => self.rewrite_tcp(&mut packet, index, index + 1 == segments, transport_sum),
+                    _ => self.rewrite_udp(&mut packet, transport_sum),
                 }
                 emit(packet.freeze());
                 index += 1;
@@ -200,17 +186,17 @@ impl<'a> SuperPacket<'a> {
     /// sequence number and flags of TCP.
     fn transport_sum(&self) -> Sum {
         let addresses = if self.is_v6 { 8..40 } else { 12..20 };
-        let pseudo = Sum::of(&self.frame[addresses]) + Sum::word(u16::from(self.transport.protocol()));
+        let pseudo = Sum::of(&self.frame[addresses]) + Sum::word(u16::from(self.protocol));
         let header = &self.frame[self.offset..self.header_bytes];
-        match self.transport {
-            Transport::Tcp => {
+        match self.protocol {
+            protocol::TCP => {
                 pseudo
                     + Sum::of(&header[..4])
                     + Sum::of(&header[8..12])
                     + Sum::of(&header[14..16])
                     + Sum::of(&header[18..])
             }
-            Transport::Udp => pseudo + Sum::of(&header[..4]),
+            _ => pseudo + Sum::of(&header[..4]),
         }
     }
 
@@ -261,8 +247,7 @@ impl<'a> SuperPacket<'a> {
 }
 
 /// Where the transport header of a super-packet starts, or `None` where it does not have that transport or may not be segmented.
-fn transport_offset(frame: &[u8], inner: &InnerPacket, transport: Transport) -> Option<usize> {
-    let wanted = transport.protocol();
+fn transport_offset(frame: &[u8], inner: &InnerPacket, wanted: u8) -> Option<usize> {
     match inner.transport_offset {
         Some(offset) => (inner.protocol == wanted).then_some(offset),
         None if inner.is_v6() => {

@@ -1,6 +1,5 @@
 //! For tests: builds packets, plainly and slowly, sharing no code with what is tested.
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::vnet::{self, VnetHeader};
@@ -108,10 +107,6 @@ impl Packet {
         packet.extend(transport);
         complete(&mut packet);
         packet
-    }
-
-    pub fn bytes(&self) -> Bytes {
-        self.build().into()
     }
 
     /// The packets that a super-packet like this is to be split into, with so much payload each.

@@ -17,7 +17,7 @@ const FREE_PART: usize = 4;
 const WIDTHS: usize = 3;
 
 /// A range of addresses that one sender may have for itself: an IPv4 address, or an IPv6 prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     network: IpAddr,
     bits: u8,
@@ -44,11 +44,6 @@ impl Prefix {
             IpAddr::V4(_) => [None; WIDTHS - 1],
         };
         std::iter::once(Prefix::source(address)).chain(wider.into_iter().flatten())
-    }
-
-    /// The first address of the range, and the length of what all of its addresses share, in bits.
-    pub fn parts(self) -> (IpAddr, u8) {
-        (self.network, self.bits)
     }
 
     /// How many sources' share the range has.

@@ -136,13 +136,10 @@ mod tests {
                     let id = generator.generate_cid();
                     assert_eq!(u16::from(id[0]) % shards, index);
                     assert!(generator.validate(&id).is_ok());
-                    let other = ids(shards, (index + 1) % shards);
-                    assert_eq!(other.validate(&id).is_ok(), shards == 1);
-                    let elsewhere = ShardIndex((index + 1) % shards);
-                    assert_eq!(
-                        steer(&short_packet(&id), &generator.key, shards, elsewhere),
-                        Steered::To(ShardIndex(index))
-                    );
+                    let next = (index + 1) % shards;
+                    assert_eq!(ids(shards, next).validate(&id).is_ok(), shards == 1);
+                    let steered = steer(&short_packet(&id), &generator.key, shards, ShardIndex(next));
+                    assert_eq!(steered, Steered::To(ShardIndex(index)));
                 }
             }
         }

@@ -102,7 +102,7 @@ impl ClientConnection {
         let handed_bytes = self.tunnel.handed_bytes();
         memory.handed_bytes = memory.handed_bytes + handed_bytes - self.handed_bytes;
         self.handed_bytes = handed_bytes;
-        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes());
+        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes);
     }
 
     /// Adds a packet of so many bytes to the account, until [`ClientConnection::account`] knows better.
@@ -110,7 +110,7 @@ impl ClientConnection {
     pub fn account_packet(&mut self, memory: &mut Memory, bytes: usize) {
         memory.queued_bytes += bytes + PACKET_BYTES;
         self.queued_bytes += bytes + PACKET_BYTES;
-        let backlog_bytes = self.tunnel.backlog_bytes();
+        let backlog_bytes = self.tunnel.backlog_bytes;
         if backlog_bytes > 0 {
             memory.backlogs.set(self.key.slot, backlog_bytes);
         }
@@ -200,10 +200,6 @@ impl Connections {
     /// Every connection, in the order of the slots.
     pub fn iter(&self) -> impl Iterator<Item = &ClientConnection> {
         self.slots.iter().flatten().map(|connection| &**connection)
-    }
-
-    pub fn slots(&self) -> Vec<u32> {
-        self.iter().map(|connection| connection.key.slot).collect()
     }
 
     /// Takes a connection out for good.

@@ -45,8 +45,8 @@ const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
 /// What keeping a datagram costs beside its bytes.
 const DATAGRAM_COST_BYTES: usize = 192;
 /// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
-const STALE_TOKENS_PER_S: u64 = 100;
-const STALE_TOKENS_BURST: u64 = 20;
+const STALE_TOKENS_PER_S: u32 = 100;
+const STALE_TOKENS_BURST: u32 = 20;
 
 pub struct QuicEndpoint {
     endpoint: Endpoint,
@@ -159,7 +159,7 @@ impl QuicEndpoint {
                 }
                 client.tunnel.handle_event(event);
                 if remote != current {
-                    client.moves.received(now, client.tunnel.connection.remote_address());
+                    client.moves.follow(now, client.tunnel.connection.remote_address());
                 }
                 self.connections.touch(slot);
             }

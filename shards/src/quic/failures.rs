@@ -2,10 +2,10 @@
 //! a token does. Each source has a budget. Beyond it a client has to show that it is there by repeating what it sent, which costs it a round
 //! trip; far beyond it the source is ignored, but for a share in which honest clients behind the same NAT come in.
 //!
-//! The crate `ratelimit` has one limiter of some 100 bytes for each thing limited. Sources are limited here by two words each, in a table that
-//! cannot grow: two rows of counters under keyed hashes, of which the lesser one counts (a count-min sketch).
+//! Sources are limited by two words each, in a table that cannot grow: two rows of counters under keyed hashes, of which the lesser one counts (a
+//! count-min sketch).
 
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -55,12 +55,13 @@ pub enum Standing {
 }
 
 /// What each counter tells apart.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Hash)]
 enum Of {
     Failures(Prefix),
-    ReservedPort(SocketAddr),
     Reserved(Prefix),
-    Unheard(SocketAddr),
+    /// A port of a source.
+    ReservedPort(Prefix, u16),
+    Unheard(Prefix, u16),
 }
 
 pub struct Failures {
@@ -109,7 +110,7 @@ impl Failures {
     /// other one is acknowledged (RFC 9002, section 6.1.2); half a ClientHello costs little.
     pub fn is_repeated(&mut self, now: Instant, remote: SocketAddr) -> bool {
         let now = self.nanoseconds(now);
-        let of = Of::Unheard(remote);
+        let of = Of::Unheard(Prefix::source(remote.ip()), remote.port());
         let is_repeated = !self.ports.level(now, of).is_zero();
         if !is_repeated {
             self.ports.add(now, of, REMEMBERED);
@@ -124,8 +125,8 @@ impl Failures {
             return true;
         }
         let now = self.nanoseconds(now);
-        let port = Of::ReservedPort(remote);
-        let source = Of::Reserved(Prefix::source(remote.ip()));
+        let prefix = Prefix::source(remote.ip());
+        let (source, port) = (Of::Reserved(prefix), Of::ReservedPort(prefix, remote.port()));
         let has_room = self.failures.level(now, port).is_zero()
             && self.failures.level(now, source) + PAUSE_OF_SOURCE <= PAUSE_OF_SOURCE * RESERVED_BURST;
         if !persists || !has_room {
@@ -170,12 +171,7 @@ impl Sketch {
 
     fn places(&self, of: Of) -> [usize; ROWS] {
         let mut hasher = SipHasher24::new_with_key(&self.key);
-        match of {
-            Of::Failures(prefix) => write_prefix(&mut hasher, 0, prefix),
-            Of::Reserved(prefix) => write_prefix(&mut hasher, 1, prefix),
-            Of::ReservedPort(remote) => write_remote(&mut hasher, 2, remote),
-            Of::Unheard(remote) => write_remote(&mut hasher, 3, remote),
-        }
+        of.hash(&mut hasher);
         let hash = hasher.finish();
         [hash as usize % COUNTERS_MAX, (hash >> 32) as usize % COUNTERS_MAX]
     }
@@ -183,21 +179,6 @@ impl Sketch {
 
 fn nanoseconds_of(duration: Duration) -> u64 {
     duration.as_nanos() as u64
-}
-
-fn write_prefix(hasher: &mut SipHasher24, kind: u8, prefix: Prefix) {
-    let (network, bits) = prefix.parts();
-    hasher.write_u8(kind);
-    hasher.write_u8(bits);
-    match network {
-        IpAddr::V4(v4) => hasher.write(&v4.octets()),
-        IpAddr::V6(v6) => hasher.write(&v6.octets()),
-    }
-}
-
-fn write_remote(hasher: &mut SipHasher24, kind: u8, remote: SocketAddr) {
-    write_prefix(hasher, kind, Prefix::source(remote.ip()));
-    hasher.write_u16(remote.port());
 }
 
 #[cfg(test)]
@@ -218,13 +199,15 @@ mod tests {
         failures.standing(now, ip.parse().unwrap()) == Standing::Ignored
     }
 
-    /// A loop that fails as fast as it can, each time from another port, for `seconds`. Returns how many handshakes came in.
-    fn fail(failures: &mut Failures, now: &mut Instant, ip: &str, seconds: u64, persists: bool) -> usize {
+    /// Sources that fail as fast as they can, each time from another port, for `seconds`. Returns how many handshakes came in.
+    fn fail(failures: &mut Failures, now: &mut Instant, sources: &[&str], seconds: u64, persists: bool) -> usize {
         let mut admitted = 0;
         for attempt in 0..seconds * 500 {
-            if failures.admits(*now, from(ip, 1000 + (attempt % 60_000) as u16), persists) {
-                admitted += 1;
-                failures.count(*now, ip.parse().unwrap(), COST_OF_FAILURE);
+            for ip in sources {
+                if failures.admits(*now, from(ip, 1000 + (attempt % 60_000) as u16), persists) {
+                    admitted += 1;
+                    failures.count(*now, ip.parse().unwrap(), COST_OF_FAILURE);
+                }
             }
             *now += Duration::from_millis(2);
         }
@@ -234,8 +217,8 @@ mod tests {
     #[test]
     fn a_source_that_fails_fast_costs_a_tenth_of_a_core() {
         let (mut failures, mut now) = failures();
-        assert!(fail(&mut failures, &mut now, "198.18.0.1", 1, false) <= 240);
-        let admitted = fail(&mut failures, &mut now, "198.18.0.1", 20, false);
+        assert!(fail(&mut failures, &mut now, &["198.18.0.1"], 1, false) <= 240);
+        let admitted = fail(&mut failures, &mut now, &["198.18.0.1"], 20, false);
         assert!((1900..=2050).contains(&admitted), "{admitted} in 20 s");
         assert!(failures.admits(now, from("198.18.0.2", 1), false), "its neighbour is nobody's business");
     }
@@ -243,22 +226,10 @@ mod tests {
     #[test]
     fn many_sources_that_fail_fast_cost_a_hundredth_of_a_core_each() {
         let (mut failures, mut now) = failures();
-        let mut fail = |seconds: u64| {
-            let mut admitted = 0;
-            for attempt in 0..seconds * 500 {
-                for source in 0..10 {
-                    let remote = SocketAddr::from(([198, 18, 0, source], 1000 + (attempt % 60_000) as u16));
-                    if failures.admits(now, remote, false) {
-                        admitted += 1;
-                        failures.count(now, remote.ip(), COST_OF_FAILURE);
-                    }
-                }
-                now += Duration::from_millis(2);
-            }
-            admitted
-        };
-        fail(5);
-        let admitted = fail(20);
+        let sources: Vec<_> = (0..10).map(|host| format!("198.18.0.{host}")).collect();
+        let sources: Vec<_> = sources.iter().map(String::as_str).collect();
+        fail(&mut failures, &mut now, &sources, 5, false);
+        let admitted = fail(&mut failures, &mut now, &sources, 20, false);
         assert!((20 * 100..20 * 280).contains(&admitted), "{admitted} in 20 s");
     }
 
@@ -299,9 +270,9 @@ mod tests {
     #[test]
     fn who_persists_comes_in_beside_a_source_that_fails_fast() {
         let (mut failures, mut now) = failures();
-        fail(&mut failures, &mut now, "198.18.0.1", 5, false);
+        fail(&mut failures, &mut now, &["198.18.0.1"], 5, false);
         for port in 1..20 {
-            fail(&mut failures, &mut now, "198.18.0.1", 1, false);
+            fail(&mut failures, &mut now, &["198.18.0.1"], 1, false);
             // Unless the burst has just room, the first attempt is in vain.
             assert!(failures.admits(now, from("198.18.0.1", port), true), "port {port}");
         }
@@ -313,14 +284,14 @@ mod tests {
         (0..400).for_each(|_| failures.count(now, "198.18.0.1".parse().unwrap(), COST_OF_FAILURE));
         let of_port = (0..1000).filter(|_| failures.admits(now, from("198.18.0.1", 1), true)).count();
         assert_eq!(of_port, 1);
-        let admitted = fail(&mut failures, &mut now, "198.18.0.1", 10, true);
+        let admitted = fail(&mut failures, &mut now, &["198.18.0.1"], 10, true);
         assert!(admitted <= 10 * (100 + 20) + 128, "{admitted} in 10 s");
     }
 
     #[test]
     fn a_source_that_stops_failing_is_heard_again() {
         let (mut failures, mut now) = failures();
-        fail(&mut failures, &mut now, "198.18.0.1", 60, true);
+        fail(&mut failures, &mut now, &["198.18.0.1"], 60, true);
         assert_ne!(failures.standing(now, "198.18.0.1".parse().unwrap()), Standing::Heard);
         now += Duration::from_secs(2);
         assert_eq!(failures.standing(now, "198.18.0.1".parse().unwrap()), Standing::Heard);

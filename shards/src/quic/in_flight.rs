@@ -3,7 +3,6 @@
 //! A controller's window is in bytes, so it bounds neither the records of small packets nor those of thousands of connections.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -54,12 +53,6 @@ pub struct BoundedConfig {
     pub inner: Arc<dyn ControllerFactory + Send + Sync>,
     /// The records of all.
     pub in_flight: InFlight,
-}
-
-impl fmt::Debug for BoundedConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundedConfig").finish_non_exhaustive()
-    }
 }
 
 impl ControllerFactory for BoundedConfig {

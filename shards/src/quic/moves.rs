@@ -77,11 +77,6 @@ impl Moves {
         self.left > 0 && (owed_bytes == 0 || covered >= owed_bytes + u64::from(mtu_bytes))
     }
 
-    /// The connection has seen the datagram, and now sends to `current`.
-    pub fn received(&mut self, now: Instant, current: SocketAddr) {
-        self.follow(now, current);
-    }
-
     /// The connection, which sends to `current` now, has sent `bytes` bytes to `remote` in datagrams of up to `mtu_bytes`.
     pub fn sent(&mut self, now: Instant, remote: SocketAddr, bytes: usize, current: SocketAddr, mtu_bytes: u16) {
         if remote == self.proven {
@@ -105,8 +100,8 @@ impl Moves {
         }
     }
 
-    /// Takes note of a change of address.
-    fn follow(&mut self, now: Instant, current: SocketAddr) {
+    /// Takes note of where the connection sends now.
+    pub fn follow(&mut self, now: Instant, current: SocketAddr) {
         let known = self.visit.as_ref().map_or(self.proven, |visit| visit.address);
         if known == current {
             return;
@@ -178,7 +173,7 @@ mod tests {
             let seen = self.moves.may_receive(self.now, from, bytes, self.current, MTU);
             if seen {
                 self.current = from;
-                self.moves.received(self.now, self.current);
+                self.moves.follow(self.now, self.current);
                 // As much as quinn-proto does: a datagram is begun while anything is left of the budget.
                 let budget = (bytes as u64 * 3).div_ceil(u64::from(MTU)) as usize * usize::from(MTU);
                 let bytes = if answers { 100_000 } else { budget };

@@ -152,18 +152,14 @@ impl PathMtu {
         std::iter::from_fn(|| self.unanswered.pop_front()).find(|packet| packet.packet_bytes > told_bytes)
     }
 
-    /// Whether a packet is wanted that is as large as the path is thought to carry, and that its receiver ignores.
-    pub fn wants_filler(&self) -> bool {
-        matches!(self.confirmation, Confirmation::Wanted)
-    }
-
-    /// Gives the packet that was wanted.
-    pub fn confirm_with(&mut self, filler: Bytes) {
-        self.confirmation = Confirmation::Running { filler, left: CONFIRMATIONS, small_next: false };
-    }
-
-    /// Whether there is something to send that nobody else has asked for.
-    pub fn has_confirmation(&self) -> bool {
+    /// Whether there is something to send that nobody else has asked for. `filler` makes a packet as large as the path is thought to carry, which
+    /// its receiver ignores.
+    pub fn has_confirmation(&mut self, filler: impl FnOnce() -> Option<Bytes>) -> bool {
+        if let Confirmation::Wanted = self.confirmation
+            && let Some(filler) = filler()
+        {
+            self.confirmation = Confirmation::Running { filler, left: CONFIRMATIONS, small_next: false };
+        }
         self.small_packets > 0 || matches!(self.confirmation, Confirmation::Running { .. })
     }
 

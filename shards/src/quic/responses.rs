@@ -28,23 +28,15 @@ impl Responses {
 
     /// Queues an answer where there is room, and counts it or its loss. Returns whether there was.
     pub fn respond(&mut self, transmit: Transmit, bytes: &[u8], counters: &mut Counters) -> bool {
-        let is_queued = self.push(transmit, bytes);
-        if is_queued {
+        let has_room = self.queue.len() < RESPONSES_MAX && self.bytes.len() + bytes.len() <= RESPONSE_BYTES_MAX;
+        if has_room {
+            self.bytes.extend_from_slice(bytes);
+            self.queue.push_back(Transmit { bytes: bytes.len(), ..transmit });
             counters.stateless_responses += 1;
         } else {
             counters.drops.count(DropReason::ResponseQueueFull);
         }
-        is_queued
-    }
-
-    /// Queues an answer, unless there is no room. Returns whether there was.
-    fn push(&mut self, transmit: Transmit, bytes: &[u8]) -> bool {
-        let room = self.queue.len() < RESPONSES_MAX && self.bytes.len() + bytes.len() <= RESPONSE_BYTES_MAX;
-        if room {
-            self.bytes.extend_from_slice(bytes);
-            self.queue.push_back(Transmit { bytes: bytes.len(), ..transmit });
-        }
-        room
+        has_room
     }
 
     pub fn pop(&mut self, buf: &mut Vec<u8>) -> Option<Transmit> {
@@ -64,12 +56,10 @@ impl Responses {
 mod tests {
     use super::*;
 
-    fn transmit(bytes: usize) -> Transmit {
-        Transmit { remote: "198.18.0.1:1".parse().unwrap(), local_ip: None, ecn: None, bytes, segment_bytes: bytes }
-    }
-
     fn push(responses: &mut Responses, bytes: &[u8]) -> bool {
-        responses.push(transmit(bytes.len()), bytes)
+        let (remote, length) = ("198.18.0.1:1".parse().unwrap(), bytes.len());
+        let transmit = Transmit { remote, local_ip: None, ecn: None, bytes: length, segment_bytes: length };
+        responses.respond(transmit, bytes, &mut Counters::default())
     }
 
     #[test]

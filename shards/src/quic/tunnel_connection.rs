@@ -47,12 +47,13 @@ pub struct TunnelConnection {
     handed_bytes_max: usize,
     /// What waits behind it.
     backlog: VecDeque<Bytes>,
-    /// Its bytes, with those that each packet takes beside.
-    backlog_bytes: usize,
+    /// Its bytes, with those that each packet takes beside: what [`take_back`](TunnelConnection::take_back) could take back.
+    pub backlog_bytes: usize,
     /// Both together may be so much.
     queued_bytes_max: usize,
-    /// Whether the last batch left packets in the send queue, so that what joins them waits too.
-    is_behind: bool,
+    /// Whether the last batch left packets in the send queue, so that what joins them waits too. Then it is to have memory of its own: a chunk that
+    /// it shared with other connections' packets would stay for as long as the slowest of all waits.
+    pub is_behind: bool,
     /// CRYPTO frames received, as of the last count, and until the handshake was complete.
     crypto_frames: u64,
     handshake_crypto_frames: Option<u64>,
@@ -184,7 +185,7 @@ impl TunnelConnection {
     /// Queues a packet behind what quinn-proto has. The newest gives way, so that whoever sends too much finds no room.
     #[inline(never)]
     fn wait(&mut self, packet: Bytes, drops: &mut Drops) -> bool {
-        if !self.has_room(packet.len()) {
+        if self.send_room_bytes() < packet.len() {
             drops.count(DropReason::DatagramQueueFull);
             return false;
         }
@@ -232,17 +233,6 @@ impl TunnelConnection {
         }
     }
 
-    /// Whether what is queued now waits longer than this batch. Then it is to have memory of its own: a chunk that it shared with other
-    /// connections' packets would stay for as long as the slowest of all waits.
-    pub fn is_behind(&self) -> bool {
-        self.is_behind
-    }
-
-    /// Whether the send queue takes a packet of so many bytes.
-    pub fn has_room(&mut self, bytes: usize) -> bool {
-        self.send_room_bytes() >= bytes
-    }
-
     /// How many packets of so many bytes the send queue takes.
     pub fn room_for_packets(&mut self, bytes: usize) -> usize {
         (self.send_room_bytes() + QUEUED_PACKET_BYTES) / (bytes + QUEUED_PACKET_BYTES)
@@ -271,11 +261,6 @@ impl TunnelConnection {
         }
         let packets = (self.queued - self.counted.datagrams_sent) as usize;
         queued_bytes + packets * PACKET_BYTES + WAITING_CHUNK_BYTES
-    }
-
-    /// What [`take_back`](TunnelConnection::take_back) could take back, in bytes.
-    pub fn backlog_bytes(&self) -> usize {
-        self.backlog_bytes
     }
 
     /// Appends the next run of datagrams to `buf`. quinn-proto is handed no more than `handed_bytes_max`, or one packet.

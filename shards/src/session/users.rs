@@ -196,7 +196,11 @@ impl Users {
 
     /// The name at `index`, also of a user who has gone with the last succession. For the log.
     pub fn name(&self, index: UserIndex) -> &str {
-        self.entries.get(&index).map_or("unknown", Entry::name)
+        match self.entries.get(&index) {
+            Some(Entry::Present(user)) => &user.name,
+            Some(Entry::Gone(name)) => name,
+            None => "unknown",
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -213,15 +217,6 @@ impl Users {
             Entry::Present(user) => Some((index, user)),
             Entry::Gone(_) => None,
         })
-    }
-}
-
-impl Entry {
-    fn name(&self) -> &str {
-        match self {
-            Entry::Present(user) => &user.name,
-            Entry::Gone(name) => name,
-        }
     }
 }
 

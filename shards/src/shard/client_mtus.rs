@@ -12,11 +12,11 @@ use crate::packet::inner::MTU_BYTES_MIN_V6;
 use crate::quic::connections::ClientConnection;
 
 /// Narrowed paths that a shard tells of at once; beyond that, one a second.
-const NARROWINGS_BURST: u64 = 10;
+const NARROWINGS_BURST: u32 = 10;
 
 pub struct ClientMtus {
     /// One entry for each change of a connection's path; the driver takes them in every pass.
-    changes: VecDeque<ClientMtu>,
+    pub changes: VecDeque<ClientMtu>,
     narrowings_told: RateLimiter,
     tunnel_mtu_bytes: u16,
 }
@@ -25,10 +25,6 @@ impl ClientMtus {
     pub fn new(tunnel_mtu_bytes: u16, now: Instant) -> Self {
         let narrowings_told = RateLimiter::new(1, NARROWINGS_BURST, now);
         ClientMtus { changes: VecDeque::new(), narrowings_told, tunnel_mtu_bytes }
-    }
-
-    pub fn poll(&mut self) -> Option<ClientMtu> {
-        self.changes.pop_front()
     }
 
     /// The path to a client carries `carried_bytes` now. Returns what is to be logged of it.

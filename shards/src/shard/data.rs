@@ -15,7 +15,7 @@ use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
-use crate::forward::policy::{Policy, Verdict};
+use crate::forward::policy::{Destination, Policy};
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::io::{Received, Transmit, WakeReason};
 use crate::limit::lease::LeaseClose;
@@ -43,8 +43,7 @@ pub struct DataPlane {
     pub accounts: Accounts,
     pub outbox: Outbox,
     pub client_mtus: ClientMtus,
-    here: ShardIndex,
-    tunnel: ipnet::IpNet,
+    pub here: ShardIndex,
     now: Instant,
     /// Of the snapshot that is in force.
     version: u64,
@@ -60,7 +59,7 @@ pub struct LoggedIn {
 impl DataPlane {
     pub fn new(params: &Params, keys: &ShardKeys, snapshot: &Snapshot, now: Instant) -> Self {
         let (here, limits) = (params.index, &params.limits);
-        let policy = Policy::new(here, params.tunnel, &params.outer_addresses, snapshot.isolate_clients);
+        let policy = Policy::new(params.tunnel, &params.outer_addresses, snapshot.isolate_clients);
         // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
         let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
         DataPlane {
@@ -71,7 +70,6 @@ impl DataPlane {
             outbox: Outbox::new(here, limits.hairpin_packets_max),
             client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
             here,
-            tunnel: params.tunnel,
             now,
             version: snapshot.version,
         }
@@ -213,7 +211,7 @@ impl DataPlane {
     /// A connection has its address: the client is told.
     pub fn admit(&mut self, slot: u32, identity: Identity, address: IpAddr, limit: Option<Limit>) {
         let Some(client) = self.quic.connections.at(slot) else { return };
-        let assignment = Assignment::new(self.tunnel, address).to_json();
+        let assignment = Assignment::new(self.forward.policy.tunnel, address).to_json();
         if !client.tunnel.send_on_first_stream(&assignment) {
             return self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         }
@@ -240,7 +238,8 @@ impl DataPlane {
     /// Closes every connection, and takes no new ones.
     pub fn stop(&mut self) {
         self.quic.is_stopping = true;
-        for slot in self.quic.connections.slots() {
+        let slots: Vec<_> = self.quic.connections.iter().map(|client| client.key.slot).collect();
+        for slot in slots {
             self.close(slot, close_code::SHUTDOWN, "Server shutdown");
         }
     }
@@ -348,33 +347,32 @@ impl DataPlane {
         let Ok(inner) = InnerPacket::parse(&packet) else {
             return self.accounts.counters.drops.count(DropReason::Malformed);
         };
-        let verdict = self.forward.judge(&inner, sender.address, sender.local_ip);
-        // Judged first: what goes nowhere costs nothing. What waits now is judged again when it goes.
-        if pays && !matches!(verdict, Verdict::Drop(_)) {
-            let payer = (sender.user, sender.connection);
-            if !self.limits.pay(self.now, payer, Direction::Up, &packet, &mut self.accounts) {
-                return;
-            }
+        // What waits now is judged again when it goes.
+        let Forwarder { policy, routes, .. } = &self.forward;
+        let destination = match policy.judge(&inner, sender.address, sender.local_ip, routes) {
+            Ok(destination) => destination,
+            Err(reason) => return self.accounts.counters.drops.count(reason),
+        };
+        // Only now: what goes nowhere costs nothing.
+        let payer = (sender.user, sender.connection);
+        if pays && !self.limits.pay(self.now, payer, Direction::Up, &packet, &mut self.accounts) {
+            return;
         }
-        match verdict {
-            Verdict::Forward => {
+        match destination {
+            Destination::Tun => {
                 self.accounts.counters.up_packets += 1;
                 self.accounts.counters.up_bytes += packet.len() as u64;
                 self.forward.write_to_tun(packet, &inner, &mut self.accounts.counters);
             }
             // To itself: the route is its own, and nothing would be learned from it.
-            Verdict::Deliver(to) if to == sender.connection => self.accounts.counters.drops.count(DropReason::NoRoute),
-            Verdict::Deliver(to) => {
+            Destination::Client(to) if to == sender.connection => {
+                self.accounts.counters.drops.count(DropReason::NoRoute);
+            }
+            Destination::Client(to) => {
                 self.accounts.counters.relayed_packets += 1;
                 let packet = self.forward.pool.copy(&packet);
-                self.deliver(to, packet);
+                if to.owner == self.here { self.deliver(to, packet) } else { self.outbox.hairpin(to, packet) }
             }
-            Verdict::Hairpin(to) => {
-                self.accounts.counters.relayed_packets += 1;
-                let packet = self.forward.pool.copy(&packet);
-                self.outbox.hairpin(to, packet);
-            }
-            Verdict::Drop(reason) => self.accounts.counters.drops.count(reason),
         }
     }
 
@@ -526,12 +524,8 @@ impl DataPlane {
                 self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
             reply.into_iter().for_each(|(to, packet)| self.outbox.hairpin(to, packet));
         }
-        if client.tunnel.path.wants_filler()
-            && let Some(filler) = unasked_reply(self.tunnel.addr(), address, client.tunnel.inner_mtu_bytes())
-        {
-            client.tunnel.path.confirm_with(filler);
-        }
-        if client.tunnel.path.has_confirmation() {
+        let (tunnel, mtu_bytes) = (&self.forward.policy.tunnel, client.tunnel.inner_mtu_bytes());
+        if client.tunnel.path.has_confirmation(|| unasked_reply(tunnel.addr(), address, mtu_bytes)) {
             self.quic.connections.want_to_send(slot);
         }
     }

@@ -52,7 +52,7 @@ impl Downlink<'_> {
             return Err(DropReason::TooBig);
         }
         let is_limited = !matches!(client.stage, Stage::Attached { limited: false, .. });
-        if client.tunnel.is_behind() && !is_limited && !client.tunnel.connection.is_closed() {
+        if client.tunnel.is_behind && !is_limited && !client.tunnel.connection.is_closed() {
             return self.frame_to_backlog(slot, header, packet);
         }
         let sent = split(header, packet, &mut forward.pool, &mut |packet| self.packet(slot, packet));
@@ -82,7 +82,7 @@ impl Downlink<'_> {
         if packet.len() > client.tunnel.inner_mtu_bytes() {
             self.too_large(slot, &packet, forward);
         } else {
-            let packet = if client.tunnel.is_behind() { Bytes::copy_from_slice(&packet) } else { packet };
+            let packet = if client.tunnel.is_behind { Bytes::copy_from_slice(&packet) } else { packet };
             self.packet(slot, packet);
         }
     }
@@ -97,7 +97,7 @@ impl Downlink<'_> {
             return self.queue(slot, packet);
         }
         if self.limits.pay(self.now, (identity.user, client.key), Direction::Down, &packet, self.accounts) {
-            let packet = if client.tunnel.is_behind() { Bytes::copy_from_slice(&packet) } else { packet };
+            let packet = if client.tunnel.is_behind { Bytes::copy_from_slice(&packet) } else { packet };
             self.queue(slot, packet);
         }
     }
@@ -139,10 +139,10 @@ impl Downlink<'_> {
     #[cold]
     fn make_room(&mut self, slot: u32, bytes: usize) -> bool {
         let longest = self.accounts.memory.backlogs.longest().unwrap_or(slot);
-        let mut backlog_bytes = |slot| self.connections.at(slot).map_or(0, |client| client.tunnel.backlog_bytes());
+        let mut backlog_bytes = |slot| self.connections.at(slot).map_or(0, |client| client.tunnel.backlog_bytes);
         let loser = if backlog_bytes(longest) > backlog_bytes(slot) { longest } else { slot };
         if let Some(client) = self.connections.at(loser) {
-            let packets = client.tunnel.take_back((client.tunnel.backlog_bytes() / 2).max(TAKEN_BYTES_MIN));
+            let packets = client.tunnel.take_back((client.tunnel.backlog_bytes / 2).max(TAKEN_BYTES_MIN));
             self.accounts.counters.drops.add(DropReason::MemoryLimit, packets);
             client.account(&mut self.accounts.memory);
         }

@@ -72,8 +72,8 @@ const EVENTS_MAX: usize = 4096;
 pub struct Outbox {
     here: ShardIndex,
     hairpin_packets_max: usize,
-    remote: VecDeque<(ShardIndex, Message)>,
-    local: VecDeque<Message>,
+    pub remote: VecDeque<(ShardIndex, Message)>,
+    pub local: VecDeque<Message>,
     events: VecDeque<Event>,
     /// How many events were only counted, and of how many of those nobody was told yet.
     pub forgotten_events: u64,
@@ -113,14 +113,6 @@ impl Outbox {
             self.forgotten_events += 1;
             self.untold_events += 1;
         }
-    }
-
-    pub fn poll_remote(&mut self) -> Option<(ShardIndex, Message)> {
-        self.remote.pop_front()
-    }
-
-    pub fn poll_local(&mut self) -> Option<Message> {
-        self.local.pop_front()
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {

@@ -31,6 +31,7 @@ use crate::packet::MergeKind;
 use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
+use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::keys::ShardKeys;
 use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
@@ -47,10 +48,8 @@ use message::{Message, PacketMessage};
 pub struct Shard {
     data: DataPlane,
     control: ControlPlane,
-    here: ShardIndex,
     /// Whether anything was handled since connections were last looked at.
     undecided: bool,
-    stopping: bool,
 }
 
 impl Shard {
@@ -67,14 +66,12 @@ impl Shard {
         Shard {
             data: DataPlane::new(&params, keys, &snapshot, now),
             control: ControlPlane::new(here, params.incarnation, params.tunnel, remembered_max, context),
-            here,
             undecided: false,
-            stopping: false,
         }
     }
 
     pub fn index(&self) -> ShardIndex {
-        self.here
+        self.data.here
     }
 
     pub fn counters(&self) -> Counters {
@@ -133,13 +130,13 @@ impl Shard {
 
     /// Whether the command to stop has been executed: every connection has said goodbye and may be forgotten.
     pub fn is_stopped(&self) -> bool {
-        self.stopping && self.owned_connections() == 0
+        self.data.quic.is_stopping && self.owned_connections() == 0
     }
 
     /// Whether the command to stop has been given and every close frame handed out.
     pub fn has_said_goodbye(&self) -> bool {
-        let connections = &self.data.quic.connections;
-        self.stopping && connections.first_sending().is_none() && !connections.has_touched()
+        let QuicEndpoint { is_stopping, connections, .. } = &self.data.quic;
+        *is_stopping && connections.first_sending().is_none() && !connections.has_touched()
     }
 
     /// The last command that every shard has executed, as far as this one has heard, with nothing under way to it from before. What the command
@@ -157,10 +154,7 @@ impl Shard {
     pub fn handle_command(&mut self, now: Instant, command: Command) {
         self.begin(now);
         match command {
-            Command::Stop => {
-                self.stopping = true;
-                self.data.stop();
-            }
+            Command::Stop => self.data.stop(),
             Command::Apply { id, snapshot } => self.apply(id, &snapshot),
             Command::Kick { id, user } => {
                 let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
@@ -183,7 +177,7 @@ impl Shard {
     /// Carries what the planes have for each other, until neither has anything.
     fn exchange(&mut self) {
         self.collect();
-        while let Some(message) = self.data.outbox.poll_local() {
+        while let Some(message) = self.data.outbox.local.pop_front() {
             self.receive(message);
             self.collect();
         }
@@ -402,9 +396,9 @@ impl Machine for Shard {
         // Steering comes before messages.
         let action = if let Some(update) = self.control.context.steers.pop_front() {
             Action::Steering(update)
-        } else if let Some(mtu) = self.data.client_mtus.poll() {
+        } else if let Some(mtu) = self.data.client_mtus.changes.pop_front() {
             Action::ClientMtu(mtu)
-        } else if let Some((to, message)) = self.data.outbox.poll_remote() {
+        } else if let Some((to, message)) = self.data.outbox.remote.pop_front() {
             self.data.accounts.counters.messages += 1;
             Action::Send(to, message)
         } else {

@@ -57,18 +57,12 @@ impl Sent {
 
 fn any_step() -> impl Strategy<Value = Step> {
     let direction = prop_oneof![Just(Direction::Up), Just(Direction::Down)];
-    let sent = (direction, 0..3u32, 0..4u16, any::<bool>(), any::<u8>(), 4..2000usize).prop_map(
-        |(direction, slot, source_port, v6, traffic_class, bytes)| Sent {
-            direction,
-            slot,
-            source_port,
-            v6,
-            traffic_class,
-            bytes,
-        },
-    );
+    let sent = (direction, 0..3u32, 0..4u16, any::<bool>(), any::<u8>(), 4..2000usize).prop_map(|sent| {
+        let (direction, slot, source_port, v6, traffic_class, bytes) = sent;
+        Step::Push(Sent { direction, slot, source_port, v6, traffic_class, bytes })
+    });
     prop_oneof![
-        12 => sent.prop_map(Step::Push),
+        12 => sent,
         8 => (0..4000u64).prop_map(|tokens| Step::Pop { tokens }),
         6 => (0..60u64).prop_map(|ms| Step::Wait(Duration::from_millis(ms))),
         1 => Just(Step::Expire),

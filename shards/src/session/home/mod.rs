@@ -160,7 +160,7 @@ impl SessionHome {
         }
         if shard == ALLOCATOR {
             self.allocator_incarnation = incarnation;
-            self.each_session(context, |session, context| session.tell_allocator(context));
+            self.each_session(context, Session::tell_allocator);
         }
         if self.is_recovering() {
             self.reported(context, shard);
@@ -190,11 +190,7 @@ impl SessionHome {
         if self.awaited.remove(&shard) && self.awaited.is_empty() {
             // Not before: until now owners may have spent what an earlier home had lent them.
             self.lost_at = Some(context.now);
-            self.each_session(context, |session, context| {
-                session.mint_from_now(context);
-                session.restore_order();
-                session.review(context);
-            });
+            self.each_session(context, Session::recover);
             self.report_held(context);
         }
     }

@@ -154,11 +154,6 @@ impl Session {
         (0..self.members.len()).for_each(|place| self.ask_if_early(context, place));
     }
 
-    /// The home has its memory back: connections without an address came after those with one.
-    pub(super) fn restore_order(&mut self) {
-        self.members.sort_by_key(|member| member.address().is_none());
-    }
-
     /// The allocator's answer.
     pub(super) fn address_allocated(&mut self, context: &mut Context, login: Login, address: Result<IpAddr, Refusal>) {
         let place = self.members.iter().position(|member| member.login.connection == login.connection);
@@ -226,9 +221,11 @@ impl Session {
         }
     }
 
-    /// The home has its memory back, and nobody has tokens of an earlier home any more.
-    pub(super) fn mint_from_now(&mut self, context: &Context) {
+    /// The home has its memory back, and nobody has tokens of an earlier home any more. Connections without an address came after those with one.
+    pub(super) fn recover(&mut self, context: &mut Context) {
         self.issuer = new_issuer(context, self.user, Some(context.now));
+        self.members.sort_by_key(|member| member.address().is_none());
+        self.review(context);
     }
 
     /// How an owner's lease stands, and what it wants.
