@@ -38,34 +38,15 @@ fn number(value: &Value) -> u64 {
 /// 200 clients: some send up, some are sent to, some ask, some are idle; all lengths from the shortest to the MTU.
 const MIXED: &str = r#"
 duration = "3 s"
-[gateway]
-shards = 2
-[users]
-count = 200
-[[traffic]]
-name = "up"
-kind = "constant"
-connections = 60
-direction = "up"
-rate = 50.0
-size = "imix"
-[[traffic]]
-name = "down"
-kind = "constant"
-connections = 60
-direction = "down"
-rate = 50.0
-size = "imix"
-[[traffic]]
-kind = "request"
-connections = 60
-flows = 2
-rate = 10.0
-size = [52, 300]
-answer_bytes = 1400
-[demand]
+gateway.shards = 2
+users.count = 200
 # A machine with other work drops packets, which is to be counted and not to fail a test.
-loss_max = 1.0
+demand.loss_max = 1.0
+traffic = [
+    { name = "up", kind = "constant", connections = 60, direction = "up", rate = 50.0, size = "imix" },
+    { name = "down", kind = "constant", connections = 60, direction = "down", rate = 50.0, size = "imix" },
+    { kind = "request", connections = 60, flows = 2, rate = 10.0, size = [52, 300], answer_bytes = 1400 },
+]
 "#;
 
 fn assert_mixed_load_is_exact(gateway: &str) -> Value {
@@ -109,25 +90,16 @@ fn clients_that_come_go_move_and_lose_datagrams_are_accounted_for_too() {
     let _turn = turn::alone();
     let scenario = r#"
 duration = "5 s"
-[gateway]
-shards = 3
-[users]
-count = 60
-[harness]
-threads = 2
-[trouble]
-churn_per_second = 10
-loss = 0.005
-rebinds_per_second = 10
-[[traffic]]
-kind = "constant"
-connections = 30
-rate = 40.0
-size = "imix"
-[[traffic]]
-kind = "bulk"
-connections = 4
-window_bytes = 65536
+gateway.shards = 3
+users.count = 60
+harness.threads = 2
+trouble.churn_per_second = 10
+trouble.loss = 0.005
+trouble.rebinds_per_second = 10
+traffic = [
+    { kind = "constant", connections = 30, rate = 40.0, size = "imix" },
+    { kind = "bulk", connections = 4, window_bytes = 65536 },
+]
 "#;
     let (result, table) = load(scenario, "tollgate");
     for way in ["up", "down"] {
@@ -146,33 +118,14 @@ fn flows_over_steered_shards_keep_their_order() {
     let _turn = turn::alone();
     let scenario = r#"
 duration = "4 s"
-[gateway]
-shards = 6
-[users]
-count = 40
-[[traffic]]
-name = "up"
-kind = "constant"
-connections = 10
-flows = 16
-direction = "up"
-rate = 40.0
-size = "imix"
-[[traffic]]
-name = "down"
-kind = "constant"
-connections = 10
-flows = 16
-direction = "down"
-rate = 40.0
-size = "imix"
-[[traffic]]
-kind = "bulk"
-connections = 8
-flows = 5
-window_bytes = 65536
-[demand]
-loss_max = 1.0
+gateway.shards = 6
+users.count = 40
+demand.loss_max = 1.0
+traffic = [
+    { name = "up", kind = "constant", connections = 10, flows = 16, direction = "up", rate = 40.0, size = "imix" },
+    { name = "down", kind = "constant", connections = 10, flows = 16, direction = "down", rate = 40.0, size = "imix" },
+    { kind = "bulk", connections = 8, flows = 5, window_bytes = 65536 },
+]
 "#;
     let (result, table) = load(scenario, "tollgate");
     let mut received = 0;
@@ -192,12 +145,11 @@ fn users_who_want_too_much_are_held_to_their_limit() {
     let _turn = turn::alone();
     let scenario = r#"
 duration = "4 s"
-[users]
-count = 4
-limit = "2 mbps"
-[[traffic]]
-kind = "constant"
-rate = 500.0
+users.count = 4
+users.limit = "2 mbps"
+traffic = [
+    { kind = "constant", rate = 500.0 },
+]
 "#;
     let (result, table) = load(scenario, "tollgate");
     assert_eq!(result["failures"], Value::Array(Vec::new()), "{table}");

@@ -49,6 +49,8 @@ impl Accounts<'_> {
         let Accounts { generators, tunnels, kernel, .. } = *self;
         let (far_sent, far_received) = (generators.far_sent_packets, generators.far_received_packets);
         let client = |reasons: &[DropReason]| named("client", reasons, |reason| tunnels.drops.of(reason));
+        let at = |place| kernel.at(place).map(|(what, count)| (format!("kernel: {what}"), count)).collect();
+        let outer = |what: &str, count| vec![(format!("outer: {what}"), count)];
         let frames_max = self.frames_max();
         let aggregates_max = PACKETS_OF_A_DROP_MAX * frames_max;
         let (mut up, mut down) = (Way::default(), Way::default());
@@ -56,16 +58,16 @@ impl Accounts<'_> {
         up.stage(generators.sent_packets, tunnels.datagrams_sent);
         up.count(client(&TUNNEL_UP));
         // What is not of the way up is of the way down.
-        let early_or_late = up.explain_all(client(&[NotAttached]), 1);
+        let early_or_late = up.explain(client(&[NotAttached]), 1);
 
         match self.gateway {
             // Between a tunnel and the far end, only what the kernel dropped is known. Of datagrams lost on purpose, nobody knows how many
             // packets they had.
             None => {
                 up.stage(tunnels.datagrams_sent, far_received);
-                up.explain_all(at(kernel, Place::OuterUp), aggregates_max);
+                up.explain(at(Place::OuterUp), aggregates_max);
                 down.stage(far_sent, tunnels.datagrams_received);
-                down.explain_all(at(kernel, Place::InnerDown), PACKETS_OF_A_DROP_MAX);
+                down.explain(at(Place::InnerDown), PACKETS_OF_A_DROP_MAX);
             }
             Some(gateway) => {
                 let of = |reasons: &[DropReason]| named("gateway", reasons, |reason| gateway.dropped(reason));
@@ -73,32 +75,33 @@ impl Accounts<'_> {
                 let (received, sent): (u64, u64) = (sum(|of| of.datagrams_received), sum(|of| of.datagrams_sent));
                 let judged = sum(|of| of.up_packets + of.relayed_packets);
                 up.stage(tunnels.datagrams_sent, received);
-                up.explain("outer: lost on purpose", generators.injected_lost_up, frames_max);
-                up.explain("outer: refused by the clients' kernel", generators.outer_refused_datagrams, frames_max);
+                up.explain(outer("lost on purpose", generators.injected_lost_up), frames_max);
+                up.explain(outer("refused by the clients' kernel", generators.outer_refused_datagrams), frames_max);
                 // The mesh counts what it had no room for as it came: a datagram, a frame, a packet.
-                up.explain_all(of(&[ForeignDatagram, UdpTruncated, MeshFull]), frames_max);
-                up.explain_all(at(kernel, Place::OuterUp), aggregates_max);
+                up.explain(of(&[ForeignDatagram, UdpTruncated, MeshFull]), frames_max);
+                up.explain(at(Place::OuterUp), aggregates_max);
                 up.stage(received, judged);
                 up.count(of(&GATEWAY_UP));
-                let of_both = up.explain_all(of(&GATEWAY_BOTH), 1);
+                let of_both = up.explain(of(&GATEWAY_BOTH), 1);
                 up.stage(judged, far_received);
                 up.count(of(&[TunWrite]));
 
                 down.stage(far_sent, sent);
                 down.count(of(&GATEWAY_DOWN));
                 down.count(of_both);
-                down.explain_all(of(&[MeshFull]), PACKETS_OF_A_DROP_MAX);
-                down.explain_all(at(kernel, Place::InnerDown), PACKETS_OF_A_DROP_MAX);
+                down.explain(of(&[MeshFull]), PACKETS_OF_A_DROP_MAX);
+                down.explain(at(Place::InnerDown), PACKETS_OF_A_DROP_MAX);
                 down.stage(sent, tunnels.datagrams_received);
-                down.explain("outer: lost on purpose", generators.injected_lost_down, frames_max);
+                down.explain(outer("lost on purpose", generators.injected_lost_down), frames_max);
                 let late = generators.outer_stray_datagrams + tunnels.drops.of(ForeignDatagram);
-                down.explain("outer: for a connection that was over", late, frames_max);
-                down.explain("outer: not handed out by the clients' kernel", generators.receive_errors, aggregates_max);
-                down.explain_all(of(&[UdpSend]), frames_max);
+                down.explain(outer("for a connection that was over", late), frames_max);
+                let refused = outer("not handed out by the clients' kernel", generators.receive_errors);
+                down.explain(refused, aggregates_max);
+                down.explain(of(&[UdpSend]), frames_max);
             }
         }
-        up.explain_all(at(kernel, Place::InnerUp), PACKETS_OF_A_DROP_MAX);
-        down.explain_all(at(kernel, Place::OuterDown), aggregates_max);
+        up.explain(at(Place::InnerUp), PACKETS_OF_A_DROP_MAX);
+        down.explain(at(Place::OuterDown), aggregates_max);
         down.stage(tunnels.datagrams_received, tunnels.down_packets);
         down.count(client(&[ReceiveQueueFull]));
         down.count(early_or_late);
@@ -116,10 +119,6 @@ type Drops = Vec<(String, u64)>;
 
 fn named(who: &str, reasons: &[DropReason], count: impl Fn(DropReason) -> u64) -> Drops {
     reasons.iter().map(|reason| (format!("{who}: {}", reason.name()), count(*reason))).collect()
-}
-
-fn at(kernel: &KernelDrops, place: Place) -> Drops {
-    kernel.at(place).map(|(what, count)| (format!("kernel: {what}"), count)).collect()
 }
 
 /// An account in the making.
@@ -144,20 +143,15 @@ impl Way {
         }
     }
 
-    /// Explains what is missing at this stage by events that each took at most `packets_max`. Returns how many packets they explain.
-    fn explain(&mut self, what: &str, events: u64, packets_max: u64) -> u64 {
-        let explained = events.saturating_mul(packets_max).min(self.missing.max(0) as u64);
-        self.count(vec![(what.to_owned(), explained)]);
-        explained
-    }
-
-    /// The same of several. Returns what is left of their events, where each is a packet.
-    fn explain_all(&mut self, drops: Drops, packets_max: u64) -> Drops {
-        let explain = |(what, events): (String, u64)| {
-            let explained = self.explain(&what, events, packets_max);
-            (what, events.saturating_sub(explained))
-        };
-        drops.into_iter().map(explain).collect()
+    /// Explains what is missing at this stage by events that each took at most `packets_max`. Returns what is left of them, where each is a
+    /// packet.
+    fn explain(&mut self, mut events: Drops, packets_max: u64) -> Drops {
+        for (what, events) in &mut events {
+            let explained = events.saturating_mul(packets_max).min(self.missing.max(0) as u64);
+            self.count(vec![(what.clone(), explained)]);
+            *events = events.saturating_sub(explained);
+        }
+        events
     }
 
     fn close(self, sent: u64, received: u64) -> Account {

@@ -62,8 +62,6 @@ pub struct Client {
     tunnel: Option<Box<Tunnel>>,
     /// Its inner address, once it has one.
     inner: Ipv4Addr,
-    /// Whether it was ever to connect.
-    pub is_begun: bool,
     /// Attempts that failed in a row.
     failed: u8,
     /// Their numbers follow each other. They count what arrives until what is left of their connection has died away.
@@ -95,7 +93,6 @@ impl Client {
             state: State::Out,
             tunnel: None,
             inner: Ipv4Addr::UNSPECIFIED,
-            is_begun: false,
             failed: 0,
             flows: Vec::new(),
             turn: 0,
@@ -284,7 +281,6 @@ impl Client {
     pub fn close(&mut self, context: &mut Context) {
         let Some(tunnel) = &mut self.tunnel else { return };
         tunnel.close(context.now);
-        context.counts.closed += u64::from(matches!(self.state, State::Open | State::Leaving));
         self.begin_closing(context);
         self.touch(&mut context.near);
     }

@@ -17,7 +17,7 @@ use super::scenario::Scenario;
 use super::sink::FlowCounts;
 use super::testbed::Testbed;
 use super::verdict;
-use super::worker::Order;
+use super::worker::{Order, TICKS_PER_SECOND};
 use crate::deploy::{GatewaySample, SERVICE};
 use crate::measure::progress::Progress;
 use crate::measure::units::{bits_per_second, count};
@@ -37,8 +37,6 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 const SETTLE_TIMEOUT_PER_CLIENT: Duration = Duration::from_millis(2);
 /// How long a gateway of ours may take to notice that clients have gone.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the kernel counts CPU time of a CPU in (`USER_HZ`).
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What sees the result as it grows: with every sample, whatever there is so far. Accounts, groups and verdicts come at the end only.
 pub type Observer<'a> = dyn FnMut(&LoadResult) -> Result<()> + 'a;
@@ -76,8 +74,8 @@ struct Controller<'a> {
 struct Moment {
     at: Instant,
     counts: Counts,
-    /// CPU time of each thread of the harness, in nanoseconds.
-    threads_cpu_ns: Vec<u64>,
+    /// Of each generator.
+    generators_cpu_seconds: Vec<f64>,
     harness_cpu_seconds: f64,
     gateway: GatewaySample,
     /// What the gateway's CPUs did for anybody, in seconds.
@@ -176,7 +174,8 @@ impl Controller<'_> {
         let after = self.moment()?;
         self.testbed.order(Order::StopTraffic)?;
         self.result.seconds = (after.at - started).as_secs_f64();
-        self.measure(&before, &after)
+        self.measure(&before, &after);
+        Ok(())
     }
 
     /// Adds a sample. `last` is when the one before was taken, and how many bytes had been received then.
@@ -241,14 +240,14 @@ impl Controller<'_> {
             gateway: self.testbed.gateway.sample()?,
             at: Instant::now(),
             counts: self.testbed.counts(),
-            threads_cpu_ns: self.testbed.threads_cpu_ns(),
+            generators_cpu_seconds: self.testbed.generators_cpu_seconds()?,
             busy_seconds: busy_seconds(&fs::read_to_string("/proc/stat")?, &self.testbed.gateway_cpus),
             harness_cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
         })
     }
 
     /// What gateway and harness used between two moments.
-    fn measure(&mut self, before: &Moment, after: &Moment) -> Result<()> {
+    fn measure(&mut self, before: &Moment, after: &Moment) {
         let seconds = (after.at - before.at).as_secs_f64();
         let usage = |cpu_seconds: f64, cpus: usize| Usage {
             cpu_seconds,
@@ -264,13 +263,12 @@ impl Controller<'_> {
         self.result.harness_usage = usage(cpu_seconds, self.testbed.harness_cpus);
         self.result.batch =
             first.status.as_ref().zip(last.status.as_ref()).and_then(|(first, last)| batch(first, last));
-        let threads = before.threads_cpu_ns.iter().zip(&after.threads_cpu_ns);
-        let shares = threads.map(|(before, after)| (after - before) as f64 / 1e9 / seconds);
+        let threads = before.generators_cpu_seconds.iter().zip(&after.generators_cpu_seconds);
+        let shares = threads.map(|(before, after)| (after - before) / seconds);
         self.result.busiest_thread_share = shares.fold(0.0, f64::max);
         let scheduled = after.counts.scheduled_packets - before.counts.scheduled_packets;
         let late = after.counts.late_packets - before.counts.late_packets;
         self.result.late_share = late as f64 / scheduled.max(1) as f64;
-        Ok(())
     }
 }
 

@@ -281,8 +281,6 @@ impl End {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -402,36 +400,5 @@ mod tests {
         assert_eq!(runs, [(972, 972 + 72), (972, 972 + 72), (972, 972)]);
         let mut end = End::new(0, &sending(vec![100], Schedule::Even { per_second: 1000.0, train: 1 }), now);
         assert_eq!((end.write_run(now + MS, now, &mut buf), buf.len()), (Some(72), 72), "although two are due");
-    }
-
-    proptest! {
-        #[test]
-        fn no_order_of_credits_and_time_makes_a_window_burst(
-            steps in prop::collection::vec((0u64..60, 0u64..12), 1..200),
-            sizes in prop::collection::vec(100u16..1500, 1..4),
-        ) {
-            let start = Instant::now();
-            let mut end = End::new(0, &sending(sizes, Schedule::Window { bytes: 6000 }), start);
-            let (mut now, mut sent, mut settled, mut heard_at) = (start, Vec::<u64>::new(), 0usize, start);
-            for (pause_ms, step) in steps {
-                now += Duration::from_millis(pause_ms) + Duration::from_nanos(1);
-                if step > 0 {
-                    settled = (settled + step as usize).min(sent.len());
-                    credit(&mut end, now, settled as u64);
-                    heard_at = now;
-                }
-                let packets = polled(&mut end, now);
-                if !packets.is_empty() && now >= heard_at + STALL_AFTER {
-                    settled = sent.len();
-                }
-                if !packets.is_empty() && settled == sent.len() {
-                    heard_at = now;
-                }
-                sent.extend(packets.iter().map(|next| u64::from(next.inner_bytes)));
-                let in_flight: u64 = sent[settled..].iter().sum();
-                prop_assert!(in_flight <= 6000, "{} bytes in flight", in_flight);
-                prop_assert!(end.next_at(now, u16::MAX).unwrap() > now, "as much as the window lets, and no stall forgotten");
-            }
-        }
     }
 }

@@ -18,7 +18,6 @@ use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustix::thread::set_current_timer_slack;
 use tollgate::io::{UdpOptions, UdpSocket};
 use tollgate_shards::Received;
-use tollgate_testkit::Namespace;
 use tollgate_testkit::chance::Chance;
 
 use super::client::{Client, State};
@@ -28,7 +27,7 @@ use super::report::Report;
 use super::scenario::{Scenario, TrafficKind, TrafficPlan};
 use super::sockets::{Loss, Port, Sources, wait};
 use super::timers::Pacer;
-use super::worker::{Desk, Order, Worker};
+use super::worker::{Desk, Order};
 
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// Of so few flows each packet is sent when it is due. Of more, those that fall due within the time go together: thousands of them would
@@ -71,17 +70,8 @@ pub struct GeneratorPlan {
     pub responder: UdpSocket,
 }
 
-/// Starts a generator on `cpu`, and opens its socket in `namespace`. No packet is sent before [`Order::Connect`].
-pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<Worker> {
-    let name = format!("generator-{}", plan.thread);
-    Worker::start(&name, cpu, namespace, move |desk| {
-        let driver = Driver::new(plan, desk)?;
-        Ok(move || driver.run())
-    })
-}
-
-/// What a thread owns.
-struct Driver {
+/// What a generator's thread owns.
+pub struct Driver {
     desk: Desk,
     clients: Vec<Client>,
     context: Context,
@@ -105,7 +95,8 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(plan: GeneratorPlan, desk: Desk) -> Result<Driver> {
+    /// Opens the clients' socket in the thread's network namespace. No packet is sent before [`Order::Connect`].
+    pub fn new(plan: GeneratorPlan, desk: Desk) -> Result<Driver> {
         // The kernel's 50 microseconds would be in every round trip. Where it refuses, they are.
         let _ = set_current_timer_slack(NonZeroU64::new(1));
         let context = Context::new(&plan)?;
@@ -139,7 +130,7 @@ impl Driver {
     }
 
     /// Makes passes until the owner ends them.
-    fn run(mut self) -> Result<Report> {
+    pub fn run(mut self) -> Result<Report> {
         loop {
             self.receive();
             self.expire();
@@ -209,12 +200,8 @@ impl Driver {
         let (clients, context) = (&mut self.clients, &mut self.context);
         match order {
             Order::Connect => {
-                for (slot, client) in (0..).zip(clients) {
-                    if !std::mem::replace(&mut client.is_begun, true) {
-                        client.set_state(State::Waiting, None, context);
-                        context.waiting.push_back(slot);
-                    }
-                }
+                context.waiting.extend(0..clients.len() as u32);
+                clients.iter_mut().for_each(|client| client.set_state(State::Waiting, None, context));
             }
             Order::StartTraffic => {
                 context.is_traffic = true;
@@ -237,7 +224,11 @@ impl Driver {
                 for (slot, client) in (0..).zip(clients) {
                     match client.state {
                         State::Waiting => client.set_state(State::Out, None, context),
-                        State::Connecting | State::Open | State::Leaving => self.to_close.push_back(slot),
+                        State::Connecting => self.to_close.push_back(slot),
+                        State::Open | State::Leaving => {
+                            client.set_state(State::Leaving, None, context);
+                            self.to_close.push_back(slot);
+                        }
                         State::Again | State::Closing | State::Out | State::Failed => {}
                     }
                 }
@@ -331,8 +322,6 @@ impl Driver {
 
     fn publish(&mut self) {
         let counts = &mut self.context.counts;
-        counts.cpu_ns = self.desk.cpu_ns(self.context.now);
-        counts.to_close = self.to_close.len() as u64;
         counts.outer_refused_datagrams = self.outer.sent().dropped;
         counts.far_sent_packets = self.inner.sent().datagrams;
         self.desk.publish(*counts);

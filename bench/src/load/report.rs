@@ -19,13 +19,10 @@ super::counts! {
         again,
         closing,
         failed,
-        /// Connections that are to be closed, now.
-        to_close,
         /// Handshakes that led to an address, and those that led to none, repeated ones included.
         handshakes,
         failed_handshakes,
-        /// Connections closed on purpose, after they were up, and those that ended although nobody wanted it.
-        closed,
+        /// Connections that ended although nobody wanted it.
         lost,
         /// Changes of a client's outer address.
         rebound,
@@ -51,8 +48,6 @@ super::counts! {
         /// Packets of flows that have a schedule, sent, and those sent later than 1 ms after they were due.
         scheduled_packets,
         late_packets,
-        /// CPU time of the thread.
-        cpu_ns,
     }
 }
 
@@ -69,7 +64,7 @@ impl Counts {
 
     /// Clients that are doing something that ends by itself.
     pub fn unsettled(&self) -> u64 {
-        self.connecting() + self.leaving + self.closing + self.to_close
+        self.connecting() + self.leaving + self.closing
     }
 
     /// What arrived at either end, in bytes of inner packets.

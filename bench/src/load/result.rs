@@ -238,12 +238,13 @@ impl fmt::Display for LoadResult {
 fn groups(result: &LoadResult) -> comfy_table::Table {
     let rows = result.groups.iter().flat_map(|group| {
         group.ways().map(|(way, flow)| {
-            let FlowCounts { sent_packets, received_packets, .. } = flow.counts;
             let FlowCounts { reordered_packets, duplicated_packets, corrupted_packets, .. } = flow.counts;
-            let received = [sent_packets, received_packets, flow.lost_packets];
-            let damaged = [reordered_packets, duplicated_packets, corrupted_packets];
-            let names = [group.name.clone(), way.to_owned(), count(group.connections.into())];
-            let counts = received.into_iter().chain(damaged).map(count);
+            let (connections, sent, received) =
+                (group.connections.into(), flow.counts.sent_packets, flow.counts.received_packets);
+            let arrived = [connections, sent, received, flow.lost_packets];
+            let counts =
+                arrived.into_iter().chain([reordered_packets, duplicated_packets, corrupted_packets]).map(count);
+            let names = [group.name.clone(), way.to_owned()];
             names.into_iter().chain(counts).chain([bits_per_second(flow.bits_per_second)]).collect::<Vec<_>>()
         })
     });

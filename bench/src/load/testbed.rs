@@ -9,7 +9,7 @@ use tollgate_config::{KeyExchange, PemSource};
 use tollgate_testkit::chance::mixed;
 use tollgate_testkit::deploy::{Identity, user_entry};
 
-use super::generator::{self, ClientPlan, GeneratorPlan};
+use super::generator::{ClientPlan, GeneratorPlan};
 use super::report::{Counts, Report};
 use super::scenario::Scenario;
 use super::worker::{Order, Worker};
@@ -50,7 +50,7 @@ impl Testbed {
             let (scenario, responder) = (Arc::new(scenario.clone()), network.responder_socket()?);
             let plan =
                 GeneratorPlan { scenario, thread: number as u16, clients, spare_sources, remote: SERVICE, responder };
-            generator::start(plan, harness[number % harness.len()], network.clients())
+            Worker::start(plan, harness[number % harness.len()], network.clients())
         };
         Ok(Testbed {
             generators: clients.into_iter().enumerate().map(start).collect::<Result<_>>()?,
@@ -88,9 +88,9 @@ impl Testbed {
         sum
     }
 
-    /// CPU time of each thread, in nanoseconds.
-    pub fn threads_cpu_ns(&self) -> Vec<u64> {
-        self.generators.iter().map(|generator| generator.counts().cpu_ns).collect()
+    /// CPU time of each generator, in seconds.
+    pub fn generators_cpu_seconds(&self) -> Result<Vec<f64>> {
+        self.generators.iter().map(Worker::cpu_seconds).collect()
     }
 
     /// What the kernel has dropped since the namespaces were made.
@@ -127,13 +127,8 @@ fn users_file(scenario: &Scenario, identities: &[Identity]) -> String {
     let limit = scenario.users.limit.as_ref();
     let limit = limit.map(|limit| format!("bandwidth_limit = \"{limit}\"")).unwrap_or_default();
     let entry = |(user, identity): (usize, &Identity)| user_entry(&user_name(user), &identity.fingerprint, &limit);
-    let users = identities.iter().enumerate().map(entry);
-    users.chain((1..=scenario.users.absent).map(|number| absent_user(number, &limit))).collect()
-}
-
-/// The entry of a user whose key nobody has.
-fn absent_user(number: u32, settings: &str) -> String {
-    user_entry(&format!("absent{number:06}"), &format!("sha256:{number:064x}"), settings)
+    let absent = |number| user_entry(&format!("absent{number:06}"), &format!("sha256:{number:064x}"), &limit);
+    identities.iter().enumerate().map(entry).chain((1..=scenario.users.absent).map(absent)).collect()
 }
 
 /// The clients of each generator, and the outer addresses that are left for them. Users go round the generators, each with all of its clients.
@@ -187,11 +182,9 @@ mod tests {
         scenario.traffic =
             [("a", 300), ("b", 500)].map(|(name, n)| TrafficPlan::new(name, n, TrafficKind::Bulk)).into();
         let first = groups(&scenario);
-        let of = |groups: &[Option<u8>], wanted| groups.iter().filter(|group| **group == wanted).count();
-        assert_eq!([Some(0), Some(1), None].map(|wanted| of(&first, wanted)), [300, 500, 200]);
-        assert_eq!(groups(&scenario), first, "the same seed");
-        let early = of(&first[..500], Some(0));
-        assert!((100..200).contains(&early), "they are spread: {early}");
+        let of = |wanted, groups: &[Option<u8>]| groups.iter().filter(|group| **group == wanted).count();
+        assert_eq!([Some(0), Some(1), None].map(|wanted| of(wanted, &first)), [300, 500, 200]);
+        assert!((100..200).contains(&of(Some(0), &first[..500])), "they are spread");
         scenario.harness.seed = 2;
         assert_ne!(groups(&scenario), first);
     }

@@ -3,9 +3,9 @@
 use anyhow::{Result, anyhow};
 use tollgate_config::rate;
 
-use super::report::Counts;
-use super::result::{LimitedBy, LoadResult, Sample};
+use super::result::{Account, GroupResult, LimitedBy, LoadResult, Sample};
 use super::scenario::{Scenario, TrafficKind};
+use super::sink::FlowCounts;
 use crate::measure::spread::slope;
 
 /// A gateway or a thread that used this share of its CPUs had none left.
@@ -58,85 +58,68 @@ pub fn bytes_per_connection(samples: &[Sample]) -> Option<f64> {
 
 /// Every figure of `result` that is not as `scenario` demands, in words.
 pub fn failures(scenario: &Scenario, result: &LoadResult) -> Result<Vec<String>> {
-    let (mut failures, ramp, demand) = (Vec::new(), &result.ramp, &scenario.demand);
-    let mut require = |is_right: bool, failure: &dyn Fn() -> String| {
-        if !is_right {
-            failures.push(failure());
-        }
-    };
+    let LoadResult { ramp, clients, groups, samples, .. } = result;
+    let (demand, shards) = (&scenario.demand, result.shards.unwrap_or_default());
+    let ways = [("up", &result.up), ("down", &result.down)];
+    let mut failures = Vec::new();
+    let mut require = |is_right: bool, failure: String| failures.extend((!is_right).then_some(failure));
     if demand.all_connected {
-        let is_up = ramp.connected == ramp.wanted;
-        require(is_up, &|| format!("{} of {} connections came up", ramp.connected, ramp.wanted));
-        let Counts { failed, lost, .. } = result.clients;
-        require(!is_up || failed == 0, &|| format!("{failed} clients could not connect again"));
-        require(lost == 0, &|| format!("{lost} connections ended although nobody wanted it"));
+        let (is_up, failed, lost) = (ramp.connected == ramp.wanted, clients.failed, clients.lost);
+        require(is_up, format!("{} of {} connections came up", ramp.connected, ramp.wanted));
+        require(!is_up || failed == 0, format!("{failed} clients could not connect again"));
+        require(lost == 0, format!("{lost} connections ended although nobody wanted it"));
     }
-    for (way, account) in [("up", &result.up), ("down", &result.down)] {
-        let (sent, received, unaccounted) = (account.sent, account.received, account.unaccounted);
-        let dropped: u64 = account.drops.values().sum();
-        require(unaccounted == 0, &|| {
-            format!(
-                "{way}: sent {sent}, received {received}, counted as dropped {dropped}: {unaccounted} packets are unaccounted for"
-            )
-        });
+    for (way, Account { sent, received, drops, unaccounted, .. }) in ways {
+        let dropped: u64 = drops.values().sum();
+        let counts = format!("sent {sent}, received {received}, counted as dropped {dropped}");
+        require(*unaccounted == 0, format!("{way}: {counts}: {unaccounted} packets are unaccounted for"));
     }
-    for group in &result.groups {
-        for (way, flow) in group.ways() {
-            for (what, packets) in [
-                ("reordered", flow.counts.reordered_packets),
-                ("duplicated", flow.counts.duplicated_packets),
-                ("corrupted", flow.counts.corrupted_packets),
-            ] {
-                require(packets == 0, &|| format!("{}, {way}: {packets} packets were {what}", group.name));
-            }
+    for (group, (way, flow)) in groups.iter().flat_map(|group| group.ways().map(|way| (&group.name, way))) {
+        let FlowCounts { reordered_packets, duplicated_packets, corrupted_packets, .. } = flow.counts;
+        let damaged = [reordered_packets, duplicated_packets, corrupted_packets];
+        for (packets, what) in damaged.into_iter().zip(["reordered", "duplicated", "corrupted"]) {
+            require(packets == 0, format!("{group}, {way}: {packets} packets were {what}"));
         }
     }
     if let Some(loss_max) = scenario.loss_max() {
-        let flows = result.groups.iter().flat_map(|group| [&group.up, &group.down]);
-        let (sent, lost) =
-            flows.fold((0, 0), |(sent, lost), flow| (sent + flow.counts.sent_packets, lost + flow.lost_packets));
-        require(lost as f64 <= loss_max * sent as f64, &|| {
-            let (share, max) = (100.0 * lost as f64 / sent as f64, 100.0 * loss_max);
-            format!("{lost} of {sent} packets were lost: {share:.4} %, but at most {max:.4} % may be")
-        });
+        let sent = groups.iter().flat_map(GroupResult::ways).map(|(_, flow)| flow.counts.sent_packets).sum::<u64>();
+        let lost = result.lost_packets();
+        let (share, max) = (100.0 * lost as f64 / sent as f64, 100.0 * loss_max);
+        let shares = format!("{share:.4} %, but at most {max:.4} % may be");
+        require(lost as f64 <= loss_max * sent as f64, format!("{lost} of {sent} packets were lost: {shares}"));
     }
     if let Some(limit) = &scenario.users.limit {
         let limit = rate(limit).map_err(|what| anyhow!("the limit of users is {limit:?}, {what}"))?.bits_per_s();
         // What a user may receive in any second: the rate, a whole burst, and one packet that was begun.
         let burst_bytes = (limit / 8).max(BURST_BYTES_MIN) + u64::from(scenario.mtu_bytes());
         let max = limit as f64 + burst_bytes as f64 * 8.0;
-        for (way, account) in [("up", &result.up), ("down", &result.down)] {
+        for (way, account) in ways {
             let peak = account.user_peak_bits_per_second;
-            require(peak <= max, &|| {
-                let [peak, limit, max] = [peak, limit as f64, max].map(|bits| bits / 1e6);
-                format!(
-                    "{way}: a user received {peak:.3} Mb in a second, but a limit of {limit:.3} Mb/s allows {max:.3} with its burst"
-                )
-            });
+            let [received, limit, allowed] = [peak, limit as f64, max].map(|bits| bits / 1e6);
+            let bound = format!("a limit of {limit:.3} Mb/s allows {allowed:.3} with its burst");
+            require(peak <= max, format!("{way}: a user received {received:.3} Mb in a second, but {bound}"));
         }
     }
-    if let Some(bytes_max) = demand.bytes_per_churned_connection_max {
-        let bytes = bytes_per_connection(&result.samples);
-        require(bytes.is_some_and(|bytes| bytes <= bytes_max), &|| match bytes {
-            None => {
-                "too few connections came, or too few samples were taken, to tell the growth of the gateway's memory"
-                    .to_owned()
-            }
-            Some(bytes) => format!(
-                "the gateway's memory grew by {bytes:.0} bytes for each connection that came, but at most {bytes_max:.0} are allowed"
-            ),
-        });
+    if let Some(max) = demand.bytes_per_churned_connection_max {
+        let failure = match bytes_per_connection(samples) {
+            Some(bytes) if bytes <= max => None,
+            Some(bytes) => Some(format!(
+                "grew by {bytes:.0} bytes for each connection that came, but at most {max:.0} are allowed"
+            )),
+            None => Some("cannot be judged: too few connections came, or too few samples were taken".to_owned()),
+        };
+        require(failure.is_none(), format!("the gateway's memory {}", failure.unwrap_or_default()));
     }
     if let Some(max) = demand.descriptors_growth_max {
-        let grown = growth(&result.samples, |sample| sample.gateway_descriptors);
-        require(grown <= max, &|| {
-            format!("{grown} descriptors more are open than after the warm-up, but at most {max} may be")
-        });
+        let grown = growth(samples, |sample| sample.gateway_descriptors);
+        require(
+            grown <= max,
+            format!("{grown} descriptors more are open than after the warm-up, but at most {max} may be"),
+        );
     }
-    let shards = result.shards.unwrap_or_default();
     for (held, what) in [(shards.addresses_held, "addresses"), (shards.sessions, "sessions")] {
         let connections = shards.connections;
-        require(held <= connections, &|| format!("{held} {what} are held, but there are {connections} connections"));
+        require(held <= connections, format!("{held} {what} are held, but there are {connections} connections"));
     }
     Ok(failures)
 }

@@ -1,20 +1,21 @@
 //! A generator's thread, seen from outside and from within: what it is told, what it publishes, and what it reports at its end.
 
+use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::thread::{Pid, gettid};
 use tollgate::io::Wake;
 use tollgate_testkit::Namespace;
 
+use super::generator::{Driver, GeneratorPlan};
 use super::report::{Counts, Report};
 use crate::measure::cpus;
 
-/// How often a thread reads its CPU clock.
-const CPU_INTERVAL: Duration = Duration::from_millis(100);
+/// What the kernel counts CPU time in (`USER_HZ`).
+pub const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What a generator is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,7 @@ pub struct Worker {
     wake: Arc<Wake>,
     counts: Arc<Mutex<Counts>>,
     handle: Option<JoinHandle<Result<Report>>>,
+    thread: Pid,
 }
 
 /// The thread's side.
@@ -44,40 +46,44 @@ pub struct Desk {
     pub orders: Receiver<(Order, Sender<()>)>,
     pub wake: Arc<Wake>,
     counts: Arc<Mutex<Counts>>,
-    cpu: (Option<Instant>, u64),
 }
 
 impl Worker {
-    /// Starts the thread on `cpu` and in `namespace`, where it opens what it runs.
-    pub fn start<D: FnOnce() -> Result<Report>>(
-        name: &str,
-        cpu: usize,
-        namespace: &Namespace,
-        open: impl FnOnce(Desk) -> Result<D> + Send + 'static,
-    ) -> Result<Self> {
+    /// Starts a generator on `cpu` and in `namespace`.
+    pub fn start(plan: GeneratorPlan, cpu: usize, namespace: &Namespace) -> Result<Self> {
+        let name = format!("generator-{}", plan.thread);
         let (sender, orders) = unbounded();
         let wake = Arc::new(Wake::new().context("cannot make an eventfd")?);
         let counts = Arc::default();
-        let desk = Desk { orders, wake: Arc::clone(&wake), counts: Arc::clone(&counts), cpu: (None, 0) };
+        let desk = Desk { orders, wake: Arc::clone(&wake), counts: Arc::clone(&counts) };
         let (started, is_started) = bounded(1);
         let run = move || {
-            let run = cpus::pin(&[cpu]).and_then(|()| open(desk))?;
+            cpus::pin(&[cpu])?;
+            let driver = Driver::new(plan, desk)?;
             // The receiver waits for exactly this, or the thread's end.
-            let _ = started.send(());
-            run()
+            let _ = started.send(gettid());
+            driver.run()
         };
-        let spawn = || Builder::new().name(name.to_owned()).spawn(run);
+        let spawn = || Builder::new().name(name.clone()).spawn(run);
         let handle = namespace.run(spawn).with_context(|| format!("cannot start {name}"))?;
-        let mut worker = Worker { orders: sender, wake, counts, handle: Some(handle) };
-        if is_started.recv().is_err() {
-            worker.end().with_context(|| name.to_owned())?;
+        match is_started.recv() {
+            Ok(thread) => Ok(Worker { orders: sender, wake, counts, handle: Some(handle), thread }),
+            Err(_) => joined(handle).and_then(|_| bail!("the thread ended")).context(name),
         }
-        Ok(worker)
     }
 
     /// What it counted up to the end of its last pass. It is not disturbed by that.
     pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// CPU time so far, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let path = format!("/proc/self/task/{}/stat", self.thread.as_raw_nonzero());
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        // Behind the name: utime and stime are the 12th and 13th field.
+        let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)
     }
 
     /// Gives an order, and waits until it is begun: counts that are read afterwards show it. Returns whether the thread was there to begin.
@@ -101,8 +107,12 @@ impl Worker {
     fn end(&mut self) -> Result<Report> {
         let handle = self.handle.take().context("the thread has ended before")?;
         self.order(Order::End);
-        handle.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+        joined(handle)
     }
+}
+
+fn joined(handle: JoinHandle<Result<Report>>) -> Result<Report> {
+    handle.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
 
 impl Drop for Worker {
@@ -115,14 +125,5 @@ impl Drop for Worker {
 impl Desk {
     pub fn publish(&self, counts: Counts) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
-    }
-
-    /// CPU time of the thread in nanoseconds, no more than 100 ms old.
-    pub fn cpu_ns(&mut self, now: Instant) -> u64 {
-        if self.cpu.0.is_none_or(|read_at| now.saturating_duration_since(read_at) >= CPU_INTERVAL) {
-            let cpu = clock_gettime(ClockId::ThreadCPUTime);
-            self.cpu = (Some(now), Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32).as_nanos() as u64);
-        }
-        self.cpu.1
     }
 }
