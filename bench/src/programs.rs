@@ -1,16 +1,12 @@
 //! The programs that are measured: where they are, and of which version.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-
-/// Variables with these beginnings would override settings of a gateway or client.
-const OVERRIDE_PREFIXES: [&str; 2] = ["QUINCY_", "TOLLGATE_"];
 
 /// What a program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +52,17 @@ impl GatewayOptions {
     /// Ours, then the peer if there is one.
     pub fn find(&self) -> Result<Vec<Gateway>> {
         let mut gateways = vec![Gateway::tollgate(self.gateway.as_deref())?];
-        gateways.extend(match self.peer {
-            Some(Peer::Quincy) => Some(Gateway::quincy(self.peer_binary.as_deref())?),
-            Some(Peer::Baseline) => Some(Gateway::baseline(self.peer_binary.as_deref())?),
-            None => None,
-        });
+        let program = self.peer_binary.as_deref();
+        match self.peer {
+            Some(Peer::Quincy) => gateways.push(Gateway::quincy(program)?),
+            Some(Peer::Baseline) => {
+                let program =
+                    program.context("--peer baseline needs --peer-binary, the path of the other build of Tollgate")?;
+                let program = executable(program, "--peer-binary")?;
+                gateways.push(Gateway { kind: Kind::Tollgate, name: "baseline", program });
+            }
+            None => {}
+        }
         Ok(gateways)
     }
 }
@@ -80,17 +82,8 @@ impl Gateway {
     }
 
     pub fn quincy(given: Option<&Path>) -> Result<Self> {
-        Ok(Gateway {
-            kind: Kind::Quincy,
-            name: "quincy-server",
-            program: find("quincy-server", given, "--peer-binary")?,
-        })
-    }
-
-    /// Another build of Tollgate.
-    pub fn baseline(given: Option<&Path>) -> Result<Self> {
-        let given = given.context("--peer baseline needs --peer-binary, the path of the other build of Tollgate")?;
-        Ok(Gateway { kind: Kind::Tollgate, name: "baseline", program: executable(given, "--peer-binary")? })
+        let program = find("quincy-server", given, "--peer-binary")?;
+        Ok(Gateway { kind: Kind::Quincy, name: "quincy-server", program })
     }
 
     /// A gateway by name, or by path: `quincy-server` at the end of it tells a peer from ours.
@@ -107,10 +100,8 @@ impl Gateway {
     pub fn version(&self) -> Result<String> {
         match self.kind {
             Kind::Quincy => embedded_version(&self.program, self.name),
-            Kind::Tollgate if self.name != "tollgate" => {
-                Ok(format!("{} {}", self.name, stated_version(&self.program)?))
-            }
-            _ => stated_version(&self.program),
+            Kind::Tollgate if self.name == "tollgate" => stated_version(&self.program),
+            Kind::Tollgate => Ok(format!("{} {}", self.name, stated_version(&self.program)?)),
         }
     }
 }
@@ -120,11 +111,10 @@ pub fn find(program: &str, given: Option<&Path>, option: &str) -> Result<PathBuf
     if let Some(given) = given {
         return executable(given, option);
     }
-    let peers = env::var_os("TOLLGATE_PEERS").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.peers/bin")).to_owned();
-    let path = env::var_os("PATH").unwrap_or_default();
-    let on_path = env::split_paths(&path).filter(|folder| !folder.as_os_str().is_empty());
-    let mut places = peers.into_iter().chain([workspace]).chain(on_path).map(|folder| folder.join(program));
+    let workspace = concat!(env!("CARGO_MANIFEST_DIR"), "/../.peers/bin").into();
+    let lists = [env::var_os("TOLLGATE_PEERS"), Some(workspace), env::var_os("PATH")].into_iter().flatten();
+    let folders = lists.flat_map(|list| env::split_paths(&list).collect::<Vec<_>>());
+    let mut places = folders.filter(|folder| !folder.as_os_str().is_empty()).map(|folder| folder.join(program));
     match places.find(|path| is_executable(path)) {
         Some(path) => Ok(std::path::absolute(path)?),
         None => bail!(
@@ -134,15 +124,10 @@ pub fn find(program: &str, given: Option<&Path>, option: &str) -> Result<PathBuf
     }
 }
 
-/// A command for `program` that logs plainly and takes no settings from this process's environment.
+/// A command for `program` that logs plainly and has nothing of this process's environment: it could override settings.
 pub fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    let is_override =
-        |name: &OsStr| OVERRIDE_PREFIXES.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()));
-    for (name, _) in env::vars_os().filter(|(name, _)| is_override(name)) {
-        command.env_remove(name);
-    }
-    command.env("NO_COLOR", "1").env("RUST_LOG", "info");
+    command.env_clear().env("NO_COLOR", "1").env("RUST_LOG", "info");
     command
 }
 
@@ -195,7 +180,6 @@ mod tests {
         assert!(error.contains("bench/install-peers.sh") && error.lines().count() == 1, "{error}");
         let error = find("x", Some(Path::new("/nowhere/x")), "--client").unwrap_err().to_string();
         assert_eq!(error, "--client is /nowhere/x, which is not an executable file");
-        assert!(Gateway::baseline(None).unwrap_err().to_string().contains("needs --peer-binary"));
         assert_eq!(Gateway::named("/bin/true").unwrap().kind, Kind::Tollgate);
     }
 

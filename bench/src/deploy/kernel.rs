@@ -40,18 +40,20 @@ const IP: &[&str] = &[
 const UDP: &[&str] = &["Udp InErrors", "Udp NoPorts"];
 /// Where what each namespace counts was dropped. Which direction a packet went that the gateway discarded the kernel does not tell; it may
 /// explain either.
-const CLIENTS: [(Place, &[&str]); 3] =
-    [(Place::OuterUp, &["wan0 queue"]), (Place::OuterDown, UDP), (Place::OuterDown, IP)];
-const GATEWAY: [(Place, &[&str]); 6] = [
-    (Place::OuterUp, UDP),
-    (Place::OuterDown, &["to-client0 queue"]),
-    (Place::InnerUp, &["to-network queue"]),
-    (Place::InnerDown, &[GATEWAY_TUN_QUEUE]),
-    (Place::InnerUp, IP),
-    (Place::InnerDown, IP),
+const PLACES: [(&str, Place, &[&str]); 12] = [
+    ("clients", Place::OuterUp, &["wan0 queue"]),
+    ("clients", Place::OuterDown, UDP),
+    ("clients", Place::OuterDown, IP),
+    ("gateway", Place::OuterUp, UDP),
+    ("gateway", Place::OuterDown, &["to-client0 queue"]),
+    ("gateway", Place::InnerUp, &["to-network queue"]),
+    ("gateway", Place::InnerDown, &[GATEWAY_TUN_QUEUE]),
+    ("gateway", Place::InnerUp, IP),
+    ("gateway", Place::InnerDown, IP),
+    ("network", Place::InnerUp, UDP),
+    ("network", Place::InnerUp, IP),
+    ("network", Place::InnerDown, &["lan0 queue"]),
 ];
-const NETWORK: [(Place, &[&str]); 3] =
-    [(Place::InnerUp, UDP), (Place::InnerUp, IP), (Place::InnerDown, &["lan0 queue"])];
 const GATEWAY_TUN_QUEUE: &str = "tollgate0 queue";
 
 /// What the kernel dropped, by place, and by namespace and reason. Only what is not 0.
@@ -64,14 +66,12 @@ impl KernelDrops {
     /// Reads the counters of all namespaces of `network`, which begin with the namespaces.
     pub fn read(network: &Network) -> Result<Self> {
         let mut drops = KernelDrops::default();
-        for (name, namespace, places) in [
-            ("clients", network.clients(), &CLIENTS[..]),
-            ("gateway", network.gateway(), &GATEWAY),
-            ("network", network.network(), &NETWORK),
-        ] {
+        let namespaces =
+            [("clients", network.clients()), ("gateway", network.gateway()), ("network", network.network())];
+        for (name, namespace) in namespaces {
             let mut counters = protocols(&read(namespace, "snmp")?);
             counters.extend(queues(&read(namespace, "dev")?));
-            for (place, whats) in places {
+            for (_, place, whats) in PLACES.iter().filter(|(of, ..)| *of == name) {
                 for what in *whats {
                     drops.add(*place, &format!("{name}: {what}"), counters.get(*what).copied().unwrap_or(0));
                 }

@@ -6,13 +6,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use crate::load::experiment::{Point, Series};
+use crate::load::experiment::{Cell, Column, Point, Results, Series};
 use crate::load::result::LoadResult;
 use crate::load::scenario::{CONNECTIONS_MAX, Scenario};
-use crate::measure::record::table;
-use crate::measure::spread::{Spread, slope};
+use crate::measure::spread::slope;
 use crate::measure::units::{bytes, count, percent};
 
 /// How long loads last that only tell memory.
@@ -34,19 +32,9 @@ pub struct Options {
     keep_alive: u32,
 }
 
-/// What a gateway's idle connections cost.
-#[derive(Debug, PartialEq, Serialize)]
-struct Figures {
-    gateway: &'static str,
-    /// Resident memory with one user and one connection.
-    least_bytes: Spread,
-    /// For each known user without a connection.
-    bytes_per_user: Spread,
-    /// For each idle connection.
-    bytes_per_connection: Spread,
-    /// The share of one CPU that the gateway used while all were idle.
-    cpu_share: Spread,
-}
+/// What a round tells of a gateway: resident memory with one user and one connection, for each known user without a connection, and for each idle
+/// connection; the share of one CPU that it used while all were idle.
+type Costs = [f64; 4];
 
 pub fn run(Options { series, connections, keep_alive }: &Options) -> Result<()> {
     let (connections, keep_alive) = if series.quick { (40, 1) } else { (*connections, *keep_alive) };
@@ -70,33 +58,39 @@ pub fn run(Options { series, connections, keep_alive }: &Options) -> Result<()> 
         |number| point(number, connections - number, if number == connections { duration } else { STEP.min(duration) });
     let users = [0, USERS].map(|absent| point(1, absent, STEP.min(duration)));
     let results = experiment.loads(&users.into_iter().chain(steps.map(step)).collect::<Vec<_>>())?;
-    let figures = results.by_gateway().map(|(gateway, loads)| figures(gateway, &loads));
-    let figures = figures.collect::<Option<Vec<_>>>().context("all loads had the same number of connections")?;
-    let rows = figures.iter().map(|it| {
-        let [least, user, connection] = [it.least_bytes, it.bytes_per_user, it.bytes_per_connection];
-        let [least, user, connection] = [least, user, connection].map(|spread| spread.shown(bytes));
-        [it.gateway.to_owned(), least, user, connection, it.cpu_share.shown(percent)]
-    });
-    let heading = ["gateway", "one connection", "for each user", "for each idle connection", "share of a CPU"];
-    experiment.finish("idle", &table(1, &heading, rows), &figures)
+    let mut found = Results::new([(format!("{} connections", count(connections.into())), 0)], &experiment.gateways);
+    for (gateway, (_, loads)) in results.by_gateway().enumerate() {
+        for round in 0..experiment.rounds as usize {
+            let loads: Vec<_> = loads.iter().map(|rounds| &rounds[round]).collect();
+            found.push(0, gateway, costs(&loads).context("all loads had the same number of connections")?);
+        }
+    }
+    let (table, figures) = found.table(&columns())?;
+    experiment.finish("idle", &table, &figures)
 }
 
-/// Of loads with one user, with more users, and with more and more connections, each round by round.
-fn figures(gateway: &'static str, loads: &[&[LoadResult]]) -> Option<Figures> {
-    let bytes = |point: usize, round: usize| loads[point][round].gateway_memory_bytes as f64;
-    let rounds = 0..loads[0].len();
-    let per_connection = rounds.clone().map(|round| {
-        let point = |point: usize| (f64::from(loads[point][round].ramp.connected), bytes(point, round));
-        slope(&(2..loads.len()).map(point).collect::<Vec<_>>())
-    });
-    let most = loads.last()?.iter().map(|load| load.gateway_usage.cpu_seconds / load.seconds);
-    Some(Figures {
-        gateway,
-        least_bytes: Spread::of(rounds.clone().map(|round| bytes(0, round)))?,
-        bytes_per_user: Spread::of(rounds.map(|round| (bytes(1, round) - bytes(0, round)) / f64::from(USERS)))?,
-        bytes_per_connection: Spread::of(per_connection.collect::<Option<Vec<f64>>>()?)?,
-        cpu_share: Spread::of(most)?,
-    })
+fn columns() -> [Column<Costs>; 4] {
+    let of = |at: usize| move |cell: &Cell<Costs>| cell.each(|costs| Some(costs[at]));
+    [
+        Column::new("least_bytes", "one connection", bytes, of(0)),
+        Column::new("bytes_per_user", "for each user", bytes, of(1)),
+        Column::new("bytes_per_connection", "for each idle connection", bytes, of(2)),
+        Column::new("cpu_share", "share of a CPU", percent, of(3)),
+    ]
+}
+
+/// Of loads with one user, with more users, and with more and more connections.
+fn costs(loads: &[&LoadResult]) -> Option<Costs> {
+    let bytes = |load: &LoadResult| load.gateway_memory_bytes as f64;
+    let [least, users, steps @ ..] = loads else { return None };
+    let steps = steps.iter().map(|load| (f64::from(load.ramp.connected), bytes(load)));
+    let most = loads.last()?;
+    Some([
+        bytes(least),
+        (bytes(users) - bytes(least)) / f64::from(USERS),
+        slope(&steps.collect::<Vec<_>>())?,
+        most.gateway_usage.cpu_seconds / most.seconds,
+    ])
 }
 
 #[cfg(test)]
@@ -110,13 +104,11 @@ mod tests {
             let mut load = load_result(0.0);
             load.ramp.connected = connected;
             load.gateway_memory_bytes = memory_bytes;
-            vec![load]
+            load
         };
         let loads = [load(1, 1_000), load(1, 61_000), load(10, 5_000), load(20, 7_000), load(40, 11_000)];
-        let loads: Vec<&[LoadResult]> = loads.iter().map(|rounds| &rounds[..]).collect();
-        let figures = figures("x", &loads).unwrap();
-        let spreads = [figures.least_bytes, figures.bytes_per_user, figures.bytes_per_connection, figures.cpu_share];
-        assert_eq!(spreads.map(|spread| spread.median), [1_000.0, 3.0, 200.0, 0.5]);
-        assert_eq!(super::figures("x", &loads[..3]), None);
+        let loads = loads.each_ref();
+        assert_eq!(costs(&loads), Some([1_000.0, 3.0, 200.0, 0.5]));
+        assert_eq!(costs(&loads[..3]), None);
     }
 }

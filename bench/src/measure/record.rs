@@ -79,7 +79,9 @@ impl Recording {
     /// Prints a paragraph.
     pub fn print(&mut self, text: &impl Display) -> Result<()> {
         let text = format!("{}\n\n", text.to_string().trim_end());
-        print(&text)?;
+        // It may be closed.
+        let mut output = io::stdout().lock();
+        output.write_all(text.as_bytes()).and_then(|()| output.flush()).context("cannot print")?;
         self.text.push_str(&text);
         Ok(())
     }
@@ -152,12 +154,6 @@ pub fn table<Row: IntoIterator<Item = String>>(
         table.add_row(row);
     }
     table
-}
-
-/// Prints on standard output, which may be closed.
-pub fn print(text: &str) -> Result<()> {
-    let mut output = io::stdout().lock();
-    output.write_all(text.as_bytes()).and_then(|()| output.flush()).context("cannot print")
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
