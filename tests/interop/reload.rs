@@ -1,7 +1,7 @@
 //! Changes while the gateway runs, under load: reload, kick, and the rotation of its certificate.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tollgate_test_support::control::{self, Answer};
 use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::peers::Peers;
-use tollgate_test_support::raw::PacketSocket;
+use tollgate_test_support::raw::{PacketSocket, ends};
 use tollgate_test_support::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
 use tollgate_test_support::{PATIENCE, eventually, turn};
 
@@ -363,21 +363,17 @@ impl Taps {
 
     /// How many packets there were so far: up and down of the first connection, then of the second.
     fn take(&mut self) -> [usize; 4] {
-        let inner: Vec<_> = std::iter::from_fn(|| self.inner.receive()).filter_map(|packet| source(&packet)).collect();
+        let inner: Vec<_> =
+            std::iter::from_fn(|| self.inner.receive()).filter_map(|packet| Some(ends(&packet)?[0])).collect();
         let up = self.addresses.map(|address| inner.iter().filter(|source| **source == address).count());
-        let is_data = |packet: &Vec<u8>| packet.len() >= DATA_BYTES_MIN && source(packet) == Some(SERVICE_V4.into());
+        let is_data =
+            |packet: &Vec<u8>| packet.len() >= DATA_BYTES_MIN && ends(packet).is_some_and(|ends| ends[0] == SERVICE_V4);
         let down = self.outer.each_ref().map(|tap| std::iter::from_fn(|| tap.receive()).filter(is_data).count());
         for (seen, more) in self.seen.iter_mut().zip([up[0], down[0], up[1], down[1]]) {
             *seen += more;
         }
         self.seen
     }
-}
-
-/// The source of an IPv4 packet.
-fn source(packet: &[u8]) -> Option<IpAddr> {
-    let octets: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
-    (packet[0] >> 4 == 4).then(|| Ipv4Addr::from(octets).into())
 }
 
 /// Sends for as long as [`STREAM`], wherever the datagrams end up: a client that is gone takes its route with it.

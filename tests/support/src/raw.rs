@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use etherparse::{LaxPacketHeaders, NetHeaders};
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, eth, recv, sendto,
     socket_with, sockopt,
@@ -22,15 +23,12 @@ const PACKET_BYTES_MAX: usize = 65_536;
 
 /// Room for what is seen faster than it is read, in bytes.
 const BUFFER_BYTES: usize = 256 << 20;
-/// As much of a packet as holds the headers of IPv4 and TCP.
-const HEADER_BYTES_MAX: usize = 120;
+/// As much of a packet as holds the headers of IPv4 and TCP, and data if there is any.
+const HEAD_BYTES_MAX: usize = 128;
 
 /// Where the UDP packets made here go.
 pub const UDP_PORT: u16 = 12_346;
 const UDP_SOURCE_PORT: u16 = 12_345;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// A packet socket (packet(7)) on one interface of a namespace; packets begin with their IP header.
 #[derive(Debug)]
@@ -106,7 +104,7 @@ impl OrderWatch {
         let order = Arc::new(Mutex::new(SeenOrder::default()));
         let (shared, mut last) = (Arc::clone(&order), None);
         let worker = Worker::repeat(move || {
-            let mut head = [0; HEADER_BYTES_MAX];
+            let mut head = [0; HEAD_BYTES_MAX];
             while let Some(length) = socket.receive_into(&mut head) {
                 let Some(sequence) = tcp_data_sequence(&head[..length], source) else { continue };
                 let mut order = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,27 +124,32 @@ impl OrderWatch {
     }
 }
 
-/// The sequence number of a TCP packet from `source` that carries data. IPv4 only.
+/// The sequence number of a TCP packet from `source` that carries data.
 fn tcp_data_sequence(head: &[u8], source: Ipv4Addr) -> Option<u32> {
-    let is_wanted = head.len() >= 40 && head[0] >> 4 == 4 && head[9] == TCP && head[12..16] == source.octets();
-    let ip_header = usize::from(head[0] & 0xf) * 4;
-    let tcp = head.get(ip_header..).filter(|tcp| is_wanted && tcp.len() >= 20)?;
-    let headers = ip_header + usize::from(tcp[12] >> 4) * 4;
-    // A super-packet's total length may be 0: longer than 64 KiB.
-    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
-    (total == 0 || total > headers).then(|| u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]))
+    let headers = LaxPacketHeaders::from_ip(head).ok()?;
+    let tcp = headers.transport?.tcp()?;
+    (ends(head)?[0] == source && !headers.payload.slice().is_empty()).then_some(tcp.sequence_number)
+}
+
+/// Source and destination of a packet.
+pub fn ends(packet: &[u8]) -> Option<[IpAddr; 2]> {
+    match LaxPacketHeaders::from_ip(packet).ok()?.net? {
+        NetHeaders::Ipv4(header, _) => Some([header.source.into(), header.destination.into()]),
+        NetHeaders::Ipv6(header, _) => Some([header.source.into(), header.destination.into()]),
+        NetHeaders::Arp(_) => None,
+    }
 }
 
 pub fn contains(packet: &[u8], token: &[u8]) -> bool {
     packet.windows(token.len()).any(|window| window == token)
 }
 
-/// The payloads of UDP packets to `port` among `packets`, which begin with an IPv4 header.
+/// The payloads of UDP packets to `port` among `packets`.
 pub fn udp_payloads_to(port: u16, packets: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
     let payload = |packet: Vec<u8>| {
-        let header = usize::from(packet.first()? & 0xf) * 4;
-        let is_wanted = *packet.get(9)? == UDP && packet.get(header + 2..header + 4)? == port.to_be_bytes();
-        is_wanted.then(|| packet[header + 8..].to_vec())
+        let headers = LaxPacketHeaders::from_ip(&packet).ok()?;
+        let udp = headers.transport?.udp()?;
+        (udp.destination_port == port).then(|| headers.payload.slice().to_vec())
     };
     packets.into_iter().filter_map(payload).collect()
 }

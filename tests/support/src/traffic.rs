@@ -48,7 +48,7 @@ pub fn assert_pings(namespace: &Namespace, target: impl Into<IpAddr>) {
 /// Waits until a ping is answered; the route may come a moment after the address.
 pub fn wait_for_ping(namespace: &Namespace, target: impl Into<IpAddr>) {
     let target = target.into();
-    let plan = PingPlan { count: 1, timeout: Duration::from_millis(100), ..PingPlan::new(target) };
+    let plan = PingPlan { count: 1, timeout: Duration::from_millis(50), ..PingPlan::new(target) };
     let answered = || namespace.run(|| ping(&plan)).is_ok_and(|report| report.received == 1);
     assert!(eventually(PATIENCE, answered), "{target} does not answer {}", namespace.name());
 }

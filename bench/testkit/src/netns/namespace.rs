@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt,
     panic,
@@ -11,11 +12,12 @@ use std::{
     thread,
 };
 
+use ipnet::IpNet;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::{Process, privileges};
 use crate::LabError;
-use tollgate_netlink::{Netlink, NetlinkError};
+use tollgate_netlink::{Netlink, NetlinkError, Route};
 
 /// Settings that every lab namespace needs: both directions of a path may differ, and IPv6 addresses are usable at once.
 const SYSCTLS: [(&str, &str); 6] = [
@@ -63,6 +65,14 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Makes one that forwards packets of both families.
+    pub fn forwarding(name: &str) -> Result<Self, LabError> {
+        let namespace = Self::new(name)?;
+        namespace.sysctl("net/ipv4/ip_forward", "1")?;
+        namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        Ok(namespace)
+    }
+
     /// Another handle of the same namespace.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { name: self.name.clone(), descriptor: self.descriptor.try_clone()?, inode: self.inode })
@@ -107,6 +117,14 @@ impl Namespace {
     pub fn configure<T>(&self, change: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, LabError> {
         let mut netlink = self.netlink()?;
         change(&mut netlink).map_err(|error| self.refused(&error))
+    }
+
+    /// Adds routes as an administrator does, to each destination over the router of its family.
+    pub fn add_routes(&self, destinations: [IpNet; 2], via: [IpAddr; 2]) -> Result<(), LabError> {
+        self.configure(|netlink| {
+            let mut routes = destinations.into_iter().zip(via);
+            routes.try_for_each(|(destination, via)| netlink.add_route(&Route::via(destination, via).foreign()))
+        })
     }
 
     fn refused(&self, error: &NetlinkError) -> LabError {

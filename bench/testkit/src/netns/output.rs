@@ -14,14 +14,6 @@ const LINES_MAX: usize = 65_536;
 /// How long a line may be in bytes; a longer one is broken up. A gateway's counters are one line of up to 2 KiB for each of 128 shards.
 const LINE_BYTES_MAX: u64 = 262_144;
 
-/// Why a wait for a line ended without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoLine {
-    TimedOut,
-    /// The process has closed its output.
-    Closed,
-}
-
 /// The lines of a process's standard output and error, in the order of their arrival.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Output {
@@ -62,8 +54,8 @@ impl Output {
         self.lock().kept.iter().cloned().collect()
     }
 
-    /// Waits for a line that contains `pattern`, looking from line number `first` on.
-    pub(super) fn wait_for(&self, pattern: &str, first: usize, timeout: Duration) -> Result<String, NoLine> {
+    /// Waits for a line that contains `pattern`, looking from line number `first` on. The error says why none came.
+    pub(super) fn wait_for(&self, pattern: &str, first: usize, timeout: Duration) -> Result<String, String> {
         let deadline = Instant::now() + timeout;
         let mut next = first;
         let mut lines = self.lock();
@@ -74,11 +66,11 @@ impl Output {
             }
             next = next.max(lines.forgotten + lines.kept.len());
             if lines.readers == 0 {
-                return Err(NoLine::Closed);
+                return Err("the process has closed its output".into());
             }
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
-                return Err(NoLine::TimedOut);
+                return Err(format!("{timeout:?} have passed"));
             }
             lines = self.shared.1.wait_timeout(lines, remaining).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -113,11 +105,11 @@ mod tests {
         writer.write_all(b"first\nlistening on 7\n").unwrap();
         let long = Duration::from_secs(60);
         assert_eq!(output.wait_for("listening", 0, long).unwrap(), "listening on 7");
-        assert_eq!(output.wait_for("listening", output.count(), Duration::ZERO), Err(NoLine::TimedOut));
+        assert_eq!(output.wait_for("listening", output.count(), Duration::ZERO).unwrap_err(), "0ns have passed");
         writer.write_all(b"listening on 8\nno newline").unwrap();
         assert_eq!(output.wait_for("listening", 2, long).unwrap(), "listening on 8");
         drop(writer);
-        assert_eq!(output.wait_for("never", 0, long), Err(NoLine::Closed));
+        assert_eq!(output.wait_for("never", 0, long).unwrap_err(), "the process has closed its output");
         assert_eq!(output.lines(), ["first", "listening on 7", "listening on 8", "no newline"]);
     }
 

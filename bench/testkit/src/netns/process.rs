@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{OnceLock, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::{
@@ -15,17 +15,11 @@ use rustix::{
     thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_getaffinity, sched_setaffinity},
 };
 
-use super::{
-    Namespace,
-    output::{NoLine, Output},
-};
-use crate::LabError;
+use super::{Namespace, output::Output};
+use crate::{LabError, wait::eventually};
 
 /// How many of a process's last lines go into an error.
 const LAST_LINES_MAX: usize = 20;
-
-/// How often a process is asked whether it has ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A child process in a lab namespace. It is killed when this value is dropped, and by the kernel when this process ends in any way.
 #[derive(Debug)]
@@ -84,13 +78,8 @@ impl Process {
 
     /// Waits for a line that contains `pattern`, from line number `first` on, and returns it.
     pub fn wait_for_line_from(&self, first: usize, pattern: &str, timeout: Duration) -> Result<String, LabError> {
-        self.output.wait_for(pattern, first, timeout).map_err(|no_line| {
-            let reason = match no_line {
-                NoLine::TimedOut => format!("{timeout:?} have passed"),
-                NoLine::Closed => "the process has closed its output".to_owned(),
-            };
-            self.awaited(format!("a line with {pattern:?}"), reason)
-        })
+        let found = self.output.wait_for(pattern, first, timeout);
+        found.map_err(|reason| self.awaited(&format!("a line with {pattern:?}"), &reason))
     }
 
     /// CPU time that all its threads have used, ended ones included, in user and kernel mode, in seconds of nanosecond resolution.
@@ -99,13 +88,11 @@ impl Process {
     }
 
     pub fn peak_memory_bytes(&self) -> Result<u64, LabError> {
-        let peak = self.status_kib("VmHWM:");
-        peak.map_err(|source| self.failed("read the peak memory", source))
+        self.status_bytes("VmHWM:")
     }
 
     pub fn memory_bytes(&self) -> Result<u64, LabError> {
-        let resident = self.status_kib("VmRSS:");
-        resident.map_err(|source| self.failed("read the resident memory", source))
+        self.status_bytes("VmRSS:")
     }
 
     pub fn open_descriptors(&self) -> Result<usize, LabError> {
@@ -126,16 +113,9 @@ impl Process {
 
     /// Waits until it ends. When it has not in time, it goes on running.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(status) = self.exit_status()? {
-                return Ok(status);
-            }
-            if Instant::now() >= deadline {
-                return Err(self.awaited("its end".into(), format!("{timeout:?} have passed")));
-            }
-            thread::sleep(POLL_INTERVAL);
-        }
+        eventually(timeout, || !matches!(self.child.try_wait(), Ok(None)));
+        let status = self.exit_status()?;
+        status.ok_or_else(|| self.awaited("its end", &format!("{timeout:?} have passed")))
     }
 
     /// Asks it to end with SIGTERM and waits. When it has not ended in time, it is killed, and that is an error.
@@ -165,18 +145,20 @@ impl Process {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)
     }
 
-    fn status_kib(&self, field: &str) -> io::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+    fn status_bytes(&self, field: &str) -> Result<u64, LabError> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.map_err(|source| self.failed("read the memory", source))?;
         let value = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
-        kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the process has ended"))
+        let ended = || self.failed("read the memory", io::Error::other("the process has ended"));
+        kib.map(|kib| kib * 1024).ok_or_else(ended)
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> LabError {
         LabError::process(&self.name, operation, source)
     }
 
-    fn awaited(&self, awaited: String, reason: String) -> LabError {
+    fn awaited(&self, awaited: &str, reason: &str) -> LabError {
         let lines = self.output.lines();
         let last_lines = lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n");
         LabError::new(format!("process {}: {awaited} did not come: {reason}; its last lines:\n{last_lines}", self.name))
@@ -267,7 +249,6 @@ fn cpu_seconds(id: u32) -> io::Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wait::eventually;
 
     const LONG: Duration = Duration::from_secs(60);
 

@@ -18,7 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::Namespace;
 use crate::LabError;
 use crate::wait::eventually;
-use tollgate_netlink::{Route, VethPeer};
+use tollgate_netlink::VethPeer;
 
 /// The gateway's outer IPv4 address, which every client can reach.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -27,21 +27,32 @@ pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 2);
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 2);
 /// A network free for the inside of tunnels; the server's network routes it (like everything) to the gateway.
 pub const TUNNEL_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 128, 0), 17);
-pub const TUNNEL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x19, 0x80, 0, 0, 0, 0, 0), 64);
 /// The router's address on the gateway's side.
-pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 250, 2);
+pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, ROUTER_LINK, 2);
 /// The router's second address on the gateway's side, for a NAT that changes its address.
-pub const ROUTER_ALTERNATE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 250, 3);
-pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 250, 0, 0, 0, 0, 2);
-pub const ROUTER_ALTERNATE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 250, 0, 0, 0, 0, 3);
+pub const ROUTER_ALTERNATE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, ROUTER_LINK, 3);
+pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, ROUTER_LINK as u16, 0, 0, 0, 0, 2);
 
+/// The link between router and gateway has a client link's number, beyond those of the clients.
+const ROUTER_LINK: u8 = 250;
 const CLIENTS_MAX: usize = 200;
-const NETWORK_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
-const NETWORK_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1);
 /// How long the kernel may take to activate a link.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The link between router and gateway has a client link's numbers, beyond those of the clients.
-const ROUTER_LINK: u8 = 250;
+
+/// The networks that a route leads to, of either family.
+pub const EVERYTHING: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
+pub const SERVICE: [IpNet; 2] =
+    [IpNet::V4(Ipv4Net::new_assert(SERVICE_V4, 32)), IpNet::V6(Ipv6Net::new_assert(SERVICE_V6, 128))];
+const CLIENTS: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 16)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0), 32)),
+];
+const SERVER: [IpAddr; 2] = [IpAddr::V4(SERVER_V4), IpAddr::V6(SERVER_V6)];
+const BEFORE_SERVER: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 19, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1))];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathToGateway {
@@ -94,14 +105,13 @@ impl Default for TopologyPlan {
 impl Topology {
     pub fn build(plan: &TopologyPlan) -> Result<Self, LabError> {
         assert!(plan.clients <= CLIENTS_MAX, "{} clients: at most {CLIENTS_MAX}", plan.clients);
-        let gateway = forwarding("gateway")?;
+        let (gateway, network) = (Namespace::forwarding("gateway")?, Namespace::new("network")?);
         gateway.configure(|netlink| {
             let loopback = netlink.link("lo")?.index;
-            netlink.add_address(loopback, IpNet::from(IpAddr::V4(SERVICE_V4)))?;
-            netlink.add_address(loopback, IpNet::from(IpAddr::V6(SERVICE_V6)))
+            SERVICE.iter().try_for_each(|address| netlink.add_address(loopback, *address))
         })?;
-        let network = Namespace::new("network")?;
-        connect_network(&gateway, &network, plan.mtu_bytes)?;
+        link((&gateway, "to-network", &BEFORE_SERVER), (&network, "lan0", &SERVER), plan.mtu_bytes)?;
+        network.add_routes(EVERYTHING, BEFORE_SERVER)?;
         let router = match plan.path {
             PathToGateway::Direct => None,
             PathToGateway::Routed => Some(connect_router(&gateway, plan.mtu_bytes)?),
@@ -113,47 +123,14 @@ impl Topology {
     }
 }
 
-/// One end of a link: the interface's name there, and its addresses.
-struct End<'a> {
-    namespace: &'a Namespace,
-    interface: &'a str,
-    addresses: &'a [IpNet],
-}
-
-fn forwarding(name: &str) -> Result<Namespace, LabError> {
-    let namespace = Namespace::new(name)?;
-    namespace.sysctl("net/ipv4/ip_forward", "1")?;
-    namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    Ok(namespace)
-}
-
-fn connect_network(gateway: &Namespace, network: &Namespace, mtu_bytes: u32) -> Result<(), LabError> {
-    let near = [v4(NETWORK_GATEWAY_V4, 24), v6(NETWORK_GATEWAY_V6)];
-    let far = [v4(SERVER_V4, 24), v6(SERVER_V6)];
-    link(
-        &End { namespace: gateway, interface: "to-network", addresses: &near },
-        &End { namespace: network, interface: "lan0", addresses: &far },
-        mtu_bytes,
-    )?;
-    default_routes(network, NETWORK_GATEWAY_V4, NETWORK_GATEWAY_V6)
-}
-
 fn connect_router(gateway: &Namespace, mtu_bytes: u32) -> Result<Namespace, LabError> {
-    let router = forwarding("router")?;
-    let (gateway_v4, gateway_v6) = link_addresses(ROUTER_LINK, 1);
-    let far = [v4(ROUTER_V4, 24), v4(ROUTER_ALTERNATE_V4, 24), v6(ROUTER_V6), v6(ROUTER_ALTERNATE_V6)];
-    link(
-        &End { namespace: gateway, interface: "to-router", addresses: &[v4(gateway_v4, 24), v6(gateway_v6)] },
-        &End { namespace: &router, interface: "wan0", addresses: &far },
-        mtu_bytes,
-    )?;
-    service_routes(&router, gateway_v4, gateway_v6)?;
-    gateway.configure(|netlink| {
-        let clients_v4 = v4(Ipv4Addr::new(198, 18, 0, 0), 16);
-        let clients_v6 = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0), 32));
-        netlink.add_route(&Route::via(clients_v4, ROUTER_V4.into()).foreign())?;
-        netlink.add_route(&Route::via(clients_v6, ROUTER_V6.into()).foreign())
-    })?;
+    let router = Namespace::forwarding("router")?;
+    let (near_v4, near_v6) = link_addresses(ROUTER_LINK, 1);
+    let near = [near_v4.into(), near_v6.into()];
+    let far = [ROUTER_V4.into(), ROUTER_V6.into()];
+    link((gateway, "to-router", &near), (&router, "wan0", &[far[0], ROUTER_ALTERNATE_V4.into(), far[1]]), mtu_bytes)?;
+    router.add_routes(SERVICE, near)?;
+    gateway.add_routes(CLIENTS, far)?;
     Ok(router)
 }
 
@@ -162,46 +139,33 @@ fn connect_client(first_hop: &Namespace, index: usize, plan: &TopologyPlan) -> R
     // The plan's bound on clients keeps the number below the router's.
     let number = index as u8 + 1;
     let (first_hop_v4, first_hop_v6) = link_addresses(number, 1);
-    let (client_v4, client_v6) = link_addresses(number, 2);
-    link(
-        &End {
-            namespace: first_hop,
-            interface: &format!("to-client{index}"),
-            addresses: &[v4(first_hop_v4, 24), v6(first_hop_v6)],
-        },
-        &End { namespace: &namespace, interface: "wan0", addresses: &[v4(client_v4, 24), v6(client_v6)] },
-        plan.mtu_bytes,
-    )?;
-    match plan.path {
-        PathToGateway::Direct => service_routes(&namespace, first_hop_v4, first_hop_v6)?,
-        PathToGateway::Routed => default_routes(&namespace, first_hop_v4, first_hop_v6)?,
-    }
-    Ok(ClientSite { namespace, v4: client_v4, v6: client_v6, first_hop_v4, first_hop_v6 })
+    let (v4, v6) = link_addresses(number, 2);
+    let near = [first_hop_v4.into(), first_hop_v6.into()];
+    let interface = format!("to-client{index}");
+    link((first_hop, &interface, &near), (&namespace, "wan0", &[v4.into(), v6.into()]), plan.mtu_bytes)?;
+    let destinations = if plan.path == PathToGateway::Direct { SERVICE } else { EVERYTHING };
+    namespace.add_routes(destinations, near)?;
+    Ok(ClientSite { namespace, v4, v6, first_hop_v4, first_hop_v6 })
 }
 
-fn service_routes(namespace: &Namespace, via_v4: Ipv4Addr, via_v6: Ipv6Addr) -> Result<(), LabError> {
-    namespace.configure(|netlink| {
-        netlink.add_route(&Route::via(IpNet::from(IpAddr::V4(SERVICE_V4)), via_v4.into()).foreign())?;
-        netlink.add_route(&Route::via(IpNet::from(IpAddr::V6(SERVICE_V6)), via_v6.into()).foreign())
-    })
+fn link_addresses(link: u8, host: u8) -> (Ipv4Addr, Ipv6Addr) {
+    (Ipv4Addr::new(198, 18, link, host), Ipv6Addr::new(0xfd00, 0x18, link.into(), 0, 0, 0, 0, host.into()))
 }
 
-fn default_routes(namespace: &Namespace, via_v4: Ipv4Addr, via_v6: Ipv6Addr) -> Result<(), LabError> {
-    namespace.configure(|netlink| {
-        netlink.add_route(&Route::via(IpNet::V4(Ipv4Net::default()), via_v4.into()).foreign())?;
-        netlink.add_route(&Route::via(IpNet::V6(Ipv6Net::default()), via_v6.into()).foreign())
-    })
-}
+/// One end of a link: the interface's name in a namespace, and its addresses.
+pub type End<'a> = (&'a Namespace, &'a str, &'a [IpAddr]);
 
-fn link(near: &End<'_>, far: &End<'_>, mtu_bytes: u32) -> Result<(), LabError> {
-    let peer = VethPeer { name: far.interface, namespace: far.namespace.as_fd() };
-    near.namespace.configure(|netlink| netlink.add_veth(near.interface, peer))?;
-    for end in [near, far] {
-        end.namespace.configure(|netlink| {
-            let index = netlink.link(end.interface)?.index;
+/// Makes a link whose ends are ready for packets. Its networks are /24 and /64.
+pub fn link(near: End<'_>, far: End<'_>, mtu_bytes: u32) -> Result<(), LabError> {
+    let peer = VethPeer { name: far.1, namespace: far.0.as_fd() };
+    near.0.configure(|netlink| netlink.add_veth(near.1, peer))?;
+    for (namespace, interface, addresses) in [near, far] {
+        namespace.configure(|netlink| {
+            let index = netlink.link(interface)?.index;
             netlink.set_link_mtu(index, mtu_bytes)?;
             netlink.set_link_up(index)?;
-            end.addresses.iter().try_for_each(|address| netlink.add_address(index, *address))
+            let network = |address: IpAddr| IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 64 });
+            addresses.iter().try_for_each(|address| netlink.add_address(index, network(*address)))
         })?;
     }
     wait_until_ready(near)?;
@@ -210,37 +174,26 @@ fn link(near: &End<'_>, far: &End<'_>, mtu_bytes: u32) -> Result<(), LabError> {
 
 /// Waits for what the kernel does in the background: it activates the link, and joins the groups in which IPv6 neighbours look for its
 /// addresses (RFC 4861, section 7.2.1). Before, a first request for a link-layer address would be lost, and repeated only a second later.
-fn wait_until_ready(end: &End<'_>) -> Result<(), LabError> {
-    let link = || end.namespace.configure(|netlink| netlink.link(end.interface));
+fn wait_until_ready(end: End<'_>) -> Result<(), LabError> {
+    let (namespace, interface, _) = end;
+    let link = || namespace.configure(|netlink| netlink.link(interface));
     if eventually(READY_TIMEOUT, || link().is_ok_and(|link| link.is_running) && is_joined(end)) {
         return Ok(());
     }
-    Err(LabError::namespace(end.namespace.name(), "activate a link", end.interface))
+    Err(LabError::namespace(namespace.name(), "activate a link", interface))
 }
 
 /// True when the interface is a member of the solicited-node group of each of its IPv6 addresses (RFC 4291, section 2.7.1).
-fn is_joined(end: &End<'_>) -> bool {
-    let groups = end.namespace.run(|| fs::read_to_string("/proc/thread-self/net/igmp6")).unwrap_or_default();
+fn is_joined((namespace, interface, addresses): End<'_>) -> bool {
+    let groups = namespace.run(|| fs::read_to_string("/proc/thread-self/net/igmp6")).unwrap_or_default();
     let joined = |group: &str| {
         let mut memberships = groups.lines().map(|line| line.split_whitespace().skip(1));
-        memberships.any(|mut fields| fields.next() == Some(end.interface) && fields.next() == Some(group))
+        memberships.any(|mut fields| fields.next() == Some(interface) && fields.next() == Some(group))
     };
-    end.addresses.iter().all(|address| match address.addr() {
+    addresses.iter().all(|address| match address {
         IpAddr::V4(_) => true,
         IpAddr::V6(address) => joined(&format!("ff0200000000000000000001ff{:06x}", address.to_bits() & 0xff_ffff)),
     })
-}
-
-fn link_addresses(link: u8, host: u8) -> (Ipv4Addr, Ipv6Addr) {
-    (Ipv4Addr::new(198, 18, link, host), Ipv6Addr::new(0xfd00, 0x18, link.into(), 0, 0, 0, 0, host.into()))
-}
-
-fn v4(address: Ipv4Addr, prefix_length: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(address, prefix_length))
-}
-
-fn v6(address: Ipv6Addr) -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert(address, 64))
 }
 
 #[cfg(test)]
@@ -268,20 +221,6 @@ mod tests {
             }
             assert!(reachable(&topology.gateway, SERVER_V4));
             assert!(reachable(&topology.network, SERVICE_V6));
-        }
-    }
-
-    #[test]
-    #[ignore = "needs root: cargo xtask test --full"]
-    fn a_router_has_two_addresses_on_the_gateways_side() {
-        let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
-        let topology = Topology::build(&plan).unwrap();
-        assert!(topology.router.is_some());
-        for address in [ROUTER_V4, ROUTER_ALTERNATE_V4] {
-            assert!(reachable(&topology.gateway, address));
-        }
-        for address in [ROUTER_V6, ROUTER_ALTERNATE_V6] {
-            assert!(reachable(&topology.gateway, address));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Kernels that refuse, played by a preloaded library, and what happens to a program from outside.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tempfile::TempDir;
 
@@ -100,19 +101,11 @@ pub fn shut_down_udp(id: u32) -> usize {
 
 /// Copies of the descriptors of the process `id`.
 fn descriptors(id: u32) -> impl Iterator<Item = OwnedFd> {
-    // SAFETY: takes no pointers.
-    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, id, 0) };
-    assert!(process >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the descriptor was just opened and belongs to nobody else.
-    let process = unsafe { OwnedFd::from_raw_fd(process as i32) };
+    let process = Pid::from_raw(id as i32).expect("a process");
+    let process = pidfd_open(process, PidfdFlags::empty()).expect("a process that runs");
     let numbers = fs::read_dir(format!("/proc/{id}/fd")).unwrap();
     let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    numbers.filter_map(move |number| {
-        // SAFETY: takes no pointers.
-        let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-        // SAFETY: the descriptor was just opened and belongs to nobody else.
-        (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy as i32) })
-    })
+    numbers.filter_map(move |number| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok())
 }
 
 fn shut_down(copy: &OwnedFd) -> bool {
@@ -134,10 +127,5 @@ pub fn tell_of_clock_jump(id: u32) -> usize {
         descriptors(id).filter(|copy| number_of(copy).is_ok_and(|name| name.ends_with("anon_inode:[timerfd]")));
     let past = Timespec { tv_sec: 1, tv_nsec: 0 };
     let due = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: past };
-    let mut told = 0;
-    for timer in timers {
-        timerfd_settime(timer.as_fd(), TimerfdTimerFlags::ABSTIME, &due).unwrap();
-        told += 1;
-    }
-    told
+    timers.map(|timer| timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &due).unwrap()).count()
 }

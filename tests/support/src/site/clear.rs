@@ -1,6 +1,6 @@
 //! Packets outside the tunnel that belong inside.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::raw::PacketSocket;
+use crate::raw::{PacketSocket, ends};
 use tollgate_testkit::Namespace;
 use tollgate_testkit::worker::Worker;
 
@@ -55,12 +55,5 @@ impl ClearTraffic {
 }
 
 fn is_inside(packet: &[u8]) -> bool {
-    let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
-    let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
-    let ends = match packet.first().map(|byte| byte >> 4) {
-        Some(4) => [v4(12), v4(16)],
-        Some(6) => [v6(8), v6(24)],
-        _ => [None, None],
-    };
-    ends.into_iter().flatten().any(|end| INSIDE.iter().any(|network| network.contains(&end)))
+    ends(packet).into_iter().flatten().any(|end| INSIDE.iter().any(|network| network.contains(&end)))
 }

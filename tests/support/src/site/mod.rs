@@ -16,8 +16,9 @@ pub use crate::PATIENCE;
 use crate::deployment::{Deployment, Plan};
 use crate::gateway::Gateway;
 use crate::program;
+use crate::traffic::ping_ten;
 use tollgate_testkit::deploy::{ConfigFile, service};
-use tollgate_testkit::ping::{PingPlan, PingReport, ping};
+use tollgate_testkit::ping::PingReport;
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 pub const CONNECTED: &str = "connected: this machine is 198.19.128.2/17 on tg-client";
@@ -85,8 +86,7 @@ impl Site {
 
     /// Pings `target` ten times from the client's machine.
     pub fn ping(&self, target: impl Into<IpAddr>) -> PingReport {
-        let plan = PingPlan::new(target.into());
-        self.client().run(|| ping(&plan)).unwrap()
+        ping_ten(self.client(), target)
     }
 
     /// Every route of the client's machine, in words; and its interfaces.

@@ -7,22 +7,23 @@
 //! ```
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tollgate_netlink::{Netlink, Route, VethPeer};
+use tollgate_netlink::{Netlink, Route};
 
 use super::clear::ClearTraffic;
 use super::{PATIENCE, Site};
-use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::wait::eventually;
-use tollgate_testkit::{Namespace, PathToGateway, SERVICE_V4, SERVICE_V6};
+use crate::eventually;
+use crate::traffic::wait_for_ping;
+use tollgate_testkit::{EVERYTHING, Namespace, PathToGateway, SERVICE, link};
 
 /// The first router, as the client's next hop on `wan0`.
 pub const FIRST_ROUTER: [&str; 2] = ["198.18.1.1", "fd00:18:1::1"];
 /// The other router, as the client's next hop on `lan0`.
 pub const OTHER_ROUTER: [&str; 2] = ["198.18.2.1", "fd00:18:2::1"];
+const FAR_SIDE: [&str; 2] = ["198.18.251.2", "fd00:18:fb::2"];
+const GATEWAY_SIDE: [&str; 2] = ["198.18.251.1", "fd00:18:fb::1"];
 const LAN_ADDRESSES: [&str; 2] = ["198.18.2.2/24", "fd00:18:2::2/64"];
 const WAN_ADDRESSES: [&str; 2] = ["198.18.1.2/24", "fd00:18:1::2/64"];
 
@@ -40,31 +41,16 @@ impl Uplinks {
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let site = Site::new(PathToGateway::Routed);
-        let other_router = Namespace::new("other-router").unwrap();
-        other_router.sysctl("net/ipv4/ip_forward", "1").unwrap();
-        other_router.sysctl("net/ipv6/conf/all/forwarding", "1").unwrap();
-        let client = site.client();
-        connect(client, "lan0", &LAN_ADDRESSES, &other_router, "to-client0", &["198.18.2.1/24", "fd00:18:2::1/64"]);
-        let gateway = &site.topology.gateway;
-        let near = ["198.18.251.1/24", "fd00:18:fb::1/64"];
-        connect(gateway, "to-other", &near, &other_router, "wan0", &["198.18.251.2/24", "fd00:18:fb::2/64"]);
-        other_router
-            .configure(|netlink| {
-                netlink.add_route(&by_hand(IpNet::from(IpAddr::from(SERVICE_V4)), "198.18.251.1"))?;
-                netlink.add_route(&by_hand(IpNet::from(IpAddr::from(SERVICE_V6)), "fd00:18:fb::1"))
-            })
-            .unwrap();
-        gateway
-            .configure(|netlink| {
-                netlink.add_route(&by_hand(net("198.18.2.0/24"), "198.18.251.2"))?;
-                netlink.add_route(&by_hand(net("fd00:18:2::/64"), "fd00:18:fb::2"))
-            })
-            .unwrap();
-        let uplinks = Uplinks { site, other_router };
-        for router in OTHER_ROUTER {
-            uplinks.time_until_answer(router.parse::<IpAddr>().unwrap());
-        }
-        uplinks
+        let other_router = Namespace::forwarding("other-router").unwrap();
+        let (client, gateway) = (site.client(), &site.topology.gateway);
+        let near: [IpAddr; 2] = OTHER_ROUTER.map(|address| address.parse().unwrap());
+        let (lan, far) = (LAN_ADDRESSES.map(|address| net(address).addr()), FAR_SIDE.map(|it| it.parse().unwrap()));
+        let gateways = GATEWAY_SIDE.map(|address| address.parse().unwrap());
+        link((client, "lan0", &lan), (&other_router, "to-client0", &near), 1500).unwrap();
+        link((gateway, "to-other", &gateways), (&other_router, "wan0", &far), 1500).unwrap();
+        other_router.add_routes(SERVICE, gateways).unwrap();
+        gateway.add_routes([net("198.18.2.0/24"), net("fd00:18:2::/64")], far).unwrap();
+        Uplinks { site, other_router }
     }
 
     /// Watches both routers' links for packets that should be in the tunnel.
@@ -129,16 +115,14 @@ impl Uplinks {
 
     /// How long it takes until `target` answers a ping.
     pub fn time_until_answer(&self, target: impl Into<IpAddr>) -> Duration {
-        let (target, start) = (target.into(), Instant::now());
-        let plan = PingPlan { count: 1, timeout: Duration::from_millis(50), ..PingPlan::new(target) };
-        let answered = || self.client().run(|| ping(&plan)).is_ok_and(|report| report.received == 1);
-        assert!(eventually(PATIENCE, answered), "{target} does not answer");
+        let start = Instant::now();
+        wait_for_ping(self.client(), target);
         start.elapsed()
     }
 }
 
 fn defaults([v4, v6]: [&str; 2]) -> [Route; 2] {
-    [by_hand(net("0.0.0.0/0"), v4), by_hand(net("::/0"), v6)]
+    [by_hand(EVERYTHING[0], v4), by_hand(EVERYTHING[1], v6)]
 }
 
 /// A route as an administrator adds it.
@@ -155,22 +139,5 @@ pub fn add_address(netlink: &mut Netlink, index: u32, address: &str) {
     match netlink.add_address(index, net(address)) {
         Err(error) if !error.is_exists() => panic!("{error}"),
         _ => {}
-    }
-}
-
-fn connect(
-    near: &Namespace,
-    near_name: &str,
-    near_addresses: &[&str],
-    far: &Namespace,
-    name: &str,
-    addresses: &[&str],
-) {
-    near.configure(|netlink| netlink.add_veth(near_name, VethPeer { name, namespace: far.as_fd() })).unwrap();
-    for (namespace, name, addresses) in [(near, near_name, near_addresses), (far, name, addresses)] {
-        let mut netlink = namespace.netlink().unwrap();
-        let index = netlink.link(name).unwrap().index;
-        netlink.set_link_up(index).unwrap();
-        addresses.iter().for_each(|address| add_address(&mut netlink, index, address));
     }
 }
