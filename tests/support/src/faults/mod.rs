@@ -127,5 +127,5 @@ pub fn tell_of_clock_jump(id: u32) -> usize {
         descriptors(id).filter(|copy| number_of(copy).is_ok_and(|name| name.ends_with("anon_inode:[timerfd]")));
     let past = Timespec { tv_sec: 1, tv_nsec: 0 };
     let due = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: past };
-    timers.map(|timer| timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &due).unwrap()).count()
+    timers.filter(|timer| timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &due).is_ok()).count()
 }
