@@ -21,7 +21,7 @@ use tollgate_test_support::client::{Client, Login};
 use tollgate_test_support::control;
 use tollgate_test_support::deployment::{Deployment, PORT, Plan};
 use tollgate_test_support::gateway::Gateway;
-use tollgate_test_support::initials::{Stranger, crypto_frame, varint};
+use tollgate_test_support::initials::{FIRST_BYTES_MIN, Stranger, crypto_frame, varint};
 use tollgate_test_support::peers::Peers;
 use tollgate_test_support::traffic::wait_for_ping;
 use tollgate_test_support::{PATIENCE, eventually, turn};
@@ -426,7 +426,7 @@ fn strangers_packets_make_a_few_lines_and_libraries_are_silent() {
     client.run(|| {
         let service = SocketAddr::from((SERVICE_V4, PORT));
         let mut stranger = Stranger::prove_address(Ipv4Addr::UNSPECIFIED.into(), service, 1).expect("a Retry");
-        stranger.begin(&crypto_frame(0, &[1])).unwrap();
+        stranger.send(&crypto_frame(0, &[1]), FIRST_BYTES_MIN).unwrap();
         stranger.spoil_token();
         for _ in 0..PACKETS {
             stranger.send(&[1], 1200).unwrap();
@@ -478,7 +478,7 @@ fn what_a_client_says_when_it_goes_is_escaped_and_cut() {
     topology.clients[0].namespace.run(|| {
         let service = SocketAddr::from((SERVICE_V4, PORT));
         let mut stranger = Stranger::prove_address(Ipv4Addr::UNSPECIFIED.into(), service, 1).expect("a Retry");
-        stranger.begin(&crypto_frame(0, &[1])).unwrap();
+        stranger.send(&crypto_frame(0, &[1]), FIRST_BYTES_MIN).unwrap();
         // CONNECTION_CLOSE (RFC 9000, section 19.19) with as many words as a datagram takes, which are more than a log should have.
         let words = "bye\n\u{1b}[31mERROR ".repeat(60);
         let close = [&[0x1c, 0, 0][..], &varint(words.len()), words.as_bytes()].concat();

@@ -128,7 +128,7 @@ fn bulk_to_a_client_on_1_mbps(time: Duration) {
         },
     };
     let path = Relay::start(&site.topology.gateway, plan);
-    let mut tunnel = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", path.address()));
+    let mut tunnel = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", path.address(), None));
     let before = site.memory_bytes();
     let target = SocketAddr::new(tunnel.address.expect("a login"), 9);
     const PER_S: u32 = 4_000;
@@ -293,7 +293,7 @@ impl Site {
     }
 
     fn login_as(&self, user: &str) -> TestTunnel {
-        self.inside().run(|| TestTunnel::login(&self.deployment, user, GATEWAY))
+        self.inside().run(|| TestTunnel::login(&self.deployment, user, GATEWAY, None))
     }
 
     /// A client from an address of its own that goes as far as the gateway's first flight, and closes every other time. Returns whether
@@ -302,7 +302,7 @@ impl Site {
         let [high, low] = (number as u16).to_be_bytes();
         let source = IpAddr::from([127, 2, high, low]);
         self.inside().run(|| {
-            let mut tunnel = TestTunnel::start_from(source, &self.deployment, "alice", GATEWAY);
+            let mut tunnel = TestTunnel::start(source, &self.deployment, "alice", GATEWAY, None);
             // What it hears first is a Retry.
             tunnel.turn();
             let is_answered = tunnel.wait(ANSWER) && {
@@ -449,7 +449,7 @@ fn handshakes_with_gaps(round: usize, gaps: Gaps) {
     };
     let mut strangers: Vec<Stranger> = (0..HANDSHAKES).filter_map(prove).collect();
     for stranger in &mut strangers {
-        let _ = stranger.begin(&crypto_frame(1, b"x"));
+        let _ = stranger.send(&crypto_frame(1, b"x"), FIRST_BYTES_MIN);
         thread::sleep(Duration::from_micros(200));
     }
     let (datagrams, bytes_min) = gaps.datagrams();

@@ -70,7 +70,7 @@ fn clients_of_a_killed_gateway_notice_within_a_second_of_its_return() {
             let done = &done;
             // Until the client is gone, and its interface with it, which makes the kernel refuse them.
             let plan = DatagramPlan { per_second: Some(500), ..DatagramPlan::new((SERVER_V4, 9).into(), 50) };
-            scope.spawn(move || while !done.load(Ordering::Relaxed) && inside.run(|| send(&plan)).sent > 0 {});
+            scope.spawn(move || while !done.load(Ordering::Relaxed) && inside.run(|| send(&plan)) > 0 {});
         }
         thread::sleep(Duration::from_millis(500));
         gateway.process.kill().unwrap();

@@ -237,7 +237,7 @@ fn a_route_costs_as_much_with_a_thousand_others_as_without_and_goes_with_its_cli
         for _ in 0..CROWD / 2 {
             let remote = Login::of("alice").endpoint.parse().unwrap();
             // It falls silent; its address is its own until it is missed.
-            topology.gateway.run(|| TestTunnel::login_small(&deployment, "alice", remote, 1330));
+            topology.gateway.run(|| TestTunnel::login(&deployment, "alice", remote, Some(1330)));
         }
         let expected = (half + 1) * (CROWD / 2);
         assert!(eventually(PATIENCE, || routes() == expected), "{} of {expected} routes", routes());

@@ -1,7 +1,6 @@
 //! The files of a gateway and its clients, in a folder of their own.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,26 +95,18 @@ impl Deployment {
 
     /// Replaces `name`'s certificate and key by such as Quincy's own program makes.
     pub fn write_quincy_identity(&mut self, peers: &Peers, name: &str) {
-        let (certificate, key) = (self.path(&format!("{name}_cert.pem")), self.path(&format!("{name}_key.pem")));
+        let (certificate, key) = (&format!("{name}_cert.pem"), &format!("{name}_key.pem"));
         // It does not overwrite.
-        for path in [&certificate, &key] {
-            fs::remove_file(path).expect("an identity to replace");
-        }
-        let quincy = |arguments: &[&OsStr]| {
-            let output = Command::new(peers.identity()).arg("tls").args(arguments).output().expect("quincy-identity");
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        [certificate, key].iter().for_each(|file| fs::remove_file(self.path(file)).expect("an identity to replace"));
+        let quincy = |arguments: &[&str]| {
+            let mut command = Command::new(peers.identity());
+            let output =
+                command.arg("tls").args(arguments).current_dir(self.folder()).output().expect("quincy-identity");
             assert!(output.status.success(), "{output:?}");
-            said
+            String::from_utf8_lossy(&output.stdout).into_owned()
         };
-        let option = OsStr::new;
-        quincy(&[
-            option("gencert"),
-            option("--out-cert"),
-            certificate.as_os_str(),
-            option("--out-key"),
-            key.as_os_str(),
-        ]);
-        let said = quincy(&[option("fingerprint"), option("--cert"), certificate.as_os_str()]);
+        quincy(&["gencert", "--out-cert", certificate, "--out-key", key]);
+        let said = quincy(&["fingerprint", "--cert", certificate]);
         let fingerprint = said.split_whitespace().find(|word| word.starts_with("sha256:"));
         let fingerprint = fingerprint.unwrap_or_else(|| panic!("no fingerprint in {said:?}"));
         self.fingerprints.insert(name.to_owned(), fingerprint.to_owned());

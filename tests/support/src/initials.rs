@@ -50,11 +50,6 @@ impl Stranger {
         Ok(stranger)
     }
 
-    /// Begins the handshake with an Initial that holds `frames`.
-    pub fn begin(&mut self, frames: &[u8]) -> io::Result<()> {
-        self.send(frames, FIRST_BYTES_MIN)
-    }
-
     /// Forgets the token that proves its address, for one that proves nothing.
     pub fn spoil_token(&mut self) {
         self.token.iter_mut().for_each(|byte| *byte = !*byte);

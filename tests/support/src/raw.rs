@@ -73,8 +73,20 @@ impl PacketSocket {
     }
 
     /// Reads as much of the next packet as fits; the rest is lost.
-    pub(crate) fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
+    fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
         recv(&self.socket, buffer, RecvFlags::DONTWAIT).ok().map(|(length, _)| length)
+    }
+
+    /// Looks at the heads of all packets from now on, until what it returns is dropped.
+    pub fn watch(self, mut look: impl FnMut(&[u8]) + Send + 'static) -> Worker {
+        Worker::repeat(move || {
+            let mut head = [0; HEAD_BYTES_MAX];
+            while let Some(length) = self.receive_into(&mut head) {
+                look(&head[..length]);
+            }
+            thread::sleep(Duration::from_millis(1));
+            true
+        })
     }
 
     /// Waits until a packet with `token` in it is seen.
@@ -103,17 +115,12 @@ impl OrderWatch {
     pub fn start(socket: PacketSocket, source: Ipv4Addr) -> Self {
         let order = Arc::new(Mutex::new(SeenOrder::default()));
         let (shared, mut last) = (Arc::clone(&order), None);
-        let worker = Worker::repeat(move || {
-            let mut head = [0; HEAD_BYTES_MAX];
-            while let Some(length) = socket.receive_into(&mut head) {
-                let Some(sequence) = tcp_data_sequence(&head[..length], source) else { continue };
-                let mut order = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                order.packets += 1;
-                order.steps_back += u64::from(last.is_some_and(|last| (sequence.wrapping_sub(last) as i32) < 0));
-                last = Some(sequence);
-            }
-            thread::sleep(Duration::from_millis(1));
-            true
+        let worker = socket.watch(move |head| {
+            let Some(sequence) = tcp_data_sequence(head, source) else { return };
+            let mut order = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            order.packets += 1;
+            order.steps_back += u64::from(last.is_some_and(|last| (sequence.wrapping_sub(last) as i32) < 0));
+            last = Some(sequence);
         });
         OrderWatch { order, worker }
     }

@@ -40,17 +40,9 @@ pub struct TestTunnel {
 }
 
 impl TestTunnel {
-    /// Begins a login as `user` in the namespace of the calling thread.
-    pub fn start(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
-        Self::start_with(unspecified(remote), deployment, user, remote, None)
-    }
-
-    /// Begins one from the address `source`.
-    pub fn start_from(source: IpAddr, deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
-        Self::start_with(source, deployment, user, remote, None)
-    }
-
-    fn start_with(
+    /// Begins a login as `user` from the address `source` of the calling thread's namespace. The client takes UDP payloads of `takes_bytes`
+    /// at most, where that is less than what all take.
+    pub fn start(
         source: IpAddr,
         deployment: &Deployment,
         user: &str,
@@ -87,17 +79,9 @@ impl TestTunnel {
     }
 
     /// Logs in, and keeps at it until there is an address.
-    pub fn login(deployment: &Deployment, user: &str, remote: SocketAddr) -> Self {
-        Self::start(deployment, user, remote).logged_in()
-    }
-
-    /// The same, of a client that takes UDP payloads of `takes_bytes` at most.
-    pub fn login_small(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: u16) -> Self {
-        Self::start_with(unspecified(remote), deployment, user, remote, Some(takes_bytes)).logged_in()
-    }
-
-    fn logged_in(self) -> Self {
-        let mut tunnel = self;
+    pub fn login(deployment: &Deployment, user: &str, remote: SocketAddr, takes_bytes: Option<u16>) -> Self {
+        let any = if remote.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let mut tunnel = Self::start(any, deployment, user, remote, takes_bytes);
         let end = Instant::now() + LOGIN;
         while tunnel.address.is_none() {
             assert!(tunnel.closed.is_none() && Instant::now() < end, "no login: {:?}", tunnel.closed);
@@ -160,10 +144,6 @@ impl TestTunnel {
         self.tunnel.send(Bytes::from([&MARK[..], &(frames.len() as u16).to_be_bytes(), frames].concat()));
         self.turn();
     }
-}
-
-fn unspecified(remote: SocketAddr) -> IpAddr {
-    if remote.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 /// TLS whose packets of one marked DATAGRAM frame bear the frames within instead.

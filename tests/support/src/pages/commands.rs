@@ -8,25 +8,8 @@ use std::process::Command;
 use super::{Block, Page};
 
 /// Programs of others in the documents, whose options nobody checks here.
-const PROGRAMS_OF_OTHERS: [&str; 17] = [
-    "apt-get",
-    "cat",
-    "cd",
-    "cp",
-    "echo",
-    "git",
-    "install",
-    "ip",
-    "kill",
-    "mkdir",
-    "nft",
-    "pkill",
-    "quincy-client",
-    "quincy-server",
-    "scp",
-    "sysctl",
-    "systemctl",
-];
+const PROGRAMS_OF_OTHERS: &str =
+    "apt-get cat cd cp echo git install ip kill mkdir nft pkill quincy-client quincy-server scp sysctl systemctl";
 
 /// Subcommands of cargo in the documents.
 const CARGO: [&str; 10] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test", "xtask"];
@@ -83,7 +66,8 @@ impl Checker {
         if program.contains('/') {
             return assert!(self.root.join(program).is_file(), "{place}: {line}: there is no {program}");
         }
-        assert!(PROGRAMS_OF_OTHERS.contains(&program), "{place}: {line}: {program} is not among the programs known");
+        let is_known = PROGRAMS_OF_OTHERS.split(' ').any(|known| known == program);
+        assert!(is_known, "{place}: {line}: {program} is not among the programs known");
     }
 
     fn check_own(&mut self, place: &str, line: &str, name: &str, arguments: &[&str]) {

@@ -3,8 +3,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -17,8 +15,6 @@ const INSIDE: [IpNet; 2] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(198, 19, 0, 0), 16)),
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 0), 32)),
 ];
-/// The headers of either version of IP.
-const HEADER_BYTES: usize = 40;
 
 /// A watch over all packets that cross some namespaces.
 #[derive(Debug)]
@@ -32,14 +28,9 @@ impl ClearTraffic {
     pub fn watch(namespaces: &[&Namespace]) -> Self {
         let counts: Arc<[AtomicU64; 2]> = Arc::default();
         let watch = |namespace: &&Namespace| {
-            let (socket, counts) = (PacketSocket::open_all(namespace), Arc::clone(&counts));
-            Worker::repeat(move || {
-                let mut head = [0; HEADER_BYTES];
-                while let Some(length) = socket.receive_into(&mut head) {
-                    counts[usize::from(!is_inside(&head[..length]))].fetch_add(1, Ordering::SeqCst);
-                }
-                thread::sleep(Duration::from_millis(1));
-                true
+            let counts = Arc::clone(&counts);
+            PacketSocket::open_all(namespace).watch(move |head| {
+                counts[usize::from(!is_inside(head))].fetch_add(1, Ordering::SeqCst);
             })
         };
         let workers = namespaces.iter().map(watch).collect();
