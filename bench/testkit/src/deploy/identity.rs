@@ -36,7 +36,7 @@ impl Identity {
             let fingerprint = digest.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"));
             Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), fingerprint })
         };
-        make().map_err(|error| LabError::files("make a certificate", Path::new(name), error))
+        make().map_err(|error| LabError::cannot(name, "make a certificate", error))
     }
 
     /// Writes `{name}_cert.pem` and `{name}_key.pem` into `folder`, in place of what is there.
@@ -45,7 +45,7 @@ impl Identity {
             let path = folder.join(format!("{name}_{part}.pem"));
             fs::write(&path, text)
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
-                .map_err(|source| LabError::files("write", &path, source))?;
+                .map_err(|source| LabError::cannot(path.display(), "write", source))?;
         }
         Ok(())
     }

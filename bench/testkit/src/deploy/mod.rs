@@ -73,7 +73,7 @@ impl ConfigFile {
     }
 
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
-        fs::write(path, self.to_string()).map_err(|source| LabError::files("write", path, source))
+        fs::write(path, self.to_string()).map_err(|source| LabError::cannot(path.display(), "write", source))
     }
 }
 

@@ -43,7 +43,7 @@ impl Namespace {
     /// Makes a namespace; `name` appears in messages only.
     pub fn new(name: &str) -> Result<Self, LabError> {
         privileges()?;
-        let failed = |operation, error| LabError::namespace(name, operation, error);
+        let failed = |operation, error| LabError::cannot(format_args!("namespace {name}"), operation, error);
         let making = || -> io::Result<File> {
             // SAFETY: the flag changes the network namespace of this short-lived thread only, neither memory nor descriptors.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
@@ -150,7 +150,7 @@ impl Namespace {
             io::ErrorKind::ReadOnlyFilesystem => LabError::new(format!(
                 "/proc/sys is read-only, {path} cannot be set; start the container with --privileged"
             )),
-            _ => LabError::namespace(&self.name, &format!("set {path} to {value}"), error),
+            _ => LabError::cannot(format_args!("namespace {}", self.name), &format!("set {path} to {value}"), error),
         })
     }
 }

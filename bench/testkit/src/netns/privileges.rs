@@ -2,14 +2,9 @@
 
 use std::{fs, io};
 
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, UnshareFlags, capabilities};
 
 use crate::LabError;
-
-/// CAP_NET_ADMIN, a bit of the effective set (capabilities(7)).
-const CAP_NET_ADMIN: u64 = 1 << 12;
-/// CAP_SYS_ADMIN, a bit of the effective set.
-const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privilege {
@@ -32,9 +27,8 @@ pub fn prepare() -> Result<Privilege, LabError> {
 
 /// Whether this process can make network namespaces as it is.
 pub fn privileges() -> Result<(), LabError> {
-    let needed = CAP_NET_ADMIN | CAP_SYS_ADMIN;
-    let held = status_field("CapEff:").and_then(|field| u64::from_str_radix(&field, 16).ok()).unwrap_or(0);
-    if held & needed == needed {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
+    if capabilities(None).is_ok_and(|held| held.effective.contains(needed)) {
         return Ok(());
     }
     Err(LabError::new("CAP_SYS_ADMIN and CAP_NET_ADMIN are missing; run as root"))
@@ -44,7 +38,7 @@ pub fn privileges() -> Result<(), LabError> {
 ///
 /// To be called before the process has started a thread: the kernel moves only processes of a single one.
 fn enter_user_namespace() -> Result<(), LabError> {
-    if status_field("Threads:").is_some_and(|threads| threads != "1") {
+    if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
         return Err(LabError::new("a process with several threads cannot enter a user namespace; run as root"));
     }
     let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -78,13 +72,6 @@ fn missing_user_namespaces(error: io::Error) -> LabError {
         "run as root, or allow them (sysctl user.max_user_namespaces and kernel.unprivileged_userns_clone)"
     };
     LabError::new(format!("user namespaces are not available ({error}); {remedy}"))
-}
-
-/// The first word of a field of this process's status file.
-fn status_field(name: &str) -> Option<String> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next().map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use rustix::{
     process::{Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal},
     thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_getaffinity, sched_setaffinity},
@@ -34,7 +35,7 @@ impl Process {
     pub(super) fn start(mut command: Command, namespace: &Namespace, cpus: &[usize]) -> Result<Self, LabError> {
         let program = command.get_program().to_string_lossy().into_owned();
         let name = format!("{} in {}", program.rsplit('/').next().unwrap_or(&program), namespace.name());
-        let failed = |error| LabError::process(&name, "start", error);
+        let failed = |error| LabError::cannot(format_args!("process {name}"), "start", error);
         // A group of its own: an interrupt at the terminal does not reach it, and its own children end with it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let entrance = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
@@ -84,7 +85,9 @@ impl Process {
 
     /// CPU time that all its threads have used, ended ones included, in user and kernel mode, in seconds of nanosecond resolution.
     pub fn cpu_seconds(&self) -> Result<f64, LabError> {
-        cpu_seconds(self.child.id()).map_err(|source| self.failed("read the CPU time", source))
+        let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(self.child.id() as i32));
+        let time = clock.and_then(clock_gettime).map_err(|errno| self.failed("read the CPU time", errno.into()))?;
+        Ok(Duration::from(time).as_secs_f64())
     }
 
     pub fn peak_memory_bytes(&self) -> Result<u64, LabError> {
@@ -155,7 +158,7 @@ impl Process {
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> LabError {
-        LabError::process(&self.name, operation, source)
+        LabError::cannot(format_args!("process {}", self.name), operation, source)
     }
 
     fn awaited(&self, awaited: &str, reason: &str) -> LabError {
@@ -227,23 +230,6 @@ fn resemble_main_thread() {
     // Where the main thread has ended there is nothing to take; children enter their namespace anyway.
     let _ = fs::File::open("/proc/self/ns/net").map(|own| move_into_link_name_space(own.as_fd(), None));
     let _ = sched_getaffinity(Some(getpid())).and_then(|cpus| sched_setaffinity(None, &cpus));
-}
-
-/// CPU time of a process from its CPU clock, in seconds.
-fn cpu_seconds(id: u32) -> io::Result<f64> {
-    let pid = libc::pid_t::try_from(id).map_err(io::Error::other)?;
-    let mut clock: libc::clockid_t = 0;
-    // SAFETY: `clock` is a valid place for the clock's number.
-    let errno = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
-    if errno != 0 {
-        return Err(io::Error::from_raw_os_error(errno));
-    }
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the time.
-    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
 #[cfg(test)]

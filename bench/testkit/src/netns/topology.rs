@@ -180,7 +180,7 @@ fn wait_until_ready(end: End<'_>) -> Result<(), LabError> {
     if eventually(READY_TIMEOUT, || link().is_ok_and(|link| link.is_running) && is_joined(end)) {
         return Ok(());
     }
-    Err(LabError::namespace(namespace.name(), "activate a link", interface))
+    Err(LabError::cannot(format_args!("namespace {}", namespace.name()), "activate a link", interface))
 }
 
 /// True when the interface is a member of the solicited-node group of each of its IPv6 addresses (RFC 4291, section 2.7.1).

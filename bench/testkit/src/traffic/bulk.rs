@@ -289,7 +289,7 @@ pub struct BulkServer {
 impl BulkServer {
     /// Serves the connections of `listener`, in the network namespace in which it was opened.
     pub fn start(listener: TcpListener) -> Result<Self, LabError> {
-        let failed = |error: io::Error| LabError::traffic("bulk server", "listen", error);
+        let failed = |error: io::Error| LabError::cannot("bulk server", "listen", error);
         set_socket_timeout(&listener, Timeout::Recv, Some(SLEEP_MAX)).map_err(|errno| failed(errno.into()))?;
         let address = listener.local_addr().map_err(failed)?;
         let moved = Arc::new(AtomicU64::new(0));

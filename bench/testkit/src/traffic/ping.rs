@@ -68,7 +68,8 @@ impl PingReport {
 /// are counted.
 pub fn ping(plan: &PingPlan) -> Result<PingReport, LabError> {
     assert!(plan.count <= COUNT_MAX, "{plan:?}");
-    let failed = |operation| move |error| LabError::traffic(format!("ping of {}", plan.target), operation, error);
+    let failed =
+        |operation| move |error: io::Error| LabError::cannot(format_args!("ping of {}", plan.target), operation, error);
     let mut pinger = Pinger::open(plan).map_err(failed("open a socket"))?;
     pinger.run().map_err(failed("receive"))?;
     Ok(pinger.report)
