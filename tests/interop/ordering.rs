@@ -48,7 +48,7 @@ fn datagrams_of_a_flow_arrive_in_order_beside_bulk_traffic() {
             let (lost, counts) = flow.join().unwrap();
             println!("{} datagrams, {lost} lost, {} reordered", counts.received, counts.reordered);
             assert_eq!((counts.reordered, counts.duplicated, counts.corrupted), (0, 0, 0), "{lost} lost");
-            assert!(counts.unique >= DATAGRAMS / 2, "{lost} lost");
+            assert!(counts.received >= DATAGRAMS / 2, "{lost} lost");
         }
         done.store(true, Ordering::Relaxed);
     });

@@ -40,8 +40,6 @@ pub struct DatagramPlan {
 pub struct FlowCounts {
     /// Datagrams, repeated ones included.
     pub received: u64,
-    /// Different datagrams.
-    pub unique: u64,
     pub duplicated: u64,
     /// Datagrams that came after one with a higher number.
     pub reordered: u64,
@@ -53,7 +51,7 @@ pub struct FlowCounts {
 impl FlowCounts {
     /// How many of `sent` datagrams have not arrived.
     pub fn lost(&self, sent: u64) -> u64 {
-        sent.saturating_sub(self.unique)
+        sent.saturating_sub(self.received - self.duplicated)
     }
 }
 
@@ -129,7 +127,6 @@ impl Tally {
         let is_new = seen.insert(sequence);
         counts.reordered += u64::from(is_new && sequence < counts.highest_sequence);
         counts.received += 1;
-        counts.unique += u64::from(is_new);
         counts.duplicated += u64::from(!is_new);
         counts.corrupted += u64::from(!is_intact);
         counts.highest_sequence = counts.highest_sequence.max(sequence);
@@ -192,7 +189,7 @@ mod tests {
             let (plan, start) = (DatagramPlan { per_second: Some(50_000), ..plan }, Instant::now());
             assert_eq!(topology.clients[0].namespace.run(|| send(&plan)), 1001);
             assert!(start.elapsed() >= Duration::from_millis(19), "{:?}", start.elapsed());
-            let expected = FlowCounts { received: 1001, unique: 1001, highest_sequence: 1000, ..FlowCounts::default() };
+            let expected = FlowCounts { received: 1001, highest_sequence: 1000, ..FlowCounts::default() };
             let complete = || receiver.counts().get(&5) == Some(&expected);
             assert!(eventually(PATIENCE, complete), "{:?}", receiver.counts());
         }
@@ -208,8 +205,7 @@ mod tests {
             tally.take(&bytes);
         }
         tally.take(&[0; 100]);
-        let (received, unique) = (6, 5);
-        let expected = FlowCounts { received, unique, duplicated: 1, reordered: 1, corrupted: 1, highest_sequence: 5 };
+        let expected = FlowCounts { received: 6, duplicated: 1, reordered: 1, corrupted: 1, highest_sequence: 5 };
         assert_eq!((tally.0[&3].0, tally.0[&3].0.lost(7), tally.0.len()), (expected, 2, 1));
     }
 }

@@ -8,7 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::crypto::{ClientConfig, CryptoError, ExportKeyingMaterialError, KeyPair, Keys, PacketKey, Session};
+use quinn_proto::crypto::{
+    ClientConfig, CryptoError, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
+};
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectError, ConnectionId, Side, TransportError};
 use tollgate::gateway::{ephemeral_reset_key, random};
@@ -180,37 +182,28 @@ impl ClientConfig for Verbatim {
 
 struct VerbatimSession(Box<dyn Session>);
 
+/// Methods that pass everything on to what they wrap.
+macro_rules! pass_on {
+    ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+        $(fn $name(&self, $($argument: $kind),*) -> $answer { self.0.$name($($argument),*) })*
+    };
+}
+
 impl Session for VerbatimSession {
-    fn initial_keys(&self, id: &ConnectionId, side: Side) -> Keys {
-        self.0.initial_keys(id, side)
-    }
-
-    fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        self.0.handshake_data()
-    }
-
-    fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.0.peer_identity()
-    }
-
-    fn early_crypto(&self) -> Option<(Box<dyn quinn_proto::crypto::HeaderKey>, Box<dyn PacketKey>)> {
-        self.0.early_crypto()
-    }
-
-    fn early_data_accepted(&self) -> Option<bool> {
-        self.0.early_data_accepted()
-    }
-
-    fn is_handshaking(&self) -> bool {
-        self.0.is_handshaking()
+    pass_on! {
+        initial_keys(id: &ConnectionId, side: Side) -> Keys;
+        handshake_data() -> Option<Box<dyn Any>>;
+        peer_identity() -> Option<Box<dyn Any>>;
+        early_crypto() -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)>;
+        early_data_accepted() -> Option<bool>;
+        is_handshaking() -> bool;
+        transport_parameters() -> Result<Option<TransportParameters>, TransportError>;
+        is_valid_retry(id: &ConnectionId, header: &[u8], payload: &[u8]) -> bool;
+        export_keying_material(output: &mut [u8], label: &[u8], context: &[u8]) -> Result<(), ExportKeyingMaterialError>;
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
         self.0.read_handshake(buf)
-    }
-
-    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        self.0.transport_parameters()
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
@@ -219,19 +212,6 @@ impl Session for VerbatimSession {
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
         self.0.next_1rtt_keys().map(verbatim)
-    }
-
-    fn is_valid_retry(&self, id: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.0.is_valid_retry(id, header, payload)
-    }
-
-    fn export_keying_material(
-        &self,
-        output: &mut [u8],
-        label: &[u8],
-        context: &[u8],
-    ) -> Result<(), ExportKeyingMaterialError> {
-        self.0.export_keying_material(output, label, context)
     }
 }
 
@@ -255,19 +235,10 @@ impl PacketKey for VerbatimKey {
         self.0.encrypt(packet, buf, header_len);
     }
 
-    fn decrypt(&self, packet: u64, header: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError> {
-        self.0.decrypt(packet, header, payload)
-    }
-
-    fn tag_len(&self) -> usize {
-        self.0.tag_len()
-    }
-
-    fn confidentiality_limit(&self) -> u64 {
-        self.0.confidentiality_limit()
-    }
-
-    fn integrity_limit(&self) -> u64 {
-        self.0.integrity_limit()
+    pass_on! {
+        decrypt(packet: u64, header: &[u8], payload: &mut BytesMut) -> Result<(), CryptoError>;
+        tag_len() -> usize;
+        confidentiality_limit() -> u64;
+        integrity_limit() -> u64;
     }
 }

@@ -17,12 +17,6 @@ pub struct Identity {
     pub fingerprint: String,
 }
 
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
-    }
-}
-
 impl Identity {
     /// Makes a certificate of the common name `name`, for the names and addresses `sans`.
     pub fn generate(name: &str, sans: &[&str]) -> Result<Self, LabError> {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{OnceLock, mpsc},
+    sync::{LazyLock, mpsc},
     thread,
     time::Duration,
 };
@@ -39,7 +39,7 @@ impl Process {
         // A group of its own: an interrupt at the terminal does not reach it, and its own children end with it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let entrance = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
-        enter_before_exec(&mut command, entrance, cpu_set(cpus));
+        enter_before_exec(&mut command, entrance, cpus);
         let mut child = start_on_lasting_thread(command).map_err(failed)?;
         let output = Output::default();
         child.stdout.take().into_iter().for_each(|pipe| output.capture(pipe));
@@ -175,18 +175,12 @@ impl Drop for Process {
     }
 }
 
-fn cpu_set(cpus: &[usize]) -> Option<CpuSet> {
-    if cpus.is_empty() {
-        return None;
-    }
+/// Makes the child enter the namespace, bind its life to its parent's, and take its CPUs, before it becomes the program.
+fn enter_before_exec(command: &mut Command, entrance: OwnedFd, cpus: &[usize]) {
+    let parent = getpid();
     let mut set = CpuSet::new();
     cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
-    Some(set)
-}
-
-/// Makes the child enter the namespace, bind its life to its parent's, and take its CPUs, before it becomes the program.
-fn enter_before_exec(command: &mut Command, entrance: OwnedFd, cpus: Option<CpuSet>) {
-    let parent = getpid();
+    let cpus = (!cpus.is_empty()).then_some(set);
     let enter = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         if getppid() != Some(parent) {
@@ -206,8 +200,7 @@ fn enter_before_exec(command: &mut Command, entrance: OwnedFd, cpus: Option<CpuS
 /// forked ends.
 fn start_on_lasting_thread(command: Command) -> io::Result<Child> {
     type Request = (Command, mpsc::Sender<io::Result<Child>>);
-    static STARTER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
-    let starter = STARTER.get_or_init(|| {
+    static STARTER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
         let (sender, requests) = mpsc::channel::<Request>();
         thread::spawn(move || {
             resemble_main_thread();
@@ -219,9 +212,8 @@ fn start_on_lasting_thread(command: Command) -> io::Result<Child> {
         sender
     });
     let (answer, child) = mpsc::channel();
-    let lost = || io::Error::other("the thread that starts processes is gone");
-    starter.send((command, answer)).map_err(|_| lost())?;
-    child.recv().map_err(|_| lost())?
+    STARTER.send((command, answer)).expect("a thread that lasts");
+    child.recv().expect("a thread that lasts")
 }
 
 /// Gives this thread the main thread's namespace and CPUs, whichever thread it was started by: it would keep a lab namespace alive, and

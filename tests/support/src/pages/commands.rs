@@ -14,6 +14,16 @@ const PROGRAMS_OF_OTHERS: &str =
 /// Subcommands of cargo in the documents.
 const CARGO: [&str; 10] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test", "xtask"];
 
+/// The packages that documents name, and their folders.
+const PACKAGES: [(&str, &str); 6] = [
+    ("tollgate", ""),
+    ("tollgate-shards", "shards"),
+    ("tollgate-sim", "shards/sim"),
+    ("tollgate-config", "config"),
+    ("tollgate-bench", "bench"),
+    ("tollgate-testkit", "bench/testkit"),
+];
+
 /// Checks what documents say to run.
 pub struct Checker {
     root: PathBuf,
@@ -106,20 +116,16 @@ impl Checker {
         };
         // Each program has the name of its package.
         let package = after("-p").or(after("--bin")).unwrap_or("tollgate");
-        let folders = [("tollgate", ""), ("tollgate-shards", "shards"), ("tollgate-sim", "shards/sim")];
-        let more = [("tollgate-config", "config"), ("tollgate-bench", "bench"), ("tollgate-testkit", "bench/testkit")];
-        let folder = folders.iter().chain(&more).find(|(name, _)| *name == package);
+        let folder = PACKAGES.iter().find(|(name, _)| *name == package);
         let (_, folder) = folder.unwrap_or_else(|| panic!("{place}: {line}: there is no package {package}"));
         if let Some(test) = after("--test") {
             let tests = |folder: &str| self.root.join(folder).join("tests");
             let is_there = |folder: &str| {
                 tests(folder).join(format!("{test}.rs")).is_file() || tests(folder).join(test).join("main.rs").is_file()
             };
-            let any = folders.iter().chain(&more).any(|(_, folder)| is_there(folder));
-            assert!(
-                is_there(folder) || own.contains(&"--workspace") && any,
-                "{place}: {line}: there is no test {test}"
-            );
+            let is_there =
+                is_there(folder) || own.contains(&"--workspace") && PACKAGES.iter().any(|(_, it)| is_there(it));
+            assert!(is_there, "{place}: {line}: there is no test {test}");
         }
         if command == "xtask" {
             self.check_task(place, line, &own[1..]);

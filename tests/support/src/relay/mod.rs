@@ -107,7 +107,6 @@ pub struct RelayCounts {
 pub struct Relay {
     namespace: Namespace,
     address: SocketAddr,
-    gateway: SocketAddr,
     state: Arc<Mutex<State>>,
     _worker: Worker,
 }
@@ -142,11 +141,11 @@ impl Relay {
     /// Starts a relay inside `namespace`.
     pub fn start(namespace: &Namespace, plan: RelayPlan) -> Self {
         let front = namespace.run(|| socket(plan.listen));
-        let (address, gateway) = (front.local_addr().expect("an address"), plan.gateway);
+        let address = front.local_addr().expect("an address");
         let state = State {
             way: plan.way,
             client: None,
-            back: Arc::new(namespace.run(|| connected(plan.source, gateway))),
+            back: Arc::new(namespace.run(|| connected(plan.source, plan.gateway))),
             retired: Vec::new(),
             lanes: Default::default(),
             datagram_bytes_max: DATAGRAM_BYTES_MAX,
@@ -156,7 +155,7 @@ impl Relay {
         let (shared, mut buffer) = (Arc::clone(&state), vec![0; DATAGRAM_BYTES_MAX]);
         let worker = Worker::repeat(move || forward(&shared, &front, &mut buffer));
         let namespace = namespace.try_clone().expect("a descriptor");
-        Self { namespace, address, gateway, state, _worker: worker }
+        Self { namespace, address, state, _worker: worker }
     }
 
     /// Starts a relay at the router between the first client of `topology` and the gateway, over IPv6 or IPv4.
@@ -184,8 +183,9 @@ impl Relay {
 
     /// Gives the client another port on the gateway's side, of the address `source`. Datagrams on their way to the old one are lost.
     pub fn rebind(&self, source: IpAddr) -> SocketAddr {
-        let fresh = Arc::new(self.namespace.run(|| connected(source, self.gateway)));
         let mut state = lock(&self.state);
+        let gateway = state.back.peer_addr().expect("a gateway");
+        let fresh = Arc::new(self.namespace.run(|| connected(source, gateway)));
         let old = mem::replace(&mut state.back, fresh);
         state.retired.push(old);
         drop(state);
