@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result};
-use tollgate_testkit::Namespace;
-
-use super::Network;
+use tollgate_testkit::{Namespace, Topology};
 
 /// The most packets that the kernel counts as one.
 pub const PACKETS_OF_A_DROP_MAX: u64 = 64;
@@ -63,11 +61,11 @@ pub struct KernelDrops {
 }
 
 impl KernelDrops {
-    /// Reads the counters of all namespaces of `network`, which begin with the namespaces.
-    pub fn read(network: &Network) -> Result<Self> {
+    /// Reads the counters of all namespaces, which begin with them.
+    pub fn read(topology: &Topology) -> Result<Self> {
         let mut drops = KernelDrops::default();
-        let namespaces =
-            [("clients", network.clients()), ("gateway", network.gateway()), ("network", network.network())];
+        let Topology { gateway, network, clients, .. } = topology;
+        let namespaces = [("clients", &clients[0].namespace), ("gateway", gateway), ("network", network)];
         for (name, namespace) in namespaces {
             let mut counters = protocols(&read(namespace, "snmp")?);
             counters.extend(queues(&read(namespace, "dev")?));
@@ -154,6 +152,7 @@ mod tests {
     use tollgate_testkit::deploy::GATEWAY_TUN;
 
     use super::*;
+    use crate::deploy::network;
 
     #[test]
     fn tables_of_the_kernel_are_read_by_name() {
@@ -168,25 +167,25 @@ mod tests {
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
     fn every_counter_is_one_that_the_kernel_has() {
-        let network = Network::build(1400).unwrap();
-        let counters = protocols(&read(network.gateway(), "snmp").unwrap());
+        let topology = network::build(1400).unwrap();
+        let counters = protocols(&read(&topology.gateway, "snmp").unwrap());
         assert!(IP.iter().chain(UDP).all(|name| counters.contains_key(*name)), "{counters:?}");
     }
 
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
     fn a_full_socket_behind_the_gateway_is_a_drop_on_the_way_up() {
-        let network = Network::build(1400).unwrap();
-        let before = KernelDrops::read(&network).unwrap();
-        let receiver = network.network().run(|| UdpSocket::bind((SERVER_V4, 0))).unwrap();
+        let topology = network::build(1400).unwrap();
+        let before = KernelDrops::read(&topology).unwrap();
+        let receiver = topology.network.run(|| UdpSocket::bind((SERVER_V4, 0))).unwrap();
         set_socket_recv_buffer_size(&receiver, 4096).unwrap();
-        let sender = network.gateway().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        let sender = topology.gateway.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
         for _ in 0..200 {
             sender.send_to(&[0; 1000], receiver.local_addr().unwrap()).unwrap();
         }
         receiver.set_nonblocking(true).unwrap();
         let received = std::iter::from_fn(|| receiver.recv(&mut [0; 2000]).ok()).count() as u64;
-        let drops = KernelDrops::read(&network).unwrap().since(&before);
+        let drops = KernelDrops::read(&topology).unwrap().since(&before);
         assert_eq!(drops.at(Place::InnerUp).collect::<Vec<_>>(), [("network: Udp InErrors", 200 - received)]);
     }
 }

@@ -6,12 +6,12 @@
 
 mod gateway;
 mod kernel;
-mod network;
+pub mod network;
 mod scratch;
 
 pub use gateway::{GatewayFiles, GatewayPlan, GatewaySample, RunningGateway};
 pub use kernel::{KernelDrops, PACKETS_OF_A_DROP_MAX, Place, counter, queue_drops};
-pub use network::{CLIENTS_V4, Network};
+pub use network::CLIENTS_V4;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use tollgate::io::{UdpGroup, UdpOptions, UdpSocket};
 use tollgate::netlink::Route;
 use tollgate_testkit::ping::{PingPlan, ping};
-use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
+use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 /// The clients' outer addresses: all of them are local in the clients' namespace.
 pub const CLIENTS_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 64, 0), 18);
@@ -22,69 +22,40 @@ const LINK_MTU_BYTES_MIN: u32 = 1500;
 /// Buffers of a responder's UDP socket, in bytes.
 const SOCKET_BUFFER_BYTES: usize = 32 << 20;
 
-/// The namespaces, connected, with every neighbour known.
-#[derive(Debug)]
-pub struct Network {
-    topology: Topology,
+/// Makes namespaces and links for a tunnel of this inner MTU: the first client's namespace is that of all clients.
+pub fn build(mtu_bytes: u16) -> Result<Topology> {
+    let link_mtu_bytes = (u32::from(mtu_bytes) + OUTER_OVERHEAD_BYTES).max(LINK_MTU_BYTES_MIN);
+    let plan = TopologyPlan { clients: 1, mtu_bytes: link_mtu_bytes, ..TopologyPlan::default() };
+    let topology = Topology::build(&plan)?;
+    let (clients, gateway) = (&topology.clients[0], &topology.gateway);
+    clients.namespace.configure(|netlink| {
+        let loopback = netlink.link("lo")?.index;
+        netlink.add_local_network(IpNet::V4(CLIENTS_V4), loopback)
+    })?;
+    let via = IpAddr::V4(clients.v4);
+    gateway.configure(|netlink| netlink.add_route(&Route::via(IpNet::V4(CLIENTS_V4), via).foreign()))?;
+    // Of the interfaces to come, the TUN: the kernel would look for IPv6 routers and listeners there, and what a gateway drops of that would be
+    // counted as if it were ours.
+    gateway.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+    // The kernels find each other's link-layer addresses. While they look, they keep only a few packets, and drop the others.
+    for (namespace, target) in [(&clients.namespace, SERVICE_V4), (gateway, SERVER_V4)] {
+        let plan = PingPlan { count: 1, timeout: Duration::from_secs(5), ..PingPlan::new(target.into()) };
+        let is_answered = namespace.run(|| ping(&plan))?.received == 1;
+        ensure!(is_answered, "{target} does not answer pings from namespace {}", namespace.name());
+    }
+    Ok(topology)
 }
 
-impl Network {
-    /// Makes namespaces and links for a tunnel of this inner MTU.
-    pub fn build(mtu_bytes: u16) -> Result<Self> {
-        let link_mtu_bytes = (u32::from(mtu_bytes) + OUTER_OVERHEAD_BYTES).max(LINK_MTU_BYTES_MIN);
-        let plan = TopologyPlan { clients: 1, mtu_bytes: link_mtu_bytes, ..TopologyPlan::default() };
-        let network = Network { topology: Topology::build(&plan)? };
-        let clients = network.clients();
-        clients.configure(|netlink| {
-            let loopback = netlink.link("lo")?.index;
-            netlink.add_local_network(IpNet::V4(CLIENTS_V4), loopback)
-        })?;
-        let via = IpAddr::V4(network.topology.clients[0].v4);
-        network.gateway().configure(|netlink| netlink.add_route(&Route::via(IpNet::V4(CLIENTS_V4), via).foreign()))?;
-        // Of the interfaces to come, the TUN: the kernel would look for IPv6 routers and listeners there, and what a gateway drops of that
-        // would be counted as if it were ours.
-        network.gateway().sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
-        network.learn_neighbours()?;
-        Ok(network)
-    }
-
-    /// The namespace of the clients.
-    pub fn clients(&self) -> &Namespace {
-        &self.topology.clients[0].namespace
-    }
-
-    /// The gateway's namespace.
-    pub fn gateway(&self) -> &Namespace {
-        &self.topology.gateway
-    }
-
-    /// The namespace of the network behind the gateway.
-    pub fn network(&self) -> &Namespace {
-        &self.topology.network
-    }
-
-    /// Opens a socket for a responder, at [`SERVER_V4`].
-    pub fn responder_socket(&self) -> Result<UdpSocket> {
-        let options = UdpOptions {
-            send_buffer_bytes: SOCKET_BUFFER_BYTES,
-            receive_buffer_bytes: SOCKET_BUFFER_BYTES,
-            ..UdpOptions::default()
-        };
-        let address = SocketAddr::new(SERVER_V4.into(), 0);
-        let mut sockets = self.network().run(|| UdpGroup::bind(address, 1, &options))?;
-        sockets.pop().context("there is no socket behind the gateway")
-    }
-
-    /// Lets the kernels find each other's link-layer addresses. While they look, they keep only a few packets, and drop the others.
-    fn learn_neighbours(&self) -> Result<()> {
-        for (namespace, target) in [(self.clients(), SERVICE_V4), (self.gateway(), SERVER_V4)] {
-            let plan = PingPlan { count: 1, timeout: Duration::from_secs(5), ..PingPlan::new(target.into()) };
-            if namespace.run(|| ping(&plan))?.received == 0 {
-                bail!("{target} does not answer pings from namespace {}", namespace.name());
-            }
-        }
-        Ok(())
-    }
+/// Opens a socket for a responder behind the gateway, at [`SERVER_V4`].
+pub fn responder_socket(topology: &Topology) -> Result<UdpSocket> {
+    let options = UdpOptions {
+        send_buffer_bytes: SOCKET_BUFFER_BYTES,
+        receive_buffer_bytes: SOCKET_BUFFER_BYTES,
+        ..UdpOptions::default()
+    };
+    let address = SocketAddr::new(SERVER_V4.into(), 0);
+    let mut sockets = topology.network.run(|| UdpGroup::bind(address, 1, &options))?;
+    sockets.pop().context("there is no socket behind the gateway")
 }
 
 #[cfg(test)]
@@ -96,15 +67,15 @@ mod tests {
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
     fn the_gateway_hears_every_client_under_an_address_of_its_own() {
-        let network = Network::build(1400).unwrap();
-        let receiver = network.gateway().run(|| StdSocket::bind((SERVICE_V4, 0))).unwrap();
+        let topology = build(1400).unwrap();
+        let receiver = topology.gateway.run(|| StdSocket::bind((SERVICE_V4, 0))).unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         for address in [Ipv4Addr::new(198, 18, 64, 1), Ipv4Addr::new(198, 18, 127, 254)] {
-            let client = network.clients().run(|| StdSocket::bind((address, 0))).unwrap();
+            let client = topology.clients[0].namespace.run(|| StdSocket::bind((address, 0))).unwrap();
             client.send_to(b"up", receiver.local_addr().unwrap()).unwrap();
             assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap().1.ip(), address);
         }
-        let first = network.responder_socket().unwrap();
-        assert_ne!(network.responder_socket().unwrap().local_address(), first.local_address());
+        let first = responder_socket(&topology).unwrap();
+        assert_ne!(responder_socket(&topology).unwrap().local_address(), first.local_address());
     }
 }

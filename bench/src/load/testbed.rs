@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use tollgate::tls::Clients;
 use tollgate_config::{KeyExchange, PemSource};
+use tollgate_testkit::Topology;
 use tollgate_testkit::chance::mixed;
 use tollgate_testkit::deploy::{Identity, user_entry};
 
@@ -13,7 +14,7 @@ use super::generator::{ClientPlan, GeneratorPlan};
 use super::report::{Counts, Report};
 use super::scenario::Scenario;
 use super::worker::{Order, Worker};
-use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, Network, RunningGateway, SERVICE};
+use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, RunningGateway, SERVICE, network};
 use crate::measure::cpus;
 use crate::measure::progress::Progress;
 use crate::measure::units::count;
@@ -25,7 +26,7 @@ pub struct Testbed {
     pub gateway: RunningGateway,
     _files: GatewayFiles,
     kernel_before: KernelDrops,
-    network: Network,
+    topology: Topology,
     pub gateway_cpus: Vec<usize>,
     pub harness_cpus: usize,
 }
@@ -42,22 +43,22 @@ impl Testbed {
         cpus::pin(&harness)?;
         let plan = &scenario.gateway;
         let files = GatewayFiles::write(plan, &users_file(scenario, &identities))?;
-        let network = Network::build(plan.mtu_bytes)?;
-        let kernel_before = KernelDrops::read(&network)?;
-        let gateway = RunningGateway::start(gateway, plan, &gateway_cpus, &files, network.gateway())?;
+        let topology = network::build(plan.mtu_bytes)?;
+        let kernel_before = KernelDrops::read(&topology)?;
+        let gateway = RunningGateway::start(gateway, plan, &gateway_cpus, &files, &topology.gateway)?;
         let clients = clients(scenario, &identities, &files)?;
         let start = |(number, (clients, spare_sources))| {
-            let (scenario, responder) = (Arc::new(scenario.clone()), network.responder_socket()?);
+            let (scenario, responder) = (Arc::new(scenario.clone()), network::responder_socket(&topology)?);
             let plan =
                 GeneratorPlan { scenario, thread: number as u16, clients, spare_sources, remote: SERVICE, responder };
-            Worker::start(plan, harness[number % harness.len()], network.clients())
+            Worker::start(plan, harness[number % harness.len()], &topology.clients[0].namespace)
         };
         Ok(Testbed {
             generators: clients.into_iter().enumerate().map(start).collect::<Result<_>>()?,
             gateway,
             _files: files,
             kernel_before,
-            network,
+            topology,
             gateway_cpus,
             harness_cpus: harness.len(),
         })
@@ -95,7 +96,7 @@ impl Testbed {
 
     /// What the kernel has dropped since the namespaces were made.
     pub fn kernel_drops(&self) -> Result<KernelDrops> {
-        Ok(KernelDrops::read(&self.network)?.since(&self.kernel_before))
+        Ok(KernelDrops::read(&self.topology)?.since(&self.kernel_before))
     }
 
     /// Ends all threads. Returns what they counted.
