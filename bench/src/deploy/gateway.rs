@@ -95,7 +95,6 @@ impl GatewayFiles {
 pub struct RunningGateway {
     kind: Kind,
     pub process: Process,
-    cpus: usize,
 }
 
 /// A gateway's use of the machine, and what it says of itself, at one moment.
@@ -137,12 +136,7 @@ impl RunningGateway {
         let process = namespace.spawn_pinned(command(gateway, plan, cpus, files), cpus)?;
         let ready = if gateway.kind == Kind::Tollgate { "listening on" } else { "Starting connection handler" };
         process.wait_for_line(ready, START_TIMEOUT).with_context(|| format!("{} did not start", gateway.name))?;
-        Ok(RunningGateway { kind: gateway.kind, process, cpus: cpus.len() })
-    }
-
-    /// How many CPUs it may use.
-    pub fn cpus(&self) -> usize {
-        self.cpus
+        Ok(RunningGateway { kind: gateway.kind, process })
     }
 
     /// CPU time so far, in seconds. Fails when it has ended, with its last lines.

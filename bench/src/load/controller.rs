@@ -254,7 +254,7 @@ impl Controller<'_> {
             cpu_share: cpu_seconds / (seconds * cpus.max(1) as f64),
         };
         let (first, last) = (&before.gateway, &after.gateway);
-        let cpus = self.testbed.gateway.cpus();
+        let cpus = self.testbed.gateway_cpus.len();
         self.result.gateway_usage = usage(last.cpu_seconds - first.cpu_seconds, cpus);
         self.result.gateway_cpus_busy = usage(after.busy_seconds - before.busy_seconds, cpus).cpu_share;
         self.result.gateway_memory_bytes = last.memory_bytes;

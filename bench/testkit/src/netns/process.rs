@@ -162,9 +162,7 @@ impl Process {
     }
 
     fn awaited(&self, awaited: &str, reason: &str) -> LabError {
-        let lines = self.output.lines();
-        let last_lines = lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n");
-        LabError::new(format!("process {}: {awaited} did not come: {reason}; its last lines:\n{last_lines}", self.name))
+        LabError::new(format!("process {}: {awaited} did not come: {reason}; {}", self.name, self.last_lines()))
     }
 }
 
