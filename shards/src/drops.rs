@@ -76,7 +76,7 @@ drop_reasons! {
     outer HandshakeRate = "handshake_rate",
     /// Initial whose token is too old, or another address's.
     outer InvalidToken = "invalid_token",
-    /// UDP datagram from an address to which its connection may not move now (RFC 9000, section 9.3.1).
+    /// UDP datagram from an address to which its connection may not move now, or to one that is owed no more (RFC 9000, section 9.3.1).
     outer AddressChange = "address_change",
     /// Answer outside any connection (Retry, stateless reset) for which there is no room.
     outer ResponseQueueFull = "response_queue_full",

@@ -25,16 +25,25 @@ pub struct Core {
     /// The last order that every shard had carried out when this one's last pass was over.
     completed: CommandId,
     orders: VecDeque<(Time, Command)>,
+    /// The snapshots that it goes by now, and went by when its last pass was over.
+    applied: [Arc<Snapshot>; 2],
 }
 
 impl Core {
-    fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>) -> Self {
-        Core { shard, wake: None, dirty: false, incarnation, completed: CommandId::default(), orders }
+    fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>, snapshot: &Arc<Snapshot>) -> Self {
+        let applied = [snapshot.clone(), snapshot.clone()];
+        Core { shard, wake: None, dirty: false, incarnation, completed: CommandId::default(), orders, applied }
+    }
+
+    /// The snapshots that what it does in this pass may follow from.
+    pub fn applied(&self) -> impl Iterator<Item = &Snapshot> {
+        self.applied.iter().map(|snapshot| &**snapshot)
     }
 
     /// A pass is over: everything that the shard had for the outside is out.
     pub fn pass_ends(&mut self) {
         self.completed = self.shard.completed();
+        self.applied[1] = self.applied[0].clone();
     }
 }
 
@@ -133,7 +142,8 @@ impl Gateway {
     /// All shards are new, as after a crash of the whole gateway: the keys stay, everything else is gone.
     pub fn start_all(&mut self, now: Time) {
         let indexes = 0..self.params.shards;
-        self.cores = indexes.map(|index| Core::new(self.start(index, 0, now), 0, VecDeque::new())).collect();
+        self.cores =
+            indexes.map(|index| Core::new(self.start(index, 0, now), 0, VecDeque::new(), &self.snapshot)).collect();
         self.steered.clear();
     }
 
@@ -151,7 +161,7 @@ impl Gateway {
         let shard = self.start(index, incarnation, now);
         self.restarts += 1;
         let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.id))).collect();
-        self.cores[usize::from(index)] = Core::new(shard, incarnation, orders);
+        self.cores[usize::from(index)] = Core::new(shard, incarnation, orders, &self.snapshot);
     }
 
     /// The shard that the kernel gives a run of datagrams to: that of the first one's connection ID, but for mistakes.
@@ -224,7 +234,11 @@ impl Gateway {
     pub fn next_order(&mut self, index: u16, now: Time) -> Option<Command> {
         let orders = &mut self.cores[usize::from(index)].orders;
         orders.front().filter(|(at, _)| *at <= now)?;
-        orders.pop_front().map(|(_, command)| command)
+        let (_, command) = orders.pop_front()?;
+        if let Command::Apply { snapshot, .. } = &command {
+            self.cores[usize::from(index)].applied[0] = snapshot.clone();
+        }
+        Some(command)
     }
 
     /// Whether every shard has carried out every order.

@@ -104,7 +104,7 @@ impl World {
         {
             device.exchanged.0 += 1;
         }
-        let arrivals = self.packets.handle_arrival(self.now, Place::Tun, header, packet);
+        let arrivals = self.packets.handle_arrival(self.now, (Place::Tun, 0), header, packet);
         let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
         self.oracle.arrived(self.now, Place::Tun, &arrivals, &self.plan)
     }
@@ -130,7 +130,8 @@ impl World {
             let what = format!("device {index} got a packet for {destination:?} after it had been sent away");
             return Err(Violation::new("packets", what));
         }
-        let arrivals = self.packets.handle_arrival(self.now, Place::Client(index), &[0; HEADER_BYTES], packet);
+        let arrivals =
+            self.packets.handle_arrival(self.now, (Place::Client(index), session), &[0; HEADER_BYTES], packet);
         let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
         self.oracle.arrived(self.now, Place::Client(index), &arrivals, &self.plan)
     }

@@ -212,6 +212,12 @@ impl Tunnel {
         self.touch(now);
     }
 
+    /// The connection itself, for those who play a client that misbehaves.
+    #[cfg(feature = "inspect")]
+    pub fn connection_mut(&mut self) -> &mut quinn_proto::Connection {
+        &mut self.link.connection
+    }
+
     /// Looks at what has happened to the connection since the last time. Returns whether anything has.
     pub(super) fn look(&mut self) -> bool {
         let Some(now) = self.touched.take() else { return false };

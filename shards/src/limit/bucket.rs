@@ -99,7 +99,8 @@ pub fn units(bytes: u64) -> u128 {
     u128::from(bytes) * UNITS_PER_BYTE
 }
 
-/// How often something may happen: a leaky bucket, empty at the start.
+/// How often something may happen: a leaky bucket, empty at the start. The crate `ratelimit` is made for threads and has a clock of its own; here the
+/// time is told.
 pub struct RateLimiter {
     pause: Duration,
     burst: Duration,

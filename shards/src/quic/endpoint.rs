@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use super::admission::{Admission, Room};
 use super::close_code;
 use super::connection_id::{Steered, steer};
-use super::connections::{Connections, Stage};
+use super::connections::{ClientConnection, Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
 use super::in_flight::InFlight;
 use super::keys::ShardKeys;
@@ -157,7 +157,12 @@ impl QuicEndpoint {
                         None => return accounts.counters.drops.count(DropReason::HandshakeLimit),
                     }
                 }
+                let answers = |client: &ClientConnection| client.tunnel.connection.stats().frame_rx.path_response;
+                let answers_before = client.moves.is_unproven(remote).then(|| answers(client));
                 client.tunnel.handle_event(event);
+                if answers_before.is_some_and(|before| answers(client) > before) {
+                    client.moves.prove(remote);
+                }
                 if remote != current {
                     client.moves.follow(now, client.tunnel.connection.remote_address());
                 }
@@ -443,15 +448,21 @@ impl QuicEndpoint {
         now: Instant,
         slot: u32,
         handed_bytes_max: usize,
+        counters: &mut Counters,
         buf: &mut Vec<u8>,
     ) -> Option<Transmit> {
         let client = self.connections.at(slot)?;
-        let transmit =
-            client.tunnel.poll_transmit(now, self.params.limits.send_datagrams_max, handed_bytes_max, buf)?;
-        let connection = &client.tunnel.connection;
-        let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
-        client.moves.sent(now, transmit.remote, transmit.bytes, current, mtu_bytes);
-        Some(transmit)
+        let datagrams_max = self.params.limits.send_datagrams_max;
+        loop {
+            let transmit = client.tunnel.poll_transmit(now, datagrams_max, handed_bytes_max, buf)?;
+            let connection = &client.tunnel.connection;
+            let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
+            if client.moves.may_send(now, transmit.remote, transmit.bytes, current, mtu_bytes) {
+                return Some(transmit);
+            }
+            counters.drops.add(DropReason::AddressChange, transmit.datagrams() as u64);
+            buf.clear();
+        }
     }
 
     /// What connections and handshakes take, with what those may have sent out of order, in bytes.

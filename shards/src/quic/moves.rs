@@ -77,26 +77,42 @@ impl Moves {
         self.left > 0 && (owed_bytes == 0 || covered >= owed_bytes + u64::from(mtu_bytes))
     }
 
-    /// The connection, which sends to `current` now, has sent `bytes` bytes to `remote` in datagrams of up to `mtu_bytes`.
-    pub fn sent(&mut self, now: Instant, remote: SocketAddr, bytes: usize, current: SocketAddr, mtu_bytes: u16) {
+    /// The connection, which sends to `current` now, has `bytes` bytes for `remote` in datagrams of up to `mtu_bytes`. Returns whether they may go.
+    ///
+    /// An address that has proven nothing gets no more than it is entitled to, and a datagram, whatever the connection has for it. Once it was left it
+    /// gets nothing, not even a challenge.
+    #[must_use]
+    pub fn may_send(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        bytes: usize,
+        current: SocketAddr,
+        mtu_bytes: u16,
+    ) -> bool {
         if remote == self.proven {
-            return;
+            return true;
         }
         self.follow(now, current);
-        match &mut self.visit {
-            Some(visit) if visit.address == remote => {
-                visit.sent_bytes += bytes as u64;
-                // More than this the connection sends only to an address that has answered its challenge.
-                let unproven_max = visit.received_bytes * AMPLIFICATION_MAX + u64::from(mtu_bytes);
-                if visit.sent_bytes > unproven_max {
-                    self.proven = remote;
-                    self.visit = None;
-                }
-            }
-            _ => {
-                self.owed_bytes += bytes as u64;
-                self.owed_since = now;
-            }
+        let Some(visit) = self.visit.as_mut().filter(|visit| visit.address == remote) else { return false };
+        let sent_bytes = visit.sent_bytes + bytes as u64;
+        let may_go = sent_bytes <= visit.received_bytes * AMPLIFICATION_MAX + u64::from(mtu_bytes);
+        if may_go {
+            visit.sent_bytes = sent_bytes;
+        }
+        may_go
+    }
+
+    /// Whether the connection sends to `remote`, and has not heard yet that its client is there.
+    pub fn is_unproven(&self, remote: SocketAddr) -> bool {
+        self.visit.as_ref().is_some_and(|visit| visit.address == remote)
+    }
+
+    /// A challenge was answered from `remote` (RFC 9000, section 8.2.3).
+    pub fn prove(&mut self, remote: SocketAddr) {
+        if self.is_unproven(remote) {
+            self.proven = remote;
+            self.visit = None;
         }
     }
 
@@ -177,8 +193,12 @@ mod tests {
                 // As much as quinn-proto does: a datagram is begun while anything is left of the budget.
                 let budget = (bytes as u64 * 3).div_ceil(u64::from(MTU)) as usize * usize::from(MTU);
                 let bytes = if answers { 100_000 } else { budget };
-                self.went += if answers { 0 } else { bytes as u64 };
-                self.moves.sent(self.now, self.current, bytes, self.current, MTU);
+                if answers {
+                    self.moves.prove(from);
+                }
+                let is_sent = self.moves.may_send(self.now, self.current, bytes, self.current, MTU);
+                assert!(is_sent || !answers);
+                self.went += if answers || !is_sent { 0 } else { bytes as u64 };
             }
             seen
         }
@@ -198,6 +218,14 @@ mod tests {
             }
             assert!(model.went > 0);
         }
+    }
+
+    #[test]
+    fn an_address_that_was_left_before_it_proved_anything_gets_nothing_more() {
+        let mut model = Model::new();
+        assert!(model.datagram(at(9), 40) && model.datagram(at(1), 40));
+        let may_send = |model: &mut Model, to| model.moves.may_send(model.now, to, 1200, at(1), MTU);
+        assert!(!may_send(&mut model, at(9)) && may_send(&mut model, at(1)));
     }
 
     #[test]

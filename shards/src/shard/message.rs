@@ -122,3 +122,15 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_events_only_the_ends_of_connections_are_kept_and_the_others_counted() {
+        let mut outbox = Outbox::new(ShardIndex(0), 1);
+        (0..EVENTS_MAX + 7).for_each(|_| outbox.tell(Event::HandshakeFailed { reason: String::new() }));
+        assert_eq!((outbox.events.len(), outbox.poll_event()), (EVENTS_MAX, Some(Event::Forgotten { events: 7 })));
+    }
+}

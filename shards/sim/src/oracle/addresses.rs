@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use tollgate_shards::{ConnectionKey, ShardIndex, UserIndex};
+use tollgate_shards::{ConnectionKey, ShardIndex, Snapshot, UserIndex};
 
 use super::Violation;
 use crate::gateway::Gateway;
@@ -75,22 +75,23 @@ impl Addresses {
 
     /// Whoever is attached may have the address by some snapshot that may still be in force.
     pub(super) fn all_allowed(&self, gateway: &Gateway) -> Result<(), Violation> {
-        self.attached_now().try_for_each(|(connection, user, address)| allowed(gateway, user, connection, address))
+        self.attached_now()
+            .try_for_each(|(connection, user, address)| allowed(gateway.snapshots(), user, connection, address))
     }
 }
 
-/// A user may have an address by some snapshot that may still be in force.
-pub(super) fn allowed(
-    gateway: &Gateway,
+/// A user may have an address by one of `snapshots`.
+pub(super) fn allowed<'a>(
+    snapshots: impl Iterator<Item = &'a Snapshot>,
     user: UserIndex,
     connection: ConnectionKey,
     address: IpAddr,
 ) -> Result<(), Violation> {
-    if gateway.snapshots().any(|snapshot| snapshot.users.user(user).is_some() && snapshot.users.allows(user, address)) {
+    let mut snapshots = snapshots;
+    if snapshots.any(|snapshot| snapshot.users.user(user).is_some() && snapshot.users.allows(user, address)) {
         return Ok(());
     }
-    let name = gateway.snapshot.users.name(user);
-    Err(violation(format!("{connection:?} of {name} is attached with {address}, which no snapshot in force allows")))
+    Err(violation(format!("{connection:?} of {user:?} is attached with {address}, which no snapshot in force allows")))
 }
 
 fn violation(what: String) -> Violation {

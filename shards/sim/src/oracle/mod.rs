@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use tollgate_shards::{Command, CommandId, ConnectionKey, Event, Shard, ShardIndex, UserIndex};
 
-use crate::gateway::{Gateway, Order, Pending};
+use crate::gateway::{Core, Gateway, Order, Pending};
 use crate::packets::{Arrival, Place, is_too_big_answer, source_of};
 use crate::plan::Plan;
 use crate::schedule::Time;
@@ -82,10 +82,10 @@ impl Oracle {
     }
 
     /// A shard tells something.
-    pub(crate) fn told(&mut self, event: &Event, gateway: &Gateway) -> Result<(), Violation> {
+    pub(crate) fn told(&mut self, event: &Event, core: &Core) -> Result<(), Violation> {
         match *event {
             Event::Attached { user, connection, address } => {
-                addresses::allowed(gateway, user, connection, address)?;
+                addresses::allowed(core.applied(), user, connection, address)?;
                 self.addresses.attached(user, connection, address)
             }
             Event::Detached { connection, .. } => self.addresses.detached(connection),

@@ -80,6 +80,9 @@ impl Tokens {
         if version != self.newest {
             return;
         }
+        // Who is gone comes back as somebody new, with a full bucket.
+        let limits = &self.limits;
+        self.buckets.retain(|user, _| limits.contains_key(user));
         for (&user, &limit) in &self.limits {
             let fresh = Bucket::new(limit, now);
             let bucket = self.buckets.entry(user).or_insert_with(|| Bucket::new(limit, now));

@@ -36,6 +36,8 @@ pub struct Sent {
     pub made: Time,
     pub way: Way,
     arrived: bool,
+    /// Whether a frame with it has crossed from one shard to another.
+    crossed: bool,
 }
 
 /// A packet that has arrived.
@@ -80,7 +82,7 @@ impl Packets {
     /// Makes a packet of `flow` with at least the eight bytes of its mark as payload, for which there is that way.
     pub fn make(&mut self, now: Time, flow: FlowSpec, payload_bytes: usize, from: Place, way: Way) -> Vec<u8> {
         let payload_bytes = payload_bytes.max(make::MARK_BYTES);
-        self.sent.push(Sent { flow, payload_bytes, from, made: now, way, arrived: false });
+        self.sent.push(Sent { flow, payload_bytes, from, made: now, way, arrived: false, crossed: false });
         make::marked(&flow, self.made(), payload_bytes)
     }
 
@@ -100,11 +102,12 @@ impl Packets {
         self.forbidden.get(&(device, session)).copied().flatten().is_some_and(|clients_from| now > clients_from)
     }
 
-    /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame. Returns which.
+    /// A packet, or several merged into one, has arrived, behind the virtio header of a TUN frame: at a place, in that session of a client's. Returns
+    /// which.
     pub fn handle_arrival(
         &mut self,
         now: Time,
-        at: Place,
+        (at, session): (Place, u64),
         header: &[u8],
         packet: &[u8],
     ) -> Result<Vec<Arrival>, String> {
@@ -122,19 +125,31 @@ impl Packets {
         let mut pool = PacketPool::default();
         let mut arrivals = Vec::new();
         let taken_apart = split(&header, packet, &mut pool, &mut |packet| {
-            arrivals.push(self.arrived(now, at, &packet));
+            arrivals.push(self.arrived(now, (at, session), &packet));
         });
         taken_apart.map_err(|error| format!("a frame at {at:?} cannot be taken apart: {error:?}"))?;
         arrivals.into_iter().collect()
     }
 
-    fn arrived(&mut self, now: Time, at: Place, packet: &[u8]) -> Result<Arrival, String> {
+    /// A frame of the TUN crosses from one shard to another: once, or it might go round.
+    pub fn crosses(&mut self, frame: &[u8]) -> Result<(), String> {
+        let mark = VnetHeader::parse(frame).and_then(|(_, packet)| make::mark_of(packet));
+        let place = mark.and_then(|mark| usize::try_from(mark).ok()?.checked_sub(1));
+        let Some(sent) = place.and_then(|place| self.sent.get_mut(place)) else { return Ok(()) };
+        if std::mem::replace(&mut sent.crossed, true) {
+            return Err(format!("a frame of {:?} crosses from shard to shard a second time", sent.flow));
+        }
+        Ok(())
+    }
+
+    fn arrived(&mut self, now: Time, (at, session): (Place, u64), packet: &[u8]) -> Result<Arrival, String> {
         let mark = make::mark_of(packet).ok_or("a part of a frame has no mark")?;
         let place = usize::try_from(mark).ok().and_then(|mark| mark.checked_sub(1));
         let Some(sent) = place.and_then(|place| self.sent.get_mut(place)) else {
             return Err(format!("packet {mark}, which nobody sent, arrived at {at:?}"));
         };
-        if sent.from == at {
+        // In another session it may have the address that it sent to before.
+        if sent.from == at && sent.flow.session == session {
             return Err(format!("packet {mark} arrived where it came from, {at:?}"));
         }
         if std::mem::replace(&mut sent.arrived, true) {
@@ -244,26 +259,26 @@ mod tests {
     #[test]
     fn what_arrives_as_it_was_sent_is_right() {
         let (mut packets, made) = sent(1, 3);
-        made.iter().for_each(|packet| drop(packets.handle_arrival(NOW, Place::Tun, &HEADER, packet).unwrap()));
+        made.iter().for_each(|packet| drop(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, packet).unwrap()));
         assert_eq!((packets.made(), packets.delivered), (3, 3));
     }
 
     #[test]
     fn a_packet_that_arrives_twice_is_found() {
         let (mut packets, made) = sent(1, 1);
-        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap();
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("twice"));
+        packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[0]).unwrap();
+        assert!(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[0]).unwrap_err().contains("twice"));
     }
 
     #[test]
     fn a_packet_out_of_order_is_found_unless_order_may_change() {
         let (mut packets, made) = sent(1, 2);
-        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap();
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("behind"));
+        packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[1]).unwrap();
+        assert!(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[0]).unwrap_err().contains("behind"));
         let (mut packets, made) = sent(1, 2);
         packets.keeps_order = false;
-        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[1]).unwrap();
-        packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap();
+        packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[1]).unwrap();
+        packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[0]).unwrap();
     }
 
     #[test]
@@ -285,7 +300,7 @@ mod tests {
             (Way::Nowhere(DropReason::ForgedSource), Place::Tun),
         ] {
             let packet = packets.make(NOW, flow(1), 100, Place::Client(3), way);
-            assert!(packets.handle_arrival(NOW, at, &HEADER, &packet).is_err(), "{way:?} at {at:?}");
+            assert!(packets.handle_arrival(NOW, (at, 1), &HEADER, &packet).is_err(), "{way:?} at {at:?}");
         }
         // None of these has arrived: the first four did, wrongly.
         packets.make(NOW, flow(1), 100, Place::Client(3), Way::Nowhere(DropReason::Multicast));
@@ -306,16 +321,18 @@ mod tests {
         let (mut packets, made) = sent_on(Way::Client { is_relayed: true }, 1, 2);
         packets.forbid(3, 1, Some(NOW));
         assert!(!packets.is_forbidden(NOW, 3, 1), "still under way");
-        packets.handle_arrival(NOW, Place::Client(4), &HEADER, &made[0]).unwrap();
+        packets.handle_arrival(NOW, (Place::Client(4), 1), &HEADER, &made[0]).unwrap();
         let later = Time { ns: NOW.ns + 1 };
         assert!(packets.is_forbidden(later, 3, 1) && !packets.is_forbidden(later, 3, 2));
-        assert!(packets.handle_arrival(later, Place::Client(4), &HEADER, &made[1]).unwrap_err().contains("sent away"));
+        assert!(
+            packets.handle_arrival(later, (Place::Client(4), 1), &HEADER, &made[1]).unwrap_err().contains("sent away")
+        );
         let (mut packets, made) = sent_on(Way::Client { is_relayed: true }, 1, 2);
         packets.forbid(3, 1, None);
-        packets.handle_arrival(later, Place::Client(4), &HEADER, &made[0]).unwrap();
+        packets.handle_arrival(later, (Place::Client(4), 1), &HEADER, &made[0]).unwrap();
         let (mut packets, made) = sent(1, 1);
         packets.forbid(3, 1, None);
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &made[0]).unwrap_err().contains("sent away"));
+        assert!(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &made[0]).unwrap_err().contains("sent away"));
     }
 
     #[test]
@@ -336,7 +353,7 @@ mod tests {
                 changed[place] ^= 0x10;
                 // With another protocol it is nobody's to follow.
                 assert!(
-                    packets.handle_arrival(NOW, Place::Tun, &HEADER, &changed).is_err() || place == 9,
+                    packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &changed).is_err() || place == 9,
                     "{port}, {place}"
                 );
             }
@@ -348,18 +365,20 @@ mod tests {
         let (mut packets, made) = sent(1, 1);
         let mut marked = made[0].clone();
         assert!(ecn::mark_ce(&mut marked), "odd ports are ECN-capable");
-        packets.handle_arrival(NOW, Place::Tun, &HEADER, &marked).unwrap();
+        packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &marked).unwrap();
         let (mut packets, made) = sent(2, 1);
         let mut marked = made[0].clone();
         marked[1] |= 3;
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &marked).is_err());
+        assert!(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &marked).is_err());
     }
 
     #[test]
     fn what_nobody_sent_and_what_comes_back_is_found() {
         let (mut packets, made) = sent(1, 1);
-        assert!(packets.handle_arrival(NOW, Place::Client(3), &HEADER, &made[0]).unwrap_err().contains("came from"));
+        assert!(
+            packets.handle_arrival(NOW, (Place::Client(3), 1), &HEADER, &made[0]).unwrap_err().contains("came from")
+        );
         let foreign = make::marked(&flow(1), 77, 100);
-        assert!(packets.handle_arrival(NOW, Place::Tun, &HEADER, &foreign).unwrap_err().contains("nobody"));
+        assert!(packets.handle_arrival(NOW, (Place::Tun, 1), &HEADER, &foreign).unwrap_err().contains("nobody"));
     }
 }

@@ -64,6 +64,9 @@ impl Plan {
         if features.has(Feature::Forgery) {
             plan.draw_forged_flows();
         }
+        if features.has(Feature::Bounds) {
+            plan.draw_bounds();
+        }
         plan
     }
 
@@ -149,6 +152,14 @@ impl Plan {
                 source: Source::Own,
             });
         }
+    }
+
+    /// Room for all who may be connected at once, and for little more.
+    fn draw_bounds(&mut self) {
+        let mut random = Stream::new(self.seed, "plan.bounds");
+        self.limits.connections_max = self.devices.len() + random.log_uniform(1, 16) as usize;
+        self.limits.handshakes_max = random.log_uniform(1, 16) as usize;
+        self.limits.handshakes_per_source_max = random.log_uniform(1, 8) as usize;
     }
 
     /// Flows that must come to nothing, but for those whose drawn address is the device's own by chance.
@@ -266,10 +277,12 @@ fn disturbances(features: Features, random: &mut Stream) -> Disturbances {
     let mesh_delay = random.log_duration(Duration::from_micros(1), Duration::from_millis(10));
     let mesh_loss_ppm = random.log_uniform(1_000, 300_000) as u32;
     let misrouted_permille = random.log_uniform(1, 500) as u32;
+    let strangers_every = random.log_duration(Duration::from_millis(10), Duration::from_secs(2));
     Disturbances {
         reload_every,
         kick_every,
         restart_every,
+        strangers_every,
         order_spread,
         mesh_delay: if features.has(Feature::MeshDelay) { mesh_delay } else { Duration::ZERO },
         mesh_loss_ppm: if features.has(Feature::MeshLoss) { mesh_loss_ppm } else { 0 },

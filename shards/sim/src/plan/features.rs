@@ -54,6 +54,10 @@ pub enum Feature {
     Restart,
     /// Clients send from addresses that are not theirs, and to addresses that lead nowhere.
     Forgery,
+    /// Shards have room for few connections and handshakes.
+    Bounds,
+    /// Strangers send datagrams that they made up or overheard.
+    Strangers,
 }
 
 impl Feature {
@@ -104,7 +108,7 @@ impl Features {
 /// How often a feature is on, of a thousand runs.
 pub(super) fn chance(feature: Feature) -> u32 {
     match feature {
-        Feature::Ipv6 | Feature::Scarcity | Feature::Oversize => 250,
+        Feature::Ipv6 | Feature::Scarcity | Feature::Oversize | Feature::Strangers => 250,
         Feature::MeshDelay | Feature::Limits => 700,
         _ => 500,
     }

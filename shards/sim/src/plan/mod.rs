@@ -120,6 +120,7 @@ pub struct Disturbances {
     pub reload_every: Duration,
     pub kick_every: Duration,
     pub restart_every: Duration,
+    pub strangers_every: Duration,
     /// An order reaches the shards within this time.
     pub order_spread: Duration,
     /// Messages between shards take this long at most.
@@ -159,7 +160,8 @@ pub struct Plan {
 impl Plan {
     /// Whether packets of a flow arrive in the order in which they were sent, if they do: nothing on their way changes it on purpose.
     pub fn keeps_order(&self) -> bool {
-        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting];
+        // A datagram that was lost or refused may come once more from a stranger.
+        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting, Feature::Strangers];
         !disorder.iter().any(|&feature| self.features.has(feature))
     }
 

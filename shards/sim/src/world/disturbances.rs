@@ -19,6 +19,7 @@ impl World {
             (Feature::Reload, every.reload_every, Event::Reload),
             (Feature::Kick, every.kick_every, Event::Kick),
             (Feature::Restart, every.restart_every, Event::Restart),
+            (Feature::Strangers, every.strangers_every, Event::Strangers),
         ];
         for (feature, every, event) in planned {
             if self.plan.features.has(feature) {

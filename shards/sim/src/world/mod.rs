@@ -4,6 +4,7 @@ mod acts;
 mod disturbances;
 mod passes;
 mod scenario;
+mod strangers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use crate::trace::{Trace, Who};
 
 pub use crate::gateway::GATEWAY;
 pub use scenario::{Seen, Setup, UserSpec};
+use strangers::Strangers;
 
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
@@ -54,6 +56,7 @@ pub(crate) enum Event {
     Reload,
     Kick,
     Restart,
+    Strangers,
     /// The oracles look at everything.
     Inspect,
 }
@@ -80,6 +83,7 @@ pub struct World {
     pub(crate) traffic: Stream,
     pub(crate) disturbance: Stream,
     pub(crate) planted: Option<Planted>,
+    strangers: Strangers,
     transport: Arc<TransportConfig>,
     by_outer: FxHashMap<SocketAddr, u32>,
     outer_addresses: u32,
@@ -118,6 +122,7 @@ impl World {
             traffic: Stream::new(plan.seed, "traffic"),
             disturbance: Stream::new(plan.seed, "disturbance"),
             planted: options.planted,
+            strangers: Strangers::new(plan.seed),
             transport: Arc::new(transport(&parameters)),
             by_outer: FxHashMap::default(),
             outer_addresses: 0,
@@ -217,6 +222,7 @@ impl World {
             Event::Reload => self.reload(),
             Event::Kick => self.kick(),
             Event::Restart => self.restart()?,
+            Event::Strangers => self.strangers_send(),
             Event::Inspect => {
                 assert!(self.planted != Some(Planted::Panic), "this panic was planted");
                 crate::oracle::inspect(self)?;

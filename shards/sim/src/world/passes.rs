@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use tollgate_shards::{
-    Action, ClientEvent, ClientMtu, DropReason, Event as ShardEvent, Machine, Message, Output, ShardIndex,
-    SteeringUpdate, Transmit,
+    Action, ClientEvent, ClientMtu, DropReason, Event as ShardEvent, Machine, Message, Output, PacketMessage,
+    ShardIndex, SteeringUpdate, Transmit,
 };
 
 use super::{Event, World};
 use crate::oracle::Violation;
+use crate::plan::Feature;
 use crate::run::Planted;
 use crate::schedule::Time;
 use crate::trace::Who;
@@ -37,7 +38,7 @@ impl World {
         while let Some(output) = self.gateway.cores[usize::from(index)].shard.poll_output(now, true, Some(&mut buf)) {
             match output {
                 Output::Transmit(transmit) => {
-                    self.transmit(who, &transmit, &buf);
+                    self.transmit(who, &transmit, &buf)?;
                     buf.clear();
                 }
                 Output::Frame(frame) => outputs.frames.push([frame.header, &frame.payloads.concat()].concat()),
@@ -63,10 +64,11 @@ impl World {
     }
 
     /// What a shard sends goes its way to a device.
-    fn transmit(&mut self, who: Who, transmit: &Transmit, bytes: &[u8]) {
+    fn transmit(&mut self, who: Who, transmit: &Transmit, bytes: &[u8]) -> Result<(), Violation> {
         self.trace.note(self.now, who, "udp out", bytes.len() as u64);
         self.datagrams += transmit.datagrams() as u64;
         self.seen.sent(transmit.remote, bytes.len());
+        self.strangers.sent(transmit.remote, bytes.len())?;
         if let Some(&device) = self.by_outer.get(&transmit.remote) {
             let link = &mut self.devices[device as usize].down;
             link.carry(self.now, transmit.segment_bytes, transmit.ecn, bytes, &mut self.arrivals);
@@ -75,6 +77,7 @@ impl World {
                 self.schedule.at(at, Event::ToDevice(transmit.remote, aggregate));
             }
         }
+        Ok(())
     }
 
     /// Takes what else a shard has: what it tells, the inner packets that it writes to its TUN queue, steering, messages.
@@ -83,7 +86,7 @@ impl World {
         for event in &outputs.events {
             self.trace.tell(self.now, who, format_args!("{event:?}"));
             self.sessions += u64::from(matches!(event, ShardEvent::Attached { .. }));
-            self.oracle.told(event, &self.gateway)?;
+            self.oracle.told(event, &self.gateway.cores[usize::from(index)])?;
         }
         self.seen.told(outputs.events, outputs.client_mtus);
         for mut frame in outputs.frames {
@@ -99,6 +102,9 @@ impl World {
         outputs.steers.into_iter().for_each(|update| self.gateway.steer(update.address, update.owner));
         for (to, message) in outputs.messages {
             self.trace.note(self.now, who, "says something to", u64::from(to.0));
+            if let Message::Packet(PacketMessage::Frame(frame)) = &message {
+                self.packets.crosses(frame).map_err(|what| Violation::new("packets", what))?;
+            }
             match self.mesh.send(self.now, from, to, message, self.plan.tick) {
                 Ok(at) => self.schedule.at(at, Event::Mesh(from, to)),
                 Err(packets) => {
@@ -147,6 +153,9 @@ impl World {
         while let Some(transmit) = session.end.poll_transmit(now, &mut buf) {
             self.trace.note(self.now, who, "udp out", buf.len() as u64);
             self.datagrams += transmit.datagrams() as u64;
+            if self.plan.features.has(Feature::Strangers) {
+                buf.chunks(transmit.segment_bytes).for_each(|datagram| self.strangers.overhear(datagram));
+            }
             if let Some(held) = &mut device.held {
                 held.extend(buf.chunks(transmit.segment_bytes).map(<[u8]>::to_vec));
                 buf.clear();

@@ -1,5 +1,7 @@
 //! What makes no sense is counted, and harms nobody.
 
+use quinn_proto::Dir;
+
 use super::*;
 
 #[test]
@@ -73,4 +75,12 @@ fn next(state: &mut u64) -> u8 {
     *state ^= *state >> 7;
     *state ^= *state << 17;
     (*state >> 24) as u8
+}
+
+#[test]
+fn a_client_can_open_no_stream() {
+    let mut world = World::scenario(Setup::default());
+    let (client, _) = world.attach(0, 0);
+    let mut streams = world.client_mut(client).tunnel.connection_mut().streams();
+    assert_eq!((streams.open(Dir::Bi), streams.open(Dir::Uni)), (None, None));
 }

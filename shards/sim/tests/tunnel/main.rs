@@ -240,6 +240,9 @@ fn a_stopping_gateway_tells_every_client() {
     }
     assert!(world.shards().all(|shard| shard.is_stopped()));
     assert_eq!(world.addresses_held(), 0);
+    let late = world.connect(0, 1);
+    world.run(Duration::from_secs(3));
+    assert!(!world.is_attached(late), "nobody comes in any more");
 }
 
 #[test]
