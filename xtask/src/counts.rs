@@ -1,12 +1,12 @@
 //! Instruction counts of two revisions of the engine: both harnesses are built alike, and one runs the other.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::worktree::in_worktree;
 use super::{command, run as run_command};
 
 /// Counts, beside the counts of the revision `against`, and fails if a benchmark costs more than there.
@@ -29,21 +29,4 @@ pub fn run(root: &Path, against: Option<&str>, profile: &str) -> Result<()> {
     }
     build(root)?;
     run_command(Command::new(&program).args(arguments))
-}
-
-/// Does `work` in a worktree of `revision` at `path`, which goes afterwards.
-///
-/// It shares the target folder: crates of the registry that both revisions are made of are compiled once.
-fn in_worktree(root: &Path, path: &Path, revision: &str, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let git =
-        |arguments: &[&OsStr]| run_command(Command::new("git").arg("-C").arg(root).arg("worktree").args(arguments));
-    let [add, remove, force, detach] = ["add", "remove", "--force", "--detach"].map(OsStr::new);
-    // What an interrupted run has left.
-    if path.exists() {
-        git(&[remove, force, path.as_os_str()])?;
-    }
-    git(&[add, force, detach, path.as_os_str(), OsStr::new(revision)])?;
-    let outcome = work(path);
-    git(&[remove, force, path.as_os_str()])?;
-    outcome
 }

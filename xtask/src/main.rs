@@ -1,13 +1,16 @@
 //! `cargo xtask TASK`: the tasks of Tollgate's developers, by name. CI calls the same ones.
 
 mod counts;
+mod guards;
 mod house;
 mod smoke;
 mod suite;
+mod worktree;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -37,6 +40,14 @@ enum Task {
     Peers,
     /// Build the documentation of all crates
     Docs,
+    /// Take the engine's guards out, one at a time, and see that each is missed
+    Guards {
+        /// Only these, by the names of their patches in xtask/guards
+        names: Vec<String>,
+        /// Only some of those that the simulator misses, for about so long
+        #[arg(long, value_name = "SECONDS", conflicts_with = "names")]
+        sample: Option<u64>,
+    },
     /// Count the engine's instructions for each packet, and hold them against those of another revision
     Counts {
         /// The revision to compare with, as git names it
@@ -64,6 +75,7 @@ fn main() -> Result<()> {
         Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
         Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").current_dir(root)),
         Task::Docs => docs(&root),
+        Task::Guards { names, sample } => guards::run(&root, &names, sample.map(Duration::from_secs)),
         Task::Counts { against, profile } => counts::run(&root, against.as_deref(), &profile),
     }
 }
