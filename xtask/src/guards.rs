@@ -22,6 +22,8 @@ use super::{command, run as run_command};
 const FOLDER: &str = "xtask/guards";
 const SIMULATOR: &str = "tollgate-sim ";
 const TEST: &str = "cargo test ";
+/// How long a finder may take, in seconds.
+const FINDER_S_MAX: &str = "300";
 
 /// A guard that can be taken out.
 struct Guard {
@@ -45,17 +47,17 @@ pub fn run(root: &Path, names: &[String], time_max: Option<Duration>) -> Result<
         let first = commit_number(root)? % guards.len().max(1);
         guards.rotate_left(first);
     }
-    let started = Instant::now();
     // A folder of its own: what is built without a guard is never taken for the product.
     let folder = root.join("target/guards");
     let target = folder.join("build");
-    let (mut tried, mut missed) = (0, Vec::new());
+    let (mut tried, mut missed, mut started) = (0, Vec::new(), Instant::now());
     in_worktree(root, &folder.join("tree"), "HEAD", |worktree| {
         let asked =
             guards.iter().flat_map(|guard| &guard.finders).filter(|it| time_max.is_none() || it.starts_with(SIMULATOR));
         for finder in asked.collect::<BTreeSet<_>>() {
             ensure!(!is_found(worktree, &target, finder)?, "{finder} fails although no guard is gone");
         }
+        started = Instant::now();
         for guard in &guards {
             if time_max.is_some_and(|time_max| started.elapsed() > time_max) {
                 break;
@@ -103,7 +105,7 @@ fn applies(root: &Path, guard: &Guard) -> Result<()> {
     checked.with_context(|| format!("{}: the patch does not fit the code any more: make it anew", guard.name))
 }
 
-/// Whether `finder` fails. What does not even build is an error.
+/// Whether `finder` fails, or does not come to an end. What does not even build is an error.
 fn is_found(worktree: &Path, target: &Path, finder: &str) -> Result<bool> {
     let cargo = |arguments: &[&str], more: &str| -> Command {
         let mut cargo = command(worktree);
@@ -112,7 +114,7 @@ fn is_found(worktree: &Path, target: &Path, finder: &str) -> Result<bool> {
         cargo.env("CARGO_TARGET_DIR", target).env("CARGO_INCREMENTAL", "1");
         cargo
     };
-    let mut asked = if let Some(arguments) = finder.strip_prefix(SIMULATOR) {
+    let asked = if let Some(arguments) = finder.strip_prefix(SIMULATOR) {
         run_command(&mut cargo(&["build", "--quiet", "--locked", "--bin", "tollgate-sim"], ""))?;
         let mut simulator = Command::new(target.join("debug/tollgate-sim"));
         simulator.args(["--failures", "1"]).args(arguments.split_whitespace());
@@ -122,7 +124,10 @@ fn is_found(worktree: &Path, target: &Path, finder: &str) -> Result<bool> {
         run_command(&mut cargo(&["test", "--quiet", "--locked", "--no-run"], arguments))?;
         cargo(&["test", "--quiet", "--locked"], arguments)
     };
-    let output = asked.output().with_context(|| format!("cannot run {finder}"))?;
+    let mut limited = Command::new("timeout");
+    limited.arg(FINDER_S_MAX).arg(asked.get_program()).args(asked.get_args()).current_dir(worktree);
+    limited.envs(asked.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = limited.output().with_context(|| format!("cannot run {finder}"))?;
     Ok(!output.status.success())
 }
 
