@@ -82,12 +82,11 @@ impl Addresses {
 
 /// A user may have an address by one of `snapshots`.
 pub(super) fn allowed<'a>(
-    snapshots: impl Iterator<Item = &'a Snapshot>,
+    mut snapshots: impl Iterator<Item = &'a Snapshot>,
     user: UserIndex,
     connection: ConnectionKey,
     address: IpAddr,
 ) -> Result<(), Violation> {
-    let mut snapshots = snapshots;
     if snapshots.any(|snapshot| snapshot.users.user(user).is_some() && snapshot.users.allows(user, address)) {
         return Ok(());
     }

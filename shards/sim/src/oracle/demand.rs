@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tollgate_shards::{Limit, UserIndex, Users};
+use tollgate_shards::{Limit, Users};
 
 use super::Violation;
 use crate::packets::{Arrival, Place};
@@ -17,12 +17,14 @@ const NS_PER_S: u128 = 1_000_000_000;
 /// Stretches of time that are looked at for each user.
 const STRETCHES_MAX: usize = 32;
 
-#[derive(Debug, Default)]
+/// Users go by their numbers in the plan: who is taken out and comes back is somebody new to the gateway.
+#[derive(Debug)]
 pub struct Demand {
-    users: BTreeMap<UserIndex, User>,
+    numbers: BTreeMap<String, usize>,
+    users: BTreeMap<usize, User>,
     /// Version of the newest snapshot given, and its limits.
     newest: u64,
-    limits: BTreeMap<UserIndex, Limit>,
+    limits: BTreeMap<usize, Limit>,
 }
 
 #[derive(Debug)]
@@ -32,23 +34,23 @@ struct User {
     since: Time,
     /// By their beginnings, with the bytes so far.
     stretches: VecDeque<(Time, u64)>,
-    arrivals: u64,
 }
 
 impl Demand {
     pub(super) fn new(plan: &Plan) -> Self {
-        let limited = plan.users.iter().enumerate().filter_map(|(index, user)| Some((index, user.limit?)));
-        let users = limited.map(|(index, limit)| (UserIndex(index as u32), User::new(limit, Time::default())));
-        Demand { users: users.collect(), ..Demand::default() }
+        let numbers = plan.users.iter().zip(0..).map(|(user, number)| (user.name.clone(), number)).collect();
+        let limited = plan.users.iter().enumerate().filter_map(|(number, user)| Some((number, user.limit?)));
+        let users = limited.map(|(number, limit)| (number, User::new(limit, Time::default()))).collect();
+        Demand { numbers, users, newest: 0, limits: BTreeMap::new() }
     }
 
     /// A packet has arrived: the sender has paid for it, and the receiver too.
     pub(super) fn arrived(&mut self, now: Time, at: Place, arrival: &Arrival, plan: &Plan) -> Result<(), Violation> {
         for place in [arrival.from, at] {
             let Place::Client(device) = place else { continue };
-            let index = UserIndex(plan.devices[device as usize].user as u32);
-            let Some(user) = self.users.get_mut(&index) else { continue };
-            user.paid(now, arrival).map_err(|what| Violation::new("limits", format!("{index:?} {what}")))?;
+            let number = plan.devices[device as usize].user;
+            let Some(user) = self.users.get_mut(&number) else { continue };
+            user.paid(now, arrival).map_err(|what| Violation::new("limits", format!("user {number} {what}")))?;
         }
         Ok(())
     }
@@ -56,16 +58,17 @@ impl Demand {
     /// Another snapshot is on its way.
     pub(super) fn limits_change(&mut self, version: u64, users: &Users) {
         self.newest = version;
-        self.limits = users.users().filter_map(|(index, user)| Some((index, user.limit?))).collect();
+        let limited = users.users().filter_map(|(_, user)| Some((*self.numbers.get(&user.name)?, user.limit?)));
+        self.limits = limited.collect();
         let limits = &self.limits;
-        self.users.retain(|index, user| limits.get(index) == Some(&user.limit));
+        self.users.retain(|number, user| limits.get(number) == Some(&user.limit));
     }
 
     /// A snapshot has arrived everywhere.
     pub(super) fn limits_changed(&mut self, now: Time, version: u64) {
         if version == self.newest {
-            for (&index, &limit) in &self.limits {
-                self.users.entry(index).or_insert_with(|| User::new(limit, now));
+            for (&number, &limit) in &self.limits {
+                self.users.entry(number).or_insert_with(|| User::new(limit, now));
             }
         }
     }
@@ -73,7 +76,7 @@ impl Demand {
 
 impl User {
     fn new(limit: Limit, since: Time) -> Self {
-        User { limit, since, stretches: VecDeque::new(), arrivals: 0 }
+        User { limit, since, stretches: VecDeque::new() }
     }
 
     fn paid(&mut self, now: Time, arrival: &Arrival) -> Result<(), String> {
@@ -95,7 +98,6 @@ impl User {
 
     /// Stretches begin at ever fewer packets, so that there are short ones and long ones.
     fn begin_stretch(&mut self, made: Time) {
-        self.arrivals += 1;
         if self.stretches.len() == STRETCHES_MAX {
             // Of the older ones every other stays.
             let mut number = 0;

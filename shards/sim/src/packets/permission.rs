@@ -5,7 +5,7 @@
 //! without right.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use tollgate_shards::{DropReason, Snapshot};
@@ -63,14 +63,11 @@ impl Permission {
         if source != leased {
             return Way::Nowhere(DropReason::ForgedSource);
         }
-        let broadcast = match self.tunnel {
-            IpNet::V4(tunnel) => IpAddr::V4(Ipv4Addr::from(u32::from(tunnel.network()) | !u32::from(tunnel.netmask()))),
-            // IPv6 has none.
-            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
+        // IPv6 has none.
+        let is_broadcast = destination.is_ipv4() && destination == self.tunnel.broadcast();
         if destination == self.tunnel.addr() {
             Way::Network
-        } else if destination == broadcast && destination.is_ipv4() {
+        } else if is_broadcast {
             Way::Nowhere(DropReason::Multicast)
         } else if self.tunnel.contains(&destination) {
             // To itself as well, and does not arrive.
