@@ -1,18 +1,20 @@
 //! Commands and their options.
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tollgate_config::{ClientConfig, LogFilter, ServerConfig, control_socket};
+use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig, control_socket};
 use tracing::warn;
 
-use crate::control::{Control, Request, ask};
+use crate::control::{Control, DRAIN_MAX, Request, ask, drain};
 use crate::gateway::Gateway;
+use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
 use crate::log::{Log, say_last};
 use crate::output::print;
 use crate::signals::terminal_signals;
+use crate::tls::Doubt;
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -49,13 +51,31 @@ enum Command {
         #[command(flatten)]
         operator: Operator,
     },
+    /// Have a running gateway take no new clients, and send those that are there away at an even pace.
+    ///
+    /// They are told to come back, elsewhere if they can: `tollgate connect` goes to the next gateway of its list. Ends when all are gone, or the
+    /// time is up; the gateway goes on, without clients. Another `drain` changes the pace, `resume` takes it back.
+    Drain {
+        /// The time after which whoever is left goes at once, as in 90s, 10m or 1h.
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        within: Duration,
+        /// Clients in a second, as in 200/s; without it, so many that the last one goes at the end of the time.
+        #[arg(long, value_name = "RATE", value_parser = clients_per_s)]
+        rate: Option<u32>,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Have a gateway that drains take clients again.
+    Resume(Operator),
+    /// Say how a running gateway stands: what it is about, and how many clients it has.
+    Status(Operator),
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
     ///
     /// Reads Quincy's client.toml as it is. Brings up a TUN interface, routes and DNS, and takes them away again.
     Connect(ClientFile),
     /// Validate a configuration file and print what it amounts to, secrets masked.
     Check(CheckedFile),
-    /// Make and inspect certificates.
+    /// Make and inspect certificates, and make Noise keys.
     #[command(subcommand)]
     Identity(crate::identity::Command),
     /// Show a gateway and two clients at work, in network namespaces of their own, with nothing to set up.
@@ -75,7 +95,7 @@ struct ServerFile {
     environment: Environment,
 }
 
-/// How `reload` and `kick` find the running gateway.
+/// How orders find the running gateway.
 #[derive(Debug, Args)]
 struct Operator {
     /// The gateway's configuration file, which names its control socket.
@@ -166,6 +186,9 @@ impl Cli {
             Command::Serve(file) => serve(&file),
             Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
+            Command::Drain { within, rate, operator } => operator.drain(within, rate),
+            Command::Resume(operator) => operator.order(&Request::Resume),
+            Command::Status(operator) => operator.order(&Request::Status),
             Command::Connect(file) => {
                 let config = file.load()?;
                 start_log(&config.log, &config.ignored_variables)?;
@@ -173,7 +196,7 @@ impl Cli {
                 Ok(crate::connect::run(&config, &terminal_signals()?)?)
             }
             Command::Check(file) => check(&file),
-            Command::Identity(command) => Ok(print(&command.run()?.to_string())?),
+            Command::Identity(command) => Ok(print(&command.run()?)?),
             #[cfg(feature = "demo")]
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
@@ -183,48 +206,89 @@ impl Cli {
 impl Operator {
     /// Has the gateway carry out `request`, and prints what it says.
     fn order(&self, request: &Request) -> anyhow::Result<()> {
-        let socket =
-            self.socket().context("the gateway's control socket is not known, name it by --config or --socket")?;
-        let answer = ask(&socket, request)?;
+        let answer = ask(&self.socket()?, request)?;
         let lines = answer.lines.join("\n");
         anyhow::ensure!(answer.done, lines);
         Ok(print(&lines)?)
     }
 
-    fn socket(&self) -> Result<PathBuf, tollgate_config::ConfigError> {
-        match &self.socket {
-            Some(path) => Ok(path.clone()),
-            None => control_socket(&self.config, self.environment.variables()),
-        }
+    fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {
+        anyhow::ensure!(within <= DRAIN_MAX, "--within is longer than {}", humantime::format_duration(DRAIN_MAX));
+        let order = Request::Drain { within_ms: within.as_millis() as u64, rate_per_s };
+        let (clients, took) = drain(&self.socket()?, &order)?;
+        Ok(print(&format!(
+            "drained: of {clients} client{} none is left after {:.1} s; the gateway takes none until `tollgate resume`",
+            if clients == 1 { "" } else { "s" },
+            took.as_secs_f64()
+        ))?)
     }
+
+    fn socket(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.socket {
+            return Ok(path.clone());
+        }
+        let socket = control_socket(&self.config, self.environment.variables());
+        socket.context("the gateway's control socket is not known, name it by --config or --socket")
+    }
+}
+
+/// A rate as in "200/s" or "200".
+fn clients_per_s(text: &str) -> Result<u32, String> {
+    let rate = text.trim().strip_suffix("/s").unwrap_or(text).trim().parse().ok().filter(|rate| *rate > 0);
+    rate.ok_or_else(|| "write a number of clients in a second, for example 200/s".to_owned())
 }
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let config = file.load()?;
     let log = start_log(&config.log, &config.ignored_variables)?;
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
-    let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?;
+    let doubts = doubts(&config)?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
     let control = Control::open(&config)?;
     let gateway = Gateway::start(&config)?;
     Ok(control.run(gateway, log, || file.load())?)
 }
 
+/// What clients will find wrong with the gateway's certificate, if it shows one.
+fn doubts(config: &ServerConfig) -> anyhow::Result<Vec<Doubt>> {
+    let doubts = config.protocol.tls.as_ref().map(|tls| crate::tls::doubts(tls, SystemTime::now()));
+    Ok(doubts.transpose()?.unwrap_or_default())
+}
+
 fn check(file: &CheckedFile) -> anyhow::Result<()> {
-    let (warnings, effective): (Vec<String>, _) = if file.client {
-        let config = ClientConfig::load(&file.config, file.environment.variables())?;
-        crate::tls::client(&config.tls)?;
-        let doubts = crate::tls::doubts_of_trusted(&config.tls, &config.server.host, SystemTime::now())?;
-        let doubts = doubts.into_iter().map(|doubt| doubt.text);
-        (config.warnings.iter().cloned().chain(doubts).collect(), config.effective())
-    } else {
-        let config = ServerConfig::load(&file.config, file.environment.variables())?;
-        crate::tls::server(&config.tls)?;
-        let doubts = crate::tls::doubts(&config.tls, SystemTime::now())?.into_iter().map(|doubt| doubt.text);
-        (config.warnings.iter().cloned().chain(doubts).collect(), config.effective())
-    };
+    let (warnings, text) = if file.client { check_client(file)? } else { check_server(file)? };
     warnings.iter().for_each(|warning| say_last(&format!("tollgate: warning: {warning}")));
-    Ok(print(&format!("# {} is valid. Effective configuration:\n{effective}", file.config.display()))?)
+    Ok(print(&format!("# {} is valid. {text}", file.config.display()))?)
+}
+
+/// Returns warnings, and what the configuration amounts to.
+fn check_client(file: &CheckedFile) -> anyhow::Result<(Vec<String>, String)> {
+    let config = ClientConfig::load(&file.config, file.environment.variables())?;
+    Spoken::load(&config.protocol)?;
+    let mut warnings = config.warnings.clone();
+    if let ClientProtocol::Tls(tls) = &config.protocol {
+        for server in &config.servers {
+            for doubt in crate::tls::doubts_of_trusted(tls, &server.host, SystemTime::now())? {
+                // What is wrong for all of them is said once.
+                if !warnings.contains(&doubt.text) {
+                    warnings.push(doubt.text);
+                }
+            }
+        }
+    }
+    Ok((warnings, format!("Effective configuration:\n{}", config.effective())))
+}
+
+/// Likewise.
+fn check_server(file: &CheckedFile) -> anyhow::Result<(Vec<String>, String)> {
+    let config = ServerConfig::load(&file.config, file.environment.variables())?;
+    let modes = Served::load(&config.protocol)?.modes();
+    let mut warnings = config.warnings.clone();
+    warnings.extend(doubts(&config)?.into_iter().map(|doubt| doubt.text));
+    let names = config.users.users().map(|(_, user)| &user.name[..]);
+    warnings.extend(shut_out(&modes, names.zip(&config.credentials[..])));
+    let who = who_can_come_in(&modes, &config.credentials);
+    Ok((warnings, format!("{who}. Effective configuration:\n{}", config.effective())))
 }
 
 fn start_log(filter: &LogFilter, ignored_variables: &[String]) -> anyhow::Result<Log> {

@@ -1,6 +1,8 @@
-//! Making certificates for gateways and clients, and naming them by fingerprint.
+//! Making certificates and keys for gateways and clients, and naming certificates by fingerprint.
 //!
 //! A certificate made here is self-signed and no authority: the other side trusts or authorizes just this one.
+
+pub mod noise;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -58,9 +60,12 @@ pub enum IdentityError {
     /// The certificate could not be made.
     #[error("cannot make the certificate: {0}")]
     Refused(#[from] rcgen::Error),
+    /// There is no Noise key.
+    #[error(transparent)]
+    Noise(#[from] noise::NoiseKeyError),
 }
 
-/// What can be done with certificates on the command line.
+/// What can be done with certificates and keys on the command line.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a self-signed certificate and its key, and print the certificate's fingerprint.
@@ -73,6 +78,9 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         certificate: PathBuf,
     },
+    /// Make Noise keys, as `quincy-identity noise` does.
+    #[command(subcommand)]
+    Noise(noise::Command),
 }
 
 /// Options of `tollgate identity gencert`.
@@ -99,20 +107,25 @@ pub struct Gencert {
 }
 
 impl Command {
-    /// Does it. Returns the certificate's fingerprint, to be printed.
+    /// Does it. Returns the line to be printed: a certificate's fingerprint, or a key.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or written, or what was asked for is no certificate.
-    pub fn run(self) -> Result<Fingerprint, IdentityError> {
+    /// If a file cannot be read or written, or what was asked for is no certificate or key.
+    pub fn run(self) -> Result<Zeroizing<String>, IdentityError> {
         match self {
             Command::Gencert(Gencert { name, sans, days, out_cert, out_key, force }) => {
                 let sans: Vec<&str> = sans.iter().map(String::as_str).collect();
-                gencert(&name, &sans, days, &out_cert, &out_key, force)
+                Ok(line(gencert(&name, &sans, days, &out_cert, &out_key, force)?))
             }
-            Command::Fingerprint { certificate } => fingerprint(&certificate),
+            Command::Fingerprint { certificate } => Ok(line(fingerprint(&certificate)?)),
+            Command::Noise(command) => Ok(command.run(std::io::stdin())?),
         }
     }
+}
+
+fn line(fingerprint: Fingerprint) -> Zeroizing<String> {
+    Zeroizing::new(fingerprint.to_string())
 }
 
 /// A certificate with its key.

@@ -12,12 +12,15 @@ pub mod control;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
+pub mod handshakes;
 pub mod host;
 pub mod identity;
 pub mod io;
 pub mod log;
+pub mod noise;
 pub mod output;
 pub mod packet_io;
+pub mod progress;
 pub mod signals;
 pub mod tls;
 pub mod whole_file;

@@ -176,8 +176,17 @@ impl Clients {
     ///
     /// If a certificate cannot be read, or there is none.
     pub fn new(trusted: &[PemSource], key_exchange: KeyExchange) -> Result<Self, TlsError> {
+        Clients::offering(trusted, client_provider(key_exchange))
+    }
+
+    /// Of clients that trust only the certificates in `trusted`, and offer what `provider` has.
+    ///
+    /// # Errors
+    ///
+    /// If a certificate cannot be read, or there is none.
+    pub fn offering(trusted: &[PemSource], provider: CryptoProvider) -> Result<Self, TlsError> {
         let roots = roots(trusted)?;
-        let mut config = ClientConfig::builder_with_provider(Arc::new(provider(client_groups(key_exchange))))
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(roots)
             .with_no_client_auth();
@@ -256,6 +265,11 @@ fn server_groups(only: Option<KeyExchange>) -> Vec<&'static dyn SupportedKxGroup
         Some(key_exchange) => client_groups(key_exchange),
         None => vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1, MLKEM768],
     }
+}
+
+/// The cryptography of a client that offers `key_exchange`.
+pub fn client_provider(key_exchange: KeyExchange) -> CryptoProvider {
+    provider(client_groups(key_exchange))
 }
 
 /// What a client offers.

@@ -3,15 +3,19 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use rustix::process::Signal;
 use tollgate_testkit::bulk::{BulkPlan, BulkServer, Direction, transfer};
+use tollgate_testkit::deploy::service;
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{PathToGateway, SERVER_V4, SERVER_V6, SERVICE_V6, TUNNEL_V4};
 
+use tollgate_test_support::control;
+use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::site::{CONNECTED, PATIENCE, Site};
 
 const BULK_BYTES: u64 = 20_000_000;
@@ -148,6 +152,71 @@ fn a_gateway_that_is_not_there_yet_is_waited_for() {
     let _gateway = site.serve();
     client.wait_for_line(CONNECTED, PATIENCE).unwrap();
     assert_eq!(site.ping(SERVER_V4).received, 10);
+    assert!(client.stop(PATIENCE).unwrap().success());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_gateway_that_does_not_answer_costs_two_seconds_before_the_next_one_of_the_list() {
+    let site = Site::new(PathToGateway::Direct);
+    let silent = ["198.18.0.77:55555", "[fd00:18::77]:55555"];
+    site.client_file("\"198.19.0.0/24\"", "", "server");
+    let _gateway = site.serve();
+    let mut command = site.command("connect", "client.toml");
+    command.env("TOLLGATE_CONNECTION_STRING", format!("{},{},{}", silent[0], silent[1], service()));
+    let started = Instant::now();
+    let mut client = site.client().spawn(command).unwrap();
+    client.wait_for_line(CONNECTED, PATIENCE).unwrap();
+    let took = started.elapsed();
+    let lines = client.lines();
+    for (silent, next) in [(silent[0], silent[1]), (silent[1], &service())] {
+        let expected =
+            [format!("no tunnel to {silent}: the gateway does not answer"), format!("trying {next} at once")];
+        assert!(lines.iter().any(|line| expected.iter().all(|part| line.contains(part))), "{expected:?} in {lines:#?}");
+    }
+    assert!((Duration::from_millis(3600)..Duration::from_secs(8)).contains(&took), "{took:?}");
+    assert!(client.stop(PATIENCE).unwrap().success());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_client_of_a_gateway_that_drains_goes_to_the_next_one_of_its_list_and_back_when_that_drains() {
+    let site = Site::new(PathToGateway::Direct);
+    site.client_file("\"198.19.0.0/24\"", "", "server");
+    let sockets = ["first.sock", "second.sock"].map(|name| site.path(name));
+    let serve = |socket: &Path, port: &str, tunnel: &str| {
+        let mut command = site.command("serve", "server.toml");
+        command.env("TOLLGATE_CONTROL__SOCKET", socket).env("TOLLGATE_BIND_PORT", port);
+        command.env("TOLLGATE_TUNNEL_NETWORK", tunnel).env("TOLLGATE_INTERFACE_NAME", format!("tg{port}"));
+        Gateway::start_with(command, &site.topology.gateway)
+    };
+    let _first = serve(&sockets[0], "55555", "198.19.128.1/17");
+    let _second = serve(&sockets[1], "55556", "198.18.128.1/17");
+    let elsewhere = service().replace("55555", "55556");
+    let mut command = site.command("connect", "client.toml");
+    command.env("TOLLGATE_CONNECTION_STRING", format!("{},{elsewhere}", service()));
+    let mut client = site.client().spawn(command).unwrap();
+    client.wait_for_line(CONNECTED, PATIENCE).unwrap();
+    assert!(control::order(&sockets[0], "status").said.contains("serving; clients: 1"));
+
+    let drained = control::drain(&sockets[0], &["--within", "1s"]);
+    assert!(drained.done && drained.said.contains("drained: of 1 client none is left after"), "{drained:?}");
+    assert!(drained.took >= Duration::from_secs(1), "{drained:?}");
+    client.wait_for_line("connected: this machine is 198.18.128.2/17 on tg-client", PATIENCE).unwrap();
+    assert_eq!(site.ping(SERVER_V4).received, 10);
+    let status = control::order(&sockets[0], "status");
+    assert!(status.done && status.said.contains("drained; clients: 0"), "{status:?}");
+
+    // While both drain, the client goes on trying.
+    let drained = control::drain(&sockets[1], &["--rate", "200/s"]);
+    assert!(drained.done && drained.took < PATIENCE, "{drained:?}");
+    client.wait_for_line("the gateway does not take new clients now", PATIENCE).unwrap();
+    let first = client.line_count();
+    assert!(control::order(&sockets[0], "resume").done);
+    client.wait_for_line_from(first, CONNECTED, PATIENCE).unwrap();
+    assert_eq!(site.ping(SERVER_V4).received, 10);
+    let resumed = control::order(&sockets[0], "resume");
+    assert!(!resumed.done && resumed.said.contains("does not drain"), "{resumed:?}");
     assert!(client.stop(PATIENCE).unwrap().success());
 }
 

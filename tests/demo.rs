@@ -120,6 +120,17 @@ fn the_demo_prints_its_table_and_leaves_nothing_behind() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
+fn the_demo_runs_with_noise_keys_of_each_kind() {
+    for noise in [&["--noise"][..], &["--noise", "hybrid"], &["--noise=post-quantum"]] {
+        let Outcome { status, table, log } = Demo::start(&[&["--seconds", "1"], noise].concat()).finish();
+        assert!(status.success(), "{noise:?}: {log}");
+        let [up, down] = numbers(&table, "throughput")[..] else { panic!("{noise:?}:\n{table}") };
+        assert!(up > 0.0 && down > 0.0, "{noise:?}:\n{table}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
 fn ctrl_c_in_the_middle_of_a_transfer_ends_everything() {
     let mut demo = Demo::start(&["--seconds", "600"]);
     let mut log = BufReader::new(demo.child.stderr.take().unwrap());

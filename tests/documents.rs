@@ -1,5 +1,6 @@
 //! What documents say of the repository holds: links, files, tests, commands, names.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -54,6 +55,27 @@ fn every_field_case_names_tests_that_exist() {
         cases += 1;
     }
     assert!(cases > 40, "{cases} cases");
+}
+
+#[test]
+fn every_promise_of_security_names_what_shows_it() {
+    let security = page(&root(), "SECURITY.md");
+    let is_promise =
+        |row: &&str| row.starts_with("| ") && row.matches('|').count() == 4 && !row.ends_with("shown by |");
+    let mut tests = 0;
+    for row in security.text.lines().filter(is_promise) {
+        let shown_by = row.rsplit('|').nth(1).unwrap_or_default();
+        assert!(shown_by.contains("simulator") || shown_by.contains('`'), "nothing shows it: {row}");
+        for name in quoted(shown_by).filter(|name| !name.starts_with("--")) {
+            let test = format!("fn {name}(");
+            let is_there = ["src", "shards", "config", "netlink", "tests"]
+                .iter()
+                .any(|folder| sources_contain(&root().join(folder), &test));
+            assert!(is_there, "no test is named {name}: {row}");
+            tests += 1;
+        }
+    }
+    assert!(tests > 40, "{tests} tests");
 }
 
 #[test]
@@ -127,13 +149,30 @@ fn every_bound_has_the_name_of_something_in_the_sources() {
     let mut names = 0;
     for row in rows(&limits, "## The bound of everything that grows") {
         for name in quoted(row[2]).map(|name| name.rsplit(' ').next().unwrap_or(name)) {
-            let is_there =
-                ["src", "shards/src", "config/src"].iter().any(|folder| sources_contain(&root().join(folder), name));
+            let is_there = ["src", "shards/src", "shards/noise/src", "config/src"]
+                .iter()
+                .any(|folder| sources_contain(&root().join(folder), name));
             assert!(is_there, "docs/limits.md: no source has {name}: {row:?}");
             names += 1;
         }
     }
     assert!(names > 40, "{names} names");
+}
+
+/// `cargo xtask guards` sees that somebody misses it.
+#[test]
+fn every_bound_has_a_patch_that_takes_it_out() {
+    let limits = page(&root(), "docs/limits.md");
+    let bounds: BTreeSet<String> =
+        rows(&limits, "## The bound of everything that grows").iter().map(|row| row[0].to_owned()).collect();
+    let patches = fs::read_dir(root().join("xtask/guards")).unwrap();
+    let texts = patches.map(|patch| fs::read_to_string(patch.unwrap().path()).unwrap());
+    let of = |text: String| text.lines().find_map(|line| line.strip_prefix("Limit: ")).map(str::to_owned);
+    let taken_out: BTreeSet<String> = texts.filter_map(of).collect();
+    let without: Vec<_> = bounds.difference(&taken_out).collect();
+    assert!(without.is_empty(), "no patch in xtask/guards has `Limit: ` and one of {without:?}");
+    let unknown: Vec<_> = taken_out.difference(&bounds).collect();
+    assert!(unknown.is_empty(), "docs/limits.md has no row {unknown:?}, which patches in xtask/guards name");
 }
 
 #[test]

@@ -452,7 +452,7 @@ fn clients_that_are_refused_again_and_again_are_a_few_lines() {
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let inside = &topology.clients[0].namespace;
     let start = Instant::now();
-    let config = deployment.write_client("mallory", "198.18.0.1:55555", "standard");
+    let config = deployment.write_client(Login { key_exchange: "standard", ..Login::of("mallory") });
     let mut clients: Vec<_> = (0..100).map(|_| Client::start_with(&peers, &deployment, inside, &config)).collect();
     for client in &mut clients {
         assert!(!client.process.wait(PATIENCE).unwrap().success());

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use experiments::{compare, floor, handshakes, idle, latency, packets, scale, shaping};
+use experiments::{compare, floor, handshakes, idle, latency, modes, packets, scale, shaping};
 
 /// Measures Tollgate, side by side with its peers.
 ///
@@ -68,6 +68,8 @@ enum Command {
     ///
     /// Each is counted from when its request was due, not from when it was sent.
     Latency(latency::Options),
+    /// Measure what Noise costs beside TLS, for bulk traffic and for handshakes.
+    Modes(modes::Options),
     /// Measure how usable the tunnel of a limited user stays while bulk TCP fills it.
     ///
     /// A user with a bandwidth limit moves bulk TCP of the kernel through the tunnel, down and up, without ECN and with it, and pings through the
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Handshakes(options) => handshakes::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Latency(options) => latency::run(&options),
+        Command::Modes(options) => modes::run(&options),
         Command::Shaping(options) => shaping::run(&options),
         Command::Floor(options) => floor::run(&options),
         Command::Engine(options) => engine::run(&options),

@@ -12,13 +12,15 @@ use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::error::ConfigError;
 use crate::kind::{Kind, interface, text};
 use crate::metrics::Log;
-use crate::protocol::{self, ClientTls};
+use crate::protocol::{self, ClientProtocol};
 use crate::schema::{Declared, RESTART, Section, table};
 use crate::table::Table;
 use crate::value::LogFilter;
 
 /// Most routes, and most DNS servers, of a client.
 const LIST_MAX: usize = 4096;
+/// Most gateways of a client.
+const SERVERS_MAX: usize = 64;
 
 /// Where a server is: the host is also the name that its certificate must bear.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,13 +45,12 @@ table! {
     /// The client's configuration, checked.
     #[derive(Debug, Clone)]
     pub struct ClientConfig of Quincy {
-        /// The gateway: a name that its certificate bears, or its address, and its port.
-        "connection_string" => server: ServerAddress = ServerAddress { host: String::new(), port: DEFAULT_BIND.port() },
-            server(), RESTART.required("\"vpn.example.org:55555\"");
+        /// The gateway: a name that its certificate bears, or its address, and its port. Of several, the client stays with the first that takes it.
+        "connection_string" => servers: Vec<ServerAddress> = Vec::new(), server().one_or_list(SERVERS_MAX), RESTART.required("\"vpn.example.org:55555\"");
     }
     and {
-        /// Certificates, key and key exchange.
-        tls: ClientTls = ClientTls::initial();
+        /// The handshake that the gateway is spoken to with.
+        protocol: ClientProtocol = ClientProtocol::initial();
         /// QUIC and the UDP socket.
         connection: Connection = Connection::initial();
         /// What the client sets up on its machine.
@@ -95,7 +96,7 @@ impl ClientConfig {
     pub(crate) fn sections(&self) -> Vec<Section> {
         vec![
             self.section(""),
-            protocol::section(&self.tls),
+            self.protocol.section(),
             self.connection.section("connection"),
             self.network.section("network"),
             Log { level: self.log.clone() }.section("log"),
@@ -105,7 +106,7 @@ impl ClientConfig {
     fn read_file(mut root: Table<'_>, report: &mut Report<'_>) -> Self {
         let mut config = ClientConfig::initial();
         config.read_keys(&mut root, report);
-        config.tls = protocol::read_client(&mut root, report);
+        config.protocol = protocol::read_client(&mut root, report);
         let connection = root.table(report, "connection");
         let place = connection.place();
         config.connection = connection::read(connection, report, false);

@@ -31,7 +31,21 @@ pub(crate) fn load<T>(
     read_root: impl FnOnce(Table<'_>, &mut Report<'_>) -> T,
 ) -> Result<(T, Ignored), ConfigError> {
     let text = read(path, bytes_max)?;
-    let (mut report, root) = Report::open(path, &text, env)?;
+    load_text(path, &text, env, read_root)
+}
+
+/// The same of `text`, which stands in the file at `path`.
+///
+/// # Errors
+///
+/// If anything in it or in the variables is wrong.
+pub(crate) fn load_text<T>(
+    path: &Path,
+    text: &str,
+    env: impl Iterator<Item = (String, String)>,
+    read_root: impl FnOnce(Table<'_>, &mut Report<'_>) -> T,
+) -> Result<(T, Ignored), ConfigError> {
+    let (mut report, root) = Report::open(path, text, env)?;
     let value = read_root(root, &mut report);
     report.finish(value)
 }
@@ -80,6 +94,7 @@ pub(crate) struct Report<'i> {
     pub(crate) unknown: Vec<Unknown>,
     problems: Vec<Problem>,
     omitted: usize,
+    omitted_warnings: usize,
 }
 
 /// A key that nobody asked for.
@@ -114,6 +129,7 @@ impl<'i> Report<'i> {
             unknown: Vec::new(),
             problems: Vec::new(),
             omitted: 0,
+            omitted_warnings: 0,
         };
         match DeTable::parse(text) {
             Ok(root) => {
@@ -140,6 +156,16 @@ impl<'i> Report<'i> {
         self.problems.push(Problem { place, key: path.into(), what: what.into(), remedy: remedy.into() });
     }
 
+    /// Notes that the key at `path` is valid, but does not do what it was hardly meant to.
+    pub(crate) fn warn(&mut self, place: Place, path: &str, what: impl Into<String>, remedy: impl Into<String>) {
+        if self.ignored.warnings.len() == PROBLEMS_MAX {
+            self.omitted_warnings += 1;
+            return;
+        }
+        let problem = Problem { place, key: path.into(), what: what.into(), remedy: remedy.into() };
+        self.ignored.warnings.push(problem.to_string());
+    }
+
     /// Where the process keeps what need not outlive it.
     pub(crate) fn runtime_folder(&self) -> &Path {
         &self.folders.runtime
@@ -163,7 +189,7 @@ impl<'i> Report<'i> {
         }
     }
 
-    /// Ends the reading, which gave `value`. Gives with it what in the environment was ignored.
+    /// Ends the reading, which gave `value`. Gives with it what was ignored.
     ///
     /// # Errors
     ///
@@ -173,7 +199,6 @@ impl<'i> Report<'i> {
             let remedy = self.suggestion(&unknown.schema);
             self.wrong(unknown.place, &unknown.path, "is not a known key", remedy);
         }
-        let mut ignored = std::mem::take(&mut self.ignored);
         for (path, Override { variable, .. }) in std::mem::take(&mut self.overrides) {
             // A variable such as TOLLGATE_HOME was hardly meant as a setting.
             let resembles = path.contains('.') || nearest(&path, self.known.iter().map(String::as_str)).is_some();
@@ -183,16 +208,18 @@ impl<'i> Report<'i> {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "leave it if it is another program's".to_owned(),
                 };
-                let problem = Problem { place: Place::Variable(variable), key: path, what, remedy };
-                ignored.warnings.push(problem.to_string());
+                self.warn(Place::Variable(variable), &path, what, remedy);
             } else if resembles {
                 let remedy = self.suggestion(&path);
                 self.wrong(Place::Variable(variable), &path, "is not a known key", remedy);
             } else {
-                ignored.variables.push(variable);
+                self.ignored.variables.push(variable);
             }
         }
-        if self.problems.is_empty() { Ok((value, ignored)) } else { Err(self.into_error()) }
+        if self.omitted_warnings > 0 {
+            self.ignored.warnings.push(format!("and {} more such", self.omitted_warnings));
+        }
+        if self.problems.is_empty() { Ok((value, self.ignored)) } else { Err(self.into_error()) }
     }
 
     fn into_error(mut self) -> ConfigError {

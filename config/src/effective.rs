@@ -4,7 +4,7 @@ use std::fmt;
 use std::fmt::Write;
 
 use crate::client::ClientConfig;
-use crate::schema::{Declared, Section};
+use crate::schema::{Declared, Entry, Section};
 use crate::server::ServerConfig;
 
 impl ServerConfig {
@@ -72,10 +72,13 @@ impl ServerConfig {
             match section.name {
                 "" => {
                     let users = &self.users;
-                    let certificates: usize = users.users().map(|(_, user)| user.certificates.len()).sum();
-                    let remark = format!("{} users with {certificates} certificates", users.len());
+                    let certificates: usize = self.credentials.iter().map(|user| user.certificates).sum();
+                    let keys: usize = self.credentials.iter().flat_map(|user| user.noise_keys).sum();
+                    let remark =
+                        format!("{} users with {certificates} certificates and {keys} Noise keys", users.len());
                     section.entry("users_file").remark = Some(remark);
                 }
+                name if name.starts_with("protocol") => self.protocol.hide_unused(section),
                 "sessions" if self.sessions.user.connections_max.is_none() => {
                     section.entry("when_reached").value = None
                 }
@@ -89,7 +92,10 @@ impl ServerConfig {
 impl ClientConfig {
     /// The configuration in force, like a `client.toml`, with secrets masked.
     pub fn effective(&self) -> String {
-        text(&self.sections())
+        let mut sections = self.sections();
+        let protocol = sections.iter_mut().filter(|section| section.name == "protocol");
+        protocol.for_each(|section| self.protocol.hide_unused(section));
+        text(&sections)
     }
 }
 
@@ -97,6 +103,10 @@ fn text(sections: &[Section]) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     for section in sections {
+        let says_something = |entry: &Entry| entry.value.is_some() || !entry.absent.is_empty();
+        if !section.entries.iter().any(says_something) {
+            continue;
+        }
         if !section.name.is_empty() {
             let _ = writeln!(text, "\n[{}]", section.name);
         }

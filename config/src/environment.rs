@@ -17,12 +17,12 @@ pub(crate) const RUNTIME_FOLDER: &str = "/run/tollgate";
 /// Where files go that are to outlive the process, unless systemd says otherwise.
 pub(crate) const STATE_FOLDER: &str = "/var/lib/tollgate";
 
-/// What the environment has that is no setting.
+/// What is given and has no effect.
 #[derive(Debug, Default)]
 pub(crate) struct Ignored {
     /// Names of variables that begin like ours, and that container platforms set for services of such names.
     pub variables: Vec<String>,
-    /// Variables that look like a setting with a slip, or like one of another program, each in a line.
+    /// What was hardly meant to be without effect, each in a line.
     pub warnings: Vec<String>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! This module never holds a secret: whoever reports a problem leaves secret values out of it.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 /// Problems that one [`ConfigError`] lists; more are only counted.
@@ -51,10 +51,23 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = Line(f);
         match self.key.as_str() {
-            "" => write!(f, "{}: {}; {}", self.place, self.what, self.remedy),
-            key => write!(f, "{}: `{key}` {}; {}", self.place, self.what, self.remedy),
+            "" => write!(line, "{}: {}; {}", self.place, self.what, self.remedy),
+            key => write!(line, "{}: `{key}` {}; {}", self.place, self.what, self.remedy),
         }
+    }
+}
+
+/// Text in one line, whatever is in it: a key or a variable's name may hold what moves a terminal's cursor, or ends a line.
+struct Line<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl fmt::Write for Line<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|char| match char {
+            '"' | '\'' | '\\' => self.0.write_char(char),
+            char => write!(self.0, "{}", char.escape_debug()),
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tollgate_shards::Rate;
@@ -76,6 +77,33 @@ impl<T: 'static> Kind<T> {
             Some(list.into_iter().map(|(_, value)| value).collect())
         };
         Kind::new(expected, read, move |list: &Vec<T>| listed(list.iter().filter_map(&show)))
+    }
+
+    /// A list of at least one such, of which one alone needs no brackets.
+    pub(crate) fn one_or_list(self, elements_max: usize) -> Kind<Vec<T>> {
+        let Kind { expected: one, absent, read, show } = self;
+        let (read, show) = (Rc::new(read), Rc::new(show));
+        let (read_each, show_each) = (read.clone(), show.clone());
+        let each = Kind {
+            expected: one.clone(),
+            absent,
+            read: Box::new(move |setting, report| read_each(setting, report)),
+            show: Box::new(move |value| show_each(value)),
+        };
+        let (expected, list) = (format!("{one}, or a list of such in brackets"), each.list(elements_max));
+        let read_list = move |setting: Setting<'_>, report: &mut Report<'_>| match setting.list_len() {
+            None => read(setting, report).map(|value| vec![value]),
+            Some(0) => {
+                report.wrong(setting.place, &setting.path, "is an empty list", &one);
+                None
+            }
+            Some(_) => (list.read)(setting, report),
+        };
+        let show_list = move |values: &Vec<T>| match &values[..] {
+            [value] => show(value),
+            values => Some(listed(values.iter().filter_map(|value| show(value)))),
+        };
+        Kind { expected, absent, read: Box::new(read_list), show: Box::new(show_list) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! is a problem: a setting with a typo would otherwise be a setting that silently does nothing.
 //!
 //! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`,
-//! `[data_path]`, `[sessions]` and `[control]`.
+//! `[connection_ids]`, `[data_path]`, `[sessions]` and `[control]`.
 //!
 //! This crate opens the configuration file and the users file and nothing else: certificates and keys stay paths until the shell reads
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
@@ -14,6 +14,7 @@
 mod bind;
 mod client;
 mod connection;
+mod connection_ids;
 mod control;
 mod data_path;
 mod document;
@@ -36,6 +37,7 @@ mod value;
 
 pub use client::{ClientConfig, Network, ServerAddress};
 pub use connection::{CongestionController, Connection};
+pub use connection_ids::{ConnectionIds, IdLayoutName, ServerIdKey};
 pub use control::{Control, control_socket};
 pub use data_path::DataPath;
 pub use document::FILE_BYTES_MAX;
@@ -45,10 +47,12 @@ pub use files::files;
 pub use kind::FilePlace;
 pub use likeness::nearest;
 pub use metrics::Metrics;
-pub use protocol::{ClientTls, KeyExchange, PemSource, ServerTls};
+pub use protocol::{
+    ClientNoise, ClientProtocol, ClientTls, KeyExchange, NoiseKeySource, PemSource, ServerProtocol, ServerTls,
+};
 pub use schema::{Entry, Origin, Section, Traits};
 pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
-pub use users::{Defaults, USERS_FILE_BYTES_MAX};
+pub use users::{Credentials, Defaults, USERS_FILE_BYTES_MAX};
 pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate};

@@ -103,6 +103,8 @@ pub struct Section {
     pub text: &'static [&'static str],
     /// Its keys, in the order in which they are shown.
     pub entries: Vec<Entry>,
+    /// Whether a file has it in the place of another.
+    pub is_alternative: bool,
 }
 
 impl Section {
@@ -147,7 +149,7 @@ pub(crate) trait Declared: Sized {
 
     /// The table under its name.
     fn section(&self, name: &'static str) -> Section {
-        Section { name, text: Self::TEXT, entries: self.entries() }
+        Section { name, text: Self::TEXT, entries: self.entries(), is_alternative: false }
     }
 }
 

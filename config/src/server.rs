@@ -6,21 +6,24 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use tollgate_shards::{Rate, Users};
+use zeroize::Zeroizing;
 
 use crate::bind::DEFAULT_BIND;
 use crate::connection::{self, Connection};
+use crate::connection_ids::ConnectionIds;
 use crate::control::Control;
 use crate::data_path::DataPath;
 use crate::document::{self, FILE_BYTES_MAX, Report};
+use crate::environment::Ignored;
 use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, interface, listen, path, port, rate, switch, text};
 use crate::metrics::{Log, Metrics};
-use crate::protocol::{self, ServerTls};
+use crate::protocol::{self, ServerProtocol};
 use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
-use crate::users::{self, Defaults, USERS_FILE_BYTES_MAX};
+use crate::users::{self, Credentials, Defaults, USERS_FILE_BYTES_MAX, UsersFile};
 use crate::value::LogFilter;
 
 table! {
@@ -52,8 +55,10 @@ table! {
     and {
         /// The users.
         users: Arc<Users> = Arc::default();
-        /// Certificate, key and key exchange.
-        tls: ServerTls = ServerTls::initial();
+        /// What each of them can log in with, in their order in the file.
+        credentials: Arc<[Credentials]> = Arc::default();
+        /// The handshakes that are served.
+        protocol: ServerProtocol = ServerProtocol::initial();
         /// QUIC and the UDP socket.
         connection: Connection = Connection::initial();
         /// What to log.
@@ -62,6 +67,8 @@ table! {
         metrics: Metrics = Metrics::initial();
         /// Cores.
         shards: Shards = Shards::initial();
+        /// What connection IDs look like.
+        connection_ids: ConnectionIds = ConnectionIds::initial();
         /// How packets are moved.
         data_path: DataPath = DataPath::initial();
         /// Bounds of users' sessions.
@@ -85,11 +92,26 @@ impl ServerConfig {
     ///
     /// If a file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read_file)?;
+        let read = |root: Table<'_>, report: &mut Report<'_>| Self::read_file(root, report, &read_users_text);
+        Ok(Self::with_ignored(document::load(path, FILE_BYTES_MAX, env, read)?))
+    }
+
+    /// The same of `server`, the text of a server file, and of `users`, that of whatever users file it names. Nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// If anything in them is wrong: see [`ConfigError`].
+    pub fn from_texts(server: &str, users: &str) -> Result<Self, ConfigError> {
+        let users = |_: &Path| Ok(Zeroizing::new(users.to_owned()));
+        let read = |root: Table<'_>, report: &mut Report<'_>| Self::read_file(root, report, &users);
+        Ok(Self::with_ignored(document::load_text(Path::new("server.toml"), server, std::iter::empty(), read)?))
+    }
+
+    fn with_ignored((mut config, ignored): (Self, Ignored)) -> Self {
         config.ignored_variables = ignored.variables;
         config.warnings.extend(ignored.warnings);
         config.warnings.extend(config.without_effect());
-        Ok(config)
+        config
     }
 
     /// Where to receive QUIC. The port is never 0.
@@ -99,25 +121,28 @@ impl ServerConfig {
 
     /// Every key with its value.
     pub(crate) fn sections(&self) -> Vec<Section> {
-        vec![
-            self.section(""),
-            protocol::section(&self.tls),
+        let mut sections = vec![self.section("")];
+        sections.extend(self.protocol.sections());
+        sections.extend([
             self.connection.section("connection"),
             Log { level: self.log.clone() }.section("log"),
             self.metrics.section("metrics"),
             self.shards.section("shards"),
+            self.connection_ids.section("connection_ids"),
             self.data_path.section("data_path"),
             self.sessions.table(),
             self.control.section("control"),
-        ]
+        ]);
+        sections
     }
 
-    fn read_file(mut root: Table<'_>, report: &mut Report<'_>) -> Self {
+    fn read_file(mut root: Table<'_>, report: &mut Report<'_>, read_users: &ReadUsers<'_>) -> Self {
         let mut config = ServerConfig::initial();
         config.read_keys(&mut root, report);
         config.sessions = Sessions::read_table(root.table(report, "sessions"), report);
-        config.users = config.read_users(&root, report);
-        config.tls = protocol::read_server(&mut root, report);
+        let UsersFile { users, credentials, warnings } = config.read_users(&root, report, read_users);
+        (config.users, config.credentials, config.warnings) = (users, credentials, warnings);
+        config.protocol = protocol::read_server(&mut root, report);
         let inner_v6 = config.tunnel_network.addr().is_ipv6();
         config.connection = connection::read(root.table(report, "connection"), report, inner_v6);
         config.log = Log::read(root.table(report, "log"), report).level;
@@ -126,6 +151,8 @@ impl ServerConfig {
         if !config.shards.key_file.is_configured {
             config.shards.key_file = FilePlace::unconfigured(report.state_folder(), KEY_FILE_NAME);
         }
+        let ids = root.table(report, "connection_ids");
+        config.connection_ids = ConnectionIds::read_table(ids, report, config.shards.count);
         config.data_path = DataPath::read(root.table(report, "data_path"), report);
         let control = Control::read(root.table(report, "control"), report);
         config.control = control.locate(report.runtime_folder(), config.bind());
@@ -133,13 +160,13 @@ impl ServerConfig {
         config
     }
 
-    fn read_users(&self, root: &Table<'_>, report: &mut Report<'_>) -> Arc<Users> {
+    fn read_users(&self, root: &Table<'_>, report: &mut Report<'_>, read: &ReadUsers<'_>) -> UsersFile {
         let path = &self.users_file;
         let taken = match root.taken("users_file") {
             Some(taken) if !report.is_wrong("users_file") => taken,
-            _ => return Arc::default(),
+            _ => return UsersFile::default(),
         };
-        let text = match document::read(path, USERS_FILE_BYTES_MAX) {
+        let text = match read(path) {
             Ok(text) => text,
             Err(error) => {
                 for problem in error.problems() {
@@ -147,19 +174,26 @@ impl ServerConfig {
                     let remedy = format!("{} (a relative path starts at the working directory)", problem.remedy);
                     report.wrong(taken.value.clone(), "users_file", what, remedy);
                 }
-                return Arc::default();
+                return UsersFile::default();
             }
         };
         // Users cannot be judged without the network whose addresses they have.
         if report.is_wrong("tunnel_network") {
-            return Arc::default();
+            return UsersFile::default();
         }
         let defaults = Defaults { limit: self.default_bandwidth_limit, sessions: self.sessions };
         users::parse(path, &text, self.tunnel_network, defaults).unwrap_or_else(|error| {
             report.absorb(error);
-            Arc::default()
+            UsersFile::default()
         })
     }
+}
+
+/// Has the text of the users file at a path.
+type ReadUsers<'r> = dyn Fn(&Path) -> Result<Zeroizing<String>, ConfigError> + 'r;
+
+fn read_users_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+    document::read(path, USERS_FILE_BYTES_MAX)
 }
 
 fn name() -> Kind<String> {

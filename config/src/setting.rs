@@ -75,6 +75,17 @@ impl<'i> Setting<'i> {
         text.trim_start().starts_with(|first: char| first.is_ascii_alphabetic())
     }
 
+    /// How many elements the value has, if it is a list: in a variable, what is in brackets or has commas in it.
+    pub(crate) fn list_len(&self) -> Option<usize> {
+        match &self.value {
+            Value::Toml(DeValue::Array(array)) => Some(array.len()),
+            Value::Text(text) if text.trim().starts_with('[') && text.trim().ends_with(']') || text.contains(',') => {
+                Some(words(text).count())
+            }
+            _ => None,
+        }
+    }
+
     /// A string that `parse` understands; what `parse` says on failure follows "is "value", ".
     pub(crate) fn parsed<T>(
         self,
@@ -113,15 +124,12 @@ impl<'i> Setting<'i> {
                     .collect(),
             ),
             Value::Text(text) => {
-                let inner = text.trim();
-                let inner = inner.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(inner);
-                let words = inner.split(',').map(str::trim).filter(|word| !word.is_empty());
                 let element = |(index, word): (usize, &str)| Setting {
                     path: format!("{path}[{index}]"),
                     place: place.clone(),
                     value: Value::Text(Zeroizing::new(word.to_owned())),
                 };
-                Some(words.enumerate().map(element).collect())
+                Some(words(&text).enumerate().map(element).collect())
             }
             Value::Toml(value) => {
                 let what = format!("is {}, not a list", shown(&value));
@@ -172,6 +180,13 @@ fn shown_text(text: &str) -> String {
         Some((end, _)) => format!("{:?}...", &text[..end]),
         None => format!("{text:?}"),
     }
+}
+
+/// The elements of a list in a variable: with brackets or without.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let inner = text.trim();
+    let inner = inner.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(inner);
+    inner.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
 
 fn unquoted(text: &str) -> &str {

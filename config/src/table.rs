@@ -75,15 +75,27 @@ impl<'i> Table<'i> {
 
     /// Whether `key` is set, by the file or by a variable. Notes a problem otherwise. To be called before it is taken.
     pub(crate) fn requires(&self, report: &mut Report<'_>, key: &str, remedy: &str) -> bool {
-        let (path, below) = (join(&self.path, key), format!("{}.", join(&self.path, key)));
-        let overridden = |(found, _): (&String, &Override)| *found == path || found.starts_with(&below);
-        let is_set =
-            self.entries.contains_key(key) || report.overrides.range(path.clone()..).next().is_some_and(overridden);
+        let is_set = self.place_of(report, key).is_some();
         report.known.insert(join(&self.schema, key));
         if !is_set {
-            report.wrong(self.place.clone(), &path, "is missing", remedy);
+            report.wrong(self.place.clone(), &self.path_of(key), "is missing", remedy);
         }
         is_set
+    }
+
+    /// The path of `key`.
+    pub(crate) fn path_of(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+
+    /// Where `key`, or a key of the table of that name, is set, by the file or by a variable. To be called before it is taken.
+    pub(crate) fn place_of(&self, report: &Report<'_>, key: &str) -> Option<Place> {
+        let path = self.path_of(key);
+        let below = format!("{path}.");
+        let mut from = report.overrides.range(path.clone()..);
+        let overriding = from.find(|(found, _)| **found == path || found.starts_with(&below));
+        let by_variable = overriding.map(|(_, Override { variable, .. })| Place::Variable(variable.clone()));
+        self.entries.get(key).map(|entry| entry.key.clone()).or(by_variable)
     }
 
     /// Where the table begins.

@@ -5,16 +5,16 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
+use tollgate_noise::{KeyError, Kind as KeyKind, PublicKey};
 use tollgate_shards::{AddressRange, Fingerprint, Rate, User, Users};
 
 use crate::document::Report;
 use crate::error::{ConfigError, Place, Problem};
-use crate::kind::{Kind, rate, text};
+use crate::kind::{Kind, quoted, rate, text};
 use crate::schema::{Declared, LIVE, Section, table};
 use crate::sessions::{Sessions, UserSessions};
+use crate::setting::Setting;
 use crate::table::{Table, quoted_key};
 use crate::value;
 
@@ -23,21 +23,20 @@ pub const USERS_FILE_BYTES_MAX: u64 = 64 << 20;
 
 const NAME_BYTES_MAX: usize = 128;
 
-/// Lengths of Noise public keys, in bytes: standard, post-quantum, hybrid.
-const NOISE_KEY_BYTES: [usize; 3] = [32, 1184, 1216];
-
 fn fingerprint() -> Kind<Fingerprint> {
     text(value::FINGERPRINT, value::fingerprint, Fingerprint::to_string)
 }
 
-fn noise_key() -> Kind<Vec<u8>> {
-    let parse = |text: &str| {
-        let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| "which is not base64".to_owned())?;
-        let known = NOISE_KEY_BYTES.contains(&bytes.len());
-        if known { Ok(bytes) } else { Err(format!("which has {} bytes", bytes.len())) }
+/// A Noise public key. Quincy passes over what is none, and so does this program.
+fn noise_key() -> Kind<PublicKey> {
+    let expected = "write the base64 of a Noise public key, as `tollgate identity noise pubkey` prints it";
+    let read = move |setting: Setting<'_>, report: &mut Report<'_>| {
+        let (path, place) = (setting.path.clone(), setting.place.clone());
+        let key = setting.parsed(report, expected, |text| Ok(PublicKey::parse(text)))?;
+        let warn = |error: &KeyError| report.warn(place, &path, format!("is passed over: it is {error}"), expected);
+        key.inspect_err(warn).ok()
     };
-    let expected = "write the base64 of a Noise public key of 32, 1184 or 1216 bytes";
-    text(expected, parse, |bytes| BASE64_STANDARD.encode(bytes))
+    Kind::new(expected, read, |key: &PublicKey| quoted(key))
 }
 
 fn range() -> Kind<AddressRange> {
@@ -48,11 +47,11 @@ table! {
     /// A user. Every key is optional.
     #[derive(Debug)]
     pub(crate) struct UserKeys of Quincy {
-        /// Fingerprints of the certificates that log the user in, as `tollgate identity fingerprint CERTIFICATE` prints them. Without one, the
-        /// user cannot connect.
+        /// Fingerprints of the certificates that log the user in, as `tollgate identity fingerprint CERTIFICATE` prints them.
         "authorized_certs" => certificates: Vec<(Place, Fingerprint)> = Vec::new(), fingerprint().placed(), LIVE;
-        /// Noise public keys. They are checked, but Noise is not served yet.
-        "authorized_keys" => noise_keys: Vec<(Place, Vec<u8>)> = Vec::new(), noise_key().placed(), LIVE;
+        /// Noise public keys that log the user in, as `tollgate identity noise pubkey` prints them: of any kind, beside certificates or alone.
+        /// What is no such key is passed over with a warning.
+        "authorized_keys" => noise_keys: Vec<(Place, PublicKey)> = Vec::new(), noise_key().placed(), LIVE;
         /// The user's own limit.
         "bandwidth_limit" => limit: Option<Rate> = None, rate().optional("the server's default_bandwidth_limit"), LIVE.example("\"250 mbps\"");
         /// The only addresses that the user's connections get, and nobody else's do.
@@ -71,7 +70,7 @@ pub(crate) fn table() -> Section {
 /// # Errors
 ///
 /// If any of it is wrong: see [`ConfigError`].
-pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<Arc<Users>, ConfigError> {
+pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults) -> Result<UsersFile, ConfigError> {
     let (mut report, mut root) = Report::open(path, text, std::iter::empty())?;
     let mut reading = Reading { network, defaults, ..Reading::default() };
     let mut table = root.table(&mut report, "users");
@@ -81,7 +80,7 @@ pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults)
     table.finish(&mut report);
     root.finish(&mut report);
     reading.refuse_overlaps(&mut report);
-    report.finish(())?;
+    let (_, ignored) = report.finish(())?;
     let users = Users::new(reading.users).map_err(|error| {
         ConfigError::one(Problem {
             place: Place::File(path.into()),
@@ -90,7 +89,25 @@ pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults)
             remedy: "remove one of the two".into(),
         })
     })?;
-    Ok(Arc::new(users))
+    Ok(UsersFile { users: Arc::new(users), credentials: reading.credentials.into(), warnings: ignored.warnings })
+}
+
+/// What a users file says.
+#[derive(Default)]
+pub(crate) struct UsersFile {
+    pub users: Arc<Users>,
+    /// In the order of `users`.
+    pub credentials: Arc<[Credentials]>,
+    pub warnings: Vec<String>,
+}
+
+/// What a user can log in with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// How many certificates.
+    pub certificates: usize,
+    /// How many Noise keys of each kind, in the order of [`KeyKind::ALL`].
+    pub noise_keys: [usize; KeyKind::ALL.len()],
 }
 
 /// What users have who have nothing of their own.
@@ -107,8 +124,9 @@ struct Reading {
     network: IpNet,
     defaults: Defaults,
     users: Vec<User>,
+    credentials: Vec<Credentials>,
     by_certificate: HashMap<Fingerprint, usize>,
-    by_noise_key: HashMap<Vec<u8>, usize>,
+    by_noise_key: HashMap<Fingerprint, usize>,
     claims: Vec<Claim>,
 }
 
@@ -132,17 +150,23 @@ impl Reading {
         self.users.push(User { name, ..User::default() });
         let mut keys = UserKeys::initial();
         keys.read_keys(&mut table, report);
+        let mut credentials = Credentials::default();
         for (place, certificate) in keys.certificates {
+            credentials.certificates += 1;
             if let Some(first) = self.by_certificate.insert(certificate, index) {
                 self.refuse_twice(index, first, "authorized_certs", place, &certificate.to_string(), report);
             }
-            self.users[index].certificates.push(certificate);
+            self.users[index].credentials.push(certificate);
         }
-        for (place, bytes) in keys.noise_keys {
-            if let Some(first) = self.by_noise_key.insert(bytes, index) {
+        for (place, key) in keys.noise_keys {
+            credentials.noise_keys[key.kind() as usize] += 1;
+            let fingerprint = Fingerprint::of_key(&key);
+            if let Some(first) = self.by_noise_key.insert(fingerprint, index) {
                 self.refuse_twice(index, first, "authorized_keys", place, "a key", report);
             }
+            self.users[index].credentials.push(fingerprint);
         }
+        self.credentials.push(credentials);
         let Defaults { limit, sessions } = self.defaults;
         let mut own = sessions.user;
         own.read_own(&mut table, report);

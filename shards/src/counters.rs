@@ -31,7 +31,7 @@ pub struct Counters {
     pub misrouted_datagrams: u64,
     /// Retry packets sent (RFC 9000, section 8.1.2).
     pub retries: u64,
-    /// Handshakes completed by clients with a known certificate.
+    /// Handshakes completed by clients that are known.
     pub handshakes: u64,
     /// Responses outside any connection, mostly stateless resets (RFC 9000, section 10.3).
     pub stateless_responses: u64,

@@ -74,6 +74,8 @@ drop_reasons! {
     outer HandshakeGaveWay = "handshake_gave_way",
     /// Handshake refused because too many from the same source have failed.
     outer HandshakeRate = "handshake_rate",
+    /// Handshake refused because the gateway drains or stops.
+    outer NotTaken = "not_taken",
     /// Initial whose token is too old, or another address's.
     outer InvalidToken = "invalid_token",
     /// UDP datagram from an address to which its connection may not move now, or to one that is owed no more (RFC 9000, section 9.3.1).

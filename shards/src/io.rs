@@ -50,4 +50,8 @@ pub enum WakeReason {
     Tokens,
     /// A pending handshake runs out of time.
     Handshake,
+    /// Other shards are to be told what this one has to do.
+    Load,
+    /// A client is due to be sent away.
+    Drain,
 }

@@ -36,7 +36,7 @@
 //! }
 //!
 //! # use std::sync::Arc;
-//! # use tollgate_shards::{Client, Congestion, TransportParams, TunnelParams, packet::MergeLimits, transport};
+//! # use tollgate_shards::{Client, Congestion, TLS_VERSION, TransportParams, TunnelParams, packet::MergeLimits, transport};
 //! # let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
 //! # let tls = rustls::ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])?;
 //! # let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
@@ -48,7 +48,8 @@
 //! # };
 //! # let (remote, server_name) = ("198.18.0.1:55555".parse()?, "gateway".to_owned());
 //! # let transport = Arc::new(transport(&settings));
-//! # let params = TunnelParams { remote, server_name, transport, send_datagrams_max: 64, seed: [7; 32] };
+//! # let quic_version = TLS_VERSION;
+//! # let params = TunnelParams { remote, quic_version, server_name, transport, send_datagrams_max: 64, seed: [7; 32] };
 //! let start = Instant::now();
 //! let mut client = Client::new(params, MergeLimits::default(), tls, reset_key, start)?;
 //! let mut sent = Vec::new();
@@ -93,7 +94,7 @@ pub use client::{Client, ClientEvent, CloseCause, Tunnel, TunnelParams};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use excerpt::excerpt;
-pub use ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+pub use ids::{CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, ShardIndex, UserIndex};
 pub use io::{Received, Transmit, WakeReason};
 pub use limit::rate::{BURST_BYTES_MIN, Limit, Rate};
 pub use limit::shaper::ShaperLimits;
@@ -103,8 +104,9 @@ pub use packet::ecn::Ecn;
 pub use packet::frame::Frame;
 pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
-pub use quic::connection_id::{ConnectionIdKey, SHARDS_MAX};
+pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, SHARDS_MAX, Steering};
 pub use quic::keys::ShardKeys;
+pub use quic::placement::Load;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};
 pub use quic::transport::transport;
@@ -116,6 +118,7 @@ pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError,
 pub use shard::Shard;
 pub use shard::action::{Action, ClientMtu, Command, Event};
 pub use shard::message::{Message, PacketMessage};
+pub use tollgate_noise::{Handshakes, TLS_VERSION};
 
 /// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.
 #[cfg(feature = "inspect")]
@@ -130,4 +133,5 @@ pub mod inspect {
     pub use crate::session::message::{Login, Refusal};
     pub use crate::shard::control::ControlPlane;
     pub use crate::shard::inspect::{Inspect, UserTokens};
+    pub use crate::shard::states::{STATES, State};
 }

@@ -9,6 +9,7 @@ mod control;
 mod dns;
 mod exclusion;
 mod failure;
+mod gateways;
 mod guard;
 mod leftovers;
 mod network;
@@ -20,68 +21,46 @@ mod status;
 mod uplink;
 mod watch;
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
-use quinn_proto::crypto::rustls::QuicClientConfig;
 use tollgate_config::ClientConfig;
 use tollgate_shards::Assignment;
 use tracing::{debug, error, info, warn};
 
-pub use failure::Failure;
+pub use failure::{ConnectError, Failure};
 pub use network::NetworkError;
 pub use status::{State, Status};
 
 use self::backoff::{Backoff, Patience};
 use self::clock::ClockWatch;
 use self::control::{Control, Waited, relay};
+use self::gateways::Gateways;
 use self::leftovers::Leftovers;
 use self::network::Network;
-use self::resolve::{Picked, Resolver};
+use self::resolve::Picked;
 use self::session::{Outcome, Session};
 use self::uplink::Uplink;
 use self::watch::{Told, WatchEnd, Watched, watch};
 use crate::gateway::random;
+use crate::handshakes::Spoken;
 use crate::io::{BindError, UdpOptions, UdpSocket, Wake};
 use crate::netlink::{Netlink, NetlinkWatch};
 use crate::output::Reports;
 use crate::packet_io::PacketIo;
 use crate::signals::Signal;
-use crate::tls::{self, TlsError, ValidityNote};
 
 /// When the tunnel's part of this machine's network is looked at again after the kernel has refused to put it right.
 const MEND_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The time between two warnings that somebody has put a route in the place of one of the tunnel's.
 const TAKEN_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a gateway that does not answer keeps the client from another one.
+const SILENT_MAX: Duration = Duration::from_millis(1800);
 /// How long there may be no way to the gateway before that is said.
 const WAY_PATIENCE: Duration = Duration::from_millis(700);
-
-/// Why the client has given up.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The client's certificates or its key cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The first answer of a gateway was a refusal that trying again would not change.
-    #[error(transparent)]
-    Gateway(#[from] Failure),
-    /// `connection_string` cannot be used.
-    #[error(
-        "connection_string cannot be used: {0}; its host must be a DNS name or an IP address, as the gateway's certificate bears it"
-    )]
-    Name(#[from] quinn_proto::ConnectError),
-    /// This machine's network.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// A descriptor failed.
-    #[error("the tunnel's descriptors failed: {0}; start again")]
-    System(#[from] io::Error),
-}
 
 /// Connects, and reconnects whenever the tunnel is lost, until [`Signal::Stop`], which `Ok` stands for: then the gateway has been told, and
 /// interface, routes and DNS servers are as they were before. [`Signal::Report`] prints a [`Status`] on standard output.
@@ -90,7 +69,7 @@ pub enum ConnectError {
 ///
 /// In one line that says what to do. While no tunnel has been up yet, a refusal that will not change ends the client; silence does not.
 pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), ConnectError> {
-    let tls = tls::noting_client(&config.tls)?;
+    let spoken = Spoken::load(&config.protocol)?;
     let (wake, watch_ended) = (Wake::new()?, Wake::new()?);
     let reports = Reports::start()?;
     let (to, relayed) = unbounded();
@@ -108,18 +87,17 @@ pub fn run(config: &ClientConfig, signals: &Receiver<Signal>) -> Result<(), Conn
         let _watch_end = WatchEnd(&watch_ended);
         thread::Builder::new().name("tollgate-watch".to_owned()).spawn_scoped(scope, watching)?;
         let control = Control::new(relayed, &wake).with_changes(network_changes, clock_changes);
-        Connector::new(config, tls, control, netlink, reports)?.run()
+        Connector::new(config, spoken, control, netlink, reports)?.run()
     })
 }
 
 /// What goes on between the first attempt and the last goodbye.
 struct Connector<'a> {
     config: &'a ClientConfig,
-    tls: Arc<QuicClientConfig>,
-    validity: ValidityNote,
+    spoken: Spoken,
     control: Control<'a>,
     netlink: Netlink,
-    resolver: Resolver,
+    gateways: Gateways,
     backoff: Backoff,
     leftovers: Leftovers,
     /// The way to the gateway when it was last looked at.
@@ -135,6 +113,8 @@ struct Connector<'a> {
     /// The outer address in use.
     gateway: Option<IpAddr>,
     refusals: u32,
+    /// How many attempts in a row have failed for reasons that are final.
+    final_failures: usize,
     status: Status,
     reports: Reports,
 }
@@ -157,7 +137,7 @@ enum Attempt {
 impl<'a> Connector<'a> {
     fn new(
         config: &'a ClientConfig,
-        (tls, validity): (Arc<QuicClientConfig>, ValidityNote),
+        spoken: Spoken,
         control: Control<'a>,
         mut netlink: Netlink,
         reports: Reports,
@@ -165,11 +145,10 @@ impl<'a> Connector<'a> {
         let leftovers = Leftovers::find(&mut netlink).map_err(NetworkError::from)?;
         Ok(Connector {
             config,
-            tls,
-            validity,
+            spoken,
             control,
             netlink,
-            resolver: Resolver::new(&config.server),
+            gateways: Gateways::new(&config.servers),
             backoff: Backoff::default(),
             leftovers,
             uplink: None,
@@ -180,6 +159,7 @@ impl<'a> Connector<'a> {
             network: None,
             packet_io: None,
             refusals: 0,
+            final_failures: 0,
             status: Status::default(),
             reports,
         })
@@ -258,8 +238,9 @@ impl<'a> Connector<'a> {
     fn attempt(&mut self) -> Result<Attempt, ConnectError> {
         self.status.state = State::Connecting;
         self.status.attempts += 1;
+        let silent_at = (self.gateways.len() > 1).then(|| Instant::now() + SILENT_MAX);
         let remote = loop {
-            match self.resolver.pick(&self.control) {
+            match self.gateways.pick(&self.control) {
                 Picked::Address(remote) => break remote,
                 Picked::None(failure) => {
                     if !self.leftovers.is_empty() {
@@ -277,7 +258,7 @@ impl<'a> Connector<'a> {
                 Picked::Signal(Signal::Report) => self.report(None),
             }
         };
-        debug!(%remote, "connecting");
+        debug!(gateway = %self.gateways.server(), %remote, "connecting");
         if !self.prepare_way(remote.ip()) {
             return self.failed(Failure::NoWay);
         }
@@ -292,7 +273,7 @@ impl<'a> Connector<'a> {
             }
             None => PacketIo::new(udp, None, self.control.wake())?,
         };
-        let attempt = self.connect(remote, &mut packet_io);
+        let attempt = self.connect(remote, silent_at, &mut packet_io);
         self.packet_io = Some(packet_io);
         attempt
     }
@@ -328,8 +309,14 @@ impl<'a> Connector<'a> {
     }
 
     /// Runs one connection from its first packet to its end.
-    fn connect(&mut self, remote: SocketAddr, packet_io: &mut PacketIo) -> Result<Attempt, ConnectError> {
-        let mut session = Session::new(self.config, remote, self.tls.clone(), Instant::now())?;
+    fn connect(
+        &mut self,
+        remote: SocketAddr,
+        silent_at: Option<Instant>,
+        packet_io: &mut PacketIo,
+    ) -> Result<Attempt, ConnectError> {
+        let gateway = (&self.gateways.server().host[..], remote);
+        let mut session = Session::new(self.config, gateway, &self.spoken, silent_at, Instant::now())?;
         let mut up_since = None;
         let ended = loop {
             match session.run(packet_io, &self.control, self.look_at) {
@@ -384,7 +371,8 @@ impl<'a> Connector<'a> {
                 // A gateway that has not heard from this client for long has forgotten it, and says so when asked.
                 Outcome::ClockChanged => session.handle_path_change(false),
                 Outcome::Closed(cause) => {
-                    break self.validity.take().map_or_else(|| Failure::of(cause), Failure::Clock);
+                    let other = || Failure::of(cause, self.spoken.mode);
+                    break self.spoken.validity.take().map_or_else(other, Failure::Clock);
                 }
                 Outcome::Late => break Failure::Silent,
             }
@@ -392,12 +380,7 @@ impl<'a> Connector<'a> {
         self.status.add(session.counters());
         self.status.traffic = packet_io.traffic();
         match up_since {
-            Some(since) => {
-                if matches!(ended, Failure::Silent) {
-                    self.resolver.doubt();
-                }
-                Ok(self.lost(&ended, since.elapsed()))
-            }
+            Some(since) => Ok(self.lost(&ended, since.elapsed())),
             None => self.failed(ended),
         }
     }
@@ -449,7 +432,8 @@ impl<'a> Connector<'a> {
         self.look_around(Some(packet_io))?;
         let interface = self.status.interface.as_deref().unwrap_or_default();
         info!("connected: this machine is {} on {interface}", assignment.client_address);
-        self.refusals = 0;
+        (self.refusals, self.final_failures) = (0, 0);
+        self.gateways.worked();
         self.status.state = State::Connected;
         self.status.assignment = Some(assignment);
         self.status.tunnels += 1;
@@ -457,25 +441,35 @@ impl<'a> Connector<'a> {
     }
 
     fn lost(&mut self, why: &Failure, lived: Duration) -> Attempt {
+        let lost = self.name("to ");
+        self.gateways.lost(matches!(why, Failure::Silent), why.sends_away());
         let delay = self.backoff.after_loss(lived, noise());
-        warn!("tunnel lost: {why}; reconnecting{}", Patience(delay));
+        warn!("tunnel{lost} lost: {why}; reconnecting{}{}", self.name("to "), Patience(delay));
         Attempt::Retry(delay)
     }
 
     fn failed(&mut self, why: Failure) -> Result<Attempt, ConnectError> {
         self.refusals = if matches!(why, Failure::Refused(_)) { self.refusals + 1 } else { 0 };
         let is_final = why.is_final(self.refusals);
-        if is_final && self.status.tunnels == 0 {
+        self.final_failures = if is_final { self.final_failures + 1 } else { 0 };
+        if self.final_failures >= self.gateways.len() && self.status.tunnels == 0 {
             return Err(why.into());
         }
-        self.resolver.failed();
-        let delay = self.backoff.after_failure(noise());
+        let failed = self.name("to ");
+        let delay = if self.gateways.failed() { self.backoff.after_failure(noise()) } else { Duration::ZERO };
+        let next = if failed.is_empty() { " again".to_owned() } else { self.name("") };
+        let next = format!("trying{next}{}", Patience(delay));
         if is_final {
-            error!("no tunnel, and none before somebody changes something: {why}; trying again{}", Patience(delay));
+            error!("no tunnel{failed}, and none before somebody changes something: {why}; {next}");
         } else {
-            warn!("no tunnel: {why}; trying again{}", Patience(delay));
+            warn!("no tunnel{failed}: {why}; {next}");
         }
         Ok(Attempt::Retry(delay))
+    }
+
+    /// The gateway that is in use or tried next, after `preposition`, where there are several.
+    fn name(&self, preposition: &str) -> String {
+        if self.gateways.len() == 1 { String::new() } else { format!(" {preposition}{}", self.gateways.server()) }
     }
 
     fn report(&self, session: Option<&Session>) {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, after, bounded, select};
+use crossbeam_channel::{Receiver, after, bounded, select_biased};
 use tollgate_config::ServerAddress;
 
 use super::control::Control;
@@ -17,7 +17,7 @@ use crate::signals::Signal;
 
 /// How long to wait for the resolver while no address is known.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
-/// How long to wait for news of addresses that are known.
+/// How long to wait for news of addresses that are known, and for a name that is not the only one.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Most addresses of one name.
 const ADDRESSES_MAX: usize = 16;
@@ -40,8 +40,14 @@ pub enum Picked {
 pub struct Resolver {
     server: ServerAddress,
     addresses: Vec<SocketAddr>,
-    next: usize,
-    stale: bool,
+    /// Those that failed since one of them worked, the last one first; [`ADDRESSES_MAX`] at most.
+    failed: Vec<SocketAddr>,
+    /// The one in use.
+    current: Option<SocketAddr>,
+    /// Whether the name is still to be resolved for the next attempt.
+    is_due: bool,
+    /// Whether that is worth waiting for.
+    is_doubted: bool,
     pending: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
 }
 
@@ -51,27 +57,33 @@ impl Resolver {
         let literal = server.host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, server.port));
         Resolver {
             server: server.clone(),
-            stale: literal.is_none(),
+            is_due: literal.is_none(),
+            is_doubted: literal.is_none(),
             addresses: literal.into_iter().collect(),
-            next: 0,
+            failed: Vec::new(),
+            current: None,
             pending: None,
         }
     }
 
-    /// The address to try now: the one that worked, until [`Resolver::failed`] says that it does not.
-    pub fn pick(&mut self, control: &Control<'_>) -> Picked {
+    pub fn server(&self) -> &ServerAddress {
+        &self.server
+    }
+
+    /// The address to try now: the one that worked, as long as the name has it and [`Resolver::failed`] does not say otherwise. Waits for the
+    /// resolver where what is known has failed, and less long if `is_alone` is not so.
+    pub fn pick(&mut self, control: &Control<'_>, is_alone: bool) -> Picked {
         let mut reason = "no answer from the resolver".to_owned();
-        if self.stale {
+        if self.is_due || self.pending.is_some() {
             let pending = self.pending.take().unwrap_or_else(|| resolve(&self.server));
-            let patience = if self.addresses.is_empty() { FIRST_PATIENCE } else { PATIENCE };
-            select! {
-                recv(pending) -> answer => match answer.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into())) {
-                    Ok(addresses) if !addresses.is_empty() => {
-                        (self.addresses, self.next, self.stale) = (addresses, 0, false);
-                    }
-                    Ok(_) => reason = "it has no address".to_owned(),
-                    Err(error) => reason = error.to_string(),
-                },
+            self.is_due = false;
+            let patience = match (self.is_doubted, self.addresses.is_empty()) {
+                (false, _) => Duration::ZERO,
+                (true, true) if is_alone => FIRST_PATIENCE,
+                (true, _) => PATIENCE,
+            };
+            // What is there already comes before the end of a wait of no time.
+            select_biased! {
                 recv(control.signals()) -> signal => {
                     self.pending = Some(pending);
                     return Picked::Signal(signal.unwrap_or(Signal::Stop));
@@ -80,27 +92,49 @@ impl Resolver {
                     self.pending = Some(pending);
                     return Picked::NetworkChanged;
                 }
+                recv(pending) -> answer => match answer.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into())) {
+                    Ok(addresses) if !addresses.is_empty() => {
+                        self.addresses = addresses;
+                        self.is_doubted = false;
+                    }
+                    Ok(_) => reason = "it has no address".to_owned(),
+                    Err(error) => reason = error.to_string(),
+                },
                 recv(after(patience)) -> _ => self.pending = Some(pending),
             }
         }
-        match self.addresses.get(self.next) {
-            Some(&address) => Picked::Address(address),
+        if self.addresses.iter().all(|address| self.failed.contains(address)) {
+            self.failed.clear();
+        }
+        let fresh = || self.addresses.iter().find(|address| !self.failed.contains(address)).copied();
+        self.current = self.current.filter(|current| self.addresses.contains(current)).or_else(fresh);
+        match self.current {
+            Some(address) => Picked::Address(address),
             None => Picked::None(Failure::Unresolved(reason)),
         }
     }
 
-    /// Resolves the name anew before the next attempt: the address that worked has gone silent, and its gateway may have moved.
-    pub fn doubt(&mut self) {
-        self.stale = self.server.host.parse::<IpAddr>().is_err();
+    /// A tunnel has come up, or is lost: the name is resolved for the next attempt, which does not wait for that unless `is_silent`: then the
+    /// address that worked has gone silent, and its gateway may have moved.
+    pub fn worked(&mut self, is_silent: bool) {
+        self.failed.clear();
+        self.ask_again(is_silent);
     }
 
-    /// Goes on to the next address; after the last one the name is resolved again.
+    /// Goes on to the next address.
     pub fn failed(&mut self) {
-        self.next += 1;
-        if self.next >= self.addresses.len() {
-            self.next = 0;
-            self.stale = self.server.host.parse::<IpAddr>().is_err();
+        // A name may have others each time.
+        self.failed.truncate(ADDRESSES_MAX - 1);
+        if let Some(address) = self.current.take() {
+            self.failed.insert(0, address);
         }
+        self.ask_again(true);
+    }
+
+    fn ask_again(&mut self, is_doubted: bool) {
+        let is_name = self.server.host.parse::<IpAddr>().is_err();
+        self.is_due = is_name;
+        self.is_doubted = is_name && is_doubted;
     }
 }
 
@@ -124,59 +158,89 @@ mod tests {
     use super::*;
     use crate::io::Wake;
 
-    fn resolver(host: &str) -> Resolver {
-        Resolver::new(&ServerAddress { host: host.to_owned(), port: 55_555 })
+    struct Asked {
+        resolver: Resolver,
+        control: Control<'static>,
+        signals: crossbeam_channel::Sender<Signal>,
+    }
+
+    impl Asked {
+        fn about(host: &str) -> Self {
+            let (sender, signals) = unbounded();
+            let wake = Box::leak(Box::new(Wake::new().unwrap()));
+            let resolver = Resolver::new(&ServerAddress { host: host.to_owned(), port: 55_555 });
+            Asked { resolver, control: Control::new(signals, wake), signals: sender }
+        }
+
+        /// Picks after the resolver has answered with `addresses`.
+        fn answered(&mut self, addresses: &[SocketAddr]) -> Option<SocketAddr> {
+            self.resolver.pending = Some(answered(Ok(addresses.to_vec())));
+            self.picked()
+        }
+
+        fn picked(&mut self) -> Option<SocketAddr> {
+            match self.resolver.pick(&self.control, true) {
+                Picked::Address(address) => Some(address),
+                _ => None,
+            }
+        }
+    }
+
+    fn known() -> [SocketAddr; 3] {
+        [1, 2, 3].map(|host| SocketAddr::new([198, 18, 0, host].into(), 1))
     }
 
     #[test]
     fn an_address_is_its_own_answer() {
-        let (_sender, signals) = unbounded();
-        let wake = Wake::new().unwrap();
-        let control = Control::new(signals, &wake);
-        let mut resolver = resolver("fd00:18::1");
+        let mut asked = Asked::about("fd00:18::1");
         for _ in 0..3 {
-            let Picked::Address(address) = resolver.pick(&control) else { panic!("no address") };
-            assert_eq!(address, "[fd00:18::1]:55555".parse().unwrap());
-            resolver.failed();
+            assert_eq!(asked.picked(), Some("[fd00:18::1]:55555".parse().unwrap()));
+            asked.resolver.failed();
+            assert!(asked.resolver.pending.is_none());
         }
     }
 
     #[test]
-    fn addresses_take_turns_as_they_fail_and_then_the_name_is_resolved_again() {
-        let (_sender, signals) = unbounded();
-        let wake = Wake::new().unwrap();
-        let control = Control::new(signals, &wake);
-        let mut resolver = resolver("gateway.test");
-        let known: Vec<SocketAddr> = ["198.18.0.1:1", "198.18.0.2:1"].iter().map(|it| it.parse().unwrap()).collect();
-        resolver.pending = Some(answered(Ok(known.clone())));
-        for expected in [known[0], known[0]] {
-            assert!(matches!(resolver.pick(&control), Picked::Address(address) if address == expected));
-        }
-        resolver.failed();
-        assert!(matches!(resolver.pick(&control), Picked::Address(address) if address == known[1]));
-        resolver.failed();
-        resolver.pending = Some(answered(Err(io::ErrorKind::NotFound.into())));
-        assert!(
-            matches!(resolver.pick(&control), Picked::Address(address) if address == known[0]),
-            "the old ones stay"
-        );
-        resolver.pending = Some(answered(Ok(known[1..].to_vec())));
-        assert!(matches!(resolver.pick(&control), Picked::Address(address) if address == known[1]));
+    fn addresses_take_turns_as_they_fail_whatever_their_order_in_the_answers() {
+        let [a, b, c] = known();
+        let mut asked = Asked::about("gateway.test");
+        assert_eq!(asked.answered(&[a, b]), Some(a));
+        asked.resolver.failed();
+        assert_eq!(asked.answered(&[b, a]), Some(b));
+        asked.resolver.failed();
+        assert_eq!(asked.answered(&[a, b, c]), Some(c), "the only one that has not failed");
+        asked.resolver.failed();
+        assert_eq!(asked.answered(&[b, a, c]), Some(b), "all have");
+        asked.resolver.failed();
+        asked.resolver.pending = Some(answered(Err(io::ErrorKind::NotFound.into())));
+        assert_eq!(asked.picked(), Some(a), "the old ones stay");
+    }
+
+    #[test]
+    fn the_name_is_asked_for_at_each_attempt_and_the_address_that_worked_stays_while_the_name_has_it() {
+        let [a, b, _] = known();
+        let mut asked = Asked::about("gateway.test");
+        assert_eq!(asked.answered(&[a, b]), Some(a));
+        asked.resolver.worked(false);
+        assert!(asked.resolver.is_due);
+        assert_eq!(asked.answered(&[b, a]), Some(a));
+        asked.resolver.worked(false);
+        let (_never, pending) = bounded(1);
+        asked.resolver.pending = Some(pending);
+        assert_eq!(asked.picked(), Some(a), "without waiting for the resolver");
+        assert_eq!(asked.answered(&[b]), Some(b), "the name has moved");
     }
 
     #[test]
     fn a_name_without_address_is_named_and_a_signal_comes_first() {
-        let (sender, signals) = unbounded();
-        let wake = Wake::new().unwrap();
-        let control = Control::new(signals, &wake);
-        let mut resolver = resolver("gateway.test");
-        resolver.pending = Some(answered(Ok(Vec::new())));
-        let Picked::None(failure) = resolver.pick(&control) else { panic!("an address") };
+        let mut asked = Asked::about("gateway.test");
+        asked.resolver.pending = Some(answered(Ok(Vec::new())));
+        let Picked::None(failure) = asked.resolver.pick(&asked.control, true) else { panic!("an address") };
         assert!(failure.to_string().contains("it has no address"), "{failure}");
         let (_never, pending) = bounded(1);
-        resolver.pending = Some(pending);
-        sender.send(Signal::Stop).unwrap();
-        assert!(matches!(resolver.pick(&control), Picked::Signal(Signal::Stop)));
+        asked.resolver.pending = Some(pending);
+        asked.signals.send(Signal::Stop).unwrap();
+        assert!(matches!(asked.resolver.pick(&asked.control, true), Picked::Signal(Signal::Stop)));
     }
 
     fn answered(answer: io::Result<Vec<SocketAddr>>) -> Receiver<io::Result<Vec<SocketAddr>>> {

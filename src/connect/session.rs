@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn_proto::ConnectError as RefusedStart;
-use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_config::ClientConfig;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{
@@ -17,6 +16,7 @@ use tollgate_shards::{
 
 use super::control::Control;
 use crate::gateway::{congestion, ephemeral_reset_key, random};
+use crate::handshakes::Spoken;
 use crate::packet_io::{Lost, PacketIo};
 use crate::signals::Signal;
 
@@ -57,29 +57,33 @@ pub struct Session {
     events: VecDeque<ClientEvent>,
     /// Until when the tunnel must be up, while it is not.
     late_at: Option<Instant>,
+    /// Until when the gateway must have answered at all.
+    silent_at: Option<Instant>,
 }
 
 impl Session {
-    /// Begins the handshake with the gateway at `remote`.
+    /// Begins the handshake with the gateway called `name` at `remote`, which must have answered by `silent_at` if there is such a time.
     ///
     /// # Errors
     ///
     /// If the address or the name in `connection_string` cannot be used.
     pub fn new(
         config: &ClientConfig,
-        remote: SocketAddr,
-        tls: Arc<dyn CryptoConfig>,
+        (name, remote): (&str, SocketAddr),
+        spoken: &Spoken,
+        silent_at: Option<Instant>,
         now: Instant,
     ) -> Result<Self, RefusedStart> {
         let params = TunnelParams {
             remote,
-            server_name: config.server.host.clone(),
+            quic_version: spoken.mode.quic_version(),
+            server_name: name.to_owned(),
             transport: Arc::new(transport(&transport_params(config))),
             send_datagrams_max: SEND_DATAGRAMS_MAX,
             seed: *random(),
         };
-        let client = Client::new(params, MergeLimits::default(), tls, ephemeral_reset_key(), now)?;
-        Ok(Session { client, events: VecDeque::new(), late_at: Some(now + ATTEMPT_TIMEOUT) })
+        let client = Client::new(params, MergeLimits::default(), spoken.config.clone(), ephemeral_reset_key(), now)?;
+        Ok(Session { client, events: VecDeque::new(), late_at: Some(now + ATTEMPT_TIMEOUT), silent_at })
     }
 
     /// What the connection has carried so far.
@@ -112,20 +116,28 @@ impl Session {
             }
             match self.events.pop_front() {
                 Some(ClientEvent::Assigned(assignment)) => {
-                    self.late_at = None;
+                    (self.late_at, self.silent_at) = (None, None);
                     return Outcome::Assigned(assignment);
                 }
                 Some(ClientEvent::PathMtu(mtu_bytes)) => return Outcome::PathMtu(mtu_bytes),
                 Some(ClientEvent::Closed(cause)) => return Outcome::Closed(cause),
                 None => {}
             }
-            if self.late_at.is_some_and(|at| at <= now) {
+            if self.silent_at.is_some() && self.client.tunnel.has_heard() {
+                self.silent_at = None;
+            }
+            if self.late_at.into_iter().chain(self.silent_at).any(|at| at <= now) {
                 self.client.tunnel.close(now);
                 self.pass(packet_io, now);
                 return Outcome::Late;
             }
             if !busy {
-                self.sleep(packet_io, control, now, [self.late_at, look_at].into_iter().flatten().min());
+                self.sleep(
+                    packet_io,
+                    control,
+                    now,
+                    [self.late_at, self.silent_at, look_at].into_iter().flatten().min(),
+                );
             }
         }
     }

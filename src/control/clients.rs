@@ -223,11 +223,15 @@ pub fn not_served(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::path::Path;
     use std::thread;
 
     use super::super::acceptor::Acceptor;
     use super::*;
+
+    /// Longer than any answer takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// The server's side of a control socket, which answers by `carry_out`.
     fn serve(folder: &Path, requests: usize, mut carry_out: impl FnMut(Request) -> Answer + Send + 'static) {
@@ -256,8 +260,11 @@ mod tests {
         });
     }
 
+    /// Reads end, so that a test does.
     fn connect(folder: &Path) -> UnixStream {
-        UnixStream::connect(folder.join("control")).unwrap()
+        let stream = UnixStream::connect(folder.join("control")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 
     fn say(folder: &Path, what: &[u8]) -> UnixStream {
@@ -267,10 +274,11 @@ mod tests {
     }
 
     fn hear(lines: &mut Lines, stream: &UnixStream) -> Answer {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match lines.next(stream).unwrap() {
                 Next::Line(line) => return serde_json::from_slice(&line).unwrap(),
-                Next::Partial => {}
+                Next::Partial => assert!(Instant::now() < deadline, "no answer in {PATIENCE:?}"),
                 Next::End => panic!("no answer"),
             }
         }
@@ -314,6 +322,36 @@ mod tests {
         let stream = say(folder.path(), &[b'\n'; 5 * STEPS_MAX]);
         let mut lines = Lines::new(1000);
         (0..5 * STEPS_MAX).for_each(|_| assert!(!hear(&mut lines, &stream).done));
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_or_does_not_listen_is_let_go_when_its_time_is_over() {
+        let (event_loop, mut clients, now) = (EventLoop::new().unwrap(), Clients::default(), Instant::now());
+        let (silent, served) = UnixStream::pair().unwrap();
+        [&silent, &served].into_iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+        clients.add(served, &event_loop, now);
+        let deadline = now + CLIENT_TIMEOUT;
+        assert_eq!(clients.poll_timeout(), Some(deadline));
+        clients.handle_timeout(deadline - Duration::from_millis(1));
+        let error = (&silent).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "it has time left");
+        clients.handle_timeout(deadline);
+        assert_eq!(clients.poll_timeout(), None);
+        let answer = hear_one(&silent);
+        assert!(answer.lines[0].contains("no whole line"), "{answer:?}");
+        assert_eq!((&silent).read(&mut [0]).unwrap(), 0, "it is gone");
+
+        let (deaf, served) = UnixStream::pair().unwrap();
+        served.set_nonblocking(true).unwrap();
+        (&deaf).write_all(b"{\"order\":\"reload\"}\n").unwrap();
+        clients.add(served, &event_loop, now);
+        clients.handle_ready(0, now);
+        let (client, _) = clients.poll_request().unwrap();
+        assert_eq!(clients.poll_timeout(), None, "whoever waits for the control plane is not late");
+        clients.answer(client, &Answer { lines: vec!["x".repeat(16 << 20)], ..Answer::default() }, now);
+        assert_eq!(clients.poll_timeout(), Some(deadline));
+        clients.handle_timeout(deadline);
+        assert_eq!(clients.poll_timeout(), None);
     }
 
     #[test]

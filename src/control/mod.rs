@@ -8,11 +8,12 @@
 
 mod acceptor;
 mod clients;
+mod drain;
 mod event_loop;
 mod file_watch;
 mod operator;
 mod orders;
-mod protocol;
+pub mod protocol;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 pub use acceptor::SocketError;
 pub use clients::{CLIENT_TIMEOUT, CLIENTS_MAX};
+pub use drain::{DrainError, drain};
 pub use file_watch::QUIET;
 pub use operator::{AskError, ask};
 pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
@@ -34,13 +36,15 @@ use self::acceptor::Acceptor;
 use self::clients::{Clients, not_served};
 use self::event_loop::{EventLoop, Interest, Source, Watched};
 use self::file_watch::FileWatch;
-use self::orders::{Orders, Origin};
-use crate::gateway::{Completed, Gateway, GatewayError};
+use self::orders::{Orders, Origin, StatusFor};
+use crate::gateway::{Completed, DrainPlan, Gateway, GatewayError, Status};
 use crate::io::Wake;
 use crate::log::Log;
 use crate::output::Reports;
 use crate::signals::SignalSource;
 
+/// Longest drain.
+pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long to wait before accepting, or waiting, again when the system is out of something.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -270,10 +274,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     self.gateway.begin_stop(Instant::now());
                     self.phase = Phase::Stopping;
                 }
-                Completed::Status(status) => {
-                    self.orders.end_report();
-                    self.reports.print(status.to_json());
-                }
+                Completed::Status(status) => self.take_status(&status),
                 completed => {
                     if let Some((origin, answer)) = self.orders.complete(completed) {
                         self.answer(origin, &answer);
@@ -300,11 +301,46 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 (orders::Next::Order(origin, Request::Reload { force }), Phase::Serving) => {
                     self.begin_reload(origin, force).map(|answer| (origin, answer))
                 }
+                (orders::Next::Order(origin, Request::Status), Phase::Serving) => {
+                    self.orders.begin_status(&mut self.gateway, StatusFor::Answer(origin));
+                    None
+                }
+                (orders::Next::Order(origin, Request::Drain { within_ms, rate_per_s }), Phase::Serving) => {
+                    let pace = DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s };
+                    self.orders.begin_status(&mut self.gateway, StatusFor::Drain(origin, pace));
+                    None
+                }
+                (orders::Next::Order(origin, Request::Resume), Phase::Serving) => Some((origin, self.resume())),
             };
             if let Some((origin, answer)) = answered {
                 self.answer(origin, &answer);
             }
         }
+    }
+
+    /// Makes use of a status that was asked for.
+    fn take_status(&mut self, status: &Status) {
+        match self.orders.take_status() {
+            None => {}
+            Some(StatusFor::Report) => self.reports.print(status.to_json()),
+            Some(StatusFor::Answer(origin)) => self.answer(origin, &orders::standing(&self.gateway, status)),
+            Some(StatusFor::Drain(origin, pace)) => {
+                self.gateway.begin_drain(pace, status, Instant::now());
+                let answer = orders::standing(&self.gateway, status);
+                answer.lines.iter().for_each(|line| info!("{line}"));
+                self.answer(origin, &answer);
+            }
+        }
+    }
+
+    /// Ends a drain.
+    fn resume(&mut self) -> Answer {
+        if !self.gateway.resume() {
+            return Answer::refused(vec!["the gateway does not drain: it takes clients".to_owned()]);
+        }
+        info!("taking clients again, by order");
+        let lines = vec!["taking clients again".to_owned()];
+        Answer { done: true, lines, state: Some(self.gateway.state()), ..Answer::default() }
     }
 
     /// Reads the configuration again and puts it in force. Returns the answer if there is one already.

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::clients::ClientId;
 use super::protocol::{Answer, Request};
-use crate::gateway::{Completed, Gateway};
+use crate::gateway::{Completed, DrainPlan, Gateway, State, Status};
 use crate::log::{self, Kind, Log};
 
 /// Who gave an order.
@@ -47,10 +47,18 @@ pub enum Next {
 /// What has begun and is not completed.
 #[derive(Debug)]
 enum Pending {
-    Report,
+    Status(StatusFor),
     Kick(Origin),
     /// With lines to add to the answer.
     Reload(Origin, Vec<String>),
+}
+
+/// What a status was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusFor {
+    Report,
+    Answer(Origin),
+    Drain(Origin, DrainPlan),
 }
 
 /// The orders that wait, and the one that is pending.
@@ -89,14 +97,28 @@ impl Orders {
     pub fn begin_next(&mut self) -> Option<Next> {
         let next = if self.pending.is_none() { self.waiting.pop_front() } else { None };
         if next == Some(Next::Report) {
-            self.pending = Some(Pending::Report);
+            self.pending = Some(Pending::Status(StatusFor::Report));
         }
         next
     }
 
-    /// The report that was pending has been made.
+    /// The report that was pending is not made.
     pub fn end_report(&mut self) {
         self.pending = None;
+    }
+
+    /// Asks for the gateway's status: the pace of a drain, too, depends on the number of clients.
+    pub fn begin_status(&mut self, gateway: &mut Gateway, purpose: StatusFor) {
+        gateway.begin_status(Instant::now());
+        self.pending = Some(Pending::Status(purpose));
+    }
+
+    /// What the status that has come was asked for.
+    pub fn take_status(&mut self) -> Option<StatusFor> {
+        match self.pending.take()? {
+            Pending::Status(purpose) => Some(purpose),
+            Pending::Kick(_) | Pending::Reload(..) => None,
+        }
     }
 
     /// Closes the connections of `user`. Returns the answer if there is one already.
@@ -160,6 +182,7 @@ impl Orders {
                     epoch: Some(reloaded.epoch),
                     closed_connections: Some(reloaded.closed_connections),
                     took_ms: Some(reloaded.took.as_secs_f64() * 1e3),
+                    ..Answer::default()
                 };
                 Some((origin, answer))
             }
@@ -184,9 +207,33 @@ impl Orders {
     /// Gives up the pending order, and returns its answer.
     pub fn abandon(&mut self) -> Option<(Origin, Answer)> {
         match self.pending.take()? {
-            Pending::Report => None,
-            Pending::Kick(origin) | Pending::Reload(origin, _) => Some((origin, self.refuse_stopping())),
+            Pending::Status(StatusFor::Report) => None,
+            Pending::Status(StatusFor::Answer(origin) | StatusFor::Drain(origin, _))
+            | Pending::Kick(origin)
+            | Pending::Reload(origin, _) => Some((origin, self.refuse_stopping())),
         }
+    }
+}
+
+/// How the gateway stands.
+pub fn standing(gateway: &Gateway, status: &Status) -> Answer {
+    let (state, clients) = (gateway.state(), status.clients());
+    let left = gateway.drains_for(Instant::now());
+    let line = match (state, left.filter(|_| clients > 0)) {
+        (State::Serving, _) => format!("serving; clients: {clients}"),
+        (State::Draining, None) => "drained; clients: 0, and none is taken until `tollgate resume`".to_owned(),
+        (State::Draining, Some(left)) => {
+            format!("draining; clients left: {clients}, the last one for {:.1} s", left.as_secs_f64())
+        }
+    };
+    let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
+    Answer {
+        done: true,
+        lines: std::iter::once(line).chain(silent).collect(),
+        state: Some(state),
+        clients: Some(clients),
+        drains_for_ms: left.map(|left| left.as_millis() as u64),
+        ..Answer::default()
     }
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::State;
+
 /// Longest request, in bytes, the end of the line not counted.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 
@@ -19,7 +21,8 @@ pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1024;
 
-/// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"reload","force":true}`, `{"order":"kick","user":"alice"}`.
+/// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"reload","force":true}`, `{"order":"kick","user":"alice"}`,
+/// `{"order":"drain","within_ms":600000,"rate_per_s":200}`, `{"order":"resume"}`, `{"order":"status"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum Request {
@@ -34,6 +37,18 @@ pub enum Request {
         /// The user's name.
         user: String,
     },
+    /// Take no new clients, and send those that are there away at an even pace.
+    Drain {
+        /// After so many milliseconds whoever is left goes at once.
+        within_ms: u64,
+        /// Clients in a second; without it the last one goes at the end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_per_s: Option<u32>,
+    },
+    /// Take clients again.
+    Resume,
+    /// Say how the gateway stands.
+    Status,
 }
 
 /// What came of it. On the line: `{"done":true,"lines":["..."],"epoch":3,"closed_connections":2,"took_ms":1.5}`, or
@@ -51,6 +66,15 @@ pub struct Answer {
     /// Connections that were closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_connections: Option<u64>,
+    /// What the gateway is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// Clients that have logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u64>,
+    /// How many milliseconds it takes until all have been sent away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drains_for_ms: Option<u64>,
     /// From the order to its acknowledgement by the last shard, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<f64>,
@@ -184,8 +208,8 @@ mod tests {
             assert_eq!(request, Request::Reload { force });
             assert_eq!(encode(&request), [line.as_bytes(), b"\n"].concat());
         }
-        let unknown = serde_json::from_str::<Request>(r#"{"order":"drain"}"#).unwrap_err().to_string();
-        assert!(unknown.contains("drain") && unknown.contains("reload"), "{unknown}");
+        let unknown = serde_json::from_str::<Request>(r#"{"order":"dance"}"#).unwrap_err().to_string();
+        assert!(unknown.contains("dance") && unknown.contains("reload"), "{unknown}");
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::clients::Clients;
 use super::interrupt::Interrupt;
-use super::progress::Progress;
 use super::site::Site;
 use super::table::{Echoes, Load};
 use super::tally::Tally;
 use super::{DemoError, Options};
+use crate::progress::Progress;
 use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, PingReport, ping};
 use tollgate_testkit::{LabError, SERVER_V4};

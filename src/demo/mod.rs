@@ -6,7 +6,6 @@
 mod clients;
 mod interrupt;
 mod measure;
-mod progress;
 mod site;
 mod table;
 mod tally;
@@ -21,10 +20,11 @@ use tollgate_config::ShardCount;
 use tollgate_shards::SHARDS_MAX;
 
 use self::interrupt::Interrupt;
-use self::progress::Progress;
 use self::site::Site;
 use self::table::Findings;
+use crate::identity::noise::{KeyExchange, NoiseKeyError};
 use crate::output;
+use crate::progress::Progress;
 use crate::signals::Signal;
 use tollgate_testkit::bulk::Direction;
 use tollgate_testkit::{self as testkit, LabError, Privilege};
@@ -49,6 +49,9 @@ pub struct Options {
     /// How many TCP connections each client has at once: 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: u16,
+    /// Log the clients in by Noise keys of that kind, "standard" if none is said, instead of TLS.
+    #[arg(long, value_name = "KIND", num_args = 0..=1, default_missing_value = "standard")]
+    noise: Option<KeyExchange>,
     /// Keep everything up after the table, and say how to reach it, until Ctrl-C.
     #[arg(long)]
     hold: bool,
@@ -70,6 +73,9 @@ pub enum DemoError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A Noise key cannot be made.
+    #[error(transparent)]
+    Key(#[from] NoiseKeyError),
     /// Something of the system that every program has.
     #[error("cannot {operation}: {source}")]
     System {
@@ -174,9 +180,9 @@ pub fn run(options: &Options) -> Result<(), DemoError> {
     let signals =
         crate::signals::signals().map_err(|source| DemoError::System { operation: "watch signals", source })?;
     let interrupt = Interrupt::new(signals);
-    let mut progress = Progress::new();
+    let mut progress = Progress::default();
     progress.step("building network namespaces");
-    let mut site = Site::build(options.shards)?;
+    let mut site = Site::build(options.shards, options.noise.map(KeyExchange::kind))?;
     let shown = show(options, privilege, &mut site, &interrupt, &mut progress);
     progress.step("stopping clients and gateway");
     let stopped = site.stop();

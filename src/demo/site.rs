@@ -14,14 +14,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::rand::SystemRandom;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tollgate_config::ShardCount;
+use tollgate_noise::{Kind, PrivateKey};
 
 use super::interrupt::Interrupt;
 use super::{DemoError, Logs};
 use crate::gateway::Status;
-use tollgate_testkit::deploy::{ConfigFile, GATEWAY_TUN, Identity, service, user_entry};
+use crate::identity::noise::NoiseKeyError;
+use tollgate_testkit::deploy::{ConfigFile, GATEWAY_TUN, Identity, authorized_keys, service, user_entry};
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{LabError, Namespace, Privilege, Process, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
@@ -56,7 +59,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Builds the namespaces, and writes certificates and configurations. Nothing runs yet.
-    pub(super) fn build(shards: ShardCount) -> Result<Self, DemoError> {
+    pub(super) fn build(shards: ShardCount, noise: Option<Kind>) -> Result<Self, DemoError> {
         let topology = Topology::build(&TopologyPlan { clients: CLIENTS.len(), ..TopologyPlan::default() })?;
         let directory = tempfile::Builder::new()
             .prefix("tollgate-demo-")
@@ -67,7 +70,7 @@ impl Site {
                 path: std::env::temp_dir(),
                 source,
             })?;
-        write_files(directory.path(), shards)?;
+        write_files(directory.path(), shards, noise)?;
         Ok(Site { clients: Vec::new(), gateway: None, directory, topology: Arc::new(topology), shards: 0 })
     }
 
@@ -193,26 +196,56 @@ fn overrides_configuration(variable: &OsStr) -> bool {
     ["QUINCY_", "TOLLGATE_"].iter().any(|prefix| variable.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }
 
-/// Certificates and configurations; see the [module](self).
-fn write_files(directory: &Path, shards: ShardCount) -> Result<(), DemoError> {
+/// Certificates or Noise keys, and configurations; see the [module](self).
+fn write_files(directory: &Path, shards: ShardCount, noise: Option<Kind>) -> Result<(), DemoError> {
     let here = Path::new("");
+    let file = ConfigFile::gateway(here).of_tollgate(here).set("name", "demo").set("bind_address", SERVICE_V4);
+    let file = match shards {
+        ShardCount::Auto => file.set("shards.count", "auto"),
+        ShardCount::Fixed(count) => file.set("shards.count", count),
+    };
+    let (file, users) = match noise {
+        None => (file, write_identities(directory)?),
+        Some(kind) => write_keys(directory, kind, file)?,
+    };
+    file.write(&directory.join("server.toml"))?;
+    let path = directory.join("users.toml");
+    fs::write(&path, users).map_err(|source| DemoError::Files { operation: "write", path, source })
+}
+
+/// Certificates, and the clients' configurations. Returns the users file.
+fn write_identities(directory: &Path) -> Result<String, DemoError> {
     Identity::generate("gateway", &[&SERVICE_V4.to_string()])?.write(directory, "server")?;
     let mut users = String::new();
     for user in CLIENTS {
         let identity = Identity::generate(user, &[])?;
         identity.write(directory, user)?;
         users += &user_entry(user, &identity.fingerprint, "");
-        let file = ConfigFile::client(here, user, &service()).set("network.interface_name", GATEWAY_TUN);
+        client_file(user).write(&directory.join(format!("{user}.toml")))?;
+    }
+    Ok(users)
+}
+
+/// The clients' configurations, with Noise keys of that kind. Returns the gateway's, which was `file`, and the users file.
+fn write_keys(directory: &Path, kind: Kind, file: ConfigFile) -> Result<(ConfigFile, String), DemoError> {
+    let generate = || PrivateKey::generate(kind, &SystemRandom::new()).map_err(NoiseKeyError::from);
+    let gateway = generate()?;
+    let server = gateway.public().to_string();
+    let mut users = String::new();
+    for user in CLIENTS {
+        let key = generate()?;
+        let keys = authorized_keys([&key.public().to_string()[..]]);
+        users += &format!("[users.{user}]\n{keys}\n");
+        let settings = [("mode", "noise"), ("key_exchange", kind.name()), ("server_public_key", &server)];
+        let file = client_file(user).with_protocol(settings).set("protocol.private_key", &key.to_base64()[..]);
         file.write(&directory.join(format!("{user}.toml")))?;
     }
-    let path = directory.join("users.toml");
-    fs::write(&path, users).map_err(|source| DemoError::Files { operation: "write", path, source })?;
-    let file = ConfigFile::gateway(here).of_tollgate(here).set("name", "demo").set("bind_address", SERVICE_V4);
-    let file = match shards {
-        ShardCount::Auto => file.set("shards.count", "auto"),
-        ShardCount::Fixed(count) => file.set("shards.count", count),
-    };
-    Ok(file.write(&directory.join("server.toml"))?)
+    let settings = [("mode", "noise"), ("key_exchange", kind.name()), ("private_key", &gateway.to_base64())];
+    Ok((file.with_protocol(settings), users))
+}
+
+fn client_file(user: &str) -> ConfigFile {
+    ConfigFile::client(Path::new(""), user, &service()).set("network.interface_name", GATEWAY_TUN)
 }
 
 /// Of the gateway's line at its start, the parts about who steers and what the TUN device takes off its hands.
@@ -281,7 +314,8 @@ mod tests {
         for (number, shards) in [ShardCount::Auto, ShardCount::Fixed(3.try_into().unwrap())].into_iter().enumerate() {
             let directory = directory.path().join(number.to_string());
             fs::create_dir(&directory).unwrap();
-            write_files(&directory, shards).unwrap();
+            let noise = (number > 0).then_some(Kind::Hybrid);
+            write_files(&directory, shards, noise).unwrap();
             // Relative paths start at the working directory, which tests share.
             let text = fs::read_to_string(directory.join("server.toml")).unwrap();
             let users = format!("{:?}", directory.join("users.toml"));

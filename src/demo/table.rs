@@ -158,6 +158,7 @@ mod tests {
             shard,
             cpu: shard.into(),
             owned_connections,
+            clients: owned_connections,
             addresses_held: None,
             memory: Held::default(),
             counters,

@@ -90,6 +90,7 @@ mod tests {
             shard,
             cpu: shard.into(),
             owned_connections: 1,
+            clients: 1,
             addresses_held: (shard == 0).then_some(2),
             memory: Held::default(),
             counters: Counters { up_packets: 5 * scale, connections: 1, drops, ..Counters::default() },

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use tollgate_shards::packet::MTU_BYTES_MIN_V6;
 use tollgate_shards::{ClientMtu, ConnectionKey};
 
+use super::waker::Notify;
 use crate::io::Wake;
 
 /// The MTUs of connections' paths, by the address that each has or had; `None` is no less than the device's, or a connection that is gone. At
@@ -22,9 +23,9 @@ type States = BTreeMap<(IpAddr, ConnectionKey), Option<u16>>;
 struct Mailbox(Arc<Mutex<States>>);
 
 /// A shard's end of the mailbox.
-pub struct ClientMtuSender {
+pub struct ClientMtuSender<W = Wake> {
     mailbox: Mailbox,
-    wake: Arc<Wake>,
+    wake: Arc<W>,
     /// States that could not be handed over yet.
     held: States,
 }
@@ -35,7 +36,7 @@ impl Mailbox {
     }
 }
 
-impl ClientMtuSender {
+impl<W: Notify> ClientMtuSender<W> {
     /// Takes note of a change.
     pub fn hold(&mut self, ClientMtu { address, connection, mtu_bytes }: ClientMtu) {
         self.held.insert((address, connection), mtu_bytes);
@@ -67,7 +68,7 @@ pub struct ClientMtus {
 
 impl ClientMtus {
     /// An end for one shard; `wake` wakes the control plane.
-    pub fn sender(&self, wake: Arc<Wake>) -> ClientMtuSender {
+    pub fn sender<W>(&self, wake: Arc<W>) -> ClientMtuSender<W> {
         ClientMtuSender { mailbox: self.mailbox.clone(), wake, held: States::new() }
     }
 

@@ -9,9 +9,9 @@ use crossbeam_channel::Sender;
 use tollgate_shards::CommandId;
 
 use super::core::{CoreCommand, Report};
-use super::mesh::Waker;
 use super::reload::{Change, Completed, Unanswered};
 use super::status::Status;
+use super::waker::Waker;
 
 /// How long all cores together may take to report their status.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -192,11 +192,12 @@ mod tests {
     use crossbeam_channel::{Receiver, unbounded};
 
     use super::*;
+    use crate::io::Wake;
 
     fn cores(count: usize) -> (Vec<CoreHandle>, Vec<Receiver<CoreCommand>>) {
         let core = |_| {
             let (commands, receiver) = unbounded();
-            (CoreHandle { commands, waker: Waker::new().unwrap() }, receiver)
+            (CoreHandle { commands, waker: Waker::new(Wake::new().unwrap()) }, receiver)
         };
         (0..count).map(core).unzip()
     }
@@ -214,6 +215,7 @@ mod tests {
             shard,
             cpu: 0,
             owned_connections: 0,
+            clients: 0,
             addresses_held: None,
             memory: Default::default(),
             counters: Default::default(),

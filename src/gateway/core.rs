@@ -1,26 +1,30 @@
-//! One core: a shard, a UDP socket and a TUN queue, and the passes over them on a thread of their own.
+//! One core: a shard, a UDP socket and a TUN queue, and the turns over them on a thread of their own.
+//!
+//! A turn neither sleeps nor reads the clock: it says what comes next, and whoever runs the core does that. The kind of its descriptors is a
+//! parameter.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{
-    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Shard, Snapshot, SteeringUpdate, UserIndex,
+    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Shard, ShardIndex, Snapshot,
+    SteeringUpdate, UserIndex,
 };
-use tracing::{debug, info, warn};
+use tracing::debug;
 
+use super::busy::BusyShare;
 use super::client_mtus::ClientMtuSender;
 use super::interrupt_moderation::InterruptModeration;
 use super::memory::{self, Trim};
-use super::mesh::{Mesh, Waker};
+use super::mesh::Mesh;
 use super::notices::{Notice, NoticeSender};
 use super::pending::Pending;
 use super::threads::CoreThread;
-use crate::io::{ShardSockets, TunQueue, TunSteering};
-use crate::log::{self, Kind};
-use crate::packet_io::{Lost, PacketIo, Traffic};
+use super::waker::{Notify, Waker};
+use crate::io::{ShardSockets, TunSteering};
+use crate::packet_io::{Descriptors, Kernel, Lost, PacketIo, Traffic};
 
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
@@ -28,11 +32,20 @@ const LINGER: Duration = Duration::from_millis(300);
 const HELD_RETRY: Duration = Duration::from_micros(200);
 
 /// What the control plane has a core do.
-pub enum CoreCommand {
+pub enum CoreCommand<D: Descriptors = Kernel> {
     /// Say goodbye to every client and end.
     Stop,
     /// Report the status.
     Report(CommandId),
+    /// Take no new clients, and send those that are here away.
+    Drain {
+        /// All of them in this time.
+        over: Duration,
+        /// Whoever is left after this time at once.
+        within: Duration,
+    },
+    /// Take clients again.
+    Resume,
     /// Put another snapshot in force. Done when every shard has, and nothing that the new one forbids is in flight.
     Apply {
         /// The command's ID.
@@ -48,11 +61,11 @@ pub enum CoreCommand {
         user: UserIndex,
     },
     /// Take another TUN queue, of this generation.
-    Tun(TunQueue, u64),
+    Tun(D::Tun, u64),
     /// Close the UDP sockets, and answer.
     ReleaseUdp,
     /// Take other UDP sockets, of this generation.
-    Udp(ShardSockets, u64),
+    Udp(ShardSockets<D::Udp>, u64),
 }
 
 /// Generations of a core's descriptors: how often they were replaced.
@@ -71,6 +84,9 @@ pub struct Report {
     pub cpu: usize,
     /// Connections that it owns.
     pub owned_connections: usize,
+    /// Those of them on which a client has logged in.
+    #[serde(default)]
+    pub clients: usize,
     /// Addresses held, where the shard is the address allocator.
     pub addresses_held: Option<u64>,
     /// What is held for others.
@@ -82,108 +98,178 @@ pub struct Report {
     pub traffic: Traffic,
 }
 
-/// What a pass found, for the decision when to make the next one.
-struct Passed {
-    /// Whether the descriptors had anything.
-    moved: bool,
-    /// Whether other shards may have more.
-    more: bool,
+/// What a core does after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The next turn, at once.
+    Turn,
+    /// The next turn, at once, though it is likely to find nothing.
+    Poll,
+    /// Lets work gather, until then.
+    Gather(Instant),
+    /// Gives free memory back to the system.
+    GiveBack,
+    /// Sleeps by [`Core::sleep`], until then at the latest. It has announced that.
+    Sleep(Option<Instant>),
+    /// It is over.
+    End,
 }
 
-/// A core's shard, descriptors and channels.
-pub struct Core {
+/// A core's shard, descriptors and channels. `E` takes what the shard tells.
+pub struct Core<D: Descriptors, E> {
     /// The CPU to pin to.
     pub cpu: usize,
     /// The engine of this core.
     pub shard: Shard,
-    /// The newest snapshot, for the log: it knows the users of all earlier ones.
+    /// The newest snapshot: it knows the users of all earlier ones.
     pub snapshot: Arc<Snapshot>,
     /// The shard's descriptors.
-    pub packet_io: PacketIo,
+    pub packet_io: PacketIo<D>,
     /// Its end of the mesh.
-    pub mesh: Mesh,
+    pub mesh: Mesh<D::Wake>,
     /// How others wake it.
-    pub waker: Waker,
+    pub waker: Waker<D::Wake>,
     /// Commands of the control plane.
-    pub commands: Receiver<CoreCommand>,
+    pub commands: Receiver<CoreCommand<D>>,
     /// How long work may gather while the core is busy.
-    pub coalesce: Duration,
+    pub moderation: InterruptModeration,
     /// How long to go on looking after the last packet before sleeping.
     pub busy_poll: Duration,
+    /// How busy it is.
+    pub busy: BusyShare,
     /// The command that is not completed.
     pub pending: Pending,
     /// Gives memory back after a flood.
     pub trim: Trim,
     /// The kernel's steering of inner addresses, where there is one.
-    pub steering: Option<Arc<TunSteering>>,
+    pub steering: Option<Arc<TunSteering<D::SteeringMap>>>,
     /// Reports to the control plane.
-    pub notices: NoticeSender,
+    pub notices: NoticeSender<D::Wake>,
     /// Generations of the descriptors.
     pub generations: Generations,
     /// Takes the MTUs of clients' paths.
-    pub client_mtus: ClientMtuSender,
+    pub client_mtus: ClientMtuSender<D::Wake>,
+    /// Takes what the shard tells.
+    pub tell: E,
+    /// How far it has come.
+    pub progress: Progress,
 }
 
-impl Core {
-    /// Runs the core on `thread` until it is told to stop or fails.
-    pub fn start(self, thread: CoreThread) {
+/// How far a core has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// When it ends at the latest, once it is to stop.
+    stop_by: Option<Instant>,
+    /// When its descriptors had something last.
+    moved_at: Option<Instant>,
+}
+
+impl<E> Core<Kernel, E>
+where
+    E: FnMut(ShardIndex, Event, &Snapshot) + Send + 'static,
+{
+    /// Runs the core on `thread` until it is told to stop.
+    pub fn start(mut self, thread: CoreThread) {
         thread.run(Box::new(move || {
             let _abort = AbortOnPanic;
-            let (shard, notices) = (self.shard.index().0, self.notices.clone());
-            let result = self.run();
-            notices.send(Notice::Ended { shard, result });
+            self.run();
+            self.notices.send(Notice::Ended { shard: self.shard.index().0 });
         }));
     }
 
-    fn run(mut self) -> io::Result<()> {
-        let mut stop_by = None;
-        let mut moderation = InterruptModeration::new(self.coalesce, Instant::now());
-        let mut last_moved = None;
+    fn run(&mut self) {
         loop {
+            // The core never yields to its executor, which has no other task: glommio 0.9 parks for good, although a task is runnable, when
+            // its preemption timer fires between its look at the rings and its look at the queues (`run_task_queues` then reports that nothing
+            // ran).
             let now = Instant::now();
-            let Passed { moved, more } = self.pass(now, &mut stop_by);
-            if moved {
-                last_moved = Some(now);
+            if let Some(percent) = self.busy.goes_on(now) {
+                self.shard.handle_busy(percent);
             }
-            if stop_by
-                .is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped()))
-            {
-                return Ok(());
-            }
-            let holding = self.mesh.flush() | self.client_mtus.flush();
-            self.report_done();
-            if more || self.packet_io.has_more() {
-                // The core never yields to its executor, which has no other task: glommio 0.9 parks for good, although a task is runnable, when
-                // its preemption timer fires between its look at the rings and its look at the queues (`run_task_queues` then reports that nothing
-                // ran).
-                continue;
-            }
-            if let Some(again) = moderation.look_again(now, self.shard.passed_packets()) {
-                std::thread::sleep(again.saturating_duration_since(Instant::now()));
-                continue;
-            }
-            if last_moved.is_some_and(|last_moved| now.duration_since(last_moved) < self.busy_poll) {
+            match self.turn(now) {
+                Next::Turn => {}
                 // The sibling hyperthread may have the core's units meanwhile.
-                std::hint::spin_loop();
-                continue;
+                Next::Poll => {
+                    self.busy.rests(now);
+                    std::hint::spin_loop();
+                }
+                Next::Gather(until) => {
+                    let turned = Instant::now();
+                    self.busy.rests(turned);
+                    std::thread::sleep(until.saturating_duration_since(turned));
+                }
+                Next::GiveBack => memory::give_back(),
+                Next::Sleep(until) => {
+                    self.busy.rests(Instant::now());
+                    self.sleep(now, until);
+                }
+                Next::End => return,
             }
-            let deadline = self.shard.poll_timeout().map(|(at, _)| at);
-            let retry = holding.then_some(now + HELD_RETRY);
-            if self.trim.handle_idle(now, self.shard.held().total_bytes()) {
-                self.shard.give_back();
-                memory::give_back();
-            }
-            let trim = self.trim.poll_timeout();
-            self.sleep(now, [deadline, retry, trim, stop_by].into_iter().flatten().min());
         }
     }
+}
 
-    /// One pass: input, output.
-    fn pass(&mut self, now: Instant, stop_by: &mut Option<Instant>) -> Passed {
-        let moved = self.packet_io.intake(&mut self.shard, now);
+impl<D, E> Core<D, E>
+where
+    D: Descriptors<Wake: Notify>,
+    E: FnMut(ShardIndex, Event, &Snapshot),
+{
+    /// One turn: a pass, and what is to be done until the next one.
+    pub fn turn(&mut self, now: Instant) -> Next {
+        let more = self.pass(now);
+        // Also of the last turn: whoever sleeps is woken for it.
+        let holding = self.mesh.flush() | self.client_mtus.flush();
+        if self
+            .progress
+            .stop_by
+            .is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped()))
+        {
+            return Next::End;
+        }
+        self.report_done();
+        if more || self.packet_io.has_more() {
+            return Next::Turn;
+        }
+        if let Some(until) = self.moderation.look_again(now, self.shard.passed_packets()) {
+            return Next::Gather(until);
+        }
+        if self.progress.moved_at.is_some_and(|moved_at| now.duration_since(moved_at) < self.busy_poll) {
+            return Next::Poll;
+        }
+        if self.trim.handle_idle(now, self.shard.held().total_bytes()) {
+            self.shard.give_back();
+            return Next::GiveBack;
+        }
+        let (mesh, commands) = (&self.mesh, &self.commands);
+        if !self.waker.fall_asleep(|| mesh.is_idle() && commands.is_empty()) {
+            self.waker.end_sleep(self.packet_io.take_woken());
+            return Next::Turn;
+        }
+        let deadline = self.shard.poll_timeout().map(|(at, _)| at);
+        let retry = holding.then_some(now + HELD_RETRY);
+        let others = [
+            self.packet_io.poll_timeout(now),
+            self.trim.poll_timeout(),
+            self.progress.stop_by,
+            self.busy.poll_timeout(),
+        ];
+        Next::Sleep(others.into_iter().chain([deadline, retry]).flatten().min())
+    }
+
+    /// Sleeps until something is ready, or `until`. `now` is that of the turn before.
+    pub fn sleep(&mut self, now: Instant, until: Option<Instant>) {
+        self.packet_io.sleep(now, until);
+        self.waker.end_sleep(self.packet_io.take_woken());
+    }
+
+    /// One pass: input, output. Returns whether other shards may have more.
+    fn pass(&mut self, now: Instant) -> bool {
+        if self.packet_io.intake(&mut self.shard, now) {
+            self.progress.moved_at = Some(now);
+        }
         self.shard.handle_receive_buffers(self.packet_io.receive_buffers_bytes());
         let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
-        self.take_commands(now, stop_by);
+        self.take_commands(now);
         if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.shard.handle_timeout(now);
         }
@@ -196,24 +282,18 @@ impl Core {
                     0 => {}
                     lost => self.shard.handle_drop(DropReason::MeshFull, lost),
                 },
-                Action::Log(event) => self.log(event),
+                Action::Log(event) => self.take_event(event),
             }
         }
         self.report_lost(Lost::default());
-        Passed { moved, more }
+        more
     }
 
-    fn sleep(&mut self, now: Instant, deadline: Option<Instant>) {
-        let (packet_io, mesh, commands) = (&mut self.packet_io, &self.mesh, &self.commands);
-        self.waker.sleep(
-            || mesh.is_idle() && commands.is_empty(),
-            |is_idle| {
-                if is_idle {
-                    packet_io.sleep(now, deadline);
-                }
-                packet_io.take_woken()
-            },
-        );
+    fn take_event(&mut self, event: Event) {
+        if let Event::Detached { user, version, .. } = event {
+            self.pending.count_closed(user, version, self.snapshot.version);
+        }
+        (self.tell)(self.shard.index(), event, &self.snapshot);
     }
 
     /// Tells which descriptors are out of order, and which could not be replaced (`refused`).
@@ -228,19 +308,23 @@ impl Core {
         }
     }
 
-    fn take_commands(&mut self, now: Instant, stop_by: &mut Option<Instant>) {
+    fn take_commands(&mut self, now: Instant) {
         loop {
             let command = match self.commands.try_recv() {
                 Ok(command) => command,
-                Err(TryRecvError::Disconnected) if stop_by.is_none() => CoreCommand::Stop,
+                Err(TryRecvError::Disconnected) if self.progress.stop_by.is_none() => CoreCommand::Stop,
                 Err(_) => return,
             };
             match command {
-                CoreCommand::Stop if stop_by.is_some() => {}
+                CoreCommand::Stop if self.progress.stop_by.is_some() => {}
                 CoreCommand::Stop => {
-                    *stop_by = Some(now + LINGER);
+                    self.progress.stop_by = Some(now + LINGER);
                     self.shard.handle_command(now, Command::Stop);
                 }
+                CoreCommand::Drain { over, within } => {
+                    self.shard.handle_command(now, Command::Drain { over, within });
+                }
+                CoreCommand::Resume => self.shard.handle_command(now, Command::Resume),
                 CoreCommand::Report(command) => {
                     self.notices.send(Notice::Report { command, report: Box::new(self.report()) });
                 }
@@ -289,6 +373,7 @@ impl Core {
             shard: self.shard.index().0,
             cpu: self.cpu,
             owned_connections: self.shard.owned_connections(),
+            clients: self.shard.clients(),
             addresses_held: self.shard.addresses_held(),
             memory: self.shard.held(),
             counters: self.shard.counters(),
@@ -302,68 +387,6 @@ impl Core {
             // Not lost: the mesh carries what arrives at the wrong shard.
             debug!(%address, %error, "the TUN steering map was not updated");
         }
-    }
-
-    fn log(&mut self, event: Event) {
-        if let Event::Detached { user, version, .. } = event {
-            self.pending.count_closed(user, version, self.snapshot.version);
-        }
-        let name = |user| self.snapshot.users.name(user);
-        if kind(&event).is_some_and(|kind| !log::admits(kind)) {
-            return;
-        }
-        match event {
-            Event::Attached { user, connection, address } => {
-                info!(user = name(user), shard = connection.owner.0, "client connected");
-                debug!(user = name(user), %address, "address leased");
-            }
-            Event::Detached { user, connection, reason, .. } => {
-                // The peer's words in it are escaped already.
-                let reason = format_args!("\"{reason}\"");
-                info!(user = name(user), shard = connection.owner.0, %reason, "client disconnected");
-            }
-            Event::UnknownCertificate { certificate } => {
-                warn!(%certificate, "client refused: no user has this certificate");
-            }
-            Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: false } => {
-                info!(user = name(user), shard = connection.owner.0, mtu_bytes, "client's path has a smaller MTU");
-            }
-            Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: true } => {
-                let reason =
-                    "its path carries less than the 1280 bytes that IPv6 needs: give it a path with a larger MTU";
-                warn!(user = name(user), shard = connection.owner.0, mtu_bytes, reason, "client loses large packets");
-            }
-            Event::PoolExhausted { user } => {
-                let reason = "no address is free: widen tunnel_network or the user's address_pool";
-                warn!(user = name(user), reason, "client refused");
-            }
-            Event::PoolReserved { user } => {
-                let reason = "the last tenth of the addresses is kept for users who have none: widen tunnel_network";
-                warn!(user = name(user), reason, "client refused");
-            }
-            Event::TooManyConnections { user } => {
-                let reason = "the user has all the connections that max_connections allows";
-                warn!(user = name(user), reason, "client refused");
-            }
-            Event::HandshakeFailed { reason } => debug!("handshake failed: {reason}"),
-            Event::Forgotten { events } => {
-                warn!("{events} events of shard {} are not told of: they were too many at once", self.shard.index().0);
-            }
-        }
-    }
-}
-
-/// The kind of this event's lines, each of which has a rate limit of its own.
-fn kind(event: &Event) -> Option<Kind> {
-    match event {
-        Event::Attached { .. } => Some(Kind::Connected),
-        Event::Detached { .. } => Some(Kind::Disconnected),
-        Event::UnknownCertificate { .. } => Some(Kind::UnknownCertificate),
-        Event::PoolExhausted { .. } | Event::PoolReserved { .. } => Some(Kind::NoAddress),
-        Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
-        Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
-        // Thousands of events make one; narrowed paths are limited by the shard.
-        Event::Forgotten { .. } | Event::PathNarrowed { .. } => None,
     }
 }
 

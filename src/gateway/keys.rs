@@ -226,7 +226,8 @@ mod tests {
     fn something_else_is_not_taken_for_keys() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
-        for content in ["", "tollgate-keys-1 12", "tollgate-keys-1 zz", &"é".repeat(40), &"x".repeat(5000)] {
+        let long = format!("{MAGIC} {}{}", "0".repeat(2 * MASTER_BYTES), " ".repeat(FILE_BYTES_MAX as usize));
+        for content in ["", "tollgate-keys-1 12", "tollgate-keys-1 zz", &"é".repeat(40), &"x".repeat(5000), &long] {
             let mut file =
                 fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
             file.write_all(content.as_bytes()).unwrap();

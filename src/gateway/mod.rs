@@ -3,59 +3,72 @@
 //! The control plane drives it: it hands over what the gateway's descriptors and timers bring, and takes what commands come to. This module
 //! blocks while the gateway starts only, and sees no packet.
 
+pub mod busy;
 mod capacity;
-mod client_mtus;
+pub mod client_mtus;
 mod commands;
-mod core;
-mod interrupt_moderation;
+pub mod core;
+mod drain;
+mod events;
+pub mod interrupt_moderation;
 mod keys;
-mod memory;
-mod mesh;
-mod notices;
-mod pending;
+pub mod memory;
+pub mod mesh;
+#[cfg(test)]
+mod mesh_tests;
+pub mod notices;
+pub mod pending;
 mod placement;
 mod recurrence;
-mod reload;
+pub mod reload;
 mod status;
+mod sync;
 mod threads;
 mod upkeep;
+pub mod waker;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, unbounded};
-use rustls::pki_types::CertificateDer;
-use tollgate_config::{CongestionController, ServerConfig, ServerTls};
+use tollgate_config::{CongestionController, ServerConfig};
 use tollgate_netlink::NetlinkWatch;
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Congestion, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, TransportParams};
+use tollgate_shards::{
+    Congestion, Generation, IdLayoutError, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, Steering,
+    TransportParams,
+};
 use tracing::{info, warn};
 
 pub use self::core::Report;
+pub use drain::{DrainPlan, State};
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
 pub use reload::{Completed, Kicked, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
 pub use upkeep::HostReport;
 
+use self::busy::BusyShare;
 use self::capacity::DescriptorError;
 use self::client_mtus::ClientMtus;
 use self::commands::{Commands, CoreHandle};
-use self::core::{Core, CoreCommand, Generations};
-use self::mesh::{Mesh, Waker};
+use self::core::{Core, CoreCommand, Generations, Progress};
+use self::interrupt_moderation::InterruptModeration;
+use self::mesh::{MESSAGES_MAX, Mesh};
 use self::notices::{Notice, NoticeSender};
 use self::pending::Pending;
 use self::placement::list;
 use self::threads::{CoreThread, Pool, ThreadError};
 use self::upkeep::Upkeep;
+use self::waker::Waker;
+use crate::handshakes::{HandshakeError, Served};
 use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
 use crate::io::{
     BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions, Wake,
 };
 use crate::packet_io::PacketIo;
-use crate::tls::{self, TlsError};
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,9 +80,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a gateway does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The certificate or its key.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// The key file cannot be used.
     #[error(transparent)]
     Keys(#[from] KeyError),
@@ -82,6 +92,9 @@ pub enum GatewayError {
     /// Something else of the host.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// Certificates or keys.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// A CPU that is not there.
     #[error("[shards] cpus names CPU {cpu}, which this process may not use: it may use {allowed}")]
     Cpu {
@@ -90,20 +103,26 @@ pub enum GatewayError {
         /// The CPUs that the process may use.
         allowed: String,
     },
+    /// Connection IDs cannot be so.
+    #[error("[connection_ids]: {0}")]
+    Ids(#[from] IdLayoutError),
+    /// There are more cores than connection IDs can tell apart.
+    #[error(
+        "{shards} shards are more than the {shards_max} that connection IDs with this server ID can tell apart: set count in [shards] to as \
+         many, or a key in [connection_ids]"
+    )]
+    Shards {
+        /// How many there would be.
+        shards: usize,
+        /// How many there may be.
+        shards_max: u16,
+    },
     /// A thread cannot be started.
     #[error(transparent)]
     Thread(#[from] ThreadError),
     /// The limit of descriptors is too low.
     #[error(transparent)]
     Descriptors(#[from] DescriptorError),
-    /// A descriptor failed while the gateway ran.
-    #[error("shard {shard} failed: {source}")]
-    Core {
-        /// The index of the shard.
-        shard: u16,
-        /// The system's reason.
-        source: io::Error,
-    },
     /// A core does not react. What it holds goes with the process.
     #[error("shard {shard} did not end within {STOP_TIMEOUT:?}: its clients may not have been told")]
     Stuck {
@@ -125,16 +144,17 @@ pub struct Gateway {
     notices: Receiver<Notice>,
     /// Wakes the control plane for notices.
     wake: Arc<Wake>,
-    /// Cores that have ended, and how.
-    ended: BTreeMap<u16, io::Result<()>>,
+    /// Cores that have ended.
+    ended: BTreeSet<u16>,
     /// The configuration in force.
     config: ServerConfig,
     /// What of it the shards know.
     snapshot: Arc<Snapshot>,
-    /// The gateway's own certificate and those that vouch for it, as clients see them.
-    certificates: Vec<CertificateDer<'static>>,
+    served: Served,
     commands: Commands,
     upkeep: Upkeep,
+    /// When all clients have been sent away, where no new ones are taken.
+    drained_by: Option<Instant>,
     /// When the cores must have ended.
     stop_by: Option<Instant>,
 }
@@ -151,17 +171,22 @@ impl Gateway {
         capacity::allow_descriptors(shards)?;
         let (threads, core_threads) = threads::start(&cpus)?;
         let keys = Keys::of(&config.shards)?;
-        let certificates = chain(&config.tls)?;
+        let id_layout = config.connection_ids.layout(keys.connection_id)?;
+        let shards_max = id_layout.steering().shards_max();
+        if shards > usize::from(shards_max) {
+            return Err(GatewayError::Shards { shards, shards_max });
+        }
+        let served = Served::load(&config.protocol)?;
         let snapshot = Arc::new(Snapshot {
             version: 0,
             users: config.users.clone(),
             isolate_clients: config.isolate_clients,
-            tls: tls::server(&config.tls)?,
+            handshakes: served.handshakes.listing(config.users.clone()),
         });
         let mut sockets = SocketPlan {
             address: config.bind(),
             shards,
-            options: udp_options(config),
+            options: udp_options(config, id_layout.steering()),
             handshake_buffer_bytes: HANDSHAKE_BUFFER_BYTES,
         };
         let bound = host::bind_sockets(&sockets)?;
@@ -170,11 +195,11 @@ impl Gateway {
         let (mut tun, queues) = host::make_tun(&plan)?;
         let steering = steer_tun(&queues);
         tun.up()?;
-        let (notice_sender, notices) = notices::channel()?;
+        let (notice_sender, notices) = notices::channel(Wake::new()?);
         let wake = notice_sender.wake().clone();
         let client_mtus = ClientMtus::default();
         let shared = Shared {
-            keys: ShardKeys { connection_id: keys.connection_id, reset: keys.reset, token: keys.token },
+            keys: ShardKeys { id_layout, reset: keys.reset, token: keys.token },
             snapshot: snapshot.clone(),
             steering,
             notices: notice_sender,
@@ -187,12 +212,13 @@ impl Gateway {
             threads,
             notices,
             wake,
-            ended: BTreeMap::new(),
+            ended: BTreeSet::new(),
             config: config.clone(),
             snapshot,
-            certificates,
+            served,
             commands: Commands::default(),
             upkeep,
+            drained_by: None,
             stop_by: None,
         })
     }
@@ -211,8 +237,8 @@ impl Gateway {
     pub fn handle_notices(&mut self, now: Instant) {
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
-                Notice::Ended { shard, result } => {
-                    self.ended.insert(shard, result);
+                Notice::Ended { shard } => {
+                    self.ended.insert(shard);
                     self.commands.handle_ended(shard);
                     self.upkeep.handle_released_udp(shard, now);
                 }
@@ -289,13 +315,10 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// If a core had failed, or has not ended.
-    pub fn finish(mut self) -> Result<(), GatewayError> {
-        for shard in 0..self.cores.len() as u16 {
-            match self.ended.remove(&shard) {
-                Some(result) => result.map_err(|source| GatewayError::Core { shard, source })?,
-                None => return Err(GatewayError::Stuck { shard }),
-            }
+    /// If a core has not ended.
+    pub fn finish(self) -> Result<(), GatewayError> {
+        if let Some(shard) = (0..self.cores.len() as u16).find(|shard| !self.ended.contains(shard)) {
+            return Err(GatewayError::Stuck { shard });
         }
         drop(self.cores);
         self.threads.join().map_err(GatewayError::Lost)
@@ -319,8 +342,8 @@ fn start_cores(
     client_mtus: &ClientMtus,
     shared: &Shared,
 ) -> Result<Vec<CoreHandle>, GatewayError> {
-    let wakers = cpus.iter().map(|_| Waker::new()).collect::<io::Result<Vec<_>>>()?;
-    let ends = Mesh::between(&wakers);
+    let wakers = cpus.iter().map(|_| Wake::new().map(Waker::new)).collect::<io::Result<Vec<_>>>()?;
+    let ends = Mesh::between(&wakers, MESSAGES_MAX);
     let now = Instant::now();
     let mut cores = Vec::with_capacity(cpus.len());
     let parts = sockets.into_iter().zip(queues).zip(ends).zip(wakers).zip(threads).zip(cpus).enumerate();
@@ -337,14 +360,17 @@ fn start_cores(
             mesh,
             waker: waker.clone(),
             commands: command_receiver,
-            coalesce: config.data_path.coalesce,
+            moderation: InterruptModeration::new(config.data_path.coalesce, now),
             busy_poll: config.data_path.busy_poll,
+            busy: BusyShare::new(now),
             pending: Pending::default(),
             trim: memory::Trim::default(),
             steering: shared.steering.clone(),
             notices: shared.notices.clone(),
             generations: Generations::default(),
             client_mtus: client_mtus.sender(shared.notices.wake().clone()),
+            tell: events::log,
+            progress: Progress::default(),
         };
         core.start(thread);
         cores.push(CoreHandle { commands, waker });
@@ -384,6 +410,7 @@ fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
             },
             ..Limits::default()
         },
+        generation: Generation::default(),
         incarnation: 0,
         wall_clock: SystemTime::now(),
         seed: *random(),
@@ -400,12 +427,6 @@ pub fn congestion(controller: CongestionController) -> Congestion {
     }
 }
 
-/// The gateway's certificate and those that vouch for it.
-fn chain(tls: &ServerTls) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chains = tls.certificates.iter().map(|source| tls::certificates("certificate", source));
-    Ok(chains.collect::<Result<Vec<_>, _>>()?.concat())
-}
-
 fn tun_plan(config: &ServerConfig, shards: usize) -> TunPlan {
     TunPlan {
         name: config.interface_name.clone(),
@@ -416,12 +437,13 @@ fn tun_plan(config: &ServerConfig, shards: usize) -> TunPlan {
     }
 }
 
-fn udp_options(config: &ServerConfig) -> UdpOptions {
+fn udp_options(config: &ServerConfig, steering: Steering) -> UdpOptions {
     UdpOptions {
         send_buffer_bytes: config.connection.send_buffer_bytes,
         receive_buffer_bytes: config.connection.recv_buffer_bytes,
         gro: config.data_path.gro,
         gso: config.data_path.gso,
+        steering,
     }
 }
 

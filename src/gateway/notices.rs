@@ -1,12 +1,12 @@
 //! What the cores tell the control plane: values in a channel, and one eventfd that wakes the event loop.
 
-use std::io;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use tollgate_shards::CommandId;
 
 use super::core::Report;
+use super::waker::Notify;
 use crate::io::Wake;
 
 /// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it ends, and one for each
@@ -17,8 +17,6 @@ pub enum Notice {
     Ended {
         /// The shard.
         shard: u16,
-        /// What it failed with, if it did.
-        result: io::Result<()>,
     },
     /// The core's answer to a request for its status.
     Report {
@@ -48,13 +46,19 @@ pub enum Notice {
 }
 
 /// A core's end. Sending never blocks.
-#[derive(Debug, Clone)]
-pub struct NoticeSender {
+#[derive(Debug)]
+pub struct NoticeSender<W = Wake> {
     sender: Sender<Notice>,
-    wake: Arc<Wake>,
+    wake: Arc<W>,
 }
 
-impl NoticeSender {
+impl<W> Clone for NoticeSender<W> {
+    fn clone(&self) -> Self {
+        NoticeSender { sender: self.sender.clone(), wake: self.wake.clone() }
+    }
+}
+
+impl<W: Notify> NoticeSender<W> {
     /// Tells the control plane, which may be past listening.
     pub fn send(&self, notice: Notice) {
         let _ = self.sender.send(notice);
@@ -62,17 +66,13 @@ impl NoticeSender {
     }
 
     /// What wakes the control plane.
-    pub fn wake(&self) -> &Arc<Wake> {
+    pub fn wake(&self) -> &Arc<W> {
         &self.wake
     }
 }
 
-/// The channel's two ends.
-///
-/// # Errors
-///
-/// When descriptors run out.
-pub fn channel() -> io::Result<(NoticeSender, Receiver<Notice>)> {
+/// The channel's two ends; `wake` wakes the control plane.
+pub fn channel<W>(wake: W) -> (NoticeSender<W>, Receiver<Notice>) {
     let (sender, receiver) = unbounded();
-    Ok((NoticeSender { sender, wake: Arc::new(Wake::new()?) }, receiver))
+    (NoticeSender { sender, wake: Arc::new(wake) }, receiver)
 }

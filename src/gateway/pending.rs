@@ -71,7 +71,7 @@ impl Pending {
 mod tests {
     use quinn_proto::crypto::rustls::QuicServerConfig;
     use rustls::pki_types::PrivateKeyDer;
-    use tollgate_shards::{User, Users};
+    use tollgate_shards::{Handshakes, User, Users};
 
     use super::*;
 
@@ -84,12 +84,17 @@ mod tests {
             .with_no_client_auth()
             .with_single_cert(vec![certified.cert.der().clone()], key)
             .unwrap();
-        let tls = Arc::new(QuicServerConfig::try_from(tls).unwrap());
+        let handshakes = Handshakes { tls: Some(Arc::new(QuicServerConfig::try_from(tls).unwrap())), noise: None };
         let user = |name: &str| User { name: name.to_owned(), ..User::default() };
         let before = Users::new(vec![user("alice"), user("bob")]).unwrap();
         let next = before.succeed(vec![user("alice")]).unwrap();
         [(1, before), (2, next)].map(|(version, users)| {
-            Arc::new(Snapshot { version, users: Arc::new(users), isolate_clients: true, tls: tls.clone() })
+            Arc::new(Snapshot {
+                version,
+                users: Arc::new(users),
+                isolate_clients: true,
+                handshakes: handshakes.clone(),
+            })
         })
     }
 

@@ -86,3 +86,40 @@ impl Recurrence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_begin_anew_after_a_quiet_time() {
+        let (mut series, mut now) = (Recurrence::default(), Instant::now());
+        let pauses = [(); 9].map(|()| {
+            let pause = series.pause(now);
+            series.happened(now);
+            now += pause;
+            pause.as_millis()
+        });
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 2000, 2000, 2000]);
+        assert_eq!(series.pause(now + SERIES_GAP + PAUSE_MAX), QUIET);
+    }
+
+    #[test]
+    fn of_lines_that_follow_each_other_few_are_logged_and_the_others_are_counted() {
+        let (mut series, now) = (Recurrence::default(), Instant::now());
+        let say = |series: &mut Recurrence, now| {
+            series.line(now, "an address was gone: put back");
+            series.happened(now);
+        };
+        (0..LINES_MAX).for_each(|_| say(&mut series, now));
+        assert_eq!((series.withheld, series.poll_timeout()), (0, None));
+        (0..3).for_each(|_| say(&mut series, now));
+        let due = now + SUMMARY_INTERVAL;
+        assert_eq!((series.withheld, series.poll_timeout()), (3, Some(due)));
+        series.handle_timeout(due);
+        assert_eq!((series.withheld, series.poll_timeout()), (0, None));
+        // The first of a new series is logged again.
+        say(&mut series, due);
+        assert_eq!(series.withheld, 0);
+    }
+}

@@ -10,15 +10,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::CertificateDer;
 use tollgate_config::{ServerConfig, UserChanges};
-use tollgate_shards::{Snapshot, Users};
+use tollgate_shards::{Handshakes, Snapshot, Users};
 
+use super::Gateway;
 use super::commands::CHANGE_TIMEOUT;
 use super::core::CoreCommand;
 use super::status::Status;
-use super::{Gateway, chain};
-use crate::tls;
+use crate::handshakes::{Mode, Served};
 
 /// Another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,30 +144,20 @@ impl Gateway {
     ///
     /// If it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
     pub fn begin_reload(&mut self, mut next: ServerConfig, force: bool, now: Instant) -> Result<(), Refused> {
-        let restart = self.config.restart_needed(&next);
-        let mut reasons: Vec<String> =
-            restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
-        if !force {
-            reasons.extend(few_remain(&self.snapshot.users, &next.users));
-        }
-        let tls = tls::server(&next.tls).and_then(|tls| Ok((tls, chain(&next.tls)?)));
-        let users = self.snapshot.users.succeed(next.users.users().map(|(_, user)| user.clone()).collect());
-        let (tls, certificates, users) = match (tls, users) {
-            (Ok((tls, certificates)), Ok(users)) if reasons.is_empty() => (tls, certificates, users),
-            (tls, users) => {
-                reasons.extend(tls.err().map(|error| error.to_string()));
-                reasons.extend(users.err().map(|error| error.to_string()));
-                return Err(Refused(reasons));
-            }
+        let load = |reasons: &mut Vec<String>| {
+            let served = Served::load(&next.protocol).map_err(|error| reasons.push(error.to_string())).ok()?;
+            reasons.extend(other_modes(&self.served, &served));
+            let handshakes = served.handshakes.clone();
+            Some((served, handshakes))
         };
+        let (snapshot, served) = successor(&self.snapshot, &self.config, &next, force, load).map_err(Refused)?;
 
-        let changes = self.changes(&next, &certificates);
-        let version = self.snapshot.version + 1;
+        let changes = self.changes(&next, &served);
+        let version = snapshot.version;
         // From here on with the indexes that shards know.
-        next.users = Arc::new(users);
-        let (users, isolate_clients) = (next.users.clone(), next.isolate_clients);
-        self.snapshot = Arc::new(Snapshot { version, users, isolate_clients, tls });
-        (self.config, self.certificates) = (next, certificates);
+        next.users = snapshot.users.clone();
+        self.snapshot = Arc::new(snapshot);
+        (self.config, self.served) = (next, served);
         let snapshot = &self.snapshot;
         let change = Change::Reload { epoch: version, shards: self.cores.len(), changes };
         self.commands
@@ -190,17 +179,58 @@ impl Gateway {
         Ok(())
     }
 
-    /// In what `next`, with the certificates that it names, is different from what is in force.
-    fn changes(&self, next: &ServerConfig, certificates: &[CertificateDer<'_>]) -> Vec<String> {
+    /// In what `next`, with what it serves, is different from what is in force.
+    fn changes(&self, next: &ServerConfig, served: &Served) -> Vec<String> {
         let users = Some(self.config.user_changes(next)).filter(|users| *users != UserChanges::default());
         let keys = self.config.live_changes(next);
         let mut changes: Vec<String> = users.iter().map(ToString::to_string).collect();
         changes.extend(keys.iter().map(ToString::to_string));
-        if certificates != self.certificates {
-            changes.push("the gateway's certificate replaced".to_owned());
-        }
+        changes.extend(self.served.identity.changes(&served.identity));
         changes
     }
+}
+
+/// The snapshot that succeeds `now` where `next` is to be in force instead of `config`, or every reason against it. `load` has what is served,
+/// with its handshakes.
+///
+/// # Errors
+///
+/// If `next` cannot be put in force while the gateway runs, or not at all.
+pub fn successor<T>(
+    now: &Snapshot,
+    config: &ServerConfig,
+    next: &ServerConfig,
+    force: bool,
+    load: impl FnOnce(&mut Vec<String>) -> Option<(T, Handshakes)>,
+) -> Result<(Snapshot, T), Vec<String>> {
+    let restart = config.restart_needed(next);
+    let mut reasons: Vec<String> =
+        restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
+    if !force {
+        reasons.extend(few_remain(&now.users, &next.users));
+    }
+    let users = now.users.succeed(next.users.users().map(|(_, user)| user.clone()).collect()).map(Arc::new);
+    let loaded = load(&mut reasons);
+    match (loaded, users) {
+        (Some((loaded, handshakes)), Ok(users)) if reasons.is_empty() => {
+            let (version, isolate_clients) = (now.version + 1, next.isolate_clients);
+            let handshakes = handshakes.listing(users.clone());
+            Ok((Snapshot { version, users, isolate_clients, handshakes }, loaded))
+        }
+        (_, users) => {
+            reasons.extend(users.err().map(|error| error.to_string()));
+            Err(reasons)
+        }
+    }
+}
+
+/// Why `next` cannot be served instead of `now`: which versions of QUIC an endpoint knows is settled when it is made.
+fn other_modes(now: &Served, next: &Served) -> Option<String> {
+    let [now, next] =
+        [now, next].map(|served| served.modes().iter().map(Mode::to_string).collect::<Vec<_>>().join(", "));
+    (now != next).then(|| {
+        format!("[protocol] ({now} -> {next}): which modes are served cannot change while the gateway runs: restart it")
+    })
 }
 
 /// Why `next` must be meant if it is to replace `now`: fewer than half of the users would remain, or none.

@@ -29,6 +29,11 @@ impl Status {
         serde_json::to_string(self).expect("numbers can always be written")
     }
 
+    /// Clients that have logged in, of the shards that have answered.
+    pub fn clients(&self) -> u64 {
+        self.shards.iter().map(|report| report.clients as u64).sum()
+    }
+
     /// Packets dropped for `reason`, over all shards.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.shards.iter().map(|report| report.counters.drops.of(reason)).sum()

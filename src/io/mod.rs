@@ -24,6 +24,6 @@ pub use receive::{ReceiveBatch, ReceiveCounters, ReceiveOutcome, SLOT_BYTES};
 pub use transmit::{DATA_BYTES_MIN, SendCounters, SendOutcome, TransmitBatch};
 pub use tun::{Offloads, QUEUES_MAX, TunDevice, TunError, TunOptions};
 pub use tun_queue::{FRAME_BYTES_MAX, TunCounters, TunQueue, WriteOutcome};
-pub use tun_steering::{SteeringError, TunSteering};
+pub use tun_steering::{BpfMap, SteeringError, SteeringMap, TunSteering};
 pub use udp::{BindError, ShardSockets, UdpGroup, UdpOptions, UdpSocket};
 pub use wake::Wake;

@@ -1,7 +1,7 @@
 //! Steering of UDP packets to the sockets of a `SO_REUSEPORT` group by their QUIC connection ID.
 //!
 //! The kernel runs the program on every datagram with the UDP payload at offset 0; what it returns is the index of a socket in the
-//! order they were bound. A load beyond the payload would end the program with 0 and so give every runt to the first shard: lengths
+//! order they were bound. Which byte of the ID steers is the engine's to say ([`Steering`]). A load beyond the payload would end the program with 0 and so give every runt to the first shard: lengths
 //! are checked first. Any index that no socket has makes the kernel choose by the hash of the 4-tuple.
 //!
 //! A split group has two sockets for each shard: N for short headers, then N for long ones, in the order of the shards. Live traffic
@@ -9,6 +9,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use tollgate_shards::Steering;
 
 /// No socket's index: the 4-tuple decides.
 const BY_HASH: u32 = u32::MAX;
@@ -29,9 +31,10 @@ pub(super) enum Layout {
     Split,
 }
 
-/// Makes the group that `socket` is in, or will start when it is bound, steer by connection ID over `shards` shards (1 to 256).
-pub(super) fn attach(socket: BorrowedFd<'_>, shards: usize, layout: Layout) -> io::Result<()> {
-    let mut program = program(shards as u32, layout);
+/// Makes the group that `socket` is in, or will start when it is bound, steer over `shards` shards (1 to 128) by the byte of the connection ID
+/// that `steering` names.
+pub(super) fn attach(socket: BorrowedFd<'_>, shards: usize, layout: Layout, steering: Steering) -> io::Result<()> {
+    let mut program = program(shards as u32, layout, steering);
     let descriptor = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     // SAFETY: the option's value is a `sock_fprog`, whose instructions live in `program` until the call, which copies them, returns.
     let done = unsafe {
@@ -46,9 +49,12 @@ pub(super) fn attach(socket: BorrowedFd<'_>, shards: usize, layout: Layout) -> i
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn program(shards: u32, layout: Layout) -> [libc::sock_filter; 16] {
+fn program(shards: u32, layout: Layout, steering: Steering) -> [libc::sock_filter; 18] {
+    let offset = steering.offset as u32;
     let length = op(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0);
     let byte = |offset| op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset);
+    // A client's own ID for its Initial is of no generation: that bit is not looked at.
+    let shard_bits = op(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, steering.shard_mask.into());
     let modulo = op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, shards);
     let answer = op(libc::BPF_RET | libc::BPF_A, 0);
     // What has no connection ID is no live traffic.
@@ -58,20 +64,22 @@ fn program(shards: u32, layout: Layout) -> [libc::sock_filter; 16] {
     };
     [
         length,
-        unless(libc::BPF_JGE, SHORT_ID + 1, 13),
+        unless(libc::BPF_JGE, SHORT_ID + offset + 1, 15),
         byte(0),
-        unless(libc::BPF_JSET, 0x80, 8),
-        // A long header. Without an ID there is nothing to steer by.
+        unless(libc::BPF_JSET, 0x80, 9),
+        // A long header. Too short an ID has nothing to steer by.
         length,
-        unless(libc::BPF_JGE, LONG_ID + 1, 9),
+        unless(libc::BPF_JGE, LONG_ID + offset + 1, 11),
         byte(LONG_ID_LENGTH),
-        unless(libc::BPF_JGT, 0, 7),
-        byte(LONG_ID),
+        unless(libc::BPF_JGT, offset, 9),
+        byte(LONG_ID + offset),
+        shard_bits,
         modulo,
         op(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, first_long),
         answer,
         // A short header.
-        byte(SHORT_ID),
+        byte(SHORT_ID + offset),
+        shard_bits,
         modulo,
         answer,
         op(libc::BPF_RET | libc::BPF_K, without_id),
@@ -92,12 +100,19 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket as StdSocket};
     use std::time::Duration;
 
+    use tollgate_shards::Steering;
+
     use super::super::{Poller, ReceiveBatch, ShardSockets, UdpGroup, UdpOptions, UdpSocket, Wake};
 
     const SHARDS: usize = 3;
 
     fn group() -> (Vec<UdpSocket>, SocketAddr) {
-        let sockets = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), SHARDS, &UdpOptions::default()).unwrap();
+        group_by(Steering::BYTE_7)
+    }
+
+    fn group_by(steering: Steering) -> (Vec<UdpSocket>, SocketAddr) {
+        let options = UdpOptions { steering, ..UdpOptions::default() };
+        let sockets = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), SHARDS, &options).unwrap();
         let address = sockets[0].local_address();
         (sockets, address)
     }
@@ -120,16 +135,22 @@ mod tests {
         panic!("a packet of {} bytes reached no socket", packet.len());
     }
 
+    /// With an ID of this length, were it cut, and of this byte 7.
     fn long(id_length: u8, id: u8) -> Vec<u8> {
-        let mut packet = vec![0xc3, 0, 0, 0, 1, id_length, id];
+        let mut packet = vec![0xc3, 0, 0, 0, 1, id_length, 1, 2, 3, 4, 5, 6, 7, id];
         packet.resize(1200, 0x55);
         packet
     }
 
     fn short(id: u8) -> Vec<u8> {
-        let mut packet = vec![0x41, id];
+        let mut packet = vec![0x41, 1, 2, 3, 4, 5, 6, 7, id];
         packet.resize(100, 0xaa);
         packet
+    }
+
+    /// Of either generation.
+    fn shard_of(id: u8, shards: usize) -> usize {
+        usize::from(id & 0x7f) % shards
     }
 
     #[test]
@@ -139,8 +160,8 @@ mod tests {
         for sender in 0..3 {
             let client = StdSocket::bind("127.0.0.1:0").unwrap();
             for id in (sender..=255u8).step_by(5) {
-                assert_eq!(receiver(&sockets, &long(8, id), address, &client), usize::from(id) % SHARDS, "long, {id}");
-                assert_eq!(receiver(&sockets, &short(id), address, &client), usize::from(id) % SHARDS, "short, {id}");
+                assert_eq!(receiver(&sockets, &long(8, id), address, &client), shard_of(id, SHARDS), "long, {id}");
+                assert_eq!(receiver(&sockets, &short(id), address, &client), shard_of(id, SHARDS), "short, {id}");
             }
         }
     }
@@ -150,8 +171,21 @@ mod tests {
         let (sockets, address) = group();
         let client = StdSocket::bind("127.0.0.1:0").unwrap();
         for id in 0..6 {
-            assert_eq!(receiver(&sockets, &short(id)[..2], address, &client), usize::from(id) % SHARDS);
-            assert_eq!(receiver(&sockets, &long(1, id)[..7], address, &client), usize::from(id) % SHARDS);
+            assert_eq!(receiver(&sockets, &short(id)[..9], address, &client), shard_of(id, SHARDS));
+            assert_eq!(receiver(&sockets, &long(8, id)[..14], address, &client), shard_of(id, SHARDS));
+        }
+    }
+
+    #[test]
+    fn the_first_byte_of_an_id_steers_where_that_is_its_layout() {
+        let (sockets, address) = group_by(Steering::BYTE_0);
+        let client = StdSocket::bind("127.0.0.1:0").unwrap();
+        for id in (0..=255u8).step_by(7) {
+            let (mut long, mut short) = (long(1, 0), short(0));
+            (long[6], short[1]) = (id, id);
+            let shard = usize::from(id & 0x0f) % SHARDS;
+            assert_eq!(receiver(&sockets, &long[..7], address, &client), shard, "long, {id}");
+            assert_eq!(receiver(&sockets, &short[..2], address, &client), shard, "short, {id}");
         }
     }
 
@@ -161,9 +195,9 @@ mod tests {
         let mut seen = [false; SHARDS];
         for _ in 0..64 {
             let client = StdSocket::bind("127.0.0.1:0").unwrap();
-            // With this ID the first is socket 1's, were it not for the length 0 in front of it; the others are too short.
-            let by_hash = receiver(&sockets, &long(0, 1), address, &client);
-            for runt in [&[0x41u8][..], &[0xc3], &long(8, 1)[..6], &long(8, 1)[..2]] {
+            // With this ID the first is socket 1's, were it not for the length in front of it; the others are too short.
+            let by_hash = receiver(&sockets, &long(7, 1), address, &client);
+            for runt in [&[0x41u8][..], &[0xc3], &short(1)[..8], &long(8, 1)[..13], &long(8, 1)[..2], &long(0, 1)] {
                 assert_eq!(receiver(&sockets, runt, address, &client), by_hash);
             }
             seen[by_hash] = true;
@@ -201,7 +235,7 @@ mod tests {
             let (sockets, address) = split_group(shards);
             let client = StdSocket::bind("127.0.0.1:0").unwrap();
             for id in (0..=255u8).step_by(7) {
-                let shard = usize::from(id) % shards;
+                let shard = shard_of(id, shards);
                 assert_eq!(receiver(&sockets, &long(8, id), address, &client), shards + shard, "long, {id}");
                 assert_eq!(receiver(&sockets, &short(id), address, &client), shard, "short, {id}");
             }
@@ -212,7 +246,7 @@ mod tests {
     fn what_has_no_id_stays_off_the_sockets_of_live_traffic() {
         let (sockets, address) = split_group(SHARDS);
         let client = StdSocket::bind("127.0.0.1:0").unwrap();
-        for runt in [&[0x41u8][..], &[0xc3], &long(8, 1)[..6], &long(8, 1)[..2], &long(0, 1)] {
+        for runt in [&[0x41u8][..], &[0xc3], &short(1)[..8], &long(8, 1)[..13], &long(8, 1)[..2], &long(7, 1)] {
             assert_eq!(receiver(&sockets, runt, address, &client), SHARDS);
         }
     }

@@ -37,9 +37,37 @@ pub enum SteeringError {
 
 /// The steering map of a TUN device. Any thread may change it, in one system call; the program in the kernel goes with the device.
 #[derive(Debug)]
-pub struct TunSteering {
-    map: OwnedFd,
+pub struct TunSteering<M = BpfMap> {
+    map: M,
     queues: usize,
+}
+
+/// Where the entries are.
+pub trait SteeringMap {
+    /// Sets an entry of two times 65,536.
+    ///
+    /// # Errors
+    ///
+    /// Those of the map.
+    fn update(&self, entry: u32, value: u32) -> io::Result<()>;
+}
+
+/// A BPF array in the kernel.
+#[derive(Debug)]
+pub struct BpfMap(OwnedFd);
+
+impl SteeringMap for BpfMap {
+    fn update(&self, entry: u32, value: u32) -> io::Result<()> {
+        let mut attributes = MapElement {
+            map_fd: self.0.as_raw_fd() as u32,
+            padding: 0,
+            key: (&raw const entry) as u64,
+            value: (&raw const value) as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value are as long as the map was created with, and live through the call.
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
 }
 
 impl TunSteering {
@@ -49,14 +77,14 @@ impl TunSteering {
     /// bits, so that a scan of unused addresses is no shard's burden alone.
     pub fn attach(queue: &TunQueue, queues: usize) -> Result<TunSteering, SteeringError> {
         let map = create_map().map_err(|error| refusal("creating the map", error))?;
-        let steering = TunSteering { map, queues };
+        let steering = TunSteering::over(BpfMap(map), queues);
         steering.attach_again(queue)?;
         Ok(steering)
     }
 
     /// Attaches the program to the device of `queue`, which has as many queues as the one before. The map stays as it is.
     pub fn attach_again(&self, queue: &TunQueue) -> Result<(), SteeringError> {
-        let program = load_program(&self.map).map_err(|error| refusal("loading the program", error))?;
+        let program = load_program(&self.map.0).map_err(|error| refusal("loading the program", error))?;
         let number: libc::c_int = program.as_raw_fd();
         // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
         let done = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
@@ -64,6 +92,13 @@ impl TunSteering {
             return Err(refusal("TUNSETSTEERINGEBPF", io::Error::last_os_error()));
         }
         Ok(())
+    }
+}
+
+impl<M: SteeringMap> TunSteering<M> {
+    /// Over a map that nothing has been written to, for a device of `queues` queues.
+    pub fn over(map: M, queues: usize) -> Self {
+        TunSteering { map, queues }
     }
 
     /// Sends packets to `address` to queue `queue` from now on, or, for `None`, nowhere in particular.
@@ -74,17 +109,7 @@ impl TunSteering {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         // 0 is unknown.
-        let value = queue.map_or(0, |queue| queue as u32 + 1);
-        let key = entry(address);
-        let mut attributes = MapElement {
-            map_fd: self.map.as_raw_fd() as u32,
-            padding: 0,
-            key: (&raw const key) as u64,
-            value: (&raw const value) as u64,
-            flags: 0,
-        };
-        // SAFETY: key and value are as long as the map was created with, and live through the call.
-        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+        self.map.update(entry(address), queue.map_or(0, |queue| queue as u32 + 1))
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use tollgate_shards::SHARDS_MAX;
+use tollgate_shards::{SHARDS_MAX, Steering};
 
 use super::cmsg::UDP_GRO;
 use super::reuseport::{self, Layout};
@@ -22,11 +22,19 @@ pub struct UdpOptions {
     pub gro: bool,
     /// Whether to send runs in one piece (`UDP_SEGMENT`), where the kernel can.
     pub gso: bool,
+    /// By which byte of a connection ID the kernel steers, where sockets share a port.
+    pub steering: Steering,
 }
 
 impl Default for UdpOptions {
     fn default() -> UdpOptions {
-        UdpOptions { send_buffer_bytes: 4 << 20, receive_buffer_bytes: 4 << 20, gro: true, gso: true }
+        UdpOptions {
+            send_buffer_bytes: 4 << 20,
+            receive_buffer_bytes: 4 << 20,
+            gro: true,
+            gso: true,
+            steering: Steering::default(),
+        }
     }
 }
 
@@ -139,7 +147,7 @@ impl UdpGroup {
             bound.push(UdpSocket::configure(fd, address, options)?);
             if bound.len() == 2 {
                 // The group exists from the second socket on. What came before is read by the first shard, which passes it on.
-                reuseport::attach(bound[0].as_fd(), shards, layout).map_err(|source| {
+                reuseport::attach(bound[0].as_fd(), shards, layout, options.steering).map_err(|source| {
                     system(address, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source)
                 })?;
             }
@@ -150,11 +158,11 @@ impl UdpGroup {
 
 /// The two sockets of a shard in a split group. Both have the same address; what is sent goes out through `live`.
 #[derive(Debug)]
-pub struct ShardSockets {
+pub struct ShardSockets<U = UdpSocket> {
     /// Receives short headers: packets of connections that stand (RFC 9000, section 17.3).
-    pub live: UdpSocket,
+    pub live: U,
     /// Receives long headers, and what has no connection ID.
-    pub handshakes: UdpSocket,
+    pub handshakes: U,
 }
 
 /// A non-blocking UDP socket, owned by one shard.
@@ -401,6 +409,17 @@ pub(super) mod tests {
         let socket = UdpSocket::for_remote("127.0.0.1:9".parse().unwrap(), &options).unwrap();
         let (send, receive) = socket.buffers_bytes().unwrap();
         assert!(send > 100_000 && receive > 100_000, "{send} {receive}");
+    }
+
+    #[test]
+    fn strangers_have_a_receive_buffer_of_their_own_size() {
+        let options = UdpOptions { receive_buffer_bytes: 100 << 10, ..UdpOptions::default() };
+        let shards = UdpGroup::bind_split("127.0.0.1:0".parse().unwrap(), 2, &options, 20 << 10).unwrap();
+        for ShardSockets { live, handshakes } in &shards {
+            let receive = |socket: &UdpSocket| socket.buffers_bytes().unwrap().1;
+            // The kernel counts what it needs for itself too.
+            assert_eq!((receive(live), receive(handshakes)), (200 << 10, 40 << 10));
+        }
     }
 
     #[test]

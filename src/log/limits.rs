@@ -19,8 +19,8 @@ pub enum Kind {
     Connected,
     /// A client is gone.
     Disconnected,
-    /// Somebody came with a certificate that no user has.
-    UnknownCertificate,
+    /// Somebody came with a certificate or a Noise key that no user has.
+    UnknownCredential,
     /// There was no address for a client.
     NoAddress,
     /// A client's user had all the connections allowed.
@@ -40,7 +40,7 @@ impl Kind {
     pub const ALL: [Kind; 9] = [
         Kind::Connected,
         Kind::Disconnected,
-        Kind::UnknownCertificate,
+        Kind::UnknownCredential,
         Kind::NoAddress,
         Kind::TooManyConnections,
         Kind::HandshakeFailed,
@@ -54,7 +54,7 @@ impl Kind {
         let what = match self {
             Kind::Connected => "clients have connected",
             Kind::Disconnected => "clients have disconnected",
-            Kind::UnknownCertificate => "clients were refused: no user has their certificates",
+            Kind::UnknownCredential => "clients were refused: no user has their certificates or keys",
             Kind::NoAddress => "clients were refused: no address was free for them",
             Kind::TooManyConnections => "clients were refused: their users had all the connections allowed",
             Kind::HandshakeFailed => "handshakes have failed",
@@ -152,16 +152,16 @@ mod tests {
     fn a_flood_of_one_kind_is_cut_to_its_rate_counted_and_hides_no_other_kind() {
         let hand = Hand::default();
         let limits = Limits::with_clocks(|| hand.clone());
-        assert_eq!(admitted(&limits, Kind::UnknownCertificate, 1000), LINES_BURST);
+        assert_eq!(admitted(&limits, Kind::UnknownCredential, 1000), LINES_BURST);
         assert!(limits.has_withheld());
         assert_eq!(admitted(&limits, Kind::Connected, LINES_BURST), LINES_BURST);
         let withheld: Vec<_> = limits.take_withheld().collect();
-        assert_eq!(withheld, [(Kind::UnknownCertificate, 1000 - LINES_BURST)]);
+        assert_eq!(withheld, [(Kind::UnknownCredential, 1000 - LINES_BURST)]);
         assert!(!limits.has_withheld());
         let mut lines = 0;
         for tenth in 1..=100 {
             hand.0.store(tenth * 100_000_000, Ordering::Relaxed);
-            lines += admitted(&limits, Kind::UnknownCertificate, 1000);
+            lines += admitted(&limits, Kind::UnknownCredential, 1000);
         }
         assert_eq!(lines, 10 * LINES_PER_S);
     }

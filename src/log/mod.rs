@@ -136,7 +136,7 @@ impl Summary for Withheld {
             match kind {
                 Kind::Connected | Kind::Disconnected => info!(target: "tollgate::gateway", "{line}"),
                 Kind::Kicked => info!(target: "tollgate::control", "{line}"),
-                Kind::UnknownCertificate | Kind::NoAddress | Kind::TooManyConnections => {
+                Kind::UnknownCredential | Kind::NoAddress | Kind::TooManyConnections => {
                     warn!(target: "tollgate::gateway", "{line}");
                 }
                 Kind::NotKicked | Kind::NotServed => warn!(target: "tollgate::control", "{line}"),

@@ -203,3 +203,68 @@ impl<'a> MakeWriter<'a> for Lines {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, PipeReader, pipe};
+
+    use super::*;
+
+    /// Longer than any of this takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    struct Nothing;
+
+    impl Summary for Nothing {
+        fn is_due(&self) -> bool {
+            false
+        }
+
+        fn tell(&self) {}
+    }
+
+    fn writer() -> (Lines, BufReader<PipeReader>) {
+        let (reader, writer) = pipe().unwrap();
+        (Lines::start(writer, Nothing).unwrap(), BufReader::new(reader))
+    }
+
+    fn read_line(reader: &mut BufReader<PipeReader>) -> String {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        line
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_cut_between_two_characters() {
+        let (lines, mut reader) = writer();
+        for prefix in ["", "x"] {
+            lines.say(format!("{prefix}{}\n", "é".repeat(LINE_BYTES_MAX)).as_bytes());
+            let line = read_line(&mut reader);
+            assert!(line.len() <= LINE_BYTES_MAX && line.len() > LINE_BYTES_MAX - 4, "{} bytes", line.len());
+            assert!(line.starts_with(&format!("{prefix}éé")) && line.ends_with(CUT), "{line}");
+        }
+    }
+
+    #[test]
+    fn lines_that_a_reader_has_no_room_for_are_kept_up_to_a_bound_and_the_others_are_counted() {
+        // A pipe takes 16 pages, and the writer has one line in its hand.
+        const PAGES: usize = 32;
+        const MORE: usize = 100;
+        let (lines, mut reader) = writer();
+        let page = [&[b'x'; 4095][..], b"\n"].concat();
+        (0..PAGES).for_each(|_| lines.say(&page));
+        (0..LINES_MAX + MORE).for_each(|_| lines.say(b"a line\n"));
+        let said = PAGES + LINES_MAX + MORE;
+        let (mut written, mut lost) = (0, 0);
+        while written + lost < said {
+            let line = read_line(&mut reader);
+            match line.split_once(" WARN ") {
+                Some((_, told)) => lost += told.split(' ').next().unwrap().parse::<usize>().unwrap(),
+                None => written += 1,
+            }
+        }
+        assert_eq!(written + lost, said);
+        assert!(lost >= MORE, "{lost} of {said} lines lost");
+        assert!(lines.flush(LONG));
+    }
+}

@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use tollgate_shards::{DropReason, Machine};
 
-use super::PacketIo;
 use super::health::Health;
-use crate::io::{Poller, ReceiveBatch, UdpSocket};
+use super::{Descriptors, PacketIo, Poller, Tun, Udp};
 
 /// UDP messages of one receive; each may hold 64 KiB.
 pub(super) const MESSAGES_MAX: usize = 16;
@@ -24,9 +23,9 @@ const FRAMES_MAX: usize = 64;
 const FRAME_BYTES_IN_PASS_MAX: usize = 1 << 20;
 
 /// A socket that is read after the other one, a bounded number of datagrams in a time.
-pub(super) struct Handshakes {
-    pub socket: Option<UdpSocket>,
-    pub receive: ReceiveBatch,
+pub(super) struct Handshakes<U: Udp> {
+    pub socket: Option<U>,
+    pub receive: U::ReceiveBatch,
     /// When to look next; `None` while the poller watches.
     pub due: Option<Instant>,
     /// When live traffic passed last.
@@ -34,13 +33,19 @@ pub(super) struct Handshakes {
     pub health: Health,
 }
 
-impl Handshakes {
+impl<U: Udp> Handshakes<U> {
     /// Takes what is due. `live` is whether live traffic passes now.
     ///
     /// # Errors
     ///
     /// Those of the call, and of the poller.
-    fn receive(&mut self, poller: &Poller, machine: &mut impl Machine, now: Instant, live: bool) -> io::Result<usize> {
+    fn receive<D: Descriptors<Udp = U>>(
+        &mut self,
+        poller: &D::Poller,
+        machine: &mut impl Machine,
+        now: Instant,
+        live: bool,
+    ) -> io::Result<usize> {
         if live {
             self.live_at = Some(now);
         }
@@ -63,7 +68,7 @@ impl Handshakes {
     }
 }
 
-impl PacketIo {
+impl<D: Descriptors> PacketIo<D> {
     /// In: a bounded batch from both descriptors. Returns whether there was anything.
     pub fn intake(&mut self, machine: &mut impl Machine, now: Instant) -> bool {
         self.traffic.passes += 1;
@@ -79,7 +84,7 @@ impl PacketIo {
     /// Takes what strangers sent, where that is due. Returns whether there was anything.
     fn receive_handshakes(&mut self, machine: &mut impl Machine, now: Instant, busy: bool) -> bool {
         let Some(handshakes) = &mut self.handshakes else { return false };
-        match handshakes.receive(&self.poller, machine, now, busy) {
+        match handshakes.receive::<D>(&self.poller, machine, now, busy) {
             Ok(messages) => messages > 0,
             Err(error) => {
                 self.traffic.udp_receive_errors += 1;

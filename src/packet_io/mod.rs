@@ -2,6 +2,7 @@
 //!
 //! Gateway and client share it. It moves bytes and knows nothing of what they mean; its caller decides how long to run and when to sleep.
 
+mod descriptors;
 mod health;
 mod input;
 mod output;
@@ -10,11 +11,9 @@ mod traffic;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::io::{
-    FRAME_BYTES_MAX, Poller, Readiness, ReceiveBatch, ReceiveCounters, SendCounters, TransmitBatch, TunCounters,
-    TunQueue, UdpSocket, Wake,
-};
+use crate::io::{FRAME_BYTES_MAX, Readiness, ReceiveCounters, SendCounters, TunCounters};
 
+pub use descriptors::{Descriptors, Kernel, Poller, ReceiveBatch, TransmitBatch, Tun, Udp};
 pub use health::Lost;
 pub use traffic::Traffic;
 
@@ -30,13 +29,13 @@ const POLLER_REST: Duration = Duration::from_millis(1);
 ///
 /// An error of one call is counted and forgotten. A descriptor that is out of order is given up, and [`PacketIo::take_lost`] tells; until there is
 /// another one, what would go to it is counted as dropped or waits.
-pub struct PacketIo {
-    udp: Option<UdpSocket>,
-    tun: Option<TunQueue>,
-    poller: Poller,
-    handshakes: Option<Handshakes>,
-    receive: ReceiveBatch,
-    transmit: TransmitBatch,
+pub struct PacketIo<D: Descriptors = Kernel> {
+    udp: Option<D::Udp>,
+    tun: Option<D::Tun>,
+    poller: D::Poller,
+    handshakes: Option<Handshakes<D::Udp>>,
+    receive: <D::Udp as Udp>::ReceiveBatch,
+    transmit: <D::Udp as Udp>::TransmitBatch,
     frame: Box<[u8]>,
     udp_blocked: bool,
     woken: bool,
@@ -53,14 +52,14 @@ pub struct PacketIo {
     traffic: Traffic,
 }
 
-impl PacketIo {
+impl<D: Descriptors> PacketIo<D> {
     /// Between `udp` and `tun`; `wake` ends a sleep.
     ///
     /// # Errors
     ///
     /// When descriptors run out.
-    pub fn new(udp: UdpSocket, tun: Option<TunQueue>, wake: &Wake) -> io::Result<Self> {
-        let poller = Poller::new(Some(&udp), tun.as_ref(), wake)?;
+    pub fn new(udp: D::Udp, tun: Option<D::Tun>, wake: &D::Wake) -> io::Result<Self> {
+        let poller = D::Poller::new(Some(&udp), tun.as_ref(), wake)?;
         Ok(PacketIo {
             udp: Some(udp),
             tun,
@@ -87,7 +86,7 @@ impl PacketIo {
     /// # Errors
     ///
     /// When descriptors run out.
-    pub fn set_tun(&mut self, tun: Option<TunQueue>, wake: &Wake) -> io::Result<()> {
+    pub fn set_tun(&mut self, tun: Option<D::Tun>, wake: &D::Wake) -> io::Result<()> {
         self.take_tun();
         self.tun = tun;
         self.misses_tun = false;
@@ -101,7 +100,7 @@ impl PacketIo {
     /// # Errors
     ///
     /// When descriptors run out.
-    pub fn set_udp(&mut self, udp: Option<UdpSocket>, wake: &Wake) -> io::Result<()> {
+    pub fn set_udp(&mut self, udp: Option<D::Udp>, wake: &D::Wake) -> io::Result<()> {
         self.close_udp();
         self.udp = udp;
         self.udp_blocked = false;
@@ -116,7 +115,7 @@ impl PacketIo {
     /// # Errors
     ///
     /// When descriptors run out.
-    pub fn set_handshakes(&mut self, socket: UdpSocket, wake: &Wake) -> io::Result<()> {
+    pub fn set_handshakes(&mut self, socket: D::Udp, wake: &D::Wake) -> io::Result<()> {
         let receive = match self.handshakes.take() {
             Some(handshakes) => handshakes.receive,
             None => ReceiveBatch::new(HANDSHAKE_MESSAGES_MAX),
@@ -127,8 +126,8 @@ impl PacketIo {
     }
 
     /// Watches the descriptors that there are now.
-    fn watch(&mut self, wake: &Wake) -> io::Result<()> {
-        self.poller = Poller::new(self.udp.as_ref(), self.tun.as_ref(), wake)?;
+    fn watch(&mut self, wake: &D::Wake) -> io::Result<()> {
+        self.poller = D::Poller::new(self.udp.as_ref(), self.tun.as_ref(), wake)?;
         if let Some(handshakes) = &mut self.handshakes {
             handshakes.due = None;
             if let Some(socket) = &handshakes.socket {
@@ -181,12 +180,16 @@ impl PacketIo {
     /// Sleeps until something is ready, or `deadline` has come.
     pub fn sleep(&mut self, now: Instant, deadline: Option<Instant>) {
         self.traffic.sleeps += 1;
-        let handshakes = self.handshakes.as_ref().filter(|handshakes| handshakes.socket.is_some());
-        let handshakes = handshakes.and_then(|handshakes| handshakes.due);
-        let rests = [self.udp_health.rests_until(now), self.tun_health.rests_until(now)];
-        let deadline = rests.into_iter().chain([deadline, handshakes]).flatten().min();
+        let deadline = [deadline, self.poll_timeout(now)].into_iter().flatten().min();
         self.look(now, deadline.map(|deadline| deadline.saturating_duration_since(now)));
         self.fresh = true;
+    }
+
+    /// When it is to look again although nothing is ready.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let handshakes = self.handshakes.as_ref().filter(|handshakes| handshakes.socket.is_some());
+        let handshakes = handshakes.and_then(|handshakes| handshakes.due);
+        [self.udp_health.rests_until(now), self.tun_health.rests_until(now), handshakes].into_iter().flatten().min()
     }
 
     /// One system call tells what both descriptors have, sleeping or not; asking each of them for what it has not would cost one each.
@@ -215,7 +218,7 @@ impl PacketIo {
         if let Some(handshakes) = &mut self.handshakes {
             handshakes.due.get_or_insert(now);
         }
-        std::thread::sleep(POLLER_REST);
+        D::pause(POLLER_REST);
     }
 
     /// Whether a sleep was ended by the wake-up since this was last asked. It is to be drained then.
@@ -240,7 +243,7 @@ impl PacketIo {
         let handshakes = self.handshakes.as_ref().map(|handshakes| handshakes.receive.counters()).unwrap_or_default();
         let sent: SendCounters = self.transmit.counters();
         let mut tun = self.tun_before;
-        tun += self.tun.as_ref().map(TunQueue::counters).unwrap_or_default();
+        tun += self.tun.as_ref().map(Tun::counters).unwrap_or_default();
         Traffic {
             udp_receives: messages + handshakes.messages,
             udp_received_datagrams: datagrams + handshakes.datagrams,

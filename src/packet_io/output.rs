@@ -6,11 +6,11 @@ use tollgate_shards::packet::MergeKind;
 use tollgate_shards::{DropReason, Machine, Output};
 use tracing::warn;
 
-use super::PacketIo;
 use super::health::is_final;
+use super::{Descriptors, PacketIo, Poller, TransmitBatch, Tun, Udp};
 use crate::io::WriteOutcome;
 
-impl PacketIo {
+impl<D: Descriptors> PacketIo<D> {
     /// Out: what the machine has for both descriptors. Returns the next thing that is for neither; `None` when everything is out. What the UDP
     /// socket does not take now waits, most of it inside the machine.
     pub fn output<M: Machine>(&mut self, machine: &mut M, now: Instant) -> Option<M::Action> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use tollgate_test_support::client::Login;
 use tollgate_test_support::deployment::{Deployment, Plan};
 
 /// Doubtful certificates, each with what `tollgate check` says of it.
@@ -64,7 +65,7 @@ fn a_check_warns_of_certificates_that_clients_refuse() {
 #[test]
 fn a_check_warns_of_trusted_certificates_that_no_gateway_can_use() {
     let site = Deployment::write(&Plan::default());
-    let config = site.write_client("alice", "vpn.example.org:55555", "hybrid");
+    let config = site.write_client(Login { endpoint: "vpn.example.org:55555", ..Login::of("alice") });
     let check = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
         let output = command.args(["check", "--client", "--config"]).arg(&config).output().unwrap();

@@ -47,7 +47,7 @@ fn the_names_that_the_kernel_takes_are_valid_for_check_serve_and_connect() {
         let gateway = site.start(site.command(&[]));
         gateway.process.wait_for_line(&format!(" on {made};"), PATIENCE).unwrap();
 
-        let file = site.deployment.write_client("bob", "198.18.0.1:55555", "hybrid");
+        let file = site.deployment.write_client(Login::of("bob"));
         site.deployment.edit("client_bob.toml", "\"quincy0\"", &format!("{name:?}"));
         let mut connect = Command::new(env!("CARGO_BIN_EXE_tollgate"));
         connect.arg("connect").arg("--config").arg(file).env("NO_COLOR", "1").env_remove("RUST_LOG");

@@ -3,6 +3,7 @@
 mod certificates;
 mod containers;
 mod devices;
+mod modes;
 mod neighbours;
 mod resources;
 mod site;

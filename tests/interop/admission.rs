@@ -156,7 +156,8 @@ impl Drop for End<'_> {
 fn login(peers: &Peers, deployment: &Deployment, inside: &Namespace, gateway: &Gateway, endpoint: &str) -> Duration {
     let (first, start) = (gateway.process.line_count(), Instant::now());
     let mut client = Client::start(peers, deployment, inside, Login { endpoint, ..Login::of("alice") });
-    gateway.wait_for_client(first);
+    let connected = gateway.process.wait_for_line_from(first, "client connected", PATIENCE);
+    assert!(connected.is_ok(), "the client says {:#?}, the gateway {:#?}", client.process.lines(), gateway.status());
     let took = start.elapsed();
     client.process.kill().unwrap();
     took

@@ -8,6 +8,7 @@ use tollgate_testkit::{SERVER_V4, Topology, TopologyPlan};
 
 use tollgate_test_support::client::{Attached, Client, Login};
 use tollgate_test_support::deployment::{Deployment, Plan};
+use tollgate_test_support::faults::Locks;
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::peers::Peers;
 use tollgate_test_support::status::Status;
@@ -17,6 +18,38 @@ use tollgate_test_support::turn;
 const BULK_BYTES: u64 = 50_000_000;
 /// Longer than any single packet, in bytes.
 const SINGLE_BYTES_MAX: f64 = 1500.0;
+
+/// Locks for a million packets: those of who reads the counters, and of threads that wait for something else meanwhile.
+const LOCKS_FOR_A_MILLION_PACKETS_MAX: u64 = 300;
+
+#[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
+fn a_gateway_that_forwards_takes_no_locks() {
+    let peers = Peers::find();
+    let _turn = turn::together();
+    let topology = Topology::build(&TopologyPlan { clients: 1, ..TopologyPlan::default() }).unwrap();
+    let deployment = Deployment::write(&Plan::default());
+    let locks = Locks::build();
+    let mut command = Gateway::command(&deployment);
+    locks.prepare(&mut command);
+    let mut gateway = Gateway::start_with(command, &topology.gateway);
+    let inside = &topology.clients[0].namespace;
+    let _attached = Attached::start(&peers, &deployment, inside, &gateway, Login::of("alice"));
+    wait_for_ping(inside, SERVER_V4);
+    let server = bulk_server(&topology.network, SERVER_V4);
+    bulk_both_ways(inside, server.address(), BULK_BYTES);
+    assert!(locks.counts().sum() > 0, "a start takes some");
+    let (before, taken_before) = (gateway.status(), locks.counts());
+    bulk_both_ways(inside, server.address(), 4 * BULK_BYTES);
+    let (taken, after) = (locks.counts().since(taken_before), gateway.status());
+    let packets: u64 = ["/counters/up_packets", "/counters/down_packets"]
+        .map(|pointer| after.sum(pointer) - before.sum(pointer))
+        .iter()
+        .sum();
+    println!("{taken:?} for {packets} packets");
+    assert!(taken.sum() * 1_000_000 <= LOCKS_FOR_A_MILLION_PACKETS_MAX * packets, "{taken:?} for {packets} packets");
+    gateway.assert_sound();
+}
 
 /// Bulk TCP down and then both ways, through a gateway whose file has `settings`. Returns its counters before, between and after.
 fn carries(peers: &Peers, settings: &str) -> [Status; 3] {
@@ -81,7 +114,7 @@ fn packets_of_nine_kilobytes_pass_whole_where_both_ends_and_the_path_allow_them(
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let inside = &topology.clients[0].namespace;
     let login = Login::of("alice");
-    let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+    let config = deployment.write_client(login);
     deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 9000");
     let client = Client::start_with(&peers, &deployment, inside, &config);
     client.wait_for_address();

@@ -55,8 +55,8 @@ fn two_connections_of_a_user_share_its_limit_and_leave_the_other_user_alone() {
     let [first, second, beside] = [0, 1, 2].map(|index| &topology.clients[index].namespace);
     let _bob = Attached::start(&peers, &deployment, beside, &gateway, Login::of("bob"));
     // One on each shard: neither sees what the other's packets cost.
-    let _alice = [(first, 0), (second, 1)]
-        .map(|(inside, owner)| connect_at(&peers, &deployment, inside, &gateway, "alice", owner));
+    let one = Attached::start(&peers, &deployment, first, &gateway, Login::of("alice"));
+    let _other = connect_at(&peers, &deployment, second, &gateway, "alice", 1 - one.owner);
     [first, second, beside].into_iter().for_each(|inside| wait_for_ping(inside, SERVER_V4));
     for namespace in [first, second, &topology.network] {
         use_reno(namespace);

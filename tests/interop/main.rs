@@ -2,6 +2,8 @@
 
 mod admission;
 mod aggregate;
+mod connection_ids;
+mod customers;
 mod data_path;
 mod exchanges;
 mod families;
@@ -9,9 +11,11 @@ mod firewall;
 mod flood;
 mod forger;
 mod hostile;
+mod kernel;
 mod lifecycle;
 mod limits;
 mod long_path;
+mod modes;
 mod mtu;
 mod narrowing;
 mod noise;

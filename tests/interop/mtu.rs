@@ -96,7 +96,7 @@ fn small_client(peers: &Peers, tunnel: &'static str, server: IpAddr, limit: Opti
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
     let [small, large] = [0, 1].map(|index| &topology.clients[index].namespace);
     let bob = Attached::start(peers, &deployment, large, &gateway, Login::of("bob"));
-    let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+    let config = deployment.write_client(Login::of("alice"));
     deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
     let client = Client::start_with(peers, &deployment, small, &config);
     let address = client.wait_for_address();
@@ -160,7 +160,7 @@ fn routes_with_an_mtu_go_with_their_clients() {
     let deployment = Deployment::write(&Plan::default());
     deployment.edit_server("[control]", "[connection]\nconnection_timeout_s = 5\n[control]");
     let mut gateway = Gateway::start(&deployment, &topology.gateway);
-    let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+    let config = deployment.write_client(Login::of("alice"));
     deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
     let client = Client::start_with(&peers, &deployment, &topology.clients[0].namespace, &config);
     let address = client.wait_for_address();
@@ -193,7 +193,7 @@ fn routes_that_a_killed_gateway_left_on_an_adopted_device_go_at_the_next_start()
         wait_for_ping(inside, SERVER_V4);
         assert_eq!(send_large(&topology.gateway, inside, whole.address, true).arrived, DATAGRAMS);
         drop(whole);
-        let config = deployment.write_client("alice", Login::of("alice").endpoint, "hybrid");
+        let config = deployment.write_client(Login::of("alice"));
         deployment.edit("client_alice.toml", "mtu = 1400", "mtu = 1280");
         let small = Client::start_with(&peers, &deployment, inside, &config);
         let address = small.wait_for_address();

@@ -12,7 +12,7 @@ use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, SERVICE_V4, SERVICE_V6, Topology, TopologyPlan};
 
 use crate::mtu::route_mtu;
-use tollgate_test_support::client::Client;
+use tollgate_test_support::client::{Client, Login};
 use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, PORT, Plan};
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::peers::Peers;
@@ -121,7 +121,7 @@ impl Path {
 
     /// A client behind it. Quincy's own packets must fit from the start, if it is to get through.
     fn connect(&self, program: Program<'_>, deployment: &Deployment, quincys_mtu: u32) -> Process {
-        let config = deployment.write_client("alice", &self.endpoint(), "hybrid");
+        let config = deployment.write_client(Login { endpoint: &self.endpoint(), ..Login::of("alice") });
         match program {
             Program::Quincy(peers) => {
                 deployment.edit("client_alice.toml", "mtu = 1400", &format!("mtu = {quincys_mtu}"));

@@ -185,7 +185,7 @@ fn a_new_certificate_is_shown_to_new_connections_and_old_ones_live_on() {
     assert_eq!(alice.client.process.exit_status().unwrap(), None);
     // Who trusts the first certificate only does not get in any more.
     let login = Login::of("bob");
-    let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+    let config = deployment.write_client(login);
     deployment.edit("client_bob.toml", "server_cert.pem", "first_cert.pem");
     let mut client = Client::start_with(&peers, &deployment, distrustful, &config);
     assert!(!client.process.wait(PATIENCE).unwrap().success(), "{:#?}", client.process.lines());
@@ -277,12 +277,11 @@ impl Site {
     /// Fails unless `order` cuts off both of bob's connections, at once and for good, and costs alice nothing.
     fn assert_cuts_off_bob(&mut self, peers: &Peers, order: impl FnOnce(&Deployment) -> Answer) {
         // One on each shard: both have something to cut off.
-        let mut bobs = [(1, 0), (2, 1)].map(|(index, owner)| {
-            let inside = self.inside(index);
-            let bob = connect_at(peers, &self.deployment, inside, &self.gateway, "bob", owner);
-            wait_for_ping(inside, SERVER_V4);
-            bob
-        });
+        let first = Attached::start(peers, &self.deployment, self.inside(1), &self.gateway, Login::of("bob"));
+        let other = 1 - first.owner;
+        let second = connect_at(peers, &self.deployment, self.inside(2), &self.gateway, "bob", other);
+        [1, 2].into_iter().for_each(|index| wait_for_ping(self.inside(index), SERVER_V4));
+        let mut bobs = [first, second];
         let site = &*self;
         let Site { topology, deployment, receivers, gateway, .. } = site;
         let [up, down] = [&receivers[0], &receivers[1]];

@@ -12,7 +12,9 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
 use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{Client, ClientEvent, Congestion, Machine, Received, TransportParams, TunnelParams, transport};
+use tollgate_shards::{
+    Client, ClientEvent, Congestion, Machine, Received, TLS_VERSION, TransportParams, TunnelParams, transport,
+};
 use zeroize::Zeroizing;
 
 /// How long an answer may take that may also be lost.
@@ -76,6 +78,7 @@ impl Stranger {
 /// Of a client to `remote`; the first connection ID follows from `seed`.
 pub fn params(remote: SocketAddr, seed: [u8; 32]) -> TunnelParams {
     TunnelParams {
+        quic_version: TLS_VERSION,
         remote,
         server_name: remote.ip().to_string(),
         transport: Arc::new(transport(&TransportParams {

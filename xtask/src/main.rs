@@ -1,8 +1,10 @@
 //! `cargo xtask TASK`: the tasks of Tollgate's developers, by name. CI calls the same ones.
 
 mod counts;
+mod fuzz;
 mod guards;
 mod house;
+mod nightly;
 mod smoke;
 mod suite;
 mod worktree;
@@ -40,7 +42,7 @@ enum Task {
     Peers,
     /// Build the documentation of all crates
     Docs,
-    /// Take the engine's guards out, one at a time, and see that each is missed
+    /// Take guards out, one at a time, and see that each is missed
     Guards {
         /// Only these, by the names of their patches in xtask/guards
         names: Vec<String>,
@@ -48,6 +50,24 @@ enum Task {
         #[arg(long, value_name = "SECONDS", conflicts_with = "names")]
         sample: Option<u64>,
     },
+    /// Run the fuzz targets, and keep what they find
+    Fuzz {
+        /// Only these, by the names of the sources in tests/fuzz/targets
+        names: Vec<String>,
+        /// Run each for at least so much processor time
+        #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+        seconds: u64,
+        /// Then go on until so much brings nothing new
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        quiet_seconds: u64,
+        /// Processes of each at once
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
+    },
+    /// Run packet code, parsers and the tests of descriptors under AddressSanitizer
+    Asan,
+    /// Run what calls neither the system nor C code under Miri
+    Miri,
     /// Count the engine's instructions for each packet, and hold them against those of another revision
     Counts {
         /// The revision to compare with, as git names it
@@ -76,6 +96,11 @@ fn main() -> Result<()> {
         Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").current_dir(root)),
         Task::Docs => docs(&root),
         Task::Guards { names, sample } => guards::run(&root, &names, sample.map(Duration::from_secs)),
+        Task::Fuzz { names, seconds: core_seconds, quiet_seconds: quiet_core_seconds, jobs } => {
+            fuzz::run(&root, &names, &fuzz::Length { core_seconds, quiet_core_seconds, jobs })
+        }
+        Task::Asan => nightly::asan(&root),
+        Task::Miri => nightly::miri(&root),
         Task::Counts { against, profile } => counts::run(&root, against.as_deref(), &profile),
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{cargo, run};
 
 /// What the harness is called with. What it compares with other programs is among the tests.
-const FORMS: [&str; 8] = [
+const FORMS: [&str; 9] = [
     "floor --quick",
     "load bench/scenarios/short.toml",
     "packets --quick",
@@ -17,6 +17,7 @@ const FORMS: [&str; 8] = [
     "handshakes --quick",
     "idle --quick",
     "latency --quick",
+    "modes --quick",
     "shaping --quick",
 ];
 

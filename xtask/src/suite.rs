@@ -59,9 +59,9 @@ pub fn full(root: &Path, rest: &[String]) -> Result<()> {
 impl Sum {
     /// Adds what a line of a report says: nextest's only summary, or that of the documentation's tests of a package.
     fn and(self, line: &str) -> Self {
-        let Some((_, counts)) = line.split_once("Summary [").or_else(|| line.split_once("test result: ")) else {
-            return self;
-        };
+        // What is indented is the output of a test that failed: it is in the summary already.
+        let summary = line.split_once("Summary [").map(|(_, counts)| counts);
+        let Some(counts) = summary.or_else(|| line.strip_prefix("test result: ")) else { return self };
         let number = |kind: &str| {
             let words: Vec<&str> = counts.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
             let place = words.iter().position(|word| *word == kind);
@@ -85,6 +85,7 @@ mod tests {
             "     Summary [ 363.200s] 900 tests run: 896 passed (3 slow, 1 leaky), 3 failed, 1 timed out, 20 skipped",
             "test result: ok. 3 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 1.00s",
             "test a::passed ... ok",
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 64 filtered out; finished in 0.14s",
         ];
         let sum = lines.iter().fold(Sum::default(), |sum, line| sum.and(line));
         assert_eq!(sum, Sum { passed: 899, failed: 4, skipped: 22 });

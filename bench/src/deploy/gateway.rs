@@ -60,14 +60,14 @@ impl Default for GatewayPlan {
 pub struct GatewayFiles(Arc<TempDir>);
 
 impl GatewayFiles {
-    /// Writes them, with the users file `users`.
-    pub fn write(plan: &GatewayPlan, users: &str) -> Result<Self> {
+    /// Writes them, with the users file `users`. `serve` says in the gateway's file by which handshake they log in, if not by TLS.
+    pub fn write(plan: &GatewayPlan, users: &str, serve: impl FnOnce(ConfigFile) -> ConfigFile) -> Result<Self> {
         let folder = scratch::folder()?;
         Identity::generate("gateway", &[&SERVICE_V4.to_string()])?.write(folder.path(), "server")?;
         let path = folder.path().join("users.toml");
         fs::write(&path, users).with_context(|| format!("cannot write {}", path.display()))?;
         let inner = Ipv4Addr::from_bits(TUNNEL_V4.network().to_bits() + 1);
-        ConfigFile::gateway(folder.path())
+        serve(ConfigFile::gateway(folder.path()))
             .set("tunnel_network", format!("{inner}/{}", TUNNEL_V4.prefix_len()))
             .set("connection.mtu", plan.mtu_bytes)
             .set("log.level", "info")
@@ -200,7 +200,7 @@ mod tests {
             GatewayPlan { shards: 4, mtu_bytes: 1280, idle_timeout: Duration::from_millis(1500), ..Default::default() };
         let users =
             tollgate_testkit::deploy::user_entry("u", &format!("sha256:{:064x}", 7), "bandwidth_limit = \"8 mbps\"");
-        let files = GatewayFiles::write(&plan, &users).unwrap();
+        let files = GatewayFiles::write(&plan, &users, |file| file).unwrap();
         let variables = |kind| -> BTreeMap<String, String> {
             let gateway = Gateway { kind, name: "x", program: "/bin/true".into() };
             let text = |text: &OsStr| text.to_string_lossy().into_owned();

@@ -15,10 +15,10 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use crate::measure::progress::Progress;
 use crate::measure::record::{Output, table};
 use callgrind::Callgrind;
 use fixture::{CASES, Case};
+use tollgate::progress::Progress;
 
 /// How much more than in the other build a benchmark may cost.
 const EXCESS_MAX: f64 = 0.02;
@@ -58,7 +58,7 @@ pub fn run(options: &Options) -> Result<()> {
     let callgrind = Callgrind::find()?;
     let own = env::current_exe().context("this program's own path is not known")?;
     let mut recording = options.output.start([callgrind.version.clone()])?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::default();
     let mut figures = Vec::new();
     for case in CASES.iter().filter(|case| options.only.is_empty() || options.only.iter().any(|name| name == case.name))
     {

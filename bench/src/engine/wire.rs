@@ -15,7 +15,8 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use tollgate_shards::{
-    Action, Congestion, Event, Limits, Machine, Message, Output, Received, ShardIndex, Snapshot, Transmit, User, Users,
+    Action, Congestion, Event, Handshakes, Limits, Machine, Message, Output, Received, ShardIndex, Snapshot, Transmit,
+    User, Users,
 };
 use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{GATEWAY, Setup, UserSpec, World};
@@ -50,7 +51,7 @@ impl Credentials {
             certificates: vec![inline(&user.certificate_pem)],
             key: inline(&user.key_pem),
         })?;
-        let user = User { name: "user".to_owned(), certificates: vec![user.fingerprint], ..User::default() };
+        let user = User { name: "user".to_owned(), credentials: vec![user.fingerprint], ..User::default() };
         Ok(Credentials { server, client, users: Arc::new(Users::new(vec![user])?) })
     }
 }
@@ -75,8 +76,9 @@ impl Wire {
             link: LinkPlan { delay: ONE_WAY, ..LinkPlan::default() },
             ..Setup::default()
         });
-        let (users, tls) = (credentials.users.clone(), credentials.server.clone());
-        world.gateway.snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, tls });
+        let users = credentials.users.clone();
+        let handshakes = Handshakes { tls: Some(credentials.server.clone()), noise: None };
+        world.gateway.snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, handshakes });
         // Only shards that begin anew have that snapshot.
         world.crash();
         let mut wire = Wire { world, client: 0, client_address: GATEWAY, to_client: Vec::new() };

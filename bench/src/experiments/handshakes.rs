@@ -11,7 +11,7 @@ use crate::load::scenario::Scenario;
 use crate::measure::units::{bits_per_second, count, percent};
 
 /// More than a core takes: as soon as a handshake is done, the next begins.
-const CHURN_PER_SECOND: f64 = 10_000.0;
+pub const CHURN_PER_SECOND: f64 = 10_000.0;
 /// Connections that forward.
 const FORWARDING: u32 = 20;
 
@@ -85,7 +85,7 @@ fn columns() -> [Column; 5] {
 }
 
 /// Handshakes from the first sample to the last, in how many seconds, and how many CPU seconds of the gateway: neither ramp nor end.
-fn handshakes(result: &LoadResult) -> Option<(f64, f64, f64)> {
+pub fn handshakes(result: &LoadResult) -> Option<(f64, f64, f64)> {
     let (first, last) = (result.samples.first()?, result.samples.last()?);
     let number = (last.handshakes - first.handshakes) as f64;
     let cpu = last.gateway_cpu_seconds - first.gateway_cpu_seconds;

@@ -5,6 +5,7 @@ pub mod floor;
 pub mod handshakes;
 pub mod idle;
 pub mod latency;
+pub mod modes;
 pub mod packets;
 pub mod scale;
 pub mod shaping;

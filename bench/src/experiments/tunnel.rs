@@ -60,7 +60,10 @@ impl TunnelOptions {
         let client = programs::find(CLIENT, self.client.as_deref(), "--client")?;
         let experiment = self.series.start_with(Some(programs::embedded_version(&client, CLIENT)?), plan)?;
         let user = Identity::generate("alice", &[])?;
-        let files = GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings))?;
+        let files =
+            GatewayFiles::write(&GatewayPlan::default(), &user_entry("alice", &user.fingerprint, settings), |file| {
+                file
+            })?;
         user.write(files.folder(), "alice")?;
         ConfigFile::client(files.folder(), "alice", &service())
             .set("connection.mtu", 1400)

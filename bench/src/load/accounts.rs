@@ -210,6 +210,7 @@ mod tests {
                 shard: 0,
                 cpu: 0,
                 owned_connections: 0,
+                clients: 0,
                 addresses_held: None,
                 memory: Default::default(),
                 counters,

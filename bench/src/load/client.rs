@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use tollgate_shards::{ClientEvent, CloseCause, Received, Transmit, Tunnel, TunnelParams};
 
 use super::context::Context;
 use super::flow::{End, Outgoing, TRAIN_PACKETS_MAX};
 use super::generator::ClientPlan;
+use super::logins::Login;
 use super::message::{self, HEADER_BYTES, Header, INNER_BYTES_MIN, Kind, OVERHEAD_BYTES, Path, stamp_ns};
 use super::report::{self, Counts};
 use super::timers::{Agenda, Entry};
@@ -57,7 +57,7 @@ pub struct Client {
     slot: u32,
     user: u32,
     group: Option<u8>,
-    tls: Arc<dyn CryptoConfig>,
+    login: Login,
     pub state: State,
     tunnel: Option<Box<Tunnel>>,
     /// Its inner address, once it has one.
@@ -89,7 +89,7 @@ impl Client {
             slot,
             user: plan.user,
             group: plan.group,
-            tls: Arc::clone(&plan.tls),
+            login: plan.login.clone(),
             state: State::Out,
             tunnel: None,
             inner: Ipv4Addr::UNSPECIFIED,
@@ -113,12 +113,13 @@ impl Client {
     pub fn connect(&mut self, context: &mut Context) -> Result<()> {
         let params = TunnelParams {
             remote: context.remote,
+            quic_version: self.login.quic_version,
             server_name: context.remote.ip().to_string(),
             transport: Arc::clone(&context.transport),
             send_datagrams_max: usize::from(TRAIN_PACKETS_MAX),
             seed: context.chance.seed(),
         };
-        let tunnel = Tunnel::new(params, Arc::clone(&self.tls), Arc::clone(&context.reset_key), context.now)
+        let tunnel = Tunnel::new(params, Arc::clone(&self.login.config), Arc::clone(&context.reset_key), context.now)
             .with_context(|| format!("cannot connect to {}", context.remote))?;
         self.tunnel = Some(Box::new(tunnel));
         self.set_state(State::Connecting, Some(HANDSHAKE_TIMEOUT), context);

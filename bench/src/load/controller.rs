@@ -19,9 +19,9 @@ use super::testbed::Testbed;
 use super::verdict;
 use super::worker::{Order, TICKS_PER_SECOND};
 use crate::deploy::{GatewaySample, SERVICE};
-use crate::measure::progress::Progress;
 use crate::measure::units::{bits_per_second, count};
 use crate::programs::Gateway;
+use tollgate::progress::Progress;
 
 /// How often the ramp and the end are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);

@@ -12,11 +12,11 @@ use serde_json::{Map, Value};
 use super::controller;
 use super::result::{LimitedBy, LoadResult};
 use super::scenario::Scenario;
-use crate::measure::progress::Progress;
 use crate::measure::record::{Output, Recording, table};
 use crate::measure::spread::Spread;
 use crate::measure::units::{count, percent};
 use crate::programs::{Gateway, GatewayOptions, Kind};
+use tollgate::progress::Progress;
 
 /// Full packets of a train of bulk work: 45 kB, somewhat less than what bulk TCP hands over in one piece.
 pub const BULK_TRAIN_PACKETS: u16 = 32;
@@ -114,7 +114,7 @@ impl Series {
         let mut recording = self.output.start(versions.into_iter().chain(client))?;
         recording.print(&format!("{plan}; {rounds} round(s)"))?;
         let (limited, failures, remarks) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Experiment { gateways, rounds, recording, progress: Progress::new(), limited, failures, remarks })
+        Ok(Experiment { gateways, rounds, recording, progress: Progress::default(), limited, failures, remarks })
     }
 }
 

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustix::thread::set_current_timer_slack;
 use tollgate::io::{UdpOptions, UdpSocket};
 use tollgate_shards::Received;
@@ -22,6 +21,7 @@ use tollgate_testkit::chance::Chance;
 
 use super::client::{Client, State};
 use super::context::Context;
+use super::logins::Login;
 use super::message::{Header, OVERHEAD_BYTES};
 use super::report::Report;
 use super::scenario::{Scenario, TrafficKind, TrafficPlan};
@@ -48,7 +48,7 @@ pub struct ClientPlan {
     /// Its user's number. All clients of a user belong to one generator: that is where their rates are added up.
     pub user: u32,
     /// Its identity, and what it trusts.
-    pub tls: Arc<dyn CryptoConfig>,
+    pub login: Login,
     /// Its outer address, no other client's.
     pub source: IpAddr,
     /// Its traffic, as an index into the scenario's; `None` for an idle client.

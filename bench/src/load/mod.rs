@@ -15,6 +15,7 @@ mod controller;
 pub mod experiment;
 pub mod flow;
 mod generator;
+pub mod logins;
 mod message;
 mod meters;
 mod report;
@@ -32,11 +33,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::measure::progress::Progress;
 use crate::measure::record::Output;
 use crate::programs::Gateway;
 use result::LoadResult;
 use scenario::Scenario;
+use tollgate::progress::Progress;
 
 /// How often the JSON file is written meanwhile.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
@@ -86,7 +87,7 @@ pub fn command(options: &Options) -> Result<()> {
     tollgate_testkit::prepare()?;
     tollgate_testkit::require_tun()?;
     let mut recording = options.output.start([version])?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::default();
     // A load of hours keeps its figures when it is interrupted.
     let mut recorded_at = Instant::now();
     let mut record = |so_far: &LoadResult| {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use tollgate_config::rate;
 
 use super::flow::TRAIN_PACKETS_MAX;
+use super::logins::Handshake;
 use super::message::INNER_BYTES_MIN;
 use crate::deploy::GatewayPlan;
 
@@ -47,6 +48,7 @@ pub struct UserPlan {
     pub count: u32,
     pub connections: u32,
     pub absent: u32,
+    pub handshake: Handshake,
     /// As users files have it (`80 mbps`).
     pub limit: Option<String>,
     #[serde(deserialize_with = "duration")]
@@ -299,7 +301,14 @@ impl TrafficPlan {
 
 impl Default for UserPlan {
     fn default() -> Self {
-        UserPlan { count: 0, connections: 1, absent: 0, limit: None, keep_alive: Duration::from_secs(10) }
+        UserPlan {
+            count: 0,
+            connections: 1,
+            absent: 0,
+            handshake: Handshake::default(),
+            limit: None,
+            keep_alive: Duration::from_secs(10),
+        }
     }
 }
 

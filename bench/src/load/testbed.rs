@@ -3,22 +3,21 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use tollgate::tls::Clients;
-use tollgate_config::{KeyExchange, PemSource};
+use anyhow::{Result, bail};
 use tollgate_testkit::Topology;
 use tollgate_testkit::chance::mixed;
-use tollgate_testkit::deploy::{Identity, user_entry};
+use tollgate_testkit::deploy::user_entry;
 
 use super::generator::{ClientPlan, GeneratorPlan};
+use super::logins::Logins;
 use super::report::{Counts, Report};
 use super::scenario::Scenario;
 use super::worker::{Order, Worker};
 use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, RunningGateway, SERVICE, network};
 use crate::measure::cpus;
-use crate::measure::progress::Progress;
 use crate::measure::units::count;
 use crate::programs::Gateway;
+use tollgate::progress::Progress;
 
 /// A run's parts. Their order is that of their end: clients first, namespaces last.
 pub struct Testbed {
@@ -38,15 +37,15 @@ impl Testbed {
             cpus::require_usable(cpus, whose)?;
         }
         let (gateway_cpus, harness) = cpus::split(&scenario.gateway.cpus, &scenario.harness.cpus)?;
-        let identities = identities(scenario.users.count, progress)?;
+        let logins = logins(scenario, progress)?;
         progress.step(&format!("starting {}", gateway.name));
         cpus::pin(&harness)?;
         let plan = &scenario.gateway;
-        let files = GatewayFiles::write(plan, &users_file(scenario, &identities))?;
+        let files = GatewayFiles::write(plan, &users_file(scenario, &logins), |file| logins.serve(file))?;
         let topology = network::build(plan.mtu_bytes)?;
         let kernel_before = KernelDrops::read(&topology)?;
         let gateway = RunningGateway::start(gateway, plan, &gateway_cpus, &files, &topology.gateway)?;
-        let clients = clients(scenario, &identities, &files)?;
+        let clients = clients(scenario, &logins, &files)?;
         let start = |(number, (clients, spare_sources))| {
             let (scenario, responder) = (Arc::new(scenario.clone()), network::responder_socket(&topology)?);
             let plan =
@@ -113,42 +112,32 @@ fn user_name(user: usize) -> String {
     format!("u{:05}", user + 1)
 }
 
-/// A certificate and a key for each of so many users.
-fn identities(users: u32, progress: &mut Progress) -> Result<Vec<Identity>> {
+/// Credentials for all users.
+fn logins(scenario: &Scenario, progress: &mut Progress) -> Result<Logins> {
+    let users = scenario.users.count;
     progress.step(&format!("making {} identities", count(users.into())));
-    let identity = |user: u32| {
-        progress.update(|| format!("{} of {} identities", count(user.into()), count(users.into())));
-        Ok(Identity::generate(&user_name(user as usize), &[])?)
-    };
-    (0..users).map(identity).collect()
+    let tell = |user: u32| progress.update(|| format!("{} of {} identities", count(user.into()), count(users.into())));
+    Logins::make(scenario.users.handshake, users, |user| user_name(user as usize), tell)
 }
 
 /// The users file: all of these, and those whose keys nobody has.
-fn users_file(scenario: &Scenario, identities: &[Identity]) -> String {
+fn users_file(scenario: &Scenario, logins: &Logins) -> String {
     let limit = scenario.users.limit.as_ref();
     let limit = limit.map(|limit| format!("bandwidth_limit = \"{limit}\"")).unwrap_or_default();
-    let entry = |(user, identity): (usize, &Identity)| user_entry(&user_name(user), &identity.fingerprint, &limit);
+    let present = (0..logins.users()).map(|user| logins.entry(user, &user_name(user), &limit));
     let absent = |number| user_entry(&format!("absent{number:06}"), &format!("sha256:{number:064x}"), &limit);
-    identities.iter().enumerate().map(entry).chain((1..=scenario.users.absent).map(absent)).collect()
+    present.chain((1..=scenario.users.absent).map(absent)).collect()
 }
 
 /// The clients of each generator, and the outer addresses that are left for them. Users go round the generators, each with all of its clients.
-fn clients(
-    scenario: &Scenario,
-    identities: &[Identity],
-    files: &GatewayFiles,
-) -> Result<Vec<(Vec<ClientPlan>, Vec<IpAddr>)>> {
+fn clients(scenario: &Scenario, logins: &Logins, files: &GatewayFiles) -> Result<Vec<(Vec<ClientPlan>, Vec<IpAddr>)>> {
     let threads = usize::from(scenario.harness.threads);
     let mut plans: Vec<(Vec<ClientPlan>, Vec<IpAddr>)> = vec![Default::default(); threads];
-    // They trust only the gateway's certificate, and offer what Quincy's client does by default.
-    let trusted = Clients::new(&[PemSource::File(files.certificate())], KeyExchange::Hybrid)?;
     let mut groups = groups(scenario).into_iter();
     let mut sources = CLIENTS_V4.hosts().map(IpAddr::V4);
-    for (user, Identity { certificate_pem, key_pem, .. }) in identities.iter().enumerate() {
-        let [certificate, key] = [certificate_pem, key_pem].map(|pem| PemSource::Inline(pem.clone().into()));
-        let tls = trusted.client(&[certificate], &key).with_context(|| format!("user {}", user_name(user)))?;
+    for (user, login) in logins.logins(&files.certificate())?.into_iter().enumerate() {
         for (source, group) in sources.by_ref().zip(groups.by_ref()).take(scenario.users.connections as usize) {
-            let client = ClientPlan { user: user as u32, tls: tls.clone(), source, group };
+            let client = ClientPlan { user: user as u32, login: login.clone(), source, group };
             plans[user % threads].0.push(client);
         }
     }

@@ -1,7 +1,6 @@
 //! How figures are taken, compared, shown and kept.
 
 pub mod cpus;
-pub mod progress;
 pub mod record;
 pub mod round_trips;
 pub mod spread;

@@ -24,6 +24,30 @@ client_certificate_file = "cert.pem"
 client_certificate_key_file = "key.pem"
 "#;
 
+/// `usual`, or the least of a file in which the key at `path` means something.
+pub fn base(path: &str, usual: &str) -> String {
+    if path.starts_with("connection_ids.") && !["connection_ids.layout", "connection_ids.length"].contains(&path) {
+        return format!("{usual}\n[connection_ids]\nlayout = \"quic_lb\"\nlength = 20\nserver_id = \"0a0b\"\n");
+    }
+    let (first, _) = usual.split_once("[protocol]").unwrap();
+    let key = tollgate_noise::PrivateKey::parse(&("A".repeat(43) + "=")).unwrap();
+    let (private, public) = (&*key.to_base64(), key.public());
+    let noise = "[protocol]\nmode = \"noise\"\nprivate_key";
+    let protocol = match path {
+        "protocol.private_key_file" => format!("{noise}_file = \"key\"\nserver_public_key = \"{public}\"\n"),
+        "protocol.private_key" if usual == SERVER => format!("{noise} = \"{private}\"\n"),
+        "protocol.private_key" | "protocol.server_public_key" => {
+            format!("{noise} = \"{private}\"\nserver_public_key = \"{public}\"\n")
+        }
+        path if path.starts_with("protocol.tls.") => {
+            "[protocol.tls]\ncertificate_file = \"cert.pem\"\ncertificate_key_file = \"key.pem\"\n".to_owned()
+        }
+        path if path.starts_with("protocol.noise.") => "[protocol.noise]\nprivate_key_files = [\"key\"]\n".to_owned(),
+        _ => return usual.to_owned(),
+    };
+    format!("{first}{protocol}")
+}
+
 /// A temporary directory.
 pub struct Directory(tempfile::TempDir);
 

@@ -116,7 +116,8 @@ fn example(head: &str, sections: &[Section]) -> String {
     let mut text = head.to_owned();
     for section in sections {
         if !section.name.is_empty() {
-            let _ = write!(text, "\n{}[{}]\n", lines(section.text, "# "), section.name);
+            let comment = if section.is_alternative { "# " } else { "" };
+            let _ = write!(text, "\n{}{comment}[{}]\n", lines(section.text, "# "), section.name);
         }
         for entry in &section.entries {
             let _ = write!(text, "\n{}", lines(entry.text, "# "));
@@ -127,7 +128,11 @@ fn example(head: &str, sections: &[Section]) -> String {
                 Some(value) => format!("{} = {value}", entry.name),
                 None => format!("{}: {}", entry.name, entry.expected),
             };
-            let _ = writeln!(text, "{}{line}", if entry.traits.is_in_example { "" } else { "# " });
+            let _ = writeln!(
+                text,
+                "{}{line}",
+                if entry.traits.is_in_example && !section.is_alternative { "" } else { "# " }
+            );
         }
     }
     text
@@ -160,8 +165,10 @@ fn the_examples_are_valid_and_their_comments_tell_the_defaults() {
     let text = example(SERVER_EXAMPLE, &sections(0));
     let config = load_server(&text, &variables).unwrap();
     assert_eq!(config.users.len(), 3);
-    let uncommented = load_server(&uncomment(&text), &variables).unwrap();
-    assert_eq!(differences(&config.effective(), &uncommented.effective()), examples(&sections(0)));
+    // Whoever takes an alternative leaves the other out.
+    let usual: Vec<Section> = sections(0).into_iter().filter(|section| !section.is_alternative).collect();
+    let uncommented = load_server(&uncomment(&example(SERVER_EXAMPLE, &usual)), &variables).unwrap();
+    assert_eq!(differences(&config.effective(), &uncommented.effective()), examples(&usual));
 
     let text = example(CLIENT_EXAMPLE, &sections(2));
     let config = load_client(&text, &[]).unwrap();

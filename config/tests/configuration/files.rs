@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server};
-use tollgate_config::{Cpus, KeyExchange, PemSource, ServerConfig, ShardCount, control_socket};
+use tollgate_config::{ClientProtocol, Cpus, KeyExchange, PemSource, ServerConfig, ShardCount, control_socket};
 use tollgate_shards::UserIndex;
 use tollgate_shards::{Limit, Rate};
 
@@ -81,10 +81,11 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     for line in spelt.lines().filter(|line| line.contains(" = ") && !line.contains("\"\"\"")) {
         assert!(effective.lines().any(|effective| effective == line), "{line}:\n{effective}");
     }
-    assert_eq!(config.tls.key_exchange, Some(KeyExchange::PostQuantum));
-    assert_eq!(config.tls.certificates[0], PemSource::File("chain.pem".into()));
-    assert!(matches!(config.tls.certificates[1..], [PemSource::Inline(_)]));
-    assert!(matches!(&config.tls.key, PemSource::Inline(pem) if pem.contains("c2VjcmV0")));
+    let tls = config.protocol.tls.unwrap();
+    assert_eq!(tls.key_exchange, Some(KeyExchange::PostQuantum));
+    assert_eq!(tls.certificates[0], PemSource::File("chain.pem".into()));
+    assert!(matches!(tls.certificates[1..], [PemSource::Inline(_)]));
+    assert!(matches!(&tls.key, PemSource::Inline(pem) if pem.contains("c2VjcmV0")));
     assert_eq!((config.shards.count, config.shards.cpus), (ShardCount::Auto, None));
 
     let users: Vec<_> = config.users.users().map(|(_, user)| user).collect();
@@ -92,7 +93,7 @@ fn a_file_for_quincys_server_is_read_unchanged() {
     assert_eq!(users[0].limit, Rate::from_bits_per_s(1_500_000_000).map(Limit::new));
     assert_eq!(users[1].limit, config.default_bandwidth_limit.map(Limit::new), "the default limit");
     assert_eq!(users[0].pool.len(), 3);
-    assert_eq!(config.users.find(&users[0].certificates[0]), Some(UserIndex(0)));
+    assert_eq!(config.users.find(&users[0].credentials[0]), Some(UserIndex(0)));
 }
 
 #[test]
@@ -117,11 +118,13 @@ fn a_file_for_quincys_client_is_read_unchanged() {
         level = "warn"
     "#;
     let config = load_client(text, &[]).unwrap();
-    assert_eq!((config.server.host.as_str(), config.server.port), ("fd00::5", 4433));
-    assert_eq!(config.server.to_string(), "[fd00::5]:4433");
-    assert_eq!(config.tls.key_exchange, KeyExchange::Standard);
-    assert_eq!(config.tls.trusted.len(), 3);
-    assert_eq!(config.tls.key, PemSource::File("key.pem".into()));
+    let [server] = &config.servers[..] else { panic!("{:?}", config.servers) };
+    assert_eq!((server.host.as_str(), server.port), ("fd00::5", 4433));
+    assert_eq!(server.to_string(), "[fd00::5]:4433");
+    let ClientProtocol::Tls(tls) = config.protocol else { panic!("{:?}", config.protocol) };
+    assert_eq!(tls.key_exchange, KeyExchange::Standard);
+    assert_eq!(tls.trusted.len(), 3);
+    assert_eq!(tls.key, PemSource::File("key.pem".into()));
     assert_eq!(config.connection.mtu_bytes, 1500);
     assert_eq!(config.network.routes.len(), 2);
     assert_eq!(
@@ -129,6 +132,25 @@ fn a_file_for_quincys_client_is_read_unchanged() {
         ["198.18.0.53".parse::<std::net::IpAddr>().unwrap(), "fd00::53".parse().unwrap()]
     );
     assert_eq!(config.network.interface_name.as_deref(), Some("quincy0"));
+}
+
+#[test]
+fn a_client_may_have_several_gateways_in_order() {
+    let servers = |value: &str, variables: &[(&str, &str)]| {
+        let config = load_client(&CLIENT.replace("\"vpn.example.org:55555\"", value), variables).unwrap();
+        config.servers.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let one = "\"a.test:1\"";
+    assert_eq!(servers("[\"b.test:2\", \"[fd00::1]:3\"]", &[]), ["b.test:2", "[fd00::1]:3"]);
+    assert_eq!(servers("[\"b.test:2\"]", &[]), ["b.test:2"]);
+    for (variable, expected) in [
+        ("b.test:2", &["b.test:2"][..]),
+        ("b.test:2,[fd00::1]:3", &["b.test:2", "[fd00::1]:3"]),
+        ("[b.test:2, [fd00::1]:3]", &["b.test:2", "[fd00::1]:3"]),
+        ("[fd00::1]:3", &["[fd00::1]:3"]),
+    ] {
+        assert_eq!(servers(one, &[("TOLLGATE_CONNECTION_STRING", variable)]), expected, "{variable}");
+    }
 }
 
 #[test]
@@ -292,7 +314,7 @@ fn required_keys_may_come_from_the_environment_alone() {
     ];
     let config = ServerConfig::load(&file, env(&variables)).unwrap();
     assert_eq!(config.tunnel_network.to_string(), "fd00::1/64");
-    assert!(matches!(config.tls.key, PemSource::Inline(_)));
+    assert!(matches!(config.protocol.tls.unwrap().key, PemSource::Inline(_)));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use tollgate_config::{Changed, Entry, ServerConfig, files};
 use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
-use crate::common::{SERVER, load_server, load_server_with_users, range, variable};
+use crate::common::{SERVER, base, load_server, load_server_with_users, range, variable};
 
 /// Two values of each key whose declaration does not tell any.
 const VALUES: &[(&str, [&str; 2])] = &[
@@ -16,16 +16,31 @@ const VALUES: &[(&str, [&str; 2])] = &[
     ("default_bandwidth_limit", ["10 mbps", "20 mbps"]),
     ("protocol.certificate_file", ["a.pem", "b.pem"]),
     ("protocol.certificate_key_file", ["a.pem", "b.pem"]),
+    ("protocol.tls.certificate_file", ["a.pem", "b.pem"]),
+    ("protocol.tls.certificate_key_file", ["a.pem", "b.pem"]),
+    ("protocol.noise.private_key_files", ["a.key", "b.key"]),
     ("log.level", ["info", "debug"]),
     ("metrics.address", ["127.0.0.1", "127.0.0.2"]),
     ("shards.cpus", ["[0]", "cores"]),
+    ("connection_ids.server_id", ["01", "02"]),
     ("shards.key_file", ["a", "b"]),
     ("control.socket", ["a.sock", "b.sock"]),
 ];
 
 /// Keys that have one value, whose values are masked, or that are nothing without another.
-const ELSEWHERE: &[&str] =
-    &["users_file", "protocol.mode", "protocol.certificate", "protocol.certificate_key", "sessions.when_reached"];
+const ELSEWHERE: &[&str] = &[
+    "users_file",
+    "protocol.mode",
+    "protocol.certificate",
+    "protocol.certificate_key",
+    "protocol.private_key",
+    "protocol.tls.certificate",
+    "protocol.tls.certificate_key",
+    "protocol.noise.private_keys",
+    "connection_ids.layout",
+    "connection_ids.key",
+    "sessions.when_reached",
+];
 
 /// Two values that `entry` may have.
 fn values(path: &str, entry: &Entry) -> [String; 2] {
@@ -41,7 +56,7 @@ fn values(path: &str, entry: &Entry) -> [String; 2] {
 
 fn with(path: &str, value: &str) -> ServerConfig {
     // The users file is a temporary one: its path is made the same.
-    let mut config = load_server(SERVER, &[(&variable(path), value)]).unwrap();
+    let mut config = load_server(&base(path, SERVER), &[(&variable(path), value)]).unwrap();
     config.users_file = "users.toml".into();
     config
 }

@@ -4,4 +4,5 @@ mod common;
 mod documents;
 mod files;
 mod live;
+mod noise;
 mod refusals;

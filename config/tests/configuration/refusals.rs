@@ -1,6 +1,8 @@
 //! Every mistake is refused with its place, its key, what is wrong and what would be right.
 
-use crate::common::{CLIENT, Directory, SERVER, env, load_client, load_server, load_server_with_users, name, range};
+use crate::common::{
+    self, CLIENT, Directory, SERVER, env, load_client, load_server, load_server_with_users, name, range,
+};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -74,6 +76,16 @@ const WRONG: &[(&str, &[&str])] = &[
     ("protocol.certificate", &["1", "\"cert.pem\""]),
     ("protocol.certificate_key_file", &["1", "\"\""]),
     ("protocol.certificate_key", &["1"]),
+    ("protocol.private_key", &["1", "\"\"", "\"AAAA\""]),
+    ("protocol.private_key_file", &["1", "\"\""]),
+    ("protocol.server_public_key", &["1", "\"AAAA\""]),
+    ("protocol.tls.key_exchange", &["1", "\"classic\""]),
+    ("protocol.tls.certificate_file", &["1", "\"\""]),
+    ("protocol.tls.certificate", &["1", "\"cert.pem\""]),
+    ("protocol.tls.certificate_key_file", &["1", "\"\""]),
+    ("protocol.tls.certificate_key", &["1"]),
+    ("protocol.noise.private_key_files", &["1", "[1]", "[\"\"]"]),
+    ("protocol.noise.private_keys", &["1", "[1]", "[\"AAAA\"]"]),
     ("connection.congestion_controller", &["1", "\"reno\"", "\"CUBIC\""]),
     ("connection.max_pending_handshakes_per_source", &["257"]),
     ("log.level", &["1", "\"loud\"", "\"inof\"", "\"\""]),
@@ -81,6 +93,9 @@ const WRONG: &[(&str, &[&str])] = &[
     ("shards.count", &["\"all\"", "\"0\""]),
     ("shards.cpus", &["0", "\"a\"", "\"core\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
     ("shards.key_file", &["1", "\"\""]),
+    ("connection_ids.layout", &["1", "\"quic-lb\""]),
+    ("connection_ids.server_id", &["1", "\"\"", "\"0\"", "\"0g\""]),
+    ("connection_ids.key", &["1", "\"00\"", "\"é\""]),
     ("sessions.when_reached", &["1", "\"close\"", "\"refuse\""]),
     ("control.socket", &["1", "\"\""]),
     (
@@ -115,10 +130,11 @@ fn wrong(path: &str, entry: &Entry) -> Vec<String> {
 
 /// Checks that each key refuses what is wrong with file, line, key and remedy.
 fn refuses<T: std::fmt::Debug>(base: &str, sections: &[Section], load: impl Fn(&str) -> Result<T, ConfigError>) {
-    load(base).unwrap();
     for section in sections {
         for entry in section.entries.iter().filter(|entry| entry.name != "users_file") {
             let (path, key) = (section.path(entry), entry.name);
+            let base = &common::base(&path, base);
+            load(base).unwrap();
             for value in wrong(&path, entry).iter().map(String::as_str).chain(WRONG_TYPE.iter().copied()) {
                 let (text, expected) = with_line(base, section.name, &format!("{key} = {value}"));
                 let error = load(&text).expect_err(&format!("{path} = {value} is refused"));
@@ -151,6 +167,33 @@ fn each_key_refuses_wrong_types_wrong_values_and_unknown_siblings() {
     refuses(CLIENT, &client, |text| load_client(text, &[]));
 }
 
+/// A layout in which IDs cannot be, or that nobody would read, is refused by the key that is to blame.
+#[test]
+fn connection_ids_that_do_not_fit_are_refused_by_name() {
+    let with = |lines: &str| load_server(&format!("{SERVER}\n[connection_ids]\n{lines}"), &[]);
+    let key = "key = \"000102030405060708090a0b0c0d0e0f\"";
+    for (lines, blamed, remedy) in [
+        ("layout = \"quic_lb\"", "server_id", "in hex"),
+        ("layout = \"quic_lb\"\nserver_id = \"0a\"", "length", "10 or more"),
+        ("layout = \"quic_lb\"\nserver_id = \"0a0b0c0d0e0f0a0b\"\nlength = 15", "length", "16 or more"),
+        ("layout = \"quic_lb\"\nserver_id = \"0a0b0c0d0e0f0a0b0c0d0e0f01\"\nlength = 20", "server_id", "shorter"),
+        ("server_id = \"0a\"", "server_id", "quic_lb"),
+        ("rotation = 1", "rotation", "quic_lb"),
+        (key, "key", "quic_lb"),
+    ] {
+        let problem = problem(with(lines));
+        assert_eq!(problem.key, format!("connection_ids.{blamed}"), "{lines}");
+        assert!(problem.remedy.contains(remedy), "{problem}");
+        assert!(!problem.to_string().contains("00010203"), "{problem}");
+    }
+    let readable = "layout = \"quic_lb\"\nserver_id = \"0a0b0c0d0e0f0a0b\"\nlength = 20\n";
+    let shards = |count: u16, lines: &str| with(&format!("{lines}[shards]\ncount = {count}"));
+    assert_eq!(problem(shards(17, readable)).key, "connection_ids.server_id");
+    assert!(shards(16, readable).is_ok() && shards(17, &format!("{readable}{key}\n")).is_ok());
+    let shown = with(&format!("{readable}{key}")).unwrap();
+    assert!(!format!("{shown:?}{}", shown.effective()).contains("00010203"));
+}
+
 #[test]
 fn a_missing_key_is_named_with_what_to_write() {
     let server = |without: &str| {
@@ -179,26 +222,6 @@ fn a_missing_key_is_named_with_what_to_write() {
     let refused = load_client("", &[]).unwrap_err();
     let keys: Vec<_> = refused.problems().iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(keys, ["connection_string", "protocol"]);
-}
-
-#[test]
-fn the_noise_handshake_is_refused_with_the_alternative_and_nothing_else() {
-    let text = r#"
-name = "n"
-tunnel_network = "198.18.0.1/24"
-[protocol]
-mode = "noise"
-key_exchange = "Hybrid"
-private_key = "c2VjcmV0"
-"#;
-    let refused = problem(load_server(text, &[("QUINCY_PROTOCOL__PRIVATE_KEY", "c2VjcmV0")]));
-    assert_eq!(refused.key, "protocol.mode");
-    assert!(refused.what.contains("not supported yet"), "{refused}");
-    assert!(refused.remedy.contains("mode = \"tls\""), "{refused}");
-    assert!(!refused.to_string().contains("c2VjcmV0"));
-    let text =
-        "connection_string = \"h:5\"\n[protocol]\nmode = \"noise\"\nserver_public_key = \"x\"\nprivate_key = \"y\"";
-    assert_eq!(problem(load_client(text, &[])).key, "protocol.mode");
 }
 
 #[test]
@@ -351,7 +374,7 @@ fn wrong_users_are_refused() {
             "users.b.authorized_certs",
             &["'a'"],
         ),
-        ("[users.a]\nauthorized_keys = [\"AAAA\"]".into(), "users.a.authorized_keys[0]", &["3 bytes", "1216"]),
+        ("[users.a]\nauthorized_keys = [5]".into(), "users.a.authorized_keys[0]", &["5", "base64"]),
         (
             format!("[users.a]\nauthorized_keys = [\"{key}\"]\n[users.b]\nauthorized_keys = [\"{key}\"]"),
             "users.b.authorized_keys",
@@ -405,6 +428,18 @@ fn a_narrow_pool_inside_a_wide_one_is_found_behind_another() {
 }
 
 #[test]
+fn every_gateway_of_a_list_must_be_one_and_there_must_be_one() {
+    let refused = |value: &str| problem(load_client(&CLIENT.replace("\"vpn.example.org:55555\"", value), &[]));
+    let empty = refused("[]");
+    assert_eq!((&empty.key[..], &empty.what[..]), ("connection_string", "is an empty list"), "{empty}");
+    let second = refused("[\"a.test:1\", \"b.test\"]");
+    assert_eq!(second.key, "connection_string[1]");
+    assert!(second.what.contains("which has no port") && second.remedy.contains("vpn.example.org:55555"), "{second}");
+    let number = refused("5");
+    assert!(number.what.contains("the number 5") && number.remedy.starts_with("write host and port"), "{number}");
+}
+
+#[test]
 fn a_url_as_connection_string_is_answered_with_what_to_write() {
     for (url, expected) in [
         ("https://vpn.example.org:443/", "\"vpn.example.org:443\""),
@@ -434,5 +469,16 @@ proptest! {
         let section = &sections[at % sections.len()];
         let key = section.entries[at / sections.len() % section.entries.len()].name;
         let _ = load_server(&with_line(SERVER, section.name, &format!("{key} = {value}")).0, &[]);
+    }
+}
+
+/// Keys and variables bear any name; what is said of them stays a line, and moves no cursor.
+#[test]
+fn a_name_that_would_move_a_terminals_cursor_is_escaped() {
+    let file = format!("\"evil\\u001b[2J\\nfine: all is well\" = 1\n{SERVER}");
+    let of_key = problem(load_server(&file, &[]));
+    let of_variable = Problem { place: Place::Variable("TOLLGATE_evil\u{1b}[2J\nfine".into()), ..of_key.clone() };
+    for text in [of_key, of_variable].map(|problem| problem.to_string()) {
+        assert!(text.contains("evil\\u{1b}[2J\\nfine") && !text.chars().any(char::is_control), "{text:?}");
     }
 }

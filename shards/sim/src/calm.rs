@@ -15,6 +15,8 @@ impl World {
         self.is_calm = true;
         self.mesh.calm();
         self.gateway.calm();
+        self.resume_all();
+        self.end_drains();
         let wanted = self.wanted();
         for index in 0..self.devices.len() as u32 {
             let device = &mut self.devices[index as usize];
@@ -44,7 +46,11 @@ impl World {
                 let Some(user) = population.user(device.user).filter(|_| population.may_log_in(index)) else {
                     continue;
                 };
-                if wanted.contains(&(index as u32)) || is_first && left.contains_key(&device.user) {
+                if device.is_left_out
+                    || device.cheats.is_some()
+                    || wanted.contains(&(index as u32))
+                    || is_first && left.contains_key(&device.user)
+                {
                     continue;
                 }
                 let allowed = user.connection_limit.map_or(u64::MAX, |limit| u64::from(limit.connections_max.get()));
@@ -99,7 +105,7 @@ impl World {
             })
             .collect();
         for pending in &self.gateway.pending {
-            let completed: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.completed().0).collect();
+            let completed: Vec<_> = self.gateway.cores.iter().map(|core| core.shard().completed().0).collect();
             words.push(format!("order {} of {} is not completed: {completed:?}", pending.id.0, pending.given));
         }
         words.join("; ")
@@ -107,7 +113,7 @@ impl World {
 
     /// Whether no connection and no message is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.mesh.under_way == 0 && self.gateway.cores.iter().all(|core| core.shard.owned_connections() == 0)
+        self.messages_under_way() == 0 && self.gateway.cores.iter().all(|core| core.shard().owned_connections() == 0)
     }
 
     /// Everybody leaves.

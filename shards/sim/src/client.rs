@@ -5,15 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use quinn_proto::TransportConfig;
-use tollgate_shards::packet::vnet::HEADER_BYTES;
-use tollgate_shards::{Client, ClientEvent, Machine, Output, Transmit, Tunnel, TunnelParams};
+use tollgate_shards::packet::MergeLimits;
+use tollgate_shards::{Client, ClientEvent, Fingerprint, Machine, Output, Transmit, Tunnel, TunnelParams, Users};
 
-use crate::gateway::GATEWAY;
-use crate::identity::{Hello, Identity, reset_key};
+use crate::gateway::GATEWAYS;
+use crate::hostile::cheat::CheatingHandshake;
+use crate::identity::{Dial, Hello, Identity, reset_key};
 use crate::link::Link;
-use crate::plan::DevicePlan;
+use crate::packets::kernel;
+use crate::plan::{Cheat, CheatPlan, DevicePlan, Direction};
 use crate::random::Stream;
 use crate::schedule::Time;
 
@@ -52,16 +53,16 @@ impl End {
         })
     }
 
-    /// The next inner packet that has arrived. A client may have merged several into one.
-    pub(crate) fn poll_packet(&mut self, now: Instant) -> Option<Bytes> {
+    /// The next inner packet that has arrived, or several that a client has merged, as a frame with its virtio header.
+    pub(crate) fn poll_frame(&mut self, now: Instant) -> Option<Vec<u8>> {
         let (client, events) = match self {
-            End::Tunnel(tunnel) => return tunnel.poll_packet(),
+            End::Tunnel(tunnel) => return tunnel.poll_packet().map(|packet| kernel::plain(&packet)),
             End::Client(client, events) => (client, events),
         };
         loop {
             match client.poll_output(now, true, None)? {
                 Output::Frame(frame) => {
-                    return Some([&frame.header[HEADER_BYTES..], &frame.payloads.concat()].concat().into());
+                    return Some([frame.header, &frame.payloads.concat()].concat());
                 }
                 Output::Action(event) => events.push_back(event),
                 Output::Transmit(_) => {}
@@ -92,12 +93,25 @@ pub struct Session {
     pub over: bool,
     /// Tells the device's sessions apart.
     pub number: u64,
+    /// The Noise key of a client of a plan, if it has one.
+    pub key: Option<Fingerprint>,
+    /// Whether a shard may have refused it within the handshake, because a snapshot lacks it.
+    pub may_be_refused: bool,
+}
+
+impl Session {
+    /// Some shard may go by these users.
+    pub fn judge(&mut self, users: &Users) {
+        self.may_be_refused |= self.key.is_some_and(|key| users.find(&key).is_none());
+    }
 }
 
 pub struct Device {
     pub plan: DevicePlan,
     pub session: Option<Session>,
     pub last_address: Option<IpAddr>,
+    /// The credential of its last connection, and the snapshot that was in force everywhere when that began.
+    pub shown: Option<(Fingerprint, u64)>,
     /// Where its datagrams seem to come from.
     pub outer: SocketAddr,
     pub up: Link,
@@ -117,27 +131,32 @@ pub struct Device {
     pub events: Vec<ClientEvent>,
     /// While a test has it: datagrams to the gateway stay here instead.
     pub held: Option<Vec<Vec<u8>>>,
+    /// While it has it: where its datagrams seem to come from, though nothing reaches it there.
+    pub spoofs: Option<SocketAddr>,
 }
 
 impl Device {
     pub fn new(index: u32, plan: DevicePlan, outer: SocketAddr, seed: u64) -> Self {
-        let stream = |name| Stream::numbered(seed, name, u64::from(index));
+        let number = u64::from(index);
+        let link = |direction, link_plan| Link::new(direction, link_plan, &plan.changes, (seed, number));
         Device {
             session: None,
             last_address: None,
+            shown: None,
             outer,
-            up: Link::new(plan.link, stream("link.up")),
-            down: Link::new(plan.link, stream("link.down")),
-            random: stream("device"),
+            up: link(Direction::Up, plan.up),
+            down: link(Direction::Down, plan.down),
+            random: Stream::numbered(seed, "device", number),
             wake: None,
             dirty: false,
-            wanted: true,
+            wanted: !plan.is_left_out,
             returning: false,
             sessions: 0,
             exchanged: (0, 0),
             received: Vec::new(),
             events: Vec::new(),
             held: None,
+            spoofs: None,
             plan,
         }
     }
@@ -145,22 +164,38 @@ impl Device {
     /// Begins a handshake, whatever became of the session before.
     pub fn connect(&mut self, identity: &Identity, transport: Arc<TransportConfig>, now: Instant) {
         let seed = self.random.seed();
+        let Dial { mut handshake, quic_version } = identity.client(Hello::default());
         let params = TunnelParams {
-            remote: GATEWAY,
+            quic_version,
+            remote: self.remote(),
             server_name: "gateway".to_owned(),
             transport,
             send_datagrams_max: 64,
             seed,
         };
-        let tunnel = Tunnel::new(params, identity.client(Hello::default()), reset_key(&seed), now)
-            .expect("a usable name and address");
-        self.begin(End::Tunnel(Box::new(tunnel)));
+        if let Some(CheatPlan { cheat, .. }) = self.plan.cheats {
+            handshake = Arc::new(CheatingHandshake { handshake, swallows_acks: cheat == Cheat::NeverAcknowledges });
+        }
+        let key = reset_key(&seed);
+        let end = if self.plan.has_tun {
+            Client::new(params, MergeLimits::default(), handshake, key, now)
+                .map(|client| End::Client(Box::new(client), VecDeque::new()))
+        } else {
+            Tunnel::new(params, handshake, key, now).map(|tunnel| End::Tunnel(Box::new(tunnel)))
+        };
+        self.begin(end.expect("a usable name and address"));
     }
 
     /// Another session begins with this end of it.
     pub(crate) fn begin(&mut self, end: End) {
         self.sessions += 1;
-        self.session = Some(Session { end, address: None, over: false, number: self.sessions });
+        self.session =
+            Some(Session { end, address: None, over: false, number: self.sessions, key: None, may_be_refused: false });
+    }
+
+    /// Where it reaches the gateway.
+    pub fn remote(&self) -> SocketAddr {
+        GATEWAYS[self.plan.gateway]
     }
 
     pub fn attached(&mut self) -> Option<(&mut Session, IpAddr)> {

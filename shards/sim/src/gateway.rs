@@ -1,26 +1,52 @@
 //! The gateway: its shards, the kernel that steers to them, the snapshots and orders that an operator sends, deaths and restarts.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tollgate_shards::{Command, CommandId, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
+use tollgate_shards::{Command, CommandId, Generation, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
 
-use crate::identity::{Identity, shard_keys};
-use crate::plan::Plan;
+use crate::clock::Clock;
+use crate::files::Files;
+use crate::identity::shard_keys;
+use crate::noise;
+use crate::oracle::Violation;
+use crate::plan::{Feature, LayoutPlan, Plan, ShellPlan};
 use crate::population::Population;
 use crate::random::Stream;
 use crate::schedule::Time;
+use crate::shell::kernel::Map;
+use crate::shell::{Machine, Shell};
+use crate::world::Pause;
 
 pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
 
+/// All addresses under which the gateway is reached.
+pub const GATEWAYS: [SocketAddr; 4] = [GATEWAY, v4(2), v6(1), v6(2)];
+
+const fn v4(host: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 0, host)), GATEWAY.port())
+}
+
+const fn v6(host: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, host)), GATEWAY.port())
+}
+
+/// The address from which the kernel sends to `remote` what names none.
+pub fn default_for(remote: SocketAddr) -> SocketAddr {
+    if remote.is_ipv4() { GATEWAYS[0] } else { GATEWAYS[2] }
+}
+
 pub struct Core {
-    pub shard: Shard,
+    driver: Driver,
+    pub(crate) pause: Option<Pause>,
     /// When the driver is to look at it next.
     pub wake: Option<Time>,
     /// Whether something has been given to it since.
     pub dirty: bool,
+    /// Whether its socket takes no datagram.
+    pub is_blocked: bool,
     incarnation: u32,
     /// The last order that every shard had carried out when this one's last pass was over.
     completed: CommandId,
@@ -29,10 +55,64 @@ pub struct Core {
     applied: [Arc<Snapshot>; 2],
 }
 
+/// What drives a shard.
+enum Driver {
+    /// The simulator.
+    Bare(Box<Shard>),
+    /// The shell's core.
+    Shell(Box<Machine>),
+}
+
 impl Core {
+    pub fn shard(&self) -> &Shard {
+        match &self.driver {
+            Driver::Bare(shard) => shard,
+            Driver::Shell(machine) => &machine.core.shard,
+        }
+    }
+
+    pub fn shard_mut(&mut self) -> &mut Shard {
+        match &mut self.driver {
+            Driver::Bare(shard) => shard,
+            Driver::Shell(machine) => &mut machine.core.shard,
+        }
+    }
+
+    pub fn machine(&self) -> Option<&Machine> {
+        match &self.driver {
+            Driver::Bare(_) => None,
+            Driver::Shell(machine) => Some(machine),
+        }
+    }
+
+    pub fn machine_mut(&mut self) -> Option<&mut Machine> {
+        match &mut self.driver {
+            Driver::Bare(_) => None,
+            Driver::Shell(machine) => Some(machine),
+        }
+    }
+
+    /// The shell's core says so.
+    pub fn completed(&mut self, command: CommandId) {
+        self.completed = command;
+    }
+
     fn new(shard: Shard, incarnation: u32, orders: VecDeque<(Time, Command)>, snapshot: &Arc<Snapshot>) -> Self {
-        let applied = [snapshot.clone(), snapshot.clone()];
-        Core { shard, wake: None, dirty: false, incarnation, completed: CommandId::default(), orders, applied }
+        Core { incarnation, orders, ..Core::driven(Driver::Bare(Box::new(shard)), snapshot) }
+    }
+
+    fn driven(driver: Driver, snapshot: &Arc<Snapshot>) -> Self {
+        Core {
+            driver,
+            pause: None,
+            wake: None,
+            dirty: false,
+            is_blocked: false,
+            incarnation: 0,
+            completed: CommandId::default(),
+            orders: VecDeque::new(),
+            applied: [snapshot.clone(), snapshot.clone()],
+        }
     }
 
     /// The snapshots that what it does in this pass may follow from.
@@ -42,7 +122,9 @@ impl Core {
 
     /// A pass is over: everything that the shard had for the outside is out.
     pub fn pass_ends(&mut self) {
-        self.completed = self.shard.completed();
+        if let Driver::Bare(shard) = &self.driver {
+            self.completed = shard.completed();
+        }
         self.applied[1] = self.applied[0].clone();
     }
 }
@@ -70,8 +152,11 @@ impl Order {
 
 pub struct Gateway {
     pub cores: Vec<Core>,
+    pub clocks: Vec<Clock>,
     /// The users as the operator has them.
     pub population: Population,
+    /// Where reloads come from them, the operator's files.
+    files: Option<Files>,
     pub snapshot: Arc<Snapshot>,
     /// The last snapshot that was acknowledged.
     in_force: Arc<Snapshot>,
@@ -83,7 +168,10 @@ pub struct Gateway {
     /// Whether the kernel steers at all; without it everything goes to shard 0.
     pub steers: bool,
     steered: BTreeMap<IpAddr, ShardIndex>,
+    /// The kernel's map, where the shell writes to it.
+    map: Option<Map>,
     keys: ShardKeys,
+    layout: LayoutPlan,
     params: Params,
     random: Stream,
     steering: Stream,
@@ -97,27 +185,31 @@ pub struct Gateway {
 impl Gateway {
     pub fn new(plan: &Plan, origin: Instant) -> Self {
         let population = Population::new(plan);
-        let snapshot = Arc::new(Snapshot {
-            version: 0,
-            users: Arc::new(population.users(&Users::default())),
-            isolate_clients: plan.isolate_clients,
-            tls: Identity::gateway(),
-        });
+        let users = Arc::new(population.users(&Users::default()));
+        let handshakes = noise::handshakes(plan.features.has(Feature::Noise), &users);
+        let snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: plan.isolate_clients, handshakes });
+        let has_files = plan.features.has(Feature::Files);
+        let files = has_files.then(|| Files::new(&plan.draws, plan.tunnel, &population));
         let params = Params {
             shards: plan.shards,
             index: ShardIndex(0),
             tunnel: plan.tunnel,
-            outer_addresses: vec![GATEWAY.ip()],
+            outer_addresses: GATEWAYS.map(|gateway| gateway.ip()).into(),
             handshake_timeout: Duration::from_secs(10),
             transport: plan.transport.clone(),
             limits: plan.limits.clone(),
+            generation: Generation::default(),
             incarnation: 0,
             wall_clock: SystemTime::UNIX_EPOCH,
             seed: [0; 32],
         };
+        let behind = |index| plan.surroundings.clocks_behind.get(index).copied().unwrap_or_default();
+        let clocks = (0..usize::from(plan.shards)).map(|index| Clock::new(behind(index))).collect();
         let mut gateway = Gateway {
             cores: Vec::new(),
+            clocks,
             population,
+            files,
             in_force: snapshot.clone(),
             snapshot,
             pending: Vec::new(),
@@ -126,10 +218,12 @@ impl Gateway {
             acknowledges_early: false,
             steers: true,
             steered: BTreeMap::new(),
-            keys: shard_keys(),
+            map: None,
+            keys: shard_keys(plan.layout.layout()),
+            layout: plan.layout.clone(),
             params,
             random: Stream::new(plan.seed, "gateway"),
-            steering: Stream::new(plan.seed, "steering"),
+            steering: plan.draws.stream("steering"),
             misrouted_permille: plan.disturbances.misrouted_permille,
             order_spread: plan.disturbances.order_spread,
             fixed_order_delays: None,
@@ -148,6 +242,7 @@ impl Gateway {
     }
 
     fn start(&mut self, index: u16, incarnation: u32, now: Time) -> Shard {
+        let now = self.clocks[usize::from(index)].reads(now);
         let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + now.since_start();
         let seed = self.random.seed();
         let params = Params { index: ShardIndex(index), incarnation, wall_clock, seed, ..self.params.clone() };
@@ -167,17 +262,21 @@ impl Gateway {
     /// The shard that the kernel gives a run of datagrams to: that of the first one's connection ID, but for mistakes.
     pub fn steer_udp(&mut self, datagram: &[u8]) -> u16 {
         let long = datagram.first().is_some_and(|first| first & 0x80 != 0);
-        let byte = datagram.get(if long { 6 } else { 1 }).copied().unwrap_or(0);
-        self.mistaken(u16::from(byte) % self.params.shards)
+        let id = datagram.get(if long { 6 } else { 1 }..).unwrap_or_default();
+        let shard = self.layout.shard_of(id, self.params.shards);
+        self.mistaken(shard.unwrap_or(0))
     }
 
     /// The shard whose TUN queue gets a packet to `destination`, but for mistakes.
     pub fn steer_tun(&mut self, destination: IpAddr) -> u16 {
-        let shard = self.steered.get(&destination).map_or(0, |owner| owner.0);
+        let shard = match &self.map {
+            Some(map) => map.queue_of(destination, self.params.shards),
+            None => self.steered.get(&destination).map_or(0, |owner| owner.0),
+        };
         self.mistaken(shard)
     }
 
-    fn mistaken(&mut self, shard: u16) -> u16 {
+    pub fn mistaken(&mut self, shard: u16) -> u16 {
         if !self.steers {
             return 0;
         }
@@ -202,7 +301,23 @@ impl Gateway {
     }
 
     pub fn steered(&self) -> usize {
-        self.steered.len()
+        self.map.as_ref().map_or(self.steered.len(), Map::set)
+    }
+
+    /// Puts the shell's cores around the shards.
+    pub fn enter_shell(&mut self, plan: ShellPlan, random: (Stream, Stream)) -> Shell {
+        let shards = self.cores.drain(..).filter_map(|core| match core.driver {
+            Driver::Bare(shard) => Some(*shard),
+            Driver::Shell(_) => None,
+        });
+        let shards: Vec<_> = shards.collect();
+        let (shell, machines) = Shell::assemble(plan, random, shards, &self.snapshot, self.origin);
+        self.map = Some(shell.map.clone());
+        self.cores = machines
+            .into_iter()
+            .map(|machine| Core::driven(Driver::Shell(Box::new(machine)), &self.snapshot))
+            .collect();
+        shell
     }
 
     /// From now on an order reaches each shard after the time that `delays` says.
@@ -272,19 +387,33 @@ impl Gateway {
         given.chain([&*self.in_force])
     }
 
-    /// The next snapshot, after some change.
-    pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> (Arc<Snapshot>, String) {
+    /// The last snapshot that was acknowledged.
+    pub fn version_in_force(&self) -> u64 {
+        self.in_force.version
+    }
+
+    /// The next snapshot, after some change, and what that is. `None` where the operator's files are refused: then nothing changes.
+    pub fn succeed(&mut self, plan: &Plan, random: &mut Stream) -> Result<(Option<Arc<Snapshot>>, String), Violation> {
+        let before = self.population.clone();
         let what = self.population.change(plan, random);
-        (self.next_snapshot(), what)
+        let Some(files) = &mut self.files else { return Ok((Some(self.next_snapshot()), what)) };
+        let Some(snapshot) = files.reload(&self.snapshot, &self.population)?.map(Arc::new) else {
+            self.population = before;
+            return Ok((None, format!("{what}, refused")));
+        };
+        self.snapshot = snapshot.clone();
+        Ok((Some(snapshot), what))
     }
 
     /// The snapshot of the population as it stands.
     pub fn next_snapshot(&mut self) -> Arc<Snapshot> {
+        let users = Arc::new(self.population.users(&self.snapshot.users));
+        let handshakes = self.snapshot.handshakes.listing(users.clone());
         let snapshot = Arc::new(Snapshot {
             version: self.snapshot.version + 1,
-            users: Arc::new(self.population.users(&self.snapshot.users)),
+            users,
             isolate_clients: self.population.isolate_clients,
-            tls: self.snapshot.tls.clone(),
+            handshakes,
         });
         self.snapshot = snapshot.clone();
         snapshot
@@ -294,6 +423,6 @@ impl Gateway {
 fn id_of(command: &Command) -> Option<CommandId> {
     match *command {
         Command::Apply { id, .. } | Command::Kick { id, .. } => Some(id),
-        Command::Stop => None,
+        Command::Stop | Command::Drain { .. } | Command::Resume => None,
     }
 }

@@ -1,8 +1,8 @@
-//! Certificates and TLS of which nothing is left to chance: keys come from seeds, and what rustls draws, from a stream of the run's.
+//! Who clients are. Certificates and TLS of which nothing is left to chance: keys come from seeds, and what rustls draws, from a stream of the run's.
 //!
 //! The key exchange is a stand-in without security, because a real one draws from the system; signatures are real.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ::aws_lc_rs::hmac;
 use ::aws_lc_rs::signature::Ed25519KeyPair;
+use quinn_proto::crypto::ClientConfig;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -21,8 +22,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::{ConnectionIdKey, Fingerprint, ShardKeys, TokenKey};
+use tollgate_shards::{Fingerprint, IdLayout, ShardKeys, TLS_VERSION, TokenKey};
 
+use crate::noise;
+use crate::open;
 use crate::random::Stream;
 
 thread_local! {
@@ -30,11 +33,15 @@ thread_local! {
     static IDENTITIES: RefCell<BTreeMap<u64, Rc<Identity>>> = const { RefCell::new(BTreeMap::new()) };
     /// What rustls draws from. It asks for a `'static` source, and a run stays in its thread.
     static TLS_RANDOM: RefCell<Stream> = RefCell::new(Stream::new(0, "tls"));
+    /// Whether QUIC packets are protected.
+    static IS_OPEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lets TLS of this thread draw from the run of `seed` from now on.
-pub fn begin(seed: u64) {
+/// Lets TLS of this thread draw from the run of `seed` from now on, and protect packets unless the run `is_open`.
+pub fn begin(seed: u64, is_open: bool) {
     TLS_RANDOM.set(Stream::new(seed, "tls"));
+    IS_OPEN.set(is_open);
+    noise::begin(seed);
 }
 
 const GATEWAY: u64 = u64::MAX;
@@ -49,17 +56,38 @@ pub struct Hello {
     pub asks_for_another_protocol: bool,
 }
 
-#[derive(Debug)]
 pub struct Identity {
-    certificate: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
+    secret: Secret,
     /// How the gateway knows it.
     pub fingerprint: Fingerprint,
 }
 
+enum Secret {
+    Certificate(CertificateDer<'static>, PrivateKeyDer<'static>),
+    Noise(Arc<tollgate_noise::ClientConfig>),
+}
+
+/// How a client begins.
+#[derive(Clone)]
+pub struct Dial {
+    pub handshake: Arc<dyn ClientConfig>,
+    pub quic_version: u32,
+}
+
+impl Dial {
+    pub fn tls(handshake: Arc<dyn ClientConfig>) -> Self {
+        Dial { handshake, quic_version: TLS_VERSION }
+    }
+}
+
 impl Identity {
     /// Identity `number`, the same in every run.
-    pub fn new(number: u64) -> Self {
+    fn new(number: u64) -> Self {
+        if let Some(kind) = noise::kind(number) {
+            let key = noise::client_key(kind, number);
+            let fingerprint = Fingerprint::of_key(&key.public());
+            return Identity { secret: Secret::Noise(noise::client(&key)), fingerprint };
+        }
         let key = Ed25519KeyPair::from_seed_unchecked(&Stream::numbered(0, "identity", number).seed())
             .and_then(|key| key.to_pkcs8v1().map_err(Into::into))
             .expect("32 bytes make a key");
@@ -67,7 +95,8 @@ impl Identity {
         let signer = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519).expect("just made");
         let parameters = rcgen::CertificateParams::new(vec!["gateway".to_owned()]).expect("a DNS name");
         let certificate = parameters.self_signed(&signer).expect("a complete certificate").der().clone();
-        Identity { fingerprint: Fingerprint::of(&certificate), certificate, key: PrivateKeyDer::Pkcs8(key) }
+        let fingerprint = Fingerprint::of(&certificate);
+        Identity { secret: Secret::Certificate(certificate, PrivateKeyDer::Pkcs8(key)), fingerprint }
     }
 
     /// Identity `number`, made once in a thread.
@@ -75,26 +104,46 @@ impl Identity {
         IDENTITIES.with_borrow_mut(|all| all.entry(number).or_insert_with(|| Rc::new(Identity::new(number))).clone())
     }
 
+    /// The handshake of a client that shows this certificate, or has this key.
+    pub fn client(&self, hello: Hello) -> Dial {
+        match &self.secret {
+            Secret::Certificate(..) => {
+                let tls = QuicClientConfig::try_from(self.client_config(hello)).expect("AES-128-GCM is there");
+                Dial::tls(Arc::new(tls))
+            }
+            Secret::Noise(config) => Dial { handshake: config.clone(), quic_version: config.quic_version() },
+        }
+    }
+
+    fn certificate(&self) -> (&CertificateDer<'static>, &PrivateKeyDer<'static>) {
+        match &self.secret {
+            Secret::Certificate(certificate, key) => (certificate, key),
+            Secret::Noise(_) => panic!("it has a key"),
+        }
+    }
+
     /// TLS of a client that shows this certificate.
-    pub fn client(&self, hello: Hello) -> Arc<QuicClientConfig> {
+    pub fn client_config(&self, hello: Hello) -> rustls::ClientConfig {
         let gateway = Identity::cached(GATEWAY);
+        let (certificate, key) = self.certificate();
         let mut roots = RootCertStore::empty();
-        roots.add(gateway.certificate.clone()).expect("a certificate");
+        roots.add(gateway.certificate().0.clone()).expect("a certificate");
         let provider = provider(vec![if hello.is_long { &LONG } else { &SHORT }]);
         let mut config = rustls::ClientConfig::builder_with_details(provider, Arc::new(StoppedClock))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_root_certificates(roots)
-            .with_client_auth_cert(vec![self.certificate.clone()], self.key.clone_key())
+            .with_client_auth_cert(vec![certificate.clone()], key.clone_key())
             .expect("a key and its certificate");
         config.alpn_protocols =
             vec![if hello.asks_for_another_protocol { b"other".to_vec() } else { PROTOCOL.to_vec() }];
         config.resumption = Resumption::disabled();
-        Arc::new(QuicClientConfig::try_from(config).expect("AES-128-GCM is there"))
+        config
     }
 
     pub fn gateway() -> Arc<QuicServerConfig> {
-        let Identity { certificate, key, .. } = &*Identity::cached(GATEWAY);
+        let gateway = Identity::cached(GATEWAY);
+        let (certificate, key) = gateway.certificate();
         let mut config =
             rustls::ServerConfig::builder_with_details(provider(vec![&SHORT, &LONG]), Arc::new(StoppedClock))
                 .with_protocol_versions(&[&rustls::version::TLS13])
@@ -108,9 +157,9 @@ impl Identity {
     }
 }
 
-pub fn shard_keys() -> ShardKeys {
+pub fn shard_keys(id_layout: IdLayout) -> ShardKeys {
     let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[3; 64]));
-    ShardKeys { connection_id: ConnectionIdKey([5; 16]), reset, token: TokenKey::new(&[4; 32]) }
+    ShardKeys { id_layout, reset, token: TokenKey::new(&[4; 32]) }
 }
 
 pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {
@@ -119,7 +168,7 @@ pub fn reset_key(seed: &[u8; 32]) -> Arc<hmac::Key> {
 
 fn provider(kx_groups: Vec<&'static dyn SupportedKxGroup>) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
-        cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
+        cipher_suites: vec![if IS_OPEN.get() { open::suite() } else { TLS13_AES_128_GCM_SHA256 }],
         kx_groups,
         secure_random: &SeededRandom,
         ..aws_lc_rs::default_provider()

@@ -12,10 +12,16 @@
 
 mod calm;
 mod client;
+mod clock;
+mod files;
 mod gateway;
+mod hits;
+mod hostile;
 mod identity;
 mod link;
 mod mesh;
+mod noise;
+pub mod open;
 mod oracle;
 mod packets;
 mod plan;
@@ -24,13 +30,18 @@ mod random;
 pub mod revocation;
 mod run;
 mod schedule;
+mod shell;
+mod shrink;
+mod tcp;
 mod trace;
 mod traffic;
 pub mod world;
 
-pub use identity::Hello;
+pub use hits::{Hits, Tally};
+pub use identity::{Dial, Hello};
 pub use oracle::Violation;
-pub use packets::udp;
+pub use packets::{Forger, udp};
 pub use plan::{Feature, Features, LinkPlan, Plan};
-pub use run::{Facts, Options, Planted, run};
+pub use run::{Facts, Options, Planted, run, run_bytes};
 pub use schedule::Time;
+pub use shrink::{Cut, shrink};

@@ -70,7 +70,7 @@ impl Mesh {
                 Message::Packet(PacketMessage::Hairpin { .. } | PacketMessage::Frame(_)) => {
                     self.lost_packets += packets
                 }
-                Message::Packet(PacketMessage::Datagram(_)) => {}
+                Message::Packet(PacketMessage::Datagram(_)) | Message::Load { .. } => {}
                 _ => self.lost_leases += 1,
             }
             return Err(packets);

@@ -1,10 +1,12 @@
 //! The users as they stand, and how they change.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use tollgate_shards::{Fingerprint, User, Users};
+use tollgate_shards::{AddressRange, Fingerprint, User, Users};
 
 use crate::identity::Identity;
+use crate::noise;
 use crate::plan::{DevicePlan, Feature, Plan, draw_limit, draw_user};
 use crate::random::Stream;
 
@@ -12,7 +14,7 @@ use crate::random::Stream;
 const RENEWED: u64 = 1 << 32;
 
 /// All users there are, and were.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Population {
     users: Vec<User>,
     present: Vec<bool>,
@@ -41,7 +43,7 @@ impl Population {
         before.succeed(self.present().cloned().collect()).expect("names and certificates are unique")
     }
 
-    fn present(&self) -> impl Iterator<Item = &User> {
+    pub fn present(&self) -> impl Iterator<Item = &User> {
         self.users.iter().zip(&self.present).filter(|(_, present)| **present).map(|(user, _)| user)
     }
 
@@ -56,12 +58,16 @@ impl Population {
 
     pub fn may_log_in(&self, device: usize) -> bool {
         let shown = Identity::cached(self.identities[device]).fingerprint;
-        self.user(self.owners[device]).is_some_and(|user| user.certificates.contains(&shown))
+        self.user(self.owners[device]).is_some_and(|user| user.credentials.contains(&shown))
     }
 
     /// Whether some user who is there now may have `address` as its own.
     pub fn owns(&self, address: IpAddr) -> bool {
         self.present().any(|user| user.pool.iter().any(|range| range.contains(address)))
+    }
+
+    pub fn set_pool(&mut self, index: usize, pool: AddressRange) {
+        self.users[index].pool = vec![pool];
     }
 
     pub fn set_present(&mut self, index: usize, present: bool) {
@@ -95,6 +101,28 @@ impl Population {
         words.join("; ")
     }
 
+    /// What changes while a device logs in: its user's addresses, or its certificate, which it has renewed. Returns that in words, and whether it is
+    /// the certificate.
+    pub fn race(&mut self, device: usize, plan: &Plan, random: &mut Stream) -> (&'static str, bool) {
+        let index = self.owners[device];
+        if plan.features.has(Feature::Pools) && random.permille(500) {
+            self.users[index].pool = draw_user(index, plan.tunnel, plan.features, random).pool;
+            return ("other addresses", false);
+        }
+        self.renewals += 1;
+        self.identities[device] = noise::renewed(self.identities[device], RENEWED + self.renewals);
+        self.certify(index);
+        ("a certificate renewed", true)
+    }
+
+    /// A user has the credentials that its devices show now.
+    fn certify(&mut self, index: usize) {
+        let devices = (0..self.owners.len()).filter(|&device| self.owners[device] == index);
+        let credentials = devices.map(|device| Identity::cached(self.identities[device]).fingerprint);
+        let credentials: BTreeSet<Fingerprint> = credentials.collect();
+        self.users[index].credentials = credentials.into_iter().collect();
+    }
+
     fn come_or_go(&mut self, index: usize) -> &'static str {
         self.present[index] = !self.present[index];
         if self.present[index] { "comes back" } else { "goes" }
@@ -111,20 +139,20 @@ impl Population {
         let devices: Vec<usize> = (0..self.owners.len()).filter(|&device| self.owners[device] == index).collect();
         let device = random.pick(&devices);
         self.renewals += 1;
-        let identity = RENEWED + self.renewals;
+        let identity = noise::renewed(self.identities[device], RENEWED + self.renewals);
         let known = random.permille(700);
         if known {
             self.identities[device] = identity;
         }
-        let certificates = devices.iter().map(|&device| Identity::cached(self.identities[device]).fingerprint);
-        let mut certificates: Vec<Fingerprint> = certificates.collect();
+        let credentials = devices.iter().map(|&device| Identity::cached(self.identities[device]).fingerprint);
+        let mut credentials: Vec<Fingerprint> = credentials.collect();
         if !known {
-            certificates.retain(|&certificate| certificate != Identity::cached(self.identities[device]).fingerprint);
-            certificates.push(Identity::cached(identity).fingerprint);
+            credentials.retain(|&credential| credential != Identity::cached(self.identities[device]).fingerprint);
+            credentials.push(Identity::cached(identity).fingerprint);
         }
-        certificates.sort_unstable();
-        certificates.dedup();
-        self.users[index].certificates = certificates;
+        credentials.sort_unstable();
+        credentials.dedup();
+        self.users[index].credentials = credentials;
         if known { "a device's certificate renewed" } else { "a device's certificate revoked" }
     }
 }

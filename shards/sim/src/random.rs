@@ -3,14 +3,70 @@
 //! This module draws nothing from the system.
 
 use std::hash::Hasher;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{Rng as _, RngExt as _};
 use rand_pcg::Pcg64Mcg;
 use siphasher::sip::SipHasher13;
 
+/// Streams that bytes can steer, one lane each. Nobody's lane moves, so that what was found stays found.
+const LANES: [&str; 16] = [
+    "plan.features",
+    "plan.world",
+    "plan.users",
+    "plan.devices",
+    "plan.flows",
+    "plan.disturbances",
+    "plan.forgery",
+    "plan.bounds",
+    "disturbance",
+    "traffic",
+    "mesh",
+    "steering",
+    "strangers",
+    "frames",
+    "tcp",
+    "floods",
+];
+const LANES_MAX: usize = 16;
+
+/// Where the streams of a run come from: its seed, and before that bytes, if somebody has written some. Each lane has every 16th of them, so that
+/// a byte changes the draws of one stream.
 #[derive(Debug, Clone)]
-pub struct Stream(Pcg64Mcg);
+pub struct Draws {
+    pub seed: u64,
+    script: Arc<[u8]>,
+}
+
+impl Draws {
+    pub fn seeded(seed: u64) -> Self {
+        Draws { seed, script: Arc::default() }
+    }
+
+    /// The first 8 bytes are the seed; the others are draws.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        let (first, script) = bytes.split_at(bytes.len().min(8));
+        let mut seed = [0; 8];
+        seed[..first.len()].copy_from_slice(first);
+        Draws { seed: u64::from_le_bytes(seed), script: script.into() }
+    }
+
+    /// The stream called `name`.
+    pub fn stream(&self, name: &str) -> Stream {
+        let lane = LANES.iter().position(|lane| *lane == name).filter(|_| !self.script.is_empty());
+        let script: Vec<u8> =
+            lane.map_or_else(Vec::new, |lane| self.script.iter().skip(lane).step_by(LANES_MAX).copied().collect());
+        Stream { script: script.into_iter(), ..Stream::new(self.seed, name) }
+    }
+}
+
+/// Draws: those that somebody has written, and then those of a generator.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    script: std::vec::IntoIter<u8>,
+    generator: Pcg64Mcg,
+}
 
 impl Stream {
     /// The stream called `name` of a run.
@@ -26,27 +82,38 @@ impl Stream {
             hasher.write(name.as_bytes());
             u128::from(hasher.finish())
         };
-        Stream(Pcg64Mcg::new(half(1) << 64 | half(2)))
+        Stream { script: Vec::new().into_iter(), generator: Pcg64Mcg::new(half(1) << 64 | half(2)) }
+    }
+
+    /// A number below `span`, which is not 0, where one is written.
+    fn written(&mut self, span: u64) -> Option<u64> {
+        let first = self.script.next()?;
+        let bytes = (64 - (span - 1).leading_zeros()).div_ceil(8) as usize;
+        let further = self.script.by_ref().take(bytes.saturating_sub(1));
+        Some(further.fold(u64::from(first), |number, byte| number << 8 | u64::from(byte)) % span)
     }
 
     /// True in so many of a thousand cases.
     pub fn permille(&mut self, permille: u32) -> bool {
-        self.0.random_range(0..1000) < permille
+        self.written(1000).map_or_else(|| self.generator.random_range(0..1000), |drawn| drawn as u32) < permille
     }
 
     /// True in so many of a million cases.
     pub fn ppm(&mut self, ppm: u32) -> bool {
-        self.0.random_range(0..1_000_000) < ppm
+        self.written(1_000_000).map_or_else(|| self.generator.random_range(0..1_000_000), |drawn| drawn as u32) < ppm
     }
 
     /// At least `low`, less than `high`; `low` if there is nothing between.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        if low >= high { low } else { self.0.random_range(low..high) }
+        if low >= high {
+            return low;
+        }
+        self.written(high - low).map_or_else(|| self.generator.random_range(low..high), |drawn| low + drawn)
     }
 
     /// An index below `count`, which is not 0.
     pub fn index(&mut self, count: usize) -> usize {
-        self.0.random_range(0..count)
+        self.written(count as u64).map_or_else(|| self.generator.random_range(0..count), |drawn| drawn as usize)
     }
 
     /// One of `choices`, which are not none.
@@ -77,8 +144,9 @@ impl Stream {
         self.duration(Duration::ZERO, mean * 2)
     }
 
+    /// From the generator alone: nobody writes entropy.
     pub fn fill(&mut self, bytes: &mut [u8]) {
-        self.0.fill_bytes(bytes);
+        self.generator.fill_bytes(bytes);
     }
 
     /// Entropy for a machine.
@@ -110,5 +178,17 @@ mod tests {
             assert!((7..9).contains(&stream.between(7, 9)));
         }
         assert_eq!(stream.between(4, 4), 4);
+    }
+
+    #[test]
+    fn what_is_written_is_drawn_first_and_only_by_its_own_stream() {
+        let mut bytes = vec![0; 8 + 3 * LANES_MAX];
+        let lane = LANES.iter().position(|lane| *lane == "plan.users").unwrap();
+        (0..3).for_each(|row| bytes[8 + row * LANES_MAX + lane] = [7, 1, 2][row]);
+        let mut stream = Draws::of_bytes(&bytes).stream("plan.users");
+        assert_eq!((stream.between(10, 20), stream.between(0, 1000)), (17, 258));
+        assert_eq!(stream.between(0, 1 << 40), Stream::new(0, "plan.users").between(0, 1 << 40), "no more is written");
+        assert_eq!(Draws::of_bytes(&bytes).stream("plan.flows").between(0, 1 << 16), 0);
+        assert_eq!(Draws::of_bytes(&bytes).stream("gateway").seed(), Stream::new(0, "gateway").seed());
     }
 }

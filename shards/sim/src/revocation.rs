@@ -7,18 +7,20 @@
 
 use std::time::Duration;
 
+use tollgate_noise::Kind;
 use tollgate_shards::{Limit, Rate, ShaperLimits, User};
 
 use crate::client::Act;
 use crate::gateway::Order;
 use crate::identity;
+use crate::noise;
 use crate::oracle::Violation;
 use crate::plan::{DevicePlan, Feature, Features, FlowPlan, LinkPlan, Peer, Plan, Source};
 use crate::random::Stream;
 use crate::run::{Facts, Options};
 use crate::world::{Event, World};
 
-/// Worlds after which every combination has had its turn. Further ones differ in what is drawn.
+/// Worlds after which every combination has had its turn. In as many further ones clients have Noise keys, and so on by turns.
 pub const WORLDS: u64 = ORDER_DELAYS.len().pow(SHARDS as u32) as u64 * 4;
 
 const SHARDS: u16 = 3;
@@ -39,7 +41,7 @@ const DEVICES_OF_EACH: usize = 2;
 /// Lets every combination of delays on the mesh have its turn in world `number`: with these delays of the order, with a kick or a user that is
 /// taken out, with limits or without.
 pub fn run(number: u64, options: Options) -> Result<Facts, Violation> {
-    identity::begin(number);
+    identity::begin(number, false);
     let is_kick = number.is_multiple_of(2);
     let has_limits = (number / 2).is_multiple_of(2);
     let mut digits = Digits(number / 4);
@@ -119,7 +121,11 @@ fn wait(world: &mut World, what: &str, done: impl Fn(&World) -> bool) -> Result<
 /// Two users with two devices each on good links, whose packets go every way there is.
 fn plan(number: u64, has_limits: bool) -> Plan {
     let mut plan = Plan::new(number, Features::of(&[]), Duration::from_secs(3600));
-    plan.features = Features::of(&[Feature::Peers, Feature::Misrouting, Feature::MeshDelay]);
+    let has_keys = !(number / WORLDS).is_multiple_of(2);
+    plan.features = Features::of(&[Feature::Peers, Feature::Misrouting, Feature::MeshDelay, Feature::Noise]);
+    if !has_keys {
+        plan.features = plan.features.without(&[Feature::Noise]);
+    }
     plan.shards = SHARDS;
     plan.tunnel = "10.77.0.1/24".parse().expect("a network");
     plan.isolate_clients = false;
@@ -132,7 +138,11 @@ fn plan(number: u64, has_limits: bool) -> Plan {
     let user = |index| User { name: format!("user{index}"), limit: has_limits.then_some(limit), ..User::default() };
     plan.users = (0..2).map(user).collect();
     let link = LinkPlan { delay: ON_LINK, ..LinkPlan::default() };
-    let device = |index: usize| DevicePlan::steady(index / DEVICES_OF_EACH, index as u64, link);
+    let identity = |index: usize| match has_keys {
+        true => noise::with_key(index as u64, Kind::ALL[index % Kind::ALL.len()]),
+        false => index as u64,
+    };
+    let device = |index: usize| DevicePlan::steady(index / DEVICES_OF_EACH, identity(index), link);
     plan.devices = (0..2 * DEVICES_OF_EACH).map(device).collect();
     plan.certify();
     let network = Peer::Network(plan.network_host(0));

@@ -3,15 +3,22 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
-use tollgate_shards::Machine;
-use tollgate_shards::packet::vnet::HEADER_BYTES;
+use tollgate_shards::Ecn;
+use tollgate_shards::packet::ecn;
 
 use crate::client::Device;
-use crate::oracle::Violation;
-use crate::packets::{FlowSpec, Place, Way, destination_of, source_of};
+use crate::oracle::{Violation, frame_within_bounds};
+use crate::packets::{Arrival, FlowSpec, Form, Place, Way, destination_of, kernel, source_of, wire};
 use crate::plan::{FlowPlan, Peer, Source};
 use crate::trace::Who;
-use crate::world::{Event, World};
+use crate::world::{Event, Input, World};
+
+/// Shortest payload of a packet that is followed, in bytes.
+const MARK_BYTES: u64 = 8;
+/// Longest payload of a fragment, in bytes.
+const FRAGMENT_BYTES_MAX: usize = 1000;
+/// What a UDP super-packet may carry, in bytes, with room for its headers.
+const SUPER_PACKET_BYTES_MAX: usize = 65_000;
 
 /// Where packets go whose source is of another family than the tunnel.
 const ELSEWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
@@ -27,6 +34,9 @@ impl World {
         let burst = self.traffic.between(1, flow.burst + 1);
         let pause = self.traffic.around(flow.every);
         self.schedule.at(self.now + pause + std::time::Duration::from_micros(1), Event::Flow(index));
+        if self.sends_super_packet(flow, burst) {
+            return;
+        }
         for _ in 0..burst {
             let payload_bytes = self.traffic.between(flow.payload_bytes.0, flow.payload_bytes.1) as usize;
             self.send(flow, payload_bytes);
@@ -35,7 +45,6 @@ impl World {
 
     /// Sends one packet of `flow`, if its ends have addresses.
     fn send(&mut self, flow: FlowPlan, payload_bytes: usize) {
-        let device = flow.device as u32;
         match flow.peer {
             Peer::Network(host) if flow.down => {
                 // To where it was last, even if it is not there any more.
@@ -43,16 +52,55 @@ impl World {
                     self.flow_down(host, destination, flow.port, payload_bytes);
                 }
             }
-            Peer::Network(host) => self.flow_up(device, flow.source, host, flow.port, payload_bytes),
+            Peer::Network(host) => self.send_formed(flow, host, payload_bytes),
             Peer::Device(other) => {
                 if let Some(destination) = self.devices[other].last_address {
-                    self.flow_up(device, flow.source, destination, flow.port, payload_bytes);
+                    self.send_formed(flow, destination, payload_bytes);
                 }
             }
         }
     }
 
-    fn flow_up(&mut self, device: u32, source: Source, destination: IpAddr, port: u16, payload_bytes: usize) {
+    /// Sends a device's packet in the form that it is given to have.
+    fn send_formed(&mut self, flow: FlowPlan, destination: IpAddr, payload_bytes: usize) {
+        let forms: &[Form] = match self.plan.frames {
+            // These fit any path, so that nobody makes fragments of them.
+            Some(frames) if self.frames.permille(frames.fragmented_permille) && payload_bytes <= FRAGMENT_BYTES_MAX => {
+                &[Form::Fragment { is_first: true }, Form::Fragment { is_first: false }]
+            }
+            Some(frames) if self.frames.permille(frames.damaged_permille) => &[Form::Damaged],
+            _ => &[Form::Whole],
+        };
+        for &form in forms {
+            self.flow_up(flow.device as u32, flow.source, (destination, flow.port), (payload_bytes, form));
+        }
+    }
+
+    /// Sends datagrams of a flow from the network as one super-packet (USO), if they are to go so.
+    fn sends_super_packet(&mut self, flow: FlowPlan, burst: u64) -> bool {
+        let (Peer::Network(host), true, Some(frames)) = (flow.peer, flow.down, self.plan.frames) else { return false };
+        if burst < 2 || !self.frames.permille(frames.super_permille) {
+            return false;
+        }
+        let Some(destination) = self.devices[flow.device].last_address else { return true };
+        let payload_bytes = self.frames.between(flow.payload_bytes.0, flow.payload_bytes.1).max(MARK_BYTES) as usize;
+        let count = (burst as usize).min(SUPER_PACKET_BYTES_MAX / payload_bytes);
+        let mut lengths = vec![payload_bytes; count];
+        // The last one may be shorter.
+        lengths[count - 1] = self.frames.between(MARK_BYTES, payload_bytes as u64 + 1) as usize;
+        let spec = self.spec_down(host, destination, flow.port);
+        let packet = self.packets.make_super(self.now, spec, &lengths, Place::Tun, Way::Client { is_relayed: false });
+        self.frame_in(destination, kernel::offloaded(packet, Some(payload_bytes as u16)), count as u64);
+        true
+    }
+
+    pub(crate) fn flow_up(
+        &mut self,
+        device: u32,
+        source: Source,
+        (destination, port): (IpAddr, u16),
+        shape: (usize, Form),
+    ) {
         let of_another = match source {
             Source::Own => None,
             Source::Device(other) => self.devices[other].last_address,
@@ -69,30 +117,44 @@ impl World {
         let session_number = session.number;
         let spec = FlowSpec { source, destination, source_port: port, destination_port: 7, session: session_number };
         let way = self.packets.permission.way_up(leased, source, destination);
-        let packet = self.packets.make(self.now, spec, payload_bytes, Place::Client(device), way);
+        let packet = self.packets.make(self.now, spec, shape, Place::Client(device), way);
         let (session, _) = self.devices[device as usize].attached().expect("it was a moment ago");
         self.trace.note(self.now, Who::Device(device), "sends", packet.len() as u64);
         session.end.tunnel().send(Bytes::from(packet));
         self.touch_device(device);
     }
 
-    fn flow_down(&mut self, source: IpAddr, destination: IpAddr, port: u16, payload_bytes: usize) {
+    pub(crate) fn flow_down(&mut self, source: IpAddr, destination: IpAddr, port: u16, payload_bytes: usize) {
+        let spec = self.spec_down(source, destination, port);
+        let way = Way::Client { is_relayed: false };
+        let packet = self.packets.make(self.now, spec, (payload_bytes, Form::Whole), Place::Tun, way);
+        let is_offloaded = self.plan.frames.is_some_and(|frames| self.frames.permille(frames.offloaded_permille));
+        let frame = if is_offloaded { kernel::offloaded(packet, None) } else { kernel::plain(&packet) };
+        self.frame_in(destination, frame, 1);
+    }
+
+    /// What tells a flow from the network to a client.
+    pub(crate) fn spec_down(&self, source: IpAddr, destination: IpAddr, port: u16) -> FlowSpec {
         let of_client = |device: &&Device| device.last_address == Some(destination);
         let session = self.devices.iter().find(of_client).and_then(|device| device.session.as_ref());
         let session = session.map_or(0, |session| session.number);
-        let spec = FlowSpec { source, destination, source_port: port ^ 0x8000, destination_port: port, session };
-        let packet = self.packets.make(self.now, spec, payload_bytes, Place::Tun, Way::Client { is_relayed: false });
+        FlowSpec { source, destination, source_port: port ^ 0x8000, destination_port: port, session }
+    }
+
+    /// The kernel writes a frame that stands for so many packets to the TUN queue that `destination` leads to.
+    pub(crate) fn frame_in(&mut self, destination: IpAddr, frame: Vec<u8>, packets: u64) {
         let index = self.gateway.steer_tun(destination);
-        self.trace.note(self.now, Who::Shard(index), "tun in", packet.len() as u64);
-        let frame = [&[0; HEADER_BYTES], &packet[..]].concat();
-        self.frames_in += 1;
-        let now = self.instant();
-        self.shard_mut(index).handle_frame(now, &frame);
+        self.trace.note(self.now, Who::Shard(index), "tun in", (frame.len() - kernel::HEADER_BYTES) as u64);
+        if self.shell.is_some() {
+            return self.deliver_frame(index, frame, packets);
+        }
+        self.input(index, Input::Frame(frame, packets));
     }
 
     /// A shard has written a frame to its TUN queue.
     pub(crate) fn arrive_at_tun(&mut self, index: u16, frame: &[u8]) -> Result<(), Violation> {
-        let (header, packet) = frame.split_at(HEADER_BYTES);
+        let packet = &frame[kernel::HEADER_BYTES..];
+        frame_within_bounds(frame)?;
         self.oracle.at_tun(self.now, index, packet)?;
         if self.seen.is_kept {
             self.seen.tun.push((index, packet.to_vec()));
@@ -104,13 +166,31 @@ impl World {
         {
             device.exchanged.0 += 1;
         }
-        let arrivals = self.packets.handle_arrival(self.now, (Place::Tun, 0), header, packet);
+        if ecn::codepoint(packet) == Some(Ecn::Ce) {
+            self.hits.marked(true);
+        }
+        if wire::is_tcp(packet) {
+            return self.tcp_arrives((Place::Tun, 0), frame);
+        }
+        self.icmp_arrives(Place::Tun, packet);
+        let arrivals = self.packets.handle_arrival(self.now, (Place::Tun, 0), frame);
         let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
+        self.goodput += self.honest(Place::Tun, &arrivals);
         self.oracle.arrived(self.now, Place::Tun, &arrivals, &self.plan)
     }
 
-    /// A device has got an inner packet.
-    pub(crate) fn arrive_at_device(&mut self, index: u32, packet: &[u8]) -> Result<(), Violation> {
+    /// How many of these have nothing to do with devices that mean harm.
+    fn honest(&self, at: Place, arrivals: &[Arrival]) -> u64 {
+        let means_harm = |place| match place {
+            Place::Client(device) => self.plan.devices.get(device as usize).is_some_and(|plan| plan.cheats.is_some()),
+            Place::Tun => false,
+        };
+        arrivals.iter().filter(|arrival| !means_harm(at) && !means_harm(arrival.from)).count() as u64
+    }
+
+    /// A device has got an inner packet, or several as one frame.
+    pub(crate) fn arrive_at_device(&mut self, index: u32, frame: &[u8]) -> Result<(), Violation> {
+        let packet = &frame[kernel::HEADER_BYTES..];
         let device = &mut self.devices[index as usize];
         if self.seen.is_kept {
             device.received.push(packet.to_vec());
@@ -118,6 +198,9 @@ impl World {
         }
         if self.is_calm {
             device.exchanged.1 += 1;
+        }
+        if ecn::codepoint(packet) == Some(Ecn::Ce) {
+            self.hits.marked(false);
         }
         let destination = destination_of(packet);
         // Datagrams may arrive before the stream that tells the address.
@@ -130,9 +213,14 @@ impl World {
             let what = format!("device {index} got a packet for {destination:?} after it had been sent away");
             return Err(Violation::new("packets", what));
         }
-        let arrivals =
-            self.packets.handle_arrival(self.now, (Place::Client(index), session), &[0; HEADER_BYTES], packet);
+        let place = Place::Client(index);
+        if wire::is_tcp(packet) {
+            return self.tcp_arrives((place, session), frame);
+        }
+        self.icmp_arrives(place, packet);
+        let arrivals = self.packets.handle_arrival(self.now, (place, session), frame);
         let arrivals = arrivals.map_err(|violation| Violation::new("packets", violation))?;
+        self.goodput += self.honest(Place::Client(index), &arrivals);
         self.oracle.arrived(self.now, Place::Client(index), &arrivals, &self.plan)
     }
 
@@ -144,7 +232,7 @@ impl World {
             let (up, down) = device.exchanged;
             let Some((_, address)) = device.attached() else { continue };
             if up == 0 {
-                self.flow_up(index, Source::Own, host, 9000 + index as u16, 100);
+                self.flow_up(index, Source::Own, (host, 9000 + index as u16), (100, Form::Whole));
             }
             if down == 0 {
                 self.flow_down(host, address, 9000 + index as u16, 100);

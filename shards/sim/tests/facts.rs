@@ -1,19 +1,17 @@
 //! The engine does what it did: for 200 seeds the packets delivered, the drops by reason and the sessions are those of `facts.txt`, whatever has
 //! been rebuilt inside. A change of behaviour on purpose records them anew and says why:
-//! `cargo run --release --bin tollgate-sim -- --seeds 0..200 --simulated-seconds 10 --without forgery,bounds,strangers --facts | grep sessions > shards/sim/tests/facts.txt`
+//! `cargo run --release --bin tollgate-sim -- --seeds 0..200 --simulated-seconds 10 --facts | grep sessions > shards/sim/tests/facts.txt`
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tollgate_sim::{Feature, Features, Options, Plan, run};
+use tollgate_sim::{Features, Options, Plan, run};
 
 const SAFETY: Duration = Duration::from_secs(10);
-/// Features that the simulator had not when the facts were recorded.
-const LATER: &[Feature] = &[Feature::Forgery, Feature::Bounds, Feature::Strangers];
 
 /// What has become of a seed, in the words of `facts.txt`.
 fn line(seed: u64) -> String {
-    match run(Plan::new(seed, Features::ALL.without(LATER), SAFETY), Options::default()) {
+    match run(Plan::new(seed, Features::RECORDED, SAFETY), Options::default()) {
         Ok(facts) => facts.line(seed),
         Err(violation) => format!("{seed}: {violation}"),
     }

@@ -3,14 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, Violation, run};
+use tollgate_sim::{Facts, Feature, Features, Options, Plan, Planted, Violation, run, run_bytes};
 
 const SAFETY: Duration = Duration::from_secs(20);
 
-/// Features that the simulator had not when these seeds failed.
-const LATER: &[Feature] = &[Feature::Forgery, Feature::Bounds, Feature::Strangers];
-
-/// Seconds of faults, and seeds that have failed with so many.
+/// Seconds of faults, and seeds that have failed with so many, with the features of those days.
 const FAILED_ONCE: &[(u64, &[u64])] = &[
     // A command was never completed after a shard had been started anew: its siblings did not repeat their barriers.
     (60, &[186, 249, 616, 1236, 1336]),
@@ -64,10 +61,39 @@ fn different_seeds_give_different_traces() {
     assert_ne!(facts(3).trace_hash, facts(4).trace_hash);
 }
 
+/// Bytes as a fuzzer may come up with: of each length, and of all values or of few.
+fn bytes(number: u64) -> Vec<u8> {
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mask = [0xff, 0x0f, 0x80, 0][number as usize % 4];
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8 & mask
+    };
+    (0..number * 37 % 700).map(|_| next()).collect()
+}
+
+#[test]
+fn any_bytes_make_a_small_plan_that_passes_and_the_same_bytes_the_same_trace() {
+    let mut hashes = std::collections::BTreeSet::new();
+    for number in 0..32 {
+        let bytes = bytes(number);
+        let plan = Plan::from_bytes(&bytes);
+        let devices = plan.devices.iter().filter(|device| !device.is_left_out).count();
+        assert!(plan.shards <= 4 && devices <= 6 && plan.flows.len() <= 12, "{number}");
+        let facts = run_bytes(&bytes).unwrap_or_else(|violation| panic!("{number}: {violation}"));
+        hashes.insert(facts.trace_hash);
+        if number % 8 == 0 {
+            assert_eq!(run_bytes(&bytes), Ok(facts), "{number}");
+        }
+    }
+    // Of few values, some make the same plan.
+    assert!(hashes.len() > 20, "{}", hashes.len());
+}
+
 #[test]
 fn packets_are_carried() {
-    let honest = Features::ALL.without(LATER);
-    let all = (0..8).map(|seed| run(Plan::new(seed, honest, SAFETY), Options::default()).expect("no violation"));
+    let all =
+        (0..8).map(|seed| run(Plan::new(seed, Features::RECORDED, SAFETY), Options::default()).expect("no violation"));
     let all: Vec<_> = all.collect();
     let (sent, delivered) =
         all.iter().fold((0, 0), |(sent, delivered), one| (sent + one.packets_sent, delivered + one.packets_delivered));
@@ -78,10 +104,19 @@ fn packets_are_carried() {
 fn seeds_that_have_failed_once_pass() {
     for &(seconds, seeds) in FAILED_ONCE {
         for &seed in seeds {
-            let features = Features::ALL.without(LATER);
-            let result = run(Plan::new(seed, features, Duration::from_secs(seconds)), Options::default());
+            let result = run(Plan::new(seed, Features::RECORDED, Duration::from_secs(seconds)), Options::default());
             assert!(result.is_ok(), "seed {seed}, {seconds} s: {}", result.unwrap_err());
         }
+    }
+}
+
+/// `kept_seeds.txt` says what each was for.
+#[test]
+fn seeds_that_are_kept_pass() {
+    let kept = include_str!("kept_seeds.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    for arguments in kept {
+        let told = said(arguments);
+        assert!(told.contains("packets sent") && !told.contains("FAILS"), "{arguments}: {told}");
     }
 }
 
@@ -115,4 +150,64 @@ fn a_packet_that_changes_at_the_tun_is_found() {
 fn an_order_that_a_shard_is_not_told_of_is_found() {
     let violation = found(Planted::OrderNotTold, &[Feature::Kick]);
     assert_eq!(violation.oracle, "liveness", "{violation}");
+}
+
+/// What `tollgate-sim` says with `arguments`, which are separated by spaces.
+fn said(arguments: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_tollgate-sim")).args(arguments.split(' ')).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_failing_seed_becomes_a_small_plan_that_fails_alike() {
+    let seeds =
+        said("--seeds 0..40 --simulated-seconds 20 --plant hairpin-twice --only peers,loss,limits --failures 1");
+    let (words, command) = seeds
+        .lines()
+        .find_map(|line| {
+            line.split_once(": tollgate-sim --seed")?
+                .0
+                .contains("shrunk")
+                .then(|| line.split_once(": tollgate-sim "))
+                .flatten()
+        })
+        .expect(&seeds);
+    assert!(words.starts_with("  shrunk to 1 of ") && words.contains(" 2 of ") && words.contains(" 1 of "), "{words}");
+    let again = said(command);
+    assert!(again.contains("arrived twice") && !again.contains("shrunk"), "{command}: {again}");
+    assert_eq!(again, said(command));
+}
+
+#[test]
+fn a_campaign_goes_on_where_it_was_interrupted_and_counts_each_seed_once() {
+    let folder = std::env::temp_dir().join(format!("tollgate-campaign-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("campaign.json");
+    // It stops at its failures: no clock has a say in when.
+    let planted = format!(
+        "--campaign {} --simulated-seconds 2 --jobs 2 --plant changed-at-tun --failures 1 --no-shrink",
+        file.display()
+    );
+    let read = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap() };
+    let number = |campaign: &serde_json::Value, key: &str| campaign[key].as_u64().unwrap();
+    let told = said(&planted);
+    assert!(told.contains("FAILS: packets:") && told.contains("tollgate-sim --seed "), "{told}");
+    let first = read();
+    let told = said(&planted.replace("--failures 1", "--failures 3"));
+    let second = read();
+    assert_eq!(first["first"], second["first"]);
+    assert!(number(&second, "failed") >= 3, "{told}");
+    for campaign in [first, second] {
+        let ahead = campaign["ahead"].as_array().unwrap().len() as u64;
+        let run = number(&campaign, "next") - number(&campaign, "first") + ahead;
+        assert_eq!(number(&campaign, "seeds"), run, "{campaign}");
+        assert_eq!(number(&campaign, "passed") + number(&campaign, "failed"), run, "{campaign}");
+    }
+    let other = Command::new(env!("CARGO_BIN_EXE_tollgate-sim"))
+        .args(["--campaign", file.to_str().unwrap(), "--seconds", "0"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&other.stderr);
+    assert!(!other.status.success() && told.contains("go on with the same, or name another file"), "{told}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }

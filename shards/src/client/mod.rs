@@ -25,7 +25,7 @@ use crate::packet::inner::{InnerPacket, MTU_BYTES_MIN_V6};
 use crate::packet::split::split;
 use crate::packet::vnet::VnetHeader;
 use crate::packet::{MergeKind, PacketPool};
-use crate::quic::endpoint::words;
+use crate::quic::peer::words;
 
 pub use tunnel::{Tunnel, TunnelParams};
 
@@ -53,11 +53,14 @@ pub enum CloseCause {
     /// Nothing was heard for the idle timeout, or the handshake got no answer.
     #[error("the gateway does not answer")]
     TimedOut,
+    /// The gateway lets no handshake begin (RFC 9000, section 20.1: CONNECTION_REFUSED): it drains.
+    #[error("the gateway does not take new clients now")]
+    NotTaken,
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
-    /// TLS failed, on either side: a certificate, a name, no common key exchange (RFC 9001, section 4.8).
+    /// The handshake failed, on either side: a certificate, a name, no common key exchange, a Noise key (RFC 9001, section 4.8).
     #[error("{0}")]
-    Tls(String),
+    Handshake(String),
     /// The server speaks no version of QUIC that this client does.
     #[error("the server speaks another version of QUIC")]
     Version,
@@ -82,12 +85,12 @@ impl Client {
     pub fn new(
         params: TunnelParams,
         merge: MergeLimits,
-        tls: Arc<dyn CryptoConfig>,
+        handshake: Arc<dyn CryptoConfig>,
         reset_key: Arc<dyn HmacKey>,
         now: Instant,
     ) -> Result<Self, ConnectError> {
         let gateway = params.remote.ip();
-        let tunnel = Tunnel::new(params, tls, reset_key, now)?;
+        let tunnel = Tunnel::new(params, handshake, reset_key, now)?;
         Ok(Client { tunnel, gateway, coalescer: Coalescer::new(merge), pool: PacketPool::default() })
     }
 
@@ -244,8 +247,13 @@ impl From<quinn_proto::ConnectionError> for CloseCause {
             E::TimedOut => CloseCause::TimedOut,
             E::LocallyClosed => CloseCause::Local,
             E::VersionMismatch => CloseCause::Version,
-            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Tls(words(&error)),
-            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Tls(words(&error)),
+            E::TransportError(ref failure) if is_tls_alert(failure.code) => CloseCause::Handshake(words(&error)),
+            E::ConnectionClosed(ref close) if is_tls_alert(close.error_code) => CloseCause::Handshake(words(&error)),
+            E::ConnectionClosed(ref close)
+                if close.error_code == quinn_proto::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                CloseCause::NotTaken
+            }
             other => CloseCause::Other(words(&other)),
         }
     }

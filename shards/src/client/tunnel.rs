@@ -1,6 +1,7 @@
 //! The client's connection: handshake, address, inner packets in and out, one by one.
 
 use std::collections::VecDeque;
+use std::hash::Hasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,19 +9,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 use quinn_proto::{
-    ClientConfig, ConnectError, ConnectionId, ConnectionIdGenerator, DatagramEvent, Dir, Endpoint, EndpointConfig,
-    Event as ConnectionEvent, StreamEvent, StreamId, TransportConfig, VarInt,
+    ClientConfig, ConnectError, ConnectionId, DatagramEvent, Dir, Endpoint, EndpointConfig, Event as ConnectionEvent,
+    StreamEvent, StreamId, TransportConfig, VarInt,
 };
+use siphasher::sip::SipHasher24;
 
 use super::{ClientEvent, CloseCause};
 use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::ShardIndex;
+use crate::ids::{Generation, ShardIndex};
 use crate::io::{Received, Transmit, WakeReason};
 use crate::packet::icmp::unasked_reply;
 use crate::quic::close_code;
-use crate::quic::connection_id::{ConnectionIdKey, SteeringIds};
+use crate::quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdScheme, SteeringIds};
 use crate::quic::tunnel_connection::{TunnelConnection, outgoing};
 
 /// How long a client waits for its address after the handshake.
@@ -34,13 +36,15 @@ const PATH_PROBES_MAX: u32 = 5;
 pub struct TunnelParams {
     /// The gateway's outer address.
     pub remote: SocketAddr,
-    /// The name that the gateway's certificate must carry.
+    /// That of the handshake: it says which one the gateway is asked for.
+    pub quic_version: u32,
+    /// The name that the gateway's certificate must carry. Noise knows the gateway by its key.
     pub server_name: String,
     /// Transport parameters, from [`crate::quic::transport::transport`]. Tunnels may share them.
     pub transport: Arc<TransportConfig>,
     /// Datagrams of one UDP send.
     pub send_datagrams_max: usize,
-    /// All of the tunnel's entropy but TLS's.
+    /// All of the tunnel's entropy but its handshake's.
     pub seed: [u8; 32],
 }
 
@@ -88,13 +92,13 @@ impl Tunnel {
     /// If the remote address or the server name cannot be used.
     pub fn new(
         params: TunnelParams,
-        tls: Arc<dyn CryptoConfig>,
+        handshake: Arc<dyn CryptoConfig>,
         reset_key: Arc<dyn HmacKey>,
         now: Instant,
     ) -> Result<Self, ConnectError> {
-        let mut endpoint = endpoint(&params.seed, reset_key);
-        let mut config = ClientConfig::new(tls);
-        config.transport_config(params.transport);
+        let mut endpoint = endpoint(&params, reset_key);
+        let mut config = ClientConfig::new(handshake);
+        config.version(params.quic_version).transport_config(params.transport);
         let initial_id = initial_id(&params.seed);
         config.initial_dst_cid_provider(Arc::new(move || initial_id));
         let (handle, connection) = endpoint.connect(now, config, params.remote, &params.server_name)?;
@@ -126,6 +130,11 @@ impl Tunnel {
     /// sent, `down_packets` handed out.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Whether the gateway has answered at all.
+    pub fn has_heard(&self) -> bool {
+        self.link.connection.stats().udp_rx.datagrams > 0
     }
 
     /// Largest inner packet that fits the path now, in bytes. 0 before the handshake is complete.
@@ -381,21 +390,25 @@ impl Tunnel {
     }
 }
 
-fn endpoint(seed: &[u8; 32], reset_key: Arc<dyn HmacKey>) -> Endpoint {
+fn endpoint(params: &TunnelParams, reset_key: Arc<dyn HmacKey>) -> Endpoint {
+    let seed = &params.seed;
     let (id_key, nonce_key) = (half(seed, 0), half(seed, 1));
+    let layout = IdLayout::plain(*ID_LENGTHS.start(), ConnectionIdKey(id_key)).expect("the shortest IDs there are");
+    let scheme = IdScheme::new(layout, 1, ShardIndex(0), Generation::default());
     let mut config = EndpointConfig::new(reset_key);
     config
-        .cid_generator(move || Box::new(SteeringIds::new(ConnectionIdKey(id_key), 1, ShardIndex(0), nonce_key)))
-        .rng_seed(Some(*seed));
+        .cid_generator(move || Box::new(SteeringIds::new(scheme.clone(), nonce_key)))
+        .rng_seed(Some(*seed))
+        .supported_versions(vec![params.quic_version]);
     config.max_udp_payload_size(65_527).expect("the largest payload that RFC 9000, section 18.2 knows");
     Endpoint::new(Arc::new(config), None, true, None)
 }
 
-/// The random ID that the first Initial is sent to (RFC 9000, section 7.2). Its first byte picks the owner among the gateway's shards.
+/// The random ID that the first Initial is sent to (RFC 9000, section 7.2).
 fn initial_id(seed: &[u8; 32]) -> ConnectionId {
-    let mut nonce_key = half(seed, 1);
-    nonce_key.reverse();
-    SteeringIds::new(ConnectionIdKey(half(seed, 0)), 1, ShardIndex(0), nonce_key).generate_cid()
+    let mut hasher = SipHasher24::new_with_key(&half(seed, 1));
+    hasher.write(b"initial");
+    ConnectionId::new(&hasher.finish().to_le_bytes())
 }
 
 fn half(seed: &[u8; 32], which: usize) -> [u8; 16] {

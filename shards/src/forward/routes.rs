@@ -24,11 +24,12 @@ impl Routes {
         self.known.insert(address, connection);
     }
 
-    /// Forgets every route to a connection of `owner`.
+    /// Forgets every route to a connection that `owner` had before its `incarnation`. The allocator may have told of later ones already.
     #[expect(clippy::disallowed_methods, reason = "what is forgotten does not depend on the order")]
-    pub fn forget_owner(&mut self, owner: ShardIndex) {
-        self.known.retain(|_, connection| connection.owner != owner);
-        self.doubtful.retain(|_, connection| connection.owner != owner);
+    pub fn forget_before(&mut self, owner: ShardIndex, incarnation: u32) {
+        let stays = |connection: &ConnectionKey| connection.owner != owner || connection.incarnation() >= incarnation;
+        self.known.retain(|_, connection| stays(connection));
+        self.doubtful.retain(|_, connection| stays(connection));
     }
 
     /// The allocator has died: whatever it told may be out of date.
@@ -49,6 +50,11 @@ impl Routes {
                 routes.remove(&address);
             }
         }
+    }
+
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        if self.doubtful.is_empty() { "known" } else { "doubtful" }
     }
 
     #[expect(clippy::disallowed_methods, reason = "sorted at once")]
@@ -77,5 +83,22 @@ mod tests {
         assert_eq!(routes.find(address), Some(key(2)));
         routes.remove(address, key(2));
         assert_eq!(routes.all(), []);
+    }
+
+    #[test]
+    fn a_shard_that_hears_late_of_a_death_keeps_the_routes_of_the_next_life() {
+        let of = |incarnation: u64, slot| ConnectionKey { generation: incarnation << 32 | 1, ..key(slot) };
+        let address = |host| IpAddr::from([198, 18, 0, host]);
+        let mut routes = Routes::default();
+        routes.insert(address(1), of(1, 1));
+        routes.doubt();
+        routes.insert(address(2), of(1, 2));
+        routes.insert(address(3), of(2, 3));
+        routes.insert(address(4), ConnectionKey { owner: ShardIndex(1), ..of(1, 4) });
+        for incarnation in [1, 2] {
+            routes.forget_before(ShardIndex(0), incarnation);
+            let known = [1, 2, 3, 4].map(|host| routes.find(address(host)).is_some());
+            assert_eq!(known, [incarnation == 1, incarnation == 1, true, true], "{incarnation}");
+        }
     }
 }

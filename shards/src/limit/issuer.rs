@@ -8,7 +8,7 @@
 //! a dead holder takes with it is ever granted twice: it expires.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ids::{ShardIndex, UserIndex};
 use crate::limit::bucket::{TokenBucket, units};
@@ -24,6 +24,12 @@ const LEASE_BYTES_MIN: u64 = 4096;
 
 /// Grants smaller than this much of a user's time, in milliseconds, are not worth a message, where more is wanted.
 const GRANT_MS: u64 = 1;
+
+/// How soon a recall is repeated whose answer has not come: it, or the answer, may have been lost.
+const RECALL_AGAIN: Duration = Duration::from_millis(100);
+/// For how long what was granted last is left to its holder: it may not have arrived. Else grants and recalls would chase each other between
+/// holders who lack tokens, and serve nobody.
+const RECALL_PAUSE: Duration = Duration::from_millis(LEASE_MS);
 
 /// One limited user's tokens.
 #[derive(Debug)]
@@ -48,8 +54,9 @@ struct IssuedLease {
     /// As last reported, like what follows.
     spent_bytes: u64,
     returned_bytes: u64,
-    /// Whether it has been asked to give back what is unused, since it last reported.
-    recalled: bool,
+    granted_at: Instant,
+    /// Since when it is asked to give back what is unused of so many bytes granted, until it has.
+    recalled: Option<(Instant, u64)>,
     /// When its next request has its turn at the earliest: the turn of the last one that was granted, and as many bytes later as it did not give
     /// back.
     turn: u64,
@@ -97,6 +104,15 @@ impl IssuedLease {
 }
 
 impl LeaseIssuer {
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match (self.requests.is_empty(), self.holders.iter().any(|holder| holder.recalled.is_some())) {
+            (true, _) => "content",
+            (false, false) => "scarce",
+            (false, true) => "recalling",
+        }
+    }
+
     /// The issuer of a user who has been silent for long.
     pub fn full(user: UserIndex, limit: Limit, now: Instant) -> Self {
         LeaseIssuer::with(user, TokenBucket::full(limit, now))
@@ -127,8 +143,7 @@ impl LeaseIssuer {
     /// An owner says how its lease stands, and what it wants.
     pub fn report(&mut self, now: Instant, report: &LeaseReport, grant: &mut impl FnMut(LeaseGrant)) {
         self.mint(now);
-        let Some(holder) = self.holder(report) else { return };
-        holder.recalled = false;
+        let Some(holder) = self.holder(now, report) else { return };
         let spent = report.spent_bytes.max(holder.spent_bytes).min(holder.granted_bytes - holder.returned_bytes);
         let newly_spent = spent - holder.spent_bytes;
         holder.spent_bytes = spent;
@@ -136,6 +151,8 @@ impl LeaseIssuer {
         let newly_returned = returned - holder.returned_bytes;
         holder.returned_bytes = returned;
         holder.turn = holder.turn.saturating_sub(newly_returned);
+        // What it said before it heard of the recall is no answer.
+        holder.recalled.take_if(|(_, recalled_bytes)| spent + returned >= *recalled_bytes);
         debug_assert!(
             report.spent_bytes <= spent && report.returned_bytes <= returned,
             "more accounted for than granted"
@@ -150,7 +167,7 @@ impl LeaseIssuer {
         } else {
             self.request(report);
         }
-        self.serve(grant);
+        self.serve(now, grant);
     }
 
     /// An owner will never spend from a lease again.
@@ -162,27 +179,27 @@ impl LeaseIssuer {
         self.spent_bytes += u128::from(spent - holder.spent_bytes);
         self.put_back(holder.granted_bytes - holder.returned_bytes - spent);
         self.requests.retain(|request| request.lease != close.lease);
-        self.serve(grant);
+        self.serve(now, grant);
     }
 
     /// A shard has died, and with it whatever it held.
     pub fn holder_lost(&mut self, now: Instant, shard: ShardIndex, grant: &mut impl FnMut(LeaseGrant)) {
         self.mint(now);
         self.expire_holder(shard);
-        self.serve(grant);
+        self.serve(now, grant);
     }
 
     /// Another limit holds from now on.
     pub fn set_limit(&mut self, now: Instant, limit: Limit, grant: &mut impl FnMut(LeaseGrant)) {
         self.mint(now);
         self.take_limit(limit);
-        self.serve(grant);
+        self.serve(now, grant);
     }
 
     /// Serves the requests whose tokens have come.
     pub fn handle_timeout(&mut self, now: Instant, grant: &mut impl FnMut(LeaseGrant)) {
         self.mint(now);
-        self.serve(grant);
+        self.serve(now, grant);
     }
 
     /// When tokens come that somebody waits for.
@@ -233,7 +250,7 @@ impl LeaseIssuer {
 
     /// The holder of the lease that is reported, taken in if the lease is new; `None` if its holder has given it up, or if what was granted on it
     /// was not granted here.
-    fn holder(&mut self, report: &LeaseReport) -> Option<&mut IssuedLease> {
+    fn holder(&mut self, now: Instant, report: &LeaseReport) -> Option<&mut IssuedLease> {
         let lease = report.lease;
         let known =
             self.holders.iter().find(|holder| holder.lease.holder == lease.holder).map(|holder| holder.lease.number);
@@ -249,7 +266,8 @@ impl LeaseIssuer {
                     granted_bytes: 0,
                     spent_bytes: 0,
                     returned_bytes: 0,
-                    recalled: false,
+                    granted_at: now,
+                    recalled: None,
                     turn: 0,
                 });
             }
@@ -275,8 +293,6 @@ impl LeaseIssuer {
             Some(place) => {
                 let turn = self.requests[place].turn;
                 self.requests[place] = Request { lease, wanted_bytes, least_bytes, turn };
-                // It has waited long enough to ask again: a recall may have been lost as well.
-                self.holders.iter_mut().for_each(|holder| holder.recalled = false);
             }
             None if wanted_bytes == 0 => {}
             None => {
@@ -295,7 +311,7 @@ impl LeaseIssuer {
     }
 
     /// Grants what the bucket holds to those who wait, by turns.
-    fn serve(&mut self, grant: &mut impl FnMut(LeaseGrant)) {
+    fn serve(&mut self, now: Instant, grant: &mut impl FnMut(LeaseGrant)) {
         let Limit { rate, burst_bytes } = self.limit();
         let worth = |ms: u64| (u128::from(rate.bits_per_s()) * u128::from(ms) / 8000) as u64;
         let lease_bytes_max = worth(LEASE_MS).max(LEASE_BYTES_MIN);
@@ -309,8 +325,9 @@ impl LeaseIssuer {
             let worthwhile_bytes = wanted_bytes.min(worth(GRANT_MS)).min(room_bytes).max(least_bytes);
             let level_bytes = self.bucket.level_bytes();
             if level_bytes < worthwhile_bytes {
-                self.recall(lease, worthwhile_bytes > room_bytes, grant);
-                self.due = self.bucket.ready_at(worthwhile_bytes, self.outstanding_bytes());
+                let recall_at = self.recall(now, lease, worthwhile_bytes > room_bytes, grant);
+                let ready_at = self.bucket.ready_at(worthwhile_bytes, self.outstanding_bytes());
+                self.due = [recall_at, ready_at].into_iter().flatten().min();
                 return;
             }
             let bytes = wanted_bytes.min(level_bytes);
@@ -320,23 +337,39 @@ impl LeaseIssuer {
             if let Some(holder) = self.holders.iter_mut().find(|holder| holder.lease == lease) {
                 holder.turn = turn + bytes;
                 holder.granted_bytes += bytes;
+                holder.granted_at = now;
                 grant(LeaseGrant { user: self.user, lease, granted_bytes: holder.granted_bytes, recall: false });
             }
         }
     }
 
-    /// Asks all who hold tokens to give them back, once. Those whose packets wait as well hold less than a packet each: they are asked only where
-    /// nobody can be served otherwise.
-    fn recall(&mut self, waiting: LeaseId, stuck: bool, grant: &mut impl FnMut(LeaseGrant)) {
+    /// Asks all who hold tokens to give them back. Those whose packets wait as well hold less than a packet each: they are asked only where nobody
+    /// can be served otherwise. Returns when the next one may be asked.
+    fn recall(
+        &mut self,
+        now: Instant,
+        waiting: LeaseId,
+        stuck: bool,
+        grant: &mut impl FnMut(LeaseGrant),
+    ) -> Option<Instant> {
+        let mut recall_at = None;
         for holder in &mut self.holders {
             let lease = holder.lease;
             let lacks = self.requests.iter().any(|request| request.lease == lease && request.least_bytes > 1);
             let spared = lacks && !stuck;
-            if lease != waiting && !spared && !holder.recalled && holder.outstanding_bytes() > 0 {
-                holder.recalled = true;
-                grant(LeaseGrant { user: self.user, lease, granted_bytes: holder.granted_bytes, recall: true });
+            let is_asked = holder.recalled.is_some_and(|(at, _)| now < at + RECALL_AGAIN);
+            if lease == waiting || spared || is_asked || holder.outstanding_bytes() == 0 {
+                continue;
             }
+            let may_be_asked_at = holder.granted_at + RECALL_PAUSE;
+            if now < may_be_asked_at {
+                recall_at = recall_at.into_iter().chain([may_be_asked_at]).min();
+                continue;
+            }
+            holder.recalled = Some((now, holder.granted_bytes));
+            grant(LeaseGrant { user: self.user, lease, granted_bytes: holder.granted_bytes, recall: true });
         }
+        recall_at
     }
 }
 

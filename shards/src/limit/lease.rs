@@ -144,6 +144,16 @@ impl Lease {
         *self = Lease::new(self.totals.user, id);
     }
 
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match (self.lacking, self.asked_at, self.available_bytes()) {
+            (true, ..) => "lacking",
+            (false, Some(_), _) => "asked_ahead",
+            (false, None, 0) => "empty",
+            (false, None, _) => "held",
+        }
+    }
+
     /// The last word on this lease.
     pub fn close(&self) -> LeaseClose {
         let LeaseReport { user, lease, spent_bytes, .. } = self.totals;

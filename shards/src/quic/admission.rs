@@ -11,6 +11,10 @@ const BY_48_FACTOR: usize = 4;
 /// How long a handshake whose ClientHello is complete keeps its place from newer ones of its own source: what the client's last flight takes
 /// on a long path. Where it is longer, a source whose handshakes keep failing fills its part of the table with fewer of them than it may begin.
 const UNDER_WAY: Duration = Duration::from_millis(300);
+/// How long a handshake whose ClientHello is not complete keeps its place from newer ones where one that is no longer under way has a place too:
+/// the datagrams of a first flight can be read one by one. Strangers who send half ClientHellos have nobody give way whose last flight takes longer
+/// than [`UNDER_WAY`], unless they fill a source's part within this time.
+const HELLO_UNDER_WAY: Duration = Duration::from_millis(100);
 /// Of what a source may have, one in so many is kept from handshakes whose client has not shown that it repeats what is not answered.
 const FREE_PART: usize = 4;
 /// Widths at which an address is counted.
@@ -63,6 +67,11 @@ pub struct Place {
     number: u64,
 }
 
+impl Place {
+    /// Before those of all handshakes whose ClientHello is complete, and after the others.
+    const FIRST_WITH_HELLO: Place = Place { has_hello: true, number: 0 };
+}
+
 /// Whether another handshake finds room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
@@ -78,6 +87,7 @@ pub enum Room {
 struct Pending {
     slot: u32,
     remote: SocketAddr,
+    begun_at: Instant,
     /// When the ClientHello was complete.
     hello_at: Option<Instant>,
 }
@@ -85,6 +95,10 @@ struct Pending {
 impl Pending {
     fn is_under_way(&self, now: Instant) -> bool {
         self.hello_at.is_some_and(|at| now.saturating_duration_since(at) < UNDER_WAY)
+    }
+
+    fn has_just_begun(&self, now: Instant) -> bool {
+        self.hello_at.is_none() && now.saturating_duration_since(self.begun_at) < HELLO_UNDER_WAY
     }
 }
 
@@ -114,28 +128,38 @@ impl Admission {
 
     /// Whether a handshake from `address` finds room.
     ///
-    /// Where the table, or the part of it that the address may use, is full, the oldest whose ClientHello is not complete gives way, and
-    /// only then the oldest that has still to prove its identity. So an honest client is put at a disadvantage by nobody who sends less than a
-    /// whole table's worth of handshakes while it exchanges two flights. Its own neighbours behind a NAT fill their part sooner, so they do
-    /// not have it give way as long as it may be under way.
+    /// Where the table, or the part of it that the address may use, is full, the oldest whose ClientHello is not complete gives way, unless it has
+    /// just begun, and only then the oldest that has still to prove its identity. So an honest client is put at a disadvantage by nobody who sends
+    /// less than a whole table's worth of handshakes while it exchanges two flights. Its own neighbours behind a NAT fill their part sooner, so
+    /// they do not have it give way as long as it may be under way.
     pub fn room(&self, now: Instant, address: IpAddr) -> Room {
         let full = |prefix: Prefix| {
             let places = self.by_prefix.get(&prefix)?;
-            (places.len() >= self.prefix_max(prefix)).then(|| places.first())?
+            let with_hello = places.range(Place::FIRST_WITH_HELLO..).next();
+            (places.len() >= self.prefix_max(prefix)).then(|| self.goes_first(now, places.first(), with_hello))?
         };
-        if let Some(place) = Prefix::widths(address).find_map(full) {
-            let neighbour = &self.pending[place];
+        if let Some(neighbour) = Prefix::widths(address).find_map(full) {
             return if neighbour.is_under_way(now) { Room::None } else { Room::InsteadOf(neighbour.slot) };
         }
         if self.pending.len() < self.pending_max {
             return Room::Free;
         }
-        self.first_to_go().map_or(Room::Free, Room::InsteadOf)
+        self.first_to_go(now).map_or(Room::Free, Room::InsteadOf)
     }
 
     /// The handshake that gives way to another one first, if there is any.
-    pub fn first_to_go(&self) -> Option<u32> {
-        self.pending.values().next().map(|pending| pending.slot)
+    pub fn first_to_go(&self, now: Instant) -> Option<u32> {
+        let with_hello = self.pending.range(Place::FIRST_WITH_HELLO..).next();
+        let first = self.pending.first_key_value();
+        self.goes_first(now, first.map(|(place, _)| place), with_hello.map(|(place, _)| place))
+            .map(|pending| pending.slot)
+    }
+
+    /// Which one of a range gives way: the `first` of all, or the first whose ClientHello is complete.
+    fn goes_first(&self, now: Instant, first: Option<&Place>, with_hello: Option<&Place>) -> Option<&Pending> {
+        let first = &self.pending[first?];
+        let with_hello = with_hello.map(|place| &self.pending[place]).filter(|pending| !pending.is_under_way(now));
+        Some(with_hello.filter(|_| first.has_just_begun(now)).unwrap_or(first))
     }
 
     /// Whether so many handshakes of a range that `address` is in wait for their clients that, if more came in at once, there would be no room.
@@ -156,10 +180,10 @@ impl Admission {
     }
 
     /// Takes in the handshake of the connection in `slot`, for which [`Admission::room`] is free.
-    pub fn admit(&mut self, remote: SocketAddr, slot: u32) -> Place {
+    pub fn admit(&mut self, now: Instant, remote: SocketAddr, slot: u32) -> Place {
         let place = Place { has_hello: false, number: self.next };
         self.next += 1;
-        self.insert(place, Pending { slot, remote, hello_at: None });
+        self.insert(place, Pending { slot, remote, begun_at: now, hello_at: None });
         place
     }
 
@@ -231,7 +255,7 @@ mod tests {
             }
         };
         let slot = admission.next as u32;
-        Some((admission.admit(SocketAddr::new(address, 1), slot), gone))
+        Some((admission.admit(now, SocketAddr::new(address, 1), slot), gone))
     }
 
     #[test]
@@ -282,8 +306,27 @@ mod tests {
         assert!(admit_at(&mut admission, at(0), "198.18.0.1").is_none());
         assert!(admit_at(&mut admission, at(299), "198.18.0.1").is_none());
         assert_eq!(admit_at(&mut admission, at(300), "198.18.0.1").unwrap().1, Some(0), "the oldest");
-        assert_eq!(admit_at(&mut admission, at(300), "198.18.0.1").unwrap().1, Some(2), "the only one without");
+        assert_eq!(admit_at(&mut admission, at(400), "198.18.0.1").unwrap().1, Some(2), "the only one without");
         assert_eq!(admission.pending(), 2);
+    }
+
+    #[test]
+    fn a_client_hello_that_is_read_in_parts_gives_way_to_none_while_an_old_handshake_has_a_place() {
+        let start = origin();
+        let at = |ms| start + Duration::from_millis(ms);
+        let same = |_: u64| "198.18.0.9".to_owned();
+        let other = |n: u64| format!("198.18.0.{n}");
+        for (pending_max, address) in [(10, &same as &dyn Fn(u64) -> String), (3, &other)] {
+            let mut admission = Admission::new(pending_max, 3);
+            for number in 0..2 {
+                let (mut place, _) = admit(&mut admission, &address(number));
+                admission.complete_hello(start, &mut place);
+            }
+            let gone = [(1000, None), (1099, Some(0)), (1100, Some(2)), (1101, Some(1)), (1102, Some(3))];
+            for ((ms, slot), number) in gone.into_iter().zip(2..) {
+                assert_eq!(admit_at(&mut admission, at(ms), &address(number)).unwrap().1, slot, "after {ms} ms");
+            }
+        }
     }
 
     #[test]
@@ -352,6 +395,6 @@ mod tests {
         admission.complete_hello(origin(), &mut place);
         admission.release(place);
         assert!(admission.by_prefix.is_empty() && admission.pending.is_empty() && admission.remotes.is_empty());
-        assert_eq!(admission.first_to_go(), None);
+        assert_eq!(admission.first_to_go(origin()), None);
     }
 }

@@ -2,11 +2,13 @@
 
 /// The gateway or the client stops.
 pub const SHUTDOWN: u32 = 0x01;
-/// The certificate is nobody's, or there is no address.
+/// The credential is nobody's, or there is no address.
 pub const ESTABLISHMENT_FAILED: u32 = 0x02;
 /// The user's fixed address, or the place of its oldest connection, has gone to a newer one.
 pub const SUPERSEDED: u32 = 0x03;
-/// The user, the certificate or the address is not valid any more, or the operator has sent the user away.
+/// The user, the credential or the address is not valid any more, or the operator has sent the user away.
 pub const REVOKED: u32 = 0x04;
+/// The gateway drains: the client is to come back, to another gateway if it knows one.
+pub const DRAIN: u32 = 0x05;
 /// The client sends what the protocol has no place for.
-pub const MISUSE: u32 = 0x05;
+pub const MISUSE: u32 = 0x08;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use quinn_proto::RttEstimator;
 use quinn_proto::congestion::{Controller, ControllerFactory};
 
+use super::in_flight::Bounded;
+
 /// What no client can take: on a path of this rate, so many bytes a second may be on their way for its shortest round trip. It keeps a burst from
 /// overflowing the receiver's buffers where a path is short.
 const BYTES_PER_SECOND_MAX: u64 = 10_000_000_000 / 8;
@@ -25,7 +27,10 @@ pub struct UncontrolledConfig;
 
 /// Whether `controller` slows down when packets are marked or lost. Only then may they be sent as ECN-capable (RFC 3168, section 6.1).
 pub fn answers_marks(controller: &dyn Controller) -> bool {
-    !controller.clone_box().into_any().is::<Uncontrolled>()
+    match controller.clone_box().into_any().downcast::<Bounded>() {
+        Ok(bounded) => answers_marks(&*bounded.inner),
+        Err(controller) => !controller.is::<Uncontrolled>(),
+    }
 }
 
 /// A window that no loss changes.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use quinn_proto::Event as ConnectionEvent;
 
-use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, Fingerprint, INCARNATION_SHIFT, ShardIndex, UserIndex};
 use crate::io::WakeReason;
 use crate::memory::{Memory, PACKET_BYTES};
 use crate::quic::admission::Place;
@@ -66,7 +66,7 @@ pub enum Stage {
 pub struct Identity {
     pub user: UserIndex,
     pub home: ShardIndex,
-    pub certificate: Fingerprint,
+    pub credential: Fingerprint,
 }
 
 impl ClientConnection {
@@ -82,10 +82,32 @@ impl ClientConnection {
         self.early_event.take().or_else(|| self.tunnel.connection.poll())
     }
 
+    /// When it wants to be woken next, and why.
+    pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
+        let connection = self.tunnel.poll_timeout().map(|at| (at, WakeReason::Connection));
+        let handshake = match self.stage {
+            Stage::Handshaking { deadline, .. } => Some((deadline, WakeReason::Handshake)),
+            _ => None,
+        };
+        [connection, handshake].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
     pub fn address(&self) -> Option<IpAddr> {
         match self.stage {
             Stage::Attached { address, .. } => Some(address),
             _ => None,
+        }
+    }
+
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match self.stage {
+            Stage::Handshaking { place, .. } if !place.has_hello => "hello_incomplete",
+            Stage::Handshaking { .. } => "handshaking",
+            Stage::LoggedIn(_) => "logged_in",
+            Stage::Attached { limited: false, .. } => "attached",
+            Stage::Attached { limited: true, .. } => "attached_limited",
+            Stage::Closed => "closed",
         }
     }
 
@@ -123,6 +145,8 @@ pub struct Connections {
     /// Boxed: an empty slot costs a pointer.
     slots: Vec<Option<Box<ClientConnection>>>,
     len: usize,
+    /// Those on which somebody has logged in and that are not over.
+    pub logged_in: usize,
     generation: u64,
     timers: TimerQueue,
     /// Those that the batch touched, to be looked at.
@@ -131,15 +155,13 @@ pub struct Connections {
     sending: VecDeque<u32>,
 }
 
-/// The upper half of a generation is the shard's incarnation.
-const INCARNATION_SHIFT: u32 = 32;
-
 impl Connections {
     pub fn new(here: ShardIndex, incarnation: u32) -> Self {
         Connections {
             here,
             slots: Vec::new(),
             len: 0,
+            logged_in: 0,
             generation: u64::from(incarnation) << INCARNATION_SHIFT,
             timers: TimerQueue::default(),
             touched: VecDeque::new(),

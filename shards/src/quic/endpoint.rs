@@ -2,34 +2,34 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::crypto::ServerConfig as CryptoConfig;
 use quinn_proto::{
-    Connection, ConnectionError, DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming,
-    TimeSource, VarInt,
+    ConnectionError, DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming, TimeSource, VarInt,
 };
-use rustls::pki_types::CertificateDer;
+use tollgate_noise::Handshakes;
 
 use super::admission::{Admission, Room};
 use super::close_code;
-use super::connection_id::{Steered, steer};
+use super::connection_id::{IdScheme, Steered, Whose, has_long_header};
 use super::connections::{ClientConnection, Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
 use super::in_flight::InFlight;
+use super::initial::{self, CHOSEN_ID_BYTES_MIN, INITIAL_BYTES_MIN, Initial, Versions};
+use super::intake::Intake;
 use super::keys::ShardKeys;
 use super::moves::Moves;
+use super::peer::{Failure, credential};
+use super::placement::Placement;
 use super::responses::Responses;
-use super::retry::{self, CHOSEN_ID_BYTES_MIN, Claim, INITIAL_BYTES_MIN, Initial, Retries};
-use super::setup::{endpoint, retries, server_config};
-use super::tunnel_connection::{TunnelConnection, outgoing};
+use super::retry::{self, Claim, Retries};
+use super::setup::{endpoint, id_scheme, retries, server_config};
+use super::tunnel_connection::{TunnelConnection, outgoing, unanswered};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::excerpt::excerpt;
-use crate::ids::{Fingerprint, ShardIndex};
+use crate::ids::{Credential, ShardIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::bucket::RateLimiter;
 use crate::memory::{Accounts, CONNECTION_BYTES};
@@ -42,6 +42,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
 /// order, whatever their number and length. Quincy's client sends 4 KiB; the rest is for long certificate chains and repetitions.
 const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
+/// What is due again at once, since it could not be sent, waits so long.
+const DUE_AGAIN: Duration = Duration::from_millis(1);
 /// What keeping a datagram costs beside its bytes.
 const DATAGRAM_COST_BYTES: usize = 192;
 /// Initials with a token that held once, answered in a second, and at once: a client whose token is too old is to know (RFC 9000, section 8.1.3).
@@ -52,50 +54,59 @@ pub struct QuicEndpoint {
     endpoint: Endpoint,
     pub connections: Connections,
     pub admission: Admission,
-    failures: Failures,
+    pub failures: Failures,
     /// They go out after what connections send, so that live traffic goes first.
     pub responses: Responses,
-    retries: Retries,
+    pub retries: Retries,
+    /// Where new clients go.
+    pub placement: Placement,
     /// Initials with tokens that hold no more and are answered nevertheless.
     stale_tokens: RateLimiter,
     in_flight: InFlight,
     /// The time of day that tokens are judged by.
     pub wall_clock: WallClock,
     keys: ShardKeys,
+    ids: IdScheme,
+    /// Those of its first handshakes: quinn-proto takes no others later.
+    versions: Versions,
     params: Params,
-    /// Whether no handshake begins any more.
-    pub is_stopping: bool,
-    /// Why handshakes have failed that nobody was told of yet.
-    pub failed: VecDeque<String>,
+    /// Whether handshakes begin.
+    pub intake: Intake,
+    /// Handshakes that have failed and nobody was told of yet.
+    pub failed: VecDeque<Failure>,
 }
 
 impl QuicEndpoint {
-    /// An endpoint without connections, which will log in with `tls`.
-    pub fn new(params: Params, keys: &ShardKeys, tls: Arc<dyn CryptoConfig>, now: Instant) -> Self {
+    /// An endpoint without connections, which will log in with `handshakes`.
+    pub fn new(params: Params, keys: &ShardKeys, handshakes: &Handshakes, now: Instant) -> Self {
         let limits = &params.limits;
         let wall_clock = WallClock::new(params.wall_clock, now);
         let in_flight = InFlight::new(limits.memory_bytes_max / RECORDS_OF_MEMORY);
-        let server = server_config(&params, keys, tls, &wall_clock, &in_flight);
+        let server = server_config(&params, keys, handshakes, &wall_clock, &in_flight);
+        let versions = Versions::new(handshakes.versions());
         QuicEndpoint {
-            endpoint: endpoint(&params, keys, server),
+            endpoint: endpoint(&params, keys, &versions, server),
             connections: Connections::new(params.index, params.incarnation),
             admission: Admission::new(limits.handshakes_max, limits.handshakes_per_source_max),
             failures: Failures::new(retry::subkey(&params.seed, b"failures"), now),
             responses: Responses::default(),
             retries: retries(&params, keys),
+            placement: Placement::new(params.index, params.shards, limits.connections_max, now),
             stale_tokens: RateLimiter::new(STALE_TOKENS_PER_S, STALE_TOKENS_BURST, now),
             in_flight,
             wall_clock,
             keys: keys.clone(),
+            ids: id_scheme(&params, keys),
+            versions,
             params,
-            is_stopping: false,
+            intake: Intake::Open,
             failed: VecDeque::new(),
         }
     }
 
-    /// New connections log in with `tls` from now on.
-    pub fn set_tls(&mut self, tls: Arc<dyn CryptoConfig>) {
-        let server = server_config(&self.params, &self.keys, tls, &self.wall_clock, &self.in_flight);
+    /// New connections log in with `handshakes` from now on. Of their versions those count that were there from the beginning.
+    pub fn set_handshakes(&mut self, handshakes: &Handshakes) {
+        let server = server_config(&self.params, &self.keys, handshakes, &self.wall_clock, &self.in_flight);
         self.endpoint.set_server_config(Some(server));
     }
 
@@ -112,7 +123,7 @@ impl QuicEndpoint {
         while !data.is_empty() {
             let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
             let here = self.params.index;
-            match steer(&datagram, &self.keys.connection_id, self.params.shards, here) {
+            match self.ids.steer(&datagram) {
                 Steered::To(owner) if owner == here => {
                     let received = Received { remote, local_ip, ecn, segment_bytes, data: datagram };
                     self.handle_datagram(now, received, accounts);
@@ -132,14 +143,14 @@ impl QuicEndpoint {
         let Received { remote, local_ip, ecn, mut data, .. } = received;
         let mut issued_s = None;
         if has_long_header(&data) {
-            if let Some(initial) = Initial::parse(&data) {
+            if let Some(initial) = Initial::parse(&data, &self.versions) {
                 match self.prove_address(now, remote, local_ip, &initial, data.len(), &mut accounts.counters) {
                     Some(claim) => issued_s = Some(claim.issued_s),
                     None => return,
                 }
             }
             // What handshakes bring may be kept for as long as they last, so it keeps no receive buffer.
-            data = BytesMut::from(&data[..]);
+            data = BytesMut::from(initial::of_a_client(&data, &self.versions));
         }
         let (bytes, mut answer) = (data.len(), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, data, &mut answer) {
@@ -161,7 +172,7 @@ impl QuicEndpoint {
                 let answers_before = client.moves.is_unproven(remote).then(|| answers(client));
                 client.tunnel.handle_event(event);
                 if answers_before.is_some_and(|before| answers(client) > before) {
-                    client.moves.prove(remote);
+                    client.moves.answer(remote);
                 }
                 if remote != current {
                     client.moves.follow(now, client.tunnel.connection.remote_address());
@@ -193,13 +204,14 @@ impl QuicEndpoint {
             return None;
         }
         let Some(claim) = self.retries.read(initial.token) else {
-            let answer = self.retries.answer(initial, remote, wall_clock);
+            let owner = self.placement.choose(now, remote, initial.destination);
+            let answer = self.retries.answer(initial, remote, wall_clock, owner);
             let transmit = Transmit { remote, local_ip, ecn: None, bytes: answer.len(), segment_bytes: answer.len() };
             counters.retries += u64::from(self.responses.respond(transmit, answer, counters));
             return None;
         };
         // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
-        if !self.keys.connection_id.is_ours(initial.destination) {
+        if self.ids.whose(initial.destination) != Whose::Here {
             counters.drops.count(DropReason::ForeignDatagram);
             return None;
         }
@@ -242,6 +254,10 @@ impl QuicEndpoint {
         let remote = incoming.remote_address();
         let address = remote.ip();
         let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
+        if self.intake != Intake::Open {
+            let QuicEndpoint { intake, endpoint, responses, .. } = self;
+            return intake.turn_away(endpoint, incoming, responses, &mut accounts.counters);
+        }
         // Not refused: an honest client's next Initial may find room. One for which there is none takes nothing of its source's share.
         let room = self.room(now, address);
         let hindrance = if room == Room::None {
@@ -260,7 +276,7 @@ impl QuicEndpoint {
         match self.endpoint.accept(incoming, now, &mut answer, None) {
             Ok((handle, connection)) => {
                 let deadline = now + HELLO_TIMEOUT.min(self.params.handshake_timeout);
-                let place = self.admission.admit(remote, handle.0 as u32);
+                let place = self.admission.admit(now, remote, handle.0 as u32);
                 let queued_bytes_max = self.params.transport.datagram_send_buffer_bytes_max;
                 let tunnel = TunnelConnection::new(handle, connection, queued_bytes_max);
                 self.connections.insert(tunnel, place, deadline, HANDSHAKE_BYTES_MAX, Moves::new(remote, now));
@@ -270,7 +286,7 @@ impl QuicEndpoint {
                 let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
                 self.failures.count(now, address, cost);
                 accounts.counters.drops.count(DropReason::Undecryptable);
-                self.failed.push_back(excerpt(error.cause.to_string().as_bytes()));
+                self.failed.push_back(Failure::of(&error.cause));
                 if let Some(transmit) = error.response {
                     self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
                 }
@@ -309,16 +325,13 @@ impl QuicEndpoint {
 
     /// Sees to it that a handshake for which there is `room` finds it, at the cost of another one where it must be. Returns whether it does.
     fn make_room(&mut self, now: Instant, room: Room, accounts: &mut Accounts) -> bool {
-        if self.is_stopping {
-            return false;
-        }
         match room {
             Room::Free => {}
             Room::InsteadOf(slot) => self.give_way(now, slot, accounts),
             Room::None => return false,
         }
         if self.connections.len() >= self.params.limits.connections_max
-            && let Some(slot) = self.admission.first_to_go()
+            && let Some(slot) = self.admission.first_to_go(now)
         {
             self.give_way(now, slot, accounts);
         }
@@ -337,25 +350,25 @@ impl QuicEndpoint {
                 self.responses.respond(transmit, &last_words, &mut accounts.counters);
             }
         }
-        self.handshake_failed(now, slot, COST_OF_HALF, "gave way to another handshake".to_owned());
+        self.handshake_closed(now, slot, "gave way to another handshake");
         self.give_up(slot);
         self.forget(now, slot, accounts);
     }
 
     /// A handshake is over, and nobody has logged in: it costs `cost`, more where its ClientHello was taken. Returns whether it was one.
-    fn handshake_failed(&mut self, now: Instant, slot: u32, cost: Duration, reason: String) -> bool {
+    fn handshake_failed(&mut self, now: Instant, slot: u32, cost: Duration, failure: Failure) -> bool {
         let Some(client) = self.connections.at(slot) else { return false };
         let Stage::Handshaking { place, .. } = client.stage else { return false };
         client.stage = Stage::Closed;
         self.admission.release(place);
         self.count_failure(now, slot, if place.has_hello { COST_OF_FAILURE } else { cost });
-        self.failed.push_back(reason);
+        self.failed.push_back(failure);
         true
     }
 
     /// This side has closed a connection. Returns whether it was a handshake.
     pub fn handshake_closed(&mut self, now: Instant, slot: u32, reason: &str) -> bool {
-        self.handshake_failed(now, slot, COST_OF_HALF, reason.to_owned())
+        self.handshake_failed(now, slot, COST_OF_HALF, Failure::Other(reason.to_owned()))
     }
 
     /// The other side has closed a connection, or it has died. Returns whether it was a handshake.
@@ -365,7 +378,7 @@ impl QuicEndpoint {
             ConnectionError::TransportError(_) => COST_OF_FAILURE,
             _ => COST_OF_HALF,
         };
-        self.handshake_failed(now, slot, cost, words(reason))
+        self.handshake_failed(now, slot, cost, Failure::of(reason))
     }
 
     /// Counts a failed login against its source.
@@ -386,15 +399,14 @@ impl QuicEndpoint {
         }
     }
 
-    /// The handshake is complete; the client has proved that it holds the key of its certificate, whose fingerprint is returned.
-    pub fn handshake_complete(&mut self, slot: u32) -> Option<Fingerprint> {
+    /// The handshake is complete; the client has proved that it holds the secret of the credential that is returned.
+    pub fn handshake_complete(&mut self, slot: u32) -> Option<Credential> {
         let client = self.connections.at(slot)?;
         if let Stage::Handshaking { place, .. } = client.stage {
             self.admission.release(place);
             client.stage = Stage::Closed;
         }
-        client.tunnel.handshake_is_complete();
-        fingerprint_of_peer(&client.tunnel.connection)
+        credential(&client.tunnel.connection)
     }
 
     /// Carries messages between a connection and the endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.
@@ -432,12 +444,14 @@ impl QuicEndpoint {
     /// Calls every connection whose time has come.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(slot) = self.connections.pop_due(now) {
-            if let Some(client) = self.connections.at(slot)
-                && client.tunnel.connection.poll_timeout().is_some_and(|at| at <= now)
-            {
+            let Some(client) = self.connections.at(slot) else { continue };
+            if client.tunnel.connection.poll_timeout().is_some_and(|at| at <= now) {
                 client.tunnel.handle_timeout(now);
             }
-            // Also re-arms what was woken in vain.
+            // What it sends changes that, but as long as the driver's socket is full it sends nothing.
+            if let Some((at, reason)) = client.poll_timeout() {
+                self.connections.arm(slot, at.max(now + DUE_AGAIN), reason);
+            }
             self.connections.touch(slot);
         }
     }
@@ -454,8 +468,13 @@ impl QuicEndpoint {
         let client = self.connections.at(slot)?;
         let datagrams_max = self.params.limits.send_datagrams_max;
         loop {
+            let unanswered_before = client.moves.has_answered().then(|| unanswered(&client.tunnel.connection));
             let transmit = client.tunnel.poll_transmit(now, datagrams_max, handed_bytes_max, buf)?;
             let connection = &client.tunnel.connection;
+            // A challenge is repeated with all that is sent until its answer has come.
+            if unanswered_before.is_some_and(|before| before == unanswered(connection)) {
+                client.moves.prove(transmit.remote);
+            }
             let (current, mtu_bytes) = (connection.remote_address(), connection.current_mtu());
             if client.moves.may_send(now, transmit.remote, transmit.bytes, current, mtu_bytes) {
                 return Some(transmit);
@@ -474,27 +493,4 @@ impl QuicEndpoint {
     pub fn unacknowledged_bytes(&self) -> usize {
         self.in_flight.bytes()
     }
-}
-
-/// SHA-256 of the client's certificate.
-fn fingerprint_of_peer(connection: &Connection) -> Option<Fingerprint> {
-    let identity = connection.crypto_session().peer_identity()?;
-    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    Some(Fingerprint::of(chain.first()?))
-}
-
-/// Why a connection is lost.
-pub fn words(reason: &ConnectionError) -> String {
-    match reason {
-        ConnectionError::ApplicationClosed(close) => {
-            let said = excerpt(&close.reason);
-            format!("closed by the client: {said} (code {:#04x})", close.error_code.into_inner())
-        }
-        other => excerpt(other.to_string().as_bytes()),
-    }
-}
-
-/// Whether a datagram begins with a packet of the handshake (RFC 8999, section 5.1).
-fn has_long_header(datagram: &[u8]) -> bool {
-    datagram.first().is_some_and(|first| first & 0x80 != 0)
 }

@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use quinn_proto::RttEstimator;
@@ -41,9 +41,37 @@ impl InFlight {
         self.packets.store(packets, Ordering::Relaxed);
     }
 
+    /// Those of a connection that has none yet.
+    fn of_connection(&self) -> Arc<Records> {
+        Arc::new(Records { in_flight: self.clone(), packets: AtomicU64::new(0) })
+    }
+
     /// How many one connection may have now.
     fn share(&self) -> u64 {
         if self.packets.load(Ordering::Relaxed) < self.packets_max { PACKETS_MAX } else { PACKETS_MIN }
+    }
+}
+
+/// The records of one connection, whose path before a migration has a controller too: packets that are on their way are remembered once.
+struct Records {
+    in_flight: InFlight,
+    /// An atomic like all of them.
+    packets: AtomicU64,
+}
+
+impl Records {
+    fn set(&self, packets: u64) {
+        self.in_flight.replace(self.packets.swap(packets, Ordering::Relaxed), packets);
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.packets.load(Ordering::Relaxed) >= self.in_flight.share()
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -51,44 +79,56 @@ impl InFlight {
 pub struct BoundedConfig {
     /// Makes what controls the congestion.
     pub inner: Arc<dyn ControllerFactory + Send + Sync>,
-    /// The records of all.
-    pub in_flight: InFlight,
+    /// The records of all; each connection's alone where there is none.
+    pub in_flight: Option<InFlight>,
 }
 
 impl ControllerFactory for BoundedConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.inner.clone().build(now, current_mtu);
-        Box::new(Bounded { inner, in_flight: self.in_flight.clone(), sent: 0, acknowledged: 0, packets: 0 })
+        let in_flight = self.in_flight.clone().unwrap_or_else(|| InFlight::new(usize::MAX));
+        Box::new(Bounded {
+            inner,
+            records: in_flight.of_connection(),
+            is_open: Arc::default(),
+            sent: 0,
+            acknowledged: None,
+        })
+    }
+}
+
+/// Lets a connection that is over say so, however much is on its way: a CONNECTION_CLOSE is nothing that congestion control holds back (RFC 9002,
+/// section 3), but quinn-proto does where more was to be sent, and hears no acknowledgement any more.
+pub fn open(controller: &dyn Controller) {
+    if let Ok(bounded) = controller.clone_box().into_any().downcast::<Bounded>() {
+        bounded.is_open.store(true, Ordering::Relaxed);
     }
 }
 
 /// A controller and how many packets are remembered.
-struct Bounded {
-    inner: Box<dyn Controller>,
-    in_flight: InFlight,
-    /// The last packet number sent, and the largest acknowledged: what came before that is acknowledged or lost (RFC 9002, section 6.1).
+pub struct Bounded {
+    /// What controls the congestion.
+    pub inner: Box<dyn Controller>,
+    records: Arc<Records>,
+    /// Whether its connection is over. An atomic, and shared, because it is reached through a copy only.
+    is_open: Arc<AtomicBool>,
+    /// The last packet number sent.
     sent: u64,
-    acknowledged: u64,
-    packets: u64,
+    /// The largest acknowledged: what came before that is acknowledged or lost (RFC 9002, section 6.1). `None` before the first packet on the path: on
+    /// one that is new to a connection, numbers go on.
+    acknowledged: Option<u64>,
 }
 
 impl Bounded {
-    fn count(&mut self) {
-        let packets = self.sent.saturating_sub(self.acknowledged);
-        self.in_flight.replace(self.packets, packets);
-        self.packets = packets;
-    }
-}
-
-impl Drop for Bounded {
-    fn drop(&mut self) {
-        self.in_flight.replace(self.packets, 0);
+    fn count(&self) {
+        self.records.set(self.sent.saturating_sub(self.acknowledged.unwrap_or(self.sent)));
     }
 }
 
 impl Controller for Bounded {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.sent = last_packet_number;
+        self.acknowledged.get_or_insert(last_packet_number.saturating_sub(1));
         self.count();
         self.inner.on_sent(now, bytes, last_packet_number);
     }
@@ -98,7 +138,7 @@ impl Controller for Bounded {
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
-        self.acknowledged = largest.unwrap_or(0);
+        self.acknowledged = largest.or(self.acknowledged);
         self.count();
         self.inner.on_end_acks(now, in_flight, app_limited, largest);
     }
@@ -112,7 +152,10 @@ impl Controller for Bounded {
     }
 
     fn window(&self) -> u64 {
-        if self.packets >= self.in_flight.share() { 0 } else { self.inner.window() }
+        if self.is_open.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
+        if self.records.are_too_many() { 0 } else { self.inner.window() }
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -120,13 +163,12 @@ impl Controller for Bounded {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        self.in_flight.replace(0, self.packets);
         Box::new(Bounded {
             inner: self.inner.clone_box(),
-            in_flight: self.in_flight.clone(),
+            records: self.records.clone(),
+            is_open: self.is_open.clone(),
             sent: self.sent,
             acknowledged: self.acknowledged,
-            packets: self.packets,
         })
     }
 
@@ -134,9 +176,8 @@ impl Controller for Bounded {
         self.inner.initial_window()
     }
 
-    /// What controls the congestion.
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.inner.clone_box().into_any()
+        self
     }
 }
 
@@ -147,8 +188,26 @@ mod tests {
     use crate::test_time::origin;
 
     fn controller(in_flight: &InFlight, now: Instant) -> Box<dyn Controller> {
-        let config = BoundedConfig { inner: Arc::new(UncontrolledConfig), in_flight: in_flight.clone() };
-        Arc::new(config).build(now, 1450)
+        let config = BoundedConfig { inner: Arc::new(UncontrolledConfig), in_flight: Some(in_flight.clone()) };
+        let mut controller = Arc::new(config).build(now, 1450);
+        controller.on_sent(now, 80, 0);
+        controller
+    }
+
+    #[test]
+    fn on_a_path_that_is_new_only_what_was_sent_there_is_on_its_way() {
+        let now = origin();
+        let in_flight = InFlight::new(usize::MAX);
+        let config = BoundedConfig { inner: Arc::new(UncontrolledConfig), in_flight: Some(in_flight.clone()) };
+        let mut controller = Arc::new(config).build(now, 1450);
+        assert_eq!(in_flight.bytes(), 0);
+        controller.on_sent(now, 80, PACKETS_MAX + 5);
+        assert_eq!(in_flight.bytes(), RECORD_BYTES);
+        assert!(controller.window() > 0);
+        controller.on_sent(now, 80, PACKETS_MAX + 7);
+        assert_eq!(in_flight.bytes(), 3 * RECORD_BYTES);
+        controller.on_end_acks(now, 0, false, None);
+        assert_eq!(in_flight.bytes(), 3 * RECORD_BYTES, "of a path before");
     }
 
     #[test]
@@ -162,9 +221,13 @@ mod tests {
         assert!(second.window() > 0, "a few are anybody's");
         first.on_end_acks(now, 0, false, Some(85));
         assert!(first.window() > 0 && in_flight.bytes() == 25 * RECORD_BYTES);
-        let copy = first.clone_box();
-        assert_eq!(in_flight.bytes(), 30 * RECORD_BYTES, "the path before a migration");
-        drop((first, second, copy));
+        let mut copy = first.clone_box();
+        assert_eq!(in_flight.bytes(), 25 * RECORD_BYTES, "the path before a migration has no packets of its own");
+        copy.on_sent(now, 80, 91);
+        assert_eq!(in_flight.bytes(), 26 * RECORD_BYTES);
+        drop((first, second));
+        assert_eq!(in_flight.bytes(), 6 * RECORD_BYTES);
+        drop(copy);
         assert_eq!(in_flight.bytes(), 0);
     }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use quinn_proto::crypto::HmacKey;
 
-use super::connection_id::ConnectionIdKey;
+use super::connection_id::IdLayout;
 use super::retry::TokenKey;
 
 /// What a shard's cryptography needs, shared by all shards of a gateway.
 #[derive(Clone)]
 pub struct ShardKeys {
-    /// Key of the tags in connection IDs, kept across restarts.
-    pub connection_id: ConnectionIdKey,
+    /// Layout of connection IDs, with the key of their tags, which is kept across restarts.
+    pub id_layout: IdLayout,
     /// Key of the stateless reset tokens, kept across restarts.
     pub reset: Arc<dyn HmacKey>,
     /// Key of the Retry tokens, kept across restarts.

@@ -37,6 +37,8 @@ struct Visit {
     address: SocketAddr,
     received_bytes: u64,
     sent_bytes: u64,
+    /// Whether something came from there that may be the answer to a challenge.
+    has_answered: bool,
 }
 
 impl Moves {
@@ -108,7 +110,19 @@ impl Moves {
         self.visit.as_ref().is_some_and(|visit| visit.address == remote)
     }
 
-    /// A challenge was answered from `remote` (RFC 9000, section 8.2.3).
+    /// What may be the answer to a challenge came from `remote`: anybody can send that, and only the connection knows what it has asked.
+    pub fn answer(&mut self, remote: SocketAddr) {
+        if let Some(visit) = self.visit.as_mut().filter(|visit| visit.address == remote) {
+            visit.has_answered = true;
+        }
+    }
+
+    /// Whether the connection may have got the right answer from where it sends to.
+    pub fn has_answered(&self) -> bool {
+        self.visit.as_ref().is_some_and(|visit| visit.has_answered)
+    }
+
+    /// The challenge was answered from `remote` (RFC 9000, section 8.2.3).
     pub fn prove(&mut self, remote: SocketAddr) {
         if self.is_unproven(remote) {
             self.proven = remote;
@@ -132,7 +146,16 @@ impl Moves {
         }
         self.left = self.left.saturating_sub(1);
         let came = self.next.take_if(|(next, _)| *next == current).map_or(0, |(_, came)| came);
-        self.visit = Some(Visit { address: current, received_bytes: came, sent_bytes: 0 });
+        self.visit = Some(Visit { address: current, received_bytes: came, sent_bytes: 0, has_answered: false });
+    }
+
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match (&self.visit, self.owed_bytes) {
+            (Some(_), _) => "probing",
+            (None, 0) => "proven",
+            (None, _) => "left_owing",
+        }
     }
 
     /// What is owed by now, the present visit included.

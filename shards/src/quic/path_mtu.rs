@@ -181,3 +181,20 @@ impl PathMtu {
         Some(Confirm::Small)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_packets_that_are_answered_after_the_search_the_newest_are_kept_by_their_beginnings() {
+        let mut path = PathMtu { told_bytes: 1000, ..PathMtu::default() };
+        (0..3 * UNANSWERED_MAX).for_each(|number| path.answer_later(&[number as u8; 1400], 1400));
+        let answered: Vec<_> = std::iter::from_fn(|| path.poll_unanswered()).collect();
+        let expected = (2 * UNANSWERED_MAX..3 * UNANSWERED_MAX).map(|number| vec![number as u8; HEAD_BYTES_MAX]);
+        assert_eq!(
+            answered.iter().map(|packet| packet.head.to_vec()).collect::<Vec<_>>(),
+            expected.collect::<Vec<_>>()
+        );
+    }
+}

@@ -7,7 +7,7 @@ use crate::drops::DropReason;
 use crate::io::Transmit;
 
 /// Answers that wait.
-pub const RESPONSES_MAX: usize = 256;
+const RESPONSES_MAX: usize = 256;
 /// Bytes of them. A Retry has some 100, and none has more than what it answers.
 const RESPONSE_BYTES_MAX: usize = 256 << 10;
 

@@ -9,21 +9,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
-use quinn_proto::ConnectionIdGenerator;
 use quinn_proto::crypto::{AeadKey, CryptoError, HandshakeTokenKey};
 use siphasher::sip::SipHasher24;
+use tollgate_noise::{RetryKey, TLS_VERSION};
 
-use crate::quic::connection_id::SteeringIds;
+use crate::ids::ShardIndex;
+use crate::quic::connection_id::RetryIds;
+use crate::quic::initial::{ID_BYTES_MAX, Initial, array, id};
 
 /// How long a token proves an address (RFC 9000, section 8.1.3).
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(15);
-pub const VERSION: u32 = 1;
-/// Smallest UDP payload of an Initial, in bytes (RFC 9000, section 14.1).
-pub const INITIAL_BYTES_MIN: usize = 1200;
-/// Shortest connection ID that a client may choose for a server, in bytes (RFC 9000, section 7.2).
-pub const CHOSEN_ID_BYTES_MIN: usize = 8;
 
-const ID_BYTES_MAX: usize = 20;
 const NONCE_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
 /// Of a token's nonce, what the cipher takes as such; the rest is authenticated beside.
@@ -145,56 +141,13 @@ pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The header of an Initial of QUIC version 1 (RFC 9000, section 17.2.2), as far as it is readable without keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Initial<'a> {
-    pub destination: &'a [u8],
-    pub source: &'a [u8],
-    /// Token; empty for none.
-    pub token: &'a [u8],
-}
-
-impl<'a> Initial<'a> {
-    /// Reads the first packet of a datagram, if it is one.
-    pub fn parse(datagram: &'a [u8]) -> Option<Self> {
-        let rest = &mut &datagram[..];
-        // Long header, type 0; the fixed bit may be greased (RFC 9287).
-        if *rest.split_off_first()? & 0b1011_0000 != 0b1000_0000 || u32::from_be_bytes(array(rest)?) != VERSION {
-            return None;
-        }
-        let (destination, source) = (id(rest)?, id(rest)?);
-        let token_bytes = usize::try_from(varint(rest)?).ok()?;
-        let token = rest.split_off(..token_bytes)?;
-        let length = varint(rest)?;
-        (length <= rest.len() as u64).then_some(Initial { destination, source, token })
-    }
-}
-
-fn array<const BYTES: usize>(rest: &mut &[u8]) -> Option<[u8; BYTES]> {
-    rest.split_off(..BYTES)?.try_into().ok()
-}
-
-/// A connection ID behind its length.
-fn id<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::from(*rest.split_off_first()?);
-    if length > ID_BYTES_MAX { None } else { rest.split_off(..length) }
-}
-
-/// RFC 9000, section 16.
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let first = *rest.split_off_first()?;
-    let mut value = u64::from(first & 0x3f);
-    for _ in 1..1usize << (first >> 6) {
-        value = value << 8 | u64::from(*rest.split_off_first()?);
-    }
-    Some(value)
-}
-
 /// Makes the Retries of one shard.
 pub struct Retries {
     key: TokenKey,
     integrity: LessSafeKey,
-    ids: SteeringIds,
+    /// For all versions but that of TLS.
+    noise: RetryKey,
+    pub ids: RetryIds,
     nonce_key: [u8; 16],
     issued: u64,
     /// The last Retry, behind what its integrity tag covers beside it.
@@ -203,9 +156,17 @@ pub struct Retries {
 
 impl Retries {
     /// Retries with tokens under `key` and IDs out of `ids`. `nonce_key` must differ from shard to shard and from start to start.
-    pub fn new(key: TokenKey, ids: SteeringIds, nonce_key: [u8; 16]) -> Self {
+    pub fn new(key: TokenKey, ids: RetryIds, nonce_key: [u8; 16]) -> Self {
         let integrity = UnboundKey::new(&AES_128_GCM, &INTEGRITY_KEY).expect("16 bytes are a key");
-        Retries { key, integrity: LessSafeKey::new(integrity), ids, nonce_key, issued: 0, packet: Vec::new() }
+        Retries {
+            key,
+            integrity: LessSafeKey::new(integrity),
+            noise: RetryKey::new(),
+            ids,
+            nonce_key,
+            issued: 0,
+            packet: Vec::new(),
+        }
     }
 
     /// What `token` says, if it is one of ours.
@@ -213,17 +174,17 @@ impl Retries {
         self.key.read(token)
     }
 
-    /// The answer to `initial` from `remote` at `now` (RFC 9000, section 17.2.5).
-    pub fn answer(&mut self, initial: &Initial<'_>, remote: SocketAddr, now: SystemTime) -> &[u8] {
+    /// The answer to `initial` from `remote` at `now` (RFC 9000, section 17.2.5). What comes of it is `owner`'s.
+    pub fn answer(&mut self, initial: &Initial<'_>, remote: SocketAddr, now: SystemTime, owner: ShardIndex) -> &[u8] {
         let nonce = self.nonce();
-        let id = self.ids.generate_cid();
+        let id = self.ids.take(owner);
         let packet = &mut self.packet;
         packet.clear();
         put_id(packet, initial.destination);
         let start = packet.len();
         // The four bits that mean nothing are to be arbitrary.
         packet.push(0xf0 | nonce[0] & 0x0f);
-        packet.extend_from_slice(&VERSION.to_be_bytes());
+        packet.extend_from_slice(&initial.version.to_be_bytes());
         put_id(packet, initial.source);
         put_id(packet, &id);
         let claim = packet.len();
@@ -231,8 +192,10 @@ impl Retries {
         let tag = self.key.seal(&nonce, &mut packet[claim..]);
         packet.extend_from_slice(tag.as_ref());
         packet.extend_from_slice(&nonce);
-        let tag = integrity_tag(&self.integrity, packet);
-        packet.extend_from_slice(tag.as_ref());
+        match initial.version {
+            TLS_VERSION => packet.extend_from_slice(integrity_tag(&self.integrity, packet).as_ref()),
+            _ => packet.extend_from_slice(&self.noise.tag(packet)),
+        }
         &packet[start..]
     }
 
@@ -291,32 +254,31 @@ pub fn subkey(seed: &[u8; 32], what: &[u8]) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use tollgate_noise::Kind;
+
     use super::*;
-    use crate::ids::ShardIndex;
-    use crate::quic::connection_id::ConnectionIdKey;
+    use crate::ids::Generation;
+    use crate::quic::connection_id::{ConnectionIdKey, IdLayout, IdScheme, QuicLb, SteeringIds};
 
     const NOW: SystemTime = UNIX_EPOCH;
 
+    const OWNER: ShardIndex = ShardIndex(1);
+
     fn retries() -> Retries {
-        let ids = SteeringIds::new(ConnectionIdKey([7; 16]), 2, ShardIndex(1), [1; 16]);
-        Retries::new(TokenKey::new(&[4; 32]), ids, [2; 16])
+        retries_with(IdLayout::plain(8, ConnectionIdKey([7; 16])).unwrap())
+    }
+
+    fn retries_with(layout: IdLayout) -> Retries {
+        let ids = SteeringIds::new(IdScheme::new(layout, 2, ShardIndex(0), Generation::Even), [1; 16]);
+        Retries::new(TokenKey::new(&[4; 32]), RetryIds::new(ids), [2; 16])
     }
 
     fn remote() -> SocketAddr {
         "198.18.0.7:4242".parse().unwrap()
     }
 
-    fn initial_packet(token: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0xc3, 0, 0, 0, 1, 8];
-        packet.extend([9; 8]);
-        packet.extend([3, 5, 6, 7]);
-        packet.extend((token.len() as u16 | 0x4000).to_be_bytes());
-        packet.extend(token);
-        let length = 1200 - packet.len() - 2;
-        packet.extend((length as u16 | 0x4000).to_be_bytes());
-        packet.resize(1200, 0);
-        packet
-    }
+    const INITIAL: Initial<'static> =
+        Initial { version: TLS_VERSION, destination: &[9; 8], source: &[5, 6, 7], token: &[] };
 
     fn token(retry: &[u8]) -> &[u8] {
         &retry[1 + 4 + 1 + 3 + 1 + 8..retry.len() - TAG_BYTES]
@@ -334,14 +296,11 @@ mod tests {
 
     #[test]
     fn a_retry_names_both_ids_and_is_much_smaller_than_what_it_answers() {
-        let packet = initial_packet(&[]);
-        let initial = Initial::parse(&packet).unwrap();
-        assert_eq!((initial.destination, initial.source, initial.token), (&[9; 8][..], &[5, 6, 7][..], &[][..]));
         let mut retries = retries();
         for _ in 0..100 {
-            let retry = retries.answer(&initial, remote(), NOW);
+            let retry = retries.answer(&INITIAL, remote(), NOW, OWNER);
             assert_eq!((retry[0] & 0xf0, &retry[1..9]), (0xf0, &[0, 0, 0, 1, 3, 5, 6, 7][..]));
-            assert!(retry[9] == 8 && retry[10] % 2 == 1, "an ID that steers to shard 1 of 2");
+            assert!(retry[9] == 8 && retry[10 + 7] % 2 == 1, "an ID that steers to shard 1 of 2");
             assert!(retry.len() < 150, "{} bytes", retry.len());
         }
     }
@@ -350,8 +309,7 @@ mod tests {
     fn a_token_holds_for_its_address_and_15_seconds() {
         let mut retries = retries();
         for remote in [remote(), "[fd00::7]:4242".parse().unwrap()] {
-            let packet = initial_packet(&[]);
-            let retry = retries.answer(&Initial::parse(&packet).unwrap(), remote, NOW).to_vec();
+            let retry = retries.answer(&INITIAL, remote, NOW, OWNER).to_vec();
             let claim = retries.read(token(&retry)).unwrap();
             let after = |s| NOW + Duration::from_secs(s);
             assert!(claim.holds(remote, NOW) && claim.holds(remote, after(15)));
@@ -364,8 +322,7 @@ mod tests {
     #[test]
     fn a_changed_token_says_nothing() {
         let mut retries = retries();
-        let packet = initial_packet(&[]);
-        let retry = retries.answer(&Initial::parse(&packet).unwrap(), remote(), NOW).to_vec();
+        let retry = retries.answer(&INITIAL, remote(), NOW, OWNER).to_vec();
         let token = token(&retry);
         for bit in 0..token.len() * 8 {
             let mut changed = token.to_vec();
@@ -378,23 +335,45 @@ mod tests {
         assert_eq!(retries.read(&[7; 300]), None);
     }
 
+    /// What the Noise crate's clients check, with and without memory.
     #[test]
-    fn what_is_no_initial_of_version_1_is_not_read_as_one() {
-        let packet = initial_packet(b"token");
-        assert_eq!(Initial::parse(&packet).unwrap().token, b"token");
-        for bytes in 0..40 {
-            assert_eq!(Initial::parse(&packet[..bytes]), None, "{bytes} bytes");
+    fn every_noise_version_has_its_retry_and_nothing_is_allocated_for_it() {
+        let mut retries = retries();
+        for kind in Kind::ALL {
+            let initial = Initial { version: kind.quic_version(), ..INITIAL };
+            retries.answer(&initial, remote(), NOW, OWNER);
+            let allocations =
+                allocation_counter::measure(|| assert!(!retries.answer(&initial, remote(), NOW, OWNER).is_empty()));
+            assert_eq!(allocations.count_total, 0);
+            let retry = retries.answer(&initial, remote(), NOW, OWNER).to_vec();
+            assert_eq!(retry[1..5], kind.quic_version().to_be_bytes());
+            let (packet, tag) = retry.split_last_chunk::<TAG_BYTES>().unwrap();
+            assert_eq!(RetryKey::new().tag(&[&[8], &[9; 8][..], packet].concat()), *tag);
+            assert!(retries.read(token(&retry)).unwrap().holds(remote(), NOW));
         }
-        let changed = |at: usize, value: u8| {
-            let mut changed = packet.clone();
-            changed[at] = value;
-            Initial::parse(&changed).is_some()
-        };
-        assert!(changed(0, 0x83), "a greased fixed bit");
-        assert!(!changed(0, 0x43), "a short header");
-        assert!(!changed(0, 0xd3) && !changed(0, 0xe3) && !changed(0, 0xf3), "another type");
-        assert!(!changed(4, 2), "another version");
-        assert!(!changed(5, 21), "too long an ID");
-        assert!(!changed(18, 0x7f), "a token longer than the packet");
+    }
+
+    /// However long a flood lasts, and whichever shards it is sent to.
+    #[test]
+    fn a_retry_with_an_encrypted_id_waits_for_nothing_and_allocates_nothing() {
+        let config = QuicLb { rotation: 0, server_id: vec![1, 2], key: Some([3; 16]) };
+        let mut retries = retries_with(IdLayout::quic_lb(12, &config, ConnectionIdKey([7; 16])).unwrap());
+        retries.answer(&INITIAL, remote(), NOW, OWNER);
+        let mut to_owner = 0;
+        let allocations = allocation_counter::measure(|| {
+            for _ in 0..1000 {
+                let retry = retries.answer(&INITIAL, remote(), NOW, OWNER);
+                assert_eq!(retry[9], 12);
+                to_owner += u32::from(retry[10 + 7] & 0x7f & 1);
+            }
+        });
+        assert_eq!(allocations.count_total, 0);
+        assert!(to_owner > 400, "{to_owner}: half of what is drawn, and the stock");
+        let mut apart = 0;
+        for _ in 0..100 {
+            (0..4).for_each(|_| retries.ids.restock());
+            apart += u32::from(retries.answer(&INITIAL, remote(), NOW, OWNER)[10 + 7] & 1);
+        }
+        assert_eq!(apart, 100, "between passes there is what is wanted");
     }
 }

@@ -36,9 +36,8 @@ const STREAM_BYTES_MAX: u32 = 8 * 1024;
 /// The transport configuration of the gateway's end: its clients open no streams, and what waits for them waits outside of quinn-proto.
 pub fn gateway_transport(params: &TransportParams, in_flight: &InFlight) -> TransportConfig {
     let mut config = transport(params);
-    let bounded = BoundedConfig { inner: controllers(params.congestion), in_flight: in_flight.clone() };
     config
-        .congestion_controller_factory(Arc::new(bounded))
+        .congestion_controller_factory(bounded(params.congestion, Some(in_flight.clone())))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_send_buffer_size(params.datagram_send_buffer_bytes_max.min(HANDED_BYTES_MAX));
     config
@@ -77,8 +76,12 @@ pub fn transport(params: &TransportParams) -> TransportConfig {
     if let Some(initial_rtt) = params.initial_rtt {
         config.initial_rtt(initial_rtt);
     }
-    config.congestion_controller_factory(controllers(params.congestion));
+    config.congestion_controller_factory(bounded(params.congestion, None));
     config
+}
+
+fn bounded(congestion: Congestion, in_flight: Option<InFlight>) -> Arc<BoundedConfig> {
+    Arc::new(BoundedConfig { inner: controllers(congestion), in_flight })
 }
 
 fn controllers(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {

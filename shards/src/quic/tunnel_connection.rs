@@ -11,8 +11,8 @@ use crate::drops::{DropReason, Drops};
 use crate::io::Transmit;
 use crate::memory::PACKET_BYTES;
 use crate::packet::pool::WAITING_CHUNK_BYTES;
-use crate::quic::congestion;
 use crate::quic::path_mtu::{Confirm, PathMtu};
+use crate::quic::{congestion, in_flight};
 
 /// Largest UDP payload over IPv4, in bytes, which bounds a `UDP_SEGMENT` send.
 const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
@@ -26,11 +26,9 @@ const QUEUED_PACKET_BYTES: usize = size_of::<Bytes>();
 /// An empty queue keeps room for so many packets.
 const BACKLOG_KEPT_MAX: usize = 256;
 
-/// CRYPTO frames of a handshake. An honest client sends a dozen, and each again where it was lost; bytes with gaps between cost far more memory
+/// CRYPTO frames of a connection. An honest client sends a dozen, and each again where it was lost; bytes with gaps between cost far more memory
 /// than they are long, and time each time that they are put in order.
 const CRYPTO_FRAMES_MAX: u64 = 128;
-/// CRYPTO frames after the handshake that are overlooked.
-const LATE_CRYPTO_FRAMES_MAX: u64 = 8;
 
 /// A connection and what its carrier remembers of it.
 pub struct TunnelConnection {
@@ -54,11 +52,12 @@ pub struct TunnelConnection {
     /// Whether the last batch left packets in the send queue, so that what joins them waits too. Then it is to have memory of its own: a chunk that
     /// it shared with other connections' packets would stay for as long as the slowest of all waits.
     pub is_behind: bool,
-    /// CRYPTO frames received, as of the last count, and until the handshake was complete.
+    /// CRYPTO frames received, as of the last count.
     crypto_frames: u64,
-    handshake_crypto_frames: Option<u64>,
     /// Whether datagrams may be sent as ECN-capable: whether anybody answers the marks (RFC 9484, section 10.4).
     answers_marks: bool,
+    /// Whether it is over, and nothing holds back what says so.
+    is_open: bool,
     /// What the path carries, and what is told of it.
     pub path: PathMtu,
     /// Packets that were made here to confirm what the path carries, and are not in the counters yet.
@@ -95,8 +94,8 @@ impl TunnelConnection {
             queued_bytes_max: queued_bytes_max.max(handed_bytes_max),
             is_behind: false,
             crypto_frames: 0,
-            handshake_crypto_frames: None,
             answers_marks,
+            is_open: false,
             path: PathMtu::default(),
             inner_mtu_bytes: None,
         }
@@ -271,6 +270,10 @@ impl TunnelConnection {
         handed_bytes_max: usize,
         buf: &mut Vec<u8>,
     ) -> Option<Transmit> {
+        if self.connection.is_closed() && !self.is_open {
+            self.is_open = true;
+            in_flight::open(self.connection.congestion_state());
+        }
         let mtu_bytes = usize::from(self.connection.current_mtu()).max(1);
         let datagrams_max = (UDP_PAYLOAD_BYTES_MAX / mtu_bytes).clamp(1, datagrams_max);
         if !self.backlog.is_empty() {
@@ -312,17 +315,10 @@ impl TunnelConnection {
         stream.write(message) == Ok(message.len()) && stream.finish().is_ok()
     }
 
-    /// Takes note that the peer has no handshake message left to send.
-    pub fn handshake_is_complete(&mut self) {
-        self.handshake_crypto_frames = Some(self.connection.stats().frame_rx.crypto);
-    }
-
-    /// Whether the peer takes apart what it has to say in CRYPTO frames, or goes on with them after its last handshake message. A client has
-    /// nothing to say in them then (RFC 8446, section 4.6; RFC 9001, section 6), and each may keep the datagram that it came in.
+    /// Whether the peer takes apart what it has to say in CRYPTO frames, or goes on with them after its last handshake message, when a client has
+    /// nothing to say in them (RFC 8446, section 4.6; RFC 9001, section 6). Each may keep the datagram that it came in.
     pub fn misuses_crypto(&self) -> bool {
-        let frames_max =
-            self.handshake_crypto_frames.map_or(CRYPTO_FRAMES_MAX, |frames| frames + LATE_CRYPTO_FRAMES_MAX);
-        self.crypto_frames > frames_max
+        self.crypto_frames > CRYPTO_FRAMES_MAX
     }
 
     /// Counts what the connection has carried and dropped since the last time. Due once a batch, when nothing more is to be sent, and
@@ -372,6 +368,12 @@ impl TunnelConnection {
         drops.add(DropReason::Undecryptable, barren);
         (self.counted.udp_datagrams, self.counted.frames) = (datagrams, frames);
     }
+}
+
+/// How many packets were sent that say nothing of an answer: challenges, and what fills the path alone.
+pub fn unanswered(connection: &Connection) -> u64 {
+    let stats = connection.stats();
+    stats.frame_tx.path_challenge + stats.path.sent_plpmtud_probes
 }
 
 /// quinn-proto's description of a send in this crate's terms.

@@ -10,7 +10,7 @@ use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 pub struct Login {
     pub user: UserIndex,
     pub connection: ConnectionKey,
-    pub certificate: Fingerprint,
+    pub credential: Fingerprint,
 }
 
 /// What the control planes of two shards say to each other. It arrives in order, and nothing is lost but what the next one of its kind repairs.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use quinn_proto::crypto::ServerConfig as CryptoConfig;
+use tollgate_noise::Handshakes;
 
 use crate::session::users::Users;
 
@@ -18,6 +18,6 @@ pub struct Snapshot {
     pub users: Arc<Users>,
     /// Whether a client's packets to other clients are dropped.
     pub isolate_clients: bool,
-    /// TLS of new connections.
-    pub tls: Arc<dyn CryptoConfig>,
+    /// Of new connections. The versions that they are for are those of the first snapshot: what a shard serves it says at its start.
+    pub handshakes: Handshakes,
 }

@@ -1,4 +1,4 @@
-//! The users a gateway knows: names, certificates, limits, addresses. Read-only; all shards share one through an `Arc`.
+//! The users a gateway knows: names, credentials, limits, addresses. Read-only; all shards share one through an `Arc`.
 //!
 //! When the users change while the gateway runs, the new ones [succeed](Users::succeed) the old ones: whoever is in both keeps the
 //! same [`UserIndex`]. One that is gone is remembered by name until the next succession; a new user gets an index that no user had before, so that
@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use rustc_hash::FxHashMap;
+use tollgate_noise::{Listed, PublicKey};
 
 use crate::ids::{Fingerprint, UserIndex};
 use crate::limit::rate::Limit;
@@ -64,8 +65,8 @@ impl AddressRange {
 pub struct User {
     /// The name, unique.
     pub name: String,
-    /// Certificates that log this user in.
-    pub certificates: Vec<Fingerprint>,
+    /// Certificates and Noise keys that log this user in.
+    pub credentials: Vec<Fingerprint>,
     /// Limit over all of the user's connections and both directions; `None` for no limit.
     pub limit: Option<Limit>,
     /// Limit to the connections; `None` for as many as there are addresses.
@@ -80,9 +81,9 @@ pub enum UsersError {
     /// The same name twice.
     #[error("user '{0}' is defined twice")]
     DuplicateName(String),
-    /// The same certificate for two users, or twice for one.
-    #[error("certificate {fingerprint} is authorized for user '{first}' and again for user '{second}'")]
-    DuplicateCertificate { fingerprint: Fingerprint, first: String, second: String },
+    /// The same certificate or Noise key for two users, or twice for one.
+    #[error("credential {fingerprint} is authorized for user '{first}' and again for user '{second}'")]
+    DuplicateCredential { fingerprint: Fingerprint, first: String, second: String },
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +92,7 @@ pub struct Users {
     /// Where the search for the index of the next new user begins.
     next: u32,
     by_name: FxHashMap<String, UserIndex>,
-    by_certificate: FxHashMap<Fingerprint, UserIndex>,
+    by_credential: FxHashMap<Fingerprint, UserIndex>,
     /// Users' own addresses, by the first of each range. Disjoint.
     claims: BTreeMap<IpAddr, (IpAddr, UserIndex)>,
 }
@@ -109,7 +110,7 @@ impl Users {
     ///
     /// # Errors
     ///
-    /// If two share a name or a certificate.
+    /// If two share a name or a credential.
     pub fn new(users: Vec<User>) -> Result<Self, UsersError> {
         Users::default().succeed(users)
     }
@@ -118,7 +119,7 @@ impl Users {
     ///
     /// # Errors
     ///
-    /// If two share a name or a certificate.
+    /// If two share a name or a credential.
     pub fn succeed(&self, users: Vec<User>) -> Result<Self, UsersError> {
         let mut next = Users { next: self.next, ..Users::default() };
         for (index, user) in self.users() {
@@ -138,9 +139,9 @@ impl Users {
             return Err(UsersError::DuplicateName(user.name));
         }
         self.by_name.insert(user.name.clone(), index);
-        for fingerprint in &user.certificates {
-            if let Some(first) = self.by_certificate.insert(*fingerprint, index) {
-                return Err(UsersError::DuplicateCertificate {
+        for fingerprint in &user.credentials {
+            if let Some(first) = self.by_credential.insert(*fingerprint, index) {
+                return Err(UsersError::DuplicateCredential {
                     fingerprint: *fingerprint,
                     first: self.user(first).map_or(&user.name, |first| &first.name).clone(),
                     second: user.name.clone(),
@@ -163,8 +164,8 @@ impl Users {
         }
     }
 
-    pub fn find(&self, certificate: &Fingerprint) -> Option<UserIndex> {
-        self.by_certificate.get(certificate).copied()
+    pub fn find(&self, credential: &Fingerprint) -> Option<UserIndex> {
+        self.by_credential.get(credential).copied()
     }
 
     /// The user whose own address it is.
@@ -220,6 +221,13 @@ impl Users {
     }
 }
 
+/// Which Noise clients a handshake goes on with. Who a client is counts once it is established, by the users of that moment.
+impl Listed for Users {
+    fn is_listed(&self, key: &PublicKey) -> bool {
+        self.find(&Fingerprint::of_key(key)).is_some()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -227,8 +235,8 @@ mod tests {
     use super::*;
     use crate::limit::rate::{BURST_BYTES_MIN, Rate};
 
-    fn user(name: &str, certificate: u8) -> User {
-        User { name: name.to_owned(), certificates: vec![Fingerprint([certificate; 32])], ..User::default() }
+    fn user(name: &str, credential: u8) -> User {
+        User { name: name.to_owned(), credentials: vec![Fingerprint([credential; 32])], ..User::default() }
     }
 
     #[test]
@@ -238,7 +246,7 @@ mod tests {
         let third = second.succeed(vec![user("alice", 5), user("carol", 3)]).unwrap();
         assert_eq!(second.find(&Fingerprint([4; 32])), Some(UserIndex(1)));
         assert_eq!((second.user(UserIndex(0)), second.name(UserIndex(0))), (None, "alice"));
-        assert_eq!(second.find(&Fingerprint([2; 32])), None, "an old certificate");
+        assert_eq!(second.find(&Fingerprint([2; 32])), None, "an old credential");
         assert_eq!(third.find_name("alice"), Some(UserIndex(0)));
         assert_eq!(third.find_name("bob"), None);
         assert_eq!(third.users().map(|(index, _)| index.0).collect::<Vec<_>>(), [0, 2]);
@@ -252,7 +260,7 @@ mod tests {
             let users = [user("stays", 0), user(&format!("a{reload}"), 1), user(&format!("b{reload}"), 2)];
             all = all.succeed(users.into()).unwrap();
             assert_eq!(all.find_name("stays"), Some(UserIndex(0)));
-            let new = [1, 2].map(|certificate| all.find(&Fingerprint([certificate; 32])).unwrap());
+            let new = [1, 2].map(|credential| all.find(&Fingerprint([credential; 32])).unwrap());
             assert!(last < new[0] && new[0] < new[1], "{new:?} after {last:?}");
             last = new[1];
             assert!(all.entries.len() <= 5, "{all:?}");
@@ -282,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn names_and_certificates_belong_to_one_user() {
+    fn names_and_credentials_belong_to_one_user() {
         let twice = Users::new(vec![user("alice", 1), user("alice", 2)]).unwrap_err();
         assert_eq!(twice, UsersError::DuplicateName("alice".to_owned()));
         let shared = Users::new(vec![user("alice", 1), user("bob", 1)]).unwrap_err();
         assert!(
-            matches!(shared, UsersError::DuplicateCertificate { first, second, .. } if first == "alice" && second == "bob")
+            matches!(shared, UsersError::DuplicateCredential { first, second, .. } if first == "alice" && second == "bob")
         );
-        let own = User { certificates: vec![Fingerprint([7; 32]); 2], ..user("alice", 1) };
+        let own = User { credentials: vec![Fingerprint([7; 32]); 2], ..user("alice", 1) };
         assert!(Users::new(vec![own]).is_err());
     }
 

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::message::Message;
-use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, CredentialKind, Fingerprint, ShardIndex, UserIndex};
 use crate::session::addresses::SteeringUpdate;
 use crate::session::snapshot::Snapshot;
 
@@ -12,6 +13,11 @@ use crate::session::snapshot::Snapshot;
 pub enum Command {
     /// Close every connection and take no new ones.
     Stop,
+    /// Take no new clients, and send those that are here away one after the other: all of them `over` this time at an even pace, but whoever is left
+    /// when `within` has passed at once. In place of a drain before.
+    Drain { over: Duration, within: Duration },
+    /// Take clients again, and send nobody away any more.
+    Resume,
     /// Go over to another snapshot: who is not in it any more is closed, limits and addresses are those of the new one.
     Apply { id: CommandId, snapshot: Arc<Snapshot> },
     /// Close a user's connections.
@@ -24,8 +30,8 @@ pub enum Event {
     Attached { user: UserIndex, connection: ConnectionKey, address: IpAddr },
     /// A client that was logged in is gone. It ended with the snapshot `version`, a later one than the shard's where the user's home is ahead.
     Detached { user: UserIndex, connection: ConnectionKey, reason: String, version: u64 },
-    /// Somebody completed a handshake with a certificate that no user has.
-    UnknownCertificate { certificate: Fingerprint },
+    /// Somebody came with a certificate or a Noise key that no user has.
+    UnknownCredential { kind: CredentialKind, fingerprint: Fingerprint },
     /// The path to a client carries less than before: inner packets of `mtu_bytes`. `is_too_narrow` is less than the tunnel's IPv6 needs.
     PathNarrowed { user: UserIndex, connection: ConnectionKey, mtu_bytes: u16, is_too_narrow: bool },
     /// A client was turned away after its login, because no address is free.

@@ -2,7 +2,7 @@
 //! which tokens are wanted, and is told who may stay, where addresses lead and which tokens there are.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::{ConnectionError, Event as ConnectionEvent};
@@ -10,14 +10,15 @@ use quinn_proto::{ConnectionError, Event as ConnectionEvent};
 use super::action::Event;
 use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
-use super::message::{Outbox, PacketMessage};
+use super::drain::Drain;
+use super::message::{Message, Outbox, PacketMessage};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Destination, Policy};
-use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
-use crate::io::{Received, Transmit, WakeReason};
+use crate::ids::{ConnectionKey, Credential, ShardIndex, UserIndex};
+use crate::io::{Received, Transmit};
 use crate::limit::lease::LeaseClose;
 use crate::limit::rate::Limit;
 use crate::limit::shaper::{Direction, FlowKey, QueuedPacket};
@@ -28,12 +29,17 @@ use crate::packet::inner::InnerPacket;
 use crate::packet::vnet::VnetHeader;
 use crate::params::Params;
 use crate::quic::close_code;
-use crate::quic::connections::{Identity, Stage};
-use crate::quic::endpoint::{QuicEndpoint, words};
+use crate::quic::connections::{ClientConnection, Identity, Stage};
+use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::failures::COST_OF_FAILURE;
+use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
+use crate::quic::peer::{Failure, words};
 use crate::session::message::ControlMessage;
 use crate::session::snapshot::Snapshot;
+
+/// What a client reads that is sent away.
+pub const DRAINING: &str = "The gateway drains";
 
 /// What is done for each packet.
 pub struct DataPlane {
@@ -43,17 +49,18 @@ pub struct DataPlane {
     pub accounts: Accounts,
     pub outbox: Outbox,
     pub client_mtus: ClientMtus,
+    drain: Option<Drain>,
     pub here: ShardIndex,
     now: Instant,
     /// Of the snapshot that is in force.
     version: u64,
 }
 
-/// Somebody has proved to hold the key of a certificate.
+/// Somebody has proved to hold the secret of a credential.
 #[derive(Debug, Clone, Copy)]
 pub struct LoggedIn {
     pub connection: ConnectionKey,
-    pub certificate: Fingerprint,
+    pub credential: Credential,
 }
 
 impl DataPlane {
@@ -63,12 +70,13 @@ impl DataPlane {
         // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
         let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
         DataPlane {
-            quic: QuicEndpoint::new(params.clone(), keys, snapshot.tls.clone(), now),
+            quic: QuicEndpoint::new(params.clone(), keys, &snapshot.handshakes, now),
             forward: Forwarder::new(policy, limits.merge, now),
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
             outbox: Outbox::new(here, limits.hairpin_packets_max),
             client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
+            drain: None,
             here,
             now,
             version: snapshot.version,
@@ -77,7 +85,7 @@ impl DataPlane {
 
     /// Another snapshot is in force.
     pub fn apply(&mut self, snapshot: &Snapshot) {
-        self.quic.set_tls(snapshot.tls.clone());
+        self.quic.set_handshakes(&snapshot.handshakes);
         self.forward.policy.isolate_clients = snapshot.isolate_clients;
         self.version = snapshot.version;
     }
@@ -104,6 +112,16 @@ impl DataPlane {
         self.tell_failed();
     }
 
+    /// Once a pass: draws what Retries need, and tells the other shards what this one has to do, if it is time.
+    pub fn tell_load(&mut self, shards: u16) {
+        let QuicEndpoint { connections, admission, retries, placement, .. } = &mut self.quic;
+        retries.ids.restock();
+        placement.set_own(connections.logged_in + admission.pending(), connections.len());
+        let Some(load) = placement.poll_load(self.now) else { return };
+        let (from, others) = (self.here, (0..shards).map(ShardIndex));
+        others.filter(|&to| to != from).for_each(|to| self.outbox.send(to, Message::Load { from, load }));
+    }
+
     /// The next UDP send of any connection, then of those outside.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         while let Some(slot) = self.quic.connections.first_sending() {
@@ -119,6 +137,10 @@ impl DataPlane {
 
     /// What is left to do once a connection has nothing more to send in this pass.
     fn rest(&mut self, slot: u32) {
+        if self.quic.connections.is_touched(slot) {
+            // What has happened to it is still to be looked at: if it is over, its home must hear of that before it is forgotten.
+            return;
+        }
         if self.quic.exchange(slot) {
             return self.quic.forget(self.now, slot, &mut self.accounts);
         }
@@ -134,13 +156,9 @@ impl DataPlane {
             self.quic.connections.touch(slot);
         }
         self.follow_path(slot);
-        let Some(client) = self.quic.connections.at(slot) else { return };
-        let (timeout, stage) = (client.tunnel.poll_timeout(), client.stage);
-        if let Some(at) = timeout {
-            self.quic.connections.arm(slot, at, WakeReason::Connection);
-        }
-        if let Stage::Handshaking { deadline, .. } = stage {
-            self.quic.connections.arm(slot, deadline, WakeReason::Handshake);
+        let timeout = self.quic.connections.at(slot).and_then(ClientConnection::poll_timeout);
+        if let Some((at, reason)) = timeout {
+            self.quic.connections.arm(slot, at, reason);
         }
     }
 
@@ -154,7 +172,7 @@ impl DataPlane {
             match client.poll_event()? {
                 ConnectionEvent::HandshakeDataReady => self.quic.hello_complete(self.now, slot),
                 ConnectionEvent::Connected => match self.quic.handshake_complete(slot) {
-                    Some(certificate) => return Some(LoggedIn { connection, certificate }),
+                    Some(credential) => return Some(LoggedIn { connection, credential }),
                     None => self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed"),
                 },
                 ConnectionEvent::ConnectionLost { reason } => self.lost(slot, &reason),
@@ -189,14 +207,16 @@ impl DataPlane {
     pub fn reject(&mut self, login: LoggedIn) {
         let slot = login.connection.slot;
         self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
-        self.tell(Event::UnknownCertificate { certificate: login.certificate });
+        let Credential { kind, fingerprint } = login.credential;
+        self.tell(Event::UnknownCredential { kind, fingerprint });
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
     }
 
     pub fn identify(&mut self, login: LoggedIn, user: UserIndex, home: ShardIndex) {
         self.accounts.counters.handshakes += 1;
         if let Some(client) = self.quic.connections.at(login.connection.slot) {
-            client.stage = Stage::LoggedIn(Identity { user, home, certificate: login.certificate });
+            client.stage = Stage::LoggedIn(Identity { user, home, credential: login.credential.fingerprint });
+            self.quic.connections.logged_in += 1;
         }
     }
 
@@ -238,10 +258,41 @@ impl DataPlane {
 
     /// Closes every connection, and takes no new ones.
     pub fn stop(&mut self) {
-        self.quic.is_stopping = true;
+        self.quic.intake = Intake::Closed;
+        self.drain = None;
         let slots: Vec<_> = self.quic.connections.iter().map(|client| client.key.slot).collect();
         for slot in slots {
             self.close(slot, close_code::SHUTDOWN, "Server shutdown");
+        }
+    }
+
+    /// Takes no new clients, and sends those that are here away.
+    pub fn drain(&mut self, over: Duration, within: Duration) {
+        if self.quic.intake != Intake::Closed {
+            self.quic.intake = Intake::Refusing;
+            let clients = self.clients().into_iter().map(|(connection, ..)| connection).collect();
+            self.drain = Some(Drain::new(self.now, over, within, clients));
+            self.send_away();
+        }
+    }
+
+    /// Takes clients again.
+    pub fn resume(&mut self) {
+        if self.quic.intake == Intake::Refusing {
+            (self.quic.intake, self.drain) = (Intake::Open, None);
+        }
+    }
+
+    pub fn drain_timeout(&self) -> Option<Instant> {
+        self.drain.as_ref()?.poll_timeout()
+    }
+
+    /// Sends away who is due.
+    pub fn send_away(&mut self) {
+        while let Some(connection) = self.drain.as_mut().and_then(|drain| drain.next(self.now)) {
+            if let Some(slot) = self.quic.connections.find(connection) {
+                self.close(slot, close_code::DRAIN, DRAINING);
+            }
         }
     }
 
@@ -286,6 +337,7 @@ impl DataPlane {
             }
         }
         let user = identity.user;
+        self.quic.connections.logged_in -= 1;
         self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
         if attached.is_some() {
             let (reason, version) = (reason.to_owned(), version.unwrap_or(self.version));
@@ -313,8 +365,11 @@ impl DataPlane {
     }
 
     fn tell_failed(&mut self) {
-        while let Some(reason) = self.quic.failed.pop_front() {
-            self.tell(Event::HandshakeFailed { reason });
+        while let Some(failure) = self.quic.failed.pop_front() {
+            self.tell(match failure {
+                Failure::Unlisted(Credential { kind, fingerprint }) => Event::UnknownCredential { kind, fingerprint },
+                Failure::Other(reason) => Event::HandshakeFailed { reason },
+            });
         }
     }
 

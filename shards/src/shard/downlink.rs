@@ -90,19 +90,29 @@ impl Downlink<'_> {
     /// Queues a packet that fits, once it is paid for.
     fn packet(&mut self, slot: u32, packet: Bytes) {
         let Some(client) = self.connections.at(slot) else { return };
-        let Stage::Attached { identity, limited, .. } = client.stage else {
+        let Stage::Attached { limited, .. } = client.stage else {
             return self.accounts.counters.drops.count(DropReason::NotAttached);
         };
         if !limited {
             return self.queue(slot, packet);
         }
-        if self.limits.pay(self.now, (identity.user, client.key), Direction::Down, &packet, self.accounts) {
-            let packet = if client.tunnel.is_behind { Bytes::copy_from_slice(&packet) } else { packet };
-            self.queue(slot, packet);
+        let is_behind = client.tunnel.is_behind;
+        if self.is_paid(slot, &packet) {
+            self.queue(slot, if is_behind { Bytes::copy_from_slice(&packet) } else { packet });
         }
     }
 
-    /// Queues a packet that has waited for tokens. The path may have shrunk meanwhile.
+    /// Whether a packet for the client in `slot` may pass now. Otherwise it waits, or is dropped.
+    fn is_paid(&mut self, slot: u32, packet: &[u8]) -> bool {
+        let Some(client) = self.connections.at(slot) else { return false };
+        let Stage::Attached { identity, limited, .. } = client.stage else {
+            self.accounts.counters.drops.count(DropReason::NotAttached);
+            return false;
+        };
+        !limited || self.limits.pay(self.now, (identity.user, client.key), Direction::Down, packet, self.accounts)
+    }
+
+    /// Queues a packet that is paid for, in fragments where the client's path carries less: the path may have shrunk while it waited.
     pub fn released(&mut self, slot: u32, packet: Bytes) {
         let Some(client) = self.connections.at(slot) else { return };
         let mtu_bytes = client.tunnel.inner_mtu_bytes();
@@ -115,6 +125,7 @@ impl Downlink<'_> {
             self.queue(slot, fragment);
         });
         if is_split {
+            self.accounts.counters.fragmented_packets += 1;
             self.accounts.counters.own_packets += fragments - 1;
         } else {
             self.accounts.counters.drops.count(DropReason::TooBig);
@@ -157,11 +168,11 @@ impl Downlink<'_> {
             // The last one of a super-packet.
             return self.packet(slot, packet.clone());
         }
-        let mut fragments = Vec::new();
-        if fragment(packet, mtu_bytes, &mut |fragment| fragments.push(fragment)) {
-            self.accounts.counters.fragmented_packets += 1;
-            self.accounts.counters.own_packets += fragments.len() as u64 - 1;
-            fragments.into_iter().for_each(|fragment| self.packet(slot, fragment));
+        if may_be_fragmented(packet) {
+            // Paid for as a whole: fragments show no ports, and would wait apart from the rest of their flow.
+            if self.is_paid(slot, packet) {
+                self.released(slot, packet.clone());
+            }
         } else {
             self.accounts.counters.drops.count(DropReason::TooBig);
             self.tell_sender(slot, packet, packet.len(), forward);

@@ -1,13 +1,14 @@
 //! What a shard holds, for those who check from outside that shards agree. Nothing here is for the data path: everything is copied, and in
 //! order.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Shard;
 use crate::ids::{ConnectionKey, UserIndex};
 use crate::limit::issuer::Audit;
 use crate::limit::lease::{LeaseId, LeaseReport};
-use crate::quic::responses::RESPONSES_MAX;
+use crate::quic::connections::Stage;
+use crate::quic::intake::Intake;
 use crate::session::addresses::Holding;
 use crate::session::home::Member;
 
@@ -59,9 +60,16 @@ impl Inspect<'_> {
         self.0.data.forward.routes.all()
     }
 
-    /// Answers outside any connection that wait to be sent, and their bound.
-    pub fn responses_waiting(&self) -> (usize, usize) {
-        (self.0.data.quic.responses.len(), RESPONSES_MAX)
+    /// Answers outside any connection that wait to be sent.
+    pub fn responses_waiting(&self) -> usize {
+        self.0.data.quic.responses.len()
+    }
+
+    /// Handshakes under way, and where they come from.
+    pub fn handshakes(&self) -> Vec<(ConnectionKey, SocketAddr)> {
+        let under_way =
+            self.0.data.quic.connections.iter().filter(|client| matches!(client.stage, Stage::Handshaking { .. }));
+        under_way.map(|client| (client.key, client.tunnel.connection.remote_address())).collect()
     }
 
     /// Packets of `user`'s that wait for tokens, both directions together, and their bytes.
@@ -78,6 +86,16 @@ impl Inspect<'_> {
     /// Steps taken so far to find the longest queues.
     pub fn longest_queue_steps(&self) -> u64 {
         self.0.data.accounts.memory.backlogs.steps()
+    }
+
+    /// The longest queue of one client, in bytes, without what was handed to its connection.
+    pub fn longest_backlog_bytes(&self) -> usize {
+        self.0.data.quic.connections.iter().map(|client| client.tunnel.backlog_bytes).max().unwrap_or(0)
+    }
+
+    /// Whether handshakes begin.
+    pub fn takes_clients(&self) -> bool {
+        self.0.data.quic.intake == Intake::Open
     }
 
     /// Handshakes under way, as the admission counts them.

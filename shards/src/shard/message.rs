@@ -8,6 +8,7 @@ use super::action::Event;
 use crate::ids::{ConnectionKey, ShardIndex};
 use crate::io::Received;
 use crate::packet::vnet::VnetHeader;
+use crate::quic::placement::Load;
 use crate::session::message::ControlMessage;
 
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub enum Message {
     Packet(PacketMessage),
     /// From control plane to control plane.
     Control(ControlMessage),
+    /// From placement to placement: what a shard has to do. May be lost, and what is lost is told once more.
+    Load { from: ShardIndex, load: Load },
 }
 
 /// Packets that belong to another shard.
@@ -48,6 +51,7 @@ impl Message {
         match self {
             Message::Packet(message) => Some(message.packets()),
             Message::Control(message) => message.is_repeated().then_some(0),
+            Message::Load { .. } => Some(0),
         }
     }
 }
@@ -132,5 +136,19 @@ mod tests {
         let mut outbox = Outbox::new(ShardIndex(0), 1);
         (0..EVENTS_MAX + 7).for_each(|_| outbox.tell(Event::HandshakeFailed { reason: String::new() }));
         assert_eq!((outbox.events.len(), outbox.poll_event()), (EVENTS_MAX, Some(Event::Forgotten { events: 7 })));
+    }
+
+    #[test]
+    fn packets_to_one_connection_share_messages_up_to_the_bound() {
+        let mut outbox = Outbox::new(ShardIndex(0), 4);
+        let [one, other] = [1, 2].map(|slot| ConnectionKey { owner: ShardIndex(1), slot, generation: 0 });
+        for connection in [[one; 10].as_slice(), &[other, one]].concat() {
+            outbox.hairpin(connection, Bytes::from_static(b"packet"));
+        }
+        let length = |(_, message): &(ShardIndex, Message)| match message {
+            Message::Packet(PacketMessage::Hairpin { packets, .. }) => packets.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(outbox.remote.iter().map(length).collect::<Vec<_>>(), [4, 4, 2, 1, 1]);
     }
 }

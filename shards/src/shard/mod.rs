@@ -11,9 +11,12 @@ mod client_mtus;
 pub mod control;
 mod data;
 mod downlink;
+mod drain;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod message;
+#[cfg(feature = "inspect")]
+pub mod states;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,6 +35,7 @@ use crate::params::Params;
 use crate::quic::close_code;
 use crate::quic::connection_id::SHARDS_MAX;
 use crate::quic::endpoint::QuicEndpoint;
+use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
 use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
@@ -41,7 +45,7 @@ use crate::session::snapshot::Snapshot;
 
 use action::{Action, Command, Event};
 use control::ControlPlane;
-use data::{DataPlane, LoggedIn};
+use data::{DRAINING, DataPlane, LoggedIn};
 use message::{Message, PacketMessage};
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
@@ -98,6 +102,11 @@ impl Shard {
         self.data.quic.connections.len()
     }
 
+    /// Connections on which somebody has logged in. Looks at all connections.
+    pub fn clients(&self) -> usize {
+        self.data.quic.connections.iter().filter(|client| client.identity().is_some()).count()
+    }
+
     /// What is held for others now.
     pub fn held(&self) -> Held {
         let DataPlane { quic, forward, accounts: Accounts { memory, .. }, .. } = &self.data;
@@ -123,6 +132,11 @@ impl Shard {
         self.data.accounts.memory.receive_buffers_bytes = bytes;
     }
 
+    /// Takes note of the share of the time in which the driver had work, in percent.
+    pub fn handle_busy(&mut self, percent: u8) {
+        self.data.quic.placement.set_busy(percent);
+    }
+
     /// Frees what is only kept to be used again.
     pub fn give_back(&mut self) {
         self.data.forward.pool.free();
@@ -130,13 +144,13 @@ impl Shard {
 
     /// Whether the command to stop has been executed: every connection has said goodbye and may be forgotten.
     pub fn is_stopped(&self) -> bool {
-        self.data.quic.is_stopping && self.owned_connections() == 0
+        self.data.quic.intake == Intake::Closed && self.owned_connections() == 0
     }
 
     /// Whether the command to stop has been given and every close frame handed out.
     pub fn has_said_goodbye(&self) -> bool {
-        let QuicEndpoint { is_stopping, connections, .. } = &self.data.quic;
-        *is_stopping && connections.first_sending().is_none() && !connections.has_touched()
+        let QuicEndpoint { intake, connections, .. } = &self.data.quic;
+        *intake == Intake::Closed && connections.first_sending().is_none() && !connections.has_touched()
     }
 
     /// The last command that every shard has executed, as far as this one has heard, with nothing under way to it from before. What the command
@@ -155,6 +169,8 @@ impl Shard {
         self.begin(now);
         match command {
             Command::Stop => self.data.stop(),
+            Command::Drain { over, within } => self.data.drain(over, within),
+            Command::Resume => self.data.resume(),
             Command::Apply { id, snapshot } => self.apply(id, &snapshot),
             Command::Kick { id, user } => {
                 let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
@@ -198,6 +214,7 @@ impl Shard {
             Message::Packet(PacketMessage::Frame(frame)) => self.data.handle_frame(&frame, false),
             Message::Packet(PacketMessage::Datagram(received)) => self.data.handle_datagram(received),
             Message::Control(message) => self.receive_control(message),
+            Message::Load { from, load } => self.data.quic.placement.told(from, load),
         }
     }
 
@@ -234,6 +251,7 @@ impl Shard {
             self.data.serve_next();
             self.exchange();
         }
+        self.data.tell_load(self.control.context.shards);
     }
 
     /// Looks at one connection that the batch touched: what happened to it, what came out of it.
@@ -246,15 +264,20 @@ impl Shard {
         self.exchange();
     }
 
-    /// Somebody has proved to hold the key of a certificate: the user's home is asked for an address.
+    /// Somebody has proved to hold the secret of a credential: the user's home is asked for an address.
     fn log_in(&mut self, logged_in: LoggedIn) {
-        let LoggedIn { connection, certificate } = logged_in;
-        let Some(user) = self.control.context.users.find(&certificate) else { return self.data.reject(logged_in) };
+        let LoggedIn { connection, credential } = logged_in;
+        let credential = credential.fingerprint;
+        let Some(user) = self.control.context.users.find(&credential) else { return self.data.reject(logged_in) };
         let home = self.control.home(user);
         self.data.identify(logged_in, user, home);
-        let login = Login { user, connection, certificate };
+        let login = Login { user, connection, credential };
         let version = self.control.context.version;
         self.data.outbox.send(home, ControlMessage::Login { login, version, address: None });
+        if self.data.quic.intake == Intake::Refusing {
+            // Its handshake had begun before.
+            self.data.close(connection.slot, close_code::DRAIN, DRAINING);
+        }
     }
 
     /// The home has taken a connection in.
@@ -297,8 +320,8 @@ impl Shard {
         self.control.context.users = snapshot.users.clone();
         let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
         let users = &snapshot.users;
-        let revoked = self.revoke("Access revoked", |data, user, connection, (certificate, address)| {
-            if users.find(&certificate) != Some(user) || address.is_some_and(|address| !users.allows(user, address)) {
+        let revoked = self.revoke("Access revoked", |data, user, connection, (credential, address)| {
+            if users.find(&credential) != Some(user) || address.is_some_and(|address| !users.allows(user, address)) {
                 return true;
             }
             if address.is_some() {
@@ -321,7 +344,7 @@ impl Shard {
     ) -> Vec<IpAddr> {
         let mut revoked = Vec::new();
         for (connection, identity, address) in self.data.clients() {
-            if is_over(&mut self.data, identity.user, connection, (identity.certificate, address)) {
+            if is_over(&mut self.data, identity.user, connection, (identity.credential, address)) {
                 revoked.extend(address);
                 self.data.close(connection.slot, close_code::REVOKED, reason);
             }
@@ -335,13 +358,14 @@ impl Shard {
         let mut users = BTreeSet::new();
         for (connection, identity, address) in self.data.clients() {
             if identity.home == shard {
-                let login = Login { user: identity.user, connection, certificate: identity.certificate };
+                let login = Login { user: identity.user, connection, credential: identity.credential };
                 self.data.outbox.send(shard, ControlMessage::Login { login, version, address });
                 users.insert(identity.user);
             }
         }
         users.into_iter().for_each(|user| self.data.limits.expire_lease(user));
-        self.data.forward.routes.forget_owner(shard);
+        self.data.forward.routes.forget_before(shard, incarnation);
+        self.data.quic.placement.forget(shard, self.control.context.now);
         if shard == ALLOCATOR {
             self.data.forward.routes.doubt();
         }
@@ -365,6 +389,7 @@ impl Machine for Shard {
     fn handle_timeout(&mut self, now: Instant) {
         self.begin(now);
         self.data.quic.handle_timeout(now);
+        self.data.send_away();
         self.data.limits.handle_timeout(now);
         self.control.sessions.handle_timeout(&mut self.control.context);
         self.exchange();
@@ -429,7 +454,9 @@ impl Machine for Shard {
         let connection = self.data.quic.connections.poll_timeout();
         let tokens = self.control.sessions.poll_timeout();
         let waiting = self.data.limits.poll_timeout();
+        let drain = self.data.drain_timeout().map(|at| (at, WakeReason::Drain));
         let tokens = [tokens, waiting].into_iter().flatten().min().map(|at| (at, WakeReason::Tokens));
-        [connection, tokens].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let load = self.data.quic.placement.poll_timeout().map(|at| (at, WakeReason::Load));
+        [connection, tokens, load, drain].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 }

@@ -18,8 +18,8 @@ use crate::origin;
 
 const USER: UserIndex = UserIndex(0);
 const STEPS: usize = 60;
-/// How long messages are under way when it is calm.
-const MESSAGE: Duration = Duration::from_micros(10);
+/// How often each channel may be emptied, in calm and while no time passes, until nothing more is said or something is spent.
+const ROUNDS_MAX: usize = 100;
 
 /// A fault put into the model, to see that it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -443,8 +443,12 @@ impl Walk {
             + Duration::from_millis(200 * (1 + self.owners.len() as u64));
         let end = self.now + patience;
         for _ in 0..1_000_000 {
+            let (mut rounds, mut trace) = (0, self.trace);
             while self.owners.iter().any(|owner| !owner.upward.is_empty() || !owner.downward.is_empty()) {
-                self.now += MESSAGE;
+                rounds = if std::mem::replace(&mut trace, self.trace) == self.trace { rounds + 1 } else { 0 };
+                if rounds > ROUNDS_MAX {
+                    return Err("messages chase each other while no time passes".to_owned());
+                }
                 for place in 0..self.owners.len() {
                     self.deliver_up(place, false)?;
                     self.deliver_down(place, false)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::RngExt as _;
 use tollgate_shards::{CloseReason, ConnectionKey, User};
 
-use crate::model::{Model, certificate, user};
+use crate::model::{Model, credential, user};
 
 fn live(model: &Model) -> Vec<ConnectionKey> {
     model.live().map(|owned| owned.login.connection).collect()
@@ -28,7 +28,7 @@ fn churn(tunnel: &str, cycles: usize, connections: usize) -> Model {
         let target = model.random.random_range(0..2 * connections);
         if open.len() < target {
             let (shard, number) = (model.random.random_range(0..2), model.random.random_range(0..3) as u8);
-            open.extend(model.login(shard, certificate(number)));
+            open.extend(model.login(shard, credential(number)));
             connects += 1;
         } else if !open.is_empty() {
             let pick = model.random.random_range(0..open.len());
@@ -85,7 +85,7 @@ fn twenty_workers_on_five_users_leave_nothing_behind() {
             } else if *rounds > 0 {
                 *rounds -= 1;
                 let shard = model.random.random_range(0..4);
-                *open = model.login(shard, certificate((worker % 5) as u8));
+                *open = model.login(shard, credential((worker % 5) as u8));
                 ever.extend(*open);
             }
             let address = [198, 18, 0, 2 + model.random.random_range(0..50) as u8].into();

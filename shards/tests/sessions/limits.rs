@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use rand::RngExt as _;
 use tollgate_shards::{CloseReason, ConnectionLimit, User, WhenReached};
 
-use crate::model::{Model, certificate, user};
+use crate::model::{Model, credential, user};
 
 const LOGINS: usize = 12;
 
@@ -20,7 +20,7 @@ fn crowd(seed: u64, user: User) -> Model {
     loop {
         if logins < LOGINS && model.random.random_ratio(20, 100) {
             let shard = model.random.random_range(0..3);
-            model.login(shard, certificate(1)).unwrap();
+            model.login(shard, credential(1)).unwrap();
             logins += 1;
         } else if !model.deliver() && logins == LOGINS {
             break;
@@ -45,7 +45,7 @@ fn at_the_limit_new_connections_are_refused_and_old_ones_stay() {
         // A place that has come free is taken again.
         model.disconnect(left[0]);
         model.deliver_all();
-        let newcomer = model.login(2, certificate(1)).unwrap();
+        let newcomer = model.login(2, credential(1)).unwrap();
         model.deliver_all();
         assert!(model.nodes[2].connections[&newcomer].address.is_some());
         model.check_empty();
@@ -75,7 +75,7 @@ fn at_the_limit_the_oldest_connections_make_room_and_leave_their_addresses() {
 fn a_lower_limit_closes_what_is_over_it() {
     for (when_reached, survivors) in [(WhenReached::RefuseNew, [0, 1]), (WhenReached::CloseOldest, [2, 3])] {
         let mut model = Model::new(1, 2, "198.18.0.1/24", vec![limited(4, when_reached, &[])]);
-        let connections: Vec<_> = (0..4).filter_map(|_| model.login(1, certificate(1))).collect();
+        let connections: Vec<_> = (0..4).filter_map(|_| model.login(1, credential(1))).collect();
         model.deliver_all();
         model.announce(vec![limited(2, when_reached, &[])]);
         model.apply_next(0);

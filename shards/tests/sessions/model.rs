@@ -17,16 +17,16 @@ use tollgate_shards::{
     AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, User, Users, home_of,
 };
 
-pub fn certificate(number: u8) -> Fingerprint {
+pub fn credential(number: u8) -> Fingerprint {
     Fingerprint([number; 32])
 }
 
-/// The user of certificate `number`, with addresses of its own, if any.
+/// The user of credential `number`, with addresses of its own, if any.
 pub fn user(number: u8, pool: &[(&str, &str)]) -> User {
     let range = |&(first, last): &(&str, &str)| AddressRange::new(first.parse().unwrap(), last.parse().unwrap());
     User {
         name: format!("user{number}"),
-        certificates: vec![certificate(number)],
+        credentials: vec![credential(number)],
         pool: pool.iter().map(|pair| range(pair).unwrap()).collect(),
         ..User::default()
     }
@@ -100,16 +100,16 @@ impl Model {
         }
     }
 
-    /// A client logs in at `shard`; `None` if the shard does not know its certificate.
-    pub fn login(&mut self, shard: usize, certificate: Fingerprint) -> Option<ConnectionKey> {
+    /// A client logs in at `shard`; `None` if the shard does not know its credential.
+    pub fn login(&mut self, shard: usize, credential: Fingerprint) -> Option<ConnectionKey> {
         let shards = self.nodes.len() as u16;
         let node = &mut self.nodes[shard];
         let users = &self.snapshots[node.version];
-        let user = users.find(&certificate)?;
+        let user = users.find(&credential)?;
         node.opened += 1;
         let generation = (u64::from(node.incarnation) << 32) + node.opened;
         let connection = ConnectionKey { owner: ShardIndex(shard as u16), slot: 0, generation };
-        let login = Login { user, connection, certificate };
+        let login = Login { user, connection, credential };
         let home = home_of(users.name(user), shards);
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
         node.control.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
@@ -147,9 +147,9 @@ impl Model {
         node.version = next;
         (node.control.context.version, node.control.context.users) = (next as u64, users.clone());
         for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
-            let Login { user, connection, certificate } = owned.login;
+            let Login { user, connection, credential } = owned.login;
             let allowed = owned.address.is_none_or(|address| users.allows(user, address));
-            if users.find(&certificate) != Some(user) || !allowed {
+            if users.find(&credential) != Some(user) || !allowed {
                 self.disconnect(connection);
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use rand::RngExt as _;
 use tollgate_shards::CloseReason;
 
-use crate::model::{Model, certificate, user};
+use crate::model::{Model, credential, user};
 
 const FIXED: &str = "198.18.0.9";
 const LOGINS: usize = 16;
@@ -21,7 +21,7 @@ fn race(seed: u64, confirms_early: bool) -> Model {
     while model.violation.is_none() {
         if logins < LOGINS && model.random.random_ratio(haste, 100) {
             let shard = model.random.random_range(0..4);
-            model.login(shard, certificate(1)).unwrap();
+            model.login(shard, credential(1)).unwrap();
             logins += 1;
         } else if model.random.random_ratio(5, 100)
             && let Some(&connection) = model.lingering().first()

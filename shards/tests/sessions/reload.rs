@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 use tollgate_shards::{ConnectionLimit, User, WhenReached};
 
-use crate::model::{Model, certificate, user};
+use crate::model::{Model, credential, user};
 
 pub const USERS: u8 = 6;
 
@@ -32,8 +32,8 @@ pub fn random_users(random: &mut Pcg64Mcg) -> Vec<User> {
         let mut user = user(number, own.as_slice());
         user.connection_limit = connection_limit;
         if random.random_ratio(20, 100) {
-            // A rotated certificate.
-            user.certificates = vec![certificate(number + 100)];
+            // A rotated credential.
+            user.credentials = vec![credential(number + 100)];
         }
         users.push(user);
     }
@@ -47,7 +47,7 @@ pub fn act(model: &mut Model) {
         0..12 => {
             let number = model.random.random_range(0..usize::from(USERS)) as u8
                 + if model.random.random_ratio(20, 100) { 100 } else { 0 };
-            model.login(shard, certificate(number));
+            model.login(shard, credential(number));
         }
         12..16 => {
             let live: Vec<_> = model.live().map(|owned| owned.login.connection).collect();
@@ -124,7 +124,7 @@ fn a_login_of_a_later_snapshot_waits_for_the_home_and_one_of_an_earlier_is_refus
     };
     model.announce(vec![user(1, &[]), user(2, &[])]);
     model.apply_next(other);
-    let early = model.login(other, certificate(2)).unwrap();
+    let early = model.login(other, credential(2)).unwrap();
     model.deliver_all();
     assert!(model.nodes[other].connections[&early].address.is_none());
     model.apply_next(home);
@@ -132,7 +132,7 @@ fn a_login_of_a_later_snapshot_waits_for_the_home_and_one_of_an_earlier_is_refus
     assert!(model.nodes[other].connections[&early].address.is_some());
     model.announce(vec![user(1, &[])]);
     model.apply_next(home);
-    let late = model.login(other, certificate(2)).unwrap();
+    let late = model.login(other, credential(2)).unwrap();
     model.deliver_all();
     assert!(model.closed.contains(&(late, tollgate_shards::CloseReason::Revoked)));
     model.apply_next(other);
@@ -145,9 +145,9 @@ fn a_login_of_a_later_snapshot_waits_for_the_home_and_one_of_an_earlier_is_refus
 fn who_keeps_an_allowed_address_stays_when_the_pool_shrinks() {
     let pool = [("198.18.0.9", "198.18.0.10")];
     let mut model = Model::new(1, 2, "198.18.0.1/24", vec![user(1, &pool)]);
-    let first = model.login(0, certificate(1)).unwrap();
+    let first = model.login(0, credential(1)).unwrap();
     model.deliver_all();
-    model.login(1, certificate(1)).unwrap();
+    model.login(1, credential(1)).unwrap();
     model.deliver_all();
     model.announce(vec![user(1, &[("198.18.0.9", "198.18.0.9")])]);
     model.apply_next(0);

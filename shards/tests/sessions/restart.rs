@@ -3,7 +3,7 @@
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 
-use crate::model::{Model, certificate, user};
+use crate::model::{Model, credential, user};
 use crate::reload::{act, calm, random_users};
 
 #[test]
@@ -38,8 +38,8 @@ fn whoever_is_connected_keeps_the_address_when_home_or_allocator_die() {
     for shard in 0..3 {
         let mut model = Model::new(7, 3, "198.18.0.1/24", (0..8).map(|number| user(number, &[])).collect());
         for number in 0..8 {
-            model.login((shard + 1) % 3, certificate(number)).unwrap();
-            model.login((shard + 2) % 3, certificate(number)).unwrap();
+            model.login((shard + 1) % 3, credential(number)).unwrap();
+            model.login((shard + 2) % 3, credential(number)).unwrap();
         }
         model.deliver_all();
         let before = model.beliefs.clone();
@@ -47,7 +47,7 @@ fn whoever_is_connected_keeps_the_address_when_home_or_allocator_die() {
         model.deliver_all();
         model.check_at_rest();
         assert_eq!((model.beliefs.clone(), before.len()), (before, 16));
-        let late = model.login(shard, certificate(3)).unwrap();
+        let late = model.login(shard, credential(3)).unwrap();
         model.deliver_all();
         assert!(model.nodes[shard].connections[&late].address.is_some(), "life goes on");
         model.check_empty();

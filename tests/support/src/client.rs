@@ -17,13 +17,20 @@ pub struct Login<'a> {
     pub user: &'a str,
     /// The gateway's address, as in `connection_string`.
     pub endpoint: &'a str,
+    /// As in the file: "tls" or "noise".
+    pub mode: &'a str,
     pub key_exchange: &'a str,
 }
 
 impl<'a> Login<'a> {
     /// To the gateway's IPv4 address, with the client's own default of key exchange.
     pub fn of(user: &'a str) -> Self {
-        Login { user, endpoint: "198.18.0.1:55555", key_exchange: "hybrid" }
+        Login { user, endpoint: "198.18.0.1:55555", mode: "tls", key_exchange: "hybrid" }
+    }
+
+    /// The same, by Noise with keys of that kind.
+    pub fn by_noise(user: &'a str, key_exchange: &'a str) -> Self {
+        Login { mode: "noise", key_exchange, ..Login::of(user) }
     }
 }
 
@@ -42,7 +49,7 @@ pub struct Attached {
 
 impl Client {
     pub fn start(peers: &Peers, deployment: &Deployment, namespace: &Namespace, login: Login<'_>) -> Self {
-        let config = deployment.write_client(login.user, login.endpoint, login.key_exchange);
+        let config = deployment.write_client(login);
         Self::start_with(peers, deployment, namespace, &config)
     }
 

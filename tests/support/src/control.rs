@@ -1,5 +1,6 @@
 //! What an operator asks of a running gateway, with the real program's commands.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,30 @@ pub fn kick(deployment: &Deployment, user: &str) -> Answer {
     ask(deployment, &["kick", user])
 }
 
+/// Has the gateway whose control socket is `socket` send its clients away, as `options` say.
+pub fn drain(socket: &Path, options: &[&str]) -> Answer {
+    ask_at(socket, &[&["drain"], options].concat())
+}
+
+/// Has it do what takes no options.
+pub fn order(socket: &Path, order: &str) -> Answer {
+    ask_at(socket, &[order])
+}
+
+fn ask_at(socket: &Path, arguments: &[&str]) -> Answer {
+    let mut command = Command::new(crate::program());
+    command.args(arguments).arg("--socket").arg(socket);
+    answer(command)
+}
+
 fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
     let mut command = Command::new(crate::program());
-    command.args(arguments).arg("--config").arg(deployment.path("server.toml")).env("NO_COLOR", "1");
+    command.args(arguments).arg("--config").arg(deployment.path("server.toml"));
+    answer(command)
+}
+
+fn answer(mut command: Command) -> Answer {
+    command.env("NO_COLOR", "1");
     let start = Instant::now();
     let output = command.output().expect("the program starts");
     let at = Instant::now();

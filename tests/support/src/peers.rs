@@ -23,6 +23,10 @@ impl Peers {
         self.folder.join("quincy-client")
     }
 
+    pub fn server(&self) -> PathBuf {
+        self.folder.join("quincy-server")
+    }
+
     pub fn identity(&self) -> PathBuf {
         self.folder.join("quincy-identity")
     }

@@ -17,7 +17,7 @@ use tollgate::gateway::{ephemeral_reset_key, random};
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource};
 use tollgate_shards::{
-    ClientEvent, CloseCause, Congestion, Received, TransportParams, Tunnel, TunnelParams, transport,
+    ClientEvent, CloseCause, Congestion, Received, TLS_VERSION, TransportParams, Tunnel, TunnelParams, transport,
 };
 
 use crate::deployment::Deployment;
@@ -60,6 +60,7 @@ impl TestTunnel {
         };
         let tls = Arc::new(Verbatim { config: tls::client(&tls).expect("a client's TLS"), takes_bytes });
         let params = TunnelParams {
+            quic_version: TLS_VERSION,
             remote,
             server_name: "198.18.0.1".to_owned(),
             transport: Arc::new(transport(&TransportParams {

@@ -72,6 +72,12 @@ impl ConfigFile {
         self
     }
 
+    /// Replaces the table `[protocol]`, which is that of a TLS mode at first.
+    pub fn with_protocol<'s>(mut self, settings: impl IntoIterator<Item = (&'s str, &'s str)>) -> Self {
+        self.0.insert("protocol".to_owned(), Table::new().into());
+        settings.into_iter().fold(self, |file, (key, value)| file.set(&format!("protocol.{key}"), value))
+    }
+
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
         fs::write(path, self.to_string()).map_err(|source| LabError::cannot(path.display(), "write", source))
     }
@@ -91,6 +97,12 @@ pub fn service() -> String {
 /// A user's entry in a users file; `settings` are further lines, as `bandwidth_limit = "1 mbps"`.
 pub fn user_entry(name: &str, fingerprint: &str, settings: &str) -> String {
     format!("[users.{name}]\nauthorized_certs = [\"{fingerprint}\"]\n{settings}\n")
+}
+
+/// The further line of a user's entry with Noise public keys.
+pub fn authorized_keys<'k>(keys: impl IntoIterator<Item = &'k str>) -> String {
+    let keys: Vec<String> = keys.into_iter().map(|key| format!("\"{key}\"")).collect();
+    format!("authorized_keys = [{}]\n", keys.join(", "))
 }
 
 #[cfg(test)]

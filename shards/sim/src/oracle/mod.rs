@@ -4,15 +4,25 @@
 
 mod addresses;
 mod demand;
+mod ends;
+mod handshakes;
+mod memory;
+mod placement;
 mod queues;
+mod refusals;
 mod sessions;
+mod shell;
 mod tokens;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use tollgate_shards::{Command, CommandId, ConnectionKey, Event, Shard, ShardIndex, UserIndex};
+use tollgate_shards::{
+    ClientEvent, Command, CommandId, ConnectionKey, Event, Fingerprint, Limits, Shard, ShardIndex, Snapshot, UserIndex,
+};
 
 use crate::gateway::{Core, Gateway, Order, Pending};
 use crate::packets::{Arrival, Place, is_too_big_answer, source_of};
@@ -22,7 +32,13 @@ use crate::world::World;
 
 use addresses::Addresses;
 use demand::Demand;
+use handshakes::Handshakes;
+use memory::Memory;
+use placement::Placement;
+pub(crate) use queues::{frame_within_bounds, message_within_bounds, send_within_bounds};
+use refusals::Refusals;
 use tokens::Tokens;
+use waiting::Waiting;
 
 /// A shard's tokens are audited after so many passes of whichever shards, because it takes a look at all of them.
 const AUDIT_EVERY: u64 = 16;
@@ -63,6 +79,13 @@ pub struct Oracle {
     addresses: Addresses,
     tokens: Tokens,
     demand: Demand,
+    memory: Memory,
+    handshakes: Handshakes,
+    waiting: Waiting,
+    refusals: Refusals,
+    placement: Placement,
+    /// Whether a shard has died, which may hold what nobody else knows of.
+    has_died: bool,
     /// For each kick that is not acknowledged: the connections that it found.
     kicked: BTreeMap<CommandId, BTreeSet<ConnectionKey>>,
     passes: u64,
@@ -70,11 +93,17 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &Plan, first: &Snapshot) -> Self {
         Oracle {
             addresses: Addresses::default(),
             tokens: Tokens::new(plan),
             demand: Demand::new(plan),
+            memory: Memory::new(plan),
+            handshakes: Handshakes::default(),
+            waiting: Waiting::new(plan),
+            refusals: Refusals::new(first),
+            placement: Placement::new(plan),
+            has_died: false,
             kicked: BTreeMap::new(),
             passes: 0,
             server_address: plan.tunnel.addr(),
@@ -82,13 +111,18 @@ impl Oracle {
     }
 
     /// A shard tells something.
-    pub(crate) fn told(&mut self, event: &Event, core: &Core) -> Result<(), Violation> {
+    pub(crate) fn told(&mut self, now: Time, event: &Event, core: &Core) -> Result<(), Violation> {
         match *event {
             Event::Attached { user, connection, address } => {
                 addresses::allowed(core.applied(), user, connection, address)?;
+                self.placement.attached(now, connection.owner);
                 self.addresses.attached(user, connection, address)
             }
-            Event::Detached { connection, .. } => self.addresses.detached(connection),
+            Event::Detached { connection, .. } => {
+                self.placement.detached(now, connection.owner);
+                self.addresses.detached(connection)
+            }
+            Event::PoolExhausted { user } if !self.has_died => self.refusals.exhausted(user),
             _ => Ok(()),
         }
     }
@@ -107,9 +141,25 @@ impl Oracle {
         self.tokens.passed(now, user, packet.len() as u64)
     }
 
+    /// A client tells something, which has shown a credential when some snapshot was in force. `may_be_refused` is whether its Noise key may not have
+    /// been listed.
+    pub(crate) fn client_told(
+        &self,
+        event: &ClientEvent,
+        plan: &Plan,
+        may_be_refused: bool,
+        shown: Option<(Fingerprint, u64)>,
+    ) -> Result<(), Violation> {
+        ends::told(event, plan.features, may_be_refused)?;
+        shown.map_or(Ok(()), |shown| self.refusals.told(event, shown))
+    }
+
     /// Inner packets have arrived at one place.
     pub(crate) fn arrived(&mut self, now: Time, at: Place, arrivals: &[Arrival], plan: &Plan) -> Result<(), Violation> {
-        arrivals.iter().try_for_each(|arrival| self.demand.arrived(now, at, arrival, plan))
+        arrivals.iter().try_for_each(|arrival| {
+            self.waiting.arrived(now, at, arrival)?;
+            self.demand.arrived(now, at, arrival, plan)
+        })
     }
 
     /// An operator wants something.
@@ -117,6 +167,7 @@ impl Oracle {
         if let Order::Apply(snapshot) = order {
             self.tokens.limits_change(now, snapshot.version, &snapshot.users);
             self.demand.limits_change(snapshot.version, &snapshot.users);
+            self.refusals.given(snapshot);
         }
     }
 
@@ -127,6 +178,7 @@ impl Oracle {
             Command::Kick { user: kicked, .. } => user == kicked,
             Command::Apply { snapshot, .. } => snapshot.users.user(*user).is_none(),
             Command::Stop => true,
+            Command::Drain { .. } | Command::Resume => false,
         });
         let sent_away: Vec<_> = sent_away.map(|(connection, _, address)| (connection, address)).collect();
         if let Command::Kick { id, .. } = *command {
@@ -157,20 +209,52 @@ impl Oracle {
         }
     }
 
+    /// Some shard's clock, which has stood still for so long, leaps to where it would be.
+    pub(crate) fn clock_leaps(&mut self, now: Time, by: Duration) {
+        self.tokens.clock_leaps(by);
+        self.demand.clock_leaps(now, by);
+    }
+
     /// A shard is dead, and its connections with it.
-    pub(crate) fn died(&mut self, shard: ShardIndex) {
+    pub(crate) fn died(&mut self, now: Time, shard: ShardIndex) {
+        self.has_died = true;
+        self.placement.died(now, shard);
         self.addresses.died(shard);
+        self.memory.died(shard);
         self.kicked.values_mut().for_each(|found| found.retain(|connection| connection.owner != shard));
     }
 
-    /// A shard's pass is over.
-    pub(crate) fn after_pass(&mut self, shard: &Shard) -> Result<(), Violation> {
+    /// The gateway sends a run of datagrams.
+    pub(crate) fn sent(&mut self, now: Time, to: SocketAddr, datagrams: &[u8]) {
+        self.handshakes.sent(now, to, datagrams);
+    }
+
+    /// The gateway sends a Retry, while handshakes are under way or not. Returns whether it was judged where that leads.
+    pub(crate) fn retried(&mut self, now: Time, retry: &[u8], has_handshakes: bool) -> Result<bool, Violation> {
+        self.placement.retried(now, retry, has_handshakes)
+    }
+
+    /// Everything that happens to a shard at this moment has, and nothing has come out of it.
+    pub(crate) fn before_pass(&self, shard: &Shard) -> Result<(), Violation> {
+        queues::full_within_bounds(shard)
+    }
+
+    /// A shard's pass is over. Its clock is `behind` by that much. `is_half` says of an address whether no whole ClientHello has come from there.
+    pub(crate) fn after_pass(
+        &mut self,
+        (now, behind): (Time, Duration),
+        shard: &Shard,
+        limits: &Limits,
+        is_half: impl Fn(SocketAddr) -> bool,
+    ) -> Result<(), Violation> {
         self.addresses.pass_ends();
+        self.memory.after_pass(shard)?;
         self.passes += 1;
         if self.passes.is_multiple_of(AUDIT_EVERY) {
             tokens::conserved(shard)?;
         }
-        queues::within_bounds(shard)
+        self.handshakes.judge(now, behind, shard, limits, is_half)?;
+        queues::within_bounds(shard, limits)
     }
 
     /// Who is attached, as the shards have told.
@@ -181,17 +265,20 @@ impl Oracle {
 
 /// Looks at everything that must hold at any time.
 pub(crate) fn inspect(world: &World) -> Result<(), Violation> {
-    if world.mesh.under_way == 0 && world.gateway.has_no_order() {
+    let has_ended = |core: &Core| core.machine().is_some_and(|machine| machine.is_over());
+    if world.messages_under_way() == 0 && world.gateway.has_no_order() && !world.gateway.cores.iter().any(has_ended) {
         sessions::agree(world)?;
     }
-    world.gateway.cores.iter().try_for_each(|core| tokens::conserved(&core.shard))?;
+    world.gateway.cores.iter().try_for_each(|core| tokens::conserved(core.shard()))?;
     tokens::ends_agree(world)?;
+    shell::nobody_oversleeps(world)?;
     queues::all_within_bounds(world)
 }
 
 /// Looks at everything that must hold when nothing is under way.
 pub(crate) fn at_rest(world: &World) -> Result<(), Violation> {
-    inspect(world)
+    inspect(world)?;
+    shell::is_steered(world)
 }
 
 /// Looks at what is left when everybody has gone.
@@ -199,5 +286,7 @@ pub(crate) fn at_end(world: &World) -> Result<(), Violation> {
     sessions::none(world)?;
     let dropped = world.packets.only_rightly_dropped(world.facts().drops.iter());
     dropped.map_err(|what| Violation::new("permission", what))?;
+    world.oracle.memory.at_end(&world.facts().drops)?;
+    world.gateway.cores.iter().try_for_each(|core| memory::none(core.shard()))?;
     queues::balanced(world)
 }

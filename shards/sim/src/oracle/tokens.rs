@@ -2,8 +2,15 @@
 //!
 //! The book is a token bucket of its own in bits times nanoseconds; it sees what goes out to the TUN, when it does. That is a part of what a
 //! user pays for, so it must never be more than all of it may be. Where a limit changes, the book is generous once.
+//!
+//! A shard that is paused changes nothing: tokens come by its home's clock, which a pause does not stop, and never more of them than a burst.
+//! What an owner holds on lease has left the bucket when it was lent, and does not expire while both live: it counts as part of the burst, so
+//! that it may be spent after the longest pause of either. By a clock that stands still no tokens come, and by one that is always behind they come
+//! at the same rate. Only when it leaps, the tokens of the time for which it stood come at once, no more than a burst of them: that the book
+//! allows on top, to everybody, because it does not ask whose home it was.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tollgate_shards::{Limit, Shard, UserIndex, Users};
 
@@ -56,6 +63,13 @@ impl Tokens {
         Ok(())
     }
 
+    /// A clock leaps: what would have come meanwhile comes now.
+    pub(super) fn clock_leaps(&mut self, by: Duration) {
+        for bucket in self.buckets.values_mut() {
+            bucket.level += bucket.burst.min(by.as_nanos() * bucket.bits_per_s);
+        }
+    }
+
     /// Another snapshot is on its way: until it has arrived everywhere, the higher limit holds.
     pub(super) fn limits_change(&mut self, now: Time, version: u64, users: &Users) {
         self.newest = version;
@@ -104,11 +118,11 @@ pub(super) fn conserved(shard: &Shard) -> Result<(), Violation> {
 
 /// Both ends of every lease: nobody spends what was not granted.
 pub(super) fn ends_agree(world: &World) -> Result<(), Violation> {
-    let tokens = world.gateway.cores.iter().flat_map(|core| core.shard.inspect().tokens());
+    let tokens = world.gateway.cores.iter().flat_map(|core| core.shard().inspect().tokens());
     let granted: BTreeMap<_, _> = tokens
         .flat_map(|tokens| tokens.leases.into_iter().map(move |(lease, bytes)| ((tokens.user, lease), bytes)))
         .collect();
-    for lease in world.gateway.cores.iter().flat_map(|core| core.shard.inspect().leases()) {
+    for lease in world.gateway.cores.iter().flat_map(|core| core.shard().inspect().leases()) {
         // A home that has died and come back does not know the leases of its former life until they end.
         let known = granted.get(&(lease.user, lease.lease)).copied();
         let gone = lease.spent_bytes + lease.returned_bytes;
@@ -126,7 +140,7 @@ impl Bucket {
         Bucket { bits_per_s: u128::from(limit.rate.bits_per_s()), burst, level: burst, since: now }
     }
 
-    /// More than the burst is left only where a limit has changed.
+    /// More than the burst is left only where a limit has changed or a clock has leapt.
     fn refill(&mut self, now: Time) {
         let minted = (now - self.since).as_nanos() * self.bits_per_s;
         self.level = self.level.max(self.burst.min(self.level + minted));
@@ -136,8 +150,6 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tollgate_shards::{Rate, User};
 
     use super::*;
@@ -162,6 +174,17 @@ mod tests {
         assert!(tokens.passed(at(2), UserIndex(0), 2000).is_ok());
         assert!(tokens.passed(at(3), UserIndex(0), 1001).is_err());
         assert!(tokens.passed(at(3), UserIndex(1), 1 << 40).is_ok(), "no limit");
+    }
+
+    #[test]
+    fn a_clock_that_leaps_brings_what_it_held_up_and_no_more_than_a_burst() {
+        let mut tokens = tokens(limit(8_000_000, 5000));
+        assert!(tokens.passed(at(0), UserIndex(0), 5000).is_ok());
+        tokens.clock_leaps(Duration::from_millis(2));
+        assert!(tokens.passed(at(0), UserIndex(0), 2000).is_ok());
+        tokens.clock_leaps(Duration::from_secs(2));
+        assert!(tokens.passed(at(0), UserIndex(0), 5001).is_err());
+        assert!(tokens.passed(at(0), UserIndex(0), 5000).is_ok());
     }
 
     #[test]

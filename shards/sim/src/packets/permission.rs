@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use tollgate_shards::{DropReason, Snapshot};
 
-use super::{Place, Sent};
-use crate::gateway::{GATEWAY, Gateway};
+use super::{Origin, Place};
+use crate::gateway::{GATEWAYS, Gateway};
 use crate::plan::Plan;
 use crate::schedule::Time;
 
@@ -32,6 +32,8 @@ pub struct Permission {
     isolation: Isolation,
     /// Whether some user has had a limit.
     has_limits: bool,
+    /// Packets beside those that are followed, by the reason for which each is to be dropped.
+    forged: BTreeMap<DropReason, u64>,
 }
 
 /// Whether clients are kept apart. While an order is under way, some shards may and others may not.
@@ -55,6 +57,7 @@ impl Permission {
                 possible_until: isolated.then_some(FOREVER),
             },
             has_limits: plan.users.iter().any(|user| user.limit.is_some()),
+            forged: BTreeMap::new(),
         }
     }
 
@@ -76,7 +79,7 @@ impl Permission {
             Way::Nowhere(DropReason::Multicast)
         } else if is_of_one_host_or_link(destination) {
             Way::Nowhere(DropReason::Unroutable)
-        } else if destination == GATEWAY.ip() {
+        } else if GATEWAYS.iter().any(|gateway| gateway.ip() == destination) {
             Way::Nowhere(DropReason::OuterAddress)
         } else {
             Way::Network
@@ -107,8 +110,17 @@ impl Permission {
         }
     }
 
+    /// A packet was made that nobody follows, and that is to be dropped for this reason.
+    pub fn forged(&mut self, reason: DropReason) {
+        *self.forged.entry(reason).or_default() += 1;
+    }
+
+    pub fn has_forged(&self) -> bool {
+        !self.forged.is_empty()
+    }
+
     /// A packet has arrived.
-    pub(super) fn arrives(&self, at: Place, sent: &Sent) -> Result<(), String> {
+    pub(super) fn arrives(&self, at: Place, sent: &Origin) -> Result<(), String> {
         let since = self.isolation.certain_since;
         match (sent.way, at) {
             (Way::Network, Place::Tun) | (Way::Client { is_relayed: false }, Place::Client(_)) => Ok(()),
@@ -123,17 +135,17 @@ impl Permission {
     }
 
     /// No reason of the rules has been counted more often than packets gave it.
-    pub(super) fn only_rightly_dropped<'a>(
+    pub(super) fn only_rightly_dropped(
         &self,
         drops: impl Iterator<Item = (DropReason, u64)>,
-        lost: impl Iterator<Item = &'a Sent>,
+        lost: impl Iterator<Item = (Way, Time)>,
     ) -> Result<(), String> {
-        let mut given: BTreeMap<DropReason, u64> = BTreeMap::new();
-        for sent in lost {
-            let reason = match sent.way {
+        let mut given = self.forged.clone();
+        for (way, made) in lost {
+            let reason = match way {
                 Way::Nowhere(reason) => reason,
                 Way::Client { is_relayed: true }
-                    if self.isolation.possible_until.is_some_and(|until| sent.made <= until) =>
+                    if self.isolation.possible_until.is_some_and(|until| made <= until) =>
                 {
                     DropReason::Isolated
                 }

@@ -1,29 +1,59 @@
 //! How a plan is drawn from its seed. Each seed switches features on or off and draws how strong they are, so that rare combinations get their
 //! turn. A feature that is switched off by hand shifts no other choice.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tollgate_noise::Kind;
 use tollgate_shards::{
     AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, ShaperLimits, TransportParams,
     User, WhenReached,
 };
 
 use super::features::chance;
-use super::{DevicePlan, Disturbances, Feature, Features, FlowPlan, LinkPlan, Peer, Plan, Source};
-use crate::gateway::GATEWAY;
-use crate::random::Stream;
+use super::hostile::{HARM, LATER_HARM, QUIET};
+use super::links::draw_link;
+use super::{
+    DevicePlan, Disturbances, Feature, Features, FlowPlan, FramesPlan, LayoutPlan, Peer, Plan, ShellPlan, Source,
+    Surroundings,
+};
+use crate::gateway::{GATEWAY, GATEWAYS};
+use crate::noise;
+use crate::random::{Draws, Stream};
+
+/// How much there may be in a run.
+pub(super) struct Scale {
+    pub shards: &'static [u16],
+    pub users_max: u64,
+    /// About how many inner packets are sent: from, to.
+    pub packets: (u64, u64),
+}
+
+impl Scale {
+    const FULL: Scale = Scale { shards: &[1, 2, 2, 3, 4, 4, 5, 8], users_max: 16, packets: (1_000, 16_000) };
+}
 
 impl Plan {
     /// The plan of `seed`, with no features but those `allowed`, for `safety` of simulated time before it gets calm.
     pub fn new(seed: u64, allowed: Features, safety: Duration) -> Self {
-        let mut random = Stream::new(seed, "plan.features");
+        Plan::draw(Draws::seeded(seed), allowed, safety, Scale::FULL)
+    }
+
+    pub(super) fn draw(draws: Draws, allowed: Features, safety: Duration, scale: Scale) -> Self {
+        let mut random = draws.stream("plan.features");
         let drawn: Vec<_> = Feature::all().filter(|&feature| random.permille(chance(feature))).collect();
-        let features = Features::of(&drawn).and(allowed);
-        let mut random = Stream::new(seed, "plan.world");
-        let shards = random.pick(&[1, 2, 2, 3, 4, 4, 5, 8]);
+        let mut features = Features::of(&drawn).and(allowed).possible();
+        // Of the runs with somebody who means harm, some are quiet otherwise: there others must not suffer.
+        let means_harm = |it: &&Feature| drawn.contains(it) && (allowed.has(**it) || !LATER_HARM.contains(it));
+        let is_harmed = HARM.iter().any(|it| means_harm(&it)) && HARM.iter().any(|&it| allowed.has(it));
+        if is_harmed && draws.stream("plan.quiet").permille(400) {
+            features = features.and(Features::of(&[&HARM[..], &QUIET[..]].concat()));
+        }
+        let mut random = draws.stream("plan.world");
+        let shards = random.pick(scale.shards);
         let ticks = [Duration::from_micros(100), Duration::from_millis(1), Duration::from_millis(5)];
         let tick = random.pick(&ticks);
         let idle_timeout = random.duration(Duration::from_secs(3), Duration::from_secs(12));
@@ -40,10 +70,11 @@ impl Plan {
         let limits = Limits {
             waiting: draw_waiting(&mut random),
             hairpin_packets_max: random.log_uniform(1, 64) as usize,
+            send_datagrams_max: draws.stream("plan.sends").log_uniform(1, 64) as usize,
             ..Limits::default()
         };
         let mut plan = Plan {
-            seed,
+            seed: draws.seed,
             features,
             safety,
             tick: if features.has(Feature::Ticks) { tick } else { Duration::from_micros(1) },
@@ -53,26 +84,60 @@ impl Plan {
             keep_alive: idle_timeout / 3,
             transport,
             limits,
+            layout: LayoutPlan::PLAIN,
             users: Vec::new(),
             devices: Vec::new(),
             flows: Vec::new(),
-            disturbances: disturbances(features, &mut Stream::new(seed, "plan.disturbances")),
+            disturbances: disturbances(features, &mut draws.stream("plan.disturbances")),
+            frames: features.has(Feature::Frames).then(|| draw_frames(&mut draws.stream("plan.frames"))),
+            flood: None,
+            failures: None,
+            large: None,
+            shell: features.has(Feature::Shell).then(|| ShellPlan::draw(features, &mut draws.stream("plan.shell"))),
+            tcp: Vec::new(),
+            surroundings: Surroundings::default(),
+            draws,
         };
-        plan.draw_users();
+        plan.draw_users(scale.users_max);
         plan.draw_devices();
-        plan.draw_flows();
+        plan.draw_rough_links();
+        plan.draw_outside();
+        plan.draw_halts();
+        plan.draw_flows(scale.packets);
+        if features.has(Feature::Tcp) {
+            plan.draw_tcp();
+        }
         if features.has(Feature::Forgery) {
             plan.draw_forged_flows();
+        }
+        plan.draw_cheats();
+        if features.has(Feature::Noise) {
+            plan.draw_noise();
         }
         if features.has(Feature::Bounds) {
             plan.draw_bounds();
         }
+        if features.has(Feature::Memory) {
+            plan.limits.memory_bytes_max = plan.draws.stream("plan.memory").log_uniform(64 << 10, 4 << 20) as usize;
+        }
+        if features.has(Feature::Floods) {
+            plan.draw_flood();
+        }
+        if features.has(Feature::Failures) {
+            plan.draw_failures();
+        }
+        if features.has(Feature::Large) {
+            plan.draw_large();
+        }
+        if features.has(Feature::Layouts) {
+            plan.layout = LayoutPlan::draw(&mut plan.draws.stream("plan.layouts"));
+        }
         plan
     }
 
-    fn draw_users(&mut self) {
-        let mut random = Stream::new(self.seed, "plan.users");
-        let count = random.log_uniform(1, 16) as usize;
+    fn draw_users(&mut self, users_max: u64) {
+        let mut random = self.draws.stream("plan.users");
+        let count = random.log_uniform(1, users_max) as usize;
         for index in 0..count {
             let user = draw_user(index, self.tunnel, self.features, &mut random);
             self.users.push(user);
@@ -80,7 +145,7 @@ impl Plan {
     }
 
     fn draw_devices(&mut self) {
-        let mut random = Stream::new(self.seed, "plan.devices");
+        let mut random = self.draws.stream("plan.devices");
         for user in 0..self.users.len() {
             let count = random.pick(&[1, 1, 1, 2, 2, 3, 4]);
             let shared = random.permille(300);
@@ -91,6 +156,22 @@ impl Plan {
                 self.devices.push(DevicePlan { identity, ..device });
             }
         }
+        self.certify();
+    }
+
+    /// Some devices have keys instead of certificates. Who shared a certificate shares a key.
+    fn draw_noise(&mut self) {
+        let mut random = self.draws.stream("plan.noise");
+        let mut keys = BTreeMap::new();
+        for device in &mut self.devices {
+            let has_key = random.permille(400);
+            // The others cost twice as much.
+            let kind = random.pick(&[Kind::Standard, Kind::Standard, Kind::PostQuantum, Kind::Hybrid]);
+            let number = device.identity;
+            device.identity =
+                *keys.entry(number).or_insert(if has_key { noise::with_key(number, kind) } else { number });
+        }
+        self.users.iter_mut().for_each(|user| user.credentials.clear());
         self.certify();
     }
 
@@ -109,21 +190,20 @@ impl Plan {
         let ends = features.has(Feature::Vanish) || features.has(Feature::Close);
         let pause = random.log_duration(Duration::from_millis(100), seconds(10));
         let rebind_every = random.permille(600).then(|| random.log_duration(Duration::from_millis(50), seconds(30)));
+        let link = draw_link(features, random);
         DevicePlan {
-            user,
-            identity: self.devices.len() as u64,
             first_connect,
             stays: stays.filter(|_| ends),
             vanish_permille,
             pause,
             rebind_every: rebind_every.filter(|_| features.has(Feature::Rebinding)),
-            link: draw_link(features, random),
+            ..DevicePlan::steady(user, self.devices.len() as u64, link)
         }
     }
 
-    fn draw_flows(&mut self) {
-        let mut random = Stream::new(self.seed, "plan.flows");
-        let packets = random.log_uniform(1_000, 16_000);
+    fn draw_flows(&mut self, packets: (u64, u64)) {
+        let mut random = self.draws.stream("plan.flows");
+        let packets = random.log_uniform(packets.0, packets.1);
         let count = random.between(1, 3 * self.devices.len() as u64 + 2) as usize;
         for number in 0..count {
             let share = 1 + random.between(0, 2 * packets / count as u64);
@@ -156,7 +236,7 @@ impl Plan {
 
     /// Room for all who may be connected at once, and for little more.
     fn draw_bounds(&mut self) {
-        let mut random = Stream::new(self.seed, "plan.bounds");
+        let mut random = self.draws.stream("plan.bounds");
         self.limits.connections_max = self.devices.len() + random.log_uniform(1, 16) as usize;
         self.limits.handshakes_max = random.log_uniform(1, 16) as usize;
         self.limits.handshakes_per_source_max = random.log_uniform(1, 8) as usize;
@@ -164,12 +244,15 @@ impl Plan {
 
     /// Flows that must come to nothing, but for those whose drawn address is the device's own by chance.
     fn draw_forged_flows(&mut self) {
-        let mut random = Stream::new(self.seed, "plan.forgery");
+        let mut random = self.draws.stream("plan.forgery");
         let first_port = 1000 + self.flows.len() as u16;
         let inside = |number| own_range(number, 1, self.tunnel).first();
         let parse = |address: &&str| -> IpAddr { address.parse().expect("an address") };
         let mut addresses = vec![self.tunnel.addr(), self.tunnel.network(), GATEWAY.ip(), inside(0), inside(3)];
         addresses.extend([self.network_host(0), self.tunnel.broadcast()]);
+        if self.features.has(Feature::OuterAddresses) {
+            addresses.extend(GATEWAYS.map(|gateway| gateway.ip()));
+        }
         let everywhere =
             ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.7.7", "224.0.0.5", "239.1.1.1", "255.255.255.255"];
         let everywhere_v6 = ["::", "::1", "fe80::7", "ff02::5", "ff0e::1", "::ffff:10.77.0.9"];
@@ -204,6 +287,15 @@ fn draw_waiting(random: &mut Stream) -> ShaperLimits {
         packets_max: random.log_uniform(8, 1024) as usize,
         wait_max: random.log_duration(Duration::from_millis(50), Duration::from_secs(1)),
         flows_max: random.log_uniform(1, 64) as u16,
+    }
+}
+
+fn draw_frames(random: &mut Stream) -> FramesPlan {
+    FramesPlan {
+        super_permille: random.between(100, 1001) as u32,
+        offloaded_permille: random.between(0, 1001) as u32,
+        damaged_permille: random.log_uniform(1, 200) as u32,
+        fragmented_permille: random.between(20, 300) as u32,
     }
 }
 
@@ -251,25 +343,6 @@ fn own_range(index: usize, length: u32, tunnel: IpNet) -> AddressRange {
     AddressRange::new(at(first), at(first + length - 1)).expect("in order")
 }
 
-fn draw_link(features: Features, random: &mut Stream) -> LinkPlan {
-    let delay = random.log_duration(Duration::from_micros(50), Duration::from_millis(80));
-    let jitter = random.log_duration(Duration::from_micros(1), Duration::from_millis(20));
-    let loss_ppm = random.log_uniform(100, 150_000) as u32;
-    let duplicate_ppm = random.log_uniform(100, 50_000) as u32;
-    let reorder_ppm = random.log_uniform(100, 50_000) as u32;
-    let mark_ppm = random.log_uniform(100, 100_000) as u32;
-    let on = |feature, ppm| if features.has(feature) { ppm } else { 0 };
-    LinkPlan {
-        delay,
-        jitter: if features.has(Feature::Jitter) { jitter } else { Duration::ZERO },
-        loss_ppm: on(Feature::Loss, loss_ppm),
-        duplicate_ppm: on(Feature::Duplication, duplicate_ppm),
-        reorder_ppm: on(Feature::Reordering, reorder_ppm),
-        mark_ppm: on(Feature::Congestion, mark_ppm),
-        bytes_max: None,
-    }
-}
-
 fn disturbances(features: Features, random: &mut Stream) -> Disturbances {
     let mut every = || random.log_duration(Duration::from_secs(1), Duration::from_secs(30));
     let (reload_every, kick_every, restart_every) = (every(), every(), every());
@@ -301,21 +374,21 @@ mod tests {
         for seed in 0..50 {
             let with = Plan::new(seed, Features::ALL, SAFETY);
             let without = Plan::new(seed, Features::ALL.without(&[Feature::Loss, Feature::Limits]), SAFETY);
-            let links = |plan: &Plan| plan.devices.iter().map(|device| device.link.delay).collect::<Vec<_>>();
+            let links = |plan: &Plan| plan.devices.iter().map(|device| device.up.delay).collect::<Vec<_>>();
             let pools = |plan: &Plan| plan.users.iter().map(|user| user.pool.clone()).collect::<Vec<_>>();
             assert_eq!((links(&with), pools(&with), with.tunnel), (links(&without), pools(&without), without.tunnel));
             assert_eq!(format!("{:?}", with.flows), format!("{:?}", without.flows));
-            assert!(without.devices.iter().all(|device| device.link.loss_ppm == 0));
+            assert!(without.devices.iter().all(|device| device.up.loss_ppm == 0));
             assert!(without.users.iter().all(|user| user.limit.is_none()));
         }
     }
 
     #[test]
     fn every_feature_is_on_in_some_runs_and_off_in_others() {
-        let plans: Vec<_> = (0..100).map(|seed| Plan::new(seed, Features::ALL, SAFETY)).collect();
+        let plans: Vec<_> = (0..400).map(|seed| Plan::new(seed, Features::ALL, SAFETY)).collect();
         for feature in Feature::all() {
             let on = plans.iter().filter(|plan| plan.features.has(feature)).count();
-            assert!((5..95).contains(&on), "{}: {on}", feature.name());
+            assert!((8..380).contains(&on), "{}: {on}", feature.name());
         }
     }
 

@@ -1,7 +1,14 @@
 //! What a run is made of: every parameter, decided before it begins.
 
+mod bytes;
 mod draw;
 mod features;
+mod hostile;
+mod layouts;
+mod links;
+mod shell;
+mod surroundings;
+mod tcp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -9,8 +16,16 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tollgate_shards::{Limits, TransportParams, User};
 
+use crate::random::Draws;
+
 pub use draw::{draw_limit, draw_user};
 pub use features::{Feature, Features};
+pub use hostile::{Cheat, CheatPlan, FailuresPlan, FloodPlan, LargePlan};
+pub use layouts::LayoutPlan;
+pub use links::{Becomes, Bottleneck, Direction, LinkChange, LinkPlan};
+pub use shell::ShellPlan;
+pub use surroundings::Surroundings;
+pub use tcp::TcpFlow;
 
 /// A device of a user: what connects.
 #[derive(Debug, Clone)]
@@ -28,38 +43,20 @@ pub struct DevicePlan {
     pub pause: Duration,
     /// Time between changes of its outer address, about.
     pub rebind_every: Option<Duration>,
-    pub link: LinkPlan,
-}
-
-/// A client's link to the gateway, each way.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LinkPlan {
-    pub delay: Duration,
-    /// The largest random delay on top of it.
-    pub jitter: Duration,
-    /// Datagrams lost, of a million.
-    pub loss_ppm: u32,
-    /// Datagrams delivered twice, of a million.
-    pub duplicate_ppm: u32,
-    /// Datagrams delayed so that others overtake them, of a million.
-    pub reorder_ppm: u32,
-    /// Runs of datagrams that are marked, of a million.
-    pub mark_ppm: u32,
-    /// Longer datagrams vanish.
-    pub bytes_max: Option<usize>,
-}
-
-impl LinkPlan {
-    /// All arrives at once.
-    pub const UNDISTURBED: LinkPlan = LinkPlan {
-        delay: Duration::ZERO,
-        jitter: Duration::ZERO,
-        loss_ppm: 0,
-        duplicate_ppm: 0,
-        reorder_ppm: 0,
-        mark_ppm: 0,
-        bytes_max: None,
-    };
+    /// Whether it has a TUN queue, with frames both ways.
+    pub has_tun: bool,
+    pub up: LinkPlan,
+    pub down: LinkPlan,
+    /// What becomes of its link, by time.
+    pub changes: Vec<LinkChange>,
+    /// By which of the gateway's addresses it reaches it.
+    pub gateway: usize,
+    /// The NAT that it is behind.
+    pub nat: Option<usize>,
+    /// It never comes. All else is as if it did.
+    pub is_left_out: bool,
+    /// If it means harm, what it does.
+    pub cheats: Option<CheatPlan>,
 }
 
 impl DevicePlan {
@@ -73,7 +70,14 @@ impl DevicePlan {
             vanish_permille: 0,
             pause: Duration::from_millis(20),
             rebind_every: None,
-            link,
+            has_tun: false,
+            up: link,
+            down: link,
+            changes: Vec::new(),
+            gateway: 0,
+            nat: None,
+            is_left_out: false,
+            cheats: None,
         }
     }
 }
@@ -114,6 +118,19 @@ pub enum Source {
     Forged(IpAddr),
 }
 
+/// What inner packets look like beside whole ones, of a thousand.
+#[derive(Debug, Clone, Copy)]
+pub struct FramesPlan {
+    /// Bursts from the network that are one super-packet.
+    pub super_permille: u32,
+    /// Packets from the network whose checksum is to be completed.
+    pub offloaded_permille: u32,
+    /// Packets from clients whose checksum is wrong.
+    pub damaged_permille: u32,
+    /// Packets from clients that are two fragments.
+    pub fragmented_permille: u32,
+}
+
 /// How often something happens, about, and how strongly.
 #[derive(Debug, Clone, Copy)]
 pub struct Disturbances {
@@ -135,6 +152,7 @@ pub struct Disturbances {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
+    pub(crate) draws: Draws,
     pub features: Features,
     /// How long faults go on.
     pub safety: Duration,
@@ -148,20 +166,37 @@ pub struct Plan {
     pub transport: TransportParams,
     pub keep_alive: Duration,
     pub limits: Limits,
-    /// The users at first. Their certificates follow from the devices.
+    pub layout: LayoutPlan,
+    /// The users at first. Their credentials follow from the devices.
     pub users: Vec<User>,
     /// All devices there will ever be.
     pub devices: Vec<DevicePlan>,
     /// All flows there will ever be.
     pub flows: Vec<FlowPlan>,
     pub disturbances: Disturbances,
+    pub frames: Option<FramesPlan>,
+    pub flood: Option<FloodPlan>,
+    pub failures: Option<FailuresPlan>,
+    pub large: Option<LargePlan>,
+    pub shell: Option<ShellPlan>,
+    /// Pairs of ends that have one TCP connection after the other.
+    pub tcp: Vec<TcpFlow>,
+    pub surroundings: Surroundings,
 }
 
 impl Plan {
     /// Whether packets of a flow arrive in the order in which they were sent, if they do: nothing on their way changes it on purpose.
     pub fn keeps_order(&self) -> bool {
-        // A datagram that was lost or refused may come once more from a stranger.
-        let disorder = [Feature::Reordering, Feature::Duplication, Feature::Misrouting, Feature::Strangers];
+        // A datagram that was lost or refused may come once more from a stranger. A core without sockets leaves frames in its TUN queue, and passes
+        // them on when their address may have another owner. Where a NAT gives a port to another client, what is under way goes by that one's link.
+        let disorder = [
+            Feature::Reordering,
+            Feature::Duplication,
+            Feature::Misrouting,
+            Feature::Strangers,
+            Feature::Shell,
+            Feature::Nats,
+        ];
         !disorder.iter().any(|&feature| self.features.has(feature))
     }
 
@@ -171,13 +206,13 @@ impl Plan {
         (1u64 << bits).saturating_sub(3)
     }
 
-    /// Gives every user the certificates of its devices.
+    /// Gives every user the credentials of its devices.
     pub(crate) fn certify(&mut self) {
         for device in &self.devices {
             let user = &mut self.users[device.user];
             let fingerprint = crate::identity::Identity::cached(device.identity).fingerprint;
-            if !user.certificates.contains(&fingerprint) {
-                user.certificates.push(fingerprint);
+            if !user.credentials.contains(&fingerprint) {
+                user.credentials.push(fingerprint);
             }
         }
     }

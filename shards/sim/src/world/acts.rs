@@ -1,11 +1,11 @@
 //! What devices do: come, go, vanish, and change their outer addresses.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{Event, World};
 use crate::client::Act;
 use crate::identity::Identity;
+use crate::noise;
 use crate::trace::Who;
 
 impl World {
@@ -26,12 +26,18 @@ impl World {
         let now = self.instant();
         match act {
             Act::Connect => {
-                let identity = Identity::cached(self.gateway.population.identity(index as usize));
+                let number = self.gateway.population.identity(index as usize);
+                let identity = Identity::cached(number);
                 let device = &mut self.devices[index as usize];
                 device.returning = false;
                 if device.wanted && device.session.as_ref().is_none_or(|session| session.over) {
                     device.connect(&identity, self.transport.clone(), now);
+                    let session = device.session.as_mut().expect("it has just begun");
+                    session.key = noise::kind(number).map(|_| identity.fingerprint);
+                    self.gateway.snapshots().for_each(|snapshot| session.judge(&snapshot.users));
+                    device.shown = Some((identity.fingerprint, self.gateway.version_in_force()));
                     self.touch_device(index);
+                    self.begin_race(index);
                 }
             }
             Act::Close => {
@@ -61,22 +67,6 @@ impl World {
                 }
             }
         }
-    }
-
-    pub(super) fn rebind(&mut self, index: u32) {
-        self.by_outer.remove(&self.devices[index as usize].outer);
-        self.devices[index as usize].outer = self.fresh_outer_address(index);
-    }
-
-    /// A source address that nobody had before; sometimes only the port is new.
-    pub(super) fn fresh_outer_address(&mut self, device: u32) -> SocketAddr {
-        self.outer_addresses += 1;
-        let number = self.outer_addresses;
-        let host = if number.is_multiple_of(2) { device } else { 1000 + number };
-        let ip = IpAddr::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 19, 64, 0)) + (host & 0x3fff)));
-        let outer = SocketAddr::new(ip, 10_000 + (number % 50_000) as u16);
-        self.by_outer.insert(outer, device);
-        outer
     }
 }
 

@@ -1,9 +1,16 @@
 //! Everything there is in a run, and the loop that lets it happen.
 
 mod acts;
+mod arrivals;
 mod disturbances;
+pub(crate) mod drain;
+mod halts;
+mod large;
+mod outer;
 mod passes;
 mod scenario;
+mod shell;
+mod stop;
 mod strangers;
 
 use std::collections::BTreeMap;
@@ -12,13 +19,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn_proto::TransportConfig;
-use rustc_hash::FxHashMap;
 use tollgate_shards::{
-    Command, CommandId, ConnectionKey, Drops, Machine, Received, Shard, ShardIndex, TransportParams, transport,
+    Command, CommandId, ConnectionKey, Drops, Received, Shard, ShardIndex, TransportParams, transport,
 };
 
+use self::drain::{DrainTimes, Draining};
 use crate::client::{Act, Device};
 use crate::gateway::Gateway;
+use crate::hits::Hits;
+use crate::hostile::failures::Failures;
+use crate::hostile::floods::Floods;
 use crate::link::Aggregate;
 use crate::mesh::Mesh;
 use crate::oracle::{Oracle, Violation};
@@ -27,21 +37,30 @@ use crate::plan::Plan;
 use crate::random::Stream;
 use crate::run::{Facts, Options, Planted};
 use crate::schedule::{Schedule, Time};
+use crate::shell::Shell;
+use crate::tcp::Tcp;
 use crate::trace::{Trace, Who};
 
 pub use crate::gateway::GATEWAY;
+use crate::gateway::default_for;
+pub(crate) use halts::{Input, Pause};
+use outer::Outer;
 pub use scenario::{Seen, Setup, UserSpec};
+use stop::Stops;
 use strangers::Strangers;
 
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
+/// Somebody who wants to be woken again and again, and does nothing, lets so many moments last less than that.
+const MOMENTS: u32 = 20_000;
+const MOMENTS_LAST_MIN: Duration = Duration::from_micros(100);
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Datagrams of some source reach the gateway.
-    ToGateway(SocketAddr, Aggregate),
-    /// Datagrams of the gateway reach whoever has an outer address by now.
-    ToDevice(SocketAddr, Aggregate),
+    /// Datagrams from some source reach that address of the gateway.
+    ToGateway(SocketAddr, SocketAddr, Aggregate),
+    /// Datagrams from that address of the gateway reach whoever has an outer address by now.
+    ToDevice(SocketAddr, SocketAddr, Aggregate),
     /// Something comes out of the channel between two shards.
     Mesh(ShardIndex, ShardIndex),
     Order(u16),
@@ -53,12 +72,35 @@ pub(crate) enum Event {
     /// A session's planned end has come.
     End(u32, u64, Act),
     Flow(u32),
+    /// A TCP connection of a flow begins.
+    TcpStart(u32),
+    /// A TCP connection is to be looked at.
+    Tcp(u32),
     Reload,
     Kick,
     Restart,
+    Stop(u16),
+    /// A shard is to drain at that pace, or to take clients again.
+    Drain(u16, Option<DrainTimes>),
+    /// The users change while that device logs in.
+    Race(u32),
+    Nat,
+    Pause,
+    Stand,
+    /// A core or its clock may go on.
+    Resume(u16),
     Strangers,
+    Flood,
+    Fail,
+    Large,
+    /// A device that means harm does something.
+    Cheat(u32),
+    /// One feigns to be elsewhere, or to be back.
+    Feint(u32, bool),
     /// The oracles look at everything.
     Inspect,
+    /// Something of the kernel's below the shell.
+    Kernel(shell::Happening),
 }
 
 pub struct World {
@@ -69,6 +111,8 @@ pub struct World {
     pub(crate) packets: Packets,
     pub gateway: Gateway,
     pub(crate) mesh: Mesh,
+    /// What the shell's cores share, where they are around the shards.
+    pub(crate) shell: Option<Shell>,
     pub devices: Vec<Device>,
     pub(crate) oracle: Oracle,
     /// For how long datagrams are under way to clients at most, where nothing holds them up in the gateway: with it, packets of clients that
@@ -79,14 +123,32 @@ pub struct World {
     /// What came out, where a test acts.
     pub seen: Seen,
     pub(crate) is_calm: bool,
+    pub(crate) stops: Option<Stops>,
+    /// The shard that takes what came in a pause.
+    catching_up: Option<u16>,
+    /// By shards.
+    draining: Vec<Option<Draining>>,
     pub(crate) origin: Instant,
     pub(crate) traffic: Stream,
+    pub(crate) frames: Stream,
+    pub(crate) tcp: Tcp,
     pub(crate) disturbance: Stream,
     pub(crate) planted: Option<Planted>,
-    strangers: Strangers,
+    pub(crate) hits: Hits,
+    pub(crate) strangers: Strangers,
+    pub(crate) floods: Floods,
+    pub(crate) failures: Failures,
+    pub(crate) negotiation: Stream,
+    pub(crate) large: Stream,
+    /// Large packets so far that may be fragmented.
+    pub(crate) large_packets: u16,
+    pub(crate) cheats: Stream,
+    races: Stream,
+    /// Inner packets that have arrived, of those who mean no harm and for them.
+    pub(crate) goodput: u64,
     transport: Arc<TransportConfig>,
-    by_outer: FxHashMap<SocketAddr, u32>,
-    outer_addresses: u32,
+    outer: Outer,
+    halt: Stream,
     dirty_shards: Vec<u16>,
     dirty_devices: Vec<u32>,
     arrivals: Vec<(Time, Aggregate)>,
@@ -102,30 +164,49 @@ impl World {
         let origin = origin();
         let mut gateway = Gateway::new(&plan, origin);
         gateway.acknowledges_early = options.planted == Some(Planted::EarlyAcknowledgement);
-        let mut mesh = Mesh::new(plan.shards, &plan.disturbances, Stream::new(plan.seed, "mesh"));
+        let mut mesh = Mesh::new(plan.shards, &plan.disturbances, plan.draws.stream("mesh"));
         mesh.deliver_hairpins_twice = options.planted == Some(Planted::HairpinTwice);
+        let shell = plan.shell.map(|shell| {
+            let streams = ["shell", "refusals"].map(|name| plan.draws.stream(name));
+            gateway.enter_shell(shell, streams.into())
+        });
         let parameters = TransportParams { keep_alive: Some(plan.keep_alive), ..plan.transport.clone() };
         let mut world = World {
             now: Time::default(),
             schedule: Schedule::default(),
             trace: Trace::new(options.print),
             packets: Packets::new(&plan),
-            gateway,
             mesh,
+            shell,
             devices: Vec::new(),
-            oracle: Oracle::new(&plan),
+            oracle: Oracle::new(&plan, &gateway.snapshot),
+            gateway,
             on_links_max: None,
             sent_away: BTreeMap::new(),
             seen: Seen::default(),
             is_calm: false,
+            stops: None,
+            catching_up: None,
+            draining: vec![None; usize::from(plan.shards)],
             origin,
-            traffic: Stream::new(plan.seed, "traffic"),
-            disturbance: Stream::new(plan.seed, "disturbance"),
+            traffic: plan.draws.stream("traffic"),
+            frames: plan.draws.stream("frames"),
+            tcp: Tcp::new(&plan),
+            disturbance: plan.draws.stream("disturbance"),
             planted: options.planted,
-            strangers: Strangers::new(plan.seed),
+            hits: Hits::default(),
+            strangers: Strangers::new(&plan.draws, plan.layout.id_bytes),
+            floods: Floods::new(&plan.draws),
+            failures: Failures::new(&plan.draws),
+            negotiation: plan.draws.stream("negotiation"),
+            large: plan.draws.stream("large"),
+            large_packets: 0,
+            cheats: plan.draws.stream("cheats"),
+            races: plan.draws.stream("races"),
+            goodput: 0,
             transport: Arc::new(transport(&parameters)),
-            by_outer: FxHashMap::default(),
-            outer_addresses: 0,
+            outer: Outer::new(&plan),
+            halt: halts::stream(plan.seed),
             dirty_shards: Vec::new(),
             dirty_devices: Vec::new(),
             arrivals: Vec::new(),
@@ -147,13 +228,26 @@ impl World {
         self.origin + self.now.since_start()
     }
 
+    /// The time as a shard's clock has it.
+    pub(crate) fn shard_instant(&self, index: u16) -> Instant {
+        self.origin + self.gateway.clocks[usize::from(index)].reads(self.now).since_start()
+    }
+
     /// Lets everything happen that happens until `end`, or until the first violation.
     pub(crate) fn run_until(&mut self, end: Time) -> Result<(), Violation> {
+        let (mut moments, mut since) = (0, self.now);
         while let Some(at) = self.schedule.next()
             && at <= end
         {
             self.now = self.now.max(at);
             self.moment()?;
+            moments += 1;
+            if moments == MOMENTS {
+                if self.now - since < MOMENTS_LAST_MIN {
+                    return Err(Violation::new("rest", format!("{MOMENTS} moments last {:?}", self.now - since)));
+                }
+                (moments, since) = (0, self.now);
+            }
         }
         self.now = end;
         Ok(())
@@ -180,6 +274,8 @@ impl World {
             self.pass_shard(index)?;
         }
         shards.clear();
+        // Turns of the shell's cores wake others.
+        shards.append(&mut self.dirty_shards);
         self.dirty_shards = shards;
         let mut devices = std::mem::take(&mut self.dirty_devices);
         devices.sort_unstable();
@@ -193,8 +289,8 @@ impl World {
 
     fn happen(&mut self, event: Event) -> Result<(), Violation> {
         match event {
-            Event::ToGateway(from, aggregate) => self.reach_gateway(from, aggregate),
-            Event::ToDevice(to, aggregate) => self.reach_device(to, aggregate),
+            Event::ToGateway(from, to, aggregate) => self.reach_gateway_at(from, to, aggregate),
+            Event::ToDevice(from, to, aggregate) => self.reach_device(from, to, aggregate),
             Event::Mesh(from, to) => self.leave_channel(from, to),
             Event::Order(index) => self.order(index),
             Event::WakeShard(index) => {
@@ -218,14 +314,30 @@ impl World {
                     self.act(index, act);
                 }
             }
+            Event::Kernel(happening) => self.happen_in_kernel(happening),
             Event::Flow(index) => self.flow(index),
-            Event::Reload => self.reload(),
+            Event::TcpStart(flow) => self.tcp_start(flow),
+            Event::Tcp(index) => self.tcp(index)?,
+            Event::Reload => self.reload()?,
             Event::Kick => self.kick(),
             Event::Restart => self.restart()?,
+            Event::Stop(index) => self.stop_shard(index),
+            Event::Drain(index, pace) => self.drain_shard(index, pace),
+            Event::Race(index) => self.race(index),
+            Event::Nat => self.nat(),
+            Event::Pause => self.pause(),
+            Event::Stand => self.stand(),
+            Event::Resume(index) => self.resume(index)?,
             Event::Strangers => self.strangers_send(),
+            Event::Flood => self.flood(),
+            Event::Fail => self.fail(),
+            Event::Large => self.send_large(),
+            Event::Cheat(index) => self.cheat(index)?,
+            Event::Feint(index, is_away) => self.feign(index, is_away),
             Event::Inspect => {
                 assert!(self.planted != Some(Planted::Panic), "this panic was planted");
                 crate::oracle::inspect(self)?;
+                self.gateway.cores.iter().for_each(|core| self.hits.states(core.shard()));
                 self.schedule.at(self.now + Duration::from_millis(777), Event::Inspect);
             }
         }
@@ -235,7 +347,7 @@ impl World {
     /// Remembers to look at a shard before time goes on.
     pub(crate) fn touch_shard(&mut self, index: u16) {
         let core = &mut self.gateway.cores[usize::from(index)];
-        if !core.dirty {
+        if !core.dirty && core.pause.is_none() {
             core.dirty = true;
             self.dirty_shards.push(index);
         }
@@ -244,7 +356,7 @@ impl World {
     /// A shard to which something is about to happen.
     pub fn shard_mut(&mut self, index: u16) -> &mut Shard {
         self.touch_shard(index);
-        &mut self.gateway.cores[usize::from(index)].shard
+        self.gateway.cores[usize::from(index)].shard_mut()
     }
 
     /// Remembers to look at a device before time goes on.
@@ -256,17 +368,23 @@ impl World {
         }
     }
 
-    fn reach_gateway(&mut self, from: SocketAddr, aggregate: Aggregate) {
-        let Aggregate { segment_bytes, ecn, data } = aggregate;
-        let index = self.gateway.steer_udp(&data);
-        self.trace.note(self.now, Who::Shard(index), "udp in", data.len() as u64);
-        let received = Received { remote: from, local_ip: Some(GATEWAY.ip()), ecn, segment_bytes, data };
-        let now = self.instant();
-        self.shard_mut(index).handle_udp(now, received);
+    pub(crate) fn reach_gateway(&mut self, from: SocketAddr, aggregate: Aggregate) {
+        self.reach_gateway_at(from, default_for(from), aggregate);
     }
 
-    fn reach_device(&mut self, to: SocketAddr, aggregate: Aggregate) {
-        let Some(&index) = self.by_outer.get(&to) else { return };
+    fn reach_gateway_at(&mut self, from: SocketAddr, to: SocketAddr, aggregate: Aggregate) {
+        let Aggregate { segment_bytes, ecn, data } = aggregate;
+        if self.shell.is_some() {
+            return self.deliver_udp(Received { remote: from, local_ip: Some(GATEWAY.ip()), ecn, segment_bytes, data });
+        }
+        let index = self.gateway.steer_udp(&data);
+        self.trace.note(self.now, Who::Shard(index), "udp in", data.len() as u64);
+        let received = Received { remote: from, local_ip: Some(to.ip()), ecn, segment_bytes, data };
+        self.input(index, Input::Udp(received));
+    }
+
+    fn reach_device(&mut self, from: SocketAddr, to: SocketAddr, aggregate: Aggregate) {
+        let Some(&index) = self.outer.holders.get(&to) else { return };
         let Aggregate { segment_bytes, ecn, data } = aggregate;
         self.trace.note(self.now, Who::Device(index), "udp in", data.len() as u64);
         let now = self.instant();
@@ -274,23 +392,26 @@ impl World {
             if session.end.tunnel().is_drained() {
                 self.seen.late(data.chunks(segment_bytes));
             }
-            session
-                .end
-                .tunnel()
-                .handle_udp(now, Received { remote: GATEWAY, local_ip: None, ecn, segment_bytes, data });
+            session.end.tunnel().handle_udp(now, Received { remote: from, local_ip: None, ecn, segment_bytes, data });
             self.touch_device(index);
         }
     }
 
     fn leave_channel(&mut self, from: ShardIndex, to: ShardIndex) {
-        let now = self.instant();
+        if self.gateway.cores[usize::from(to.0)].pause.is_some() {
+            return;
+        }
+        let now = self.shard_instant(to.0);
         while let Some(message) = self.mesh.receive(self.now, from, to) {
             self.shard_mut(to.0).handle_message(now, message);
         }
     }
 
     fn order(&mut self, index: u16) {
-        let now = self.instant();
+        if self.gateway.cores[usize::from(index)].pause.is_some() {
+            return;
+        }
+        let now = self.shard_instant(index);
         while let Some(command) = self.gateway.next_order(index, self.now) {
             let (what, number) = match &command {
                 Command::Apply { id, .. } => ("applies", id.0),
@@ -300,26 +421,34 @@ impl World {
             self.trace.note(self.now, Who::Shard(index), what, number);
             let sent_away = self.oracle.before_order(index, &command);
             self.note_sent_away(number, sent_away);
+            self.hits.command(&command);
             if self.planted == Some(Planted::OrderNotTold) && index == 0 {
                 continue;
             }
-            self.shard_mut(index).handle_command(now, command);
+            self.touch_shard(index);
+            match self.gateway.cores[usize::from(index)].machine_mut() {
+                Some(machine) => machine.order(command),
+                None => self.shard_mut(index).handle_command(now, command),
+            }
         }
     }
 
     /// The results of the run so far.
     pub(crate) fn facts(&self) -> Facts {
-        let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard.counters()).collect();
+        let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard().counters()).collect();
         let mut drops = Drops::default();
         counters
             .iter()
             .flat_map(|counters| counters.drops.iter())
             .for_each(|(reason, packets)| drops.add(reason, packets));
+        let mut hits = self.hits.clone();
+        counters.iter().for_each(|counters| hits.counters(counters));
         Facts {
+            hits,
             trace_hash: self.trace.hash(),
             events: self.trace.events(),
-            packets_sent: self.packets.made(),
-            packets_delivered: self.packets.delivered,
+            packets_sent: self.packets.made() + self.packets.tcp.made(),
+            packets_delivered: self.packets.delivered + self.packets.tcp.delivered,
             datagrams: self.datagrams,
             handshakes: counters.iter().map(|counters| counters.handshakes).sum(),
             sessions: self.sessions,
@@ -333,6 +462,6 @@ impl World {
 }
 
 #[expect(clippy::disallowed_methods, reason = "an arbitrary moment; time is virtual from here on")]
-fn origin() -> Instant {
+pub(crate) fn origin() -> Instant {
     Instant::now()
 }

@@ -8,22 +8,25 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use ipnet::IpNet;
-use quinn_proto::crypto::rustls::QuicClientConfig;
+use quinn_proto::crypto::ClientConfig;
+use tollgate_noise::Kind;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
-    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Event as ShardEvent,
-    Limit, Limits, Machine, Rate, Shard, Snapshot, TransportParams, TunnelParams, User, home_of, transport,
+    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Ecn,
+    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, ShardIndex, Snapshot, TransportParams, TunnelParams,
+    User, home_of, transport,
 };
 
 use super::World;
 use crate::client::{Device, End};
 use crate::gateway::GATEWAY;
-use crate::identity::{self, Hello, Identity, reset_key};
+use crate::hostile::cheat::{CheatingHandshake, carry};
+use crate::identity::{self, Dial, Hello, Identity, reset_key};
 use crate::link::{Aggregate, Link};
-use crate::packets::destination_of;
-use crate::plan::{DevicePlan, Features, LinkPlan, Plan};
-use crate::random::Stream;
+use crate::noise;
+use crate::packets::{Forger, destination_of};
+use crate::plan::{DevicePlan, Direction, Feature, Features, LinkPlan, Plan};
 use crate::run::Options;
 
 /// What carries an inner packet is longer in these worlds.
@@ -51,7 +54,6 @@ impl UserSpec {
         let range = |(first, last): (&str, &str)| AddressRange::new(first.parse().ok()?, last.parse().ok()?);
         let mut user = User {
             name: format!("user{index}"),
-            certificates: vec![Identity::cached(index as u64).fingerprint],
             limit: limit.map(|rate| Limit::with_burst(rate, burst, BURST_BYTES_MIN)),
             pool: self.pool.map(|pool| range(pool).expect("two addresses in order")).into_iter().collect(),
             ..User::default()
@@ -77,10 +79,18 @@ pub struct Setup {
     pub congestion: Congestion,
     /// The memory of each shard.
     pub memory_bytes_max: usize,
+    /// Connections of each shard.
+    pub connections_max: usize,
     /// Every client's link at first.
     pub link: LinkPlan,
     /// What is unusual about the clients' handshakes.
     pub hello: Hello,
+    /// Whether packets go [unprotected](crate::open).
+    pub is_open: bool,
+    /// Whether shards send new clients to each other, instead of keeping those that come.
+    pub places: bool,
+    /// The users' Noise keys, in turn; `None` for a certificate. If there is any, the gateway serves all kinds beside TLS.
+    pub keys: Vec<Option<Kind>>,
 }
 
 impl Default for Setup {
@@ -95,16 +105,31 @@ impl Default for Setup {
             // Its small window at the start lets queues fill.
             congestion: Congestion::Cubic,
             memory_bytes_max: Limits::default().memory_bytes_max,
+            connections_max: Limits::default().connections_max,
             link: LinkPlan::default(),
             hello: Hello::default(),
+            is_open: false,
+            places: false,
+            keys: Vec::new(),
         }
     }
 }
 
 impl Setup {
+    /// Of the user at `index`.
+    fn identity(&self, index: usize) -> u64 {
+        let kind = self.keys.get(index % self.keys.len().max(1)).copied().flatten();
+        kind.map_or(index as u64, |kind| noise::with_key(index as u64, kind))
+    }
+
     fn plan(&self) -> Plan {
-        let users = self.users.iter().enumerate().map(|(index, spec)| spec.user(index, self.shards)).collect();
+        let users = self.users.iter().enumerate().map(|(index, spec)| {
+            let credentials = vec![Identity::cached(self.identity(index)).fingerprint];
+            User { credentials, ..spec.user(index, self.shards) }
+        });
+        let users = users.collect();
         Plan {
+            features: Features::of(if self.keys.iter().any(Option::is_some) { &[Feature::Noise] } else { &[] }),
             shards: self.shards,
             tick: Duration::from_nanos(1),
             tunnel: self.tunnel.parse::<IpNet>().expect("a network"),
@@ -119,7 +144,11 @@ impl Setup {
                 congestion: self.congestion,
             },
             keep_alive: Duration::from_secs(25),
-            limits: Limits { memory_bytes_max: self.memory_bytes_max, ..Limits::default() },
+            limits: Limits {
+                memory_bytes_max: self.memory_bytes_max,
+                connections_max: self.connections_max,
+                ..Limits::default()
+            },
             users,
             devices: Vec::new(),
             flows: Vec::new(),
@@ -132,6 +161,8 @@ impl Setup {
 #[derive(Debug, Default)]
 pub struct Seen {
     pub(crate) is_kept: bool,
+    /// No shard hears the loads of others.
+    pub(crate) keeps_arrivals: bool,
     hello: Hello,
     send_datagrams_max: usize,
     link: LinkPlan,
@@ -175,48 +206,67 @@ impl Seen {
 impl World {
     /// A gateway without clients, in which only what a test does happens.
     pub fn scenario(setup: Setup) -> Self {
-        identity::begin(0);
-        let identities = (0..setup.users.len() as u64).collect();
+        identity::begin(0, setup.is_open);
+        let identities = (0..setup.users.len()).map(|index| setup.identity(index)).collect();
         let mut world = World::new(setup.plan(), Options::default());
-        let Setup { hello, send_datagrams_max, link, .. } = setup;
-        world.seen = Seen { is_kept: true, hello, send_datagrams_max, link, identities, ..Seen::default() };
+        let Setup { hello, send_datagrams_max, link, places, .. } = setup;
+        world.seen = Seen {
+            is_kept: true,
+            keeps_arrivals: !places,
+            hello,
+            send_datagrams_max,
+            link,
+            identities,
+            ..Seen::default()
+        };
         world
     }
 
     /// Starts all shards anew, as after a crash: the keys stay, everything else is gone.
     pub fn crash(&mut self) {
         self.gateway.start_all(self.now);
-        (0..self.plan.shards).for_each(|index| self.oracle.died(tollgate_shards::ShardIndex(index)));
+        (0..self.plan.shards).for_each(|index| self.oracle.died(self.now, ShardIndex(index)));
         (0..self.plan.shards).for_each(|index| self.touch_shard(index));
     }
 
     /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
-        let tls = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
-        self.connect_with(user, &tls, owner)
+        let dial = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
+        self.dial(user, &dial, owner)
     }
 
     /// The same, where the client's TLS is the test's own.
-    pub fn connect_with(&mut self, user: usize, tls: &Arc<QuicClientConfig>, owner: u16) -> usize {
+    pub fn connect_with<T: ClientConfig + 'static>(&mut self, user: usize, tls: &Arc<T>, owner: u16) -> usize {
+        self.dial(user, &Dial::tls(tls.clone()), owner)
+    }
+
+    /// The same, where the client's handshake is the test's own.
+    pub fn dial(&mut self, user: usize, dial: &Dial, owner: u16) -> usize {
         let index = self.devices.len() as u32;
         let outer = self.fresh_outer_address(index);
         let plan = DevicePlan::steady(user, self.seen.identities[user], self.seen.link);
         let mut device = Device::new(index, plan, outer, self.plan.seed);
         device.wanted = false;
+        self.keep_arrivals();
         let mut seeds = (0..=255).map(|_| device.random.seed());
-        let seed = seeds.find(|&seed| self.owner_of(self.client_of(tls, seed)) == owner);
+        let seed = seeds.find(|&seed| self.owner_of(self.client_of(dial, seed)) == owner);
         let seed = seed.expect("one ID in N leads to each of N shards");
-        device.begin(End::Client(Box::new(self.client_of(tls, seed)), VecDeque::new()));
+        device.begin(End::Client(Box::new(self.client_of(dial, seed)), VecDeque::new()));
         self.devices.push(device);
         self.touch_device(index);
         index as usize
     }
 
-    /// The shard on which a new client's connection lands.
-    fn owner_of(&self, mut client: Client) -> u16 {
-        let mut initial = Vec::new();
-        client.tunnel.poll_transmit(self.instant(), &mut initial).expect("a handshake begins with an Initial");
-        u16::from(initial[6]) % self.plan.shards
+    /// The same, of a client that can be made to send any frames, and that may never acknowledge anything.
+    pub fn connect_cheat(&mut self, user: usize, owner: u16, swallows_acks: bool) -> usize {
+        let Dial { handshake, quic_version } = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
+        let handshake = Arc::new(CheatingHandshake { handshake, swallows_acks });
+        self.dial(user, &Dial { handshake, quic_version }, owner)
+    }
+
+    /// A client that cheats sends QUIC frames of the test's own.
+    pub fn send_frames(&mut self, client: usize, frames: &[u8]) {
+        self.client_mut(client).tunnel.send(carry(frames).into());
     }
 
     /// The same, at `outer`.
@@ -226,17 +276,18 @@ impl World {
         client
     }
 
-    fn client_of(&self, tls: &Arc<QuicClientConfig>, seed: [u8; 32]) -> Client {
+    fn client_of(&self, dial: &Dial, seed: [u8; 32]) -> Client {
         let transport_params =
             TransportParams { keep_alive: Some(self.plan.keep_alive), ..self.plan.transport.clone() };
         let params = TunnelParams {
+            quic_version: dial.quic_version,
             remote: GATEWAY,
             server_name: "gateway".to_owned(),
             transport: Arc::new(transport(&transport_params)),
             send_datagrams_max: self.seen.send_datagrams_max,
             seed,
         };
-        Client::new(params, MergeLimits::default(), tls.clone(), reset_key(&seed), self.instant())
+        Client::new(params, MergeLimits::default(), dial.handshake.clone(), reset_key(&seed), self.instant())
             .expect("a usable name and address")
     }
 
@@ -300,21 +351,20 @@ impl World {
 
     /// From now on a client's datagrams come from `outer`, and what is sent there reaches it.
     pub fn move_to(&mut self, client: usize, outer: SocketAddr) {
-        self.by_outer.remove(&self.devices[client].outer);
-        self.by_outer.insert(outer, client as u32);
-        self.devices[client].outer = outer;
+        self.leave_outer_address(client as u32);
+        self.take_outer_address(client as u32, outer);
     }
 
     /// Gives a client another link: to the gateway, and from it.
     pub fn relink(&mut self, client: usize, up: LinkPlan, down: LinkPlan) {
-        let link = |plan, name| Link::new(plan, Stream::numbered(self.plan.seed, name, client as u64));
-        let (up, down) = (link(up, "link.up"), link(down, "link.down"));
+        let link = |direction, plan| Link::new(direction, plan, &[], (self.plan.seed, client as u64));
+        let (up, down) = (link(Direction::Up, up), link(Direction::Down, down));
         (self.devices[client].up, self.devices[client].down) = (up, down);
     }
 
-    /// From now on clients of `user` show a certificate that nobody has.
-    pub fn revoke_certificate(&mut self, user: usize) {
-        self.seen.identities[user] = STRANGERS + user as u64;
+    /// From now on clients of `user` show a certificate, or have a key, that nobody has.
+    pub fn revoke_credential(&mut self, user: usize) {
+        self.seen.identities[user] = noise::renewed(self.seen.identities[user], STRANGERS + user as u64);
     }
 
     /// A client's kernel sends an inner packet.
@@ -326,6 +376,19 @@ impl World {
     /// A client that has cheated its own state machine: an inner packet of any kind.
     pub fn send_forged(&mut self, client: usize, packet: &[u8]) {
         self.client_mut(client).tunnel.send(packet.to_vec().into());
+    }
+
+    /// Who forges packets as a client that has its address, among others.
+    pub fn forger(&self, client: usize) -> Forger {
+        let leased = self.devices[client].address().expect("it is attached");
+        let others = self.devices.iter().filter_map(|device| device.address()).filter(|&other| other != leased);
+        Forger {
+            random: self.plan.draws.stream("forger"),
+            tunnel: self.plan.tunnel,
+            leased,
+            others: others.collect(),
+            is_isolated: self.plan.isolate_clients,
+        }
     }
 
     /// The gateway's kernel sends an inner packet to the TUN.
@@ -348,7 +411,18 @@ impl World {
 
     /// Several datagrams from `remote` in one receive.
     pub fn udp_aggregate(&mut self, remote: SocketAddr, segment_bytes: usize, data: &[u8]) {
-        self.reach_gateway(remote, Aggregate { segment_bytes, ecn: None, data: BytesMut::from(data) });
+        self.udp_marked(remote, segment_bytes, None, data);
+    }
+
+    /// The same, with that ECN codepoint.
+    pub fn udp_marked(&mut self, remote: SocketAddr, segment_bytes: usize, ecn: Option<Ecn>, data: &[u8]) {
+        self.reach_gateway(remote, Aggregate { segment_bytes, ecn, data: BytesMut::from(data) });
+    }
+
+    /// Whether a shard's socket takes no datagram from now on.
+    pub fn block(&mut self, index: u16, is_blocked: bool) {
+        self.gateway.cores[usize::from(index)].is_blocked = is_blocked;
+        self.touch_shard(index);
     }
 
     /// Lets everything happen that happens at this instant.
@@ -368,6 +442,17 @@ impl World {
         (0..self.plan.shards).for_each(|index| self.shard_mut(index).handle_command(now, Command::Stop));
     }
 
+    /// From now on every message between two shards takes so long.
+    pub fn delay_messages(&mut self, delay: Duration) {
+        self.mesh.fix_delays(vec![delay; usize::from(self.plan.shards).pow(2)]);
+    }
+
+    /// The newest snapshot's successor, in which `user` has an address pool of its own. No shard has entered it yet.
+    pub fn snapshot_with_pool(&mut self, user: usize, pool: AddressRange) -> Arc<Snapshot> {
+        self.gateway.population.set_pool(user, pool);
+        self.gateway.next_snapshot()
+    }
+
     /// The newest snapshot's successor, in which there is no user. No shard has entered it yet.
     pub fn snapshot_without_users(&mut self) -> Arc<Snapshot> {
         (0..self.plan.users.len()).for_each(|user| self.gateway.population.set_present(user, false));
@@ -375,11 +460,11 @@ impl World {
     }
 
     pub fn shard(&self, index: u16) -> &Shard {
-        &self.gateway.cores[usize::from(index)].shard
+        self.gateway.cores[usize::from(index)].shard()
     }
 
     pub fn shards(&self) -> impl Iterator<Item = &Shard> {
-        self.gateway.cores.iter().map(|core| &core.shard)
+        self.gateway.cores.iter().map(|core| core.shard())
     }
 
     /// Packets that the shards have dropped for `reason`.

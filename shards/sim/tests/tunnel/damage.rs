@@ -77,6 +77,27 @@ fn next(state: &mut u64) -> u8 {
     (*state >> 24) as u8
 }
 
+/// Few enough for quinn-proto to keep them all.
+#[test]
+fn pieces_of_a_handshake_that_is_over_end_the_connection() {
+    let mut world = World::scenario(Setup::default());
+    let client = world.connect_cheat(0, 0, false);
+    world.run(Duration::from_secs(1));
+    // A byte each, with gaps between (RFC 9000, section 19.6).
+    let frames = |first: u16| -> Vec<u8> {
+        (first..first + 16)
+            .flat_map(|piece| [&[0x06][..], &(0x4000 + 2 * piece).to_be_bytes(), &[1, b'x']].concat())
+            .collect()
+    };
+    (0..4).for_each(|packet| world.send_frames(client, &frames(1 + 16 * packet)));
+    world.run(Duration::from_secs(1));
+    assert_eq!(closed(&world, client), None, "64 are borne");
+    (4..9).for_each(|packet| world.send_frames(client, &frames(1 + 16 * packet)));
+    world.run(Duration::from_secs(1));
+    let expected = CloseCause::Gateway { code: 8, reason: "too many CRYPTO frames".to_owned() };
+    assert_eq!(closed(&world, client), Some(&expected));
+}
+
 #[test]
 fn a_client_can_open_no_stream() {
     let mut world = World::scenario(Setup::default());

@@ -3,10 +3,16 @@
 mod admission;
 mod balance;
 mod damage;
+mod drain;
+mod endings;
+mod hostile;
 mod limits;
 mod memory;
+mod moves;
 mod mtu;
+mod noise;
 mod orders;
+mod placement;
 mod sharing;
 
 use std::net::IpAddr;

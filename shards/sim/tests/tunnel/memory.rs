@@ -95,6 +95,45 @@ fn the_longest_queue_gives_way_with_its_oldest_packets_whoever_needs_the_room() 
     assert_eq!(arrived[handed..], (handed + lost..sent[LONGEST]).collect::<Vec<_>>(), "the oldest of what waited");
 }
 
+#[test]
+fn a_clients_own_queue_is_bounded_and_loses_the_newest() {
+    let (mut world, clients) = crowded(1, 64 << 20);
+    let (client, address) = clients[0];
+    let mut sent = 0;
+    while world.dropped(DropReason::DatagramQueueFull) < 100 {
+        world.send_down(&numbered(address, sent));
+        sent += 1;
+        world.step();
+        assert!(sent < 10_000, "there is no end of the queue");
+    }
+    let queued_bytes = world.shard(0).held().queued_bytes;
+    assert!((3 << 20..6 << 20).contains(&queued_bytes), "{queued_bytes}");
+    world.unsilence(client);
+    world.run(Duration::from_secs(30));
+    let arrived: Vec<_> = world.devices[client].received.iter().map(|packet| number(packet)).collect();
+    assert!(arrived.iter().copied().eq(0..sent - 100), "{} of {sent} arrived", arrived.len());
+}
+
+#[test]
+fn what_another_client_sends_to_one_that_takes_nothing_is_bounded_as_well() {
+    for owner in [0, 1] {
+        let users = vec![UserSpec::default(); 2];
+        let mut world = World::scenario(Setup { isolate_clients: false, users, ..Setup::default() });
+        let ((silent, silent_address), (sender, source)) = (world.attach(0, 0), world.attach(1, owner));
+        world.silence(silent);
+        let packet = udp4(source, silent_address, &[0; 1300]);
+        let mut sent = 0;
+        while world.dropped(DropReason::DatagramQueueFull) < 100 {
+            (0..20).for_each(|_| world.send_up(sender, &packet));
+            sent += 20;
+            world.run(Duration::from_millis(1));
+            assert!(sent < 10_000, "there is no end of the queue");
+        }
+        let queued_bytes = world.shard(0).held().queued_bytes;
+        assert!((3 << 20..6 << 20).contains(&queued_bytes), "{queued_bytes}");
+    }
+}
+
 /// Where no more fits than what each connection was handed, where a few packets wait beside, and where many do.
 #[test]
 fn room_for_a_packet_is_found_in_a_few_steps_however_many_queues_there_are() {

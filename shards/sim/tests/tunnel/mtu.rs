@@ -161,6 +161,24 @@ fn a_narrow_path_is_forgotten_with_its_client() {
 }
 
 #[test]
+fn of_many_paths_that_narrow_at_once_all_are_counted_and_a_few_told() {
+    const CLIENTS: usize = 30;
+    let users = vec![UserSpec::default(); CLIENTS];
+    let mut world = World::scenario(Setup { shards: 1, users, ..Setup::default() });
+    let clients: Vec<_> = (0..CLIENTS).map(|user| world.attach(user, 0)).collect();
+    clients.iter().for_each(|&(client, _)| world.relink(client, NARROW, NARROW));
+    stall(
+        &mut world,
+        |world| clients.iter().for_each(|&(_, address)| world.send_down(&forbidden(SERVER, address))),
+        |world| world.seen.client_mtus.len() == CLIENTS,
+    );
+    world.run(Duration::from_millis(1));
+    let told = world.seen.events.iter().filter(|event| matches!(event, Event::PathNarrowed { .. })).count();
+    assert_eq!(world.sum(|counters| counters.narrowed_paths), CLIENTS as u64);
+    assert!((10..CLIENTS / 2).contains(&told), "{told} lines for {CLIENTS} clients");
+}
+
+#[test]
 fn between_clients_a_packet_is_fragmented_or_its_sender_is_told_limited_or_not() {
     for limit_bits_per_s in [None, Some(10_000_000)] {
         for shards in [1, 2] {
@@ -188,4 +206,29 @@ fn between_clients_a_packet_is_fragmented_or_its_sender_is_told_limited_or_not()
             assert_eq!(world.dropped(DropReason::NoRoute), 0);
         }
     }
+}
+
+#[test]
+fn of_a_limited_users_flow_what_is_fragmented_and_what_is_not_arrive_in_order() {
+    let users =
+        vec![UserSpec { limit_bits_per_s: Some(4_000_000), burst: Some(Duration::ZERO), ..UserSpec::default() }];
+    let mut world = World::scenario(Setup { shards: 1, users, ..Setup::default() });
+    let (client, address) = world.attach(0, 0);
+    world.relink(client, NARROW, NARROW);
+    stall(&mut world, |world| world.send_down(&forbidden(SERVER, address)), |world| !world.seen.client_mtus.is_empty());
+    world.devices[client].received.clear();
+    // The burst is spent soon, and the others wait.
+    for number in 0..=u8::MAX {
+        let mut small = udp4(SERVER, address, &[number; 1000]);
+        let mut large = fragmentable(SERVER, address);
+        (small[28], large[28]) = (number, number);
+        world.send_down(&small);
+        world.send_down(&large);
+        world.run(Duration::from_millis(4));
+    }
+    world.run(Duration::from_secs(1));
+    let begins = world.devices[client].received.iter().filter(|packet| packet[7] == 0 && packet[6] & 0x1f == 0);
+    let numbers: Vec<u8> = begins.map(|packet| packet[28]).collect();
+    assert!(world.dropped(DropReason::QueueDelay) > 0 && numbers.len() > 100, "{}", numbers.len());
+    assert!(numbers.is_sorted(), "{numbers:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate_shards::{Command, CommandId, Event};
+use tollgate_shards::{AddressRange, Command, CommandId, Event};
 use tollgate_sim::world::{Setup, UserSpec, World};
 
 const MS: Duration = Duration::from_millis(1);
@@ -34,5 +34,28 @@ fn a_connection_is_told_of_once_with_the_epoch_that_closed_it_whichever_shard_en
             assert_eq!(told, [(by, reason, snapshot.version)], "{what}");
             assert!(world.shards().all(|shard| shard.completed() == CommandId(1)), "{what}");
         }
+    }
+}
+
+/// Every message is under way for so long that an order comes between the question for an address and the answer.
+#[test]
+fn an_address_that_comes_when_its_user_may_not_have_it_any_more_is_not_taken() {
+    for home in [0, 1] {
+        let users = vec![UserSpec { home: Some(home), ..UserSpec::default() }];
+        let mut world = World::scenario(Setup { users, ..Setup::default() });
+        world.delay_messages(10 * MS);
+        let client = world.connect(0, 1);
+        // The question is under way.
+        while world.shard(1).counters().handshakes == 0 {
+            world.run(MS);
+        }
+        let other = AddressRange::new([198, 18, 0, 99].into(), [198, 18, 0, 99].into()).unwrap();
+        let snapshot = world.snapshot_with_pool(0, other);
+        let now = world.instant();
+        world.shard_mut(1).handle_command(now, Command::Apply { id: CommandId(1), snapshot });
+        world.run(100 * MS);
+        let is_attached = |event: &Event| matches!(event, Event::Attached { .. });
+        assert!(!world.seen.events.iter().any(is_attached), "home {home}: {:?}", world.seen.events);
+        assert!(!world.is_attached(client) && world.addresses_held() == 0, "home {home}");
     }
 }

@@ -166,6 +166,7 @@ fn tokens_parked_at_an_idle_holder_serve_another_after_one_recall() {
         bench.report(LeaseReport { granted_bytes, ..wants(A, LEASE_BYTES_MIN, PACKET) });
         idle.handle_grant(&bench.grants.pop_front().unwrap());
     }
+    bench.wait(RECALL_PAUSE);
     assert_eq!(idle.available_bytes(), 65_536);
     bench.report(busy.poll_report(bench.now, PACKET, PACKET).unwrap());
     let recall = bench.grants.pop_front().unwrap();
@@ -185,12 +186,10 @@ fn who_asks_before_a_packet_waits_gives_its_tokens_to_one_whose_packets_do() {
     let mut bench = Bench::full(Limit { rate: Rate::from_bits_per_s(1_000).unwrap(), burst_bytes: 4_000 });
     bench.report(wants(A, 4_000, PACKET));
     assert_eq!(bench.grant(), (A, 4_000, false));
-    bench.report(LeaseReport { granted_bytes: 4_000, ..wants(B, PACKET, PACKET) });
-    bench.grants.clear();
-    bench.report(wants(B, PACKET, PACKET));
-    bench.grants.clear();
     // It has more than a packet's worth, and would like more still.
     bench.report(LeaseReport { granted_bytes: 4_000, spent_bytes: 2_500, ..wants(A, 4_000, 1) });
+    bench.wait(RECALL_PAUSE);
+    bench.report(wants(B, PACKET, PACKET));
     assert_eq!(bench.grant(), (A, 4_000, true));
     bench.report(LeaseReport { granted_bytes: 4_000, spent_bytes: 2_500, returned_bytes: 1_500, ..wants(A, 0, 0) });
     assert_eq!(bench.grant(), (B, PACKET, false));
@@ -204,10 +203,11 @@ fn those_whose_packets_wait_are_recalled_only_when_nobody_can_be_served_otherwis
         bench.report(wants(A, 1_000, 1_000));
         bench.report(wants(B, 1_000, 1_000));
         assert_eq!(bench.served(), [A, B]);
-        bench.report(LeaseReport { granted_bytes: 1_000, ..wants(B, 500, 500) });
-        assert_eq!(bench.grant(), (A, 1_000, true));
         // Both hold a part of what their next packet takes.
         bench.report(LeaseReport { granted_bytes: 1_000, ..wants(A, 500, 500) });
+        bench.report(LeaseReport { granted_bytes: 1_000, ..wants(B, 500, 500) });
+        assert!(bench.grants.is_empty(), "what was granted last may not have arrived");
+        bench.wait(RECALL_PAUSE);
         assert_eq!(bench.issuer.poll_timeout().is_none(), is_stuck);
         assert_eq!(bench.grants.iter().any(|grant| grant.recall), is_stuck);
     }
@@ -221,9 +221,15 @@ fn a_recall_is_repeated_with_the_request_and_not_before() {
     }
     bench.grants.clear();
     bench.report(wants(B, PACKET, PACKET));
+    assert_eq!(bench.due(), RECALL_PAUSE);
+    bench.wait(RECALL_PAUSE);
     assert_eq!(bench.grant(), (A, 65_536, true));
-    bench.wait(Duration::from_millis(50));
+    // What it said before it heard of that changes nothing.
+    bench.report(LeaseReport { granted_bytes: 65_536, ..wants(A, 0, 0) });
+    bench.wait(RECALL_AGAIN / 2);
+    bench.report(wants(B, PACKET, PACKET));
     assert!(bench.grants.is_empty());
+    bench.wait(RECALL_AGAIN / 2);
     bench.report(wants(B, PACKET, PACKET));
     assert_eq!(bench.grant(), (A, 65_536, true));
 }

@@ -93,6 +93,15 @@ impl AddressAllocator {
         }
     }
 
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match (self.awaited.is_empty(), self.early.is_empty()) {
+            (false, _) => "recovering",
+            (true, false) => "behind",
+            (true, true) => "up_to_date",
+        }
+    }
+
     pub fn held(&self) -> u64 {
         self.held.len() as u64
     }
@@ -215,7 +224,7 @@ impl AddressAllocator {
         if pool == Pool::Shared && free > 0 && self.reserve.keeps_from(login.user, free, total) {
             return Err(Refusal::Reserved);
         }
-        match self.remembered.get(&login.certificate) {
+        match self.remembered.get(&login.credential) {
             Some(&last) if self.free.take(pool, last) => Ok(last),
             _ => self.free.take_lowest(pool).ok_or(Refusal::Exhausted),
         }
@@ -238,14 +247,14 @@ impl AddressAllocator {
         if let Some(pool) = self.free.pool_of(&context.users, address) {
             self.free.put_back(pool, address);
         }
-        self.remember(login.certificate, address);
+        self.remember(login.credential, address);
         context.steers.push_back(SteeringUpdate { address, owner: None });
         context.broadcast(|| ControlMessage::Unroute { address, connection });
     }
 
-    fn remember(&mut self, certificate: Fingerprint, address: IpAddr) {
-        if self.remembered.insert(certificate, address).is_none() {
-            self.remembered_order.push_back(certificate);
+    fn remember(&mut self, credential: Fingerprint, address: IpAddr) {
+        if self.remembered.insert(credential, address).is_none() {
+            self.remembered_order.push_back(credential);
             if self.remembered_order.len() > self.remembered_max {
                 self.remembered_order.pop_front().and_then(|oldest| self.remembered.remove(&oldest));
             }

@@ -20,9 +20,9 @@ fn users(pools: &[&[AddressRange]]) -> Users {
     Users::new(users.collect()).unwrap()
 }
 
-fn login(user: u32, certificate: u8, connection: u64) -> Login {
+fn login(user: u32, credential: u8, connection: u64) -> Login {
     let connection = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: connection };
-    Login { user: UserIndex(user), connection, certificate: Fingerprint([certificate; 32]) }
+    Login { user: UserIndex(user), connection, credential: Fingerprint([credential; 32]) }
 }
 
 /// An allocator on its shard.
@@ -44,16 +44,16 @@ impl Bench {
     }
 
     /// A new connection of `user` asks for an address. The answer, if there is one.
-    fn ask(&mut self, user: u32, certificate: u8) -> Option<(Login, Result<IpAddr, Refusal>)> {
+    fn ask(&mut self, user: u32, credential: u8) -> Option<(Login, Result<IpAddr, Refusal>)> {
         self.connections += 1;
-        let login = login(user, certificate, self.connections);
+        let login = login(user, credential, self.connections);
         let version = self.context.version;
         self.allocator.allocate(&mut self.context, login, HOME, version);
         self.answers().pop()
     }
 
-    fn take(&mut self, user: u32, certificate: u8) -> (Login, IpAddr) {
-        let (login, address) = self.ask(user, certificate).unwrap();
+    fn take(&mut self, user: u32, credential: u8) -> (Login, IpAddr) {
+        let (login, address) = self.ask(user, credential).unwrap();
         (login, address.unwrap())
     }
 
@@ -139,8 +139,8 @@ fn a_home_moves_an_address_from_one_connection_to_another_but_not_from_another_h
 #[test]
 fn what_is_remembered_is_bounded() {
     let mut bench = Bench::new("198.18.0.1/24", &[&[]]);
-    for certificate in 0..100 {
-        let taken = bench.take(0, certificate);
+    for credential in 0..100 {
+        let taken = bench.take(0, credential);
         bench.release(taken);
     }
     assert_eq!(bench.allocator.remembered.len(), 4);

@@ -57,6 +57,17 @@ impl Member {
         }
     }
 
+    #[cfg(feature = "inspect")]
+    pub fn state(&self) -> &'static str {
+        match (self.closing, self.stage) {
+            (true, _) => "closing",
+            (false, Stage::Unasked) => "unasked",
+            (false, Stage::Asked { .. }) => "asked",
+            (false, Stage::Waiting) => "waiting",
+            (false, Stage::Holds(_)) => "holds",
+        }
+    }
+
     fn is_waiting(&self) -> bool {
         !self.closing && self.stage == Stage::Waiting
     }
@@ -68,8 +79,8 @@ impl Member {
 
     /// Whether `users` still have it, and let it have its address.
     fn is_valid(&self, users: &Users) -> bool {
-        let Login { user, certificate, .. } = self.login;
-        users.find(&certificate) == Some(user) && self.address().is_none_or(|address| users.allows(user, address))
+        let Login { user, credential, .. } = self.login;
+        users.find(&credential) == Some(user) && self.address().is_none_or(|address| users.allows(user, address))
     }
 
     fn close(&mut self, context: &mut Context, reason: CloseReason) {

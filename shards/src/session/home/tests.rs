@@ -17,7 +17,7 @@ fn limit() -> Limit {
 }
 
 fn user(limit: Option<Limit>) -> User {
-    User { name: "alice".to_owned(), certificates: vec![Fingerprint([1; 32])], limit, ..User::default() }
+    User { name: "alice".to_owned(), credentials: vec![Fingerprint([1; 32])], limit, ..User::default() }
 }
 
 fn users(limit: Option<Limit>) -> Users {
@@ -38,7 +38,7 @@ impl Bench {
 
     fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
         let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: number };
-        let login = Login { user: USER, connection, certificate: Fingerprint([1; 32]) };
+        let login = Login { user: USER, connection, credential: Fingerprint([1; 32]) };
         self.home.attach(&mut self.context, login, 0, address);
         login
     }
@@ -219,7 +219,7 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
 fn what_nobody_knows_changes_nothing() {
     let mut bench = Bench::new(Some(limit()), 0);
     let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: 1 };
-    let login = Login { user: UserIndex(77), connection, certificate: Fingerprint([9; 32]) };
+    let login = Login { user: UserIndex(77), connection, credential: Fingerprint([9; 32]) };
     bench.detach(login);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.close_lease(1, 0);

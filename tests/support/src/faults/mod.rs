@@ -1,14 +1,18 @@
 //! Kernels that refuse, played by a preloaded library, and what happens to a program from outside.
 
+mod locks;
+
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tempfile::TempDir;
+
+pub use locks::{LockCounts, Locks};
 
 /// Faults of a program's system calls.
 #[derive(Debug)]
@@ -21,13 +25,8 @@ impl Faults {
     /// Compiles the library. No call fails yet.
     pub fn build() -> Faults {
         let folder = tempfile::tempdir().unwrap();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/faults/preload.c");
-        let library = folder.path().join("faults.so");
-        let compiler =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).args([source, "-ldl"]).output();
-        let compiler = compiler.expect("a C compiler");
-        assert!(compiler.status.success(), "{compiler:?}");
-        fs::write(folder.path().join("clock"), 0u64.to_ne_bytes()).unwrap();
+        compile("preload.c", &folder.path().join("faults.so"));
+        fs::write(folder.path().join("clock"), [0; 16]).unwrap();
         Faults { folder, variables: Vec::new() }
     }
 
@@ -76,9 +75,18 @@ impl Faults {
 
     /// The monotonic clock has stood still for so long in all, as while a machine sleeps.
     pub fn stop_clock(&self, still: Duration) {
+        self.write_clock((still.as_nanos() as u64).to_ne_bytes(), 0);
+    }
+
+    /// The wall clock is so many seconds ahead of the machine's.
+    pub fn set_wall_clock(&self, ahead_s: i64) {
+        self.write_clock(ahead_s.to_ne_bytes(), 8);
+    }
+
+    fn write_clock(&self, value: [u8; 8], at: u64) {
         // In place: the file is mapped.
         let file = fs::OpenOptions::new().write(true).open(self.path("clock")).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &(still.as_nanos() as u64).to_ne_bytes(), 0).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &value, at).unwrap();
     }
 
     pub fn refusals(&self) -> u64 {
@@ -88,6 +96,15 @@ impl Faults {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+}
+
+/// Makes a library to preload of `source`, a file of this folder.
+fn compile(source: &str, library: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/faults").join(source);
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source).arg("-ldl");
+    let output = compiler.output().expect("a C compiler");
+    assert!(output.status.success(), "{output:?}");
 }
 
 fn list(errors: &[i32]) -> String {

@@ -113,26 +113,29 @@ ssize_t writev(int fd, const struct iovec *vectors, int count) {
     return real(fd, vectors, count);
 }
 
-/* $FAULTS_CLOCK is a file of 8 bytes: for how many nanoseconds the monotonic clock has stood still, as it does while a machine sleeps. */
+/* $FAULTS_CLOCK is a file of two numbers of 8 bytes: for how many nanoseconds the monotonic clock has stood still, as it does while a machine
+   sleeps, and by how many seconds the wall clock is ahead. */
 int clock_gettime(clockid_t clock, struct timespec *time) {
     static int (*real)(clockid_t, struct timespec *);
-    static volatile int64_t *still_ns;
+    static volatile int64_t *clocks;
     if (!real)
         real = dlsym(RTLD_NEXT, "clock_gettime");
     const char *path = getenv("FAULTS_CLOCK");
-    if (!still_ns && path) {
+    if (!clocks && path) {
         int file = open(path, O_RDONLY | O_CLOEXEC);
-        void *shared = mmap(NULL, sizeof *still_ns, PROT_READ, MAP_SHARED, file, 0);
+        void *shared = mmap(NULL, 2 * sizeof *clocks, PROT_READ, MAP_SHARED, file, 0);
         if (shared == MAP_FAILED)
             abort();
-        still_ns = shared;
+        clocks = shared;
         close(file);
     }
     int result = real(clock, time);
-    if (result == 0 && clock == CLOCK_MONOTONIC && still_ns) {
-        int64_t now_ns = (int64_t)time->tv_sec * 1000000000 + time->tv_nsec - *still_ns;
+    if (result == 0 && clock == CLOCK_MONOTONIC && clocks) {
+        int64_t now_ns = (int64_t)time->tv_sec * 1000000000 + time->tv_nsec - clocks[0];
         time->tv_sec = now_ns / 1000000000;
         time->tv_nsec = now_ns % 1000000000;
     }
+    if (result == 0 && clock == CLOCK_REALTIME && clocks)
+        time->tv_sec += clocks[1];
     return result;
 }

@@ -15,13 +15,14 @@ const PROGRAMS_OF_OTHERS: &str =
 const CARGO: [&str; 10] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test", "xtask"];
 
 /// The packages that documents name, and their folders.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("tollgate", ""),
     ("tollgate-shards", "shards"),
     ("tollgate-sim", "shards/sim"),
     ("tollgate-config", "config"),
     ("tollgate-bench", "bench"),
     ("tollgate-testkit", "bench/testkit"),
+    ("tollgate-fuzz", "tests/fuzz"),
 ];
 
 /// Checks what documents say to run.

@@ -1,0 +1,124 @@
+//! The gateway drains for a while: no shard takes a client, and all who are there are sent away in time.
+
+use std::time::Duration;
+
+use tollgate_shards::Command;
+
+use super::{Event, World};
+use crate::oracle::Violation;
+use crate::plan::Feature;
+use crate::schedule::Time;
+use crate::trace::Who;
+
+/// Beyond its time a drain may last so long, in which a core may be at something else.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// How clients are to be sent away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DrainTimes {
+    over: Duration,
+    within: Duration,
+}
+
+/// What a shard was told last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Draining {
+    pace: DrainTimes,
+    obeyed: Option<Obeyed>,
+}
+
+/// How a shard was when it was first seen to obey.
+#[derive(Debug, Clone, Copy)]
+struct Obeyed {
+    at: Time,
+    /// How many clients it had last.
+    clients: usize,
+    /// How many will have logged in, now and in its time before, if every handshake that is under way does.
+    logins_max: u64,
+}
+
+impl World {
+    /// Schedules a drain, another one of another pace in half of the runs, and their end.
+    pub(super) fn schedule_drain(&mut self) {
+        if !self.plan.features.has(Feature::Drain) {
+            return;
+        }
+        let mut random = self.plan.draws.stream("drain");
+        let mut at = random.duration(Duration::ZERO, self.plan.safety);
+        for _ in 0..1 + random.index(2) {
+            let [over, within] =
+                [(); 2].map(|()| random.log_duration(Duration::from_millis(10), Duration::from_secs(20)));
+            self.schedule_orders(at, Some(DrainTimes { over, within }), &mut random);
+            at += random.log_duration(Duration::from_millis(100), Duration::from_secs(20));
+        }
+        self.schedule_orders(at, None, &mut random);
+    }
+
+    fn schedule_orders(&mut self, at: Duration, pace: Option<DrainTimes>, random: &mut crate::random::Stream) {
+        for index in 0..self.plan.shards {
+            let after = at + random.duration(Duration::ZERO, self.plan.disturbances.order_spread);
+            self.schedule.at(self.now + after, Event::Drain(index, pace));
+        }
+    }
+
+    /// A shard is told to drain, or to take clients again.
+    pub(super) fn drain_shard(&mut self, index: u16, pace: Option<DrainTimes>) {
+        if self.is_calm && pace.is_some() {
+            return;
+        }
+        if self.gateway.cores[usize::from(index)].pause.is_some() {
+            self.schedule.at(self.now + Duration::from_millis(10), Event::Drain(index, pace));
+            return;
+        }
+        let what = if pace.is_some() { "is to drain" } else { "is to take clients again" };
+        self.trace.note(self.now, Who::Shard(index), what, 0);
+        let command = pace.map_or(Command::Resume, |DrainTimes { over, within }| Command::Drain { over, within });
+        self.draining[usize::from(index)] = pace.map(|pace| Draining { pace, obeyed: None });
+        self.hits.command(&command);
+        let now = self.shard_instant(index);
+        self.touch_shard(index);
+        match self.gateway.cores[usize::from(index)].machine_mut() {
+            Some(machine) => machine.order(command),
+            None => self.shard_mut(index).handle_command(now, command),
+        }
+    }
+
+    /// A shard that was started anew is told again.
+    pub(super) fn drain_anew(&mut self, index: u16) {
+        if let Some(Draining { pace, .. }) = self.draining[usize::from(index)] {
+            self.schedule.at(self.now, Event::Drain(index, Some(pace)));
+        }
+    }
+
+    /// All shards take clients again.
+    pub(crate) fn end_drains(&mut self) {
+        for index in 0..self.plan.shards {
+            if self.draining[usize::from(index)].is_some() {
+                self.schedule.at(self.now, Event::Drain(index, None));
+            }
+        }
+    }
+
+    /// A shard's pass is over: one that drains has no more clients than before, and none once its time is over.
+    pub(super) fn judge_drain(&mut self, index: u16) -> Result<(), Violation> {
+        let Some(Draining { pace, obeyed }) = &mut self.draining[usize::from(index)] else { return Ok(()) };
+        let shard = self.gateway.cores[usize::from(index)].shard();
+        if shard.inspect().takes_clients() {
+            return Ok(());
+        }
+        let (clients, logins) = (shard.clients(), shard.counters().handshakes);
+        let logins_max = logins + shard.inspect().handshakes_admitted() as u64;
+        let before = *obeyed.get_or_insert(Obeyed { at: self.now, clients, logins_max });
+        *obeyed = Some(Obeyed { clients, ..before });
+        self.hits.states(shard);
+        let is_measured = !self.plan.features.has(Feature::Clocks) && !self.plan.features.has(Feature::Pauses);
+        let what = if clients > before.clients || logins > before.logins_max {
+            format!("drains, and has {clients} clients after {}, and {logins} logins", before.clients)
+        } else if clients > 0 && is_measured && self.now > before.at + pace.over.min(pace.within) + SLACK {
+            format!("drains since {:?} and still has {clients} clients", before.at)
+        } else {
+            return Ok(());
+        };
+        Err(Violation::new("drain", format!("{:?} {what}", shard.index())))
+    }
+}

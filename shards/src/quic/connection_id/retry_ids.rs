@@ -1,0 +1,96 @@
+//! The IDs of Retries, which lead to whichever shard a client is to go to.
+//!
+//! An ID that is encrypted must be drawn until it fits. A Retry may not wait for that: it costs a stranger nothing. So what is drawn is kept for the shard
+//! that it happens to steer to, up to a bound.
+
+use quinn_proto::ConnectionId;
+
+use super::SteeringIds;
+use crate::ids::ShardIndex;
+
+/// IDs in stock for each shard.
+const STOCK_MAX: usize = 16;
+/// Draws for each Retry: what one costs on average, since every second ID is of the other generation.
+const DRAWS: usize = 2;
+/// Draws in each pass of the shard while something is missing.
+const DRAWS_OF_A_PASS: usize = 8;
+
+pub struct RetryIds {
+    ids: SteeringIds,
+    /// By shard. Nothing where the first draw fits.
+    stock: Vec<Vec<ConnectionId>>,
+    missing: usize,
+}
+
+impl RetryIds {
+    /// Made of draws of `ids`, whichever shard those are for.
+    pub fn new(ids: SteeringIds) -> Self {
+        let shards = if ids.scheme.layout.is_direct() { 0 } else { usize::from(ids.scheme.shards) };
+        let stock = vec![Vec::with_capacity(STOCK_MAX); shards];
+        let mut this = RetryIds { ids, stock, missing: shards * STOCK_MAX };
+        while this.missing > 0 {
+            this.draw();
+        }
+        this
+    }
+
+    /// An ID that leads to `owner`, or to the next shard for which there is one.
+    pub fn take(&mut self, owner: ShardIndex) -> ConnectionId {
+        if self.stock.is_empty() {
+            return self.ids.draw_for(owner);
+        }
+        self.draw_some(DRAWS);
+        loop {
+            let (before, from) = self.stock.split_at_mut(usize::from(owner.0));
+            if let Some(id) = from.iter_mut().chain(before).find_map(Vec::pop) {
+                self.missing += 1;
+                return id;
+            }
+            self.draw();
+        }
+    }
+
+    /// Draws some of what is missing.
+    pub fn restock(&mut self) {
+        self.draw_some(DRAWS_OF_A_PASS);
+    }
+
+    fn draw_some(&mut self, draws: usize) {
+        for _ in 0..draws {
+            if self.missing == 0 {
+                return;
+            }
+            self.draw();
+        }
+    }
+
+    fn draw(&mut self) {
+        let id = self.ids.draw();
+        let Some(shard) = self.ids.scheme.shard_of(&id) else { return };
+        let stock = &mut self.stock[usize::from(shard.0)];
+        if stock.len() < STOCK_MAX {
+            stock.push(id);
+            self.missing -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ConnectionIdKey, IdLayout, IdScheme, QuicLb};
+    use super::*;
+    use crate::ids::Generation;
+
+    #[test]
+    fn whichever_shard_is_wanted_no_stock_outgrows_its_bound() {
+        let config = QuicLb { rotation: 0, server_id: vec![1], key: Some([3; 16]) };
+        let layout = IdLayout::quic_lb(12, &config, ConnectionIdKey([7; 16])).unwrap();
+        let scheme = IdScheme::new(layout, 4, ShardIndex(0), Generation::Even);
+        let mut ids = RetryIds::new(SteeringIds::new(scheme, [1; 16]));
+        for _ in 0..200 {
+            ids.take(ShardIndex(1));
+            ids.restock();
+            assert!(ids.stock.iter().all(|stock| stock.len() <= STOCK_MAX));
+        }
+    }
+}

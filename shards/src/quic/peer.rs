@@ -1,0 +1,54 @@
+//! Who the other side of a connection is, and why a connection is over.
+
+use quinn_proto::{Connection, ConnectionError};
+use rustls::pki_types::CertificateDer;
+use tollgate_noise::{PublicKey, UnlistedKey};
+
+use crate::excerpt::excerpt;
+use crate::ids::{Credential, CredentialKind, Fingerprint};
+
+/// What the client of an established connection has shown.
+pub fn credential(connection: &Connection) -> Option<Credential> {
+    let identity = connection.crypto_session().peer_identity()?;
+    if let Some(key) = identity.downcast_ref::<PublicKey>() {
+        let kind = CredentialKind::NoiseKey(key.kind());
+        return Some(Credential { kind, fingerprint: Fingerprint::of_key(key) });
+    }
+    let chain = identity.downcast_ref::<Vec<CertificateDer<'static>>>()?;
+    Some(Credential { kind: CredentialKind::Certificate, fingerprint: Fingerprint::of(chain.first()?) })
+}
+
+/// Why a handshake has come to nothing.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client has shown a Noise key that was not listed.
+    Unlisted(Credential),
+    /// In words.
+    Other(String),
+}
+
+impl Failure {
+    pub fn of(error: &ConnectionError) -> Self {
+        let unlisted = match error {
+            ConnectionError::TransportError(error) => UnlistedKey::of(error),
+            _ => None,
+        };
+        match unlisted {
+            Some(UnlistedKey { kind, digest }) => {
+                Failure::Unlisted(Credential { kind: CredentialKind::NoiseKey(kind), fingerprint: Fingerprint(digest) })
+            }
+            None => Failure::Other(words(error)),
+        }
+    }
+}
+
+/// Why a connection is lost.
+pub fn words(reason: &ConnectionError) -> String {
+    match reason {
+        ConnectionError::ApplicationClosed(close) => {
+            let said = excerpt(&close.reason);
+            format!("closed by the client: {said} (code {:#04x})", close.error_code.into_inner())
+        }
+        other => excerpt(other.to_string().as_bytes()),
+    }
+}
