@@ -383,7 +383,7 @@ where
 
     fn steer(&self, SteeringUpdate { address, owner }: SteeringUpdate) {
         let Some(steering) = &self.steering else { return };
-        if let Err(error) = steering.set(address, owner.map(|owner| usize::from(owner.0))) {
+        if let Err(error) = steering.set(address, owner) {
             // Not lost: the mesh carries what arrives at the wrong shard.
             debug!(%address, %error, "the TUN steering map was not updated");
         }

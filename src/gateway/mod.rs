@@ -66,7 +66,7 @@ use self::waker::Waker;
 use crate::handshakes::{HandshakeError, Served};
 use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
 use crate::io::{
-    BindError, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions, Wake,
+    BindError, Group, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions, Wake,
 };
 use crate::packet_io::PacketIo;
 
@@ -456,7 +456,7 @@ fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
     if queues.len() < 2 {
         return None;
     }
-    match TunSteering::attach(&queues[0], queues.len()) {
+    match TunSteering::attach(&queues[0], Group::alone(queues.len())) {
         Ok(steering) => Some(Arc::new(steering)),
         Err(error) => {
             warn!("{error}");

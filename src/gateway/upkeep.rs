@@ -17,7 +17,7 @@ use super::commands::CoreHandle;
 use super::core::CoreCommand;
 use super::recurrence::{LINES_MAX, Recurrence};
 use crate::host::{Host, HostError, Interface, Request, Restored, SocketPlan};
-use crate::io::{TunDevice, TunSteering};
+use crate::io::{Group, TunDevice, TunSteering};
 use crate::packet_io::Lost;
 
 /// How long a core may take to close its sockets.
@@ -267,7 +267,7 @@ impl Upkeep {
         let (device, queues) = host.make_tun(self.interface.plan())?;
         if let Some(steering) = &self.steering
             && let Some(queue) = queues.first()
-            && let Err(error) = steering.attach_again(queue)
+            && let Err(error) = steering.steer(queue, Group::alone(queues.len()))
         {
             warn!("{error}");
         }

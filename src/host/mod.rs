@@ -260,7 +260,7 @@ pub fn make_tun(plan: &TunPlan) -> Result<(TunDevice, Vec<TunQueue>), TunError> 
 /// When the kernel refuses.
 pub fn bind_sockets(plan: &SocketPlan) -> Result<Vec<ShardSockets>, BindError> {
     let SocketPlan { address, shards, options, handshake_buffer_bytes } = plan;
-    UdpGroup::bind_split(*address, *shards, options, *handshake_buffer_bytes)
+    UdpGroup::bind(*address, *shards, options, *handshake_buffer_bytes)
 }
 
 /// Where /proc/sys is read-only the kernel's defaults hold, and the upkeep of the interface puts back what they lose.

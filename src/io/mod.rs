@@ -4,6 +4,7 @@
 //! neither; only [`TunSteering`] and [`Wake`] are shared. Nothing here looks at a connection, a user or a route.
 
 mod cmsg;
+mod members;
 mod poller;
 mod receive;
 mod reuseport;
@@ -19,6 +20,7 @@ mod wake;
 #[cfg(test)]
 mod testnet;
 
+pub use members::{Group, Members};
 pub use poller::{Poller, Readiness};
 pub use receive::{ReceiveBatch, ReceiveCounters, ReceiveOutcome, SLOT_BYTES};
 pub use transmit::{DATA_BYTES_MIN, SendCounters, SendOutcome, TransmitBatch};

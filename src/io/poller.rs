@@ -273,7 +273,7 @@ mod tests {
     fn handshakes_are_reported_once_and_again_only_when_asked() {
         let (poller, _socket, _wake) = poller();
         let options = UdpOptions::default();
-        let group = super::super::UdpGroup::bind_split("127.0.0.1:0".parse().unwrap(), 1, &options, 1 << 16).unwrap();
+        let group = super::super::UdpGroup::bind("127.0.0.1:0".parse().unwrap(), 1, &options, 1 << 16).unwrap();
         let handshakes = &group[0].handshakes;
         poller.watch_handshakes(handshakes).unwrap();
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

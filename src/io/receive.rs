@@ -218,12 +218,11 @@ mod tests {
     use std::net::UdpSocket as StdSocket;
     use std::time::Duration;
 
-    use super::super::{UdpGroup, UdpOptions};
+    use super::super::UdpOptions;
     use super::*;
 
     fn pair() -> (UdpSocket, StdSocket) {
-        let mut group = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), 1, &UdpOptions::default()).unwrap();
-        let server = group.pop().unwrap();
+        let server = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
         let client = StdSocket::bind("127.0.0.1:0").unwrap();
         client.connect(server.local_address()).unwrap();
         (server, client)

@@ -186,6 +186,13 @@ impl TunDevice {
         Ok((device, fds.into_iter().map(TunQueue::new).collect()))
     }
 
+    /// Opens `queues` queues more of the device `name`, which another process has. They stand behind its own in the kernel's order.
+    pub fn join(name: &str, queues: usize) -> Result<Vec<TunQueue>, TunError> {
+        let flags = QUEUE_FLAGS | libc::IFF_MULTI_QUEUE;
+        let opened = (0..queues).map(|_| attach_queue(&mut interface_request(name), flags).map(TunQueue::new));
+        opened.collect()
+    }
+
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,15 +1,23 @@
 //! Steering of inner packets to the TUN queue of the shard that owns their destination.
 //!
-//! A BPF array, which all shards write and the kernel reads, maps the low 16 bits of an address to a queue; IPv4 and IPv6 have a half
+//! A BPF array, which all shards write and the kernel reads, maps the low 16 bits of an address to a shard; IPv4 and IPv6 have a half
 //! of it each. Two addresses of one family that agree in those bits share an entry: the last one set wins, and the packets of the
 //! other arrive at a wrong queue, from where its shard passes them on. So steering is exact up to a /16 or /112, and a hint beyond.
+//!
+//! The map names shards of either generation, and the program knows where each generation's queues stand in the kernel: while two processes share
+//! a device, queues come and go, and one ioctl exchanges the program. The map stays as it is.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use tollgate_shards::{Generation, ShardIndex};
+
+use super::members::{Group, Members};
 use super::tun_queue::TunQueue;
 
+/// The bit of a shard that tells its generation, as in the map's values.
+const GENERATION: i32 = 0x80;
 /// Entries for each family: one for each value of the low 16 bits.
 const FAMILY_ENTRIES: u32 = 1 << 16;
 
@@ -37,10 +45,7 @@ pub enum SteeringError {
 
 /// The steering map of a TUN device. Any thread may change it, in one system call; the program in the kernel goes with the device.
 #[derive(Debug)]
-pub struct TunSteering<M = BpfMap> {
-    map: M,
-    queues: usize,
-}
+pub struct TunSteering<M = BpfMap>(M);
 
 /// Where the entries are.
 pub trait SteeringMap {
@@ -71,20 +76,20 @@ impl SteeringMap for BpfMap {
 }
 
 impl TunSteering {
-    /// Loads the program and attaches it to the device of `queue`, which has `queues` queues.
-    ///
-    /// From then on the driver's own flow table is out of use. Addresses that nobody has set are spread over the queues by their low
-    /// bits, so that a scan of unused addresses is no shard's burden alone.
-    pub fn attach(queue: &TunQueue, queues: usize) -> Result<TunSteering, SteeringError> {
+    /// Makes a map that knows no address, and steers the device of `queue`, whose queues `group` are.
+    pub fn attach(queue: &TunQueue, group: Group) -> Result<TunSteering, SteeringError> {
         let map = create_map().map_err(|error| refusal("creating the map", error))?;
-        let steering = TunSteering::over(BpfMap(map), queues);
-        steering.attach_again(queue)?;
+        let steering = TunSteering::over(BpfMap(map));
+        steering.steer(queue, group)?;
         Ok(steering)
     }
 
-    /// Attaches the program to the device of `queue`, which has as many queues as the one before. The map stays as it is.
-    pub fn attach_again(&self, queue: &TunQueue) -> Result<(), SteeringError> {
-        let program = load_program(&self.map.0).map_err(|error| refusal("loading the program", error))?;
+    /// Loads a program for the queues of `group`, and attaches it to the device of `queue`.
+    ///
+    /// From then on the driver's own flow table is out of use. Addresses that nobody has set are spread over the newest process's queues by their
+    /// low bits, so that a scan of unused addresses is no shard's burden alone.
+    pub fn steer(&self, queue: &TunQueue, group: Group) -> Result<(), SteeringError> {
+        let program = load_program(&self.0.0, group).map_err(|error| refusal("loading the program", error))?;
         let number: libc::c_int = program.as_raw_fd();
         // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
         let done = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
@@ -96,20 +101,19 @@ impl TunSteering {
 }
 
 impl<M: SteeringMap> TunSteering<M> {
-    /// Over a map that nothing has been written to, for a device of `queues` queues.
-    pub fn over(map: M, queues: usize) -> Self {
-        TunSteering { map, queues }
+    /// Over a map that nothing has been written to.
+    pub fn over(map: M) -> Self {
+        TunSteering(map)
     }
 
-    /// Sends packets to `address` to queue `queue` from now on, or, for `None`, nowhere in particular.
+    /// Sends packets to `address` to the queue of `shard` from now on, or, for `None`, nowhere in particular.
     ///
-    /// Fails when there is no such queue.
-    pub fn set(&self, address: IpAddr, queue: Option<usize>) -> io::Result<()> {
-        if queue.is_some_and(|queue| queue >= self.queues) {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
+    /// # Errors
+    ///
+    /// Those of the map.
+    pub fn set(&self, address: IpAddr, shard: Option<ShardIndex>) -> io::Result<()> {
         // 0 is unknown.
-        self.map.update(entry(address), queue.map_or(0, |queue| queue as u32 + 1))
+        self.0.update(entry(address), shard.map_or(0, |shard| u32::from(shard.0) + 1))
     }
 }
 
@@ -189,8 +193,8 @@ fn create_map() -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_MAP_CREATE, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
-fn load_program(map: &OwnedFd) -> io::Result<OwnedFd> {
-    let program = program(map.as_raw_fd());
+fn load_program(map: &OwnedFd, group: Group) -> io::Result<OwnedFd> {
+    let program = program(map.as_raw_fd(), group);
     let mut attributes = ProgramLoad {
         program_type: BPF_PROG_TYPE_SOCKET_FILTER,
         instructions: program.len() as u32,
@@ -201,16 +205,19 @@ fn load_program(map: &OwnedFd) -> io::Result<OwnedFd> {
     unsafe { bpf(BPF_PROG_LOAD, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R6: u8 = 6;
+const R7: u8 = 7;
+const STACK: u8 = 10;
+
 /// The program: offset 0 is the inner IP header, and what it returns is the queue, modulo their number. A load beyond the packet ends
 /// it with 0.
-fn program(map: libc::c_int) -> [Instruction; 23] {
-    const R0: u8 = 0;
-    const R1: u8 = 1;
-    const R2: u8 = 2;
-    const R6: u8 = 6;
-    const R7: u8 = 7;
-    const STACK: u8 = 10;
-    [
+fn program(map: libc::c_int, group: Group) -> Vec<Instruction> {
+    let known = choice(group);
+    let to_unknown = known.len() as i16;
+    let look = [
         // The loads from the packet want the context in R6.
         op(0xbf, R6, R1, 0, 0),                    // r6 = r1
         op(0x30, R0, 0, 0, 0),                     // r0 = the first byte
@@ -228,12 +235,38 @@ fn program(map: libc::c_int) -> [Instruction; 23] {
         op(0x18, R1, BPF_PSEUDO_MAP_FD, 0, map),   // r1 = map, two instructions long
         op(0, 0, 0, 0, 0),
         op(0x85, 0, 0, 0, BPF_FUNC_MAP_LOOKUP_ELEM), // r0 = entry
-        op(0x15, R0, 0, 4, 0),                       // if there is none: unknown, skip 4
+        op(0x15, R0, 0, 3 + to_unknown, 0),          // if there is none: unknown
         op(0x61, R0, R0, 0, 0),                      // r0 = its value
-        op(0x15, R0, 0, 2, 0),                       // if 0: unknown, skip 2
-        op(0x07, R0, 0, 0, -1),                      // r0 -= 1
-        op(0x95, 0, 0, 0, 0),                        // return r0
-        op(0xbf, R0, R7, 0, 0),                      // unknown: r0 = r7
+        op(0x15, R0, 0, 1 + to_unknown, 0),          // if 0: unknown
+        op(0x07, R0, 0, 0, -1),                      // r0 -= 1: the shard
+    ];
+    let newest = group.newest();
+    let unknown = [
+        op(0xbf, R0, R7, 0, 0),                    // r0 = r7
+        op(0x97, R0, 0, 0, newest.count() as i32), // r0 %= the queues
+        op(0x07, R0, 0, 0, newest.first() as i32), // r0 += those in front
+        op(0x95, 0, 0, 0, 0),                      // return r0
+    ];
+    [look.as_slice(), &known, &unknown].concat()
+}
+
+/// Returns the queue of the shard in R0.
+fn choice(group: Group) -> Vec<Instruction> {
+    let [even, odd] = [Generation::Even, Generation::Odd].map(|generation| place(group.of(generation)));
+    if group.is_of_one() {
+        return even;
+    }
+    // If the bit is set, skip.
+    [[op(0x45, R0, 0, even.len() as i16, GENERATION)].as_slice(), &even, &odd].concat()
+}
+
+/// Returns the queue of the shard in R0, which is one of `members`'.
+fn place(members: Members) -> Vec<Instruction> {
+    vec![
+        op(0x57, R0, 0, 0, GENERATION - 1),          // r0 &= 0x7f
+        op(0x07, R0, 0, 0, members.turned() as i32), // r0 += where the first stands
+        op(0x97, R0, 0, 0, members.count() as i32),  // r0 %= the queues
+        op(0x07, R0, 0, 0, members.first() as i32),  // r0 += those in front
         op(0x95, 0, 0, 0, 0),                        // return r0
     ]
 }
@@ -245,22 +278,23 @@ fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Borrow;
     use std::net::UdpSocket as StdSocket;
     use std::time::Duration;
 
-    use super::super::FRAME_BYTES_MAX;
     use super::super::testnet::{in_network_namespace, is_udp, tun};
+    use super::super::{FRAME_BYTES_MAX, TunDevice};
     use super::*;
 
     const QUEUES: usize = 4;
 
     /// How many UDP packets each queue holds, once `total` are there.
-    fn packets(queues: &[TunQueue], total: usize) -> Vec<usize> {
+    fn packets(queues: &[impl Borrow<TunQueue>], total: usize) -> Vec<usize> {
         let mut buf = vec![0; FRAME_BYTES_MAX];
         let mut counts = vec![0; queues.len()];
         for _ in 0..2000 {
             for (queue, count) in queues.iter().zip(&mut counts) {
-                while let Some(bytes) = queue.read(&mut buf).unwrap() {
+                while let Some(bytes) = queue.borrow().read(&mut buf).unwrap() {
                     *count += usize::from(is_udp(&buf[..bytes]));
                 }
             }
@@ -273,7 +307,7 @@ mod tests {
     }
 
     /// Sends packets of many flows to `address` and returns what each queue got.
-    fn flows(queues: &[TunQueue], address: IpAddr, flows: usize) -> Vec<usize> {
+    fn flows(queues: &[impl Borrow<TunQueue>], address: IpAddr, flows: usize) -> Vec<usize> {
         let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         for _ in 0..flows {
             StdSocket::bind(any).unwrap().send_to(b"packet", (address, 53)).unwrap();
@@ -290,12 +324,12 @@ mod tests {
     fn packets_reach_the_queue_that_their_destination_is_mapped_to() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
+            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
             for (index, host) in (2..22).enumerate() {
                 for address in [ip(&format!("198.18.0.{host}")), ip(&format!("fd00::{host:x}"))] {
                     // The families do not share entries.
                     let queue = (index + usize::from(address.is_ipv6())) % QUEUES;
-                    steering.set(address, Some(queue)).unwrap();
+                    steering.set(address, Some(ShardIndex(queue as u16))).unwrap();
                 }
             }
             for (index, host) in (2..22).enumerate() {
@@ -314,10 +348,10 @@ mod tests {
     fn a_route_that_moves_takes_its_packets_along() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
+            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
             for address in [ip("198.18.0.77"), ip("fd00::77")] {
                 for queue in [3, 0, 2, 1] {
-                    steering.set(address, Some(queue)).unwrap();
+                    steering.set(address, Some(ShardIndex(queue as u16))).unwrap();
                     let mut expected = vec![0; QUEUES];
                     expected[queue] = 10;
                     assert_eq!(flows(&queues, address, 10), expected, "{address}");
@@ -331,8 +365,8 @@ mod tests {
     fn unknown_destinations_spread_and_each_keeps_to_one_queue() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], QUEUES).unwrap();
-            steering.set(ip("198.18.0.101"), Some(0)).unwrap();
+            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
+            steering.set(ip("198.18.0.101"), Some(ShardIndex(0))).unwrap();
             steering.set(ip("198.18.0.101"), None).unwrap();
             for base in ["198.18.0.", "fd00::"] {
                 let mut total = [0; QUEUES];
@@ -346,15 +380,43 @@ mod tests {
         });
     }
 
+    /// Queues of a second process join, have their own addresses and those of nobody, and are alone in the end; the first one's close one by one,
+    /// from the last to the first. What the map says is said once.
     #[test]
     #[ignore = "needs root: cargo xtask test --full"]
-    fn a_queue_that_does_not_exist_is_refused() {
-        in_network_namespace(|| {
-            let (_device, queues) = tun(2);
-            let steering = TunSteering::attach(&queues[0], 2).unwrap();
-            let error = steering.set(ip("198.18.0.2"), Some(2)).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        });
+    fn two_processes_share_a_device_by_generation_whatever_their_shards_and_their_queues_left() {
+        for (old, new) in [(1, 1), (2, 2), (4, 4), (1, 4), (4, 2), (2, 3)] {
+            in_network_namespace(|| {
+                let (device, mut before) = tun(old);
+                let steering = TunSteering::attach(&before[0], Group::alone(old)).unwrap();
+                let joined = TunDevice::join(device.name(), new).unwrap();
+                let address = |shard: u16| ip(&format!("198.18.0.{}", 10 + shard));
+                let of_odd = |shard: u16| shard | GENERATION as u16;
+                let shards: Vec<u16> = (0..old as u16).chain((0..new as u16).map(of_odd)).collect();
+                for &shard in &shards {
+                    steering.set(address(shard), Some(ShardIndex(shard))).unwrap();
+                }
+                let mut members = Members::behind(old as u32, new as u32);
+                let olds = Members::behind(0, old as u32);
+                loop {
+                    steering.steer(&joined[0], Group::of_two(Generation::Odd, members, olds)).unwrap();
+                    let queues: Vec<_> = before.iter().chain(&joined).collect();
+                    // Those of the old process that have not left, and all of the new one.
+                    let present = shards[..before.len()].iter().chain(&shards[old..]);
+                    for (place, &shard) in present.enumerate() {
+                        let mut expected = vec![0; queues.len()];
+                        expected[place] = 6;
+                        assert_eq!(flows(&queues, address(shard), 6), expected, "{shard:#x}, {} left", before.len());
+                    }
+                    let unknown = flows(&queues, ip("198.18.0.9"), 6);
+                    assert_eq!(unknown[before.len()..].iter().sum::<usize>(), 6, "{unknown:?}");
+                    if before.pop().is_none() {
+                        break;
+                    }
+                    members = members.one_left();
+                }
+            });
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use tollgate_shards::{SHARDS_MAX, Steering};
 
 use super::cmsg::UDP_GRO;
-use super::reuseport::{self, Layout};
+use super::members::Group;
+use super::reuseport;
 use super::sockaddr::{Family, RAW_ADDRESS_BYTES, RawAddress};
 
 /// Settings of a UDP socket.
@@ -85,78 +86,77 @@ pub enum BindError {
     },
 }
 
-/// A `SO_REUSEPORT` group: one port, a socket for each shard, steered by connection ID.
+/// A `SO_REUSEPORT` group: one port, two sockets for each shard, steered by connection ID.
+///
+/// What strangers send before a handshake has a socket and a buffer of its own, and takes no room from live traffic. The sockets of a process are
+/// bound in a fixed order, which is the order of their indices: those of live traffic of all shards, then those of handshakes of all shards.
+/// Closing one moves the last one into its place in the kernel's order: see [`Members`].
 #[derive(Debug)]
 pub struct UdpGroup;
 
 impl UdpGroup {
-    /// Opens the group on `address`, one socket for each of `shards` shards and in their order, and makes sure that no other socket
-    /// has or gets a part of it: neither another program, nor a second gateway, which the kernel would let in silently.
+    /// Opens a group on `address` with the sockets of `shards` shards, in their order, and makes sure that no other socket has or gets a part of
+    /// it: neither another program, nor a second gateway, which the kernel would let in silently.
     ///
-    /// Port 0 stands for a free port, `[::]` for all addresses of both families. Closing a socket moves the last one into its place
-    /// in the kernel's order, so all are to live as long as one.
-    pub fn bind(address: SocketAddr, shards: usize, options: &UdpOptions) -> Result<Vec<UdpSocket>, BindError> {
-        UdpGroup::bind_all(address, shards, Layout::Whole, &vec![*options; shards])
-    }
-
-    /// The same with two sockets for each shard: what strangers send before a handshake has a buffer of its own, of
-    /// `handshake_buffer_bytes`, and takes no room from live traffic.
-    ///
-    /// The sockets are bound in a fixed order, which is the order of their indices: those of live traffic of all shards, then those of
-    /// handshakes of all shards.
-    pub fn bind_split(
+    /// Port 0 stands for a free port, `[::]` for all addresses of both families. `handshake_buffer_bytes` is the receive buffer of each socket for
+    /// handshakes.
+    pub fn bind(
         address: SocketAddr,
         shards: usize,
         options: &UdpOptions,
         handshake_buffer_bytes: usize,
     ) -> Result<Vec<ShardSockets>, BindError> {
-        // Each datagram is to count as one message, since messages are what is rationed.
-        let handshakes = UdpOptions { receive_buffer_bytes: handshake_buffer_bytes, gro: false, ..*options };
-        let all = [vec![*options; shards], vec![handshakes; shards]].concat();
-        let mut live = UdpGroup::bind_all(address, shards, Layout::Split, &all)?;
-        let handshakes = live.split_off(shards);
-        Ok(live.into_iter().zip(handshakes).map(|(live, handshakes)| ShardSockets { live, handshakes }).collect())
-    }
-
-    fn bind_all(
-        address: SocketAddr,
-        shards: usize,
-        layout: Layout,
-        sockets: &[UdpOptions],
-    ) -> Result<Vec<UdpSocket>, BindError> {
-        if !(1..=usize::from(SHARDS_MAX)).contains(&shards) {
-            return Err(BindError::Shards { shards });
-        }
-        let (mut address, mut bound) = (address, Vec::<UdpSocket>::with_capacity(sockets.len()));
-        for options in sockets {
-            let fd = open(address, Family::of(address))?;
-            let share = |fd: &OwnedFd| {
-                let done = option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
-                done.map_err(|source| system(address, "SO_REUSEPORT", source))
-            };
-            if bound.is_empty() {
-                // Bound for itself alone, which fails when anybody has the port, shared or not; and so every gateway begins, so that of two
-                // that start at the same time one is refused. Only then others of this user may join.
-                let first = UdpSocket::configure(fd, address, options)?;
-                share(&first.fd)?;
-                address = first.local_address();
-                bound.push(first);
-                continue;
-            }
-            share(&fd)?;
-            bound.push(UdpSocket::configure(fd, address, options)?);
+        let all = socket_options(shards, options, handshake_buffer_bytes)?;
+        // Bound for itself alone; only then others of this user may join.
+        let first = UdpSocket::bind(address, options)?;
+        let address = first.local_address();
+        share(&first.fd, address)?;
+        let mut bound = vec![first];
+        for options in &all[1..] {
+            bound.push(UdpSocket::sharing(address, options)?);
             if bound.len() == 2 {
                 // The group exists from the second socket on. What came before is read by the first shard, which passes it on.
-                reuseport::attach(bound[0].as_fd(), shards, layout, options.steering).map_err(|source| {
-                    system(address, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source)
-                })?;
+                bound[0].steer(Group::alone(all.len()), options.steering)?;
             }
         }
-        Ok(bound)
+        Ok(by_shard(bound))
+    }
+
+    /// Opens sockets of `shards` shards behind those that another process of this user has in the group on `address`. They get nothing but what
+    /// the group's program names them for ([`UdpSocket::steer`]).
+    pub fn join(
+        address: SocketAddr,
+        shards: usize,
+        options: &UdpOptions,
+        handshake_buffer_bytes: usize,
+    ) -> Result<Vec<ShardSockets>, BindError> {
+        let all = socket_options(shards, options, handshake_buffer_bytes)?;
+        let bound = all.iter().map(|options| UdpSocket::sharing(address, options)).collect::<Result<Vec<_>, _>>()?;
+        Ok(by_shard(bound))
     }
 }
 
-/// The two sockets of a shard in a split group. Both have the same address; what is sent goes out through `live`.
+/// The options of all sockets, in the order of binding.
+fn socket_options(
+    shards: usize,
+    options: &UdpOptions,
+    handshake_buffer_bytes: usize,
+) -> Result<Vec<UdpOptions>, BindError> {
+    if !(1..=usize::from(SHARDS_MAX)).contains(&shards) {
+        return Err(BindError::Shards { shards });
+    }
+    // Each datagram is to count as one message, since messages are what is rationed.
+    let handshakes = UdpOptions { receive_buffer_bytes: handshake_buffer_bytes, gro: false, ..*options };
+    Ok([vec![*options; shards], vec![handshakes; shards]].concat())
+}
+
+/// The sockets of each shard, of those in the order of binding.
+fn by_shard(mut live: Vec<UdpSocket>) -> Vec<ShardSockets> {
+    let handshakes = live.split_off(live.len() / 2);
+    live.into_iter().zip(handshakes).map(|(live, handshakes)| ShardSockets { live, handshakes }).collect()
+}
+
+/// The two sockets of a shard. Both have the same address; what is sent goes out through `live`.
 #[derive(Debug)]
 pub struct ShardSockets<U = UdpSocket> {
     /// Receives short headers: packets of connections that stand (RFC 9000, section 17.3).
@@ -181,6 +181,25 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
+    /// Opens a socket on `address` that nobody shares, which fails when anybody has the port, shared or not. Of two programs that start at the same
+    /// time one is refused.
+    pub fn bind(address: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
+        UdpSocket::configure(open(address, Family::of(address))?, address, options)
+    }
+
+    /// Opens a socket on `address` that others of this user share.
+    fn sharing(address: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
+        let fd = open(address, Family::of(address))?;
+        share(&fd, address)?;
+        UdpSocket::configure(fd, address, options)
+    }
+
+    /// Has the kernel steer all that comes for the socket's group over the sockets of `group`.
+    pub fn steer(&self, group: Group, steering: Steering) -> Result<(), BindError> {
+        reuseport::attach(self.fd.as_fd(), group, steering)
+            .map_err(|source| system(self.local, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source))
+    }
+
     /// Opens a socket to speak with `remote` from any address and a free port. It is not connected: an error of one path does not end
     /// it, and it may speak with others.
     pub fn for_remote(remote: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
@@ -188,8 +207,7 @@ impl UdpSocket {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let address = SocketAddr::new(any, 0);
-        UdpSocket::configure(open(address, Family::of(address))?, address, options)
+        UdpSocket::bind(SocketAddr::new(any, 0), options)
     }
 
     /// The address that the socket is bound to.
@@ -276,6 +294,11 @@ fn open(address: SocketAddr, family: Family) -> Result<OwnedFd, BindError> {
     Ok(fd)
 }
 
+/// Lets others of this user bind the port too.
+fn share(fd: &OwnedFd, address: SocketAddr) -> Result<(), BindError> {
+    option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1).map_err(|source| system(address, "SO_REUSEPORT", source))
+}
+
 fn bind(fd: &OwnedFd, address: SocketAddr) -> Result<(), BindError> {
     rustix::net::bind(fd, &address).map_err(|error| refusal(address, "bind", error.into()))
 }
@@ -331,8 +354,8 @@ pub(super) mod tests {
         option(&socket.fd, level, name, value).unwrap();
     }
 
-    fn bind_group(address: SocketAddr, shards: usize) -> Result<Vec<UdpSocket>, BindError> {
-        UdpGroup::bind(address, shards, &UdpOptions::default())
+    fn bind_group(address: SocketAddr, shards: usize) -> Result<Vec<ShardSockets>, BindError> {
+        UdpGroup::bind(address, shards, &UdpOptions::default(), 1 << 20)
     }
 
     #[test]
@@ -351,7 +374,7 @@ pub(super) mod tests {
     #[test]
     fn a_second_gateway_does_not_join_the_group() {
         let first = bind_group("127.0.0.1:0".parse().unwrap(), 2).unwrap();
-        let address = first[0].local_address();
+        let address = first[0].live.local_address();
         assert!(matches!(bind_group(address, 2), Err(BindError::InUse { .. })));
         drop(first);
         assert_eq!(bind_group(address, 2).unwrap().len(), 2, "free again");
@@ -380,7 +403,8 @@ pub(super) mod tests {
     fn a_group_shares_one_port_up_to_128_shards() {
         let sockets = bind_group("127.0.0.1:0".parse().unwrap(), 5).unwrap();
         assert_eq!(sockets.len(), 5);
-        assert!(sockets.iter().all(|socket| socket.local_address() == sockets[0].local_address()));
+        let all = sockets.iter().flat_map(|ShardSockets { live, handshakes }| [live, handshakes]);
+        assert!(all.map(UdpSocket::local_address).all(|address| address == sockets[0].live.local_address()));
         for shards in [0, 129] {
             assert!(matches!(bind_group("127.0.0.1:0".parse().unwrap(), shards), Err(BindError::Shards { .. })));
         }
@@ -414,7 +438,7 @@ pub(super) mod tests {
     #[test]
     fn strangers_have_a_receive_buffer_of_their_own_size() {
         let options = UdpOptions { receive_buffer_bytes: 100 << 10, ..UdpOptions::default() };
-        let shards = UdpGroup::bind_split("127.0.0.1:0".parse().unwrap(), 2, &options, 20 << 10).unwrap();
+        let shards = UdpGroup::bind("127.0.0.1:0".parse().unwrap(), 2, &options, 20 << 10).unwrap();
         for ShardSockets { live, handshakes } in &shards {
             let receive = |socket: &UdpSocket| socket.buffers_bytes().unwrap().1;
             // The kernel counts what it needs for itself too.

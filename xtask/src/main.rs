@@ -23,7 +23,7 @@ use clap::Parser;
 enum Task {
     /// Check what takes no test: formatting, lints, documentation, the shape of the tree
     Check,
-    /// Check the shape of the tree only: imports between folders, retired names, empty comments, sizes of files
+    /// Check the shape of the tree only: imports between folders, retired names, empty comments, sizes of files, tests that run alone
     House,
     /// Run the tests that need nothing but Linux
     Test {

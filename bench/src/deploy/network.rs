@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
-use tollgate::io::{UdpGroup, UdpOptions, UdpSocket};
+use tollgate::io::{UdpOptions, UdpSocket};
 use tollgate::netlink::Route;
 use tollgate_testkit::ping::{PingPlan, ping};
 use tollgate_testkit::{SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
@@ -54,8 +54,7 @@ pub fn responder_socket(topology: &Topology) -> Result<UdpSocket> {
         ..UdpOptions::default()
     };
     let address = SocketAddr::new(SERVER_V4.into(), 0);
-    let mut sockets = topology.network.run(|| UdpGroup::bind(address, 1, &options))?;
-    sockets.pop().context("there is no socket behind the gateway")
+    Ok(topology.network.run(|| UdpSocket::bind(address, &options))?)
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use ipnet::{IpNet, Ipv4Net};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use tollgate::io::{
-    DATA_BYTES_MIN, FRAME_BYTES_MAX, ReceiveBatch, TransmitBatch, TunDevice, TunOptions, TunQueue, UdpGroup,
-    UdpOptions, UdpSocket, WriteOutcome,
+    DATA_BYTES_MIN, FRAME_BYTES_MAX, ReceiveBatch, TransmitBatch, TunDevice, TunOptions, TunQueue, UdpOptions,
+    UdpSocket, WriteOutcome,
 };
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{Frame, Transmit};
@@ -246,8 +246,7 @@ fn packets(first: u64, buffer: &mut [u8]) -> impl Iterator<Item = (Nonce, &mut [
 fn udp(topology: &Topology) -> Result<Crossing> {
     let options = UdpOptions { gro: true, gso: true, ..UdpOptions::default() };
     let client = topology.clients.first().context("a topology without a client")?;
-    let mut group = client.namespace.run(|| UdpGroup::bind(SocketAddr::new(client.v4.into(), 0), 1, &options))?;
-    let receiver = group.pop().context("a group without a socket")?;
+    let receiver = client.namespace.run(|| UdpSocket::bind(SocketAddr::new(client.v4.into(), 0), &options))?;
     let remote = receiver.local_address();
     let sender = topology.gateway.run(|| UdpSocket::for_remote(remote, &options))?;
     // By the kernel's own counting, generously, a run takes 128 KiB of the receiver's buffer.

@@ -5,11 +5,11 @@ use tollgate_shards::{Ecn, Received};
 
 use super::super::testnet::{Ethernet, in_network_namespace};
 use super::super::udp::tests::set_option;
-use super::super::{Poller, ReceiveBatch, UdpGroup, UdpOptions, Wake};
+use super::super::{Poller, ReceiveBatch, UdpOptions, UdpSocket, Wake};
 use super::*;
 
 fn bind(address: &str) -> UdpSocket {
-    UdpGroup::bind(address.parse().unwrap(), 1, &UdpOptions::default()).unwrap().pop().unwrap()
+    UdpSocket::bind(address.parse().unwrap(), &UdpOptions::default()).unwrap()
 }
 
 fn run(remote: SocketAddr, bytes: usize, segment_bytes: usize) -> Transmit {

@@ -1,4 +1,5 @@
-//! What holds for the shape of the tree: which folder may import which, names that have gone, comments that say nothing, sizes of files.
+//! What holds for the shape of the tree: which folder may import which, names that have gone, comments that say nothing, sizes of files, tests that
+//! run alone.
 //!
 //! `xtask/house.toml` has the lists.
 
@@ -7,6 +8,7 @@ mod imports;
 mod names;
 mod sizes;
 mod source;
+mod turns;
 
 use std::path::Path;
 
@@ -36,7 +38,10 @@ pub fn check(root: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let rules: Rules = toml::from_str(&text).context("xtask/house.toml")?;
     let mut sources = source::read(root)?;
+    let config =
+        std::fs::read_to_string(root.join(turns::PATH)).with_context(|| format!("cannot read {}", turns::PATH))?;
     let mut faults = imports::check(&rules.imports, &sources);
+    faults.extend(turns::check(&config, &sources)?);
     faults.extend(names::check(&rules.names, &sources));
     sources.retain(|source| !rules.pending.iter().any(|path| source.path.starts_with(&**path)));
     faults.extend(comments::check(&sources));

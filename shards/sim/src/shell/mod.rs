@@ -154,7 +154,7 @@ impl Shell {
         let (notice_sender, notices) = notices::channel(Alarm::default());
         let (told, map, client_mtus) = (Told::default(), Map::default(), ClientMtus::default());
         #[expect(clippy::arc_with_non_send_sync, reason = "the shell shares it between threads; here there is one")]
-        let steering = Arc::new(TunSteering::over(map.clone(), shards.len()));
+        let steering = Arc::new(TunSteering::over(map.clone()));
         let wakers: Vec<_> = shards.iter().map(|_| Waker::new(Alarm::default())).collect();
         let ends = Mesh::between(&wakers, plan.mesh_messages_max);
         let machine = |((shard, mesh), waker): ((Shard, _), Waker<Alarm>)| {
