@@ -43,17 +43,18 @@ const REBINDINGS: usize = 2;
 #[test]
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn six_clients_of_six_modes_at_once_from_address_to_goodbye() {
+    let _turn = turn::alone();
     from_address_to_goodbye(BULK_BYTES);
 }
 
 #[test]
 #[ignore = "takes minutes: cargo test --test interop -- --ignored move_a_gigabyte"]
 fn six_clients_of_six_modes_move_a_gigabyte_each_way() {
+    let _turn = turn::alone();
     from_address_to_goodbye(LONG_BULK_BYTES);
 }
 
 fn from_address_to_goodbye(bulk_bytes: u64) {
-    let _turn = turn::alone();
     let mut site = Site::start(PathToGateway::Direct);
     let mut clients = site.attach(|_| "198.18.0.1:55555".to_owned());
     let server = bulk_server(&site.topology.network, SERVER_V4);
