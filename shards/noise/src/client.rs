@@ -6,7 +6,8 @@ use quinn_proto::ConnectError;
 use quinn_proto::crypto;
 use quinn_proto::transport_parameters::TransportParameters;
 
-use crate::handshake::{Failed, Handshake};
+use crate::failed::Failed;
+use crate::handshake::Handshake;
 use crate::keys::{Pair, PrivateKey, PublicKey};
 use crate::kind::Kind;
 use crate::random::Randomness;

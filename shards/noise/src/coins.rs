@@ -3,7 +3,7 @@
 
 use zeroize::Zeroizing;
 
-use crate::handshake::Failed;
+use crate::failed::Failed;
 use crate::hash::{Hash, expand, hmac};
 use crate::random::Randomness;
 

@@ -3,7 +3,7 @@
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, X25519};
 use zeroize::Zeroizing;
 
-use crate::handshake::Failed;
+use crate::failed::Failed;
 
 pub const KEY_BYTES: usize = 32;
 

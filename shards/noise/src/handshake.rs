@@ -16,6 +16,7 @@ use quinn_proto::Side;
 use zeroize::Zeroizing;
 
 use crate::coins::{Coins, Purpose};
+use crate::failed::Failed;
 use crate::keys::{Pair, PublicKey};
 use crate::kind::Kind;
 use crate::protection::TAG_BYTES;
@@ -26,11 +27,6 @@ use crate::{dh, kem};
 
 /// Sets the version apart from whatever else may be in a prologue.
 const VERSION_LABEL: [u8; 21] = *b"\0reishi-quic-version\0";
-
-/// The handshake cannot go on: what came was not meant for this side, or not as it was sent. Or nothing could be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the handshake cannot go on")]
-pub struct Failed;
 
 /// After [`Failed`] it is of no use.
 pub struct Handshake {

@@ -6,8 +6,9 @@ use quinn_proto::crypto::{self, Keys, UnsupportedVersion};
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side};
 
+use crate::keys::Listed;
 use crate::kind::Kind;
-use crate::server::{Listed, ServerConfig};
+use crate::server::ServerConfig;
 use crate::session::Session;
 
 /// QUIC version 1, which is TLS's.

@@ -3,7 +3,7 @@
 use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::handshake::Failed;
+use crate::failed::Failed;
 
 pub const SEED_BYTES: usize = 64;
 pub const COINS_BYTES: usize = 32;

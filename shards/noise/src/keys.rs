@@ -15,6 +15,12 @@ use crate::{dh, kem};
 /// Sets digests of keys apart from those of anything else.
 const DIGEST_LABEL: &[u8] = b"tollgate noise key\0";
 
+/// Knows which clients may come in.
+pub trait Listed: Send + Sync {
+    #[allow(missing_docs, reason = "the name says it")]
+    fn is_listed(&self, key: &PublicKey) -> bool;
+}
+
 /// Why a text is no key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {

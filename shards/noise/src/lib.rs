@@ -8,6 +8,7 @@
 mod client;
 mod coins;
 mod dh;
+mod failed;
 mod handshake;
 mod handshakes;
 mod hash;
@@ -29,9 +30,9 @@ mod vectors;
 
 pub use client::{ClientConfig, ClientError};
 pub use handshakes::{Handshakes, TLS_VERSION};
-pub use keys::{KeyError, PrivateKey, PublicKey};
+pub use keys::{KeyError, Listed, PrivateKey, PublicKey};
 pub use kind::Kind;
 pub use random::{NoRandomness, Randomness};
 pub use refusal::UnlistedKey;
 pub use schedule::RetryKey;
-pub use server::{DuplicateKind, Listed, ServerConfig};
+pub use server::{DuplicateKind, ServerConfig};

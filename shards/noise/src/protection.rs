@@ -5,8 +5,8 @@ use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use bytes::BytesMut;
 use quinn_proto::crypto::{self, CryptoError};
 
-use crate::schedule::KEY_BYTES;
-
+/// Of either key, as many as a hash has.
+pub const KEY_BYTES: usize = 32;
 pub const TAG_BYTES: usize = 16;
 pub const SAMPLE_BYTES: usize = 16;
 /// Where a sample begins, from the packet number's first byte (RFC 9001, section 5.4.2).

@@ -4,7 +4,7 @@ use std::fmt;
 
 use quinn_proto::{TransportError, TransportErrorCode};
 
-use crate::handshake::Failed;
+use crate::failed::Failed;
 use crate::keys::PublicKey;
 use crate::kind::Kind;
 

@@ -4,11 +4,9 @@ use quinn_proto::crypto::{self, KeyPair, Keys};
 use quinn_proto::{ConnectionId, Side};
 use zeroize::Zeroizing;
 
-use crate::hash::{HASH_BYTES, Hash, expand, hash, hkdf, hmac};
+use crate::hash::{Hash, expand, hash, hkdf, hmac};
 use crate::kind::Kind;
-use crate::protection::{HeaderKey, PacketKey, TAG_BYTES};
-
-pub const KEY_BYTES: usize = HASH_BYTES;
+use crate::protection::{HeaderKey, KEY_BYTES, PacketKey, TAG_BYTES};
 
 /// What the handshake is asked for a secret by.
 pub const SECRET_LABEL: &[u8] = b"reishi key";

@@ -7,17 +7,11 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side};
 
 use crate::handshake::Handshake;
-use crate::keys::{Pair, PrivateKey, PublicKey};
+use crate::keys::{Listed, Pair, PrivateKey};
 use crate::kind::Kind;
 use crate::random::Randomness;
 use crate::schedule::{Level, RetryKey};
 use crate::session::{Given, Session};
-
-/// Knows which clients may come in.
-pub trait Listed: Send + Sync {
-    #[allow(missing_docs, reason = "the name says it")]
-    fn is_listed(&self, key: &PublicKey) -> bool;
-}
 
 /// Two keys of one kind: a server has one for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

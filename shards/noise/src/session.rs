@@ -10,14 +10,14 @@ use quinn_proto::crypto::{self, ExportKeyingMaterialError, KeyPair, Keys};
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError};
 
-use crate::handshake::{Failed, Handshake};
-use crate::keys::PublicKey;
+use crate::failed::Failed;
+use crate::handshake::Handshake;
+use crate::keys::{Listed, PublicKey};
 use crate::kind::Kind;
 use crate::protection::TAG_BYTES;
 use crate::random::Randomness;
 use crate::refusal::{Refusal, UnlistedKey};
 use crate::schedule::{Exporter, Level, RetryKey, Secrets};
-use crate::server::Listed;
 use crate::stream::{self, Inbox};
 
 /// What both sides have been given.

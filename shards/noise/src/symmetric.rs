@@ -4,7 +4,7 @@
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use zeroize::Zeroizing;
 
-use crate::handshake::Failed;
+use crate::failed::Failed;
 use crate::hash::{Hash, hash, hkdf};
 use crate::protection::nonce;
 
