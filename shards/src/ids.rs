@@ -2,22 +2,73 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tollgate_noise::{Kind, PublicKey};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+/// Most shards of one process: each needs a value of its own of the bits that steer.
+pub const SHARDS_MAX: u16 = 128;
+
+/// A shard of either process of a gateway: its place in its process, and above that one bit for the generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct ShardIndex(pub u16);
 
+impl ShardIndex {
+    pub const fn new(generation: Generation, place: u16) -> Self {
+        match generation {
+            Generation::Even => ShardIndex(place),
+            Generation::Odd => ShardIndex(SHARDS_MAX + place),
+        }
+    }
+
+    /// Its place among the shards of its process, from 0.
+    pub const fn place(self) -> usize {
+        (self.0 % SHARDS_MAX) as usize
+    }
+
+    pub const fn generation(self) -> Generation {
+        if self.0 < SHARDS_MAX { Generation::Even } else { Generation::Odd }
+    }
+}
+
 /// Of the two processes of one gateway that may live at a time, which one. A process after another one is odd if that one is even.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Generation {
     #[default]
     Even,
     Odd,
 }
 
+/// All shards of one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shards {
+    pub generation: Generation,
+    /// From 1 to [`SHARDS_MAX`].
+    pub count: u16,
+}
+
+impl Shards {
+    /// Those of a gateway that has no process beside this one.
+    pub const fn alone(count: u16) -> Self {
+        Shards { generation: Generation::Even, count }
+    }
+
+    /// The one at a place, which is below [`count`](Shards::count).
+    pub const fn at(self, place: u16) -> ShardIndex {
+        ShardIndex::new(self.generation, place)
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = ShardIndex> {
+        (0..self.count).map(move |place| self.at(place))
+    }
+
+    pub fn contains(self, shard: ShardIndex) -> bool {
+        shard.generation() == self.generation && shard.place() < usize::from(self.count)
+    }
+}
+
 /// A connection, from any shard's view. Never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ConnectionKey {
     /// The shard that the connection's IDs steer to.
     pub owner: ShardIndex,
@@ -38,11 +89,16 @@ impl ConnectionKey {
 }
 
 /// Index of a user in a [`Users`](crate::Users).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct UserIndex(pub u32);
 
+impl UserIndex {
+    /// No user has it: whoever another process knows, and this one does not.
+    pub const NOBODY: UserIndex = UserIndex(u32::MAX);
+}
+
 /// How a client is known: SHA-256 of its certificate's DER, or the digest of its Noise key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
@@ -92,5 +148,5 @@ pub struct Credential {
 }
 
 /// The number of an order that every shard gets, ascending. See [`Shard::completed`](crate::Shard::completed).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CommandId(pub u64);

@@ -86,6 +86,7 @@ mod params;
 mod quic;
 mod session;
 mod shard;
+pub mod sibling;
 #[cfg(test)]
 mod test_time;
 
@@ -94,7 +95,10 @@ pub use client::{Client, ClientEvent, CloseCause, Tunnel, TunnelParams};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use excerpt::excerpt;
-pub use ids::{CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, ShardIndex, UserIndex};
+pub use ids::{
+    CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, SHARDS_MAX, ShardIndex, Shards,
+    UserIndex,
+};
 pub use io::{Received, Transmit, WakeReason};
 pub use limit::rate::{BURST_BYTES_MIN, Limit, Rate};
 pub use limit::shaper::ShaperLimits;
@@ -104,7 +108,7 @@ pub use packet::ecn::Ecn;
 pub use packet::frame::Frame;
 pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
-pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, SHARDS_MAX, Steering};
+pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, Steering};
 pub use quic::keys::ShardKeys;
 pub use quic::placement::Load;
 pub use quic::retry::TokenKey;
@@ -129,8 +133,9 @@ pub mod inspect {
     pub use crate::limit::lease::{Lease, LeaseClose, LeaseGrant, LeaseId, LeaseReport};
     pub use crate::session::addresses::{AddressAllocator, Holding};
     pub use crate::session::context::Context;
-    pub use crate::session::home::{ALLOCATOR, Member, Session};
+    pub use crate::session::home::{Member, Session};
     pub use crate::session::message::{Login, Refusal};
+    pub use crate::session::topology::Topology;
     pub use crate::shard::control::ControlPlane;
     pub use crate::shard::inspect::{Inspect, UserTokens};
     pub use crate::shard::states::{STATES, State};

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use crate::ids::{Generation, ShardIndex};
+use crate::ids::{ShardIndex, Shards};
 use crate::limit::shaper::ShaperLimits;
 use crate::packet::coalesce::MergeLimits;
 
@@ -50,8 +50,8 @@ impl Default for Limits {
 
 #[derive(Clone)]
 pub struct Params {
-    /// How many shards there are: no more than the layout of connection IDs has room for.
-    pub shards: u16,
+    /// All shards of this process: no more than the layout of connection IDs has room for.
+    pub shards: Shards,
     pub index: ShardIndex,
     /// The tunnel network; its host part is the gateway's own inner address.
     pub tunnel: IpNet,
@@ -62,8 +62,6 @@ pub struct Params {
     /// Transport parameters of every connection.
     pub transport: TransportParams,
     pub limits: Limits,
-    /// Of the processes of one gateway, which one this is.
-    pub generation: Generation,
     /// How often the shard has been started anew while its siblings lived on.
     pub incarnation: u32,
     /// The time of day when the shard is made. From then on it goes with `now`.

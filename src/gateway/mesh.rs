@@ -51,7 +51,7 @@ impl<W: Notify> Mesh<W> {
 
     /// Sends `message` with the next [`Mesh::flush`]. Returns how many packets were lost because the channel is full.
     pub fn send(&mut self, to: ShardIndex, message: Message) -> u64 {
-        let peer = &mut self.peers[usize::from(to.0)];
+        let peer = &mut self.peers[to.place()];
         let Some(outbox) = &peer.outbox else { return 0 };
         let expendable = message.expendable();
         if !peer.held.is_empty() {

@@ -38,8 +38,7 @@ use tollgate_config::{CongestionController, ServerConfig};
 use tollgate_netlink::NetlinkWatch;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::{
-    Congestion, Generation, IdLayoutError, Limits, Params, Shard, ShardIndex, ShardKeys, Snapshot, Steering,
-    TransportParams,
+    Congestion, IdLayoutError, Limits, Params, Shard, ShardKeys, Shards, Snapshot, Steering, TransportParams,
 };
 use tracing::{info, warn};
 
@@ -383,9 +382,10 @@ fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
     // Initials of honest clients spread evenly, so each shard gets its part of the whole; one source may have its full number on each, since
     // its few handshakes do not.
     let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards));
+    let of = Shards::alone(shards);
     Params {
-        shards,
-        index: ShardIndex(index),
+        shards: of,
+        index: of.at(index),
         tunnel: config.tunnel_network,
         outer_addresses: outer_addresses(config),
         handshake_timeout: HANDSHAKE_TIMEOUT,
@@ -410,7 +410,6 @@ fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
             },
             ..Limits::default()
         },
-        generation: Generation::default(),
         incarnation: 0,
         wall_clock: SystemTime::now(),
         seed: *random(),

@@ -3,7 +3,7 @@
 use std::thread;
 
 use rustix::process::Signal;
-use tollgate_shards::home_of;
+use tollgate_shards::{Shards, home_of};
 use tollgate_testkit::{Namespace, SERVER_V4, Topology, TopologyPlan};
 
 use tollgate_test_support::client::{Attached, Login};
@@ -141,5 +141,5 @@ fn disconnect(mut attached: Attached, gateway: &Gateway) {
 /// The name of a user whose home is that shard.
 pub fn user_at_home(home: u16, shards: u16) -> String {
     let mut names = (0..).map(|number| format!("user{number}"));
-    names.find(|name| home_of(name, shards).0 == home).expect("some name hashes to every shard")
+    names.find(|name| home_of(name, Shards::alone(shards)).0 == home).expect("some name hashes to every shard")
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tollgate_shards::{Command, CommandId, Generation, Params, Shard, ShardIndex, ShardKeys, Snapshot, Users};
+use tollgate_shards::{Command, CommandId, Params, Shard, ShardIndex, ShardKeys, Shards, Snapshot, Users};
 
 use crate::clock::Clock;
 use crate::files::Files;
@@ -191,14 +191,13 @@ impl Gateway {
         let has_files = plan.features.has(Feature::Files);
         let files = has_files.then(|| Files::new(&plan.draws, plan.tunnel, &population));
         let params = Params {
-            shards: plan.shards,
+            shards: Shards::alone(plan.shards),
             index: ShardIndex(0),
             tunnel: plan.tunnel,
             outer_addresses: GATEWAYS.map(|gateway| gateway.ip()).into(),
             handshake_timeout: Duration::from_secs(10),
             transport: plan.transport.clone(),
             limits: plan.limits.clone(),
-            generation: Generation::default(),
             incarnation: 0,
             wall_clock: SystemTime::UNIX_EPOCH,
             seed: [0; 32],
@@ -235,7 +234,7 @@ impl Gateway {
 
     /// All shards are new, as after a crash of the whole gateway: the keys stay, everything else is gone.
     pub fn start_all(&mut self, now: Time) {
-        let indexes = 0..self.params.shards;
+        let indexes = 0..self.params.shards.count;
         self.cores =
             indexes.map(|index| Core::new(self.start(index, 0, now), 0, VecDeque::new(), &self.snapshot)).collect();
         self.steered.clear();
@@ -263,14 +262,14 @@ impl Gateway {
     pub fn steer_udp(&mut self, datagram: &[u8]) -> u16 {
         let long = datagram.first().is_some_and(|first| first & 0x80 != 0);
         let id = datagram.get(if long { 6 } else { 1 }..).unwrap_or_default();
-        let shard = self.layout.shard_of(id, self.params.shards);
+        let shard = self.layout.shard_of(id, self.params.shards.count);
         self.mistaken(shard.unwrap_or(0))
     }
 
     /// The shard whose TUN queue gets a packet to `destination`, but for mistakes.
     pub fn steer_tun(&mut self, destination: IpAddr) -> u16 {
         let shard = match &self.map {
-            Some(map) => map.queue_of(destination, self.params.shards),
+            Some(map) => map.queue_of(destination, self.params.shards.count),
             None => self.steered.get(&destination).map_or(0, |owner| owner.0),
         };
         self.mistaken(shard)
@@ -281,7 +280,7 @@ impl Gateway {
             return 0;
         }
         if self.misrouted_permille > 0 && self.steering.permille(self.misrouted_permille) {
-            self.steering.between(0, u64::from(self.params.shards)) as u16
+            self.steering.between(0, u64::from(self.params.shards.count)) as u16
         } else {
             shard
         }
@@ -331,7 +330,7 @@ impl Gateway {
         self.commands += 1;
         let id = CommandId(self.commands);
         let mut arrivals = Vec::new();
-        for index in 0..self.params.shards {
+        for index in 0..self.params.shards.count {
             let after = match &self.fixed_order_delays {
                 Some(delays) => delays[usize::from(index)],
                 None => self.random.duration(Duration::ZERO, self.order_spread),

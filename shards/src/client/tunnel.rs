@@ -18,7 +18,7 @@ use super::{ClientEvent, CloseCause};
 use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{Generation, ShardIndex};
+use crate::ids::{ShardIndex, Shards};
 use crate::io::{Received, Transmit, WakeReason};
 use crate::packet::icmp::unasked_reply;
 use crate::quic::close_code;
@@ -394,7 +394,7 @@ fn endpoint(params: &TunnelParams, reset_key: Arc<dyn HmacKey>) -> Endpoint {
     let seed = &params.seed;
     let (id_key, nonce_key) = (half(seed, 0), half(seed, 1));
     let layout = IdLayout::plain(*ID_LENGTHS.start(), ConnectionIdKey(id_key)).expect("the shortest IDs there are");
-    let scheme = IdScheme::new(layout, 1, ShardIndex(0), Generation::default());
+    let scheme = IdScheme::new(layout, Shards::alone(1), ShardIndex(0));
     let mut config = EndpointConfig::new(reset_key);
     config
         .cid_generator(move || Box::new(SteeringIds::new(scheme.clone(), nonce_key)))

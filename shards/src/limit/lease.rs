@@ -3,10 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{ShardIndex, UserIndex};
 
 /// The name of a lease. A number never repeats at its holder, across its restarts too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LeaseId {
     /// The owner shard that it is lent to.
     pub holder: ShardIndex,
@@ -15,8 +17,9 @@ pub struct LeaseId {
 }
 
 /// Owner to home: how a lease stands, and what is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseReport {
+    #[serde(skip)]
     pub user: UserIndex,
     pub lease: LeaseId,
     /// Granted in all, as far as the owner has heard.
@@ -31,8 +34,9 @@ pub struct LeaseReport {
 }
 
 /// SessionHome to owner: tokens, debited from the bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseGrant {
+    #[serde(skip)]
     pub user: UserIndex,
     pub lease: LeaseId,
     pub granted_bytes: u64,
@@ -41,8 +45,9 @@ pub struct LeaseGrant {
 }
 
 /// Owner to home: the owner will never spend from the lease again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseClose {
+    #[serde(skip)]
     pub user: UserIndex,
     pub lease: LeaseId,
     pub spent_bytes: u64,

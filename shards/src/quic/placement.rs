@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::ids::ShardIndex;
+use crate::ids::{ShardIndex, Shards};
 
 /// Time between two messages about a load.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -64,6 +64,8 @@ type Visitor = (SocketAddr, u64);
 
 pub struct Placement {
     here: ShardIndex,
+    of: Shards,
+    /// By their places.
     shards: Vec<Shard>,
     connections_max: u32,
     /// When the promises turn.
@@ -77,13 +79,14 @@ pub struct Placement {
 }
 
 impl Placement {
-    pub fn new(here: ShardIndex, shards: u16, connections_max: usize, now: Instant) -> Self {
+    pub fn new(here: ShardIndex, of: Shards, connections_max: usize, now: Instant) -> Self {
         let connections_max = connections_max as u32;
         let load = Load { room: connections_max, ..Load::default() };
         Placement {
             here,
+            of,
             connections_max,
-            shards: vec![Shard { load, promised: [0; 2] }; usize::from(shards)],
+            shards: vec![Shard { load, promised: [0; 2] }; usize::from(of.count)],
             turns_at: now + PROMISE,
             remembered: vec![None; REMEMBERED_MAX],
             told: load,
@@ -95,21 +98,21 @@ impl Placement {
     /// This shard has so many clients and handshakes, and holds so many connections.
     pub fn set_own(&mut self, connections: usize, held: usize) {
         let room = self.connections_max.saturating_sub(held as u32);
-        let own = &mut self.shards[usize::from(self.here.0)];
+        let own = &mut self.shards[self.here.place()];
         own.set(Load { connections: connections as u32, room, ..own.load });
     }
 
     pub fn set_busy(&mut self, busy_percent: u8) {
-        self.shards[usize::from(self.here.0)].load.busy_percent = busy_percent;
+        self.shards[self.here.place()].load.busy_percent = busy_percent;
     }
 
     fn own(&self) -> Load {
-        self.shards[usize::from(self.here.0)].load
+        self.shards[self.here.place()].load
     }
 
     /// Another shard has told its load.
     pub fn told(&mut self, shard: ShardIndex, load: Load) {
-        if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
+        if let Some(shard) = self.shards.get_mut(shard.place()) {
             shard.set(load);
         }
     }
@@ -136,7 +139,7 @@ impl Placement {
         }
         self.turn(now);
         let owner = self.least();
-        let promised = &mut self.shards[usize::from(owner.0)].promised[0];
+        let promised = &mut self.shards[owner.place()].promised[0];
         *promised = promised.saturating_add(1);
         self.remembered[place] = Some((visitor, owner, now + MEMORY));
         owner
@@ -145,13 +148,13 @@ impl Placement {
     fn least(&self) -> ShardIndex {
         let shards = self.shards.len();
         let has_room = self.shards.iter().any(Shard::has_room);
-        let from_here = (0..shards).map(|step| (usize::from(self.here.0) + step) % shards);
+        let from_here = (0..shards).map(|step| (self.here.place() + step) % shards);
         let open = from_here.map(|index| (index, &self.shards[index])).filter(|(_, it)| it.has_room() || !has_room);
         let least_busy = open.clone().map(|(_, it)| it.load.busy_percent).min().unwrap_or_default();
         let idle_enough = open.filter(|(_, it)| it.load.busy_percent <= least_busy.saturating_add(BUSY_MARGIN));
         let expected = |it: &Shard| u64::from(it.load.connections) + u64::from(it.promised()) * shards as u64;
         let least = idle_enough.min_by_key(|(_, it)| expected(it)).map(|(index, _)| index as u16);
-        least.map_or(self.here, ShardIndex)
+        least.map_or(self.here, |place| self.of.at(place))
     }
 
     fn turn(&mut self, now: Instant) {
@@ -216,8 +219,10 @@ mod tests {
     impl Fleet {
         fn new(shards: u16) -> Self {
             let now = crate::test_time::origin();
-            let placements =
-                (0..shards).map(|here| Placement::new(ShardIndex(here), shards, CONNECTIONS_MAX, now)).collect();
+            let placements = Shards::alone(shards)
+                .iter()
+                .map(|here| Placement::new(here, Shards::alone(shards), CONNECTIONS_MAX, now))
+                .collect();
             Fleet { now, placements, owned: vec![0; usize::from(shards)], clients: 0 }
         }
 
@@ -372,7 +377,7 @@ mod tests {
         fleet.owned = vec![5, 5];
         fleet.pass(Duration::from_secs(3));
         fleet.owned[1] = 0;
-        fleet.placements[1] = Placement::new(ShardIndex(1), 2, CONNECTIONS_MAX, fleet.now);
+        fleet.placements[1] = Placement::new(ShardIndex(1), Shards::alone(2), CONNECTIONS_MAX, fleet.now);
         fleet.placements[0].forget(ShardIndex(1), fleet.now);
         assert_eq!(fleet.join(0), 1);
         fleet.pass(Duration::from_secs(1));

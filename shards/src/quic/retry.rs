@@ -257,7 +257,7 @@ mod tests {
     use tollgate_noise::Kind;
 
     use super::*;
-    use crate::ids::Generation;
+    use crate::ids::Shards;
     use crate::quic::connection_id::{ConnectionIdKey, IdLayout, IdScheme, QuicLb, SteeringIds};
 
     const NOW: SystemTime = UNIX_EPOCH;
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn retries_with(layout: IdLayout) -> Retries {
-        let ids = SteeringIds::new(IdScheme::new(layout, 2, ShardIndex(0), Generation::Even), [1; 16]);
+        let ids = SteeringIds::new(IdScheme::new(layout, Shards::alone(2), ShardIndex(0)), [1; 16]);
         Retries::new(TokenKey::new(&[4; 32]), RetryIds::new(ids), [2; 16])
     }
 

@@ -20,7 +20,7 @@ const RESET_INTERVAL: Duration = Duration::from_micros(100);
 
 /// How this shard reads connection IDs and makes them.
 pub fn id_scheme(params: &Params, keys: &ShardKeys) -> IdScheme {
-    IdScheme::new(keys.id_layout.clone(), params.shards, params.index, params.generation)
+    IdScheme::new(keys.id_layout.clone(), params.shards, params.index)
 }
 
 pub fn retries(params: &Params, keys: &ShardKeys) -> Retries {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::ids::ShardIndex;
 use crate::session::addresses::SteeringUpdate;
 use crate::session::message::ControlMessage;
+use crate::session::topology::Topology;
 use crate::session::users::Users;
 
 /// The shard around a `SessionHome` and an [`AddressAllocator`](crate::session::addresses::AddressAllocator), as far as they need it. When the
@@ -21,20 +22,24 @@ pub struct Context {
     pub outbox: VecDeque<(ShardIndex, ControlMessage)>,
     /// Changes for the kernel's steering. They are carried out before any message leaves the shard.
     pub steers: VecDeque<SteeringUpdate>,
-    pub shards: u16,
+    pub topology: Topology,
 }
 
 impl Context {
-    pub fn new(shards: u16, version: u64, users: Arc<Users>, now: Instant) -> Self {
-        Context { now, version, users, outbox: VecDeque::new(), steers: VecDeque::new(), shards }
+    pub fn new(topology: Topology, version: u64, users: Arc<Users>, now: Instant) -> Self {
+        Context { now, version, users, outbox: VecDeque::new(), steers: VecDeque::new(), topology }
     }
 
     pub fn send(&mut self, to: ShardIndex, message: ControlMessage) {
         self.outbox.push_back((to, message));
     }
 
+    pub fn send_to_allocator(&mut self, message: ControlMessage) {
+        self.send(self.topology.allocator(), message);
+    }
+
     /// Sends what `message` makes to every shard, this one included.
     pub fn broadcast(&mut self, message: impl Fn() -> ControlMessage) {
-        self.outbox.extend((0..self.shards).map(|index| (ShardIndex(index), message())));
+        self.outbox.extend(self.topology.all().map(|shard| (shard, message())));
     }
 }

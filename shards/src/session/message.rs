@@ -2,19 +2,24 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 
 /// A client that has proved who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
+    #[serde(skip)]
     pub user: UserIndex,
     pub connection: ConnectionKey,
     pub credential: Fingerprint,
 }
 
 /// What the control planes of two shards say to each other. It arrives in order, and nothing is lost but what the next one of its kind repairs.
-#[derive(Debug)]
+///
+/// What stays within a process comes last. To another process it goes without the numbers of users, who have other ones there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlMessage {
     /// Owner to home: a client has logged in. A home whose snapshot is older than `version`, the owner's, takes the message when it has caught up.
     Login {
@@ -24,17 +29,11 @@ pub enum ControlMessage {
         address: Option<IpAddr>,
     },
     /// Owner to home: a connection is gone.
-    Gone { user: UserIndex, connection: ConnectionKey },
-    /// Home to allocator: a connection needs an address. An allocator whose snapshot is older than `version`, the home's, answers when it has
-    /// caught up.
-    AllocateAddress { login: Login, home: ShardIndex, version: u64 },
-    /// Allocator to home: the answer.
-    AddressAllocated { login: Login, address: Result<IpAddr, Refusal> },
-    /// Home to allocator: an address is free again.
-    ReleaseAddress { login: Login, address: IpAddr },
-    /// Home to allocator: an address is held, which the allocator has forgotten, or which the home has moved from one connection of a user to
-    /// another.
-    HoldAddress { login: Login, address: IpAddr, home: ShardIndex },
+    Gone {
+        #[serde(skip)]
+        user: UserIndex,
+        connection: ConnectionKey,
+    },
     /// Home to owner: the session has taken the connection in.
     Admit { connection: ConnectionKey, address: IpAddr },
     /// Home to owner: the connection is to be closed. The owner's snapshot may still be older than `version`, the home's.
@@ -54,17 +53,49 @@ pub enum ControlMessage {
     /// To every shard: everything that `from` sent before it executed `command` precedes this message. The connections that had the addresses
     /// `revoked` are closed: what they sent to others before waits nowhere any more.
     Barrier { from: ShardIndex, command: CommandId, revoked: Vec<IpAddr> },
-    /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
-    Restarted { shard: ShardIndex, incarnation: u32 },
     /// Owner to a home that has lost its memory: every connection of its users has been attached again. Void in another incarnation of the home
     /// than `home_incarnation`.
     Reattached { owner: ShardIndex, owner_incarnation: u32, home_incarnation: u32 },
+    /// Home to allocator: a connection needs an address. An allocator whose snapshot is older than `version`, the home's, answers when it has
+    /// caught up.
+    #[serde(skip)]
+    AllocateAddress { login: Login, home: ShardIndex, version: u64 },
+    /// Allocator to home: the answer.
+    #[serde(skip)]
+    AddressAllocated { login: Login, address: Result<IpAddr, Refusal> },
+    /// Home to allocator: an address is free again.
+    #[serde(skip)]
+    ReleaseAddress { login: Login, address: IpAddr },
+    /// Home to allocator: an address is held, which the allocator has forgotten, or which the home has moved from one connection of a user to
+    /// another.
+    #[serde(skip)]
+    HoldAddress { login: Login, address: IpAddr, home: ShardIndex },
+    /// To every shard, as the first message of a shard that was started anew beside them: all that it held is lost.
+    #[serde(skip)]
+    Restarted { shard: ShardIndex, incarnation: u32 },
     /// Home to allocator, after either has lost its memory: every address that the home holds has been said. Void in another incarnation of the
     /// allocator than `allocator_incarnation`.
+    #[serde(skip)]
     Held { home: ShardIndex, allocator_incarnation: u32 },
 }
 
 impl ControlMessage {
+    /// The user that it speaks of, if it may go to another process.
+    pub(crate) fn user_mut(&mut self) -> Option<&mut UserIndex> {
+        use ControlMessage as M;
+        match self {
+            M::Login { login, .. } => Some(&mut login.user),
+            M::Gone { user, .. } => Some(user),
+            M::LeaseWanted(report) => Some(&mut report.user),
+            M::Tokens(grant) => Some(&mut grant.user),
+            M::LeaseClosed(close) => Some(&mut close.user),
+            M::Admit { .. } | M::Close { .. } | M::Route { .. } | M::Unroute { .. } | M::RoutesTold => None,
+            M::Barrier { .. } | M::Reattached { .. } => None,
+            M::AllocateAddress { .. } | M::AddressAllocated { .. } | M::ReleaseAddress { .. } => None,
+            M::HoldAddress { .. } | M::Restarted { .. } | M::Held { .. } => None,
+        }
+    }
+
     /// Whether the message may be lost, because the next one of its kind repairs it.
     pub fn is_repeated(&self) -> bool {
         matches!(self, ControlMessage::LeaseWanted(_) | ControlMessage::Tokens(_))
@@ -81,7 +112,7 @@ pub enum Refusal {
 }
 
 /// Why a home wants a connection closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CloseReason {
     /// No address is free.
     PoolExhausted,

@@ -8,4 +8,5 @@ pub mod context;
 pub mod home;
 pub mod message;
 pub mod snapshot;
+pub mod topology;
 pub mod users;

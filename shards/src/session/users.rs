@@ -158,7 +158,8 @@ impl Users {
         loop {
             let index = UserIndex(self.next);
             self.next = self.next.wrapping_add(1);
-            if !self.entries.contains_key(&index) && !before.entries.contains_key(&index) {
+            if index != UserIndex::NOBODY && !self.entries.contains_key(&index) && !before.entries.contains_key(&index)
+            {
                 return index;
             }
         }
@@ -184,7 +185,7 @@ impl Users {
     }
 
     pub fn find_name(&self, name: &str) -> Option<UserIndex> {
-        self.by_name.get(name).copied().filter(|&index| self.user(index).is_some())
+        self.find_known(name).filter(|&index| self.user(index).is_some())
     }
 
     /// The user at `index`; `None` if it is gone, or not known yet.
@@ -195,13 +196,22 @@ impl Users {
         }
     }
 
-    /// The name at `index`, also of a user who has gone with the last succession. For the log.
+    /// The name at `index`, also of a user who has gone with the last succession.
+    pub(crate) fn known_name(&self, index: UserIndex) -> Option<&str> {
+        Some(match self.entries.get(&index)? {
+            Entry::Present(user) => &user.name,
+            Entry::Gone(name) => name,
+        })
+    }
+
+    /// The user of that name, also one who has gone with the last succession.
+    pub(crate) fn find_known(&self, name: &str) -> Option<UserIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The name at `index`, as far as it is known. For the log.
     pub fn name(&self, index: UserIndex) -> &str {
-        match self.entries.get(&index) {
-            Some(Entry::Present(user)) => &user.name,
-            Some(Entry::Gone(name)) => name,
-            None => "unknown",
-        }
+        self.known_name(index).unwrap_or("unknown")
     }
 
     pub fn len(&self) -> usize {
@@ -270,10 +280,14 @@ mod tests {
 
     #[test]
     fn indices_begin_again_without_those_in_use() {
-        let before = Users { next: u32::MAX, ..Users::new(vec![user("alice", 1), user("bob", 2)]).unwrap() };
+        let before = Users { next: u32::MAX - 1, ..Users::new(vec![user("alice", 1), user("bob", 2)]).unwrap() };
         let first = before.succeed(vec![user("bob", 2), user("carol", 3), user("dave", 4)]).unwrap();
-        assert_eq!(first.find_name("carol"), Some(UserIndex(u32::MAX)));
-        assert_eq!(first.find_name("dave"), Some(UserIndex(2)), "0 was alice's before, 1 is bob's");
+        assert_eq!(first.find_name("carol"), Some(UserIndex(u32::MAX - 1)));
+        assert_eq!(
+            first.find_name("dave"),
+            Some(UserIndex(2)),
+            "the next is nobody's, 0 was alice's before, 1 is bob's"
+        );
         let second = first.succeed(vec![user("bob", 2), user("erin", 5)]).unwrap();
         let third = second.succeed(vec![user("bob", 2), user("frank", 6)]).unwrap();
         assert_eq!([second.find_name("erin"), third.find_name("frank")], [Some(UserIndex(3)), Some(UserIndex(4))]);

@@ -9,7 +9,7 @@ use crate::limit::rate::Limit;
 use crate::session::addresses::AddressAllocator;
 use crate::session::barriers::Barriers;
 use crate::session::context::Context;
-use crate::session::home::{ALLOCATOR, SessionHome, home_of};
+use crate::session::home::SessionHome;
 use crate::session::message::ControlMessage;
 
 /// What is done for each login and each command.
@@ -26,15 +26,15 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// A control plane without sessions. One that was started anew beside its siblings tells them so before anything else.
     pub fn new(here: ShardIndex, incarnation: u32, tunnel: IpNet, remembered_max: usize, mut context: Context) -> Self {
-        let shards = context.shards;
+        let topology = context.topology;
         if incarnation > 0 {
-            let siblings = (0..shards).map(ShardIndex).filter(|&sibling| sibling != here);
+            let siblings = topology.all().filter(|&sibling| sibling != here);
             siblings.for_each(|to| context.send(to, ControlMessage::Restarted { shard: here, incarnation }));
         }
-        let addresses = (here == ALLOCATOR)
-            .then(|| AddressAllocator::new(tunnel, &context.users, remembered_max, shards, incarnation));
-        let sessions = SessionHome::new(here, shards, incarnation, context.now);
-        ControlPlane { context, sessions, addresses, barriers: Barriers::new(shards), here, incarnation }
+        let addresses = (here == topology.allocator())
+            .then(|| AddressAllocator::new(tunnel, &context.users, remembered_max, topology, incarnation));
+        let sessions = SessionHome::new(here, topology, incarnation, context.now);
+        ControlPlane { context, sessions, addresses, barriers: Barriers::new(topology), here, incarnation }
     }
 
     /// Takes a message to the session home, the address allocator or the barriers.
@@ -74,7 +74,7 @@ impl ControlPlane {
     }
 
     pub fn home(&self, user: UserIndex) -> ShardIndex {
-        home_of(self.context.users.name(user), self.context.shards)
+        self.context.topology.home_of(self.context.users.name(user))
     }
 
     /// Another snapshot has been put into the context.

@@ -17,7 +17,7 @@ use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Destination, Policy};
-use crate::ids::{ConnectionKey, Credential, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, Credential, ShardIndex, Shards, UserIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::lease::LeaseClose;
 use crate::limit::rate::Limit;
@@ -113,12 +113,12 @@ impl DataPlane {
     }
 
     /// Once a pass: draws what Retries need, and tells the other shards what this one has to do, if it is time.
-    pub fn tell_load(&mut self, shards: u16) {
+    pub fn tell_load(&mut self, shards: Shards) {
         let QuicEndpoint { connections, admission, retries, placement, .. } = &mut self.quic;
         retries.ids.restock();
         placement.set_own(connections.logged_in + admission.pending(), connections.len());
         let Some(load) = placement.poll_load(self.now) else { return };
-        let (from, others) = (self.here, (0..shards).map(ShardIndex));
+        let (from, others) = (self.here, shards.iter());
         others.filter(|&to| to != from).for_each(|to| self.outbox.send(to, Message::Load { from, load }));
     }
 

@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, Fingerprint, SHARDS_MAX, ShardIndex, UserIndex};
 use crate::io::{Received, WakeReason};
 use crate::limit::rate::Limit;
 use crate::machine::{Machine, Output};
@@ -33,15 +33,14 @@ use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
 use crate::params::Params;
 use crate::quic::close_code;
-use crate::quic::connection_id::SHARDS_MAX;
 use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
 use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
-use crate::session::home::ALLOCATOR;
 use crate::session::message::{CloseReason, ControlMessage, Login};
 use crate::session::snapshot::Snapshot;
+use crate::session::topology::Topology;
 
 use action::{Action, Command, Event};
 use control::ControlPlane;
@@ -61,11 +60,11 @@ impl Shard {
     ///
     /// # Panics
     ///
-    /// If `params` names more than [`SHARDS_MAX`](crate::SHARDS_MAX) shards, or an index that is not one of them.
+    /// If `params` names more than [`SHARDS_MAX`](crate::SHARDS_MAX) shards, or a shard that is not one of them.
     pub fn new(params: Params, keys: &ShardKeys, snapshot: Arc<Snapshot>, now: Instant) -> Self {
         let (here, shards) = (params.index, params.shards);
-        assert!(shards <= SHARDS_MAX && here.0 < shards, "shard {here:?} of {shards}");
-        let context = Context::new(shards, snapshot.version, snapshot.users.clone(), now);
+        assert!(shards.count <= SHARDS_MAX && shards.contains(here), "{here:?} of {shards:?}");
+        let context = Context::new(Topology::alone(shards), snapshot.version, snapshot.users.clone(), now);
         let remembered_max = params.limits.remembered_addresses_max;
         Shard {
             data: DataPlane::new(&params, keys, &snapshot, now),
@@ -251,7 +250,7 @@ impl Shard {
             self.data.serve_next();
             self.exchange();
         }
-        self.data.tell_load(self.control.context.shards);
+        self.data.tell_load(self.control.context.topology.own);
     }
 
     /// Looks at one connection that the batch touched: what happened to it, what came out of it.
@@ -366,7 +365,7 @@ impl Shard {
         users.into_iter().for_each(|user| self.data.limits.expire_lease(user));
         self.data.forward.routes.forget_before(shard, incarnation);
         self.data.quic.placement.forget(shard, self.control.context.now);
-        if shard == ALLOCATOR {
+        if shard == self.control.context.topology.allocator() {
             self.data.forward.routes.doubt();
         }
         self.control.sibling_restarted(shard, incarnation);

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
-use tollgate_shards::inspect::{ALLOCATOR, AddressAllocator, Context, ControlPlane, Login, Routes};
+use tollgate_shards::inspect::{AddressAllocator, Context, ControlPlane, Login, Routes, Topology};
 use tollgate_shards::{
-    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, User, Users, home_of,
+    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, Shards, User, Users, home_of,
 };
+
+const ALLOCATOR: ShardIndex = ShardIndex(0);
 
 pub fn credential(number: u8) -> Fingerprint {
     Fingerprint([number; 32])
@@ -110,7 +112,7 @@ impl Model {
         let generation = (u64::from(node.incarnation) << 32) + node.opened;
         let connection = ConnectionKey { owner: ShardIndex(shard as u16), slot: 0, generation };
         let login = Login { user, connection, credential };
-        let home = home_of(users.name(user), shards);
+        let home = home_of(users.name(user), Shards::alone(shards));
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
         node.control.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
         self.flush(shard);
@@ -210,7 +212,7 @@ impl Model {
     }
 
     pub fn allocator(&self) -> &AddressAllocator {
-        self.nodes[usize::from(ALLOCATOR.0)].control.addresses.as_ref().expect("it is there")
+        self.nodes[ALLOCATOR.place()].control.addresses.as_ref().expect("it is there")
     }
 
     /// Connections that live on though their end was confirmed.
@@ -404,7 +406,7 @@ impl Node {
         incarnation: u32,
         now: Instant,
     ) -> Self {
-        let context = Context::new(shards, version as u64, users.clone(), now);
+        let context = Context::new(Topology::alone(Shards::alone(shards)), version as u64, users.clone(), now);
         Node {
             control: ControlPlane::new(ShardIndex(index), incarnation, tunnel, 64, context),
             routes: Routes::default(),

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
-use tollgate_shards::{ConnectionLimit, User, WhenReached};
+use tollgate_shards::{ConnectionLimit, Shards, User, WhenReached, home_of};
 
 use crate::model::{Model, credential, user};
 
@@ -119,7 +119,7 @@ fn users_and_pools_change_while_logins_race_and_every_address_has_one_holder_who
 fn a_login_of_a_later_snapshot_waits_for_the_home_and_one_of_an_earlier_is_refused() {
     let mut model = Model::new(1, 2, "198.18.0.1/24", vec![user(1, &[])]);
     let (home, other) = {
-        let home = usize::from(tollgate_shards::home_of("user2", 2).0);
+        let home = usize::from(home_of("user2", Shards::alone(2)).0);
         (home, 1 - home)
     };
     model.announce(vec![user(1, &[]), user(2, &[])]);

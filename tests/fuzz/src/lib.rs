@@ -9,6 +9,7 @@ mod frames;
 mod input;
 mod noise;
 mod packets;
+mod sibling;
 mod split;
 mod texts;
 mod udp;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub use coalescer::coalescer;
 pub use frames::frames;
 pub use noise::noise;
+pub use sibling::sibling;
 pub use split::{answers, split};
 pub use texts::{assignment, configuration, control, pem};
 pub use udp::udp;
@@ -37,7 +39,7 @@ pub fn plan(data: &[u8]) {
 pub type Body = fn(&[u8]);
 
 /// All targets: the name of each, which is that of its program and its corpus, and its body.
-pub const TARGETS: [(&str, Body); 11] = [
+pub const TARGETS: [(&str, Body); 12] = [
     ("answers", answers),
     ("assignment", assignment),
     ("coalescer", coalescer),
@@ -47,6 +49,7 @@ pub const TARGETS: [(&str, Body); 11] = [
     ("noise", noise),
     ("pem", pem),
     ("plan", plan),
+    ("sibling", sibling),
     ("split", split),
     ("udp", udp),
 ];

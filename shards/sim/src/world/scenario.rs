@@ -14,8 +14,8 @@ use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
     AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Ecn,
-    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, ShardIndex, Snapshot, TransportParams, TunnelParams,
-    User, home_of, transport,
+    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, ShardIndex, Shards, Snapshot, TransportParams,
+    TunnelParams, User, home_of, transport,
 };
 
 use super::World;
@@ -58,7 +58,7 @@ impl UserSpec {
             pool: self.pool.map(|pool| range(pool).expect("two addresses in order")).into_iter().collect(),
             ..User::default()
         };
-        while self.home.is_some_and(|home| home_of(&user.name, shards).0 != home) {
+        while self.home.is_some_and(|home| home_of(&user.name, Shards::alone(shards)).0 != home) {
             user.name.push('x');
         }
         user

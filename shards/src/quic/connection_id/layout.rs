@@ -18,7 +18,7 @@ use siphasher::sip::SipHasher24;
 use super::cipher::Cipher;
 use super::steering::Steering;
 use super::{ConnectionIdKey, ID_LENGTHS};
-use crate::ids::{Generation, ShardIndex};
+use crate::ids::{ShardIndex, Shards};
 use crate::quic::initial::ID_BYTES_MAX;
 
 const TAG_BYTES: usize = 2;
@@ -140,16 +140,12 @@ impl IdLayout {
     }
 
     /// The ID that `random` makes. In a direct layout it steers there.
-    pub(super) fn make(
-        &self,
-        random: &[u8; ID_BYTES_MAX],
-        (shards, shard, generation): (u16, ShardIndex, Generation),
-    ) -> ConnectionId {
+    pub(super) fn make(&self, random: &[u8; ID_BYTES_MAX], (shards, shard): (Shards, ShardIndex)) -> ConnectionId {
         let mut room = *random;
         let id = &mut room[..self.id_bytes];
         if self.is_direct() {
             let Steering { offset, .. } = self.steering();
-            id[offset] = self.steering().value(shard, shards, generation, random[offset]);
+            id[offset] = self.steering().value(shard, shards, random[offset]);
         }
         if let Some(Encoding { rotation, server_id, .. }) = &self.quic_lb {
             id[0] = id[0] & ((1 << ROTATION_SHIFT) - 1) | rotation << ROTATION_SHIFT;

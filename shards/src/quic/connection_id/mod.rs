@@ -17,12 +17,12 @@ use std::hash::Hasher;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use siphasher::sip::SipHasher24;
 
-use crate::ids::{Generation, ShardIndex};
+use crate::ids::{ShardIndex, Shards};
 use crate::quic::initial::ID_BYTES_MAX;
 
 pub use layout::{IdLayout, IdLayoutError, QuicLb};
 pub use retry_ids::RetryIds;
-pub use steering::{SHARDS_MAX, Steering};
+pub use steering::Steering;
 
 /// Shortest and longest connection ID of ours, in bytes: byte 7 steers, and RFC 9000, section 17.2 bounds the other end.
 pub const ID_LENGTHS: std::ops::RangeInclusive<usize> = 8..=ID_BYTES_MAX;
@@ -50,15 +50,14 @@ pub enum Whose {
 #[derive(Clone)]
 pub struct IdScheme {
     layout: IdLayout,
-    shards: u16,
+    shards: Shards,
     here: ShardIndex,
-    generation: Generation,
 }
 
 impl IdScheme {
-    /// IDs that steer to `here` among `shards`, in this generation of the gateway.
-    pub fn new(layout: IdLayout, shards: u16, here: ShardIndex, generation: Generation) -> Self {
-        IdScheme { layout, shards, here, generation }
+    /// IDs that steer to `here`, which is one of `shards`.
+    pub fn new(layout: IdLayout, shards: Shards, here: ShardIndex) -> Self {
+        IdScheme { layout, shards, here }
     }
 
     pub fn whose(&self, id: &[u8]) -> Whose {
@@ -74,7 +73,7 @@ impl IdScheme {
     /// The shard that an ID steers to, if it is one of this generation.
     fn shard_of(&self, id: &[u8]) -> Option<ShardIndex> {
         let steering = self.layout.steering();
-        if steering.generation(id) == Some(self.generation) { steering.shard(id, self.shards) } else { None }
+        if steering.generation(id) == Some(self.shards.generation) { steering.shard(id, self.shards) } else { None }
     }
 
     /// Reads off a datagram's first packet which shard owns its connection (RFC 8999, section 5: these bytes are the same in every version).
@@ -131,8 +130,7 @@ impl SteeringIds {
     /// An ID for `owner`, or by chance for another shard or generation, where it must be encrypted first.
     fn make(&mut self, owner: ShardIndex) -> ConnectionId {
         let random = self.random();
-        let IdScheme { layout, shards, generation, .. } = &self.scheme;
-        layout.make(&random, (*shards, owner, *generation))
+        self.scheme.layout.make(&random, (self.scheme.shards, owner))
     }
 
     fn draw(&mut self) -> ConnectionId {

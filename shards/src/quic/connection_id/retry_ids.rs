@@ -25,7 +25,7 @@ pub struct RetryIds {
 impl RetryIds {
     /// Made of draws of `ids`, whichever shard those are for.
     pub fn new(ids: SteeringIds) -> Self {
-        let shards = if ids.scheme.layout.is_direct() { 0 } else { usize::from(ids.scheme.shards) };
+        let shards = if ids.scheme.layout.is_direct() { 0 } else { usize::from(ids.scheme.shards.count) };
         let stock = vec![Vec::with_capacity(STOCK_MAX); shards];
         let mut this = RetryIds { ids, stock, missing: shards * STOCK_MAX };
         while this.missing > 0 {
@@ -41,7 +41,7 @@ impl RetryIds {
         }
         self.draw_some(DRAWS);
         loop {
-            let (before, from) = self.stock.split_at_mut(usize::from(owner.0));
+            let (before, from) = self.stock.split_at_mut(owner.place());
             if let Some(id) = from.iter_mut().chain(before).find_map(Vec::pop) {
                 self.missing += 1;
                 return id;
@@ -67,7 +67,7 @@ impl RetryIds {
     fn draw(&mut self) {
         let id = self.ids.draw();
         let Some(shard) = self.ids.scheme.shard_of(&id) else { return };
-        let stock = &mut self.stock[usize::from(shard.0)];
+        let stock = &mut self.stock[shard.place()];
         if stock.len() < STOCK_MAX {
             stock.push(id);
             self.missing -= 1;
@@ -79,13 +79,13 @@ impl RetryIds {
 mod tests {
     use super::super::{ConnectionIdKey, IdLayout, IdScheme, QuicLb};
     use super::*;
-    use crate::ids::Generation;
+    use crate::ids::Shards;
 
     #[test]
     fn whichever_shard_is_wanted_no_stock_outgrows_its_bound() {
         let config = QuicLb { rotation: 0, server_id: vec![1], key: Some([3; 16]) };
         let layout = IdLayout::quic_lb(12, &config, ConnectionIdKey([7; 16])).unwrap();
-        let scheme = IdScheme::new(layout, 4, ShardIndex(0), Generation::Even);
+        let scheme = IdScheme::new(layout, Shards::alone(4), ShardIndex(0));
         let mut ids = RetryIds::new(SteeringIds::new(scheme, [1; 16]));
         for _ in 0..200 {
             ids.take(ShardIndex(1));

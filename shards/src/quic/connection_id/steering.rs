@@ -1,9 +1,6 @@
 //! The byte of a connection ID by which kernel and shards steer: the one place that says which it is, and what it says.
 
-use crate::ids::{Generation, ShardIndex};
-
-/// Most shards of one gateway: each needs a value of its own of the bits that steer.
-pub const SHARDS_MAX: u16 = 128;
+use crate::ids::{Generation, ShardIndex, Shards};
 
 /// The byte that steers: one bit of it is the generation, and bits below it are congruent to the owner's index modulo the number of its generation's
 /// shards.
@@ -27,9 +24,10 @@ impl Steering {
         u16::from(self.shard_mask) + 1
     }
 
-    pub(super) fn shard(self, id: &[u8], shards: u16) -> Option<ShardIndex> {
+    /// Which of `shards` an ID steers to, if it is one of their generation.
+    pub(super) fn shard(self, id: &[u8], shards: Shards) -> Option<ShardIndex> {
         let byte = id.get(self.offset)?;
-        Some(ShardIndex(u16::from(byte & self.shard_mask) % shards))
+        Some(shards.at(u16::from(byte & self.shard_mask) % shards.count))
     }
 
     pub(super) fn generation(self, id: &[u8]) -> Option<Generation> {
@@ -37,11 +35,12 @@ impl Steering {
         Some(if byte & self.generation_mask == 0 { Generation::Even } else { Generation::Odd })
     }
 
-    /// One of the values that steer to `shard`, by chance.
-    pub(super) fn value(self, shard: ShardIndex, shards: u16, generation: Generation, random: u8) -> u8 {
-        let choices = (self.shards_max() - shard.0).div_ceil(shards);
-        let value = u16::from(random) % choices * shards + shard.0;
-        match generation {
+    /// One of the values that steer to `shard` of `shards`, by chance.
+    pub(super) fn value(self, shard: ShardIndex, shards: Shards, random: u8) -> u8 {
+        let place = shard.place() as u16;
+        let choices = (self.shards_max() - place).div_ceil(shards.count);
+        let value = u16::from(random) % choices * shards.count + place;
+        match shards.generation {
             Generation::Even => value as u8,
             Generation::Odd => value as u8 | self.generation_mask,
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ids::Generation;
 
 const TAG_KEY: ConnectionIdKey = ConnectionIdKey([7; 16]);
 const CIPHER_KEY: [u8; 16] = [9; 16];
@@ -22,7 +23,8 @@ fn layouts() -> Vec<IdLayout> {
 }
 
 fn scheme(layout: &IdLayout, shards: u16, here: u16, generation: Generation) -> IdScheme {
-    IdScheme::new(layout.clone(), shards, ShardIndex(here), generation)
+    let shards = Shards { generation, count: shards };
+    IdScheme::new(layout.clone(), shards, shards.at(here))
 }
 
 fn ids(shards: u16, index: u16) -> SteeringIds {
@@ -85,12 +87,13 @@ fn ids_of_every_layout_steer_to_their_shard_and_are_known_by_all() {
                     let id = issuer.generate_cid();
                     assert_eq!((id.len(), shard_of(&layout, &id, shards)), (layout.id_bytes(), here));
                     assert_eq!((own.whose(&id), issuer.validate(&id).is_ok()), (Whose::Here, true));
-                    assert_eq!(own.steer(&short_packet(&id)), Steered::To(ShardIndex(here)));
+                    let owner = ShardIndex::new(generation, here);
+                    assert_eq!(own.steer(&short_packet(&id)), Steered::To(owner));
                     let other = (here + 1) % shards;
                     if other != here {
                         let other = scheme(&layout, shards, other, generation);
-                        assert_eq!(other.whose(&id), Whose::Shard(ShardIndex(here)));
-                        assert_eq!(other.steer(&short_packet(&id)), Steered::To(ShardIndex(here)));
+                        assert_eq!(other.whose(&id), Whose::Shard(owner));
+                        assert_eq!(other.steer(&short_packet(&id)), Steered::To(owner));
                         assert!(SteeringIds::new(other, [0; 16]).validate(&id).is_err());
                     }
                 }

@@ -22,6 +22,7 @@ use rustc_hash::FxHashMap;
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::session::context::Context;
 use crate::session::message::{ControlMessage, Login, Refusal};
+use crate::session::topology::Topology;
 use crate::session::users::Users;
 
 use pool::{FreeAddresses, Pool};
@@ -75,9 +76,10 @@ pub struct AddressAllocator {
 
 impl AddressAllocator {
     /// All addresses of `tunnel` but the network's, the broadcast and the gateway's own are free. After the first `incarnation`, 0, it has lost its
-    /// memory: it answers when all of `shards` homes, its own among them, have said what they hold.
-    pub fn new(tunnel: IpNet, users: &Users, remembered_max: usize, shards: u16, incarnation: u32) -> Self {
-        let awaited = (0..shards).map(ShardIndex).filter(|_| incarnation > 0 && shards > 1).collect();
+    /// memory: it answers when all homes, its own among them, have said what they hold.
+    pub fn new(tunnel: IpNet, users: &Users, remembered_max: usize, topology: Topology, incarnation: u32) -> Self {
+        let is_awaited = incarnation > 0 && topology.homes().count() > 1;
+        let awaited = topology.homes().filter(|_| is_awaited).collect();
         AddressAllocator {
             incarnation,
             tunnel,

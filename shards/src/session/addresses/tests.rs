@@ -1,11 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::session::home::ALLOCATOR;
+use crate::ids::Shards;
 use crate::session::users::{AddressRange, User};
 use crate::test_time;
 
+const ALLOCATOR: ShardIndex = ShardIndex(0);
 const HOME: ShardIndex = ShardIndex(1);
+const TOPOLOGY: Topology = Topology::alone(Shards::alone(2));
 
 fn range(first: &str, last: &str) -> AddressRange {
     AddressRange::new(first.parse().unwrap(), last.parse().unwrap()).unwrap()
@@ -39,8 +41,8 @@ impl Bench {
 
     fn in_incarnation(tunnel: &str, pools: &[&[AddressRange]], incarnation: u32) -> Self {
         let users = users(pools);
-        let allocator = AddressAllocator::new(tunnel.parse().unwrap(), &users, 4, 2, incarnation);
-        Bench { allocator, context: Context::new(2, 0, users.into(), test_time::origin()), connections: 0 }
+        let allocator = AddressAllocator::new(tunnel.parse().unwrap(), &users, 4, TOPOLOGY, incarnation);
+        Bench { allocator, context: Context::new(TOPOLOGY, 0, users.into(), test_time::origin()), connections: 0 }
     }
 
     /// A new connection of `user` asks for an address. The answer, if there is one.

@@ -17,23 +17,21 @@ use std::time::Instant;
 
 use siphasher::sip::SipHasher13;
 
-use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, ShardIndex, Shards, UserIndex};
 use crate::limit::lease::{LeaseClose, LeaseReport};
 use crate::session::context::Context;
 use crate::session::message::{ControlMessage, Login, Refusal};
+use crate::session::topology::Topology;
 
 #[cfg(feature = "inspect")]
 pub use session::Member;
 pub use session::Session;
 
-/// The shard that allocates the addresses.
-pub const ALLOCATOR: ShardIndex = ShardIndex(0);
-
-/// The home of a user: the same on every shard and after every restart.
-pub fn home_of(name: &str, shards: u16) -> ShardIndex {
+/// Which of `homes` is the home of a user: the same on every shard and after every restart.
+pub fn home_of(name: &str, homes: Shards) -> ShardIndex {
     let mut hasher = SipHasher13::new();
     hasher.write(name.as_bytes());
-    ShardIndex((hasher.finish() % u64::from(shards)) as u16)
+    homes.at((hasher.finish() % u64::from(homes.count)) as u16)
 }
 
 /// The sessions of one home. Bounded by the connections of all owners, and one session without connections for each user.
@@ -55,14 +53,14 @@ pub struct SessionHome {
 }
 
 impl SessionHome {
-    /// The home at shard `here` of `shards`, without sessions. After the first `incarnation`, 0, it has lost its memory.
-    pub fn new(here: ShardIndex, shards: u16, incarnation: u32, now: Instant) -> Self {
+    /// The home at shard `here`, without sessions. After the first `incarnation`, 0, it has lost its memory.
+    pub fn new(here: ShardIndex, topology: Topology, incarnation: u32, now: Instant) -> Self {
         let lost = incarnation > 0;
-        let others = (0..shards).map(ShardIndex).filter(|&shard| lost && shard != here);
+        let others = topology.all().filter(|&shard| lost && shard != here);
         SessionHome {
             here,
             incarnation,
-            allocator_incarnation: if here == ALLOCATOR { incarnation } else { 0 },
+            allocator_incarnation: if here == topology.allocator() { incarnation } else { 0 },
             sessions: BTreeMap::new(),
             connections: 0,
             users: 0,
@@ -120,7 +118,7 @@ impl SessionHome {
         }
         match (self.sessions.get_mut(&login.user), address) {
             (Some(session), address) => session.address_allocated(context, login, address),
-            (None, Ok(address)) => context.send(ALLOCATOR, ControlMessage::ReleaseAddress { login, address }),
+            (None, Ok(address)) => context.send_to_allocator(ControlMessage::ReleaseAddress { login, address }),
             (None, Err(_)) => {}
         }
         self.reschedule(context.now, login.user);
@@ -158,13 +156,14 @@ impl SessionHome {
             }
             self.leave(context, user, |gone| gone.owner == shard);
         }
-        if shard == ALLOCATOR {
+        let is_allocator = shard == context.topology.allocator();
+        if is_allocator {
             self.allocator_incarnation = incarnation;
             self.each_session(context, Session::tell_allocator);
         }
         if self.is_recovering() {
             self.reported(context, shard);
-        } else if shard == ALLOCATOR {
+        } else if is_allocator {
             self.report_held(context);
         }
     }
@@ -178,7 +177,7 @@ impl SessionHome {
         home_incarnation: u32,
     ) {
         if home_incarnation == self.incarnation {
-            if owner == ALLOCATOR {
+            if owner == context.topology.allocator() {
                 self.allocator_incarnation = owner_incarnation;
             }
             self.reported(context, owner);
@@ -197,7 +196,7 @@ impl SessionHome {
 
     fn report_held(&self, context: &mut Context) {
         let (home, allocator_incarnation) = (self.here, self.allocator_incarnation);
-        context.send(ALLOCATOR, ControlMessage::Held { home, allocator_incarnation });
+        context.send_to_allocator(ControlMessage::Held { home, allocator_incarnation });
     }
 
     /// Grants the tokens that have come, and forgets the sessions that nobody needs any more.

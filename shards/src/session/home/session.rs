@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::ALLOCATOR;
 use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
@@ -90,7 +89,7 @@ impl Member {
     }
 
     fn hold(&self, context: &mut Context, home: ShardIndex, address: IpAddr) {
-        context.send(ALLOCATOR, ControlMessage::HoldAddress { login: self.login, address, home });
+        context.send_to_allocator(ControlMessage::HoldAddress { login: self.login, address, home });
     }
 
     fn assign(&mut self, context: &mut Context, address: IpAddr) {
@@ -322,7 +321,7 @@ impl Session {
         let member = &mut self.members[place];
         member.stage = Stage::Asked { releases: self.releases };
         let (login, home, version) = (member.login, self.home, context.version);
-        context.send(ALLOCATOR, ControlMessage::AllocateAddress { login, home, version });
+        context.send_to_allocator(ControlMessage::AllocateAddress { login, home, version });
     }
 
     /// An address of this session is free: it goes to a member that waits for one, or back to the allocator.
@@ -333,7 +332,7 @@ impl Session {
             member.hold(context, self.home, address);
             member.assign(context, address);
         } else {
-            context.send(ALLOCATOR, ControlMessage::ReleaseAddress { login: former, address });
+            context.send_to_allocator(ControlMessage::ReleaseAddress { login: former, address });
             self.releases += 1;
         }
     }

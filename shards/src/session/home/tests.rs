@@ -9,6 +9,8 @@ use crate::test_time;
 
 /// Of the home. The only other shard, which is owner and allocator, is 0.
 const HERE: ShardIndex = ShardIndex(1);
+const ALLOCATOR: ShardIndex = ShardIndex(0);
+const TOPOLOGY: Topology = Topology::alone(Shards::alone(2));
 const USER: UserIndex = UserIndex(0);
 const BITS_PER_S: u64 = 80_000;
 
@@ -32,8 +34,8 @@ struct Bench {
 impl Bench {
     fn new(limit: Option<Limit>, incarnation: u32) -> Self {
         let now = test_time::origin();
-        let context = Context::new(2, 0, users(limit).into(), now);
-        Bench { home: SessionHome::new(HERE, 2, incarnation, now), context }
+        let context = Context::new(TOPOLOGY, 0, users(limit).into(), now);
+        Bench { home: SessionHome::new(HERE, TOPOLOGY, incarnation, now), context }
     }
 
     fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
