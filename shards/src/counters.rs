@@ -57,3 +57,52 @@ pub struct Counters {
     /// Packets dropped, by reason.
     pub drops: Drops,
 }
+
+impl Counters {
+    /// What has been counted in all, where `earlier` was counted before the shard was started anew. What a shard has now stays its own.
+    #[must_use]
+    pub fn beside(self, earlier: &Counters) -> Self {
+        Counters {
+            up_packets: self.up_packets + earlier.up_packets,
+            up_bytes: self.up_bytes + earlier.up_bytes,
+            thinned_acks: self.thinned_acks + earlier.thinned_acks,
+            down_packets: self.down_packets + earlier.down_packets,
+            down_bytes: self.down_bytes + earlier.down_bytes,
+            datagrams_received: self.datagrams_received + earlier.datagrams_received,
+            datagrams_sent: self.datagrams_sent + earlier.datagrams_sent,
+            relayed_packets: self.relayed_packets + earlier.relayed_packets,
+            misrouted_frames: self.misrouted_frames + earlier.misrouted_frames,
+            misrouted_datagrams: self.misrouted_datagrams + earlier.misrouted_datagrams,
+            retries: self.retries + earlier.retries,
+            handshakes: self.handshakes + earlier.handshakes,
+            stateless_responses: self.stateless_responses + earlier.stateless_responses,
+            too_big_replies: self.too_big_replies + earlier.too_big_replies,
+            narrowed_paths: self.narrowed_paths + earlier.narrowed_paths,
+            too_narrow_paths: self.too_narrow_paths + earlier.too_narrow_paths,
+            fragmented_packets: self.fragmented_packets + earlier.fragmented_packets,
+            own_packets: self.own_packets + earlier.own_packets,
+            messages: self.messages + earlier.messages,
+            forgotten_events: self.forgotten_events + earlier.forgotten_events,
+            connections: self.connections,
+            users: self.users,
+            drops: self.drops.beside(&earlier.drops),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drops::DropReason;
+
+    #[test]
+    fn what_was_counted_before_stays_counted_and_what_a_shard_had_is_gone() {
+        let mut earlier = Counters { up_packets: 5, retries: 1, connections: 7, users: 3, ..Counters::default() };
+        earlier.drops.add(DropReason::Isolated, 2);
+        let mut now = Counters { up_packets: 1, connections: 2, users: 1, ..Counters::default() };
+        now.drops.add(DropReason::Isolated, 4);
+        let all = now.beside(&earlier);
+        assert_eq!((all.up_packets, all.retries, all.connections, all.users), (6, 1, 2, 1));
+        assert_eq!((all.drops.of(DropReason::Isolated), all.drops.total()), (6, 6));
+    }
+}

@@ -90,6 +90,8 @@ drop_reasons! {
     inner UdpTruncated = "udp_truncated",
     /// The kernel refused a TUN write.
     inner TunWrite = "tun_write",
+    /// UDP datagram that the driver had at hand when the shard panicked: received and not handled, or not sent yet.
+    outer ShardPanicked = "shard_panicked",
     /// The connection's queue of datagrams received was full; the oldest gave way.
     inner ReceiveQueueFull = "receive_queue_full",
     /// The connection ended while the packet was queued to be sent on it, or waited for the tokens to be.
@@ -130,6 +132,13 @@ impl Drops {
 
     pub fn add(&mut self, reason: DropReason, packets: u64) {
         self.0[reason as usize] += packets;
+    }
+
+    /// These, and those counted `earlier`.
+    #[must_use]
+    pub fn beside(mut self, earlier: &Drops) -> Self {
+        earlier.iter().for_each(|(reason, packets)| self.add(reason, packets));
+        self
     }
 
     pub fn of(&self, reason: DropReason) -> u64 {

@@ -83,7 +83,7 @@ pub(crate) const INCARNATION_SHIFT: u32 = 32;
 
 impl ConnectionKey {
     /// How often its owner had been started anew.
-    pub(crate) fn incarnation(self) -> u32 {
+    pub fn incarnation(self) -> u32 {
         (self.generation >> INCARNATION_SHIFT) as u32
     }
 }

@@ -229,7 +229,7 @@ pub fn standing(gateway: &Gateway, status: &Status) -> Answer {
     let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
     Answer {
         done: true,
-        lines: std::iter::once(line).chain(silent).collect(),
+        lines: std::iter::once(line).chain(silent).chain(status.panics()).collect(),
         state: Some(state),
         clients: Some(clients),
         drains_for_ms: left.map(|left| left.as_millis() as u64),

@@ -161,6 +161,7 @@ mod tests {
             clients: owned_connections,
             addresses_held: None,
             memory: Held::default(),
+            restarts: 0,
             counters,
             traffic,
         }

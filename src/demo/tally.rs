@@ -93,6 +93,7 @@ mod tests {
             clients: 1,
             addresses_held: (shard == 0).then_some(2),
             memory: Held::default(),
+            restarts: 0,
             counters: Counters { up_packets: 5 * scale, connections: 1, drops, ..Counters::default() },
             traffic: Traffic { udp_data_sends: scale, udp_data_datagrams: 20 * scale, ..Traffic::default() },
         }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use tollgate_shards::packet::MTU_BYTES_MIN_V6;
-use tollgate_shards::{ClientMtu, ConnectionKey};
+use tollgate_shards::{ClientMtu, ConnectionKey, ShardIndex};
 
 use super::waker::Notify;
 use crate::io::Wake;
@@ -40,6 +40,11 @@ impl<W: Notify> ClientMtuSender<W> {
     /// Takes note of a change.
     pub fn hold(&mut self, ClientMtu { address, connection, mtu_bytes }: ClientMtu) {
         self.held.insert((address, connection), mtu_bytes);
+    }
+
+    /// Forgets what is held, of connections that are gone with their shard.
+    pub fn forget(&mut self) {
+        self.held.clear();
     }
 
     /// Hands over what is held, unless somebody is just at the same place. Returns whether something is left.
@@ -78,6 +83,16 @@ impl ClientMtus {
         states.into_iter().filter_map(|((address, connection), mtu)| self.apply(address, connection, mtu)).collect()
     }
 
+    /// The connections that `owner` had before its `incarnation` are gone. Returns what that changes, after what was handed over before.
+    pub fn forget_before(&mut self, owner: ShardIndex, incarnation: u32) -> Vec<(IpAddr, Option<u32>)> {
+        let mut changes = self.changes();
+        let is_gone = |connection: &ConnectionKey| connection.owner == owner && connection.incarnation() < incarnation;
+        let known = self.clients.iter().flat_map(|(&address, mtus)| mtus.keys().map(move |&key| (address, key)));
+        let gone: Vec<_> = known.filter(|(_, connection)| is_gone(connection)).collect();
+        changes.extend(gone.into_iter().filter_map(|(address, connection)| self.apply(address, connection, None)));
+        changes
+    }
+
     fn apply(
         &mut self,
         address: IpAddr,
@@ -102,8 +117,6 @@ impl ClientMtus {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::ShardIndex;
-
     use super::*;
 
     #[test]
@@ -130,6 +143,35 @@ mod tests {
         tell(1, 1, None);
         assert_eq!(mtus.changes(), [(address, None)]);
         assert!(mtus.clients.is_empty());
+    }
+
+    #[test]
+    fn a_shard_that_panicked_takes_the_routes_of_its_clients_with_it_and_no_others() {
+        let mut mtus = ClientMtus::default();
+        let mut sender = mtus.sender(Arc::new(Wake::new().unwrap()));
+        let [mine, others, shared]: [IpAddr; 3] =
+            ["198.19.128.9", "198.19.128.10", "198.19.128.11"].map(|address| address.parse().unwrap());
+        let key = |shard, incarnation: u64| ConnectionKey {
+            owner: ShardIndex(shard),
+            slot: 0,
+            generation: incarnation << 32 | 1,
+        };
+        for (address, connection, mtu_bytes) in
+            [(others, key(0, 0), 1300), (shared, key(1, 0), 1290), (shared, key(1, 1), 1310)]
+        {
+            sender.hold(ClientMtu { address, connection, mtu_bytes: Some(mtu_bytes) });
+        }
+        sender.flush();
+        assert_eq!(mtus.changes().len(), 2);
+        // One that the control plane has not taken, and one that the shard has not handed over.
+        sender.hold(ClientMtu { address: mine, connection: key(1, 0), mtu_bytes: Some(1300) });
+        sender.flush();
+        sender.hold(ClientMtu { address: others, connection: key(1, 0), mtu_bytes: Some(1200) });
+        sender.forget();
+        let changes = mtus.forget_before(ShardIndex(1), 1);
+        assert_eq!(changes, [(mine, Some(1300)), (mine, None), (shared, Some(1310))]);
+        assert!(!sender.flush() && mtus.changes().is_empty());
+        assert_eq!(mtus.clients.keys().copied().collect::<Vec<_>>(), [others, shared]);
     }
 
     #[test]

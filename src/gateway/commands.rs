@@ -42,6 +42,8 @@ pub struct Commands {
     last: CommandId,
     pending: Option<Pending>,
     completed: Option<Completed>,
+    /// Cores that have ended. One may still be about to let go of its end of the channel.
+    ended: BTreeSet<u16>,
 }
 
 enum Pending {
@@ -70,7 +72,7 @@ impl Commands {
     /// Asks every core for its status, in place of whatever was pending.
     pub fn begin_status(&mut self, cores: &[CoreHandle], now: Instant) {
         self.completed = None;
-        self.pending = Some(Pending::Status(StatusQuery::begin(self.next_id(), cores, now)));
+        self.pending = Some(Pending::Status(StatusQuery::begin(self.next_id(), cores, &self.ended, now)));
     }
 
     /// Gives every core what `command` makes for `change`.
@@ -116,8 +118,18 @@ impl Commands {
         }
     }
 
+    /// A core whose shard was started anew may have lost a request for its status.
+    pub fn handle_begun_anew(&mut self, shard: u16, cores: &[CoreHandle]) {
+        if let Some(Pending::Status(query) | Pending::Change(_, Some(query))) = &self.pending
+            && query.waiting.contains(&shard)
+        {
+            cores[usize::from(shard)].send(CoreCommand::Report(query.id));
+        }
+    }
+
     /// A core that has ended reports nothing any more.
     pub fn handle_ended(&mut self, shard: u16) {
+        self.ended.insert(shard);
         if let Some(Pending::Status(query) | Pending::Change(_, Some(query))) = &mut self.pending
             && query.waiting.remove(&shard)
         {
@@ -149,7 +161,7 @@ impl Commands {
                 return;
             }
             Some(Pending::Change(pending, None)) if pending.began + CHANGE_TIMEOUT <= now => {
-                Some(Pending::Change(pending, Some(StatusQuery::begin(self.next_id(), cores, now))))
+                Some(Pending::Change(pending, Some(StatusQuery::begin(self.next_id(), cores, &self.ended, now))))
             }
             pending => pending,
         };
@@ -163,10 +175,10 @@ impl Commands {
 }
 
 impl StatusQuery {
-    fn begin(id: CommandId, cores: &[CoreHandle], now: Instant) -> Self {
+    fn begin(id: CommandId, cores: &[CoreHandle], gone: &BTreeSet<u16>, now: Instant) -> Self {
         let shards = 0..cores.len() as u16;
         let (waiting, ended): (BTreeSet<u16>, _) =
-            shards.partition(|&shard| cores[usize::from(shard)].send(CoreCommand::Report(id)));
+            shards.partition(|shard| !gone.contains(shard) && cores[usize::from(*shard)].send(CoreCommand::Report(id)));
         let deadline = if waiting.is_empty() { now } else { now + REPORT_TIMEOUT };
         StatusQuery { id, deadline, waiting, ended, reports: Vec::new() }
     }
@@ -219,6 +231,7 @@ mod tests {
             addresses_held: None,
             memory: Default::default(),
             counters: Default::default(),
+            restarts: 0,
             traffic: Default::default(),
         }
     }
@@ -278,5 +291,11 @@ mod tests {
         commands.advance(&cores, now);
         let Some(Completed::Status(status)) = commands.take_completed() else { panic!("not completed") };
         assert_eq!((status.shards, status.unanswered), (vec![report(0)], vec![1, 2]));
+
+        // The last one still has its end of the channel, and will not look at it.
+        commands.begin_status(&cores, now);
+        commands.handle_report(taken(&taken_by[0]), report(0));
+        commands.advance(&cores, now);
+        assert!(commands.take_completed().is_some());
     }
 }

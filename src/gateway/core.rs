@@ -3,28 +3,25 @@
 //! A turn neither sleeps nor reads the clock: it says what comes next, and whoever runs the core does that. The kind of its descriptors is a
 //! parameter.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::TryRecvError;
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{
-    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Shard, ShardIndex, Snapshot,
-    SteeringUpdate, UserIndex,
+    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, ShardIndex, Snapshot, SteeringUpdate,
+    UserIndex,
 };
-use tracing::debug;
+use tracing::{debug, error};
 
-use super::busy::BusyShare;
-use super::client_mtus::ClientMtuSender;
-use super::interrupt_moderation::InterruptModeration;
-use super::memory::{self, Trim};
-use super::mesh::Mesh;
-use super::notices::{Notice, NoticeSender};
-use super::pending::Pending;
+use super::memory;
+use super::notices::Notice;
+use super::seat::{Birth, Life, Seat};
 use super::threads::CoreThread;
-use super::waker::{Notify, Waker};
-use crate::io::{ShardSockets, TunSteering};
-use crate::packet_io::{Descriptors, Kernel, Lost, PacketIo, Traffic};
+use super::waker::Notify;
+use crate::io::ShardSockets;
+use crate::packet_io::{Descriptors, Kernel, Lost, Traffic};
 
 /// How long a stopping shard stays to repeat its goodbyes to clients that have not heard them.
 const LINGER: Duration = Duration::from_millis(300);
@@ -92,7 +89,10 @@ pub struct Report {
     /// What is held for others.
     #[serde(default)]
     pub memory: Held,
-    /// What the engine counted.
+    /// How often it has panicked and was started anew.
+    #[serde(default)]
+    pub restarts: u32,
+    /// What the engine counted, those incarnations included.
     pub counters: Counters,
     /// What the descriptors moved.
     pub traffic: Traffic,
@@ -115,53 +115,12 @@ pub enum Next {
     End,
 }
 
-/// A core's shard, descriptors and channels. `E` takes what the shard tells.
+/// A core: its seat, and the shard that sits there. `E` takes what the shard tells.
 pub struct Core<D: Descriptors, E> {
-    /// The CPU to pin to.
-    pub cpu: usize,
-    /// The engine of this core.
-    pub shard: Shard,
-    /// The newest snapshot: it knows the users of all earlier ones.
-    pub snapshot: Arc<Snapshot>,
-    /// The shard's descriptors.
-    pub packet_io: PacketIo<D>,
-    /// Its end of the mesh.
-    pub mesh: Mesh<D::Wake>,
-    /// How others wake it.
-    pub waker: Waker<D::Wake>,
-    /// Commands of the control plane.
-    pub commands: Receiver<CoreCommand<D>>,
-    /// How long work may gather while the core is busy.
-    pub moderation: InterruptModeration,
-    /// How long to go on looking after the last packet before sleeping.
-    pub busy_poll: Duration,
-    /// How busy it is.
-    pub busy: BusyShare,
-    /// The command that is not completed.
-    pub pending: Pending,
-    /// Gives memory back after a flood.
-    pub trim: Trim,
-    /// The kernel's steering of inner addresses, where there is one.
-    pub steering: Option<Arc<TunSteering<D::SteeringMap>>>,
-    /// Reports to the control plane.
-    pub notices: NoticeSender<D::Wake>,
-    /// Generations of the descriptors.
-    pub generations: Generations,
-    /// Takes the MTUs of clients' paths.
-    pub client_mtus: ClientMtuSender<D::Wake>,
-    /// Takes what the shard tells.
-    pub tell: E,
-    /// How far it has come.
-    pub progress: Progress,
-}
-
-/// How far a core has come.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// When it ends at the latest, once it is to stop.
-    stop_by: Option<Instant>,
-    /// When its descriptors had something last.
-    moved_at: Option<Instant>,
+    /// What outlives a panic.
+    pub seat: Seat<D, E>,
+    /// What does not.
+    pub life: Life,
 }
 
 impl<E> Core<Kernel, E>
@@ -173,34 +132,48 @@ where
         thread.run(Box::new(move || {
             let _abort = AbortOnPanic;
             self.run();
-            self.notices.send(Notice::Ended { shard: self.shard.index().0 });
+            self.seat.notices.send(Notice::Ended { shard: self.life.shard.index().0 });
         }));
     }
 
     fn run(&mut self) {
+        // What a panic leaves half done is the life's, which is replaced as a whole, or the seat's, which says how it gets over that: hence
+        // `AssertUnwindSafe`.
+        while catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
+            let (now, shard) = (Instant::now(), self.life.shard.index().0);
+            if !self.seat.panics.may_go_on(now) {
+                return self.seat.notices.send(Notice::GivenUp { shard });
+            }
+            self.begin_anew(Birth::draw(), now);
+            memory::give_back();
+            error!(shard, "a shard that panicked was started anew: its clients have to connect again, all others stay");
+        }
+    }
+
+    fn live(&mut self) {
         loop {
             // The core never yields to its executor, which has no other task: glommio 0.9 parks for good, although a task is runnable, when
             // its preemption timer fires between its look at the rings and its look at the queues (`run_task_queues` then reports that nothing
             // ran).
             let now = Instant::now();
-            if let Some(percent) = self.busy.goes_on(now) {
-                self.shard.handle_busy(percent);
+            if let Some(percent) = self.life.busy.goes_on(now) {
+                self.life.shard.handle_busy(percent);
             }
             match self.turn(now) {
                 Next::Turn => {}
                 // The sibling hyperthread may have the core's units meanwhile.
                 Next::Poll => {
-                    self.busy.rests(now);
+                    self.life.busy.rests(now);
                     std::hint::spin_loop();
                 }
                 Next::Gather(until) => {
                     let turned = Instant::now();
-                    self.busy.rests(turned);
+                    self.life.busy.rests(turned);
                     std::thread::sleep(until.saturating_duration_since(turned));
                 }
                 Next::GiveBack => memory::give_back(),
                 Next::Sleep(until) => {
-                    self.busy.rests(Instant::now());
+                    self.life.busy.rests(Instant::now());
                     self.sleep(now, until);
                 }
                 Next::End => return,
@@ -218,69 +191,74 @@ where
     pub fn turn(&mut self, now: Instant) -> Next {
         let more = self.pass(now);
         // Also of the last turn: whoever sleeps is woken for it.
-        let holding = self.mesh.flush() | self.client_mtus.flush();
+        let holding = self.seat.mesh.flush() | self.seat.client_mtus.flush();
+        let shard = &self.life.shard;
         if self
-            .progress
+            .seat
+            .standing
             .stop_by
-            .is_some_and(|stop_by| self.shard.has_said_goodbye() && (stop_by <= now || self.shard.is_stopped()))
+            .is_some_and(|stop_by| shard.has_said_goodbye() && (stop_by <= now || shard.is_stopped()))
         {
             return Next::End;
         }
         self.report_done();
-        if more || self.packet_io.has_more() {
+        if more || self.seat.packet_io.has_more() {
             return Next::Turn;
         }
-        if let Some(until) = self.moderation.look_again(now, self.shard.passed_packets()) {
+        if let Some(until) = self.life.moderation.look_again(now, self.life.shard.passed_packets()) {
             return Next::Gather(until);
         }
-        if self.progress.moved_at.is_some_and(|moved_at| now.duration_since(moved_at) < self.busy_poll) {
+        if self.life.moved_at.is_some_and(|moved_at| now.duration_since(moved_at) < self.seat.busy_poll) {
             return Next::Poll;
         }
-        if self.trim.handle_idle(now, self.shard.held().total_bytes()) {
-            self.shard.give_back();
+        if self.seat.trim.handle_idle(now, self.life.shard.held().total_bytes()) {
+            self.life.shard.give_back();
             return Next::GiveBack;
         }
-        let (mesh, commands) = (&self.mesh, &self.commands);
-        if !self.waker.fall_asleep(|| mesh.is_idle() && commands.is_empty()) {
-            self.waker.end_sleep(self.packet_io.take_woken());
+        let (mesh, commands) = (&self.seat.mesh, &self.seat.commands);
+        if !self.seat.waker.fall_asleep(|| mesh.is_idle() && commands.is_empty()) {
+            self.seat.waker.end_sleep(self.seat.packet_io.take_woken());
             return Next::Turn;
         }
-        let deadline = self.shard.poll_timeout().map(|(at, _)| at);
+        let deadline = self.life.shard.poll_timeout().map(|(at, _)| at);
         let retry = holding.then_some(now + HELD_RETRY);
         let others = [
-            self.packet_io.poll_timeout(now),
-            self.trim.poll_timeout(),
-            self.progress.stop_by,
-            self.busy.poll_timeout(),
+            self.seat.packet_io.poll_timeout(now),
+            self.seat.trim.poll_timeout(),
+            self.seat.standing.stop_by,
+            self.life.busy.poll_timeout(),
         ];
         Next::Sleep(others.into_iter().chain([deadline, retry]).flatten().min())
     }
 
     /// Sleeps until something is ready, or `until`. `now` is that of the turn before.
     pub fn sleep(&mut self, now: Instant, until: Option<Instant>) {
-        self.packet_io.sleep(now, until);
-        self.waker.end_sleep(self.packet_io.take_woken());
+        self.seat.packet_io.sleep(now, until);
+        self.seat.waker.end_sleep(self.seat.packet_io.take_woken());
     }
 
     /// One pass: input, output. Returns whether other shards may have more.
     fn pass(&mut self, now: Instant) -> bool {
-        if self.packet_io.intake(&mut self.shard, now) {
-            self.progress.moved_at = Some(now);
+        for command in std::mem::take(&mut self.life.again) {
+            self.life.shard.handle_command(now, command);
         }
-        self.shard.handle_receive_buffers(self.packet_io.receive_buffers_bytes());
-        let more = self.mesh.receive(|message| self.shard.handle_message(now, message));
+        if self.seat.packet_io.intake(&mut self.life.shard, now) {
+            self.life.moved_at = Some(now);
+        }
+        self.life.shard.handle_receive_buffers(self.seat.packet_io.receive_buffers_bytes());
+        let more = self.seat.mesh.receive(|message| self.life.shard.handle_message(now, message));
         self.take_commands(now);
-        if self.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
-            self.shard.handle_timeout(now);
+        if self.life.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.life.shard.handle_timeout(now);
         }
-        self.trim.handle_pass(self.shard.held().total_bytes());
-        while let Some(action) = self.packet_io.output(&mut self.shard, now) {
+        self.seat.trim.handle_pass(self.life.shard.held().total_bytes());
+        while let Some(action) = self.seat.packet_io.output(&mut self.life.shard, now) {
             match action {
                 Action::Steering(update) => self.steer(update),
-                Action::ClientMtu(mtu) => self.client_mtus.hold(mtu),
-                Action::Send(to, message) => match self.mesh.send(to, message) {
+                Action::ClientMtu(mtu) => self.seat.client_mtus.hold(mtu),
+                Action::Send(to, message) => match self.seat.mesh.send(to, message) {
                     0 => {}
-                    lost => self.shard.handle_drop(DropReason::MeshFull, lost),
+                    lost => self.life.shard.handle_drop(DropReason::MeshFull, lost),
                 },
                 Action::Log(event) => self.take_event(event),
             }
@@ -291,98 +269,109 @@ where
 
     fn take_event(&mut self, event: Event) {
         if let Event::Detached { user, version, .. } = event {
-            self.pending.count_closed(user, version, self.snapshot.version);
+            self.seat.pending.count_closed(user, version, self.seat.snapshot.version);
         }
-        (self.tell)(self.shard.index(), event, &self.snapshot);
+        (self.seat.tell)(self.life.shard.index(), event, &self.seat.snapshot);
     }
 
     /// Tells which descriptors are out of order, and which could not be replaced (`refused`).
     fn report_lost(&mut self, refused: Lost) {
-        let Lost { udp, tun } = self.packet_io.take_lost();
+        let Lost { udp, tun } = self.seat.packet_io.take_lost();
         let lost = Lost { udp: udp || refused.udp, tun: tun || refused.tun };
         if lost.udp {
-            self.notices.send(Notice::LostUdp(self.generations.udp));
+            self.seat.notices.send(Notice::LostUdp(self.seat.generations.udp));
         }
         if lost.tun {
-            self.notices.send(Notice::LostTun(self.generations.tun));
+            self.seat.notices.send(Notice::LostTun(self.seat.generations.tun));
         }
     }
 
     fn take_commands(&mut self, now: Instant) {
         loop {
-            let command = match self.commands.try_recv() {
+            let command = match self.seat.commands.try_recv() {
                 Ok(command) => command,
-                Err(TryRecvError::Disconnected) if self.progress.stop_by.is_none() => CoreCommand::Stop,
+                Err(TryRecvError::Disconnected) if self.seat.standing.stop_by.is_none() => CoreCommand::Stop,
                 Err(_) => return,
             };
-            match command {
-                CoreCommand::Stop if self.progress.stop_by.is_some() => {}
-                CoreCommand::Stop => {
-                    self.progress.stop_by = Some(now + LINGER);
-                    self.shard.handle_command(now, Command::Stop);
-                }
-                CoreCommand::Drain { over, within } => {
-                    self.shard.handle_command(now, Command::Drain { over, within });
-                }
-                CoreCommand::Resume => self.shard.handle_command(now, Command::Resume),
-                CoreCommand::Report(command) => {
-                    self.notices.send(Notice::Report { command, report: Box::new(self.report()) });
-                }
-                CoreCommand::Apply { id, snapshot } => {
-                    let before = std::mem::replace(&mut self.snapshot, snapshot.clone());
-                    self.pending.begin_apply(id, before, snapshot.clone());
-                    self.shard.handle_command(now, Command::Apply { id, snapshot });
-                }
-                CoreCommand::Kick { id, user } => {
-                    self.pending.begin_kick(id, user);
-                    self.shard.handle_command(now, Command::Kick { id, user });
-                }
-                CoreCommand::Tun(queue, generation) => {
-                    self.generations.tun = generation;
-                    // Descriptors have run out: the upkeep makes another queue.
-                    let tun = self.packet_io.set_tun(Some(queue), self.waker.descriptor()).is_err();
-                    self.report_lost(Lost { tun, udp: false });
-                }
-                CoreCommand::ReleaseUdp => {
-                    // Where the poller cannot be made anew, the old one has lost the socket by itself.
-                    let _ = self.packet_io.set_udp(None, self.waker.descriptor());
-                    self.notices.send(Notice::ReleasedUdp { shard: self.shard.index().0 });
-                }
-                CoreCommand::Udp(sockets, generation) => {
-                    self.generations.udp = generation;
-                    let live = self.packet_io.set_udp(Some(sockets.live), self.waker.descriptor());
-                    let udp =
-                        live.and(self.packet_io.set_handshakes(sockets.handshakes, self.waker.descriptor())).is_err();
-                    self.report_lost(Lost { udp, tun: false });
-                }
+            self.take_command(now, command);
+        }
+    }
+
+    /// What outlives the shard is written down before the shard is told.
+    fn take_command(&mut self, now: Instant, command: CoreCommand<D>) {
+        let Core { seat, life: Life { shard, .. } } = self;
+        match command {
+            CoreCommand::Stop if seat.standing.stop_by.is_some() => {}
+            CoreCommand::Stop => {
+                seat.standing.stop_by = Some(now + LINGER);
+                shard.handle_command(now, Command::Stop);
+            }
+            CoreCommand::Drain { over, within } => {
+                seat.standing.is_draining = true;
+                shard.handle_command(now, Command::Drain { over, within });
+            }
+            CoreCommand::Resume => {
+                seat.standing.is_draining = false;
+                shard.handle_command(now, Command::Resume);
+            }
+            CoreCommand::Report(command) => {
+                let report = Box::new(self.report());
+                self.seat.notices.send(Notice::Report { command, report });
+            }
+            CoreCommand::Apply { id, snapshot } => {
+                let before = std::mem::replace(&mut seat.snapshot, snapshot.clone());
+                seat.pending.begin_apply(id, before, snapshot.clone());
+                shard.handle_command(now, Command::Apply { id, snapshot });
+            }
+            CoreCommand::Kick { id, user } => {
+                seat.pending.begin_kick(id, user);
+                shard.handle_command(now, Command::Kick { id, user });
+            }
+            CoreCommand::Tun(queue, generation) => {
+                seat.generations.tun = generation;
+                // Descriptors have run out: the upkeep makes another queue.
+                let tun = seat.packet_io.set_tun(Some(queue), seat.waker.descriptor()).is_err();
+                self.report_lost(Lost { tun, udp: false });
+            }
+            CoreCommand::ReleaseUdp => {
+                // Where the poller cannot be made anew, the old one has lost the socket by itself.
+                let _ = seat.packet_io.set_udp(None, seat.waker.descriptor());
+                seat.notices.send(Notice::ReleasedUdp { shard: shard.index().0 });
+            }
+            CoreCommand::Udp(sockets, generation) => {
+                seat.generations.udp = generation;
+                let live = seat.packet_io.set_udp(Some(sockets.live), seat.waker.descriptor());
+                let udp = live.and(seat.packet_io.set_handshakes(sockets.handshakes, seat.waker.descriptor())).is_err();
+                self.report_lost(Lost { udp, tun: false });
             }
         }
     }
 
     /// Reports the pending command as done, once every shard has executed it and the kernel has taken what this shard has sent.
     fn report_done(&mut self) {
-        if self.packet_io.is_flushed()
-            && let Some((command, closed_connections)) = self.pending.take_completed(self.shard.completed())
+        if self.seat.packet_io.is_flushed()
+            && let Some((command, closed_connections)) = self.seat.pending.take_completed(self.life.shard.completed())
         {
-            self.notices.send(Notice::Done { command, shard: self.shard.index().0, closed_connections });
+            self.seat.notices.send(Notice::Done { command, shard: self.life.shard.index().0, closed_connections });
         }
     }
 
     fn report(&self) -> Report {
         Report {
-            shard: self.shard.index().0,
-            cpu: self.cpu,
-            owned_connections: self.shard.owned_connections(),
-            clients: self.shard.clients(),
-            addresses_held: self.shard.addresses_held(),
-            memory: self.shard.held(),
-            counters: self.shard.counters(),
-            traffic: self.packet_io.traffic(),
+            shard: self.life.shard.index().0,
+            cpu: self.seat.cpu,
+            owned_connections: self.life.shard.owned_connections(),
+            clients: self.life.shard.clients(),
+            addresses_held: self.life.shard.addresses_held(),
+            memory: self.life.shard.held(),
+            restarts: self.seat.params.incarnation,
+            counters: self.life.shard.counters().beside(&self.seat.standing.counted),
+            traffic: self.seat.packet_io.traffic(),
         }
     }
 
     fn steer(&self, SteeringUpdate { address, owner }: SteeringUpdate) {
-        let Some(steering) = &self.steering else { return };
+        let Some(steering) = &self.seat.steering else { return };
         if let Err(error) = steering.set(address, owner) {
             // Not lost: the mesh carries what arrives at the wrong shard.
             debug!(%address, %error, "the TUN steering map was not updated");
@@ -390,7 +379,8 @@ where
     }
 }
 
-/// A shard that panics takes the gateway down at once: its clients would hang, and others would wait for its messages for ever.
+/// Where no other shard can be made, or the last one not be dropped, all ends at once: clients would hang, and other shards wait for messages for
+/// ever.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {

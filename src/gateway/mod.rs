@@ -17,10 +17,12 @@ pub mod mesh;
 #[cfg(test)]
 mod mesh_tests;
 pub mod notices;
+mod params;
 pub mod pending;
 mod placement;
 mod recurrence;
 pub mod reload;
+pub mod seat;
 mod status;
 mod sync;
 mod threads;
@@ -29,36 +31,32 @@ pub mod waker;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
-use tollgate_config::{CongestionController, ServerConfig};
+use tollgate_config::ServerConfig;
 use tollgate_netlink::NetlinkWatch;
-use tollgate_shards::packet::MergeLimits;
-use tollgate_shards::{
-    Congestion, IdLayoutError, Limits, Params, Shard, ShardKeys, Shards, Snapshot, Steering, TransportParams,
-};
+use tollgate_shards::{IdLayoutError, ShardKeys, Snapshot, Steering};
 use tracing::{info, warn};
 
 pub use self::core::Report;
 pub use drain::{DrainPlan, State};
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
+pub use params::congestion;
 pub use reload::{Completed, Kicked, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
 pub use upkeep::HostReport;
 
-use self::busy::BusyShare;
 use self::capacity::DescriptorError;
 use self::client_mtus::ClientMtus;
 use self::commands::{Commands, CoreHandle};
-use self::core::{Core, CoreCommand, Generations, Progress};
-use self::interrupt_moderation::InterruptModeration;
+use self::core::{Core, CoreCommand, Generations};
 use self::mesh::{MESSAGES_MAX, Mesh};
 use self::notices::{Notice, NoticeSender};
 use self::pending::Pending;
 use self::placement::list;
+use self::seat::{Birth, PANICS_MAX, PANICS_WINDOW, Panics, Seat, Standing};
 use self::threads::{CoreThread, Pool, ThreadError};
 use self::upkeep::Upkeep;
 use self::waker::Waker;
@@ -69,8 +67,6 @@ use crate::io::{
 };
 use crate::packet_io::PacketIo;
 
-/// How long a handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
 const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
 /// How long all cores together may take to say goodbye to their clients and end.
@@ -128,6 +124,15 @@ pub enum GatewayError {
         /// The index of the shard.
         shard: u16,
     },
+    /// Shards have panicked too often.
+    #[error(
+        "shards have panicked {PANICS_MAX} times within {PANICS_WINDOW:?}, shard {shard} the last time: the gateway ends, to be started anew as a \
+         whole; the log has the message and the place of each panic"
+    )]
+    Panics {
+        /// The index of the last one.
+        shard: u16,
+    },
     /// A core's thread did not end as it should.
     #[error("a shard ended unexpectedly: {0}")]
     Lost(String),
@@ -145,6 +150,8 @@ pub struct Gateway {
     wake: Arc<Wake>,
     /// Cores that have ended.
     ended: BTreeSet<u16>,
+    /// The shard that has panicked once too often.
+    given_up: Option<u16>,
     /// The configuration in force.
     config: ServerConfig,
     /// What of it the shards know.
@@ -212,6 +219,7 @@ impl Gateway {
             notices,
             wake,
             ended: BTreeSet::new(),
+            given_up: None,
             config: config.clone(),
             snapshot,
             served,
@@ -241,6 +249,11 @@ impl Gateway {
                     self.commands.handle_ended(shard);
                     self.upkeep.handle_released_udp(shard, now);
                 }
+                Notice::BegunAnew { shard, incarnation } => {
+                    self.commands.handle_begun_anew(shard.0, &self.cores);
+                    self.upkeep.handle_begun_anew(shard, incarnation, now);
+                }
+                Notice::GivenUp { shard } => self.given_up = Some(shard),
                 Notice::Report { command, report } => self.commands.handle_report(command, *report),
                 Notice::Done { command, shard, closed_connections } => {
                     self.commands.handle_done(command, shard, closed_connections);
@@ -314,8 +327,11 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// If a core has not ended.
+    /// If shards had panicked too often, or a core has not ended.
     pub fn finish(self) -> Result<(), GatewayError> {
+        if let Some(shard) = self.given_up {
+            return Err(GatewayError::Panics { shard });
+        }
         if let Some(shard) = (0..self.cores.len() as u16).find(|shard| !self.ended.contains(shard)) {
             return Err(GatewayError::Stuck { shard });
         }
@@ -344,24 +360,24 @@ fn start_cores(
     let wakers = cpus.iter().map(|_| Wake::new().map(Waker::new)).collect::<io::Result<Vec<_>>>()?;
     let ends = Mesh::between(&wakers, MESSAGES_MAX);
     let now = Instant::now();
+    let panics = Panics::default();
     let mut cores = Vec::with_capacity(cpus.len());
     let parts = sockets.into_iter().zip(queues).zip(ends).zip(wakers).zip(threads).zip(cpus).enumerate();
     for (index, (((((sockets, queue), mesh), waker), thread), &cpu)) in parts {
         let mut packet_io = PacketIo::new(sockets.live, Some(queue), waker.descriptor())?;
         packet_io.set_handshakes(sockets.handshakes, waker.descriptor())?;
-        let params = params(config, cpus.len() as u16, index as u16);
         let (commands, command_receiver) = unbounded();
-        let core = Core {
+        let seat = Seat {
             cpu,
-            shard: Shard::new(params, &shared.keys, shared.snapshot.clone(), now),
+            params: params::params(config, cpus.len() as u16, index as u16),
+            keys: shared.keys.clone(),
             snapshot: shared.snapshot.clone(),
             packet_io,
             mesh,
             waker: waker.clone(),
             commands: command_receiver,
-            moderation: InterruptModeration::new(config.data_path.coalesce, now),
+            coalesce: config.data_path.coalesce,
             busy_poll: config.data_path.busy_poll,
-            busy: BusyShare::new(now),
             pending: Pending::default(),
             trim: memory::Trim::default(),
             steering: shared.steering.clone(),
@@ -369,61 +385,13 @@ fn start_cores(
             generations: Generations::default(),
             client_mtus: client_mtus.sender(shared.notices.wake().clone()),
             tell: events::log,
-            progress: Progress::default(),
+            standing: Standing::default(),
+            panics: panics.clone(),
         };
-        core.start(thread);
+        Core::new(seat, Birth::draw(), now).start(thread);
         cores.push(CoreHandle { commands, waker });
     }
     Ok(cores)
-}
-
-fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
-    let connection = &config.connection;
-    // Initials of honest clients spread evenly, so each shard gets its part of the whole; one source may have its full number on each, since
-    // its few handshakes do not.
-    let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards));
-    let of = Shards::alone(shards);
-    Params {
-        shards: of,
-        index: of.at(index),
-        tunnel: config.tunnel_network,
-        outer_addresses: outer_addresses(config),
-        handshake_timeout: HANDSHAKE_TIMEOUT,
-        transport: TransportParams {
-            mtu_bytes: connection.mtu_bytes,
-            idle_timeout: connection.connection_timeout,
-            keep_alive: None,
-            initial_rtt: None,
-            datagram_send_buffer_bytes_max: connection.datagram_send_buffer_bytes,
-            datagram_receive_buffer_bytes_max: connection.datagram_receive_buffer_bytes,
-            congestion: congestion(connection.congestion_controller),
-        },
-        limits: Limits {
-            handshakes_max,
-            handshakes_per_source_max: connection.pending_handshakes_per_source_max,
-            memory_bytes_max: memory::shard_bytes_max(config.shards.memory_bytes, usize::from(shards)),
-            merge: MergeLimits {
-                tso: config.data_path.tso,
-                uso: config.data_path.uso,
-                thins_acks: config.data_path.thin_acks,
-                ..MergeLimits::default()
-            },
-            ..Limits::default()
-        },
-        incarnation: 0,
-        wall_clock: SystemTime::now(),
-        seed: *random(),
-    }
-}
-
-/// The engine's name for a configured congestion controller.
-pub fn congestion(controller: CongestionController) -> Congestion {
-    match controller {
-        CongestionController::Cubic => Congestion::Cubic,
-        CongestionController::Bbr => Congestion::Bbr,
-        CongestionController::NewReno => Congestion::NewReno,
-        CongestionController::None => Congestion::Uncontrolled,
-    }
 }
 
 fn tun_plan(config: &ServerConfig, shards: usize) -> TunPlan {
@@ -444,11 +412,6 @@ fn udp_options(config: &ServerConfig, steering: Steering) -> UdpOptions {
         gso: config.data_path.gso,
         steering,
     }
-}
-
-/// What is known before the first packet; where the gateway listens on all addresses, each connection adds its own.
-fn outer_addresses(config: &ServerConfig) -> Vec<IpAddr> {
-    Some(config.bind_address).filter(|ip| !ip.is_unspecified()).into_iter().collect()
 }
 
 fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {

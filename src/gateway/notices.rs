@@ -3,18 +3,30 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use tollgate_shards::CommandId;
+use tollgate_shards::{CommandId, ShardIndex};
 
 use super::core::Report;
 use super::waker::Notify;
 use crate::io::Wake;
 
-/// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it ends, and one for each
-/// descriptor that it loses, of which it gets another one from the control plane only.
+/// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it ends, one for each
+/// descriptor that it loses, of which it gets another one from the control plane only, and one for each panic, of which there are few.
 #[derive(Debug)]
 pub enum Notice {
     /// The core has ended.
     Ended {
+        /// The shard.
+        shard: u16,
+    },
+    /// The core's shard has panicked, and another one is in its place.
+    BegunAnew {
+        /// The shard.
+        shard: ShardIndex,
+        /// Its incarnation: all that is of an earlier one is gone.
+        incarnation: u32,
+    },
+    /// The core's shard has panicked, and no other one takes its place: there were too many panics. The core ends.
+    GivenUp {
         /// The shard.
         shard: u16,
     },

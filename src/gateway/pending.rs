@@ -60,6 +60,14 @@ impl Pending {
         }
     }
 
+    /// The command, for a shard in the place of one that may not have carried it out.
+    pub fn again(&self) -> Option<tollgate_shards::Command> {
+        self.command.as_ref().map(|Command { id, scope, .. }| match scope {
+            Scope::User(user) => tollgate_shards::Command::Kick { id: *id, user: *user },
+            Scope::Changed(_, next) => tollgate_shards::Command::Apply { id: *id, snapshot: next.clone() },
+        })
+    }
+
     /// The command, if it is no later than `completed`, and the connections that were closed for it.
     pub fn take_completed(&mut self, completed: CommandId) -> Option<(CommandId, u64)> {
         let command = self.command.take_if(|command| completed >= command.id)?;

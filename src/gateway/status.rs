@@ -34,6 +34,14 @@ impl Status {
         self.shards.iter().map(|report| report.clients as u64).sum()
     }
 
+    /// A line for each shard that has panicked.
+    pub fn panics(&self) -> impl Iterator<Item = String> {
+        let panicked = self.shards.iter().filter(|report| report.restarts > 0);
+        panicked.map(|Report { shard, restarts, .. }| {
+            format!("shard {shard} has panicked and was started anew, times: {restarts}; the log has the reason")
+        })
+    }
+
     /// Packets dropped for `reason`, over all shards.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.shards.iter().map(|report| report.counters.drops.of(reason)).sum()
@@ -65,6 +73,7 @@ impl fmt::Display for Status {
             }
             writeln!(f, "{}", if any { "" } else { " nothing" })?;
         }
+        self.panics().try_for_each(|line| writeln!(f, "{line}"))?;
         if self.host != HostReport::default() {
             let HostReport {
                 restored_links,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tollgate_netlink::{NetlinkError, NetlinkWatch};
+use tollgate_shards::ShardIndex;
 use tracing::{debug, warn};
 
 use super::client_mtus::ClientMtus;
@@ -165,6 +166,13 @@ impl Upkeep {
     /// Gives clients whose paths carry less than the interface their routes.
     pub fn handle_client_mtus(&mut self, now: Instant) {
         for (client, mtu_bytes) in self.client_mtus.changes() {
+            self.set_client_mtu(client, mtu_bytes, now);
+        }
+    }
+
+    /// The connections of an earlier incarnation of a shard are gone, and the routes of their clients with them.
+    pub fn handle_begun_anew(&mut self, shard: ShardIndex, incarnation: u32, now: Instant) {
+        for (client, mtu_bytes) in self.client_mtus.forget_before(shard, incarnation) {
             self.set_client_mtu(client, mtu_bytes, now);
         }
     }

@@ -5,6 +5,7 @@
 //! buffers there are [`LENT_MAX`] at most: beyond, each datagram is handed out in memory of its own.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 
 use bytes::BytesMut;
@@ -63,6 +64,8 @@ pub struct ReceiveBatch {
     controls: Vec<Control>,
     vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    /// Messages of the last call that are not handed out, the one that is being handed out included.
+    at_hand: Range<usize>,
     counters: ReceiveCounters,
 }
 
@@ -81,8 +84,22 @@ impl ReceiveBatch {
             controls: vec![Control::EMPTY; messages_max],
             vectors: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; messages_max],
             headers: vec![EMPTY_HEADER; messages_max],
+            at_hand: 0..0,
             counters: ReceiveCounters::default(),
         }
+    }
+
+    /// Forgets what was received and not handed out, because handing out did not come to its end. Returns how many datagrams that are.
+    pub fn forget(&mut self) -> usize {
+        // One that was being handed out as copies is still full.
+        self.slots.iter_mut().for_each(BytesMut::clear);
+        std::mem::take(&mut self.at_hand)
+            .map(|index| {
+                let (header, bytes) = (&self.headers[index], self.headers[index].msg_len as usize);
+                let info = self.controls[index].parse(header.msg_hdr.msg_controllen as _);
+                bytes.div_ceil(info.segment_bytes.map_or(bytes, |segment| segment.min(bytes)).max(1))
+            })
+            .sum()
     }
 
     /// What was received since the batch was made.
@@ -195,8 +212,10 @@ impl UdpSocket {
         };
         let mut outcome = ReceiveOutcome { messages: received, ..ReceiveOutcome::default() };
         for index in 0..received {
+            batch.at_hand = index..received;
             batch.hand_out(index, sink, &mut outcome);
         }
+        batch.at_hand = 0..0;
         let counters = &mut batch.counters;
         counters.calls += 1;
         counters.datagrams += outcome.datagrams as u64;
@@ -216,6 +235,7 @@ pub(super) const EMPTY_HEADER: libc::mmsghdr = {
 mod tests {
     use std::collections::BTreeSet;
     use std::net::UdpSocket as StdSocket;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::time::Duration;
 
     use super::super::UdpOptions;
@@ -262,6 +282,43 @@ mod tests {
         assert_eq!(batch.counters().buffers, 4, "one for each slot");
         assert!(places.len() <= 4, "{} places", places.len());
         assert_eq!(batch.counters().datagrams, 400);
+    }
+
+    #[test]
+    fn what_was_not_handed_out_because_of_a_panic_is_counted_and_its_buffers_are_used_again() {
+        let (server, client) = pair();
+        for kept in [0, LENT_MAX] {
+            let mut batch = ReceiveBatch::new(4);
+            let mut parts = Vec::new();
+            for _ in 0..kept {
+                client.send(b"kept").unwrap();
+                parts.push(receive(&server, &mut batch, 1).pop().unwrap().data);
+            }
+            (0..4).for_each(|_| assert_eq!(client.send(&[1; 100]).unwrap(), 100));
+            let mut handed_out = 0;
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                for _ in 0..1000 {
+                    let _ = server.receive(&mut batch, &mut |_| {
+                        handed_out += 1;
+                        if handed_out == 2 {
+                            resume_unwind(Box::new("a bug"));
+                        }
+                    });
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }));
+            assert!(panicked.is_err());
+            // However the kernel took them, the last one handed out was the second.
+            let left = batch.forget();
+            drop(parts);
+            let rest = receive(&server, &mut batch, 3 - left);
+            assert!((1..=3).contains(&left) && rest.iter().all(|received| received.data[..] == [1; 100]), "{left}");
+            assert_eq!(batch.forget(), 0);
+            assert_eq!(batch.slots.iter().map(BytesMut::len).sum::<usize>(), 0);
+            client.send(b"next").unwrap();
+            assert_eq!(&receive(&server, &mut batch, 1)[0].data[..], b"next");
+            assert_eq!(batch.held_bytes(), 4 * SLOT_BYTES, "{kept} kept: all came back");
+        }
     }
 
     #[test]

@@ -159,6 +159,14 @@ impl TransmitBatch {
         self.filled += 1;
     }
 
+    /// Forgets all runs that wait. Returns how many datagrams they have.
+    pub fn forget(&mut self) -> usize {
+        let rest = |run: &Run| (run.transmit.bytes - run.sent_bytes).div_ceil(run.transmit.segment_bytes);
+        let datagrams = self.runs[self.done..self.filled].iter().map(rest).sum();
+        (self.filled, self.done) = (0, 0);
+        datagrams
+    }
+
     /// Lets `poll` write a run into an empty buffer, and keeps it when `poll` says what it is. Returns whether a run was added: not
     /// when the batch is full, and then `poll` is not called.
     pub fn fill(&mut self, poll: impl FnOnce(&mut Vec<u8>) -> Option<Transmit>) -> bool {

@@ -4,14 +4,12 @@
 //! Nobody who logs waits for whoever reads, and what others can cause is limited.
 
 mod limits;
+mod panics;
 mod writer;
 
-use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::panic::PanicHookInfo;
 use std::sync::{LazyLock, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use tollgate_config::LogFilter;
@@ -30,8 +28,6 @@ use crate::output::write_all;
 
 /// How long a program that ends waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// How long a panic waits for its message to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Of the one log that a process has.
 static LINES: OnceLock<Lines> = OnceLock::new();
@@ -90,7 +86,7 @@ impl Log {
         let (layer, handle) = reload::Layer::new(environment.unwrap_or_else(|| EnvFilter::new(ours(filter.as_str()))));
         let lines = Lines::start(io::stderr(), Withheld)?;
         assert!(LINES.set(lines.clone()).is_ok(), "a process has one log");
-        std::panic::set_hook(Box::new(report_panic));
+        std::panic::set_hook(Box::new(panics::report));
         let lines = fmt::layer().with_writer(lines).with_ansi(io::stderr().is_terminal()).with_target(false);
         // What goes wrong in the log itself would be printed past the writer.
         tracing_subscriber::registry().with(layer).with(lines.log_internal_errors(false)).init();
@@ -144,19 +140,6 @@ impl Summary for Withheld {
             }
         }
     }
-}
-
-/// As the standard library does it, but without waiting for the reader of standard error for long: what follows a panic must happen.
-fn report_panic(panic: &PanicHookInfo<'_>) {
-    let Some(lines) = LINES.get() else { return };
-    let thread = thread::current();
-    let mut text = format!("thread '{}' {panic}", thread.name().unwrap_or("unnamed"));
-    let backtrace = Backtrace::capture();
-    if backtrace.status() == BacktraceStatus::Captured {
-        text += &format!("\n{backtrace}");
-    }
-    text.lines().for_each(|line| lines.say(format!("{line}\n").as_bytes()));
-    lines.flush(LAST_WORDS);
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub trait ReceiveBatch {
     fn counters(&self) -> ReceiveCounters;
     /// Their memory, with what is in use elsewhere.
     fn held_bytes(&self) -> usize;
+    /// Forgets what was received and not handed out. Returns how many datagrams that are.
+    fn forget(&mut self) -> usize;
 }
 
 /// Runs that wait to be sent. What they do is said at [`kernel::TransmitBatch`].
@@ -70,6 +72,8 @@ pub trait TransmitBatch {
     fn push(&mut self, transmit: Transmit);
     /// What was sent since the batch was made.
     fn counters(&self) -> SendCounters;
+    /// Forgets the runs that wait. Returns how many datagrams they have.
+    fn forget(&mut self) -> usize;
 }
 
 /// A queue of a TUN device that never blocks. What it does is said at [`kernel::TunQueue`].
@@ -155,6 +159,10 @@ impl ReceiveBatch for kernel::ReceiveBatch {
     fn held_bytes(&self) -> usize {
         self.held_bytes()
     }
+
+    fn forget(&mut self) -> usize {
+        self.forget()
+    }
 }
 
 impl TransmitBatch for kernel::TransmitBatch {
@@ -180,6 +188,10 @@ impl TransmitBatch for kernel::TransmitBatch {
 
     fn counters(&self) -> SendCounters {
         self.counters()
+    }
+
+    fn forget(&mut self) -> usize {
+        self.forget()
     }
 }
 

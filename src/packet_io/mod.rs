@@ -232,6 +232,13 @@ impl<D: Descriptors> PacketIo<D> {
         self.receive.held_bytes() + handshakes
     }
 
+    /// Forgets what is in its buffers, for a machine that takes the place of one which has panicked, perhaps in the midst of a call from here. The
+    /// descriptors stay. Returns how many datagrams were received and not handled, or not sent yet.
+    pub fn forget(&mut self) -> u64 {
+        let handshakes = self.handshakes.as_mut().map_or(0, |handshakes| handshakes.receive.forget());
+        (self.receive.forget() + handshakes + self.transmit.forget()) as u64
+    }
+
     /// Whether the kernel has taken all that the machine has handed out.
     pub fn is_flushed(&self) -> bool {
         self.transmit.is_empty()

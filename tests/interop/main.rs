@@ -20,6 +20,7 @@ mod mtu;
 mod narrowing;
 mod noise;
 mod ordering;
+mod panics;
 mod placement;
 mod rebinding;
 mod reflection;

@@ -213,6 +213,7 @@ mod tests {
                 clients: 0,
                 addresses_held: None,
                 memory: Default::default(),
+                restarts: 0,
                 counters,
                 traffic: Default::default(),
             });

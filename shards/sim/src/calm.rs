@@ -6,6 +6,8 @@ use std::time::Duration;
 use tollgate_shards::User;
 
 use crate::client::Act;
+use crate::gateway::Core;
+use crate::shell::Machine;
 use crate::world::{Event, World};
 
 impl World {
@@ -16,6 +18,7 @@ impl World {
         self.mesh.calm();
         self.gateway.calm();
         self.resume_all();
+        self.gateway.cores.iter().filter_map(Core::machine).for_each(Machine::spare);
         self.end_drains();
         let wanted = self.wanted();
         for index in 0..self.devices.len() as u32 {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tollgate::gateway::seat::Birth;
 use tollgate_shards::{Command, CommandId, Params, Shard, ShardIndex, ShardKeys, Shards, Snapshot, Users};
 
 use crate::clock::Clock;
@@ -16,7 +17,7 @@ use crate::plan::{Feature, LayoutPlan, Plan, ShellPlan};
 use crate::population::Population;
 use crate::random::Stream;
 use crate::schedule::Time;
-use crate::shell::kernel::Map;
+use crate::shell::steering::Map;
 use crate::shell::{Machine, Shell};
 use crate::world::Pause;
 
@@ -67,14 +68,14 @@ impl Core {
     pub fn shard(&self) -> &Shard {
         match &self.driver {
             Driver::Bare(shard) => shard,
-            Driver::Shell(machine) => &machine.core.shard,
+            Driver::Shell(machine) => &machine.core.life.shard,
         }
     }
 
     pub fn shard_mut(&mut self) -> &mut Shard {
         match &mut self.driver {
             Driver::Bare(shard) => shard,
-            Driver::Shell(machine) => &mut machine.core.shard,
+            Driver::Shell(machine) => &mut machine.core.life.shard,
         }
     }
 
@@ -241,19 +242,32 @@ impl Gateway {
     }
 
     fn start(&mut self, index: u16, incarnation: u32, now: Time) -> Shard {
+        let (birth, now) = self.birth(index, now);
+        self.born(index, incarnation, birth, now)
+    }
+
+    fn birth(&mut self, index: u16, now: Time) -> (Birth, Instant) {
         let now = self.clocks[usize::from(index)].reads(now);
         let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + now.since_start();
-        let seed = self.random.seed();
+        (Birth { wall_clock, seed: self.random.seed() }, self.origin + now.since_start())
+    }
+
+    fn born(&self, index: u16, incarnation: u32, Birth { wall_clock, seed }: Birth, now: Instant) -> Shard {
         let params = Params { index: ShardIndex(index), incarnation, wall_clock, seed, ..self.params.clone() };
-        Shard::new(params, &self.keys, self.snapshot.clone(), self.origin + now.since_start())
+        Shard::new(params, &self.keys, self.snapshot.clone(), now)
     }
 
     /// A shard dies and is started anew, with the newest snapshot. What it had not said by then is lost. Orders that are not acknowledged are given to
-    /// it again.
+    /// it again. Where there is a core of the shell, it does all that.
     pub fn restart(&mut self, index: u16, now: Time) {
-        let incarnation = self.cores[usize::from(index)].incarnation + 1;
-        let shard = self.start(index, incarnation, now);
+        let (birth, clock) = self.birth(index, now);
         self.restarts += 1;
+        let core = &mut self.cores[usize::from(index)];
+        if let Driver::Shell(machine) = &mut core.driver {
+            return machine.core.begin_anew(birth, clock);
+        }
+        let incarnation = core.incarnation + 1;
+        let shard = self.born(index, incarnation, birth, clock);
         let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.id))).collect();
         self.cores[usize::from(index)] = Core::new(shard, incarnation, orders, &self.snapshot);
     }
@@ -304,13 +318,14 @@ impl Gateway {
     }
 
     /// Puts the shell's cores around the shards.
-    pub fn enter_shell(&mut self, plan: ShellPlan, random: (Stream, Stream)) -> Shell {
+    pub fn enter_shell(&mut self, plan: ShellPlan, random: [Stream; 3]) -> Shell {
         let shards = self.cores.drain(..).filter_map(|core| match core.driver {
             Driver::Bare(shard) => Some(*shard),
             Driver::Shell(_) => None,
         });
         let shards: Vec<_> = shards.collect();
-        let (shell, machines) = Shell::assemble(plan, random, shards, &self.snapshot, self.origin);
+        let (shell, machines) =
+            Shell::assemble(plan, random, shards, (&self.params, &self.keys), &self.snapshot, self.origin);
         self.map = Some(shell.map.clone());
         self.cores = machines
             .into_iter()

@@ -25,6 +25,7 @@ const RARE: &[Name] = &[
     ("drop", "receive_queue_full"),
     ("drop", "reply_limit"),
     ("drop", "response_queue_full"),
+    ("drop", "shard_panicked"),
     ("event", "path_too_narrow"),
     ("member", "unasked"),
     ("placement", "judged"),

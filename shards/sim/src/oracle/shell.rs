@@ -9,7 +9,7 @@ pub(super) fn nobody_oversleeps(world: &World) -> Result<(), Violation> {
     let machines = || world.gateway.cores.iter().filter_map(Core::machine);
     match machines().find(|machine| machine.oversleeps()) {
         Some(machine) => {
-            let what = format!("{:?} sleeps, and something waits for it", machine.core.shard.index());
+            let what = format!("{:?} sleeps, and something waits for it", machine.core.life.shard.index());
             Err(Violation::new("wake-up", what))
         }
         None => Ok(()),

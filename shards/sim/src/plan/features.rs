@@ -163,18 +163,12 @@ impl Features {
         Features(self.0 & others.0)
     }
 
-    /// These without what cannot happen beside: the shell's mesh loses what finds no room, its cores die and stop together and have one clock, and its
-    /// sockets one address. Without the shell nobody asks the kernel to send.
+    /// These without what cannot happen beside: the shell's mesh loses what finds no room, its cores stop together and have one clock, and its sockets one
+    /// address. Without the shell nobody asks the kernel to send.
     #[must_use]
     pub(super) fn possible(self) -> Self {
         if self.has(Feature::Shell) {
-            self.without(&[
-                Feature::MeshLoss,
-                Feature::Restart,
-                Feature::OuterAddresses,
-                Feature::Pauses,
-                Feature::Clocks,
-            ])
+            self.without(&[Feature::MeshLoss, Feature::OuterAddresses, Feature::Pauses, Feature::Clocks])
         } else {
             self.without(&[Feature::Refusals])
         }

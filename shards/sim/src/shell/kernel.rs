@@ -1,29 +1,25 @@
-//! The kernel's side of a core's descriptors, in memory: sockets whose buffers fill, a TUN queue, what a core sleeps on, and the steering map.
+//! The kernel's side of a core's descriptors, in memory: sockets whose buffers fill, a TUN queue, and what a core sleeps on.
 //!
 //! Nothing here blocks: whoever runs a core ends its sleep when [`Alarm::is_ready`] says so.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tollgate::gateway::waker::Notify;
-use tollgate::io::{
-    Readiness, ReceiveCounters, ReceiveOutcome, SendCounters, SendOutcome, SteeringMap, TunCounters, WriteOutcome,
-};
+use tollgate::io::{Readiness, ReceiveCounters, ReceiveOutcome, SendCounters, SendOutcome, TunCounters, WriteOutcome};
 use tollgate::packet_io::{Descriptors, Poller, ReceiveBatch, TransmitBatch, Tun, Udp};
 use tollgate_shards::{Frame, Received, Transmit};
 
-use crate::plan::LayoutPlan;
+use super::steering::Map;
 
 /// What the kernel counts of a datagram against its socket's buffer, beside its bytes.
 const OVERHEAD_BYTES: usize = 768;
 /// A descriptor in a bad state.
 const EBADFD: i32 = 77;
-const EINVAL: i32 = 22;
 const EPERM: i32 = 1;
 
 #[derive(Debug)]
@@ -39,6 +35,38 @@ impl Descriptors for Simulated {
     fn pause(_: Duration) {}
 }
 
+/// What a core panics with where that is planned. No hook is told of it.
+#[derive(Debug)]
+pub struct PlannedPanic;
+
+/// When whoever asks is to panic.
+#[derive(Debug, Default)]
+pub struct Fate(Cell<Option<u64>>);
+
+impl Fate {
+    /// It panics when it asks for the time after so many.
+    pub fn panic_after(&self, times: u64) {
+        self.0.set(Some(times));
+    }
+
+    /// It does not panic.
+    pub fn spare(&self) {
+        self.0.set(None);
+    }
+
+    /// Asks.
+    pub fn ask(&self) {
+        match self.0.get() {
+            Some(0) => {
+                self.spare();
+                resume_unwind(Box::new(PlannedPanic));
+            }
+            Some(times) => self.0.set(Some(times - 1)),
+            None => {}
+        }
+    }
+}
+
 /// The kernel's side of a socket.
 #[derive(Debug, Default)]
 pub struct SocketState {
@@ -52,6 +80,8 @@ pub struct SocketState {
     pub is_broken: bool,
     /// Whether it refuses to send, and is sound.
     pub refuses: bool,
+    /// Of the core, asked between receives, and between runs that are sent.
+    pub fates: [Fate; 2],
     is_closed: bool,
 }
 
@@ -122,12 +152,13 @@ impl Drop for Socket {
 #[derive(Debug)]
 pub struct Messages {
     messages_max: usize,
+    at_hand: usize,
     counters: ReceiveCounters,
 }
 
 impl ReceiveBatch for Messages {
     fn new(messages_max: usize) -> Self {
-        Messages { messages_max, counters: ReceiveCounters::default() }
+        Messages { messages_max, at_hand: 0, counters: ReceiveCounters::default() }
     }
 
     fn counters(&self) -> ReceiveCounters {
@@ -136,6 +167,10 @@ impl ReceiveBatch for Messages {
 
     fn held_bytes(&self) -> usize {
         0
+    }
+
+    fn forget(&mut self) -> usize {
+        std::mem::take(&mut self.at_hand)
     }
 }
 
@@ -176,6 +211,10 @@ impl TransmitBatch for Runs {
     fn counters(&self) -> SendCounters {
         self.counters
     }
+
+    fn forget(&mut self) -> usize {
+        self.runs.drain(..).map(|(transmit, _)| transmit.datagrams()).sum()
+    }
 }
 
 impl Udp for Socket {
@@ -191,9 +230,12 @@ impl Udp for Socket {
             let Some(received) = self.0.borrow_mut().input.pop_front() else { break };
             self.0.borrow_mut().input_bytes -= cost_bytes(&received);
             outcome.messages += 1;
-            outcome.datagrams += received.data.len().div_ceil(received.segment_bytes.max(1));
+            batch.at_hand = received.data.len().div_ceil(received.segment_bytes.max(1));
+            outcome.datagrams += batch.at_hand;
             outcome.bytes += received.data.len();
+            self.0.borrow().fates[0].ask();
             sink(received);
+            batch.at_hand = 0;
         }
         batch.counters.messages += outcome.messages as u64;
         batch.counters.datagrams += outcome.datagrams as u64;
@@ -210,6 +252,7 @@ impl Udp for Socket {
         }
         let mut sent = 0;
         for (transmit, bytes) in &batch.runs {
+            state.fates[1].ask();
             // A run that is longer than the buffer goes alone.
             if state.room_bytes < bytes.len() && state.room_bytes < state.room_bytes_max {
                 outcome.blocked = true;
@@ -238,6 +281,8 @@ pub struct QueueState {
     /// Frames that it takes before it is full.
     pub room_frames: usize,
     pub is_broken: bool,
+    /// Of the core, asked for each frame that is read, and each that is written.
+    pub fates: [Fate; 2],
     is_closed: bool,
     counters: TunCounters,
 }
@@ -290,6 +335,7 @@ impl Tun for Queue {
             return Err(io::Error::from_raw_os_error(EBADFD));
         }
         let Some((frame, _)) = state.input.pop_front() else { return Ok(None) };
+        state.fates[0].ask();
         state.counters.read_frames += 1;
         buf[..frame.len()].copy_from_slice(&frame);
         Ok(Some(frame.len()))
@@ -303,6 +349,7 @@ impl Tun for Queue {
         if state.room_frames == 0 {
             return WriteOutcome::Full;
         }
+        state.fates[1].ask();
         state.room_frames -= 1;
         state.counters.written_frames += 1;
         state.written.push([frame.header, &frame.payloads.concat()].concat());
@@ -432,63 +479,4 @@ impl Poller<Simulated> for Watch {
         }
         Ok(readiness)
     }
-}
-
-/// The steering map: low 16 bits of an address, a half for each family.
-#[derive(Debug, Clone)]
-pub struct Map(Rc<Vec<Cell<u32>>>);
-
-/// Entries of a family.
-const FAMILY_ENTRIES: usize = 1 << 16;
-
-impl Default for Map {
-    fn default() -> Self {
-        Map(Rc::new(vec![Cell::new(0); 2 * FAMILY_ENTRIES]))
-    }
-}
-
-impl SteeringMap for Map {
-    fn update(&self, entry: u32, value: u32) -> io::Result<()> {
-        let entry = self.0.get(entry as usize).ok_or_else(|| io::Error::from_raw_os_error(EINVAL))?;
-        entry.set(value);
-        Ok(())
-    }
-}
-
-impl Map {
-    /// The queue of `queues` that the kernel's program chooses for a packet to `destination`.
-    pub fn queue_of(&self, destination: IpAddr, queues: u16) -> u16 {
-        let key = match destination {
-            IpAddr::V4(ip) => usize::from(u16::from_be_bytes([ip.octets()[2], ip.octets()[3]])),
-            IpAddr::V6(ip) => FAMILY_ENTRIES + usize::from(ip.segments()[7]),
-        };
-        match self.0[key].get() as usize {
-            0 => (key % usize::from(queues)) as u16,
-            set => ((set - 1) % usize::from(queues)) as u16,
-        }
-    }
-
-    /// Entries that are set.
-    pub fn set(&self) -> usize {
-        self.0.iter().filter(|entry| entry.get() != 0).count()
-    }
-}
-
-/// Which socket of a split group the kernel's program chooses: a shard, and whether it is the one for handshakes. What has no connection ID goes
-/// to the first shard.
-pub fn socket_of(datagram: &[u8], layout: &LayoutPlan, shards: u16) -> (u16, bool) {
-    let is_long = datagram.first().is_some_and(|first| first & 0x80 != 0);
-    let id = match datagram {
-        [_, _, _, _, _, length, rest @ ..] if is_long => &rest[..rest.len().min(usize::from(*length))],
-        [_, rest @ ..] if !is_long => rest,
-        _ => &[],
-    };
-    layout.shard_of(id, shards).map_or((0, true), |shard| (shard, is_long))
-}
-
-/// Cuts what came for a socket without GRO into its datagrams.
-pub fn apart(received: Received) -> impl Iterator<Item = Received> {
-    let Received { remote, local_ip, ecn, segment_bytes, data } = received;
-    let datagrams: Vec<_> = data.chunks(segment_bytes.max(1)).map(BytesMut::from).collect();
-    datagrams.into_iter().map(move |data| Received { remote, local_ip, ecn, segment_bytes: data.len(), data })
 }

@@ -1,34 +1,39 @@
 //! The shell's own core around each shard: its turns over descriptors of a simulated kernel, its mesh, its wakers and commands.
 
 pub mod kernel;
+pub mod steering;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use tollgate::gateway::busy::BusyShare;
 use tollgate::gateway::client_mtus::ClientMtus;
-use tollgate::gateway::core::{Core, CoreCommand, Generations, Next, Progress};
-use tollgate::gateway::interrupt_moderation::InterruptModeration;
+use tollgate::gateway::core::{Core, CoreCommand, Generations, Next};
 use tollgate::gateway::memory::Trim;
 use tollgate::gateway::mesh::Mesh;
 use tollgate::gateway::notices::{self, Notice};
 use tollgate::gateway::pending::Pending;
+use tollgate::gateway::seat::{Life, Panics, Seat, Standing};
 use tollgate::gateway::waker::Waker;
 use tollgate::io::{ShardSockets, TunSteering};
 use tollgate::packet_io::PacketIo;
-use tollgate_shards::{Command, Event, Shard, ShardIndex, Snapshot};
+use tollgate_shards::{Command, Event, Params, Shard, ShardIndex, ShardKeys, Snapshot};
 
 use crate::plan::ShellPlan;
 use crate::random::Stream;
-use kernel::{Alarm, Map, Queue, SharedQueue, SharedSocket, Simulated, Socket};
+use kernel::{Alarm, Fate, PlannedPanic, Queue, SharedQueue, SharedSocket, Simulated, Socket};
+use steering::Map;
 
 type Told = Rc<RefCell<Vec<Event>>>;
+/// Places where a core may panic.
+pub const FATES: usize = 6;
+
 type Tell = Box<dyn FnMut(ShardIndex, Event, &Snapshot)>;
 
 /// What a core does between two turns.
@@ -54,7 +59,13 @@ pub struct Machine {
     pub live: SharedSocket,
     pub handshakes: SharedSocket,
     pub tun: SharedQueue,
+    /// Asked for each event that is told.
+    tells: Rc<Fate>,
 }
+
+/// The turn of a core has ended in a panic that was planned.
+#[derive(Debug)]
+pub struct Panicked;
 
 impl Machine {
     /// Whether it has a turn at `now`.
@@ -85,7 +96,7 @@ impl Machine {
 
     /// Whether it sleeps although something waits that nobody will wake it for.
     pub fn oversleeps(&self) -> bool {
-        let waits = !self.core.mesh.is_idle() || !self.core.commands.is_empty();
+        let waits = !self.core.seat.mesh.is_idle() || !self.core.seat.commands.is_empty();
         matches!(self.rest, Rest::Asleep { .. }) && waits && !self.waker.descriptor().is_ready()
     }
 
@@ -105,15 +116,44 @@ impl Machine {
         });
     }
 
-    /// A turn. It takes `cost`, in which the core sees nothing new.
-    pub fn turn(&mut self, now: Instant, cost: Duration) -> Next {
-        if let Rest::Asleep { since, until, .. } = self.rest {
-            self.core.sleep(since, until);
+    /// The core is to panic, at the `which`-th of the places where it may, when it comes there for the time after so many.
+    pub fn panic_at(&self, which: usize, times: u64) {
+        self.at_fate(which, |fate| fate.panic_after(times));
+    }
+
+    /// It is not to panic.
+    pub fn spare(&self) {
+        (0..FATES).for_each(|which| self.at_fate(which, Fate::spare));
+    }
+
+    fn at_fate(&self, which: usize, act: impl FnOnce(&Fate)) {
+        match which {
+            0 | 1 => act(&self.live.borrow().fates[which]),
+            2 => act(&self.handshakes.borrow().fates[0]),
+            3 | 4 => act(&self.tun.borrow().fates[which - 3]),
+            _ => act(&self.tells),
         }
-        let next = self.core.turn(now);
-        let traffic = self.core.packet_io.traffic();
+    }
+
+    /// A turn. It takes `cost`, in which the core sees nothing new.
+    pub fn turn(&mut self, now: Instant, cost: Duration) -> Result<Next, Panicked> {
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            if let Rest::Asleep { since, until, .. } = self.rest {
+                self.core.sleep(since, until);
+            }
+            self.core.turn(now)
+        }));
+        let next = match lived {
+            Ok(next) => next,
+            Err(payload) if payload.is::<PlannedPanic>() => {
+                self.rest = Rest::Until(now + cost);
+                return Err(Panicked);
+            }
+            Err(payload) => resume_unwind(payload),
+        };
+        let traffic = self.core.seat.packet_io.traffic();
         // The home of a user whose connections are elsewhere only grants tokens.
-        let done = traffic.udp_receives + traffic.tun_reads + self.core.shard.counters().messages;
+        let done = traffic.udp_receives + traffic.tun_reads + self.core.life.shard.counters().messages;
         let is_idle = done == self.done && self.live.borrow().sent.is_empty();
         (self.done, self.idle_turns) = (done, if is_idle { self.idle_turns + 1 } else { 0 });
         self.rest = match next {
@@ -122,7 +162,7 @@ impl Machine {
             Next::Sleep(until) => Rest::Asleep { since: now, from: now + cost, until },
             _ => Rest::Until(now + cost),
         };
-        next
+        Ok(next)
     }
 }
 
@@ -131,6 +171,7 @@ pub struct Shell {
     pub plan: ShellPlan,
     pub random: Stream,
     pub refusals: Stream,
+    pub panics: Stream,
     told: Told,
     notices: Receiver<Notice>,
     pub map: Map,
@@ -146,8 +187,9 @@ impl Shell {
     /// Puts the shell's cores around `shards`.
     pub fn assemble(
         plan: ShellPlan,
-        (random, refusals): (Stream, Stream),
+        [random, refusals, panics]: [Stream; 3],
         shards: Vec<Shard>,
+        (params, keys): (&Params, &ShardKeys),
         snapshot: &Arc<Snapshot>,
         now: Instant,
     ) -> (Shell, Vec<Machine>) {
@@ -164,19 +206,23 @@ impl Shell {
             let mut packet_io =
                 PacketIo::new(sockets.live, Some(queue), waker.descriptor()).expect("descriptors do not run out");
             packet_io.set_handshakes(sockets.handshakes, waker.descriptor()).expect("descriptors do not run out");
-            let told = told.clone();
-            let tell: Tell = Box::new(move |_, event, _| told.borrow_mut().push(event));
-            let core = Core {
+            let (told, tells) = (told.clone(), Rc::new(Fate::default()));
+            let fate = tells.clone();
+            let tell: Tell = Box::new(move |_, event, _| {
+                fate.ask();
+                told.borrow_mut().push(event);
+            });
+            let seat = Seat {
                 cpu: 0,
-                shard,
+                params: Params { index: shard.index(), ..params.clone() },
+                keys: keys.clone(),
                 snapshot: snapshot.clone(),
                 packet_io,
                 mesh,
                 waker: waker.clone(),
                 commands: receiver,
-                moderation: InterruptModeration::new(plan.coalesce, now),
+                coalesce: plan.coalesce,
                 busy_poll: plan.busy_poll,
-                busy: BusyShare::new(now),
                 pending: Pending::default(),
                 trim: Trim::default(),
                 steering: Some(steering.clone()),
@@ -184,15 +230,19 @@ impl Shell {
                 generations: Generations::default(),
                 client_mtus: client_mtus.sender(notice_sender.wake().clone()),
                 tell,
-                progress: Progress::default(),
+                standing: Standing::default(),
+                panics: Panics::default(),
             };
-            Machine { core, commands, waker, rest: Rest::Until(now), done: 0, idle_turns: 0, live, handshakes, tun }
+            let core = Core { life: Life::of(shard, plan.coalesce, now), seat };
+            let rest = Rest::Until(now);
+            Machine { core, commands, waker, rest, done: 0, idle_turns: 0, live, handshakes, tun, tells }
         };
         let machines = shards.into_iter().zip(ends).zip(wakers).map(machine).collect();
         let shell = Shell {
             plan,
             random,
             refusals,
+            panics,
             told,
             notices,
             map,

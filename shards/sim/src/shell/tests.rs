@@ -8,7 +8,8 @@ use tollgate::packet_io::PacketIo;
 use tollgate_shards::packet::MergeKind;
 use tollgate_shards::{DropReason, Machine, Output, Received, Transmit, WakeReason};
 
-use super::kernel::{Alarm, Queue, SharedQueue, SharedSocket, Simulated, Socket, socket_of};
+use super::kernel::{Alarm, Queue, SharedQueue, SharedSocket, Simulated, Socket};
+use super::steering::socket_of;
 use crate::plan::LayoutPlan;
 
 const ROOM_BYTES: usize = 1 << 30;

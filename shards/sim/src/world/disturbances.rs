@@ -136,11 +136,21 @@ impl World {
         }
     }
 
-    pub(super) fn restart(&mut self) -> Result<(), Violation> {
+    pub(super) fn restart(&mut self) {
         if self.is_calm {
-            return Ok(());
+            return;
         }
         let dead = self.disturbance.between(0, u64::from(self.plan.shards)) as u16;
+        if self.shell.is_some() {
+            self.doom(dead);
+        } else {
+            self.begin_anew(dead);
+        }
+        self.disturb_again(self.plan.disturbances.restart_every, Event::Restart);
+    }
+
+    /// A shard dies, and there is another one in its place.
+    pub(super) fn begin_anew(&mut self, dead: u16) {
         self.trace.note(self.now, Who::Shard(dead), "dies", 0);
         self.mesh.die(ShardIndex(dead));
         self.oracle.died(self.now, ShardIndex(dead));
@@ -158,7 +168,5 @@ impl World {
         self.touch_shard(dead);
         self.schedule.at(self.now, Event::Order(dead));
         self.drain_anew(dead);
-        self.disturb_again(self.plan.disturbances.restart_every, Event::Restart);
-        Ok(())
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct DrainTimes {
 pub(crate) struct Draining {
     pace: DrainTimes,
     obeyed: Option<Obeyed>,
+    /// Where the shell's core has put another shard in the place of one that has panicked: how many looks later that one obeys, this turn's included.
+    obeys_within: Option<u32>,
 }
 
 /// How a shard was when it was first seen to obey.
@@ -73,7 +75,7 @@ impl World {
         let what = if pace.is_some() { "is to drain" } else { "is to take clients again" };
         self.trace.note(self.now, Who::Shard(index), what, 0);
         let command = pace.map_or(Command::Resume, |DrainTimes { over, within }| Command::Drain { over, within });
-        self.draining[usize::from(index)] = pace.map(|pace| Draining { pace, obeyed: None });
+        self.draining[usize::from(index)] = pace.map(|pace| Draining { pace, obeyed: None, obeys_within: None });
         self.hits.command(&command);
         let now = self.shard_instant(index);
         self.touch_shard(index);
@@ -83,9 +85,15 @@ impl World {
         }
     }
 
-    /// A shard that was started anew is told again.
+    /// A shard that was started anew is told again; by the shell's core, where there is one.
     pub(super) fn drain_anew(&mut self, index: u16) {
-        if let Some(Draining { pace, .. }) = self.draining[usize::from(index)] {
+        if let Some(Draining { pace, obeyed, obeys_within }) = &mut self.draining[usize::from(index)] {
+            *obeyed = None;
+            if self.shell.is_some() {
+                *obeys_within = Some(2);
+                return;
+            }
+            let pace = *pace;
             self.schedule.at(self.now, Event::Drain(index, Some(pace)));
         }
     }
@@ -101,11 +109,21 @@ impl World {
 
     /// A shard's pass is over: one that drains has no more clients than before, and none once its time is over.
     pub(super) fn judge_drain(&mut self, index: u16) -> Result<(), Violation> {
-        let Some(Draining { pace, obeyed }) = &mut self.draining[usize::from(index)] else { return Ok(()) };
+        let Some(Draining { pace, obeyed, obeys_within }) = &mut self.draining[usize::from(index)] else {
+            return Ok(());
+        };
         let shard = self.gateway.cores[usize::from(index)].shard();
         if shard.inspect().takes_clients() {
-            return Ok(());
+            return match obeys_within {
+                Some(looks) if *looks > 1 => {
+                    *looks -= 1;
+                    Ok(())
+                }
+                Some(_) => Err(Violation::new("drain", format!("{:?} came back and does not drain", shard.index()))),
+                None => Ok(()),
+            };
         }
+        *obeys_within = None;
         let (clients, logins) = (shard.clients(), shard.counters().handshakes);
         let logins_max = logins + shard.inspect().handshakes_admitted() as u64;
         let before = *obeyed.get_or_insert(Obeyed { at: self.now, clients, logins_max });

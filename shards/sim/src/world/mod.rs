@@ -167,8 +167,8 @@ impl World {
         let mut mesh = Mesh::new(plan.shards, &plan.disturbances, plan.draws.stream("mesh"));
         mesh.deliver_hairpins_twice = options.planted == Some(Planted::HairpinTwice);
         let shell = plan.shell.map(|shell| {
-            let streams = ["shell", "refusals"].map(|name| plan.draws.stream(name));
-            gateway.enter_shell(shell, streams.into())
+            let streams = ["shell", "refusals", "panics"].map(|name| plan.draws.stream(name));
+            gateway.enter_shell(shell, streams)
         });
         let parameters = TransportParams { keep_alive: Some(plan.keep_alive), ..plan.transport.clone() };
         let mut world = World {
@@ -320,7 +320,7 @@ impl World {
             Event::Tcp(index) => self.tcp(index)?,
             Event::Reload => self.reload()?,
             Event::Kick => self.kick(),
-            Event::Restart => self.restart()?,
+            Event::Restart => self.restart(),
             Event::Stop(index) => self.stop_shard(index),
             Event::Drain(index, pace) => self.drain_shard(index, pace),
             Event::Race(index) => self.race(index),

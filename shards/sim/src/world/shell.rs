@@ -12,8 +12,9 @@ use crate::gateway::Core;
 use crate::oracle::Violation;
 use crate::plan::Feature;
 use crate::schedule::Time;
-use crate::shell::kernel::{Queue, apart, socket_of};
-use crate::shell::{Machine, open_sockets};
+use crate::shell::kernel::Queue;
+use crate::shell::steering::{apart, socket_of};
+use crate::shell::{FATES, Machine, open_sockets};
 use crate::trace::Who;
 
 /// A core that has so many turns in a row, and nothing comes of them, will have more.
@@ -53,7 +54,7 @@ impl World {
             return Ok(());
         }
         let next = machine.turn(now, shell.turn_cost());
-        if let Next::Gather(until) = next
+        if let Ok(Next::Gather(until)) = next
             && until.saturating_duration_since(now) > shell.plan.coalesce
         {
             let wait = until.saturating_duration_since(now);
@@ -72,6 +73,9 @@ impl World {
             self.transmit(who, &transmit, &bytes)?;
         }
         self.carry_out(index, Outputs { events, frames, ..Outputs::default() })?;
+        if next.is_err() {
+            self.begin_anew(index);
+        }
         self.schedule_turn(index);
         while let Some(notice) = self.shell.as_ref().and_then(|shell| shell.next_notice()) {
             self.hear(notice);
@@ -204,6 +208,16 @@ impl World {
         }
     }
 
+    /// A core is to panic soon.
+    pub(super) fn doom(&mut self, index: u16) {
+        let Some(shell) = &mut self.shell else { return };
+        let (which, times) = (shell.panics.index(FATES), shell.panics.log_uniform(1, 64) - 1);
+        self.trace.note(self.now, Who::Shard(index), "is to panic", which as u64);
+        if let Some(machine) = self.machine(index) {
+            machine.panic_at(which, times);
+        }
+    }
+
     fn break_something(&mut self) {
         if self.is_calm {
             return;
@@ -278,7 +292,7 @@ impl World {
     /// Messages between shards that have not been taken.
     pub(crate) fn messages_under_way(&self) -> usize {
         let waits = |core: &&Core| {
-            core.machine().is_some_and(|machine| !machine.core.mesh.is_idle() || machine.core.mesh.holds())
+            core.machine().is_some_and(|machine| !machine.core.seat.mesh.is_idle() || machine.core.seat.mesh.holds())
         };
         self.mesh.under_way + self.gateway.cores.iter().filter(waits).count()
     }

@@ -59,7 +59,7 @@ impl Faults {
     pub fn prepare(&self, command: &mut Command) {
         command.env("LD_PRELOAD", self.path("faults.so")).env("FAULTS_ARMED", self.path("armed"));
         command.env("FAULTS_REFUSALS", self.path("refusals")).env("FAULTS_CLOSE", self.path("close"));
-        command.env("FAULTS_CLOCK", self.path("clock"));
+        command.env("FAULTS_CLOCK", self.path("clock")).env("FAULTS_LIE", self.path("lie"));
         command.envs(self.variables.iter().map(|(variable, value)| (variable, value)));
     }
 
@@ -71,6 +71,11 @@ impl Faults {
     /// Closes the descriptor that `call` uses next: `recvmmsg`, `sendmmsg`, or `writev` to a TUN queue.
     pub fn close_at(&self, call: &str) {
         fs::write(self.path(&format!("close.{call}")), "").unwrap();
+    }
+
+    /// Has shard `index` panic in its next send: the kernel claims to have sent more than it was given.
+    pub fn panic_shard(&self, index: usize) {
+        fs::write(self.path(&format!("lie.tollgate-{index}")), "").unwrap();
     }
 
     /// The monotonic clock has stood still for so long in all, as while a machine sleeps.

@@ -1,5 +1,5 @@
 /* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once the file $FAULTS_ARMED is there. Also a
-   program that closes what it still uses, and a clock that stood still. */
+   program that closes what it still uses, a clock that stood still, and a kernel that says what cannot be. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -52,6 +53,16 @@ static void close_if_asked(const char *call, int fd) {
     close(nothing);
 }
 
+/* By how many the number of messages sent is too high: by one, once for each time that somebody makes the file "$FAULTS_LIE.THREAD" for the
+   thread of that name. */
+static int lies(void) {
+    const char *prefix = getenv("FAULTS_LIE");
+    char thread[16], path[4096];
+    if (!prefix || prctl(PR_GET_NAME, thread) != 0 || snprintf(path, sizeof path, "%s.%s", prefix, thread) >= (int)sizeof path)
+        return 0;
+    return unlink(path) == 0;
+}
+
 int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout) {
     static atomic_int taken;
     static int (*real)(int, struct mmsghdr *, unsigned int, int, struct timespec *);
@@ -77,7 +88,7 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
         return -1;
     }
     close_if_asked("sendmmsg", fd);
-    return real(fd, messages, count, flags);
+    return real(fd, messages, count, flags) + lies();
 }
 
 /* A TUN frame begins with a virtio header of 10 bytes: the second is the kind of super-packet, bytes 2 and 4 tell the headers' length and
