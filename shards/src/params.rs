@@ -52,6 +52,8 @@ impl Default for Limits {
 pub struct Params {
     /// All shards of this process: no more than the layout of connection IDs has room for.
     pub shards: Shards,
+    /// Those of the process before this one, where it still lives and this one takes its homes over. The two differ in their generations.
+    pub predecessor: Option<Shards>,
     pub index: ShardIndex,
     /// The tunnel network; its host part is the gateway's own inner address.
     pub tunnel: IpNet,

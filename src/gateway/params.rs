@@ -20,6 +20,7 @@ pub fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
     let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards));
     let of = Shards::alone(shards);
     Params {
+        predecessor: None,
         shards: of,
         index: of.at(index),
         tunnel: config.tunnel_network,

@@ -1,13 +1,16 @@
 //! The gateway: its shards, the kernel that steers to them, the snapshots and orders that an operator sends, deaths and restarts.
 
+mod generations;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tollgate::gateway::seat::Birth;
-use tollgate_shards::{Command, CommandId, Params, Shard, ShardIndex, ShardKeys, Shards, Snapshot, Users};
+use tollgate_shards::{Command, CommandId, Counters, Params, Shard, ShardIndex, ShardKeys, Shards, Snapshot, Users};
 
+use crate::by_shard::ByShard;
 use crate::clock::Clock;
 use crate::files::Files;
 use crate::identity::shard_keys;
@@ -20,6 +23,8 @@ use crate::schedule::Time;
 use crate::shell::steering::Map;
 use crate::shell::{Machine, Shell};
 use crate::world::Pause;
+
+use generations::Processes;
 
 pub const GATEWAY: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(198, 19, 0, 1), 55555));
 
@@ -116,6 +121,15 @@ impl Core {
         }
     }
 
+    /// Those that it goes by.
+    pub fn users(&self) -> &Users {
+        &self.applied[0].users
+    }
+
+    fn has_order(&self, id: CommandId) -> bool {
+        self.orders.iter().any(|(_, command)| id_of(command) == Some(id))
+    }
+
     /// The snapshots that what it does in this pass may follow from.
     pub fn applied(&self) -> impl Iterator<Item = &Snapshot> {
         self.applied.iter().map(|snapshot| &**snapshot)
@@ -142,18 +156,14 @@ pub enum Order {
     Kick(tollgate_shards::UserIndex),
 }
 
-impl Order {
-    fn command(&self, id: CommandId) -> Command {
-        match self {
-            Order::Apply(snapshot) => Command::Apply { id, snapshot: snapshot.clone() },
-            Order::Kick(user) => Command::Kick { id, user: *user },
-        }
-    }
-}
-
 pub struct Gateway {
-    pub cores: Vec<Core>,
-    pub clocks: Vec<Clock>,
+    pub cores: ByShard<Core>,
+    pub clocks: ByShard<Clock>,
+    pub(crate) processes: Processes,
+    /// What shards have counted whose process has ended.
+    pub former: Vec<Counters>,
+    /// Orders that the shards beside the homes have yet to get, in their order.
+    deferred: Vec<CommandId>,
     /// The users as the operator has them.
     pub population: Population,
     /// Where reloads come from them, the operator's files.
@@ -193,6 +203,7 @@ impl Gateway {
         let files = has_files.then(|| Files::new(&plan.draws, plan.tunnel, &population));
         let params = Params {
             shards: Shards::alone(plan.shards),
+            predecessor: None,
             index: ShardIndex(0),
             tunnel: plan.tunnel,
             outer_addresses: GATEWAYS.map(|gateway| gateway.ip()).into(),
@@ -206,8 +217,11 @@ impl Gateway {
         let behind = |index| plan.surroundings.clocks_behind.get(index).copied().unwrap_or_default();
         let clocks = (0..usize::from(plan.shards)).map(|index| Clock::new(behind(index))).collect();
         let mut gateway = Gateway {
-            cores: Vec::new(),
+            cores: ByShard::default(),
             clocks,
+            processes: Processes::alone(Shards::alone(plan.shards)),
+            former: Vec::new(),
+            deferred: Vec::new(),
             population,
             files,
             in_force: snapshot.clone(),
@@ -235,14 +249,15 @@ impl Gateway {
 
     /// All shards are new, as after a crash of the whole gateway: the keys stay, everything else is gone.
     pub fn start_all(&mut self, now: Time) {
-        let indexes = 0..self.params.shards.count;
-        self.cores =
-            indexes.map(|index| Core::new(self.start(index, 0, now), 0, VecDeque::new(), &self.snapshot)).collect();
+        for shard in self.params.shards.iter() {
+            let made = self.start(shard, 0, now);
+            self.cores.insert(shard, Core::new(made, 0, VecDeque::new(), &self.snapshot));
+        }
         self.steered.clear();
     }
 
-    fn start(&mut self, index: u16, incarnation: u32, now: Time) -> Shard {
-        let (birth, now) = self.birth(index, now);
+    fn start(&mut self, index: ShardIndex, incarnation: u32, now: Time) -> Shard {
+        let (birth, now) = self.birth(index.0, now);
         self.born(index, incarnation, birth, now)
     }
 
@@ -252,8 +267,8 @@ impl Gateway {
         (Birth { wall_clock, seed: self.random.seed() }, self.origin + now.since_start())
     }
 
-    fn born(&self, index: u16, incarnation: u32, Birth { wall_clock, seed }: Birth, now: Instant) -> Shard {
-        let params = Params { index: ShardIndex(index), incarnation, wall_clock, seed, ..self.params.clone() };
+    fn born(&self, index: ShardIndex, incarnation: u32, Birth { wall_clock, seed }: Birth, now: Instant) -> Shard {
+        let params = Params { index, incarnation, wall_clock, seed, ..self.params.clone() };
         Shard::new(params, &self.keys, self.snapshot.clone(), now)
     }
 
@@ -267,7 +282,7 @@ impl Gateway {
             return machine.core.begin_anew(birth, clock);
         }
         let incarnation = core.incarnation + 1;
-        let shard = self.born(index, incarnation, birth, clock);
+        let shard = self.born(ShardIndex(index), incarnation, birth, clock);
         let orders = self.pending.iter().map(|pending| (now, pending.order.command(pending.id))).collect();
         self.cores[usize::from(index)] = Core::new(shard, incarnation, orders, &self.snapshot);
     }
@@ -276,8 +291,9 @@ impl Gateway {
     pub fn steer_udp(&mut self, datagram: &[u8]) -> u16 {
         let long = datagram.first().is_some_and(|first| first & 0x80 != 0);
         let id = datagram.get(if long { 6 } else { 1 }..).unwrap_or_default();
-        let shard = self.layout.shard_of(id, self.params.shards.count);
-        self.mistaken(shard.unwrap_or(0))
+        let process = self.processes.of(self.layout.generation_of(id));
+        let place = self.layout.shard_of(id, process.count);
+        self.mistaken(process.at(place.unwrap_or(0)).0)
     }
 
     /// The shard whose TUN queue gets a packet to `destination`, but for mistakes.
@@ -286,7 +302,9 @@ impl Gateway {
             Some(map) => map.queue_of(destination, self.params.shards.count),
             None => self.steered.get(&destination).map_or(0, |owner| owner.0),
         };
-        self.mistaken(shard)
+        // Where its queue is no more, another one gets it.
+        let is_there = self.cores.has(ShardIndex(shard));
+        self.mistaken(if is_there { shard } else { self.processes.of(None).at(0).0 })
     }
 
     pub fn mistaken(&mut self, shard: u16) -> u16 {
@@ -294,7 +312,8 @@ impl Gateway {
             return 0;
         }
         if self.misrouted_permille > 0 && self.steering.permille(self.misrouted_permille) {
-            self.steering.between(0, u64::from(self.params.shards.count)) as u16
+            let all = self.cores.indices();
+            all[self.steering.between(0, all.len() as u64) as usize]
         } else {
             shard
         }
@@ -319,7 +338,7 @@ impl Gateway {
 
     /// Puts the shell's cores around the shards.
     pub fn enter_shell(&mut self, plan: ShellPlan, random: [Stream; 3]) -> Shell {
-        let shards = self.cores.drain(..).filter_map(|core| match core.driver {
+        let shards = std::mem::take(&mut self.cores).into_values().filter_map(|core| match core.driver {
             Driver::Bare(shard) => Some(*shard),
             Driver::Shell(_) => None,
         });
@@ -340,20 +359,14 @@ impl Gateway {
         self.fixed_order_delays = Some(delays);
     }
 
-    /// Gives an order to every shard. Returns when it reaches each.
+    /// Gives an order to every shard: to the homes' process first. Returns when it reaches each of that.
     pub fn give(&mut self, now: Time, order: Order) -> Vec<(Time, u16)> {
         self.commands += 1;
         let id = CommandId(self.commands);
-        let mut arrivals = Vec::new();
-        for index in 0..self.params.shards.count {
-            let after = match &self.fixed_order_delays {
-                Some(delays) => delays[usize::from(index)],
-                None => self.random.duration(Duration::ZERO, self.order_spread),
-            };
-            let core = &mut self.cores[usize::from(index)];
-            let at = (now + after).max(core.orders.back().map_or(now, |&(at, _)| at));
-            core.orders.push_back((at, order.command(id)));
-            arrivals.push((at, index));
+        let homes = self.processes.homes;
+        let arrivals = homes.iter().map(|shard| self.queue(shard, now, order.command(id))).collect();
+        if self.processes.beside.is_some() {
+            self.deferred.push(id);
         }
         self.pending.push(Pending { id, given: now, order });
         arrivals
@@ -379,10 +392,12 @@ impl Gateway {
     pub fn acknowledge(&mut self) -> Option<Pending> {
         let id = self.pending.first()?.id;
         let waits_for = |core: &Core| match self.acknowledges_early {
-            true => core.dirty || core.orders.iter().any(|(_, command)| id_of(command) == Some(id)),
+            true => core.dirty || core.has_order(id),
+            // Who is about to take over has nothing that could pass.
+            false if core.shard().is_taking_over() => core.has_order(id),
             false => core.completed < id,
         };
-        if self.cores.iter().any(waits_for) {
+        if self.deferred.contains(&id) || self.cores.iter().any(waits_for) {
             return None;
         }
         let pending = self.pending.remove(0);
@@ -438,5 +453,6 @@ fn id_of(command: &Command) -> Option<CommandId> {
     match *command {
         Command::Apply { id, .. } | Command::Kick { id, .. } => Some(id),
         Command::Stop | Command::Drain { .. } | Command::Resume => None,
+        Command::HandOver { .. } | Command::TakeBack { .. } | Command::PredecessorGone => None,
     }
 }

@@ -65,6 +65,9 @@ kinds! { CONTROL_MESSAGES, control_message(ControlMessage):
     M::Tokens(LeaseGrant { recall: true, .. }) => "tokens_recalled",
     M::LeaseClosed(_) => "lease_closed",
     M::Barrier { .. } => "barrier",
+    M::Level { .. } => "level",
+    M::Yielded { .. } => "yielded",
+    M::Remembered { .. } => "remembered",
     M::Restarted { .. } => "restarted",
     M::Reattached { .. } => "reattached",
     M::Held { .. } => "held",
@@ -121,6 +124,9 @@ kinds! { COMMANDS, command(Command):
     Command::Resume => "resume",
     Command::Apply { .. } => "apply",
     Command::Kick { .. } => "kick",
+    Command::HandOver { .. } => "hand_over",
+    Command::TakeBack { .. } => "take_back",
+    Command::PredecessorGone => "predecessor_gone",
 }
 
 kinds! { WAKES, wake(WakeReason):

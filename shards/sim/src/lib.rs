@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "never published; what its name says is not said again")]
 
+mod by_shard;
 mod calm;
 mod client;
 mod clock;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rustc_hash::FxHashMap;
 
-use crate::ids::{ConnectionKey, ShardIndex};
+use crate::ids::{ConnectionKey, ShardIndex, Shards};
 
 /// All routes. Bounded by the addresses of the pool.
 #[derive(Debug, Default)]
@@ -30,6 +30,17 @@ impl Routes {
         let stays = |connection: &ConnectionKey| connection.owner != owner || connection.incarnation() >= incarnation;
         self.known.retain(|_, connection| stays(connection));
         self.doubtful.retain(|_, connection| stays(connection));
+    }
+
+    /// Forgets every route to a connection of `owners`. Returns the addresses, in order.
+    pub fn forget_all_of(&mut self, owners: Shards) -> Vec<IpAddr> {
+        let mut forgotten = Vec::new();
+        for routes in [&mut self.known, &mut self.doubtful] {
+            let theirs = routes.extract_if(|_, connection| owners.contains(connection.owner));
+            forgotten.extend(theirs.map(|(address, _)| address));
+        }
+        forgotten.sort_unstable();
+        forgotten
     }
 
     /// The allocator has died: whatever it told may be out of date.

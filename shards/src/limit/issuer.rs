@@ -123,6 +123,23 @@ impl LeaseIssuer {
         LeaseIssuer::with(user, TokenBucket::empty(limit, since))
     }
 
+    /// The issuer of a user whose former issuer held so much, or a burst where that is less, and has nothing on lease any more.
+    pub fn holding(user: UserIndex, limit: Limit, level_bytes: u64, now: Instant) -> Self {
+        let mut bucket = TokenBucket::full(limit, now);
+        bucket.take(limit.burst_bytes.saturating_sub(level_bytes));
+        LeaseIssuer {
+            expired_units: units(limit.burst_bytes.saturating_sub(level_bytes)),
+            ..LeaseIssuer::with(user, bucket)
+        }
+    }
+
+    /// What the bucket will hold at `now`, in whole bytes, beside what is on lease.
+    pub fn level_bytes_at(&self, now: Instant) -> u64 {
+        let mut bucket = self.bucket.clone();
+        bucket.mint(now, self.outstanding_bytes());
+        bucket.level_bytes()
+    }
+
     fn with(user: UserIndex, bucket: TokenBucket) -> Self {
         LeaseIssuer {
             user,

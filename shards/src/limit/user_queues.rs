@@ -246,6 +246,14 @@ impl UserQueues {
         }
     }
 
+    /// Another home lends the user's tokens: what the lease from the one before held is void.
+    pub fn rehome(&mut self, user: UserIndex, home: ShardIndex) {
+        if let Some(queue) = self.queues.get_mut(&user) {
+            queue.home = home;
+        }
+        self.expire_lease(user);
+    }
+
     #[cfg(feature = "inspect")]
     pub fn get(&self, user: UserIndex) -> Option<&UserQueue> {
         self.queues.get(&user)

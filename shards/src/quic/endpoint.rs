@@ -66,7 +66,7 @@ pub struct QuicEndpoint {
     /// The time of day that tokens are judged by.
     pub wall_clock: WallClock,
     keys: ShardKeys,
-    ids: IdScheme,
+    pub ids: IdScheme,
     /// Those of its first handshakes: quinn-proto takes no others later.
     versions: Versions,
     params: Params,

@@ -67,6 +67,8 @@ pub struct Placement {
     of: Shards,
     /// By their places.
     shards: Vec<Shard>,
+    /// Those of another process, if new clients go there.
+    successor: Option<Shards>,
     connections_max: u32,
     /// When the promises turn.
     turns_at: Instant,
@@ -85,6 +87,7 @@ impl Placement {
         Placement {
             here,
             of,
+            successor: None,
             connections_max,
             shards: vec![Shard { load, promised: [0; 2] }; usize::from(of.count)],
             turns_at: now + PROMISE,
@@ -93,6 +96,11 @@ impl Placement {
             tells_at: now,
             repeats_at: None,
         }
+    }
+
+    /// New clients go to the shards of the process beside this one, or to the own.
+    pub fn lead_to(&mut self, successor: Option<Shards>) {
+        self.successor = successor;
     }
 
     /// This shard has so many clients and handshakes, and holds so many connections.
@@ -126,6 +134,10 @@ impl Placement {
     /// The shard for a client at `remote`, which has chosen the ID `chosen` for its Initial and is sent to that shard. Of several as good it is this one, or
     /// the next.
     pub fn choose(&mut self, now: Instant, remote: SocketAddr, chosen: &[u8]) -> ShardIndex {
+        if let Some(successor) = self.successor {
+            // Nobody tells this process their loads. The repetition of a first flight goes where that went.
+            return successor.at(chosen.first().map_or(0, |&first| u16::from(first) % successor.count));
+        }
         if self.shards.len() == 1 {
             return self.here;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::{CommandId, ShardIndex};
+use crate::ids::{CommandId, ShardIndex, Shards};
 use crate::session::topology::Topology;
 
 /// The last command that each shard, this one included, has said it has executed.
@@ -27,6 +27,21 @@ impl Barriers {
     pub fn restarted(&mut self, shard: ShardIndex) {
         let latest = self.last.values().copied().max().unwrap_or_default();
         self.passed(shard, latest);
+    }
+
+    /// Shards that know of no command, and have nothing under way from before this one.
+    pub fn join(&mut self, shards: Shards, command: CommandId) {
+        self.last.extend(shards.iter().map(|shard| (shard, command)));
+    }
+
+    /// Only the shards of `topology` are left.
+    pub fn leave(&mut self, topology: Topology) {
+        self.last.retain(|shard, _| topology.own.contains(*shard));
+    }
+
+    /// Whether all of `shards` have executed a command, with nothing under way from before it.
+    pub fn have_all_passed(&self, shards: Shards, command: CommandId) -> bool {
+        shards.iter().all(|shard| self.of(shard) >= command)
     }
 
     pub fn of(&self, shard: ShardIndex) -> CommandId {

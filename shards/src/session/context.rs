@@ -1,6 +1,7 @@
 //! What homes and the address allocator of a shard work with.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,6 +37,11 @@ impl Context {
 
     pub fn send_to_allocator(&mut self, message: ControlMessage) {
         self.send(self.topology.allocator(), message);
+    }
+
+    /// Nobody has `addresses` any more, which the kernel steers.
+    pub fn unsteer(&mut self, addresses: Vec<IpAddr>) {
+        self.steers.extend(addresses.into_iter().map(|address| SteeringUpdate { address, owner: None }));
     }
 
     /// Sends what `message` makes to every shard, this one included.

@@ -56,6 +56,16 @@ pub enum ControlMessage {
     /// Owner to a home that has lost its memory: every connection of its users has been attached again. Void in another incarnation of the home
     /// than `home_incarnation`.
     Reattached { owner: ShardIndex, owner_incarnation: u32, home_incarnation: u32 },
+    /// Former home to the home of the same user in the process that takes over: what the user's bucket holds, in bytes.
+    Level {
+        #[serde(skip)]
+        user: UserIndex,
+        level_bytes: u64,
+    },
+    /// Former home to every home of the process that takes over: all levels are told. It had lost its memory so long ago, if ever.
+    Yielded { lost_ms: Option<u64> },
+    /// Former allocator to the one of the process that takes over: who had which address, some of those and the oldest first.
+    Remembered { addresses: Vec<(Fingerprint, IpAddr)> },
     /// Home to allocator: a connection needs an address. An allocator whose snapshot is older than `version`, the home's, answers when it has
     /// caught up.
     #[serde(skip)]
@@ -89,8 +99,9 @@ impl ControlMessage {
             M::LeaseWanted(report) => Some(&mut report.user),
             M::Tokens(grant) => Some(&mut grant.user),
             M::LeaseClosed(close) => Some(&mut close.user),
+            M::Level { user, .. } => Some(user),
             M::Admit { .. } | M::Close { .. } | M::Route { .. } | M::Unroute { .. } | M::RoutesTold => None,
-            M::Barrier { .. } | M::Reattached { .. } => None,
+            M::Barrier { .. } | M::Reattached { .. } | M::Yielded { .. } | M::Remembered { .. } => None,
             M::AllocateAddress { .. } | M::AddressAllocated { .. } | M::ReleaseAddress { .. } => None,
             M::HoldAddress { .. } | M::Restarted { .. } | M::Held { .. } => None,
         }

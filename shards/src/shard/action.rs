@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::Message;
-use crate::ids::{CommandId, ConnectionKey, CredentialKind, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, CredentialKind, Fingerprint, ShardIndex, Shards, UserIndex};
 use crate::session::addresses::SteeringUpdate;
 use crate::session::snapshot::Snapshot;
 
@@ -22,6 +22,13 @@ pub enum Command {
     Apply { id: CommandId, snapshot: Arc<Snapshot> },
     /// Close a user's connections.
     Kick { id: CommandId, user: UserIndex },
+    /// The process that takes over is ready: its shards `to`, in their `incarnation`, are the homes from now on. Owners stay what they are.
+    HandOver { id: CommandId, to: Shards, incarnation: u32 },
+    /// The process that has taken over is dead, and nothing that it has said is under way. The homes are here again, in an `incarnation` that no shard
+    /// has had.
+    TakeBack { id: CommandId, incarnation: u32 },
+    /// The process from which this one takes over, or has, is no more, and nothing that it has said is under way.
+    PredecessorGone,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::ids::{CommandId, ShardIndex, UserIndex};
+use crate::ids::{CommandId, Fingerprint, ShardIndex, UserIndex};
 use crate::limit::rate::Limit;
 use crate::session::addresses::AddressAllocator;
 use crate::session::barriers::Barriers;
@@ -19,30 +19,68 @@ pub struct ControlPlane {
     /// Where this shard allocates the addresses.
     pub addresses: Option<AddressAllocator>,
     pub barriers: Barriers,
-    here: ShardIndex,
-    incarnation: u32,
+    pub(super) here: ShardIndex,
+    pub(super) incarnation: u32,
+    tunnel: IpNet,
+    remembered_max: usize,
+    /// Who had which address when the addresses went to another process, from there on.
+    pub(super) remembered: Vec<(Fingerprint, IpAddr)>,
 }
 
 impl ControlPlane {
-    /// A control plane without sessions. One that was started anew beside its siblings tells them so before anything else.
+    /// A control plane without sessions. One that was started anew beside its siblings tells them so before anything else; one that takes over from
+    /// another process waits for that one.
     pub fn new(here: ShardIndex, incarnation: u32, tunnel: IpNet, remembered_max: usize, mut context: Context) -> Self {
         let topology = context.topology;
-        if incarnation > 0 {
+        let is_anew = incarnation > 0 && topology.sibling.is_none();
+        if is_anew {
             let siblings = topology.all().filter(|&sibling| sibling != here);
             siblings.for_each(|to| context.send(to, ControlMessage::Restarted { shard: here, incarnation }));
         }
-        let addresses = (here == topology.allocator())
-            .then(|| AddressAllocator::new(tunnel, &context.users, remembered_max, topology, incarnation));
-        let sessions = SessionHome::new(here, topology, incarnation, context.now);
-        ControlPlane { context, sessions, addresses, barriers: Barriers::new(topology), here, incarnation }
+        let sessions = match topology.sibling {
+            Some(before) => SessionHome::succeeding(here, before.iter(), incarnation),
+            None => SessionHome::new(here, topology, incarnation, context.now),
+        };
+        let mut this = ControlPlane {
+            context,
+            sessions,
+            addresses: None,
+            barriers: Barriers::new(topology),
+            here,
+            incarnation,
+            tunnel,
+            remembered_max,
+            remembered: Vec::new(),
+        };
+        let is_alone = topology.homes().count() == 1;
+        this.allocate(|allocator| match topology.sibling {
+            Some(_) => allocator.succeeding(incarnation, topology.homes()),
+            None if is_anew && !is_alone => allocator.recovering(incarnation, topology.homes()),
+            None => allocator,
+        });
+        this
+    }
+
+    /// Makes this shard the allocator, if it is the one.
+    pub(super) fn allocate(&mut self, begin: impl FnOnce(AddressAllocator) -> AddressAllocator) {
+        if self.here == self.context.topology.allocator() {
+            let new = AddressAllocator::new(self.tunnel, &self.context.users, self.remembered_max);
+            self.addresses = Some(begin(new));
+        }
     }
 
     /// Takes a message to the session home, the address allocator or the barriers.
     pub fn handle_message(&mut self, message: ControlMessage) {
         use ControlMessage as M;
         let ControlPlane { context, sessions, addresses, barriers, .. } = self;
+        if let M::Barrier { from, command, .. } = message {
+            return barriers.passed(from, command);
+        }
+        // What is still said to a home that has yielded its owners say again to the next one.
+        if !context.topology.is_home(self.here) {
+            return;
+        }
         match (message, addresses) {
-            (M::Barrier { from, command, .. }, _) => barriers.passed(from, command),
             (M::Login { login, version, address }, _) => sessions.attach(context, login, version, address),
             (M::Gone { user, connection }, _) => sessions.detach(context, user, connection),
             (M::AddressAllocated { login, address }, _) => sessions.address_allocated(context, login, address),
@@ -51,6 +89,9 @@ impl ControlPlane {
             (M::Reattached { owner, owner_incarnation, home_incarnation }, _) => {
                 sessions.reattached(context, owner, owner_incarnation, home_incarnation);
             }
+            (M::Level { user, level_bytes }, _) => sessions.level_told(user, level_bytes),
+            (M::Yielded { lost_ms }, _) => sessions.yielded(context.now, lost_ms),
+            (M::Remembered { addresses }, Some(allocator)) => allocator.remember_all(&addresses),
             (M::AllocateAddress { login, home, version }, Some(allocator)) => {
                 allocator.allocate(context, login, home, version);
             }

@@ -220,6 +220,17 @@ impl DataPlane {
         }
     }
 
+    /// Another shard is the home of whoever has logged in on a connection.
+    pub fn rehome(&mut self, connection: ConnectionKey, new_home: ShardIndex) {
+        let Some(slot) = self.quic.connections.find(connection) else { return };
+        if let Some(client) = self.quic.connections.at(slot)
+            && let Stage::LoggedIn(Identity { home, .. }) | Stage::Attached { identity: Identity { home, .. }, .. } =
+                &mut client.stage
+        {
+            *home = new_home;
+        }
+    }
+
     /// Who has logged in on a connection that has no address yet.
     pub fn waits_for_address(&mut self, connection: ConnectionKey) -> Option<Identity> {
         let slot = self.quic.connections.find(connection)?;

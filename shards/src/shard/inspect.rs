@@ -93,6 +93,14 @@ impl Inspect<'_> {
         self.0.data.quic.connections.iter().map(|client| client.tunnel.backlog_bytes).max().unwrap_or(0)
     }
 
+    /// Whether home and allocator have their memory, all connections are attached, and all routes are known.
+    pub fn is_settled(&self) -> bool {
+        let Shard { data, control, attaching, is_taking_over, .. } = self.0;
+        let knows_addresses = control.addresses.as_ref().is_none_or(|allocator| allocator.state() != "recovering");
+        let is_complete = !control.sessions.is_recovering() && knows_addresses;
+        is_complete && attaching.is_none() && !is_taking_over && data.forward.routes.state() == "known"
+    }
+
     /// Whether handshakes begin.
     pub fn takes_clients(&self) -> bool {
         self.0.data.quic.intake == Intake::Open

@@ -12,6 +12,7 @@ pub mod control;
 mod data;
 mod downlink;
 mod drain;
+mod handover;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod message;
@@ -45,6 +46,7 @@ use crate::session::topology::Topology;
 use action::{Action, Command, Event};
 use control::ControlPlane;
 use data::{DRAINING, DataPlane, LoggedIn};
+use handover::Attaching;
 use message::{Message, PacketMessage};
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
@@ -53,6 +55,9 @@ pub struct Shard {
     control: ControlPlane,
     /// Whether anything was handled since connections were last looked at.
     undecided: bool,
+    attaching: Option<Attaching>,
+    /// Whether its process has yet to get the memory of the one before it.
+    is_taking_over: bool,
 }
 
 impl Shard {
@@ -64,12 +69,19 @@ impl Shard {
     pub fn new(params: Params, keys: &ShardKeys, snapshot: Arc<Snapshot>, now: Instant) -> Self {
         let (here, shards) = (params.index, params.shards);
         assert!(shards.count <= SHARDS_MAX && shards.contains(here), "{here:?} of {shards:?}");
-        let context = Context::new(Topology::alone(shards), snapshot.version, snapshot.users.clone(), now);
+        let predecessor = params.predecessor;
+        assert!(predecessor.is_none_or(|before| before.generation != shards.generation), "two of {shards:?}");
+        let topology = predecessor.map_or(Topology::alone(shards), |before| Topology::succeeding(shards, before));
+        let context = Context::new(topology, snapshot.version, snapshot.users.clone(), now);
         let remembered_max = params.limits.remembered_addresses_max;
+        let mut data = DataPlane::new(&params, keys, &snapshot, now);
+        data.quic.ids.set_sibling(predecessor);
         Shard {
-            data: DataPlane::new(&params, keys, &snapshot, now),
+            data,
             control: ControlPlane::new(here, params.incarnation, params.tunnel, remembered_max, context),
             undecided: false,
+            attaching: None,
+            is_taking_over: predecessor.is_some(),
         }
     }
 
@@ -152,6 +164,11 @@ impl Shard {
         *intake == Intake::Closed && connections.first_sending().is_none() && !connections.has_touched()
     }
 
+    /// Whether its process has yet to take over: to get the memory of the one before it, which serves the clients until then.
+    pub fn is_taking_over(&self) -> bool {
+        self.is_taking_over
+    }
+
     /// The last command that every shard has executed, as far as this one has heard, with nothing under way to it from before. What the command
     /// forbids passes this shard no more, once the outputs of the pass are out.
     pub fn completed(&self) -> CommandId {
@@ -175,6 +192,9 @@ impl Shard {
                 let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
                 self.control.executed(id, &revoked);
             }
+            Command::HandOver { id, to, incarnation } => self.hand_over(id, to, incarnation),
+            Command::TakeBack { id, incarnation } => self.take_back(id, incarnation),
+            Command::PredecessorGone => self.lose_predecessor(),
         }
         self.exchange();
     }
@@ -192,8 +212,14 @@ impl Shard {
     /// Carries what the planes have for each other, until neither has anything.
     fn exchange(&mut self) {
         self.collect();
-        while let Some(message) = self.data.outbox.local.pop_front() {
-            self.receive(message);
+        loop {
+            while let Some(message) = self.data.outbox.local.pop_front() {
+                self.receive(message);
+                self.collect();
+            }
+            if !self.attach_if_due() {
+                return;
+            }
             self.collect();
         }
     }
@@ -225,7 +251,7 @@ impl Shard {
             M::Close { connection, reason, version } => self.close(connection, reason, version),
             M::Route { address, connection } => data.forward.routes.insert(address, connection),
             M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
-            M::RoutesTold => data.forward.routes.told(),
+            M::RoutesTold => self.routes_told(),
             M::Tokens(grant) => data.limits.handle_grant(&grant),
             M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
             message => {

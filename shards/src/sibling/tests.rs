@@ -104,6 +104,10 @@ fn control() -> impl Strategy<Value = ControlMessage> {
         (shard(), any::<u32>(), any::<u32>()).prop_map(|(owner, owner_incarnation, home_incarnation)| {
             M::Reattached { owner, owner_incarnation, home_incarnation }
         }),
+        (user(), any::<u64>()).prop_map(|(user, level_bytes)| M::Level { user, level_bytes }),
+        any::<Option<u64>>().prop_map(|lost_ms| M::Yielded { lost_ms }),
+        vec((any::<[u8; 32]>().prop_map(Fingerprint), any::<IpAddr>()), 0..4)
+            .prop_map(|addresses| M::Remembered { addresses }),
     ]
 }
 
@@ -249,6 +253,9 @@ fn the_format_of_a_version_stays() {
         M::LeaseClosed(LeaseClose { user, lease, spent_bytes }).into(),
         M::Barrier { from: ShardIndex(1), command: CommandId(17), revoked: vec![address] }.into(),
         M::Reattached { owner: ShardIndex(1), owner_incarnation: 2, home_incarnation: 1 }.into(),
+        M::Level { user, level_bytes: 70_000 }.into(),
+        M::Yielded { lost_ms: Some(5) }.into(),
+        M::Remembered { addresses: vec![(credential, address)] }.into(),
         PacketMessage::Hairpin { connection, packets: vec![Bytes::from_static(b"a"), Bytes::from_static(b"bc")] }
             .into(),
         PacketMessage::Frame(Bytes::from_static(b"frame")).into(),

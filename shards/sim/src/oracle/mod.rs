@@ -179,6 +179,7 @@ impl Oracle {
             Command::Apply { snapshot, .. } => snapshot.users.user(*user).is_none(),
             Command::Stop => true,
             Command::Drain { .. } | Command::Resume => false,
+            Command::HandOver { .. } | Command::TakeBack { .. } | Command::PredecessorGone => false,
         });
         let sent_away: Vec<_> = sent_away.map(|(connection, _, address)| (connection, address)).collect();
         if let Command::Kick { id, .. } = *command {
@@ -224,6 +225,17 @@ impl Oracle {
         self.kicked.values_mut().for_each(|found| found.retain(|connection| connection.owner != shard));
     }
 
+    /// A second process has started.
+    pub(crate) fn upgraded(&mut self) {
+        // Each places the clients that come to it, and the old one all of them at the new one.
+        self.placement.is_judged = false;
+    }
+
+    /// A shard whose clients are gone ends.
+    pub(crate) fn ended(&mut self, shard: ShardIndex) {
+        self.memory.died(shard);
+    }
+
     /// The gateway sends a run of datagrams.
     pub(crate) fn sent(&mut self, now: Time, to: SocketAddr, datagrams: &[u8]) {
         self.handshakes.sent(now, to, datagrams);
@@ -266,7 +278,8 @@ impl Oracle {
 /// Looks at everything that must hold at any time.
 pub(crate) fn inspect(world: &World) -> Result<(), Violation> {
     let has_ended = |core: &Core| core.machine().is_some_and(|machine| machine.is_over());
-    if world.messages_under_way() == 0 && world.gateway.has_no_order() && !world.gateway.cores.iter().any(has_ended) {
+    let is_settled = world.is_settled() && world.gateway.has_no_order();
+    if world.messages_under_way() == 0 && is_settled && !world.gateway.cores.iter().any(has_ended) {
         sessions::agree(world)?;
     }
     world.gateway.cores.iter().try_for_each(|core| tokens::conserved(core.shard()))?;

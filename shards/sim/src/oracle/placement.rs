@@ -17,7 +17,7 @@ const ROOM: usize = 16;
 
 #[derive(Debug)]
 pub struct Placement {
-    is_judged: bool,
+    pub is_judged: bool,
     connections_max: usize,
     layout: LayoutPlan,
     /// Clients of each shard that have an address, as the shards have told.
@@ -48,18 +48,23 @@ impl Placement {
     }
 
     pub fn attached(&mut self, now: Time, owner: ShardIndex) {
-        self.clients[usize::from(owner.0)] += 1;
+        if let Some(clients) = self.clients.get_mut(usize::from(owner.0)) {
+            *clients += 1;
+        }
         self.happens(now);
     }
 
     pub fn detached(&mut self, now: Time, owner: ShardIndex) {
-        let clients = &mut self.clients[usize::from(owner.0)];
-        *clients = clients.saturating_sub(1);
+        if let Some(clients) = self.clients.get_mut(usize::from(owner.0)) {
+            *clients = clients.saturating_sub(1);
+        }
         self.happens(now);
     }
 
     pub fn died(&mut self, now: Time, shard: ShardIndex) {
-        self.clients[usize::from(shard.0)] = 0;
+        if let Some(clients) = self.clients.get_mut(usize::from(shard.0)) {
+            *clients = 0;
+        }
         self.happens(now + QUIET_AFTER_DEATH);
     }
 

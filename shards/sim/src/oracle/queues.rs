@@ -110,8 +110,8 @@ pub(super) fn balanced(world: &World) -> Result<(), Violation> {
     }
     let mut came = world.frames_in;
     let mut gone = world.mesh.lost_packets;
-    for core in &world.gateway.cores {
-        let counters = core.shard().counters();
+    let living = world.gateway.cores.iter().map(|core| core.shard().counters());
+    for counters in living.chain(world.gateway.former.iter().copied()) {
         let inner = counters.drops.iter().filter(|(reason, _)| !reason.is_outer() && !NOT_INNER.contains(reason));
         came += counters.datagrams_received + counters.own_packets;
         gone += counters.up_packets + counters.datagrams_sent + inner.map(|(_, packets)| packets).sum::<u64>();

@@ -120,6 +120,8 @@ pub enum Feature {
     Layouts,
     /// The gateway drains, and takes clients again.
     Drain,
+    /// A second process takes over from the first one, and either may be killed.
+    Upgrade,
 }
 
 impl Feature {
@@ -163,11 +165,21 @@ impl Features {
         Features(self.0 & others.0)
     }
 
-    /// These without what cannot happen beside: the shell's mesh loses what finds no room, its cores stop together and have one clock, and its sockets one
-    /// address. Without the shell nobody asks the kernel to send.
+    /// These without what cannot happen beside. While the gateway is upgraded, nothing else becomes of its processes. The shell's mesh loses what finds no
+    /// room, its cores stop together and have one clock, and its sockets one address. Without the shell nobody asks the kernel to send.
     #[must_use]
     pub(super) fn possible(self) -> Self {
-        if self.has(Feature::Shell) {
+        if self.has(Feature::Upgrade) {
+            self.without(&[
+                Feature::Shell,
+                Feature::Refusals,
+                Feature::Restart,
+                Feature::Drain,
+                Feature::Stop,
+                Feature::Pauses,
+                Feature::Clocks,
+            ])
+        } else if self.has(Feature::Shell) {
             self.without(&[Feature::MeshLoss, Feature::OuterAddresses, Feature::Pauses, Feature::Clocks])
         } else {
             self.without(&[Feature::Refusals])
@@ -188,6 +200,7 @@ pub(super) fn chance(feature: Feature) -> u32 {
         Feature::Floods | Feature::Cheats | Feature::Stalls | Feature::Malformed | Feature::Feints => 120,
         Feature::Bulk => 120,
         Feature::Shell | Feature::Races | Feature::Layouts => 200,
+        Feature::Upgrade => 150,
         Feature::Tcp => 300,
         Feature::Ipv6 | Feature::Scarcity | Feature::Oversize | Feature::Strangers => 250,
         Feature::Queues | Feature::Corruption | Feature::PathChanges => 250,

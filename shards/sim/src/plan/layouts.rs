@@ -1,6 +1,6 @@
 //! What connection IDs look like.
 
-use tollgate_shards::{ConnectionIdKey, IdLayout, QuicLb};
+use tollgate_shards::{ConnectionIdKey, Generation, IdLayout, QuicLb};
 
 use crate::random::Stream;
 
@@ -37,9 +37,20 @@ impl LayoutPlan {
         layout.expect("what was drawn fits")
     }
 
-    /// The shard that an ID steers to.
+    /// The place of the shard that an ID steers to, in a process of so many.
     pub fn shard_of(&self, id: &[u8], shards: u16) -> Option<u16> {
-        let (at, mask) = if self.server_id_bytes >= 7 && !self.is_encrypted { (0, 0x0f) } else { (7, 0x7f) };
+        let (at, mask) = self.steers();
         Some(u16::from(id.get(at)? & mask) % shards)
+    }
+
+    /// The process that an ID steers to.
+    pub fn generation_of(&self, id: &[u8]) -> Option<Generation> {
+        let (at, mask) = self.steers();
+        Some(if id.get(at)? & (mask + 1) == 0 { Generation::Even } else { Generation::Odd })
+    }
+
+    /// The byte that steers, and which of its bits tell the shard. The next one tells the generation.
+    fn steers(&self) -> (usize, u8) {
+        if self.server_id_bytes >= 7 && !self.is_encrypted { (0, 0x0f) } else { (7, 0x7f) }
     }
 }

@@ -113,6 +113,9 @@ impl Machine {
             Command::Drain { over, within } => CoreCommand::Drain { over, within },
             Command::Resume => CoreCommand::Resume,
             Command::Stop => CoreCommand::Stop,
+            Command::HandOver { .. } | Command::TakeBack { .. } | Command::PredecessorGone => {
+                unreachable!("the shell has one process")
+            }
         });
     }
 

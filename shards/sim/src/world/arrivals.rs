@@ -16,9 +16,9 @@ impl World {
         if !self.seen.keeps_arrivals {
             return;
         }
-        let (now, shards) = (self.instant(), self.plan.shards);
-        for (here, from) in (0..shards).flat_map(|here| (0..shards).map(move |from| (here, ShardIndex(from)))) {
-            if from != ShardIndex(here) {
+        let (now, all) = (self.instant(), self.gateway.cores.indices());
+        for (&here, from) in all.iter().flat_map(|here| all.iter().map(move |&from| (here, ShardIndex(from)))) {
+            if from != ShardIndex(here) && from.generation() == ShardIndex(here).generation() {
                 let load = Load { busy_percent: 100, connections: u32::MAX, room: 0 };
                 self.shard_mut(here).handle_message(now, Message::Load { from, load });
             }

@@ -17,6 +17,7 @@ impl World {
     pub(crate) fn schedule_disturbances(&mut self) {
         self.schedule_breaks();
         self.schedule_drain();
+        self.schedule_upgrade();
         let every = self.plan.disturbances;
         let surroundings = self.plan.surroundings.clone();
         let planned = [

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tollgate_shards::Command;
+use tollgate_shards::{Command, ShardIndex};
 
 use super::{Event, World};
 use crate::oracle::Violation;
 use crate::plan::Feature;
+use crate::random::Stream;
 use crate::schedule::Time;
 use crate::trace::Who;
 
@@ -18,6 +19,13 @@ const SLACK: Duration = Duration::from_secs(2);
 pub(crate) struct DrainTimes {
     over: Duration,
     within: Duration,
+}
+
+impl DrainTimes {
+    pub fn draw(random: &mut Stream) -> Self {
+        let [over, within] = [(); 2].map(|()| random.log_duration(Duration::from_millis(10), Duration::from_secs(20)));
+        DrainTimes { over, within }
+    }
 }
 
 /// What a shard was told last.
@@ -48,15 +56,14 @@ impl World {
         let mut random = self.plan.draws.stream("drain");
         let mut at = random.duration(Duration::ZERO, self.plan.safety);
         for _ in 0..1 + random.index(2) {
-            let [over, within] =
-                [(); 2].map(|()| random.log_duration(Duration::from_millis(10), Duration::from_secs(20)));
-            self.schedule_orders(at, Some(DrainTimes { over, within }), &mut random);
+            let pace = DrainTimes::draw(&mut random);
+            self.schedule_orders(at, Some(pace), &mut random);
             at += random.log_duration(Duration::from_millis(100), Duration::from_secs(20));
         }
         self.schedule_orders(at, None, &mut random);
     }
 
-    fn schedule_orders(&mut self, at: Duration, pace: Option<DrainTimes>, random: &mut crate::random::Stream) {
+    fn schedule_orders(&mut self, at: Duration, pace: Option<DrainTimes>, random: &mut Stream) {
         for index in 0..self.plan.shards {
             let after = at + random.duration(Duration::ZERO, self.plan.disturbances.order_spread);
             self.schedule.at(self.now + after, Event::Drain(index, pace));
@@ -75,7 +82,10 @@ impl World {
         let what = if pace.is_some() { "is to drain" } else { "is to take clients again" };
         self.trace.note(self.now, Who::Shard(index), what, 0);
         let command = pace.map_or(Command::Resume, |DrainTimes { over, within }| Command::Drain { over, within });
-        self.draining[usize::from(index)] = pace.map(|pace| Draining { pace, obeyed: None, obeys_within: None });
+        match pace {
+            Some(pace) => self.draining.insert(ShardIndex(index), Draining { pace, obeyed: None, obeys_within: None }),
+            None => _ = self.draining.remove(ShardIndex(index)),
+        }
         self.hits.command(&command);
         let now = self.shard_instant(index);
         self.touch_shard(index);
@@ -87,7 +97,7 @@ impl World {
 
     /// A shard that was started anew is told again; by the shell's core, where there is one.
     pub(super) fn drain_anew(&mut self, index: u16) {
-        if let Some(Draining { pace, obeyed, obeys_within }) = &mut self.draining[usize::from(index)] {
+        if let Some(Draining { pace, obeyed, obeys_within }) = self.draining.get_mut(ShardIndex(index)) {
             *obeyed = None;
             if self.shell.is_some() {
                 *obeys_within = Some(2);
@@ -100,16 +110,14 @@ impl World {
 
     /// All shards take clients again.
     pub(crate) fn end_drains(&mut self) {
-        for index in 0..self.plan.shards {
-            if self.draining[usize::from(index)].is_some() {
-                self.schedule.at(self.now, Event::Drain(index, None));
-            }
+        for index in self.draining.indices() {
+            self.schedule.at(self.now, Event::Drain(index, None));
         }
     }
 
     /// A shard's pass is over: one that drains has no more clients than before, and none once its time is over.
     pub(super) fn judge_drain(&mut self, index: u16) -> Result<(), Violation> {
-        let Some(Draining { pace, obeyed, obeys_within }) = &mut self.draining[usize::from(index)] else {
+        let Some(Draining { pace, obeyed, obeys_within }) = self.draining.get_mut(ShardIndex(index)) else {
             return Ok(());
         };
         let shard = self.gateway.cores[usize::from(index)].shard();

@@ -12,6 +12,7 @@ mod scenario;
 mod shell;
 mod stop;
 mod strangers;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tollgate_shards::{
 };
 
 use self::drain::{DrainTimes, Draining};
+use crate::by_shard::ByShard;
 use crate::client::{Act, Device};
 use crate::gateway::Gateway;
 use crate::hits::Hits;
@@ -48,6 +50,7 @@ use outer::Outer;
 pub use scenario::{Seen, Setup, UserSpec};
 use stop::Stops;
 use strangers::Strangers;
+use upgrade::{Step, Upgrade};
 
 /// More passes than this at one moment mean that it will never pass.
 const PASSES_AT_ONCE_MAX: usize = 100_000;
@@ -82,6 +85,7 @@ pub(crate) enum Event {
     Stop(u16),
     /// A shard is to drain at that pace, or to take clients again.
     Drain(u16, Option<DrainTimes>),
+    Upgrade(Step),
     /// The users change while that device logs in.
     Race(u32),
     Nat,
@@ -126,8 +130,8 @@ pub struct World {
     pub(crate) stops: Option<Stops>,
     /// The shard that takes what came in a pause.
     catching_up: Option<u16>,
-    /// By shards.
-    draining: Vec<Option<Draining>>,
+    draining: ByShard<Draining>,
+    upgrade: Option<Upgrade>,
     pub(crate) origin: Instant,
     pub(crate) traffic: Stream,
     pub(crate) frames: Stream,
@@ -187,7 +191,8 @@ impl World {
             is_calm: false,
             stops: None,
             catching_up: None,
-            draining: vec![None; usize::from(plan.shards)],
+            draining: ByShard::default(),
+            upgrade: None,
             origin,
             traffic: plan.draws.stream("traffic"),
             frames: plan.draws.stream("frames"),
@@ -287,7 +292,21 @@ impl World {
         Ok(())
     }
 
+    /// Whether it was to happen to a shard that is no more.
+    fn is_for_nobody(&self, event: &Event) -> bool {
+        match *event {
+            Event::Mesh(_, shard) => !self.gateway.cores.has(shard),
+            Event::Order(index) | Event::WakeShard(index) | Event::Drain(index, _) => {
+                !self.gateway.cores.has(ShardIndex(index))
+            }
+            _ => false,
+        }
+    }
+
     fn happen(&mut self, event: Event) -> Result<(), Violation> {
+        if self.is_for_nobody(&event) {
+            return Ok(());
+        }
         match event {
             Event::ToGateway(from, to, aggregate) => self.reach_gateway_at(from, to, aggregate),
             Event::ToDevice(from, to, aggregate) => self.reach_device(from, to, aggregate),
@@ -323,6 +342,7 @@ impl World {
             Event::Restart => self.restart(),
             Event::Stop(index) => self.stop_shard(index),
             Event::Drain(index, pace) => self.drain_shard(index, pace),
+            Event::Upgrade(step) => self.upgrade(step),
             Event::Race(index) => self.race(index),
             Event::Nat => self.nat(),
             Event::Pause => self.pause(),
@@ -402,7 +422,9 @@ impl World {
             return;
         }
         let now = self.shard_instant(to.0);
-        while let Some(message) = self.mesh.receive(self.now, from, to) {
+        loop {
+            let users = self.gateway.cores[usize::from(to.0)].users();
+            let Some(message) = self.mesh.receive(self.now, from, to, users) else { break };
             self.shard_mut(to.0).handle_message(now, message);
         }
     }
@@ -431,11 +453,14 @@ impl World {
                 None => self.shard_mut(index).handle_command(now, command),
             }
         }
+        let arrivals = self.gateway.poll_deferred(self.now);
+        self.schedule_arrivals(arrivals);
     }
 
     /// The results of the run so far.
     pub(crate) fn facts(&self) -> Facts {
-        let counters: Vec<_> = self.gateway.cores.iter().map(|core| core.shard().counters()).collect();
+        let living = self.gateway.cores.iter().map(|core| core.shard().counters());
+        let counters: Vec<_> = living.chain(self.gateway.former.iter().copied()).collect();
         let mut drops = Drops::default();
         counters
             .iter()

@@ -171,7 +171,12 @@ impl World {
             if self.seen.keeps_arrivals && matches!(message, Message::Load { .. }) {
                 continue;
             }
-            match self.mesh.send(self.now, from, to, message, self.plan.tick) {
+            if !self.gateway.cores.has(to) {
+                self.drop_message(index, &message);
+                continue;
+            }
+            let users = self.gateway.cores[usize::from(index)].users();
+            match self.mesh.send(self.now, (from, users), to, message, self.plan.tick) {
                 Ok(at) => self.schedule.at(at, Event::Mesh(from, to)),
                 Err(packets) => {
                     self.gateway.cores[usize::from(index)].shard_mut().handle_drop(DropReason::MeshFull, packets);
@@ -179,6 +184,16 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A shard has something for one that is no more.
+    fn drop_message(&mut self, index: u16, message: &Message) {
+        if let Message::Packet(message) = message {
+            let is_inner = !matches!(message, PacketMessage::Datagram(_));
+            self.mesh.lost_packets += if is_inner { message.packets() } else { 0 };
+            let shard = self.gateway.cores[usize::from(index)].shard_mut();
+            shard.handle_drop(DropReason::MeshFull, message.packets());
+        }
     }
 
     pub(super) fn sleep_shard(&mut self, index: u16) {

@@ -14,6 +14,7 @@ mod noise;
 mod orders;
 mod placement;
 mod sharing;
+mod upgrade;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -36,9 +36,9 @@ pub struct ConnectionIdKey(pub [u8; 16]);
 pub enum Whose {
     /// This shard's.
     Here,
-    /// Another shard's of this process.
+    /// Another shard's of this process, or of the one beside it.
     Shard(ShardIndex),
-    /// Those of the process before this one, or after it.
+    /// Those of a process before this one, or after it, of which this one does not know.
     OtherGeneration,
     /// Another gateway's behind the same balancer.
     OtherNode,
@@ -52,16 +52,25 @@ pub struct IdScheme {
     layout: IdLayout,
     shards: Shards,
     here: ShardIndex,
+    /// Those of the process beside.
+    sibling: Option<Shards>,
 }
 
 impl IdScheme {
     /// IDs that steer to `here`, which is one of `shards`.
     pub fn new(layout: IdLayout, shards: Shards, here: ShardIndex) -> Self {
-        IdScheme { layout, shards, here }
+        IdScheme { layout, shards, here, sibling: None }
+    }
+
+    /// There is a process beside this one, or there is none any more.
+    pub fn set_sibling(&mut self, sibling: Option<Shards>) {
+        self.sibling = sibling;
     }
 
     pub fn whose(&self, id: &[u8]) -> Whose {
-        match (self.layout.read(id), self.shard_of(id)) {
+        let shard =
+            [Some(self.shards), self.sibling].into_iter().flatten().find_map(|shards| self.shard_among(shards, id));
+        match (self.layout.read(id), shard) {
             (None, _) => Whose::Foreign,
             (Some(false), _) => Whose::OtherNode,
             (Some(true), None) => Whose::OtherGeneration,
@@ -72,8 +81,12 @@ impl IdScheme {
 
     /// The shard that an ID steers to, if it is one of this generation.
     fn shard_of(&self, id: &[u8]) -> Option<ShardIndex> {
+        self.shard_among(self.shards, id)
+    }
+
+    fn shard_among(&self, shards: Shards, id: &[u8]) -> Option<ShardIndex> {
         let steering = self.layout.steering();
-        if steering.generation(id) == Some(self.shards.generation) { steering.shard(id, self.shards) } else { None }
+        if steering.generation(id) == Some(shards.generation) { steering.shard(id, shards) } else { None }
     }
 
     /// Reads off a datagram's first packet which shard owns its connection (RFC 8999, section 5: these bytes are the same in every version).
@@ -90,6 +103,12 @@ impl IdScheme {
         let Some(id) = datagram.get(id_start..id_start + id_length) else { return Steered::Foreign };
         // A long header may carry the random ID that a client chose for its Initial, for which no tag can vouch.
         if long {
+            if let Some(sibling) = self.sibling
+                && let Whose::Shard(owner) = self.whose(id)
+                && sibling.contains(owner)
+            {
+                return Steered::To(owner);
+            }
             return Steered::To(self.layout.steering().shard(id, self.shards).unwrap_or(self.here));
         }
         if self.shard_of(id) == Some(self.here) {

@@ -6,7 +6,7 @@
 use quinn_proto::ConnectionId;
 
 use super::SteeringIds;
-use crate::ids::ShardIndex;
+use crate::ids::{ShardIndex, Shards};
 
 /// IDs in stock for each shard.
 const STOCK_MAX: usize = 16;
@@ -25,13 +25,27 @@ pub struct RetryIds {
 impl RetryIds {
     /// Made of draws of `ids`, whichever shard those are for.
     pub fn new(ids: SteeringIds) -> Self {
-        let shards = if ids.scheme.layout.is_direct() { 0 } else { usize::from(ids.scheme.shards.count) };
-        let stock = vec![Vec::with_capacity(STOCK_MAX); shards];
-        let mut this = RetryIds { ids, stock, missing: shards * STOCK_MAX };
-        while this.missing > 0 {
-            this.draw();
-        }
+        let mut this = RetryIds { ids, stock: Vec::new(), missing: 0 };
+        this.fill();
         this
+    }
+
+    /// They lead to `shards` from now on.
+    pub fn lead_to(&mut self, shards: Shards) {
+        if self.ids.scheme.shards != shards {
+            self.ids.scheme.shards = shards;
+            self.fill();
+        }
+    }
+
+    fn fill(&mut self) {
+        let scheme = &self.ids.scheme;
+        let shards = if scheme.layout.is_direct() { 0 } else { usize::from(scheme.shards.count) };
+        self.stock = vec![Vec::with_capacity(STOCK_MAX); shards];
+        self.missing = shards * STOCK_MAX;
+        while self.missing > 0 {
+            self.draw();
+        }
     }
 
     /// An ID that leads to `owner`, or to the next shard for which there is one.

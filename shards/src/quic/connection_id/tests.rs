@@ -126,6 +126,25 @@ fn ids_of_another_generation_or_node_are_told_and_never_validated() {
     }
 }
 
+/// Before the kernel knows of the other process, after it does, and when it errs.
+#[test]
+fn packets_of_the_process_beside_are_for_its_shards_and_never_answered_here() {
+    for layout in layouts() {
+        let beside = Shards { generation: Generation::Odd, count: 3 };
+        let mut own = scheme(&layout, 4, 1, Generation::Even);
+        own.set_sibling(Some(beside));
+        let id = SteeringIds::new(scheme(&layout, 3, 2, Generation::Odd), [1; 16]).generate_cid();
+        let long_packet = [&[0xc0, 0, 0, 0, 1, id.len() as u8], &id[..], &[0; 30]].concat();
+        assert_eq!(own.whose(&id), Whose::Shard(beside.at(2)));
+        for packet in [&short_packet(&id), &long_packet] {
+            assert_eq!(own.steer(packet), Steered::To(beside.at(2)));
+        }
+        assert!(SteeringIds::new(own.clone(), [0; 16]).validate(&id).is_err());
+        own.set_sibling(None);
+        assert_eq!((own.whose(&id), own.steer(&short_packet(&id))), (Whose::OtherGeneration, Steered::Foreign));
+    }
+}
+
 #[test]
 fn a_balancer_reads_rotation_and_server_id() {
     let server_id = [0x12, 0x34, 0x56];

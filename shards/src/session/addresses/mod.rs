@@ -22,7 +22,6 @@ use rustc_hash::FxHashMap;
 use crate::ids::{ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::session::context::Context;
 use crate::session::message::{ControlMessage, Login, Refusal};
-use crate::session::topology::Topology;
 use crate::session::users::Users;
 
 use pool::{FreeAddresses, Pool};
@@ -70,18 +69,17 @@ pub struct AddressAllocator {
     remembered_max: usize,
     /// Homes that have yet to say what they hold, where the allocator has lost its memory.
     awaited: BTreeSet<ShardIndex>,
+    /// Whether it tells no route until all have.
+    is_silent: bool,
     /// No more than connections that wait for an address.
     early: VecDeque<Early>,
 }
 
 impl AddressAllocator {
-    /// All addresses of `tunnel` but the network's, the broadcast and the gateway's own are free. After the first `incarnation`, 0, it has lost its
-    /// memory: it answers when all homes, its own among them, have said what they hold.
-    pub fn new(tunnel: IpNet, users: &Users, remembered_max: usize, topology: Topology, incarnation: u32) -> Self {
-        let is_awaited = incarnation > 0 && topology.homes().count() > 1;
-        let awaited = topology.homes().filter(|_| is_awaited).collect();
+    /// All addresses of `tunnel` but the network's, the broadcast and the gateway's own are free.
+    pub fn new(tunnel: IpNet, users: &Users, remembered_max: usize) -> Self {
         AddressAllocator {
-            incarnation,
+            incarnation: 0,
             tunnel,
             free: FreeAddresses::new(tunnel, users),
             held: BTreeMap::new(),
@@ -90,9 +88,33 @@ impl AddressAllocator {
             remembered: FxHashMap::default(),
             remembered_order: VecDeque::new(),
             remembered_max,
-            awaited,
+            awaited: BTreeSet::new(),
+            is_silent: false,
             early: VecDeque::new(),
         }
+    }
+
+    /// In this `incarnation` it has no memory: it answers when all of `homes` have said what they hold.
+    #[must_use]
+    pub fn recovering(self, incarnation: u32, homes: impl Iterator<Item = ShardIndex>) -> Self {
+        AddressAllocator { incarnation, awaited: homes.collect(), ..self }
+    }
+
+    /// Likewise, where another shard allocated before: until then it tells no route. What that one has told last may still be under way.
+    #[must_use]
+    pub fn succeeding(self, incarnation: u32, homes: impl Iterator<Item = ShardIndex>) -> Self {
+        AddressAllocator { is_silent: true, ..self.recovering(incarnation, homes) }
+    }
+
+    /// Who had which address, the oldest first.
+    pub fn remembered(&self) -> Vec<(Fingerprint, IpAddr)> {
+        let order = self.remembered_order.iter();
+        order.filter_map(|credential| Some((*credential, *self.remembered.get(credential)?))).collect()
+    }
+
+    /// [`ControlMessage::Remembered`]: a former allocator tells who had which address.
+    pub fn remember_all(&mut self, addresses: &[(Fingerprint, IpAddr)]) {
+        addresses.iter().for_each(|&(credential, address)| self.remember(credential, address));
     }
 
     #[cfg(feature = "inspect")]
@@ -155,7 +177,7 @@ impl AddressAllocator {
                 self.reserve.took(&context.users, login.user);
                 self.of_connection.remove(&former.login.connection);
                 self.of_connection.insert(login.connection, address);
-                tell(context, address, login.connection);
+                self.tell(context, address, login.connection);
             }
             None => {
                 if let Some(pool) = self.free.pool_of(&context.users, address) {
@@ -178,6 +200,9 @@ impl AddressAllocator {
             self.remove(context, address);
         }
         if self.awaited.remove(&home) && self.awaited.is_empty() {
+            if std::mem::take(&mut self.is_silent) {
+                context.topology.all().for_each(|shard| self.tell_all(context, shard));
+            }
             context.broadcast(|| ControlMessage::RoutesTold);
             self.answer_early(context);
         }
@@ -187,8 +212,12 @@ impl AddressAllocator {
     /// what of that it still holds.
     pub fn shard_restarted(&mut self, context: &mut Context, shard: ShardIndex) {
         self.early.retain(|early| early.home != shard);
-        for (&address, holding) in &mut self.held {
-            holding.confirmed &= holding.home != shard;
+        self.held.values_mut().for_each(|holding| holding.confirmed &= holding.home != shard);
+        self.tell_all(context, shard);
+    }
+
+    fn tell_all(&self, context: &mut Context, shard: ShardIndex) {
+        for (&address, holding) in &self.held {
             let connection = holding.login.connection;
             context.send(shard, ControlMessage::Route { address, connection });
         }
@@ -236,7 +265,15 @@ impl AddressAllocator {
         self.held.insert(address, Holding { login, home, confirmed: true });
         self.reserve.took(&context.users, login.user);
         self.of_connection.insert(login.connection, address);
-        tell(context, address, login.connection);
+        self.tell(context, address, login.connection);
+    }
+
+    /// Every shard learns who has an address now, and the kernel.
+    fn tell(&self, context: &mut Context, address: IpAddr, connection: ConnectionKey) {
+        context.steers.push_back(SteeringUpdate { address, owner: Some(connection.owner) });
+        if !self.is_silent {
+            context.broadcast(|| ControlMessage::Route { address, connection });
+        }
     }
 
     fn remove(&mut self, context: &mut Context, address: IpAddr) {
@@ -266,10 +303,4 @@ impl AddressAllocator {
 
 fn pool_for(users: &Users, user: UserIndex) -> Option<Pool> {
     users.user(user).map(|configured| if configured.pool.is_empty() { Pool::Shared } else { Pool::Own(user) })
-}
-
-/// Every shard learns who has an address now, and the kernel.
-fn tell(context: &mut Context, address: IpAddr, connection: ConnectionKey) {
-    context.steers.push_back(SteeringUpdate { address, owner: Some(connection.owner) });
-    context.broadcast(|| ControlMessage::Route { address, connection });
 }

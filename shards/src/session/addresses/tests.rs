@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::Shards;
+use crate::session::topology::Topology;
 use crate::session::users::{AddressRange, User};
 use crate::test_time;
 
@@ -41,7 +42,10 @@ impl Bench {
 
     fn in_incarnation(tunnel: &str, pools: &[&[AddressRange]], incarnation: u32) -> Self {
         let users = users(pools);
-        let allocator = AddressAllocator::new(tunnel.parse().unwrap(), &users, 4, TOPOLOGY, incarnation);
+        let mut allocator = AddressAllocator::new(tunnel.parse().unwrap(), &users, 4);
+        if incarnation > 0 {
+            allocator = allocator.recovering(incarnation, TOPOLOGY.homes());
+        }
         Bench { allocator, context: Context::new(TOPOLOGY, 0, users.into(), test_time::origin()), connections: 0 }
     }
 

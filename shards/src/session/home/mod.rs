@@ -7,6 +7,7 @@
 //! grants no token that an earlier one may have granted, until every other shard has said all.
 
 mod session;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use crate::session::topology::Topology;
 #[cfg(feature = "inspect")]
 pub use session::Member;
 pub use session::Session;
+use succession::Told;
 
 /// Which of `homes` is the home of a user: the same on every shard and after every restart.
 pub fn home_of(name: &str, homes: Shards) -> ShardIndex {
@@ -50,6 +52,8 @@ pub struct SessionHome {
     awaited: BTreeSet<ShardIndex>,
     /// When that was; once it has it back, since when it mints tokens.
     lost_at: Option<Instant>,
+    /// Where it takes over other homes, what it has been told, until it has its memory.
+    told: Option<Told>,
 }
 
 impl SessionHome {
@@ -58,15 +62,26 @@ impl SessionHome {
         let lost = incarnation > 0;
         let others = topology.all().filter(|&shard| lost && shard != here);
         SessionHome {
+            allocator_incarnation: if here == topology.allocator() { incarnation } else { 0 },
+            awaited: others.collect(),
+            lost_at: lost.then_some(now),
+            ..SessionHome::empty(here, incarnation)
+        }
+    }
+
+    /// One whose allocator is of the same incarnation, and which awaits nothing.
+    fn empty(here: ShardIndex, incarnation: u32) -> Self {
+        SessionHome {
             here,
             incarnation,
-            allocator_incarnation: if here == topology.allocator() { incarnation } else { 0 },
+            allocator_incarnation: incarnation,
             sessions: BTreeMap::new(),
             connections: 0,
             users: 0,
             due: BTreeSet::new(),
-            awaited: others.collect(),
-            lost_at: lost.then_some(now),
+            awaited: BTreeSet::new(),
+            lost_at: None,
+            told: None,
         }
     }
 
@@ -107,6 +122,13 @@ impl SessionHome {
 
     /// [`ControlMessage::Gone`]: a connection is gone. An unknown one changes nothing.
     pub fn detach(&mut self, context: &mut Context, user: UserIndex, connection: ConnectionKey) {
+        let has_it = |session: &Session| session.members().iter().any(|member| member.login.connection == connection);
+        let user = if user == UserIndex::NOBODY {
+            // The user may have been known when the connection came.
+            self.sessions().find(|(_, session)| has_it(session)).map_or(user, |(user, _)| user)
+        } else {
+            user
+        };
         self.leave(context, user, |gone| gone == connection);
     }
 
@@ -127,7 +149,9 @@ impl SessionHome {
     /// [`ControlMessage::LeaseWanted`]: how an owner's lease stands, and what it wants. It will ask again where the home has yet to hear that nobody
     /// has tokens of an earlier home any more.
     pub fn report_lease(&mut self, context: &mut Context, report: &LeaseReport) {
-        if !self.is_recovering() {
+        if self.is_recovering() {
+            self.report_early(report);
+        } else {
             self.with_session(context, report.user, |session, context| session.report_lease(context, report));
         }
     }
@@ -150,12 +174,7 @@ impl SessionHome {
 
     /// [`ControlMessage::Restarted`]: another shard has lost its memory. Its connections and leases are gone; as the allocator, it is told what is held.
     pub fn shard_restarted(&mut self, context: &mut Context, shard: ShardIndex, incarnation: u32) {
-        for user in self.sessions.keys().copied().collect::<Vec<_>>() {
-            if let Some(session) = self.sessions.get_mut(&user) {
-                session.holder_lost(context, shard);
-            }
-            self.leave(context, user, |gone| gone.owner == shard);
-        }
+        self.owner_lost(context, shard);
         let is_allocator = shard == context.topology.allocator();
         if is_allocator {
             self.allocator_incarnation = incarnation;
@@ -184,12 +203,20 @@ impl SessionHome {
         }
     }
 
+    /// A shard is gone, and its connections and leases with it.
+    fn owner_lost(&mut self, context: &mut Context, shard: ShardIndex) {
+        for user in self.sessions.keys().copied().collect::<Vec<_>>() {
+            if let Some(session) = self.sessions.get_mut(&user) {
+                session.holder_lost(context, shard);
+            }
+            self.leave(context, user, |gone| gone.owner == shard);
+        }
+    }
+
     /// A shard has reported all that it has to. When all have, the home has its memory back.
     fn reported(&mut self, context: &mut Context, shard: ShardIndex) {
         if self.awaited.remove(&shard) && self.awaited.is_empty() {
-            // Not before: until now owners may have spent what an earlier home had lent them.
-            self.lost_at = Some(context.now);
-            self.each_session(context, Session::recover);
+            self.recover(context);
             self.report_held(context);
         }
     }

@@ -231,9 +231,13 @@ impl Session {
         }
     }
 
-    /// The home has its memory back, and nobody has tokens of an earlier home any more. Connections without an address came after those with one.
-    pub(super) fn recover(&mut self, context: &mut Context) {
-        self.issuer = new_issuer(context, self.user, Some(context.now));
+    /// The home has its memory back, and nobody has tokens of an earlier home any more. It has so many where that one has told. Connections without an
+    /// address came after those with one.
+    pub(super) fn recover(&mut self, context: &mut Context, level_bytes: Option<u64>, lost_at: Option<Instant>) {
+        self.issuer = new_issuer(context, self.user, lost_at);
+        if let (Some(issuer), Some(level_bytes)) = (&mut self.issuer, level_bytes) {
+            *issuer = LeaseIssuer::holding(self.user, issuer.limit(), level_bytes, context.now);
+        }
         self.members.sort_by_key(|member| member.address().is_none());
         self.review(context);
     }
