@@ -3,14 +3,18 @@
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use tollgate::gateway::core::CoreCommand;
+use tollgate::gateway::notices::Notice;
 use tollgate::gateway::waker::Notify;
 use tollgate::packet_io::PacketIo;
 use tollgate_shards::packet::MergeKind;
-use tollgate_shards::{DropReason, Machine, Output, Received, Transmit, WakeReason};
+use tollgate_shards::{CommandId, DropReason, Machine, Output, Received, Transmit, UserIndex, WakeReason};
 
 use super::kernel::{Alarm, Queue, SharedQueue, SharedSocket, Simulated, Socket};
 use super::steering::socket_of;
-use crate::plan::LayoutPlan;
+use crate::gateway::Gateway;
+use crate::plan::{Feature, Features, LayoutPlan, Plan};
+use crate::schedule::Time;
 
 const ROOM_BYTES: usize = 1 << 30;
 
@@ -180,4 +184,39 @@ fn datagrams_are_steered_by_the_byte_of_their_id_that_names_the_shard() {
         assert_eq!([&short, &long].map(|it| socket_of(it, &layout, 3)), [(shard, false), (shard, true)]);
         assert_eq!([&short[..8], &long[..13]].map(|it| socket_of(it, &layout, 3)), [(0, true); 2]);
     }
+}
+
+#[test]
+fn an_order_that_a_shard_has_not_completed_when_it_panics_is_completed_by_the_next_one() {
+    let mut plans = (0..).map(|seed| Plan::new(seed, Features::of(&[Feature::Shell]), Duration::from_secs(1)));
+    let plan = plans.find(|plan| plan.shell.is_some() && plan.shards == 2).expect("one in some ten");
+    crate::identity::begin(plan.seed, false);
+    let mut now = crate::world::origin();
+    let mut gateway = Gateway::new(&plan, now);
+    let streams = ["shell", "refusals", "panics"].map(|name| plan.draws.stream(name));
+    let shell = gateway.enter_shell(plan.shell.expect("a plan with a shell"), streams);
+    let id = CommandId(1);
+    let kick = || CoreCommand::Kick { id, user: UserIndex(0) };
+    let mut done = Vec::new();
+    for round in 0..100 {
+        for (index, core) in gateway.cores.iter_mut().enumerate() {
+            let machine = core.machine_mut().expect("the shell's cores");
+            // The second one is told after the first one has panicked.
+            if round == 10 * index {
+                machine.command(kick());
+            }
+            machine.turn(now, Duration::ZERO).expect("no panic is planned");
+            now += Duration::from_micros(10);
+        }
+        if round == 5 {
+            gateway.restart(0, Time::default());
+        }
+        done.extend(std::iter::from_fn(|| shell.next_notice()).filter_map(|notice| match notice {
+            Notice::Done { command, shard, .. } if command == id => Some(shard),
+            _ => None,
+        }));
+        assert!(round >= 10 || done.is_empty(), "the second one has not been told");
+    }
+    done.sort_unstable();
+    assert_eq!(done, [0, 1]);
 }
