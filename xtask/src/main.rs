@@ -46,6 +46,9 @@ enum Task {
     Guards {
         /// Only these, by the names of their patches in xtask/guards
         names: Vec<String>,
+        /// Ask only finders in whose call there is this: a test program's name, for instance
+        #[arg(long, value_name = "PART", default_value = "", hide_default_value = true)]
+        by: String,
         /// Only some of those that the simulator misses, for about so long
         #[arg(long, value_name = "SECONDS", conflicts_with = "names")]
         sample: Option<u64>,
@@ -95,7 +98,7 @@ fn main() -> Result<()> {
         Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
         Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").current_dir(root)),
         Task::Docs => docs(&root),
-        Task::Guards { names, sample } => guards::run(&root, &names, sample.map(Duration::from_secs)),
+        Task::Guards { names, by, sample } => guards::run(&root, &names, &by, sample.map(Duration::from_secs)),
         Task::Fuzz { names, seconds: core_seconds, quiet_seconds: quiet_core_seconds, jobs } => {
             fuzz::run(&root, &names, &fuzz::Length { core_seconds, quiet_core_seconds, jobs })
         }
