@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, requires = "campaign")]
     pub seconds: u64,
     /// A file of bytes that stand for a plan, as a fuzzer writes them.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds", "campaign", "without", "only", "simulated_seconds"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds", "campaign", "without", "only", "always", "simulated_seconds"])]
     pub bytes: Option<PathBuf>,
     /// Seeds run at once; by default as many as there are cores.
     #[arg(long, value_name = "COUNT")]
@@ -44,6 +44,9 @@ pub struct Arguments {
     /// The only features that may happen, if the seed says so.
     #[arg(long, value_name = "FEATURES", value_delimiter = ',', num_args = 0..)]
     pub only: Option<Vec<Feature>>,
+    /// Features that happen whatever the seed says.
+    #[arg(long, value_name = "FEATURES", value_delimiter = ',')]
+    pub always: Vec<Feature>,
     /// Of the seed's devices, only those of these numbers.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', num_args = 0.., requires = "seed")]
     devices: Option<Vec<usize>>,
@@ -66,14 +69,14 @@ pub struct Arguments {
     #[arg(long, conflicts_with_all = ["seed", "bytes"])]
     pub hits: bool,
     /// Fail where something was never seen that can be, or something that cannot be.
-    #[arg(long, conflicts_with_all = ["seed", "bytes", "revocations", "without", "only"])]
+    #[arg(long, conflicts_with_all = ["seed", "bytes", "revocations", "without", "only", "always"])]
     pub require_hits: bool,
     /// Break something of the simulator's own, to see it found.
     #[arg(long, value_name = "FAULT")]
     pub plant: Option<Planted>,
     /// Instead of a minute of a gateway's life, each seed stands for some combinations of the delays of orders and messages between shards, under
     /// which a user is sent away. From 0 to 108 are all of them.
-    #[arg(long, conflicts_with_all = ["without", "only", "simulated_seconds", "devices", "flows", "shards", "faults_end"])]
+    #[arg(long, conflicts_with_all = ["without", "only", "always", "simulated_seconds", "devices", "flows", "shards", "faults_end"])]
     pub revocations: bool,
     /// Print the facts of each seed that passes, in the order of seeds, with no features but those of `tests/facts.txt`, which holds such lines.
     #[arg(long, requires = "seeds")]
@@ -96,9 +99,16 @@ impl Arguments {
         if let Some(features) = &cut.features {
             allowed = allowed.and(Features::of(features));
         }
-        let mut plan = Plan::new(seed, allowed, Duration::from_secs(self.simulated_seconds));
+        let always = Features::of(&self.always_of(cut));
+        let mut plan = Plan::with(seed, (allowed, always), Duration::from_secs(self.simulated_seconds));
         cut.apply(&mut plan);
         plan
+    }
+
+    /// What is always to happen, as far as a cut leaves it.
+    fn always_of(&self, cut: &Cut) -> Vec<Feature> {
+        let is_left = |feature: &&Feature| cut.features.as_ref().is_none_or(|kept| kept.contains(feature));
+        self.always.iter().filter(is_left).copied().collect()
     }
 
     /// The arguments that make a plan of a seed.
@@ -116,6 +126,7 @@ impl Arguments {
                 add("--only", self.only.as_deref().map(names));
             }
         }
+        add("--always", Some(names(&self.always_of(cut))).filter(|names| !names.is_empty()));
         add("--devices", cut.devices.as_deref().map(numbers));
         add("--flows", cut.flows.as_deref().map(numbers));
         add("--shards", cut.shards.map(|shards| vec![shards.to_string()]));

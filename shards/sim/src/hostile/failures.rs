@@ -9,6 +9,7 @@ use super::floods::{SOURCE, client_hello};
 use super::initial::{Header, crypto_frame, read_retry};
 use crate::identity::Hello;
 use crate::link::Aggregate;
+use crate::oracle::Shown;
 use crate::random::{Draws, Stream};
 use crate::world::{Event, World};
 
@@ -52,12 +53,13 @@ impl Failures {
         (address, Header { version: TLS_VERSION, destination: &id, source: &SOURCE, token: &[] }.unreadable(0))
     }
 
-    /// The same with a token.
-    fn second(&mut self, whole_permille: u32) -> Option<(SocketAddr, Vec<u8>)> {
+    /// The same with a token, and what that shows if it is refused.
+    fn second(&mut self, whole_permille: u32) -> Option<(SocketAddr, Option<Shown>, Vec<u8>)> {
         let (address, id, token) = self.tokens.pop_front()?;
-        let hello = if self.random.permille(whole_permille) { &self.whole } else { &self.refused };
+        let is_whole = self.random.permille(whole_permille);
+        let (hello, shown) = if is_whole { (&self.whole, None) } else { (&self.refused, Some(Shown::Refused)) };
         let header = Header { version: TLS_VERSION, destination: &id, source: &SOURCE, token: &token };
-        Some((address, header.seal(0, &crypto_frame(0, hello))?))
+        Some((address, shown, header.seal(0, &crypto_frame(0, hello))?))
     }
 }
 
@@ -72,8 +74,12 @@ impl World {
             self.failures.whole = client_hello(Hello::default());
             self.failures.refused = client_hello(Hello { asks_for_another_protocol: true, ..Hello::default() });
         }
-        while let Some((from, datagram)) = self.failures.second(plan.whole_permille) {
+        while let Some((from, shown, datagram)) = self.failures.second(plan.whole_permille) {
             self.strangers.proves(from);
+            match shown {
+                Some(shown) => self.oracle.proofs.shows(from, shown),
+                None => self.oracle.proofs.proves(from),
+            }
             (0..plan.times).for_each(|_| self.strike_from(from, &datagram));
         }
         for _ in 0..self.failures.random.between(1, plan.burst + 1) {

@@ -15,6 +15,7 @@ use tollgate_shards::{Handshakes, TLS_VERSION};
 use super::initial::{DATAGRAM_BYTES, Header, crypto_frame, read_retry};
 use crate::identity::{Dial, Hello, Identity};
 use crate::noise;
+use crate::oracle::Shown;
 use crate::random::{Draws, Stream};
 use crate::world::{Event, World};
 
@@ -30,11 +31,19 @@ const DATAGRAMS_OF_HALF_MAX: u32 = 20;
 const LINGER: Duration = Duration::from_millis(900);
 /// From this port on addresses are their own: they get what is sent there.
 const OWN_PORTS: u16 = 32_768;
+/// Of a thousand tokens, so many are shown with another ID than theirs.
+const MISLED_PERMILLE: u32 = 200;
+/// Of a thousand bursts, so many end with a token that is shown from so many addresses.
+const SPREAD_PERMILLE: u32 = 100;
+const SPREAD: usize = 40;
 /// The ID that they go by (RFC 9000, section 7.2).
 pub(super) const SOURCE: [u8; 8] = *b"stranger";
 const PING: u8 = 0x01;
 /// So much of a ClientHello goes into one datagram.
 const HELLO_PART_BYTES: usize = 1000;
+
+/// Where a datagram comes from, and what that shows there.
+type Sent = (SocketAddr, Option<Shown>, Vec<u8>);
 
 #[derive(Debug)]
 pub struct Floods {
@@ -49,6 +58,8 @@ pub struct Floods {
     hellos: BTreeMap<u32, Vec<u8>>,
     /// Which of them is next.
     versions: Stream,
+    /// IDs of nobody's.
+    ids: Stream,
 }
 
 /// What a Retry has brought.
@@ -95,6 +106,7 @@ impl Floods {
             begun: BTreeMap::new(),
             hellos: BTreeMap::new(),
             versions: draws.stream("floods.versions"),
+            ids: draws.stream("floods.ids"),
         }
     }
 
@@ -142,16 +154,17 @@ impl Floods {
     }
 
     /// An Initial that claims to be the first of a handshake, from `address`.
-    fn first(&mut self, address: SocketAddr) -> (SocketAddr, Vec<u8>) {
+    fn first(&mut self, address: SocketAddr) -> Sent {
         let mut id = [0; 8];
         self.random.fill(&mut id);
         let filler = id[7];
         let version = self.version();
-        (address, Header { version, destination: &id, source: &SOURCE, token: &[] }.unreadable(filler))
+        let header = Header { version, destination: &id, source: &SOURCE, token: &[] };
+        (address, None, header.unreadable(filler))
     }
 
     /// An Initial that is wrong in some way.
-    fn odd(&mut self) -> (SocketAddr, Vec<u8>) {
+    fn odd(&mut self) -> Sent {
         let address = self.address();
         let (mut id, mut token) = ([0; 20], vec![0; self.random.log_uniform(1, 600) as usize]);
         self.random.fill(&mut id);
@@ -169,12 +182,15 @@ impl Floods {
             }
             _ => {}
         }
-        (address, datagram)
+        (address, None, datagram)
     }
 
-    /// Another handshake is begun with a token.
-    fn begin(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    /// Another handshake is begun with a token, or would be if its ID were that of the same Retry.
+    fn begin(&mut self) -> Option<Sent> {
         let token = self.fresh.pop_back()?;
+        if self.ids.permille(MISLED_PERMILLE) {
+            return self.mislead(token);
+        }
         let kind = self.random.pick(&[Kind::Pieces, Kind::Pings, Kind::Whole]);
         let is_whole = matches!(kind, Kind::Whole);
         *self.begun.entry(token.address).or_default() |= is_whole;
@@ -186,8 +202,15 @@ impl Floods {
         self.go_on(last)
     }
 
+    fn mislead(&mut self, token: Token) -> Option<Sent> {
+        let Token { address, version, mut id, token } = token;
+        // One of the bytes that do not lead to the shard.
+        id[self.ids.between(1, 7) as usize] ^= 1 << self.ids.between(0, 8);
+        Some((address, Some(Shown::Misled), self.with_hello(version, &id, &token)?))
+    }
+
     /// The next datagram of a handshake.
-    fn go_on(&mut self, place: usize) -> Option<(SocketAddr, Vec<u8>)> {
+    fn go_on(&mut self, place: usize) -> Option<Sent> {
         let half = self.halves.get_mut(place)?;
         let hello = &self.hellos[&half.token.version];
         let mut frames = vec![PING];
@@ -208,7 +231,7 @@ impl Floods {
         let Token { address, version, id, token } = &half.token;
         let header = Header { version: *version, destination: id, source: &SOURCE, token };
         let datagram = header.seal(half.sent, &frames)?;
-        let sent = (*address, datagram);
+        let sent = (*address, None, datagram);
         if half.sent >= DATAGRAMS_OF_HALF_MAX {
             self.halves.remove(place);
         }
@@ -216,7 +239,7 @@ impl Floods {
     }
 
     /// A token is shown again: where it was issued, or elsewhere, in front of nothing or of a handshake.
-    fn replay(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    fn replay(&mut self) -> Option<Sent> {
         let count = self.shown.len();
         let Token { address, version, id, token } =
             self.shown.get(self.random.between(0, count as u64) as usize)?.clone();
@@ -225,15 +248,34 @@ impl Floods {
             1 => SocketAddr::new(address.ip(), address.port() ^ 1),
             _ => self.address(),
         };
-        let header = Header { version, destination: &id, source: &SOURCE, token: &token };
+        let datagram = if self.random.permille(500) {
+            self.with_hello(version, &id, &token)?
+        } else {
+            Header { version, destination: &id, source: &SOURCE, token: &token }.unreadable(id[7])
+        };
+        Some((from, (from != address).then_some(Shown::Stale), datagram))
+    }
+
+    /// A token is shown from many other addresses at once.
+    fn spread(&mut self) -> Vec<Sent> {
+        let shown = self.shown.back().cloned();
+        let datagram = shown
+            .and_then(|Token { version, id, token, .. }| self.with_hello(version, &id, &token))
+            .unwrap_or_default();
+        let places = if datagram.is_empty() { 0 } else { SPREAD };
+        let from = (0..places).map(|_| SocketAddr::from(([198, 18, 2, 1], self.ids.between(1024, 1 << 15) as u16)));
+        from.map(|from| (from, Some(Shown::Stale), datagram.clone())).collect()
+    }
+
+    /// An Initial with a token, and as much of a first message as has room.
+    fn with_hello(&self, version: u32, id: &[u8], token: &[u8]) -> Option<Vec<u8>> {
         let hello = &self.hellos[&version];
         let frames = crypto_frame(0, &hello[..hello.len().min(HELLO_PART_BYTES)]);
-        let datagram = if self.random.permille(500) { header.seal(0, &frames)? } else { header.unreadable(id[7]) };
-        Some((from, datagram))
+        Header { version, destination: id, source: &SOURCE, token }.seal(0, &frames)
     }
 
     /// The next datagram of a flood.
-    fn next(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    fn next(&mut self) -> Option<Sent> {
         match self.random.between(0, 10) {
             0..4 => {
                 let address = self.address();
@@ -326,15 +368,22 @@ impl World {
                 let sent = self.floods.next();
                 self.strike(sent);
             }
+            if self.floods.ids.permille(SPREAD_PERMILLE) {
+                self.floods.spread().into_iter().for_each(|sent| self.strike(Some(sent)));
+            }
         }
         self.schedule.at(self.now + if is_over { LINGER } else { plan.every }, Event::Flood);
     }
 
-    fn strike(&mut self, sent: Option<(SocketAddr, Vec<u8>)>) {
-        let Some((from, datagram)) = sent else { return };
+    fn strike(&mut self, sent: Option<Sent>) {
+        let Some((from, shown, datagram)) = sent else { return };
         if self.floods.begun.contains_key(&from) {
             // With a token, or soon.
             self.strangers.proves(from);
+            self.oracle.proofs.proves(from);
+        }
+        if let Some(shown) = shown {
+            self.oracle.proofs.shows(from, shown);
         }
         self.strike_from(from, &datagram);
     }

@@ -3,13 +3,17 @@
 //! The oracles keep books of their own and never change what they look at.
 
 mod addresses;
+mod budget;
 mod demand;
 mod ends;
 mod handshakes;
 mod memory;
+mod moves;
 mod placement;
+mod proofs;
 mod queues;
 mod refusals;
+mod replies;
 mod sessions;
 mod shell;
 mod tokens;
@@ -34,9 +38,13 @@ use addresses::Addresses;
 use demand::Demand;
 use handshakes::Handshakes;
 use memory::Memory;
+use moves::Moves;
 use placement::Placement;
-pub(crate) use queues::{frame_within_bounds, message_within_bounds, send_within_bounds};
+use proofs::Proofs;
+pub(crate) use proofs::Shown;
+pub(crate) use queues::{frame_within_bounds, message_within_bounds, pass_within_bounds, send_within_bounds};
 use refusals::Refusals;
+use replies::Replies;
 use tokens::Tokens;
 use waiting::Waiting;
 
@@ -84,6 +92,9 @@ pub struct Oracle {
     waiting: Waiting,
     refusals: Refusals,
     placement: Placement,
+    replies: Replies,
+    pub(crate) moves: Moves,
+    pub(crate) proofs: Proofs,
     /// Whether a shard has died, which may hold what nobody else knows of.
     has_died: bool,
     /// For each kick that is not acknowledged: the connections that it found.
@@ -103,6 +114,9 @@ impl Oracle {
             waiting: Waiting::new(plan),
             refusals: Refusals::new(first),
             placement: Placement::new(plan),
+            replies: Replies::default(),
+            moves: Moves::default(),
+            proofs: Proofs::new(plan),
             has_died: false,
             kicked: BTreeMap::new(),
             passes: 0,
@@ -222,6 +236,8 @@ impl Oracle {
         self.placement.died(now, shard);
         self.addresses.died(shard);
         self.memory.died(shard);
+        self.replies.died(shard);
+        self.proofs.died(shard);
         self.kicked.values_mut().for_each(|found| found.retain(|connection| connection.owner != shard));
     }
 
@@ -236,9 +252,11 @@ impl Oracle {
         self.memory.died(shard);
     }
 
-    /// The gateway sends a run of datagrams.
-    pub(crate) fn sent(&mut self, now: Time, to: SocketAddr, datagrams: &[u8]) {
-        self.handshakes.sent(now, to, datagrams);
+    /// A shard sends a run of datagrams.
+    pub(crate) fn sent(&mut self, now: Time, shard: ShardIndex, to: SocketAddr, run: &[u8]) -> Result<(), Violation> {
+        self.handshakes.sent(now, to, run);
+        self.proofs.sent(now, shard, to, run)?;
+        self.moves.sent(now, to, run.len())
     }
 
     /// The gateway sends a Retry, while handshakes are under way or not. Returns whether it was judged where that leads.
@@ -261,6 +279,7 @@ impl Oracle {
     ) -> Result<(), Violation> {
         self.addresses.pass_ends();
         self.memory.after_pass(shard)?;
+        self.replies.after_pass(now, shard)?;
         self.passes += 1;
         if self.passes.is_multiple_of(AUDIT_EVERY) {
             tokens::conserved(shard)?;

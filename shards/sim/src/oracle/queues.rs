@@ -69,6 +69,14 @@ pub fn frame_within_bounds(frame: &[u8]) -> Result<(), Violation> {
     Err(Violation::new("queues", format!("a frame of {packets} packets and {bytes} bytes")))
 }
 
+/// What a shard writes to its TUN queue in one pass, in frames.
+pub fn pass_within_bounds(frames: usize, limits: &Limits) -> Result<(), Violation> {
+    if frames <= limits.merge.frames_max {
+        return Ok(());
+    }
+    Err(Violation::new("queues", format!("{frames} frames in one pass")))
+}
+
 /// What a shard says to another at once.
 pub fn message_within_bounds(message: &Message, limits: &Limits) -> Result<(), Violation> {
     match message {

@@ -16,7 +16,7 @@ const HASTE: u32 = 10;
 impl Plan {
     /// The plan that `bytes` stand for: 8 bytes of seed, and after them what is drawn, in lanes. Where those end, the seed goes on.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut plan = Plan::draw(Draws::of_bytes(bytes), Features::ALL, SAFETY, SMALL);
+        let mut plan = Plan::draw(Draws::of_bytes(bytes), (Features::ALL, Features::of(&[])), SAFETY, SMALL);
         plan.devices.iter_mut().skip(DEVICES_MAX).for_each(|device| device.is_left_out = true);
         plan.flows.truncate(FLOWS_MAX);
         // What happens once in some seconds happens some times in two.

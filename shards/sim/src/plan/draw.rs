@@ -39,19 +39,25 @@ impl Scale {
 impl Plan {
     /// The plan of `seed`, with no features but those `allowed`, for `safety` of simulated time before it gets calm.
     pub fn new(seed: u64, allowed: Features, safety: Duration) -> Self {
-        Plan::draw(Draws::seeded(seed), allowed, safety, Scale::FULL)
+        Plan::with(seed, (allowed, Features::of(&[])), safety)
     }
 
-    pub(super) fn draw(draws: Draws, allowed: Features, safety: Duration, scale: Scale) -> Self {
+    /// The same where those of `always` happen whatever the seed says.
+    pub fn with(seed: u64, (allowed, always): (Features, Features), safety: Duration) -> Self {
+        Plan::draw(Draws::seeded(seed), (allowed, always), safety, Scale::FULL)
+    }
+
+    pub(super) fn draw(draws: Draws, (allowed, always): (Features, Features), safety: Duration, scale: Scale) -> Self {
         let mut random = draws.stream("plan.features");
         let drawn: Vec<_> = Feature::all().filter(|&feature| random.permille(chance(feature))).collect();
-        let mut features = Features::of(&drawn).and(allowed).possible();
+        let mut features = Features::of(&drawn).and(allowed);
         // Of the runs with somebody who means harm, some are quiet otherwise: there others must not suffer.
         let means_harm = |it: &&Feature| drawn.contains(it) && (allowed.has(**it) || !LATER_HARM.contains(it));
         let is_harmed = HARM.iter().any(|it| means_harm(&it)) && HARM.iter().any(|&it| allowed.has(it));
         if is_harmed && draws.stream("plan.quiet").permille(400) {
             features = features.and(Features::of(&[&HARM[..], &QUIET[..]].concat()));
         }
+        let features = features.or(always).possible();
         let mut random = draws.stream("plan.world");
         let shards = random.pick(scale.shards);
         let ticks = [Duration::from_micros(100), Duration::from_millis(1), Duration::from_millis(5)];
@@ -240,6 +246,8 @@ impl Plan {
         self.limits.connections_max = self.devices.len() + random.log_uniform(1, 16) as usize;
         self.limits.handshakes_max = random.log_uniform(1, 16) as usize;
         self.limits.handshakes_per_source_max = random.log_uniform(1, 8) as usize;
+        self.limits.merge.frames_max = random.log_uniform(1, 512) as usize;
+        self.limits.merge.runs_max = random.log_uniform(1, 64) as usize;
     }
 
     /// Flows that must come to nothing, but for those whose drawn address is the device's own by chance.
@@ -380,6 +388,16 @@ mod tests {
             assert_eq!(format!("{:?}", with.flows), format!("{:?}", without.flows));
             assert!(without.devices.iter().all(|device| device.up.loss_ppm == 0));
             assert!(without.users.iter().all(|user| user.limit.is_none()));
+        }
+    }
+
+    #[test]
+    fn what_is_always_to_happen_changes_nothing_else() {
+        for seed in 0..50 {
+            let without = Plan::new(seed, Features::ALL, SAFETY);
+            let with = Plan::with(seed, (Features::ALL, Features::of(&[Feature::Large])), SAFETY);
+            assert!(with.features.has(Feature::Large));
+            assert_eq!(format!("{:?}", with.flows), format!("{:?}", without.flows));
         }
     }
 

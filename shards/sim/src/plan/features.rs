@@ -165,6 +165,12 @@ impl Features {
         Features(self.0 & others.0)
     }
 
+    /// These and `others`.
+    #[must_use]
+    pub fn or(self, others: Features) -> Self {
+        Features(self.0 | others.0)
+    }
+
     /// These without what cannot happen beside. While the gateway is upgraded, nothing else becomes of its processes. The shell's mesh loses what finds no
     /// room, its cores stop together and have one clock, and its sockets one address. Without the shell nobody asks the kernel to send.
     #[must_use]

@@ -137,6 +137,7 @@ impl World {
         }
     }
 
+    /// A shard dies and is started anew; among floods, sometimes all of them, as where the gateway is: their tokens go on.
     pub(super) fn restart(&mut self) {
         if self.is_calm {
             return;
@@ -144,6 +145,8 @@ impl World {
         let dead = self.disturbance.between(0, u64::from(self.plan.shards)) as u16;
         if self.shell.is_some() {
             self.doom(dead);
+        } else if self.plan.flood.is_some() && self.restarts.permille(300) {
+            (0..self.plan.shards).for_each(|index| self.begin_anew(index));
         } else {
             self.begin_anew(dead);
         }

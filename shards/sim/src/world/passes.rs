@@ -41,7 +41,6 @@ impl World {
             return self.turn(index);
         }
         let now = self.shard_instant(index);
-        let who = Who::Shard(index);
         let core = &mut self.gateway.cores[usize::from(index)];
         core.dirty = false;
         if let Some((_, reason)) = core.shard_mut().poll_timeout().filter(|&(at, _)| at <= now) {
@@ -57,7 +56,7 @@ impl World {
             let Some(output) = core.shard_mut().poll_output(now, true, room) else { break };
             match output {
                 Output::Transmit(transmit) => {
-                    self.transmit(who, &transmit, &buf)?;
+                    self.transmit(index, &transmit, &buf)?;
                     buf.clear();
                 }
                 Output::Frame(frame) => outputs.frames.push([frame.header, &frame.payloads.concat()].concat()),
@@ -68,6 +67,7 @@ impl World {
             }
         }
         self.buf = buf;
+        oracle::pass_within_bounds(outputs.frames.len(), &self.plan.limits)?;
         self.carry_out(index, outputs)?;
         self.sleep_shard(index);
         self.pass_ends(index)
@@ -95,13 +95,14 @@ impl World {
     }
 
     /// What a shard sends goes its way to a device.
-    pub(super) fn transmit(&mut self, who: Who, transmit: &Transmit, bytes: &[u8]) -> Result<(), Violation> {
+    pub(super) fn transmit(&mut self, index: u16, transmit: &Transmit, bytes: &[u8]) -> Result<(), Violation> {
+        let (who, shard) = (Who::Shard(index), ShardIndex(index));
         self.trace.note(self.now, who, "udp out", bytes.len() as u64);
         self.datagrams += transmit.datagrams() as u64;
         self.seen.sent(transmit.remote, bytes.len());
         self.strangers.sent(transmit.remote, bytes.len())?;
         oracle::send_within_bounds(transmit, &self.plan.limits)?;
-        self.oracle.sent(self.now, transmit.remote, bytes);
+        self.oracle.sent(self.now, shard, transmit.remote, bytes)?;
         if bytes.first().is_some_and(|first| first & 0xf0 == 0xf0) && !self.seen.keeps_arrivals {
             let mut cores = self.gateway.cores.iter();
             let has_handshakes = cores.any(|core| core.shard().inspect().handshakes_admitted() > 0);
@@ -261,6 +262,7 @@ impl World {
             for (at, aggregate) in self.arrivals.drain(..) {
                 if let Some(forged) = device.spoofs {
                     aggregate.data.chunks(aggregate.segment_bytes).for_each(|it| self.strangers.sends(forged, it));
+                    self.oracle.moves.claims(self.now, (index, session.number), forged, aggregate.data.len());
                 }
                 let from = device.spoofs.unwrap_or(device.outer);
                 self.schedule.at(at.round_up(self.plan.tick), Event::ToGateway(from, remote, aggregate));

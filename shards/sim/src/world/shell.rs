@@ -45,7 +45,7 @@ impl World {
 
     /// The turn of a core, if it has one now.
     pub(super) fn turn(&mut self, index: u16) -> Result<(), Violation> {
-        let (now, who) = (self.instant(), Who::Shard(index));
+        let now = self.instant();
         let core = &mut self.gateway.cores[usize::from(index)];
         core.dirty = false;
         let (Some(shell), Some(machine)) = (&mut self.shell, core.machine_mut()) else { return Ok(()) };
@@ -70,7 +70,7 @@ impl World {
             self.schedule.at(self.now + shell.plan.send_time, Event::Kernel(Happening::Sent(index)));
         }
         for (transmit, bytes) in sent {
-            self.transmit(who, &transmit, &bytes)?;
+            self.transmit(index, &transmit, &bytes)?;
         }
         self.carry_out(index, Outputs { events, frames, ..Outputs::default() })?;
         if next.is_err() {

@@ -2,7 +2,7 @@
 //! up. What the gateway sends to such an address is bounded by what came from there (RFC 9000, section 8).
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,7 +11,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{Event, World};
 use crate::link::Aggregate;
 use crate::oracle::Violation;
-use crate::random::{Draws, Stream};
+use crate::plan::{Feature, Plan};
+use crate::random::Stream;
 
 /// Datagrams that are remembered.
 const OVERHEARD_MAX: usize = 32;
@@ -26,6 +27,8 @@ const GUESSED_MAX: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Strangers {
     random: Stream,
+    /// Which of them have addresses of IPv6, where the gateway has one too.
+    v6: Option<Stream>,
     /// Length of the gateway's connection IDs.
     id_bytes: usize,
     overheard: Vec<Vec<u8>>,
@@ -50,11 +53,12 @@ struct Exchange {
 }
 
 impl Strangers {
-    pub fn new(draws: &Draws, id_bytes: usize) -> Self {
-        let random = draws.stream("strangers");
+    pub fn new(plan: &Plan) -> Self {
+        let draws = &plan.draws;
         Strangers {
-            random,
-            id_bytes,
+            random: draws.stream("strangers"),
+            v6: plan.features.has(Feature::OuterAddresses).then(|| draws.stream("strangers.v6")),
+            id_bytes: plan.layout.id_bytes,
             overheard: Vec::new(),
             made_up: FxHashSet::default(),
             guessed: 0,
@@ -118,7 +122,10 @@ impl Strangers {
             return last;
         }
         let host = self.random.between(0, 1 << 15) as u32;
-        let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 19, 128, 0)) + host);
+        let ip = match self.v6.as_mut().is_some_and(|v6| v6.permille(400)) {
+            true => IpAddr::from(Ipv6Addr::new(0xfd00, 0x1a, 0, 0, 0, 0, 0, host as u16)),
+            false => IpAddr::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 19, 128, 0)) + host)),
+        };
         let address = SocketAddr::from((ip, 1024 + self.random.between(0, 60_000) as u16));
         self.last = Some(address);
         address

@@ -1,0 +1,86 @@
+//! A client that claims to be elsewhere has the gateway send there: to all the addresses that it claims, no more than three times what came from there
+//! (RFC 9000, section 9.3.1), and a datagram.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+
+use super::Violation;
+use crate::schedule::Time;
+
+const AMPLIFICATION_MAX: u64 = 3;
+/// One datagram is not covered by what came, and one more in so much time.
+const DATAGRAM_BYTES_MAX: u64 = 1472;
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub struct Moves {
+    /// Who claims each address that is nobody's.
+    claims: FxHashMap<SocketAddr, u32>,
+    devices: BTreeMap<u32, Device>,
+}
+
+/// What went to all the addresses that a device claims, and came from there.
+#[derive(Debug)]
+struct Device {
+    since: Time,
+    received_bytes: u64,
+    sent_bytes: u64,
+    /// So many connections may have a datagram free.
+    sessions: BTreeSet<u64>,
+}
+
+impl Moves {
+    /// A datagram of a device's session is under way to the gateway from an address that is not its own.
+    pub(crate) fn claims(&mut self, now: Time, (device, session): (u32, u64), address: SocketAddr, bytes: usize) {
+        self.claims.insert(address, device);
+        let device = self.devices.entry(device).or_insert_with(|| Device {
+            since: now,
+            received_bytes: 0,
+            sent_bytes: 0,
+            sessions: BTreeSet::new(),
+        });
+        device.received_bytes += bytes as u64;
+        device.sessions.insert(session);
+    }
+
+    /// The gateway sends to some address.
+    pub(super) fn sent(&mut self, now: Time, to: SocketAddr, bytes: usize) -> Result<(), Violation> {
+        let Some(&claimant) = self.claims.get(&to) else { return Ok(()) };
+        let Some(device) = self.devices.get_mut(&claimant) else { return Ok(()) };
+        device.sent_bytes += bytes as u64;
+        let forgiven = 1 + (now - device.since).as_nanos() / FORGIVEN_AFTER.as_nanos();
+        let free_bytes = device.sessions.len() as u64 * forgiven as u64 * DATAGRAM_BYTES_MAX;
+        if device.sent_bytes <= AMPLIFICATION_MAX * device.received_bytes + free_bytes {
+            return Ok(());
+        }
+        let Device { sent_bytes, received_bytes, .. } = device;
+        let what =
+            format!("{sent_bytes} bytes went where device {claimant} claims to be, {received_bytes} came from there");
+        Err(Violation::new("moves", what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::default() + Duration::from_millis(ms)
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([198, 19, 128, 1], port))
+    }
+
+    #[test]
+    fn what_goes_to_claimed_addresses_is_covered_by_what_came_from_there() {
+        let mut moves = Moves::default();
+        (0..2).for_each(|port| moves.claims(at(0), (3, 1), address(port), 100));
+        assert!(moves.sent(at(0), address(0), 1200).is_ok());
+        assert!(moves.sent(at(0), address(1), 872).is_ok() && moves.sent(at(0), address(1), 1).is_err());
+        assert!(moves.sent(at(0), address(7), 1 << 20).is_ok(), "nobody claims that");
+    }
+}
