@@ -90,7 +90,7 @@ pub enum BindError {
 ///
 /// What strangers send before a handshake has a socket and a buffer of its own, and takes no room from live traffic. The sockets of a process are
 /// bound in a fixed order, which is the order of their indices: those of live traffic of all shards, then those of handshakes of all shards.
-/// Closing one moves the last one into its place in the kernel's order: see [`Members`].
+/// Closing one moves the last one into its place in the kernel's order: see [`Members`](super::Members).
 #[derive(Debug)]
 pub struct UdpGroup;
 

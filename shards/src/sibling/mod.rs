@@ -3,7 +3,7 @@
 //! A gateway that is upgraded has two processes for a while, which need not be of one build. So each message says which version of the format it has, and is
 //! refused in any other. Users go by name: each process numbers them by itself. A hash over all of it tells what was changed or cut off.
 //!
-//! In bytes: magic (2), version (2), hash (8), then what [`Spoken`] has, by `postcard`. Framing is the driver's.
+//! In bytes: magic (2), version (2), hash (8), then by `postcard` who it is for, the name of the user it speaks of, and the message. Framing is the driver's.
 
 mod octets;
 #[cfg(test)]
