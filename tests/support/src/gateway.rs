@@ -66,7 +66,7 @@ impl Gateway {
 
     /// Fails if it has panicked or ended.
     pub fn assert_sound(&mut self) {
-        assert_eq!(self.count_lines("panicked"), 0, "{:#?}", self.process.lines());
+        assert_eq!(self.count_lines("panicked at "), 0, "{:#?}", self.process.lines());
         assert_eq!(self.process.exit_status().expect("the gateway's state"), None, "{:#?}", self.process.lines());
     }
 }
