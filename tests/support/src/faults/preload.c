@@ -88,7 +88,9 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
         return -1;
     }
     close_if_asked("sendmmsg", fd);
-    return real(fd, messages, count, flags) + lies();
+    int sent = real(fd, messages, count, flags);
+    /* Whoever asks for a lie must not hide what the kernel refused. */
+    return sent < 0 ? sent : sent + lies();
 }
 
 /* A TUN frame begins with a virtio header of 10 bytes: the second is the kind of super-packet, bytes 2 and 4 tell the headers' length and
