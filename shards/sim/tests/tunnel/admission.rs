@@ -22,15 +22,9 @@ fn stuck(world: &mut World, address: SocketAddr, owner: u16, datagrams: usize) {
     world.kill(client);
 }
 
-/// A client of `user` at `address` that has got its token: what it sends next, in two datagrams, and all that follows is held.
+/// As [`crate::proven`], and what it sends next is two datagrams.
 fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
-    let client = world.connect_from(address, user, owner);
-    world.silence(client);
-    world.step();
-    let first = world.take_held(client);
-    world.udp(address, &first[0]);
-    world.step();
-    let hello = world.take_held(client);
+    let (client, hello) = crate::proven(world, user, address, owner);
     assert_eq!(hello.len(), 2, "a ClientHello takes two datagrams");
     (client, hello)
 }

@@ -16,7 +16,7 @@ mod placement;
 mod sharing;
 mod upgrade;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tollgate_shards::{
@@ -36,6 +36,17 @@ fn closed(world: &World, client: usize) -> Option<&CloseCause> {
         ClientEvent::Closed(cause) => Some(cause),
         ClientEvent::Assigned(_) | ClientEvent::PathMtu(_) => None,
     })
+}
+
+/// A client of `user` that has got its token: what it sends next, and all that follows is held.
+fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
+    let client = world.connect_from(address, user, owner);
+    world.silence(client);
+    world.step();
+    let first = world.take_held(client);
+    world.udp(address, &first[0]);
+    world.step();
+    (client, world.take_held(client))
 }
 
 /// Packets one way and the other, each marked; all must arrive, in order.

@@ -10,6 +10,8 @@ use tollgate_shards::{ClientEvent, CloseCause, Command, CommandId, CredentialKin
 use tollgate_sim::Dial;
 use tollgate_sim::world::{Setup, World};
 
+use crate::proven;
+
 const MS: Duration = Duration::from_millis(1);
 const LONG: [Kind; 2] = [Kind::PostQuantum, Kind::Hybrid];
 
@@ -48,17 +50,6 @@ fn is_unknown(event: &Event, kind: Kind) -> bool {
 
 fn is_refused(world: &World, client: usize) -> bool {
     matches!(closed(world, client), Some(CloseCause::Handshake(words)) if words.contains("error 40"))
-}
-
-/// A client of `user` that has got its token: what it sends next, and all that follows is held.
-fn proven(world: &mut World, user: usize, address: SocketAddr, owner: u16) -> (usize, Vec<Vec<u8>>) {
-    let client = world.connect_from(address, user, owner);
-    world.silence(client);
-    world.step();
-    let first = world.take_held(client);
-    world.udp(address, &first[0]);
-    world.step();
-    (client, world.take_held(client))
 }
 
 #[test]
