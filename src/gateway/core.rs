@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TryRecvError;
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{
-    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, ShardIndex, Snapshot, SteeringUpdate,
-    UserIndex,
+    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, ShardIndex, Shards, Snapshot,
+    SteeringUpdate, UserIndex,
 };
 use tracing::{debug, error};
 
 use super::memory;
 use super::notices::Notice;
 use super::seat::{Birth, Life, Seat};
+use super::sibling::SiblingEnd;
 use super::threads::CoreThread;
 use super::waker::Notify;
 use crate::io::ShardSockets;
@@ -63,6 +64,26 @@ pub enum CoreCommand<D: Descriptors = Kernel> {
     ReleaseUdp,
     /// Take other UDP sockets, of this generation.
     Udp(ShardSockets<D::Udp>, u64),
+    /// Speak to the cores of another process by this end.
+    Sibling(SiblingEnd),
+    /// The homes are those of the other process, which is ready, from now on. Done when nothing of the former ones is under way.
+    HandOver {
+        /// The command's ID.
+        id: CommandId,
+        /// The shards of the other process.
+        to: Shards,
+        /// The incarnation of all of them.
+        incarnation: u32,
+    },
+    /// The process that had the homes is dead, and its link [has said so](super::sibling::Said::Gone): the homes are here again. Done as a handover is.
+    TakeBack {
+        /// The command's ID.
+        id: CommandId,
+        /// An incarnation that no shard has had.
+        incarnation: u32,
+    },
+    /// The process before this one is no more, and its link has said so.
+    PredecessorGone,
 }
 
 /// Generations of a core's descriptors: how often they were replaced.
@@ -75,7 +96,7 @@ pub struct Generations {
 /// The status of one core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The index of the shard.
+    /// The shard's place.
     pub shard: u16,
     /// The CPU it is pinned to.
     pub cpu: usize,
@@ -132,7 +153,7 @@ where
         thread.run(Box::new(move || {
             let _abort = AbortOnPanic;
             self.run();
-            self.seat.notices.send(Notice::Ended { shard: self.life.shard.index().0 });
+            self.seat.notices.send(Notice::Ended { shard: self.place() });
         }));
     }
 
@@ -140,9 +161,9 @@ where
         // What a panic leaves half done is the life's, which is replaced as a whole, or the seat's, which says how it gets over that: hence
         // `AssertUnwindSafe`.
         while catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
-            let (now, shard) = (Instant::now(), self.life.shard.index().0);
-            if !self.seat.panics.may_go_on(now) {
-                return self.seat.notices.send(Notice::GivenUp { shard });
+            let (now, shard) = (Instant::now(), self.place());
+            if let Err(because) = self.seat.panics.may_go_on(now) {
+                return self.seat.notices.send(Notice::GivenUp { shard, because });
             }
             self.begin_anew(Birth::draw(), now);
             memory::give_back();
@@ -191,7 +212,7 @@ where
     pub fn turn(&mut self, now: Instant) -> Next {
         let more = self.pass(now);
         // Also of the last turn: whoever sleeps is woken for it.
-        let holding = self.seat.mesh.flush() | self.seat.client_mtus.flush();
+        let holding = self.seat.mesh.flush() | self.seat.flush_sibling() | self.seat.client_mtus.flush();
         let shard = &self.life.shard;
         if self
             .seat
@@ -202,6 +223,7 @@ where
             return Next::End;
         }
         self.report_done();
+        self.report_taken_over();
         if more || self.seat.packet_io.has_more() {
             return Next::Turn;
         }
@@ -215,8 +237,9 @@ where
             self.life.shard.give_back();
             return Next::GiveBack;
         }
-        let (mesh, commands) = (&self.seat.mesh, &self.seat.commands);
-        if !self.seat.waker.fall_asleep(|| mesh.is_idle() && commands.is_empty()) {
+        let Seat { mesh, sibling, commands, .. } = &self.seat;
+        let is_idle = || mesh.is_idle() && sibling.as_ref().is_none_or(SiblingEnd::is_idle) && commands.is_empty();
+        if !self.seat.waker.fall_asleep(is_idle) {
             self.seat.waker.end_sleep(self.seat.packet_io.take_woken());
             return Next::Turn;
         }
@@ -247,6 +270,7 @@ where
         }
         self.life.shard.handle_receive_buffers(self.seat.packet_io.receive_buffers_bytes());
         let more = self.seat.mesh.receive(|message| self.life.shard.handle_message(now, message));
+        let more = self.hear_sibling(now) | more;
         self.take_commands(now);
         if self.life.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.life.shard.handle_timeout(now);
@@ -256,7 +280,7 @@ where
             match action {
                 Action::Steering(update) => self.steer(update),
                 Action::ClientMtu(mtu) => self.seat.client_mtus.hold(mtu),
-                Action::Send(to, message) => match self.seat.mesh.send(to, message) {
+                Action::Send(to, message) => match self.seat.send(to, message) {
                     0 => {}
                     lost => self.life.shard.handle_drop(DropReason::MeshFull, lost),
                 },
@@ -336,7 +360,7 @@ where
             CoreCommand::ReleaseUdp => {
                 // Where the poller cannot be made anew, the old one has lost the socket by itself.
                 let _ = seat.packet_io.set_udp(None, seat.waker.descriptor());
-                seat.notices.send(Notice::ReleasedUdp { shard: shard.index().0 });
+                self.seat.notices.send(Notice::ReleasedUdp { shard: self.place() });
             }
             CoreCommand::Udp(sockets, generation) => {
                 seat.generations.udp = generation;
@@ -344,6 +368,10 @@ where
                 let udp = live.and(seat.packet_io.set_handshakes(sockets.handshakes, seat.waker.descriptor())).is_err();
                 self.report_lost(Lost { udp, tun: false });
             }
+            CoreCommand::Sibling(end) => seat.sibling = Some(end),
+            CoreCommand::HandOver { id, to, incarnation } => self.hand_over(now, id, to, incarnation),
+            CoreCommand::TakeBack { id, incarnation } => self.take_back(now, id, incarnation),
+            CoreCommand::PredecessorGone => self.lose_predecessor(now),
         }
     }
 
@@ -352,19 +380,24 @@ where
         if self.seat.packet_io.is_flushed()
             && let Some((command, closed_connections)) = self.seat.pending.take_completed(self.life.shard.completed())
         {
-            self.seat.notices.send(Notice::Done { command, shard: self.life.shard.index().0, closed_connections });
+            self.seat.notices.send(Notice::Done { command, shard: self.place(), closed_connections });
         }
+    }
+
+    /// By which the control plane knows it.
+    fn place(&self) -> u16 {
+        self.life.shard.index().place() as u16
     }
 
     fn report(&self) -> Report {
         Report {
-            shard: self.life.shard.index().0,
+            shard: self.place(),
             cpu: self.seat.cpu,
             owned_connections: self.life.shard.owned_connections(),
             clients: self.life.shard.clients(),
             addresses_held: self.life.shard.addresses_held(),
             memory: self.life.shard.held(),
-            restarts: self.seat.params.incarnation,
+            restarts: self.seat.standing.restarts,
             counters: self.life.shard.counters().beside(&self.seat.standing.counted),
             traffic: self.seat.packet_io.traffic(),
         }

@@ -23,6 +23,7 @@ mod placement;
 mod recurrence;
 pub mod reload;
 pub mod seat;
+pub mod sibling;
 mod status;
 mod sync;
 mod threads;
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, unbounded};
 use tollgate_config::ServerConfig;
 use tollgate_netlink::NetlinkWatch;
-use tollgate_shards::{IdLayoutError, ShardKeys, Snapshot, Steering};
+use tollgate_shards::{IdLayoutError, ShardKeys, Shards, Snapshot, Steering};
 use tracing::{info, warn};
 
 pub use self::core::Report;
@@ -56,7 +57,7 @@ use self::mesh::{MESSAGES_MAX, Mesh};
 use self::notices::{Notice, NoticeSender};
 use self::pending::Pending;
 use self::placement::list;
-use self::seat::{Birth, PANICS_MAX, PANICS_WINDOW, Panics, Seat, Standing};
+use self::seat::{Birth, GivenUp, PANICS_MAX, PANICS_WINDOW, Panics, Seat, Standing};
 use self::threads::{CoreThread, Pool, ThreadError};
 use self::upkeep::Upkeep;
 use self::waker::Waker;
@@ -133,6 +134,15 @@ pub enum GatewayError {
         /// The index of the last one.
         shard: u16,
     },
+    /// A shard has panicked while there are two processes.
+    #[error(
+        "shard {shard} has panicked during an upgrade, in which none is started anew: this process ends, and the other one goes on; the log has \
+         the message and the place of the panic"
+    )]
+    PanicBesideAnother {
+        /// The shard's place.
+        shard: u16,
+    },
     /// A core's thread did not end as it should.
     #[error("a shard ended unexpectedly: {0}")]
     Lost(String),
@@ -150,8 +160,8 @@ pub struct Gateway {
     wake: Arc<Wake>,
     /// Cores that have ended.
     ended: BTreeSet<u16>,
-    /// The shard that has panicked once too often.
-    given_up: Option<u16>,
+    /// The shard that has panicked and does not come back, and why.
+    given_up: Option<(u16, GivenUp)>,
     /// The configuration in force.
     config: ServerConfig,
     /// What of it the shards know.
@@ -250,10 +260,12 @@ impl Gateway {
                     self.upkeep.handle_released_udp(shard, now);
                 }
                 Notice::BegunAnew { shard, incarnation } => {
-                    self.commands.handle_begun_anew(shard.0, &self.cores);
+                    self.commands.handle_begun_anew(shard.place() as u16, &self.cores);
                     self.upkeep.handle_begun_anew(shard, incarnation, now);
                 }
-                Notice::GivenUp { shard } => self.given_up = Some(shard),
+                Notice::GivenUp { shard, because } => self.given_up = Some((shard, because)),
+                // No process before this one lives.
+                Notice::TakenOver { .. } => {}
                 Notice::Report { command, report } => self.commands.handle_report(command, *report),
                 Notice::Done { command, shard, closed_connections } => {
                     self.commands.handle_done(command, shard, closed_connections);
@@ -329,8 +341,10 @@ impl Gateway {
     ///
     /// If shards had panicked too often, or a core has not ended.
     pub fn finish(self) -> Result<(), GatewayError> {
-        if let Some(shard) = self.given_up {
-            return Err(GatewayError::Panics { shard });
+        match self.given_up {
+            Some((shard, GivenUp::TooMany)) => return Err(GatewayError::Panics { shard }),
+            Some((shard, GivenUp::BesideAnother)) => return Err(GatewayError::PanicBesideAnother { shard }),
+            None => {}
         }
         if let Some(shard) = (0..self.cores.len() as u16).find(|shard| !self.ended.contains(shard)) {
             return Err(GatewayError::Stuck { shard });
@@ -360,7 +374,7 @@ fn start_cores(
     let wakers = cpus.iter().map(|_| Wake::new().map(Waker::new)).collect::<io::Result<Vec<_>>>()?;
     let ends = Mesh::between(&wakers, MESSAGES_MAX);
     let now = Instant::now();
-    let panics = Panics::default();
+    let (shards, panics) = (Shards::alone(cpus.len() as u16), Panics::default());
     let mut cores = Vec::with_capacity(cpus.len());
     let parts = sockets.into_iter().zip(queues).zip(ends).zip(wakers).zip(threads).zip(cpus).enumerate();
     for (index, (((((sockets, queue), mesh), waker), thread), &cpu)) in parts {
@@ -369,11 +383,12 @@ fn start_cores(
         let (commands, command_receiver) = unbounded();
         let seat = Seat {
             cpu,
-            params: params::params(config, cpus.len() as u16, index as u16),
+            params: params::params(config, shards, None, index as u16),
             keys: shared.keys.clone(),
             snapshot: shared.snapshot.clone(),
             packet_io,
             mesh,
+            sibling: None,
             waker: waker.clone(),
             commands: command_receiver,
             coalesce: config.data_path.coalesce,

@@ -1,4 +1,6 @@
 //! What the cores tell the control plane: values in a channel, and one eventfd that wakes the event loop.
+//!
+//! A core goes by its shard's place here.
 
 use std::sync::Arc;
 
@@ -6,10 +8,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use tollgate_shards::{CommandId, ShardIndex};
 
 use super::core::Report;
+use super::seat::GivenUp;
 use super::waker::Notify;
 use crate::io::Wake;
 
-/// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it ends, one for each
+/// What a core tells. The number of notices that wait is bounded: a core sends one for each command, one when it has taken over, one when it ends, one for each
 /// descriptor that it loses, of which it gets another one from the control plane only, and one for each panic, of which there are few.
 #[derive(Debug)]
 pub enum Notice {
@@ -25,8 +28,15 @@ pub enum Notice {
         /// Its incarnation: all that is of an earlier one is gone.
         incarnation: u32,
     },
-    /// The core's shard has panicked, and no other one takes its place: there were too many panics. The core ends.
+    /// The core's shard has panicked, and no other one takes its place. The core ends.
     GivenUp {
+        /// The shard.
+        shard: u16,
+        /// Why.
+        because: GivenUp,
+    },
+    /// The shard knows all that the process before this one has told. Once for each shard of a process that takes over.
+    TakenOver {
         /// The shard.
         shard: u16,
     },

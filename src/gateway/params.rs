@@ -12,17 +12,16 @@ use super::memory;
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Those of shard `index` of `shards`. It gets its entropy and the time when it is made.
-pub fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
+/// Those of the shard at `place` of `shards`, which take over from `predecessor`. It gets its entropy and the time when it is made.
+pub fn params(config: &ServerConfig, shards: Shards, predecessor: Option<Shards>, place: u16) -> Params {
     let connection = &config.connection;
     // Initials of honest clients spread evenly, so each shard gets its part of the whole; one source may have its full number on each, since
     // its few handshakes do not.
-    let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards));
-    let of = Shards::alone(shards);
+    let handshakes_max = connection.pending_handshakes_max.div_ceil(usize::from(shards.count));
     Params {
-        predecessor: None,
-        shards: of,
-        index: of.at(index),
+        predecessor,
+        shards,
+        index: shards.at(place),
         tunnel: config.tunnel_network,
         outer_addresses: outer_addresses(config),
         handshake_timeout: HANDSHAKE_TIMEOUT,
@@ -38,7 +37,7 @@ pub fn params(config: &ServerConfig, shards: u16, index: u16) -> Params {
         limits: Limits {
             handshakes_max,
             handshakes_per_source_max: connection.pending_handshakes_per_source_max,
-            memory_bytes_max: memory::shard_bytes_max(config.shards.memory_bytes, usize::from(shards)),
+            memory_bytes_max: memory::shard_bytes_max(config.shards.memory_bytes, usize::from(shards.count)),
             merge: MergeLimits {
                 tso: config.data_path.tso,
                 uso: config.data_path.uso,

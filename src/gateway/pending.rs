@@ -23,6 +23,8 @@ struct Command {
 
 /// The users whose connections a command may close.
 enum Scope {
+    /// None: homes go over to another process, or come back.
+    Nobody,
     User(UserIndex),
     /// Users who differ between the two snapshots.
     Changed(Arc<Snapshot>, Arc<Snapshot>),
@@ -31,6 +33,7 @@ enum Scope {
 impl Scope {
     fn contains(&self, user: UserIndex) -> bool {
         match self {
+            Scope::Nobody => false,
             Scope::User(kicked) => *kicked == user,
             Scope::Changed(before, next) => before.users.user(user) != next.users.user(user),
         }
@@ -51,6 +54,11 @@ impl Pending {
         self.command = Some(Command { id, scope: Scope::User(user), closed_connections: 0 });
     }
 
+    /// The shard's homes go over to another process, or come back from there.
+    pub fn begin_move(&mut self, id: CommandId) {
+        self.command = Some(Command { id, scope: Scope::Nobody, closed_connections: 0 });
+    }
+
     /// Counts a connection of `user` that the snapshot numbered `ended_by` has ended, where the core has been given `current`.
     pub fn count_closed(&mut self, user: UserIndex, ended_by: u64, current: u64) {
         if ended_by > current {
@@ -60,9 +68,11 @@ impl Pending {
         }
     }
 
-    /// The command, for a shard in the place of one that may not have carried it out.
+    /// The command, for a shard in the place of one that may not have carried it out. While homes move, no shard takes the place of another.
     pub fn again(&self) -> Option<tollgate_shards::Command> {
-        self.command.as_ref().map(|Command { id, scope, .. }| match scope {
+        let Command { id, scope, .. } = self.command.as_ref()?;
+        Some(match scope {
+            Scope::Nobody => return None,
             Scope::User(user) => tollgate_shards::Command::Kick { id: *id, user: *user },
             Scope::Changed(_, next) => tollgate_shards::Command::Apply { id: *id, snapshot: next.clone() },
         })

@@ -3,8 +3,10 @@
 //! A panic may leave a shard, and what was measured of it, half changed: that is the [`Life`], of which nothing is used again but its counters. The
 //! [`Seat`] stays, so that nothing is numbered anew: descriptors, mesh, waker, commands. The engine does the rest: siblings are told by
 //! `ControlMessage::Restarted`, clients by a stateless reset when they send next.
+//!
+//! Beside another process of the gateway no shard is started anew: what that process has told this one is in its shards only. [`Panics`] knows when.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Receiver;
@@ -19,6 +21,7 @@ use super::memory::Trim;
 use super::mesh::Mesh;
 use super::notices::{Notice, NoticeSender};
 use super::pending::Pending;
+use super::sibling::SiblingEnd;
 use super::waker::{Notify, Waker};
 use crate::io::TunSteering;
 use crate::packet_io::{Descriptors, PacketIo};
@@ -51,6 +54,8 @@ pub struct Seat<D: Descriptors, E> {
     pub packet_io: PacketIo<D>,
     /// Its end of the mesh.
     pub mesh: Mesh<D::Wake>,
+    /// Its end of the link to the process beside this one, where there is one.
+    pub sibling: Option<SiblingEnd>,
     /// How others wake it.
     pub waker: Waker<D::Wake>,
     /// Commands of the control plane.
@@ -88,6 +93,10 @@ pub struct Standing {
     pub is_draining: bool,
     /// What the shards before this one have counted.
     pub counted: Counters,
+    /// How many there were.
+    pub restarts: u32,
+    /// Whether the control plane waits for its process to take over from the one before it.
+    pub is_taking_over: bool,
 }
 
 /// A shard, and what was measured of it. A panic ends it.
@@ -135,7 +144,8 @@ where
     D: Descriptors<Wake: Notify>,
 {
     /// Puts the first shard into `seat`.
-    pub fn new(seat: Seat<D, E>, birth: Birth, now: Instant) -> Self {
+    pub fn new(mut seat: Seat<D, E>, birth: Birth, now: Instant) -> Self {
+        seat.standing.is_taking_over = seat.params.predecessor.is_some();
         let life = Life::of(seat.shard(birth, now), seat.coalesce, now);
         Core { seat, life }
     }
@@ -145,6 +155,7 @@ where
         let Core { seat, life } = self;
         seat.standing.counted = life.shard.counters().beside(&seat.standing.counted);
         seat.params.incarnation += 1;
+        seat.standing.restarts += 1;
         *life = Life::of(seat.shard(birth, now), seat.coalesce, now);
         life.shard.handle_drop(DropReason::ShardPanicked, seat.packet_io.forget());
         seat.client_mtus.forget();
@@ -167,17 +178,54 @@ impl<D: Descriptors, E> Seat<D, E> {
     }
 }
 
-/// When shards have panicked lately, whichever they were.
+/// Whether shards that panic come back, whichever they are.
 #[derive(Debug, Default, Clone)]
-pub struct Panics(Arc<Mutex<Vec<Instant>>>);
+pub struct Panics(Arc<Mutex<Lately>>);
+
+#[derive(Debug, Default)]
+struct Lately {
+    panics: Vec<Instant>,
+    is_forbidden: bool,
+}
+
+/// Why no other shard takes the place of one that has panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// There were too many panics.
+    TooMany,
+    /// There is another process, with which another shard could not agree.
+    BesideAnother,
+}
 
 impl Panics {
-    /// A shard has panicked. Returns whether it may come back.
-    pub fn may_go_on(&self, now: Instant) -> bool {
-        let mut lately = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lately.retain(|at| now.saturating_duration_since(*at) < PANICS_WINDOW);
-        lately.push(now);
-        lately.len() < PANICS_MAX
+    /// From now on no shard comes back: two processes live.
+    pub fn forbid(&self) {
+        self.lately().is_forbidden = true;
+    }
+
+    /// There is one process again, and every shard knows.
+    pub fn allow(&self) {
+        self.lately().is_forbidden = false;
+    }
+
+    /// A shard has panicked. Says whether it may come back.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not.
+    pub fn may_go_on(&self, now: Instant) -> Result<(), GivenUp> {
+        let mut lately = self.lately();
+        lately.panics.retain(|at| now.saturating_duration_since(*at) < PANICS_WINDOW);
+        lately.panics.push(now);
+        match lately.panics.len() {
+            _ if lately.is_forbidden => Err(GivenUp::BesideAnother),
+            PANICS_MAX.. => Err(GivenUp::TooMany),
+            _ => Ok(()),
+        }
+    }
+
+    fn lately(&self) -> MutexGuard<'_, Lately> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,11 +238,20 @@ mod tests {
         let (panics, start) = (Panics::default(), Instant::now());
         let others = panics.clone();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(panics.may_go_on(at(0)));
-        assert!(others.may_go_on(at(59)));
-        assert!(panics.may_go_on(at(60)), "the first one is a minute ago");
-        assert!(!others.may_go_on(at(118)));
-        assert!(!panics.may_go_on(at(119)));
-        assert!(panics.may_go_on(at(300)));
+        assert_eq!(panics.may_go_on(at(0)), Ok(()));
+        assert_eq!(others.may_go_on(at(59)), Ok(()));
+        assert_eq!(panics.may_go_on(at(60)), Ok(()), "the first one is a minute ago");
+        assert_eq!(others.may_go_on(at(118)), Err(GivenUp::TooMany));
+        assert_eq!(panics.may_go_on(at(119)), Err(GivenUp::TooMany));
+        assert_eq!(panics.may_go_on(at(300)), Ok(()));
+    }
+
+    #[test]
+    fn beside_another_process_not_even_the_first_panic_is_gone_on_from() {
+        let (panics, now) = (Panics::default(), Instant::now());
+        panics.clone().forbid();
+        assert_eq!(panics.may_go_on(now), Err(GivenUp::BesideAnother));
+        panics.allow();
+        assert_eq!(panics.may_go_on(now), Ok(()));
     }
 }

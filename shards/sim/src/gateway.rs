@@ -181,9 +181,9 @@ pub struct Gateway {
     steered: BTreeMap<IpAddr, ShardIndex>,
     /// The kernel's map, where the shell writes to it.
     map: Option<Map>,
-    keys: ShardKeys,
+    pub keys: ShardKeys,
     layout: LayoutPlan,
-    params: Params,
+    pub params: Params,
     random: Stream,
     steering: Stream,
     misrouted_permille: u32,

@@ -4,6 +4,8 @@ pub mod kernel;
 pub mod steering;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upgrade_tests;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -113,9 +115,9 @@ impl Machine {
             Command::Drain { over, within } => CoreCommand::Drain { over, within },
             Command::Resume => CoreCommand::Resume,
             Command::Stop => CoreCommand::Stop,
-            Command::HandOver { .. } | Command::TakeBack { .. } | Command::PredecessorGone => {
-                unreachable!("the shell has one process")
-            }
+            Command::HandOver { id, to, incarnation } => CoreCommand::HandOver { id, to, incarnation },
+            Command::TakeBack { id, incarnation } => CoreCommand::TakeBack { id, incarnation },
+            Command::PredecessorGone => CoreCommand::PredecessorGone,
         });
     }
 
@@ -222,6 +224,7 @@ impl Shell {
                 snapshot: snapshot.clone(),
                 packet_io,
                 mesh,
+                sibling: None,
                 waker: waker.clone(),
                 commands: receiver,
                 coalesce: plan.coalesce,
