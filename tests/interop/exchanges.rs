@@ -12,7 +12,7 @@ use tollgate_test_support::peers::Peers;
 use tollgate_test_support::traffic::{assert_pings, bulk, bulk_server, wait_for_ping};
 use tollgate_test_support::turn;
 
-const BULK_BYTES: u64 = 1_000_000_000;
+const BULK_BYTES: u64 = 300_000_000;
 /// What a TUN frame of bulk data must hold on average, in bytes.
 const FRAME_BYTES_MIN: f64 = 16.0 * 1024.0;
 /// How many packets a UDP send of bulk data must hold on average, also where the machine has other work: senders then come in smaller trains.

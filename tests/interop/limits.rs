@@ -24,9 +24,9 @@ const BYTES_PER_S: f64 = 80e6 / 8.0;
 /// What may be saved up: a second of the rate.
 const BURST_BYTES: f64 = BYTES_PER_S;
 /// How long it takes until the burst is used up and TCP has found its rate.
-const SETTLE: Duration = Duration::from_secs(4);
+const SETTLE: Duration = Duration::from_secs(3);
 /// Over which time the rate must be exact.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(6);
 /// For how long the other user moves data beside.
 const BESIDE: Duration = Duration::from_secs(3);
 /// The time from one look at the counters to the next.
@@ -34,8 +34,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How many times alice's limit the other user is to get at least.
 const OTHERS_MULTIPLE_MIN: f64 = 4.0;
 
-/// For how long one direction is alone before the other begins.
-const ALONE: Duration = Duration::from_secs(6);
+/// For how long one direction is alone before the other begins: until it has used up what was saved, a second of the limit.
+const ALONE: Duration = Duration::from_secs(4);
 /// Over how many seconds from its beginning on each direction must have its share.
 const SHARED_S: u32 = 3;
 /// UDP payload that fits the tunnel with its headers.

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tollgate_test_support::datagrams::{DatagramPlan, DatagramReceiver, send};
+use tollgate_test_support::datagrams::{DatagramPlan, DatagramReceiver, send_while};
 use tollgate_testkit::{Namespace, SERVER_V4, SERVICE_V4, Topology, TopologyPlan};
 
 use crate::placement::connect_at;
@@ -16,7 +17,7 @@ use tollgate_test_support::deployment::{CLIENT_TUN, Deployment, Plan};
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::peers::Peers;
 use tollgate_test_support::raw::{PacketSocket, ends};
-use tollgate_test_support::traffic::{assert_pings, datagram_receiver, paced_flow, wait_for_ping};
+use tollgate_test_support::traffic::{assert_pings, datagram_receiver, paced_flow_while, wait_for_ping};
 use tollgate_test_support::{PATIENCE, eventually, turn};
 
 const RELOADS: u32 = 100;
@@ -30,7 +31,7 @@ const CUT_MAX: Duration = Duration::from_secs(1);
 /// For how long nothing of who was cut off may be seen.
 const LISTEN: Duration = Duration::from_millis(500);
 const DATAGRAMS_PER_S: u32 = 500;
-/// For how long everybody sends who is, or is not, cut off.
+/// For how long everybody sends, at most, who is, or is not, cut off.
 const STREAM: Duration = Duration::from_secs(8);
 /// Outer packets to a client of at least this length carry its data; goodbyes and acknowledgements are shorter.
 const DATA_BYTES_MIN: usize = 1000;
@@ -91,12 +92,15 @@ fn a_hundred_reloads_under_load_half_of_them_broken_lose_nothing_of_who_stays() 
 
     let receivers = [datagram_receiver(&topology.network, SERVER_V4), datagram_receiver(inside, alice.address)];
     let server_file = fs::read_to_string(deployment.path("server.toml")).unwrap();
-    // Longer than the reloads, were each as slow as it may be in the middle.
+    // Until the last reload; no longer than all, were each as slow as it may be in the middle.
+    let done = AtomicBool::new(false);
+    let goes_on = || !done.load(Ordering::Relaxed);
     let seconds = (RELOAD_INTERVAL * RELOADS).as_secs_f64() * 2.0;
     let datagrams = (seconds * f64::from(DATAGRAMS_PER_S)) as u64;
     let slowest = thread::scope(|scope| {
-        let flows = [(inside, &receivers[0]), (&topology.network, &receivers[1])]
-            .map(|(from, receiver)| scope.spawn(move || paced_flow(from, receiver, 1, datagrams, DATAGRAMS_PER_S)));
+        let flows = [(inside, &receivers[0]), (&topology.network, &receivers[1])].map(|(from, receiver)| {
+            scope.spawn(move || paced_flow_while(from, receiver, 1, datagrams, DATAGRAMS_PER_S, goes_on))
+        });
         let start = Instant::now();
         let mut slowest = Duration::ZERO;
         for number in 0..RELOADS {
@@ -112,6 +116,7 @@ fn a_hundred_reloads_under_load_half_of_them_broken_lose_nothing_of_who_stays() 
             }
         }
         assert!(flows.iter().all(|flow| !flow.is_finished()), "the load ended before the last reload");
+        done.store(true, Ordering::Relaxed);
         for (flow, direction) in flows.into_iter().zip(["up", "down"]) {
             let (lost, counts) = flow.join().unwrap();
             println!("{direction}: {} datagrams, {lost} lost", counts.received);
@@ -286,14 +291,17 @@ impl Site {
         let Site { topology, deployment, receivers, gateway, .. } = site;
         let [up, down] = [&receivers[0], &receivers[1]];
         let receivers_of_bob = [1, 2].map(|index| datagram_receiver(site.inside(index), bobs[index - 1].address));
+        let done = AtomicBool::new(false);
+        let goes_on = || !done.load(Ordering::Relaxed);
         let (cut, alices) = thread::scope(|scope| {
             for (index, down) in (1..).zip(&receivers_of_bob) {
-                scope.spawn(move || stream(site.inside(index), up, 10 + index as u32));
-                scope.spawn(move || stream(&topology.network, down, 1));
+                scope.spawn(move || stream(site.inside(index), up, 10 + index as u32, goes_on));
+                scope.spawn(move || stream(&topology.network, down, 1, goes_on));
             }
             let datagrams = u64::from(DATAGRAMS_PER_S) * STREAM.as_secs();
-            let alices = [(site.inside(0), up), (&topology.network, down)]
-                .map(|(from, to)| scope.spawn(move || paced_flow(from, to, 1, datagrams, DATAGRAMS_PER_S)));
+            let alices = [(site.inside(0), up), (&topology.network, down)].map(|(from, to)| {
+                scope.spawn(move || paced_flow_while(from, to, 1, datagrams, DATAGRAMS_PER_S, goes_on))
+            });
             thread::sleep(STREAM / 8);
             let mut taps = Taps::open(topology, &bobs);
             let flowing = eventually(PATIENCE, || taps.take().iter().all(|seen| *seen > 0));
@@ -310,6 +318,7 @@ impl Site {
             thread::sleep((answer.at + LISTEN).saturating_duration_since(Instant::now()));
             let after = taps.take();
             println!("the command took {:?}", answer.took);
+            done.store(true, Ordering::Relaxed);
             let cut = Cut { flowing, before, after, connections, gone };
             (cut, alices.map(|flow| flow.join().expect("a flow")))
         });
@@ -375,9 +384,9 @@ impl Taps {
     }
 }
 
-/// Sends for as long as [`STREAM`], wherever the datagrams end up: a client that is gone takes its route with it.
-fn stream(from: &Namespace, to: &DatagramReceiver, flow: u32) {
+/// Sends while it `goes_on`, wherever the datagrams end up: a client that is gone takes its route with it.
+fn stream(from: &Namespace, to: &DatagramReceiver, flow: u32, goes_on: impl Fn() -> bool + Send) {
     let datagrams = u64::from(DATAGRAMS_PER_S) * STREAM.as_secs();
     let plan = DatagramPlan { flow, per_second: Some(DATAGRAMS_PER_S), ..DatagramPlan::new(to.address(), datagrams) };
-    from.run(|| send(&plan));
+    from.run(|| send_while(&plan, goes_on));
 }

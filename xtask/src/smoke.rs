@@ -23,7 +23,7 @@ const FORMS: [&str; 9] = [
 
 /// Runs the benchmarks of the same build as the tests, one after the other.
 pub fn all(root: &Path) -> Result<()> {
-    cargo(root, ["build", "--workspace", "--locked"])?;
+    cargo(root, ["build", "--workspace", "--locked", "--bin", "tollgate-bench", "--bin", "tollgate"])?;
     let results = root.join("target/smoke");
     std::fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
     for form in FORMS {

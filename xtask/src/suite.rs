@@ -29,7 +29,7 @@ pub fn full(root: &Path, rest: &[String]) -> Result<()> {
     let installed = command(root).args(["nextest", "--version"]).output();
     ensure!(installed.is_ok_and(|output| output.status.success()), "cargo-nextest is missing: {NEXTEST}");
     // Most of them wait most of the time; those that do not, run alone.
-    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = 3 * std::thread::available_parallelism().map_or(1, usize::from);
     let mut tests = command(root);
     tests.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--run-ignored", "all"]);
     tests.arg(format!("--test-threads={threads}")).args(rest);

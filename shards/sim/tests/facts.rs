@@ -1,5 +1,5 @@
-//! The engine does what it did: for 200 seeds the packets delivered, the drops by reason and the sessions are those of `facts.txt`, whatever has
-//! been rebuilt inside. A change of behaviour on purpose records them anew and says why:
+//! The engine does what it did: for 200 seeds, or with debug assertions for every fourth of them, the packets delivered, the drops by reason and the
+//! sessions are those of `facts.txt`, whatever has been rebuilt inside. A change of behaviour on purpose records them anew and says why:
 //! `cargo run --release --bin tollgate-sim -- --seeds 0..200 --simulated-seconds 10 --facts | grep sessions > shards/sim/tests/facts.txt`
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use tollgate_sim::{Features, Options, Plan, run};
 
 const SAFETY: Duration = Duration::from_secs(10);
+/// One in so many has its turn: all of them in the release profile.
+const EVERY: usize = if cfg!(debug_assertions) { 4 } else { 1 };
 
 /// What has become of a seed, in the words of `facts.txt`.
 fn line(seed: u64) -> String {
@@ -18,9 +20,9 @@ fn line(seed: u64) -> String {
 }
 
 #[test]
-fn two_hundred_seeds_come_to_what_they_came_to_before() {
-    let recorded: Vec<_> = include_str!("facts.txt").lines().collect();
-    assert_eq!(recorded.len(), 200);
+fn recorded_seeds_come_to_what_they_came_to_before() {
+    let recorded: Vec<_> = include_str!("facts.txt").lines().step_by(EVERY).collect();
+    assert_eq!(recorded.len(), 200 / EVERY);
     let next = AtomicUsize::new(0);
     let take = || {
         let mut different = Vec::new();
@@ -39,5 +41,5 @@ fn two_hundred_seeds_come_to_what_they_came_to_before() {
         different.extend(other.join().expect("a violation is no panic"));
         different
     });
-    assert!(different.is_empty(), "{} of 200 seeds differ:\n{}", different.len(), different.join("\n"));
+    assert!(different.is_empty(), "{} of {} seeds differ:\n{}", different.len(), recorded.len(), different.join("\n"));
 }

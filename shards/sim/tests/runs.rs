@@ -39,10 +39,10 @@ fn found(planted: Planted, features: &[Feature]) -> Violation {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_trace() {
-    for seed in [3, 4] {
-        assert_eq!(facts(seed), facts(seed), "seed {seed}");
-    }
+fn the_same_seed_gives_the_same_trace_and_another_one_another() {
+    let [one, same, other] = [4, 4, 3].map(facts);
+    assert_eq!(one, same);
+    assert_ne!(one.trace_hash, other.trace_hash);
 }
 
 #[test]
@@ -54,11 +54,6 @@ fn the_same_seed_gives_the_same_trace_in_every_process() {
     let said = String::from_utf8_lossy(&output.stdout);
     let hash = format!("trace {:016x}", facts(3).trace_hash);
     assert!(output.status.success() && said.contains(&hash), "{hash} is not in {said}");
-}
-
-#[test]
-fn different_seeds_give_different_traces() {
-    assert_ne!(facts(3).trace_hash, facts(4).trace_hash);
 }
 
 /// Bytes as a fuzzer may come up with: of each length, and of all values or of few.
@@ -93,7 +88,7 @@ fn any_bytes_make_a_small_plan_that_passes_and_the_same_bytes_the_same_trace() {
 #[test]
 fn packets_are_carried() {
     let all =
-        (0..8).map(|seed| run(Plan::new(seed, Features::RECORDED, SAFETY), Options::default()).expect("no violation"));
+        (0..3).map(|seed| run(Plan::new(seed, Features::RECORDED, SAFETY), Options::default()).expect("no violation"));
     let all: Vec<_> = all.collect();
     let (sent, delivered) =
         all.iter().fold((0, 0), |(sent, delivered), one| (sent + one.packets_sent, delivered + one.packets_delivered));

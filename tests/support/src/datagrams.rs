@@ -69,6 +69,11 @@ impl DatagramPlan {
 
 /// Sends a flow from the calling thread's network namespace, and returns how many datagrams the kernel took.
 pub fn send(plan: &DatagramPlan) -> u64 {
+    send_while(plan, || true).1
+}
+
+/// Sends as much of a flow as there is time for while it `goes_on`. Returns how many datagrams that was, and how many of them the kernel took.
+pub fn send_while(plan: &DatagramPlan, goes_on: impl Fn() -> bool) -> (u64, u64) {
     assert!(plan.payload_bytes >= HEADER_BYTES, "{plan:?}");
     let any: IpAddr = if plan.target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).expect("a socket");
@@ -79,7 +84,7 @@ pub fn send(plan: &DatagramPlan) -> u64 {
     let mut batch = vec![0; plan.payload_bytes * plan.segments];
     let start = Instant::now();
     let (mut sequence, mut sent) = (0, 0);
-    while sequence < plan.datagrams {
+    while sequence < plan.datagrams && goes_on() {
         thread::sleep((start + plan.due(sequence)).saturating_duration_since(Instant::now()));
         let count = (plan.segments as u64).min(plan.datagrams - sequence);
         let bytes = &mut batch[..count as usize * plan.payload_bytes];
@@ -89,7 +94,7 @@ pub fn send(plan: &DatagramPlan) -> u64 {
         sent += if socket.send_to(bytes, plan.target).is_ok() { count } else { 0 };
         sequence += count;
     }
-    sent
+    (sequence, sent)
 }
 
 /// Neighbouring datagrams of a flow have different bodies.

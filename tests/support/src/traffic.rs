@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use crate::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send};
+use crate::datagrams::{DatagramPlan, DatagramReceiver, FlowCounts, send_while};
 use tollgate_testkit::Namespace;
 use tollgate_testkit::bulk::{BulkPlan, BulkReport, BulkServer, Direction, transfer};
 use tollgate_testkit::ping::{PingPlan, PingReport, ping};
@@ -67,9 +67,21 @@ pub fn paced_flow(
     datagrams: u64,
     per_second: u32,
 ) -> (u64, FlowCounts) {
+    paced_flow_while(from, receiver, flow, datagrams, per_second, || true)
+}
+
+/// The same, but no longer than it `goes_on`.
+pub fn paced_flow_while(
+    from: &Namespace,
+    receiver: &DatagramReceiver,
+    flow: u32,
+    datagrams: u64,
+    per_second: u32,
+    goes_on: impl Fn() -> bool + Send,
+) -> (u64, FlowCounts) {
     let plan = DatagramPlan { flow, per_second: Some(per_second), ..DatagramPlan::new(receiver.address(), datagrams) };
-    let sent = from.run(|| send(&plan));
-    assert_eq!(sent, datagrams, "the kernel took every datagram");
+    let (offered, sent) = from.run(|| send_while(&plan, goes_on));
+    assert_eq!(sent, offered, "the kernel took every datagram");
     let counts = || receiver.counts().remove(&flow);
     // The last ones may be under way.
     eventually(Duration::from_secs(1), || counts().is_some_and(|counts| counts.lost(sent) == 0));

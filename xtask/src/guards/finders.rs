@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::switches::VARIABLE;
-use crate::{command, run as run_command};
+use crate::command;
+use crate::worktree::share_dependencies;
 
 const SIMULATOR: &str = "tollgate-sim";
 /// How long a finder may take, in seconds.
@@ -89,7 +89,7 @@ impl Finders {
     pub fn build<'a>(worktree: &Path, target: &Path, wanted: impl Iterator<Item = &'a Finder>) -> Result<Finders> {
         let calls: Vec<_> = wanted.cloned().collect();
         let mut programs = BTreeMap::new();
-        share_dependencies(worktree, target)?;
+        share_dependencies(worktree, &worktree.join("../../debug"), &target.join("debug"))?;
         let mut cargo = |arguments: &[&str]| {
             let mut cargo = command(worktree);
             cargo.args(arguments).args(["--workspace", "--locked", "--message-format=json-render-diagnostics"]);
@@ -140,20 +140,6 @@ impl Finders {
             _ => Verdict::Missed,
         })
     }
-}
-
-/// Begins with what the workspace's own build has compiled of other people's crates, which is the same, as links. Crates of the workspace have other
-/// names in another folder: nothing that both have is written again.
-fn share_dependencies(worktree: &Path, target: &Path) -> Result<()> {
-    let (own, theirs) = (worktree.join("../../debug"), target.join("debug"));
-    if theirs.exists() {
-        return Ok(());
-    }
-    fs::create_dir_all(&theirs).with_context(|| format!("cannot make {}", theirs.display()))?;
-    for part in ["deps", "build", ".fingerprint"].map(|part| own.join(part)).iter().filter(|part| part.exists()) {
-        run_command(Command::new("cp").args(["--archive", "--link"]).arg(part).arg(&theirs))?;
-    }
-    Ok(())
 }
 
 /// What cargo says of something that it has built.

@@ -96,7 +96,7 @@ fn git(root: &Path, arguments: &[&str]) -> Result<()> {
     run_command(command_git(root).args(arguments))
 }
 
-fn command_git(root: &Path) -> Command {
+pub fn command_git(root: &Path) -> Command {
     let mut git = Command::new("git");
     git.arg("-C").arg(root);
     git

@@ -75,7 +75,7 @@ fn delivered_beside(stall: Option<Stall>, memory_bytes_max: usize) -> Vec<usize>
         Some(Stall::Gone) => world.kill(clients[0]),
         Some(Stall::NeverAcknowledges) | None => {}
     }
-    for _ in 0..200 {
+    for _ in 0..120 {
         (0..60).for_each(|_| world.send_down(&udp4(SERVER, addresses[0], &[1; 1300])));
         for &address in &addresses[1..] {
             world.send_down(&udp4(SERVER, address, &[2; 1000]));
