@@ -16,6 +16,7 @@ mod refusals;
 mod replies;
 mod sessions;
 mod shell;
+mod standing;
 mod tokens;
 mod waiting;
 
@@ -45,6 +46,7 @@ pub(crate) use proofs::Shown;
 pub(crate) use queues::{frame_within_bounds, message_within_bounds, pass_within_bounds, send_within_bounds};
 use refusals::Refusals;
 use replies::Replies;
+use standing::Standing;
 use tokens::Tokens;
 use waiting::Waiting;
 
@@ -93,6 +95,7 @@ pub struct Oracle {
     refusals: Refusals,
     placement: Placement,
     replies: Replies,
+    standing: Standing,
     pub(crate) moves: Moves,
     pub(crate) proofs: Proofs,
     /// Whether a shard has died, which may hold what nobody else knows of.
@@ -115,6 +118,7 @@ impl Oracle {
             refusals: Refusals::new(first),
             placement: Placement::new(plan),
             replies: Replies::default(),
+            standing: Standing::new(plan),
             moves: Moves::default(),
             proofs: Proofs::new(plan),
             has_died: false,
@@ -280,6 +284,7 @@ impl Oracle {
         self.addresses.pass_ends();
         self.memory.after_pass(shard)?;
         self.replies.after_pass(now, shard)?;
+        self.standing.after_pass(now, shard)?;
         self.passes += 1;
         if self.passes.is_multiple_of(AUDIT_EVERY) {
             tokens::conserved(shard)?;

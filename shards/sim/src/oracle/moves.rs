@@ -1,5 +1,5 @@
 //! A client that claims to be elsewhere has the gateway send there: to all the addresses that it claims, no more than three times what came from there
-//! (RFC 9000, section 9.3.1), and a datagram.
+//! (RFC 9000, section 9.3.1), and a datagram. It changes its address a few times a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,6 +14,9 @@ const AMPLIFICATION_MAX: u64 = 3;
 /// One datagram is not covered by what came, and one more in so much time.
 const DATAGRAM_BYTES_MAX: u64 = 1472;
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// Changes of its address that a connection has at once, by docs/limits.md, and two datagrams that answer what belongs to none; and one for each pause.
+const CHANGES_BURST: u32 = 4 + 2;
+const CHANGE_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub struct Moves {
@@ -30,6 +33,9 @@ struct Device {
     sent_bytes: u64,
     /// So many connections may have a datagram free.
     sessions: BTreeSet<u64>,
+    /// Where the gateway has sent last of all that it claims, and how often that has changed.
+    last: Option<SocketAddr>,
+    changes: u32,
 }
 
 impl Moves {
@@ -41,6 +47,8 @@ impl Moves {
             received_bytes: 0,
             sent_bytes: 0,
             sessions: BTreeSet::new(),
+            last: None,
+            changes: 0,
         });
         device.received_bytes += bytes as u64;
         device.sessions.insert(session);
@@ -51,6 +59,13 @@ impl Moves {
         let Some(&claimant) = self.claims.get(&to) else { return Ok(()) };
         let Some(device) = self.devices.get_mut(&claimant) else { return Ok(()) };
         device.sent_bytes += bytes as u64;
+        device.changes += u32::from(device.last.replace(to) != Some(to));
+        let pauses = (now - device.since).as_nanos() / CHANGE_PAUSE.as_nanos();
+        if device.changes > CHANGES_BURST * device.sessions.len() as u32 + pauses as u32 {
+            let what =
+                format!("device {claimant} has changed its address {} times since {} s", device.changes, device.since);
+            return Err(Violation::new("moves", what));
+        }
         let forgiven = 1 + (now - device.since).as_nanos() / FORGIVEN_AFTER.as_nanos();
         let free_bytes = device.sessions.len() as u64 * forgiven as u64 * DATAGRAM_BYTES_MAX;
         if device.sent_bytes <= AMPLIFICATION_MAX * device.received_bytes + free_bytes {
@@ -82,5 +97,14 @@ mod tests {
         assert!(moves.sent(at(0), address(0), 1200).is_ok());
         assert!(moves.sent(at(0), address(1), 872).is_ok() && moves.sent(at(0), address(1), 1).is_err());
         assert!(moves.sent(at(0), address(7), 1 << 20).is_ok(), "nobody claims that");
+    }
+
+    #[test]
+    fn a_connection_changes_its_address_a_few_times_a_second() {
+        let mut moves = Moves::default();
+        (0..20).for_each(|port| moves.claims(at(0), (3, 1), address(port), 1200));
+        let mut sent = |ms, port| moves.sent(at(ms), address(port), 1).is_ok();
+        assert!((0..6).all(|port| sent(0, port)) && sent(0, 5));
+        assert!(sent(500, 6) && !sent(500, 7));
     }
 }
