@@ -12,7 +12,7 @@ use tollgate_noise::Handshakes;
 
 use super::admission::{Admission, Room};
 use super::close_code;
-use super::connection_id::{IdScheme, Steered, Whose, has_long_header};
+use super::connection_id::{IdScheme, Steered, has_long_header};
 use super::connections::{ClientConnection, Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
 use super::in_flight::InFlight;
@@ -210,8 +210,8 @@ impl QuicEndpoint {
             counters.retries += u64::from(self.responses.respond(transmit, answer, counters));
             return None;
         };
-        // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on.
-        if self.ids.whose(initial.destination) != Whose::Here {
+        // Whoever has a token has an ID of ours from the same Retry, and keeps to our IDs from then on. The process that sent it may be dead.
+        if !self.ids.whose(initial.destination).is_answered() {
             counters.drops.count(DropReason::ForeignDatagram);
             return None;
         }

@@ -44,6 +44,18 @@ fn upgrade(world: &mut World, count: u16) {
     world.steer_to_successor();
 }
 
+/// Clients of a process that is dead are told when they send next, and do not wait until their connections are idle for too long.
+fn assert_hear_of_it(world: &mut World, clients: &[(usize, IpAddr)]) {
+    for &(client, address) in clients {
+        world.send_up(client, &udp4(address, SERVER, &[1; 100]));
+        world.run(MS);
+    }
+    world.run(50 * MS);
+    for &(client, _) in clients {
+        assert_eq!(closed(world, client), Some(&CloseCause::Reset));
+    }
+}
+
 fn has(world: &World, client: usize, address: IpAddr) -> bool {
     closed(world, client).is_none() && world.devices[client].address() == Some(address)
 }
@@ -127,11 +139,11 @@ fn when_the_new_process_dies_the_old_one_goes_on_with_its_clients_and_takes_new_
             late = Some(world.attach(4, 0));
         }
         world.kill_successor();
+        late.into_iter().for_each(|late| assert_hear_of_it(&mut world, &[late]));
         assert_eq!(exchange_for(&mut world, &clients, 50 * MS), 0);
         assert!(clients.iter().all(|&(client, address)| has(&world, client, address)));
         assert_eq!(world.connections(), (4, 4));
-        if let Some((late, address)) = late {
-            world.kill(late);
+        if let Some((_, address)) = late {
             assert_eq!(world.attach(4, 0).1, address, "the lowest that is free");
         }
         let again = world.attach(5, 1);
@@ -152,6 +164,7 @@ fn when_the_old_process_dies_its_clients_come_back_to_the_new_one_with_their_add
         world.kill_predecessor();
         world.run(10 * MS);
         assert!(world.has_taken_over());
+        assert_hear_of_it(&mut world, &clients);
         assert_eq!(world.connections(), (0, 0));
         let again: Vec<_> = (0..4).map(|user| world.attach(user, 0)).collect();
         if is_handed_over {

@@ -38,12 +38,19 @@ pub enum Whose {
     Here,
     /// Another shard's of this process, or of the one beside it.
     Shard(ShardIndex),
-    /// Those of a process before this one, or after it, of which this one does not know.
+    /// Those of a process before this one, or after it, that is no more: this one does not know of it.
     OtherGeneration,
     /// Another gateway's behind the same balancer.
     OtherNode,
     /// Nobody's that we know.
     Foreign,
+}
+
+impl Whose {
+    /// Whether this shard answers for it: nobody else does.
+    pub fn is_answered(self) -> bool {
+        matches!(self, Whose::Here | Whose::OtherGeneration)
+    }
 }
 
 /// The layout as one shard uses it.
@@ -115,9 +122,9 @@ impl IdScheme {
             return Steered::To(self.here);
         }
         match self.whose(id) {
-            Whose::Here => Steered::To(self.here),
+            Whose::Here | Whose::OtherGeneration => Steered::To(self.here),
             Whose::Shard(owner) => Steered::To(owner),
-            Whose::OtherGeneration | Whose::OtherNode | Whose::Foreign => Steered::Foreign,
+            Whose::OtherNode | Whose::Foreign => Steered::Foreign,
         }
     }
 }
@@ -171,10 +178,11 @@ impl ConnectionIdGenerator for SteeringIds {
         self.draw_for(self.scheme.here)
     }
 
-    /// Refuses the IDs of other shards, generations and nodes as well as foreign ones: the endpoint answers a packet of an ID that it accepts here,
-    /// and does not know, with a stateless reset, which would kill a live connection of another one.
+    /// Refuses the IDs of other shards and nodes as well as foreign ones: the endpoint answers a packet of an ID that it accepts here, and does not
+    /// know, with a stateless reset, which would kill a live connection of another one. Of another generation, connections whose packets are
+    /// [steered](IdScheme::steer) here are dead, and their clients are to know.
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
-        if self.scheme.whose(id) == Whose::Here { Ok(()) } else { Err(InvalidCid) }
+        if self.scheme.whose(id).is_answered() { Ok(()) } else { Err(InvalidCid) }
     }
 
     fn cid_len(&self) -> usize {
@@ -189,9 +197,9 @@ impl ConnectionIdGenerator for SteeringIds {
 /// Where a UDP datagram belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steered {
-    /// To this shard; whether its connection ID is ours is not said.
+    /// To a shard of this process, or of the one beside; whether the connection ID is ours is not said.
     To(ShardIndex),
-    /// Nowhere: no connection ID of this process, and no client's Initial.
+    /// Nowhere: no connection ID of this gateway, and no client's Initial.
     Foreign,
 }
 

@@ -102,19 +102,25 @@ fn ids_of_every_layout_steer_to_their_shard_and_are_known_by_all() {
     }
 }
 
-/// A stateless reset kills a connection, and all processes and nodes share the key of the resets.
+/// A process before this one has ended or died, and has left clients who do not know it yet.
 #[test]
-fn ids_of_another_generation_or_node_are_told_and_never_validated() {
+fn ids_of_a_process_that_is_gone_are_answered_by_whichever_shard_gets_them() {
     for layout in layouts() {
-        let shards = 4;
-        let [even, odd] = [Generation::Even, Generation::Odd].map(|generation| scheme(&layout, shards, 1, generation));
-        for (own, other) in [(&even, &odd), (&odd, &even)] {
-            let id = SteeringIds::new(own.clone(), [1; 16]).generate_cid();
-            assert_eq!(other.whose(&id), Whose::OtherGeneration);
-            assert_eq!(other.steer(&short_packet(&id)), Steered::Foreign);
-            assert!(SteeringIds::new(other.clone(), [0; 16]).validate(&id).is_err());
+        for [own, gone] in [[Generation::Even, Generation::Odd], [Generation::Odd, Generation::Even]] {
+            let id = SteeringIds::new(scheme(&layout, 4, 1, gone), [1; 16]).generate_cid();
+            for here in 0..3 {
+                let own_scheme = scheme(&layout, 3, here, own);
+                assert_eq!(own_scheme.whose(&id), Whose::OtherGeneration);
+                assert_eq!(own_scheme.steer(&short_packet(&id)), Steered::To(ShardIndex::new(own, here)));
+                assert!(SteeringIds::new(own_scheme, [0; 16]).validate(&id).is_ok());
+            }
         }
     }
+}
+
+/// A stateless reset kills a connection, and all nodes share the key of the resets.
+#[test]
+fn ids_of_another_node_are_told_and_never_validated() {
     for (length, key) in [(20, None), (20, Some(CIPHER_KEY)), (17, Some(CIPHER_KEY))] {
         for server_id in [&[1, 2, 3][..], &[1; 8]] {
             let own = scheme(&quic_lb(length, server_id, key).unwrap(), 1, 0, Generation::Even);
@@ -141,7 +147,8 @@ fn packets_of_the_process_beside_are_for_its_shards_and_never_answered_here() {
         }
         assert!(SteeringIds::new(own.clone(), [0; 16]).validate(&id).is_err());
         own.set_sibling(None);
-        assert_eq!((own.whose(&id), own.steer(&short_packet(&id))), (Whose::OtherGeneration, Steered::Foreign));
+        assert_eq!(own.whose(&id), Whose::OtherGeneration, "that process is gone");
+        assert_eq!(own.steer(&short_packet(&id)), Steered::To(ShardIndex(1)));
     }
 }
 
