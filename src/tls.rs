@@ -32,6 +32,7 @@ use rustls::{
     ServerConfig, SignatureScheme, quic,
 };
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
+use tollgate_shards::RETURNING_PROTOCOL;
 use zeroize::Zeroizing;
 
 pub use inspect::{Doubt, doubts, doubts_of_trusted};
@@ -39,7 +40,7 @@ pub use validity::{OutOfValidity, ValidityNote};
 
 use self::validity::NotingVerifier;
 
-/// The application protocol of RFC 7301 that both sides insist on.
+/// The application protocol (RFC 7301) that Quincy's server and clients insist on.
 pub const ALPN: &[u8] = b"quincy";
 
 /// Longest PEM file, in bytes.
@@ -147,13 +148,13 @@ pub fn client(tls: &ClientTls) -> Result<Arc<QuicClientConfig>, TlsError> {
     quic_client(client_config(tls)?)
 }
 
-/// The same, and where it notes that the server's certificate is out of its validity.
+/// That of a client which comes back by itself, and where it notes that the server's certificate is out of its validity.
 ///
 /// # Errors
 ///
 /// As [`client`].
 pub fn noting_client(tls: &ClientTls) -> Result<(Arc<QuicClientConfig>, ValidityNote), TlsError> {
-    let mut config = client_config(tls)?;
+    let mut config = returning_client_config(tls)?;
     let provider = Arc::clone(config.crypto_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&tls.trusted)?), provider).build();
     let inner = verifier.map_err(|error| Error::General(error.to_string()))?;
@@ -230,6 +231,12 @@ fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
     Clients::new(&tls.trusted, tls.key_exchange)?.client_config(&tls.certificates, &tls.key)
 }
 
+fn returning_client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
+    let mut config = client_config(tls)?;
+    config.alpn_protocols.push(RETURNING_PROTOCOL.to_vec());
+    Ok(config)
+}
+
 fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>, TlsError> {
     let config = QuicClientConfig::with_initial(Arc::new(config), initial_suite()?);
     config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
@@ -244,7 +251,8 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(own.chain, own.key)
         .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    // The first that the client offers is taken.
+    config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), ALPN.to_vec()];
     // A resumed session would bring no proof of the client's key, and no certificate is looked up twice.
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

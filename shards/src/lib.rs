@@ -110,6 +110,7 @@ pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
 pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, Steering};
 pub use quic::keys::ShardKeys;
+pub use quic::peer::RETURNING_PROTOCOL;
 pub use quic::placement::Load;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};

@@ -41,6 +41,8 @@ pub enum CoreCommand<D: Descriptors = Kernel> {
         over: Duration,
         /// Whoever is left after this time at once.
         within: Duration,
+        /// Whether another process takes them: then those who do not come back by themselves have all of that time.
+        to_successor: bool,
     },
     /// Take clients again.
     Resume,
@@ -330,9 +332,9 @@ where
                 seat.standing.stop_by = Some(now + LINGER);
                 shard.handle_command(now, Command::Stop);
             }
-            CoreCommand::Drain { over, within } => {
+            CoreCommand::Drain { over, within, to_successor } => {
                 seat.standing.is_draining = true;
-                shard.handle_command(now, Command::Drain { over, within });
+                shard.handle_command(now, Command::Drain { over, within, to_successor });
             }
             CoreCommand::Resume => {
                 seat.standing.is_draining = false;

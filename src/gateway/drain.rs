@@ -39,7 +39,7 @@ impl Gateway {
     pub fn begin_drain(&mut self, pace: DrainPlan, status: &Status, now: Instant) {
         let over = pace.over(status.clients());
         for core in &self.cores {
-            core.send(CoreCommand::Drain { over, within: pace.within });
+            core.send(CoreCommand::Drain { over, within: pace.within, to_successor: false });
         }
         self.drained_by = Some(now + over.min(pace.within));
     }

@@ -162,8 +162,8 @@ where
         // It may have announced a sleep.
         seat.waker.end_sleep(seat.packet_io.take_woken());
         // It has no clients: those whose handshakes had begun are gone too.
-        let drain =
-            seat.standing.is_draining.then_some(Command::Drain { over: Duration::ZERO, within: Duration::ZERO });
+        let at_once = Command::Drain { over: Duration::ZERO, within: Duration::ZERO, to_successor: false };
+        let drain = seat.standing.is_draining.then_some(at_once);
         let stop = seat.standing.stop_by.map(|_| Command::Stop);
         life.again.extend([seat.pending.again(), drain, stop].into_iter().flatten());
         let (shard, incarnation) = (life.shard.index(), seat.params.incarnation);

@@ -51,6 +51,7 @@ fn trusting(server: &Identity, provider: CryptoProvider) -> ConfigBuilder<Client
 /// Both ends of a handshake that went well.
 #[derive(Debug)]
 struct Done {
+    protocol: Vec<u8>,
     group: NamedGroup,
     suite: rustls::CipherSuite,
     shown: Fingerprint,
@@ -71,9 +72,10 @@ fn handshake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<D
         client.read_hs(&flight)?;
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
-    assert_eq!((client.alpn_protocol(), server.alpn_protocol()), (Some(ALPN), Some(ALPN)));
+    assert_eq!(client.alpn_protocol(), server.alpn_protocol());
     assert!(server.zero_rtt_keys().is_none() && client.zero_rtt_keys().is_none());
     Ok(Done {
+        protocol: server.alpn_protocol().unwrap().to_vec(),
         group: server.negotiated_key_exchange_group().unwrap().name(),
         suite: server.negotiated_cipher_suite().unwrap().suite(),
         shown: Fingerprint::of(&server.peer_certificates().unwrap()[0]),
@@ -85,8 +87,22 @@ fn connect(offers: KeyExchange, accepts: Option<KeyExchange>, name: &str) -> Res
     let (server, client) = (server_identity(), client_identity());
     let config = client_config(&client_tls(&client, &server, offers)).unwrap();
     let done = handshake(config, server_config(&server_tls(&server, accepts)).unwrap(), name)?;
-    assert_eq!(done.shown, client.fingerprint);
+    assert_eq!((done.shown, &done.protocol[..]), (client.fingerprint, ALPN));
     Ok(done)
+}
+
+/// A gateway tells such clients from Quincy's, and Quincy's server takes them as its own.
+#[test]
+fn a_client_that_comes_back_by_itself_says_so_to_servers_that_know_of_that() {
+    let (server, client) = (server_identity(), client_identity());
+    let tls = client_tls(&client, &server, KeyExchange::Hybrid);
+    let gateways = server_config(&server_tls(&server, None)).unwrap();
+    let mut quincys = gateways.clone();
+    quincys.alpn_protocols = vec![ALPN.to_vec()];
+    for (server, protocol) in [(gateways, RETURNING_PROTOCOL), (quincys, ALPN)] {
+        let done = handshake(returning_client_config(&tls).unwrap(), server, NAME).unwrap();
+        assert_eq!(done.protocol, protocol);
+    }
 }
 
 #[test]

@@ -164,7 +164,8 @@ impl Device {
     /// Begins a handshake, whatever became of the session before.
     pub fn connect(&mut self, identity: &Identity, transport: Arc<TransportConfig>, now: Instant) {
         let seed = self.random.seed();
-        let Dial { mut handshake, quic_version } = identity.client(Hello::default());
+        let Dial { mut handshake, quic_version } =
+            identity.client(Hello { returns: self.plan.returns, ..Hello::default() });
         let params = TunnelParams {
             quic_version,
             remote: self.remote(),

@@ -99,6 +99,7 @@ const ESTABLISHMENT_FAILED: u64 = close_code::ESTABLISHMENT_FAILED as u64;
 const SUPERSEDED: u64 = close_code::SUPERSEDED as u64;
 const REVOKED: u64 = close_code::REVOKED as u64;
 const DRAIN: u64 = close_code::DRAIN as u64;
+const UPGRADE: u64 = close_code::UPGRADE as u64;
 const MISUSE: u64 = close_code::MISUSE as u64;
 kinds! { CLOSE_CAUSES, close_cause(CloseCause):
     CloseCause::Local => "local",
@@ -108,6 +109,7 @@ kinds! { CLOSE_CAUSES, close_cause(CloseCause):
     CloseCause::Gateway { code: REVOKED, .. } => "gateway_revoked",
     CloseCause::Gateway { code: DRAIN, .. } => "gateway_drain",
     CloseCause::Gateway { code: MISUSE, .. } => "gateway_misuse",
+    CloseCause::Gateway { code: UPGRADE, .. } => "gateway_upgrade",
     CloseCause::Gateway { .. } => "gateway_other",
     CloseCause::Reset => "reset",
     CloseCause::TimedOut => "timed_out",

@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::{Fingerprint, IdLayout, ShardKeys, TLS_VERSION, TokenKey};
+use tollgate_shards::{Fingerprint, IdLayout, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey};
 
 use crate::noise;
 use crate::open;
@@ -54,6 +54,8 @@ pub struct Hello {
     pub is_long: bool,
     /// It asks for a protocol that the gateway does not speak, which TLS refuses.
     pub asks_for_another_protocol: bool,
+    /// It is of a client that comes back by itself.
+    pub returns: bool,
 }
 
 pub struct Identity {
@@ -135,8 +137,11 @@ impl Identity {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![certificate.clone()], key.clone_key())
             .expect("a key and its certificate");
-        config.alpn_protocols =
-            vec![if hello.asks_for_another_protocol { b"other".to_vec() } else { PROTOCOL.to_vec() }];
+        config.alpn_protocols = match hello {
+            Hello { asks_for_another_protocol: true, .. } => vec![b"other".to_vec()],
+            Hello { returns: true, .. } => vec![PROTOCOL.to_vec(), RETURNING_PROTOCOL.to_vec()],
+            _ => vec![PROTOCOL.to_vec()],
+        };
         config.resumption = Resumption::disabled();
         config
     }
@@ -151,7 +156,7 @@ impl Identity {
                 .with_client_cert_verifier(Arc::new(AnyClient))
                 .with_single_cert(vec![certificate.clone()], key.clone_key())
                 .expect("a key and its certificate");
-        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), PROTOCOL.to_vec()];
         config.send_tls13_tickets = 0;
         Arc::new(QuicServerConfig::try_from(config).expect("AES-128-GCM is there"))
     }

@@ -1,5 +1,6 @@
 //! Who the other side of a connection is, and why a connection is over.
 
+use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{Connection, ConnectionError};
 use rustls::pki_types::CertificateDer;
 use tollgate_noise::{PublicKey, UnlistedKey};
@@ -16,6 +17,17 @@ pub fn credential(connection: &Connection) -> Option<Credential> {
     }
     let chain = identity.downcast_ref::<Vec<CertificateDer<'static>>>()?;
     Some(Credential { kind: CredentialKind::Certificate, fingerprint: Fingerprint::of(chain.first()?) })
+}
+
+/// The application protocol (RFC 7301) of clients that come back by themselves when the gateway closes their connections. They offer Quincy's too, for
+/// servers that know no other.
+pub const RETURNING_PROTOCOL: &[u8] = b"tollgate";
+
+/// Whether the client of an established connection comes back by itself. Of a client with a Noise key nobody knows: there are no protocols to offer.
+pub fn returns(connection: &Connection) -> bool {
+    let data = connection.crypto_session().handshake_data();
+    let tls = data.and_then(|data| data.downcast::<HandshakeData>().ok());
+    tls.is_some_and(|tls| tls.protocol.as_deref() == Some(RETURNING_PROTOCOL))
 }
 
 /// Why a handshake has come to nothing.

@@ -14,8 +14,9 @@ pub enum Command {
     /// Close every connection and take no new ones.
     Stop,
     /// Take no new clients, and send those that are here away one after the other: all of them `over` this time at an even pace, but whoever is left
-    /// when `within` has passed at once. In place of a drain before.
-    Drain { over: Duration, within: Duration },
+    /// when `within` has passed at once. In place of a drain before. Where they go `to_successor`, the process beside this one, those who do not come back
+    /// by themselves stay until `within` has passed.
+    Drain { over: Duration, within: Duration, to_successor: bool },
     /// Take clients again, and send nobody away any more.
     Resume,
     /// Go over to another snapshot: who is not in it any more is closed, limits and addresses are those of the new one.

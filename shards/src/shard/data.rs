@@ -2,7 +2,7 @@
 //! which tokens are wanted, and is told who may stay, where addresses lead and which tokens there are.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::{ConnectionError, Event as ConnectionEvent};
@@ -38,9 +38,6 @@ use crate::quic::peer::{Failure, words};
 use crate::session::message::ControlMessage;
 use crate::session::snapshot::Snapshot;
 
-/// What a client reads that is sent away.
-pub const DRAINING: &str = "The gateway drains";
-
 /// What is done for each packet.
 pub struct DataPlane {
     pub quic: QuicEndpoint,
@@ -49,9 +46,9 @@ pub struct DataPlane {
     pub accounts: Accounts,
     pub outbox: Outbox,
     pub client_mtus: ClientMtus,
-    drain: Option<Drain>,
+    pub(super) drain: Option<Drain>,
     pub here: ShardIndex,
-    now: Instant,
+    pub(super) now: Instant,
     /// Of the snapshot that is in force.
     version: u64,
 }
@@ -274,36 +271,6 @@ impl DataPlane {
         let slots: Vec<_> = self.quic.connections.iter().map(|client| client.key.slot).collect();
         for slot in slots {
             self.close(slot, close_code::SHUTDOWN, "Server shutdown");
-        }
-    }
-
-    /// Takes no new clients, and sends those that are here away.
-    pub fn drain(&mut self, over: Duration, within: Duration) {
-        if self.quic.intake != Intake::Closed {
-            self.quic.intake = Intake::Refusing;
-            let clients = self.clients().into_iter().map(|(connection, ..)| connection).collect();
-            self.drain = Some(Drain::new(self.now, over, within, clients));
-            self.send_away();
-        }
-    }
-
-    /// Takes clients again.
-    pub fn resume(&mut self) {
-        if self.quic.intake == Intake::Refusing {
-            (self.quic.intake, self.drain) = (Intake::Open, None);
-        }
-    }
-
-    pub fn drain_timeout(&self) -> Option<Instant> {
-        self.drain.as_ref()?.poll_timeout()
-    }
-
-    /// Sends away who is due.
-    pub fn send_away(&mut self) {
-        while let Some(connection) = self.drain.as_mut().and_then(|drain| drain.next(self.now)) {
-            if let Some(slot) = self.quic.connections.find(connection) {
-                self.close(slot, close_code::DRAIN, DRAINING);
-            }
         }
     }
 

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::data::DataPlane;
 use crate::ids::ConnectionKey;
+use crate::quic::close_code;
+use crate::quic::intake::Intake;
+use crate::quic::peer::returns;
 
 /// The clients of a shard that are still to be sent away, and when.
 #[derive(Debug)]
@@ -15,22 +19,83 @@ pub struct Drain {
     /// Those that are left, as many as there are connections at most, and how many there were.
     left: Vec<ConnectionKey>,
     count: usize,
+    /// Those that stay until then.
+    staying: Vec<ConnectionKey>,
+    is_to_successor: bool,
 }
 
 impl Drain {
-    pub fn new(now: Instant, over: Duration, within: Duration, clients: Vec<ConnectionKey>) -> Self {
-        Drain { began: now, over, until: now + within, count: clients.len(), left: clients }
+    pub fn new(
+        now: Instant,
+        over: Duration,
+        within: Duration,
+        going: Vec<ConnectionKey>,
+        staying: Vec<ConnectionKey>,
+        is_to_successor: bool,
+    ) -> Self {
+        let count = going.len();
+        Drain { began: now, over, until: now + within, left: going, count, staying, is_to_successor }
     }
 
     /// When the next one is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let next = self.count - self.left.len() + 1;
-        (next <= self.count).then(|| self.until.min(self.began + share(self.over, next, self.count)))
+        if next <= self.count {
+            return Some(self.until.min(self.began + share(self.over, next, self.count)));
+        }
+        (!self.staying.is_empty()).then_some(self.until)
     }
 
     /// The next one that is due.
     pub fn next(&mut self, now: Instant) -> Option<ConnectionKey> {
-        if self.poll_timeout()? <= now { self.left.pop() } else { None }
+        if self.poll_timeout()? <= now { self.left.pop().or_else(|| self.staying.pop()) } else { None }
+    }
+}
+
+impl DataPlane {
+    /// Takes no new clients, and sends those that are here away.
+    pub fn drain(&mut self, over: Duration, within: Duration, to_successor: bool) {
+        if self.quic.intake != Intake::Closed {
+            self.quic.intake = Intake::Refusing;
+            let clients = self.quic.connections.iter().filter(|client| client.identity().is_some());
+            let is_going = |returns: bool| !to_successor || returns;
+            let (mut going, mut staying) = (Vec::new(), Vec::new());
+            for client in clients {
+                let side = if is_going(returns(&client.tunnel.connection)) { &mut going } else { &mut staying };
+                side.push(client.key);
+            }
+            self.drain = Some(Drain::new(self.now, over, within, going, staying, to_successor));
+            self.send_away();
+        }
+    }
+
+    /// Takes clients again.
+    pub fn resume(&mut self) {
+        if self.quic.intake == Intake::Refusing {
+            (self.quic.intake, self.drain) = (Intake::Open, None);
+        }
+    }
+
+    pub fn drain_timeout(&self) -> Option<Instant> {
+        self.drain.as_ref()?.poll_timeout()
+    }
+
+    /// Sends away who is due.
+    pub fn send_away(&mut self) {
+        while let Some(connection) = self.drain.as_mut().and_then(|drain| drain.next(self.now)) {
+            if let Some(slot) = self.quic.connections.find(connection) {
+                self.dismiss(slot);
+            }
+        }
+    }
+
+    /// Sends a client away, as all of them are.
+    pub fn dismiss(&mut self, slot: u32) {
+        if self.drain.as_ref().is_some_and(|drain| drain.is_to_successor) {
+            self.close(slot, close_code::UPGRADE, "The gateway is upgraded");
+        } else {
+            self.close(slot, close_code::DRAIN, "The gateway drains");
+        }
     }
 }
 
@@ -46,10 +111,17 @@ mod tests {
     use crate::ids::ShardIndex;
     use crate::test_time::origin;
 
-    fn drain(over_ms: u64, within_ms: u64, clients: u32) -> Drain {
+    fn drain(over_ms: u64, within_ms: u64, clients: u32, stays: bool) -> Drain {
         let key = |slot| ConnectionKey { owner: ShardIndex(0), slot, generation: 0 };
         let [over, within] = [over_ms, within_ms].map(Duration::from_millis);
-        Drain::new(origin(), over, within, (0..clients).map(key).collect())
+        Drain::new(
+            origin(),
+            over,
+            within,
+            (0..clients).map(key).collect(),
+            (clients..2 * clients).filter(|_| stays).map(key).collect(),
+            stays,
+        )
     }
 
     /// When each client is sent away, in milliseconds.
@@ -67,15 +139,21 @@ mod tests {
 
     #[test]
     fn clients_are_sent_away_at_an_even_pace_the_last_at_the_end() {
-        assert_eq!(times_ms(drain(1000, 1000, 4)), [250, 500, 750, 1000]);
-        assert_eq!(times_ms(drain(1000, 5000, 2)), [500, 1000]);
-        assert!(times_ms(drain(1000, 1000, 0)).is_empty());
+        assert_eq!(times_ms(drain(1000, 1000, 4, false)), [250, 500, 750, 1000]);
+        assert_eq!(times_ms(drain(1000, 5000, 2, false)), [500, 1000]);
+        assert!(times_ms(drain(1000, 1000, 0, false)).is_empty());
     }
 
     #[test]
     fn at_the_deadline_all_who_are_left_go_at_once() {
-        assert_eq!(times_ms(drain(1000, 600, 4)), [250, 500, 600, 600]);
-        assert_eq!(times_ms(drain(1000, 0, 3)), [0, 0, 0]);
-        assert_eq!(times_ms(drain(u64::MAX / 2, 1000, 1)), [1000]);
+        assert_eq!(times_ms(drain(1000, 600, 4, false)), [250, 500, 600, 600]);
+        assert_eq!(times_ms(drain(1000, 0, 3, false)), [0, 0, 0]);
+        assert_eq!(times_ms(drain(u64::MAX / 2, 1000, 1, false)), [1000]);
+    }
+
+    #[test]
+    fn those_who_stay_go_at_the_deadline() {
+        assert_eq!(times_ms(drain(1000, 5000, 2, true)), [500, 1000, 5000, 5000]);
+        assert_eq!(times_ms(drain(9000, 5000, 2, true)), [4500, 5000, 5000, 5000]);
     }
 }

@@ -45,7 +45,7 @@ use crate::session::topology::Topology;
 
 use action::{Action, Command, Event};
 use control::ControlPlane;
-use data::{DRAINING, DataPlane, LoggedIn};
+use data::{DataPlane, LoggedIn};
 use handover::Attaching;
 use message::{Message, PacketMessage};
 
@@ -185,7 +185,7 @@ impl Shard {
         self.begin(now);
         match command {
             Command::Stop => self.data.stop(),
-            Command::Drain { over, within } => self.data.drain(over, within),
+            Command::Drain { over, within, to_successor } => self.data.drain(over, within, to_successor),
             Command::Resume => self.data.resume(),
             Command::Apply { id, snapshot } => self.apply(id, &snapshot),
             Command::Kick { id, user } => {
@@ -301,7 +301,7 @@ impl Shard {
         self.data.outbox.send(home, ControlMessage::Login { login, version, address: None });
         if self.data.quic.intake == Intake::Refusing {
             // Its handshake had begun before.
-            self.data.close(connection.slot, close_code::DRAIN, DRAINING);
+            self.data.dismiss(connection.slot);
         }
     }
 

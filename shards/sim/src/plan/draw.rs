@@ -203,6 +203,8 @@ impl Plan {
             vanish_permille,
             pause,
             rebind_every: rebind_every.filter(|_| features.has(Feature::Rebinding)),
+            // In every other place.
+            returns: features.has(Feature::Upgrade) && self.devices.len() % 2 == 1,
             ..DevicePlan::steady(user, self.devices.len() as u64, link)
         }
     }

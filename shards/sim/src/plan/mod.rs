@@ -53,6 +53,8 @@ pub struct DevicePlan {
     pub gateway: usize,
     /// The NAT that it is behind.
     pub nat: Option<usize>,
+    /// It says that it comes back by itself.
+    pub returns: bool,
     /// It never comes. All else is as if it did.
     pub is_left_out: bool,
     /// If it means harm, what it does.
@@ -76,6 +78,7 @@ impl DevicePlan {
             changes: Vec::new(),
             gateway: 0,
             nat: None,
+            returns: false,
             is_left_out: false,
             cheats: None,
         }

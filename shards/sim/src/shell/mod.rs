@@ -112,7 +112,7 @@ impl Machine {
         self.command(match command {
             Command::Apply { id, snapshot } => CoreCommand::Apply { id, snapshot },
             Command::Kick { id, user } => CoreCommand::Kick { id, user },
-            Command::Drain { over, within } => CoreCommand::Drain { over, within },
+            Command::Drain { over, within, to_successor } => CoreCommand::Drain { over, within, to_successor },
             Command::Resume => CoreCommand::Resume,
             Command::Stop => CoreCommand::Stop,
             Command::HandOver { id, to, incarnation } => CoreCommand::HandOver { id, to, incarnation },

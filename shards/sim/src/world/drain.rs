@@ -19,12 +19,23 @@ const SLACK: Duration = Duration::from_secs(2);
 pub(crate) struct DrainTimes {
     over: Duration,
     within: Duration,
+    to_successor: bool,
 }
 
 impl DrainTimes {
     pub fn draw(random: &mut Stream) -> Self {
         let [over, within] = [(); 2].map(|()| random.log_duration(Duration::from_millis(10), Duration::from_secs(20)));
-        DrainTimes { over, within }
+        DrainTimes { over, within, to_successor: false }
+    }
+
+    /// Another process takes the clients.
+    pub fn to_successor(self) -> Self {
+        DrainTimes { to_successor: true, ..self }
+    }
+
+    /// When all are gone.
+    fn time(self) -> Duration {
+        if self.to_successor { self.within } else { self.over.min(self.within) }
     }
 }
 
@@ -81,7 +92,8 @@ impl World {
         }
         let what = if pace.is_some() { "is to drain" } else { "is to take clients again" };
         self.trace.note(self.now, Who::Shard(index), what, 0);
-        let command = pace.map_or(Command::Resume, |DrainTimes { over, within }| Command::Drain { over, within });
+        let drain = |DrainTimes { over, within, to_successor }| Command::Drain { over, within, to_successor };
+        let command = pace.map_or(Command::Resume, drain);
         match pace {
             Some(pace) => self.draining.insert(ShardIndex(index), Draining { pace, obeyed: None, obeys_within: None }),
             None => _ = self.draining.remove(ShardIndex(index)),
@@ -140,7 +152,7 @@ impl World {
         let is_measured = !self.plan.features.has(Feature::Clocks) && !self.plan.features.has(Feature::Pauses);
         let what = if clients > before.clients || logins > before.logins_max {
             format!("drains, and has {clients} clients after {}, and {logins} logins", before.clients)
-        } else if clients > 0 && is_measured && self.now > before.at + pace.over.min(pace.within) + SLACK {
+        } else if clients > 0 && is_measured && self.now > before.at + pace.time() + SLACK {
             format!("drains since {:?} and still has {clients} clients", before.at)
         } else {
             return Ok(());

@@ -163,7 +163,7 @@ pub struct Seen {
     pub(crate) is_kept: bool,
     /// No shard hears the loads of others.
     pub(crate) keeps_arrivals: bool,
-    hello: Hello,
+    pub hello: Hello,
     send_datagrams_max: usize,
     link: LinkPlan,
     /// The certificate that each user's clients show from now on.

@@ -63,7 +63,7 @@ impl World {
         let ready = start + random.log_duration(Duration::from_micros(10), Duration::from_secs(1));
         let steered = ready + random.log_duration(Duration::from_micros(10), Duration::from_secs(1));
         self.schedule.at(ready, Event::Upgrade(Step::HandOver));
-        self.schedule.at(steered, Event::Upgrade(Step::TakeClients(DrainTimes::draw(&mut random))));
+        self.schedule.at(steered, Event::Upgrade(Step::TakeClients(DrainTimes::draw(&mut random).to_successor())));
         self.schedule.at(steered, Event::Upgrade(Step::End));
     }
 

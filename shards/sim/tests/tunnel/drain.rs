@@ -1,7 +1,7 @@
 //! All clients are sent away, at a pace, and nobody new is taken.
 
 use tollgate_shards::Command;
-use tollgate_sim::LinkPlan;
+use tollgate_sim::{Hello, LinkPlan};
 
 use super::*;
 
@@ -24,7 +24,11 @@ fn with_clients(count: usize) -> (World, Vec<usize>) {
 }
 
 fn sent_away(world: &World, clients: &[usize]) -> usize {
-    let code = 0x05;
+    told(world, clients, 0x05)
+}
+
+/// How many have been closed with this code, and none with another.
+fn told(world: &World, clients: &[usize], code: u64) -> usize {
     let is_told = |client: &&usize| match closed(world, **client) {
         None => false,
         Some(CloseCause::Gateway { code: told, .. }) if *told == code => true,
@@ -40,7 +44,7 @@ fn attached(world: &World) -> usize {
 #[test]
 fn clients_are_sent_away_at_an_even_pace_on_all_shards_and_addresses_come_back() {
     let (mut world, clients) = with_clients(20);
-    order(&mut world, &Command::Drain { over: 10 * S, within: 60 * S });
+    order(&mut world, &Command::Drain { over: 10 * S, within: 60 * S, to_successor: false });
     world.run(100 * MS);
     for second in 1..=10 {
         assert_eq!(sent_away(&world, &clients), 2 * (second - 1), "in second {second}");
@@ -53,7 +57,7 @@ fn clients_are_sent_away_at_an_even_pace_on_all_shards_and_addresses_come_back()
 #[test]
 fn at_the_deadline_everybody_who_is_left_goes() {
     let (mut world, clients) = with_clients(8);
-    order(&mut world, &Command::Drain { over: 60 * S, within: 5 * S });
+    order(&mut world, &Command::Drain { over: 60 * S, within: 5 * S, to_successor: false });
     world.run(4900 * MS);
     assert_eq!(sent_away(&world, &clients), 0);
     world.run(200 * MS);
@@ -63,10 +67,10 @@ fn at_the_deadline_everybody_who_is_left_goes() {
 #[test]
 fn a_second_drain_changes_the_pace() {
     let (mut world, clients) = with_clients(8);
-    order(&mut world, &Command::Drain { over: 80 * S, within: 80 * S });
+    order(&mut world, &Command::Drain { over: 80 * S, within: 80 * S, to_successor: false });
     world.run(20500 * MS);
     assert_eq!(sent_away(&world, &clients), 2);
-    order(&mut world, &Command::Drain { over: 3 * S, within: 80 * S });
+    order(&mut world, &Command::Drain { over: 3 * S, within: 80 * S, to_successor: false });
     for left in [6, 4, 2] {
         assert_eq!(8 - sent_away(&world, &clients), left);
         world.run(S + 10 * MS);
@@ -77,7 +81,7 @@ fn a_second_drain_changes_the_pace() {
 #[test]
 fn a_new_client_is_told_at_once_that_it_is_not_taken_until_the_drain_is_taken_back() {
     let (mut world, clients) = with_clients(4);
-    order(&mut world, &Command::Drain { over: 4 * S, within: 4 * S });
+    order(&mut world, &Command::Drain { over: 4 * S, within: 4 * S, to_successor: false });
     world.run(S + 100 * MS);
     for shard in 0..2 {
         let refused = world.connect(0, shard);
@@ -103,8 +107,27 @@ fn whoever_logs_in_when_its_handshake_had_begun_before_is_sent_away() {
         world.run(MS);
     }
     assert_eq!(world.shard(0).counters().handshakes, 0);
-    order(&mut world, &Command::Drain { over: 60 * S, within: 60 * S });
+    order(&mut world, &Command::Drain { over: 60 * S, within: 60 * S, to_successor: false });
     world.run(S);
     assert_eq!((sent_away(&world, &[client]), world.addresses_held()), (1, 0));
     assert_eq!(world.connections(), (0, 0));
+}
+
+#[test]
+fn for_a_successor_those_who_come_back_go_at_an_even_pace_and_all_others_at_the_end() {
+    const UPGRADE: u64 = 0x09;
+    let users = vec![UserSpec::default(); 8];
+    let mut world = World::scenario(Setup { users, ..Setup::default() });
+    let attach = |world: &mut World, users: std::ops::Range<usize>| -> Vec<usize> {
+        users.map(|user| world.attach(user, (user % 2) as u16).0).collect()
+    };
+    let staying = attach(&mut world, 0..4);
+    world.seen.hello = Hello { returns: true, ..Hello::default() };
+    let going = attach(&mut world, 4..8);
+    order(&mut world, &Command::Drain { over: 2 * S, within: 10 * S, to_successor: true });
+    world.run(100 * MS);
+    for (seconds, gone) in [(0, [0, 0]), (1, [2, 0]), (1, [4, 0]), (7, [4, 0]), (1, [4, 4])] {
+        world.run(seconds * S);
+        assert_eq!([&going, &staying].map(|clients| told(&world, clients, UPGRADE)), gone);
+    }
 }
