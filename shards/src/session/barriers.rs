@@ -17,10 +17,10 @@ impl Barriers {
         Barriers { last: topology.all().map(|shard| (shard, CommandId::default())).collect() }
     }
 
+    /// A shard has executed a command. One of the process that takes over may say so before this shard hears that it is to [`join`](Barriers::join).
     pub fn passed(&mut self, from: ShardIndex, command: CommandId) {
-        if let Some(last) = self.last.get_mut(&from) {
-            *last = command.max(*last);
-        }
+        let last = self.last.entry(from).or_default();
+        *last = command.max(*last);
     }
 
     /// A shard was started anew: it has nothing under way from before any command.
@@ -31,7 +31,7 @@ impl Barriers {
 
     /// Shards that know of no command, and have nothing under way from before this one.
     pub fn join(&mut self, shards: Shards, command: CommandId) {
-        self.last.extend(shards.iter().map(|shard| (shard, command)));
+        shards.iter().for_each(|shard| self.passed(shard, command));
     }
 
     /// Only the shards of `topology` are left.
@@ -50,5 +50,23 @@ impl Barriers {
 
     pub fn completed(&self) -> CommandId {
         self.last.values().copied().min().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Generation;
+
+    #[test]
+    fn what_a_shard_has_executed_before_it_is_known_counts() {
+        let (own, to) = (Shards::alone(1), Shards { generation: Generation::Odd, count: 2 });
+        let mut barriers = Barriers::new(Topology::alone(own));
+        barriers.passed(to.at(1), CommandId(2));
+        barriers.join(to, CommandId(1));
+        barriers.passed(own.at(0), CommandId(2));
+        assert_eq!(barriers.completed(), CommandId(1));
+        barriers.passed(to.at(0), CommandId(2));
+        assert_eq!(barriers.completed(), CommandId(2));
     }
 }
