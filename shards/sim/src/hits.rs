@@ -68,6 +68,7 @@ kinds! { CONTROL_MESSAGES, control_message(ControlMessage):
     M::Level { .. } => "level",
     M::Yielded { .. } => "yielded",
     M::Remembered { .. } => "remembered",
+    M::Limit { .. } => "limit",
     M::Restarted { .. } => "restarted",
     M::Reattached { .. } => "reattached",
     M::Held { .. } => "held",

@@ -3,8 +3,10 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A rate in bits per second, never 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rate(NonZeroU64);
 
 impl Rate {
@@ -25,7 +27,7 @@ impl Rate {
 pub const BURST_BYTES_MIN: u64 = 64 * 1024;
 
 /// What a limited user may send and receive, all connections and both directions together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// In the long run.
     pub rate: Rate,

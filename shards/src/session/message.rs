@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
+use crate::limit::rate::Limit;
 
 /// A client that has proved who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,12 @@ pub enum ControlMessage {
     Yielded { lost_ms: Option<u64> },
     /// Former allocator to the one of the process that takes over: who had which address, some of those and the oldest first.
     Remembered { addresses: Vec<(Fingerprint, IpAddr)> },
+    /// Home to an owner of another process: the user's limit, whatever the owner's own snapshot says.
+    Limit {
+        #[serde(skip)]
+        user: UserIndex,
+        limit: Option<Limit>,
+    },
     /// Home to allocator: a connection needs an address. An allocator whose snapshot is older than `version`, the home's, answers when it has
     /// caught up.
     #[serde(skip)]
@@ -99,7 +106,7 @@ impl ControlMessage {
             M::LeaseWanted(report) => Some(&mut report.user),
             M::Tokens(grant) => Some(&mut grant.user),
             M::LeaseClosed(close) => Some(&mut close.user),
-            M::Level { user, .. } => Some(user),
+            M::Level { user, .. } | M::Limit { user, .. } => Some(user),
             M::Admit { .. } | M::Close { .. } | M::Route { .. } | M::Unroute { .. } | M::RoutesTold => None,
             M::Barrier { .. } | M::Reattached { .. } | M::Yielded { .. } | M::Remembered { .. } => None,
             M::AllocateAddress { .. } | M::AddressAllocated { .. } | M::ReleaseAddress { .. } => None,

@@ -1,5 +1,6 @@
 //! The control plane of a shard: what is done for each login and each command. It sees no packet.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -25,6 +26,8 @@ pub struct ControlPlane {
     remembered_max: usize,
     /// Who had which address when the addresses went to another process, from there on.
     pub(super) remembered: Vec<(Fingerprint, IpAddr)>,
+    /// What homes of another process have said of users who have, or had, connections here.
+    pub(super) told_limits: BTreeMap<UserIndex, Option<Limit>>,
 }
 
 impl ControlPlane {
@@ -51,6 +54,7 @@ impl ControlPlane {
             tunnel,
             remembered_max,
             remembered: Vec::new(),
+            told_limits: BTreeMap::new(),
         };
         let is_alone = topology.homes().count() == 1;
         this.allocate(|allocator| match topology.sibling {
@@ -110,8 +114,10 @@ impl ControlPlane {
         }
     }
 
+    /// What holds for a user's connections here.
     pub fn limit(&self, user: UserIndex) -> Option<Limit> {
-        self.context.users.user(user)?.limit
+        let own = || self.context.users.user(user)?.limit;
+        self.told_limits.get(&user).copied().unwrap_or_else(own)
     }
 
     pub fn home(&self, user: UserIndex) -> ShardIndex {

@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 
 use super::Shard;
 use super::control::ControlPlane;
-use crate::ids::{CommandId, Shards};
+use crate::ids::{CommandId, Shards, UserIndex};
+use crate::limit::rate::Limit;
 use crate::session::home::SessionHome;
 use crate::session::message::{ControlMessage, Login};
 
@@ -98,8 +99,32 @@ impl Shard {
         for user in users {
             self.data.limits.rehome(user, self.control.home(user));
         }
+        if self.control.context.topology.sibling.is_none() {
+            // The homes have come back.
+            let told = std::mem::take(&mut self.control.told_limits);
+            self.hold_limits_of(|user| told.contains_key(&user));
+        }
         self.control.attached(homes_incarnation);
         true
+    }
+
+    /// A home of another process says what a user's limit is.
+    pub(super) fn limit_told(&mut self, user: UserIndex, limit: Option<Limit>) {
+        let is_known = self.control.context.users.user(user).is_some();
+        if is_known && !self.control.context.topology.is_home(self.data.here) {
+            let before = self.control.limit(user);
+            self.control.told_limits.insert(user, limit);
+            if limit != before {
+                self.hold_limits_of(|other| other == user);
+            }
+        }
+    }
+
+    fn hold_limits_of(&mut self, is_chosen: impl Fn(UserIndex) -> bool) {
+        let clients = self.data.clients().into_iter();
+        let chosen = clients.filter(|(_, identity, address)| address.is_some() && is_chosen(identity.user));
+        let connections: Vec<_> = chosen.map(|(connection, identity, _)| (identity.user, connection)).collect();
+        self.hold_limits(&connections);
     }
 }
 

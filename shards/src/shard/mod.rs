@@ -19,7 +19,7 @@ pub mod message;
 #[cfg(feature = "inspect")]
 pub mod states;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +28,6 @@ use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::ids::{CommandId, ConnectionKey, Fingerprint, SHARDS_MAX, ShardIndex, UserIndex};
 use crate::io::{Received, WakeReason};
-use crate::limit::rate::Limit;
 use crate::machine::{Machine, Output};
 use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
@@ -189,7 +188,7 @@ impl Shard {
             Command::Resume => self.data.resume(),
             Command::Apply { id, snapshot } => self.apply(id, &snapshot),
             Command::Kick { id, user } => {
-                let revoked = self.revoke("Disconnected by the operator", |_, kicked, _, _| kicked == user);
+                let revoked = self.revoke("Disconnected by the operator", |kicked, _, _| kicked == user);
                 self.control.executed(id, &revoked);
             }
             Command::HandOver { id, to, incarnation } => self.hand_over(id, to, incarnation),
@@ -254,6 +253,7 @@ impl Shard {
             M::RoutesTold => self.routes_told(),
             M::Tokens(grant) => data.limits.handle_grant(&grant),
             M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
+            M::Limit { user, limit } => self.limit_told(user, limit),
             message => {
                 if let M::Barrier { revoked, .. } = &message {
                     data.drop_waiting_from(revoked);
@@ -343,33 +343,38 @@ impl Shard {
         self.data.apply(snapshot);
         self.control.context.version = snapshot.version;
         self.control.context.users = snapshot.users.clone();
-        let mut limits: BTreeMap<UserIndex, Option<Limit>> = BTreeMap::new();
+        let mut limited = Vec::new();
         let users = &snapshot.users;
-        let revoked = self.revoke("Access revoked", |data, user, connection, (credential, address)| {
+        let revoked = self.revoke("Access revoked", |user, connection, (credential, address)| {
             if users.find(&credential) != Some(user) || address.is_some_and(|address| !users.allows(user, address)) {
                 return true;
             }
-            if address.is_some() {
-                let limit = users.user(user).and_then(|user| user.limit);
-                data.set_limited(connection, limit);
-                limits.insert(user, limit);
-            }
+            limited.extend(address.map(|_| (user, connection)));
             false
         });
-        limits.into_iter().for_each(|(user, limit)| self.data.set_limit(user, limit));
+        self.hold_limits(&limited);
         self.control.apply();
         self.control.executed(command, &revoked);
+    }
+
+    /// The limits that are in force hold for connections with addresses, all of their users.
+    fn hold_limits(&mut self, connections: &[(UserIndex, ConnectionKey)]) {
+        for &(user, connection) in connections {
+            self.data.set_limited(connection, self.control.limit(user));
+        }
+        let users: BTreeSet<_> = connections.iter().map(|&(user, _)| user).collect();
+        users.into_iter().for_each(|user| self.data.set_limit(user, self.control.limit(user)));
     }
 
     /// Closes every connection on which somebody has logged in and that `is_over`. Returns the inner addresses that they had.
     fn revoke(
         &mut self,
         reason: &'static str,
-        mut is_over: impl FnMut(&mut DataPlane, UserIndex, ConnectionKey, (Fingerprint, Option<IpAddr>)) -> bool,
+        mut is_over: impl FnMut(UserIndex, ConnectionKey, (Fingerprint, Option<IpAddr>)) -> bool,
     ) -> Vec<IpAddr> {
         let mut revoked = Vec::new();
         for (connection, identity, address) in self.data.clients() {
-            if is_over(&mut self.data, identity.user, connection, (identity.credential, address)) {
+            if is_over(identity.user, connection, (identity.credential, address)) {
                 revoked.extend(address);
                 self.data.close(connection.slot, close_code::REVOKED, reason);
             }

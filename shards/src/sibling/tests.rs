@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::{CommandId, Fingerprint, Generation};
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseId, LeaseReport};
+use crate::limit::rate::{Limit, Rate};
 use crate::quic::placement::Load;
 use crate::session::message::{CloseReason, Login};
 use crate::session::users::User;
@@ -108,6 +109,10 @@ fn control() -> impl Strategy<Value = ControlMessage> {
         any::<Option<u64>>().prop_map(|lost_ms| M::Yielded { lost_ms }),
         vec((any::<[u8; 32]>().prop_map(Fingerprint), any::<IpAddr>()), 0..4)
             .prop_map(|addresses| M::Remembered { addresses }),
+        (user(), any::<Option<u64>>(), any::<u64>()).prop_map(|(user, bits_per_s, burst_bytes)| {
+            let rate = bits_per_s.and_then(Rate::from_bits_per_s);
+            M::Limit { user, limit: rate.map(|rate| Limit { rate, burst_bytes }) }
+        }),
     ]
 }
 
@@ -256,6 +261,7 @@ fn the_format_of_a_version_stays() {
         M::Level { user, level_bytes: 70_000 }.into(),
         M::Yielded { lost_ms: Some(5) }.into(),
         M::Remembered { addresses: vec![(credential, address)] }.into(),
+        M::Limit { user, limit: Some(Limit { rate: Rate::from_bits_per_s(300).unwrap(), burst_bytes: 70_000 }) }.into(),
         PacketMessage::Hairpin { connection, packets: vec![Bytes::from_static(b"a"), Bytes::from_static(b"bc")] }
             .into(),
         PacketMessage::Frame(Bytes::from_static(b"frame")).into(),

@@ -1,12 +1,14 @@
 //! The gateway is upgraded: another process starts, takes over the homes and then new clients, and the one before it drains and ends. Either may be killed
 //! on the way; then the other one serves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate_shards::Shards;
+use tollgate_shards::{Shards, Snapshot, User, Users};
 
 use super::drain::DrainTimes;
 use super::{Event, World};
+use crate::gateway::Order;
 use crate::plan::Feature;
 use crate::schedule::Time;
 use crate::trace::Who;
@@ -113,6 +115,18 @@ impl World {
         self.upgrade = Some(Upgrade { old, new, stage: Stage::Started });
         self.oracle.upgraded();
         new.iter().for_each(|shard| self.touch_shard(shard.0));
+    }
+
+    /// Whichever process starts next has the users in another order, and each as `change` makes it.
+    pub fn change_users(&mut self, change: impl Fn(&mut User)) {
+        let Snapshot { version, users, isolate_clients, handshakes } = &*self.gateway.snapshot;
+        let mut users: Vec<User> = users.users().map(|(_, user)| user.clone()).collect();
+        users.reverse();
+        users.iter_mut().for_each(change);
+        let users = Arc::new(Users::new(users).expect("they were users before"));
+        let (version, isolate_clients, handshakes) = (version + 1, *isolate_clients, handshakes.clone());
+        self.gateway.snapshot = Arc::new(Snapshot { version, users, isolate_clients, handshakes });
+        self.oracle.given(self.now, &Order::Apply(self.gateway.snapshot.clone()));
     }
 
     /// The new process is ready: the homes go over to it.

@@ -1,5 +1,7 @@
 //! A second process takes over from the first one: clients that stay lose nothing, and keep their addresses whichever of the two dies.
 
+use tollgate_shards::{Limit, Rate};
+
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -174,6 +176,20 @@ fn when_the_old_process_dies_its_clients_come_back_to_the_new_one_with_their_add
     }
 }
 
+/// How much passes of what is offered at once in each of `rounds` of 10 ms, in thousands of bytes.
+fn passes(world: &mut World, clients: &[(usize, IpAddr)], rounds: usize, packets: usize) -> usize {
+    world.seen.tun.clear();
+    for _ in 0..rounds {
+        for &(client, address) in clients {
+            (0..packets).for_each(|_| world.send_up(client, &udp4(address, SERVER, &[1; 972])));
+        }
+        world.run(10 * MS);
+    }
+    let is_theirs = |packet: &[u8]| clients.iter().any(|(_, address)| packet[12..16] == octets(*address));
+    let passed = world.seen.tun.iter().filter(|(_, packet)| is_theirs(packet));
+    passed.map(|(_, packet)| marks(packet, 972).len()).sum()
+}
+
 /// The bucket goes on from one home to the other: nothing comes twice, and nobody waits for what it had.
 #[test]
 fn a_limited_user_has_one_limit_over_both_processes() {
@@ -181,19 +197,6 @@ fn a_limited_user_has_one_limit_over_both_processes() {
     let mut world = World::scenario(Setup { users: vec![limited; 2], ..Setup::default() });
     let spender = world.attach(0, 0);
     let saver = world.attach(1, 0);
-    // How much passes of twice the rate, or of all that is offered at once, in thousands of bytes.
-    let passes = |world: &mut World, clients: &[(usize, IpAddr)], rounds: usize, packets: usize| -> usize {
-        world.seen.tun.clear();
-        for _ in 0..rounds {
-            for &(client, address) in clients {
-                (0..packets).for_each(|_| world.send_up(client, &udp4(address, SERVER, &[1; 972])));
-            }
-            world.run(10 * MS);
-        }
-        let is_theirs = |packet: &[u8]| clients.iter().any(|(_, address)| packet[12..16] == octets(*address));
-        let passed = world.seen.tun.iter().filter(|(_, packet)| is_theirs(packet));
-        passed.map(|(_, packet)| marks(packet, 972).len()).sum()
-    };
     let before = passes(&mut world, &[spender], 100, 22);
     assert!((1900..=2010).contains(&before), "{before}: a burst and a second's worth");
     upgrade(&mut world, 2);
@@ -203,4 +206,51 @@ fn a_limited_user_has_one_limit_over_both_processes() {
     let late = world.attach(0, 0);
     let of_both = passes(&mut world, &[spender, late], 50, 30);
     assert!((1400..=1530).contains(&of_both), "{of_both}: a burst and half a second's worth, over both");
+}
+
+#[test]
+fn users_have_their_limits_and_addresses_where_the_new_process_numbers_them_otherwise() {
+    let limited = UserSpec { limit_bits_per_s: Some(8_000_000), ..UserSpec::default() };
+    let mut world = World::scenario(Setup { users: vec![limited, UserSpec::default()], ..Setup::default() });
+    let clients = [world.attach(0, 0), world.attach(1, 1)];
+    assert!((1900..=2010).contains(&passes(&mut world, &clients[..1], 100, 22)));
+    world.change_users(|_| {});
+    upgrade(&mut world, 3);
+    let after = passes(&mut world, &clients[..1], 50, 22);
+    assert!((450..=530).contains(&after), "{after}: half a second's worth");
+    assert_eq!(passes(&mut world, &clients[1..], 20, 22), 440);
+    let late = [world.attach(0, 1), world.attach(1, 0)];
+    let of_both = passes(&mut world, &[clients[0], late[0]], 50, 30);
+    assert!((1400..=1530).contains(&of_both), "{of_both}: a burst and half a second's worth, over both");
+    assert_eq!(passes(&mut world, &late[1..], 20, 22), 440);
+    world.close(clients[0].0);
+    world.run(S);
+    assert_eq!(world.attach(0, 0).1, clients[0].1, "the one that it had");
+}
+
+#[test]
+fn the_limits_of_the_homes_process_hold_at_both() {
+    let limit = || Limit::new(Rate::from_bits_per_s(8_000_000).unwrap());
+    for was_limited in [true, false] {
+        let limit_bits_per_s = was_limited.then_some(8_000_000);
+        let users = vec![UserSpec { limit_bits_per_s, ..UserSpec::default() }];
+        let mut world = World::scenario(Setup { users, ..Setup::default() });
+        let early = world.attach(0, 0);
+        let is_all = |world: &mut World, client| passes(world, &[client], 100, 30) == 3000;
+        assert_eq!(is_all(&mut world, early), !was_limited);
+        world.change_users(|user| user.limit = (!was_limited).then(limit));
+        upgrade(&mut world, 2);
+        let passed = passes(&mut world, &[early], 100, 30);
+        match was_limited {
+            true => assert_eq!(passed, 3000, "no limit holds any more"),
+            false => assert!((1900..=2010).contains(&passed), "{passed}: a burst and a second's worth"),
+        }
+        let late = world.attach(0, 1);
+        let of_both = passes(&mut world, &[early, late], 50, 30);
+        assert!(if was_limited { of_both == 3000 } else { (1400..=1530).contains(&of_both) }, "{of_both} of both");
+        world.kill_successor();
+        world.run(10 * MS);
+        let passed = passes(&mut world, &[early], 100, 30);
+        assert!(if was_limited { (900..=1110).contains(&passed) } else { passed == 3000 }, "{passed} as before");
+    }
 }

@@ -3,12 +3,14 @@
 //! A connection that is told to go stays a *member*, closing, until its owner confirms that it is gone. Only then does its address go to somebody
 //! else: so an address never has two holders.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
+use crate::limit::rate::Limit;
 use crate::session::context::Context;
 use crate::session::message::{CloseReason, ControlMessage, Login, Refusal};
 use crate::session::users::{ConnectionLimit, User, Users, WhenReached};
@@ -136,6 +138,7 @@ impl Session {
         if let Some(address) = address {
             member.hold(context, self.home, address);
         }
+        self.tell_limit(context, login.connection.owner);
         is_new
     }
 
@@ -224,10 +227,23 @@ impl Session {
 
     /// Takes the limit that is in force now.
     pub(super) fn apply_limit(&mut self, context: &mut Context, lost_at: Option<Instant>) {
-        let limit = context.users.user(self.user).and_then(|user| user.limit);
+        let limit = limit_of(context, self.user);
+        let before = self.issuer.as_ref().map(LeaseIssuer::limit);
         match (&mut self.issuer, limit) {
             (Some(issuer), Some(limit)) => issuer.set_limit(context.now, limit, &mut sender(context)),
             _ => self.issuer = new_issuer(context, self.user, lost_at),
+        }
+        if limit != before {
+            let owners: BTreeSet<_> = self.members.iter().map(|member| member.login.connection.owner).collect();
+            owners.into_iter().for_each(|owner| self.tell_limit(context, owner));
+        }
+    }
+
+    /// An owner of another process may know another one.
+    fn tell_limit(&self, context: &mut Context, owner: ShardIndex) {
+        if !context.topology.own.contains(owner) {
+            let (user, limit) = (self.user, limit_of(context, self.user));
+            context.send(owner, ControlMessage::Limit { user, limit });
         }
     }
 
@@ -359,9 +375,13 @@ impl Session {
     }
 }
 
+fn limit_of(context: &Context, user: UserIndex) -> Option<Limit> {
+    context.users.user(user)?.limit
+}
+
 /// The tokens of a limited user who had none here: a burst, unless the user may have spent it before the home lost its memory.
 fn new_issuer(context: &Context, user: UserIndex, lost_at: Option<Instant>) -> Option<LeaseIssuer> {
-    let limit = context.users.user(user)?.limit?;
+    let limit = limit_of(context, user)?;
     Some(match lost_at {
         Some(at) => LeaseIssuer::empty(user, limit, at),
         None => LeaseIssuer::full(user, limit, context.now),
