@@ -1,5 +1,6 @@
 //! Commands and their options.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +10,13 @@ use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig, con
 use tracing::warn;
 
 use crate::control::{Control, DRAIN_MAX, Request, ask, drain};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
 use crate::log::{Log, say_last};
-use crate::output::print;
+use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
 use crate::tls::Doubt;
+use crate::upgrade::{Introduction, Program, take_over_input};
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -31,7 +33,13 @@ enum Command {
     /// Reads Quincy's server.toml and users.toml as they are, and tables of its own. SIGHUP reloads them, as `tollgate reload` does. SIGUSR1
     /// prints the counters of every shard as one line of JSON on standard output. Needs root, or CAP_NET_ADMIN for the TUN device and
     /// CAP_BPF for steering.
-    Serve(ServerFile),
+    Serve {
+        #[command(flatten)]
+        file: ServerFile,
+        /// Take over from the gateway that has started this process.
+        #[arg(long, hide = true)]
+        successor: bool,
+    },
     /// Have a running gateway read its configuration again and put it in force, without a break.
     ///
     /// It is checked whole first and put in force on all shards at once, or not at all. Users, certificates and keys, limits, isolation and
@@ -67,6 +75,25 @@ enum Command {
     },
     /// Have a gateway that drains take clients again.
     Resume(Operator),
+    /// Have a running gateway replaced by a new program or with a new configuration, without a break.
+    ///
+    /// The gateway starts another process, which takes all new clients as soon as it is ready. The old one keeps the clients that it has: those who
+    /// come back by themselves are sent over at once, all others stay until the time is up. Both have one pool of addresses and one limit for each
+    /// user. What `reload` refuses may change, but for the addresses, the tunnel network, the interface and [connection_ids]. If the new process does
+    /// not get ready, the old one goes on.
+    Upgrade {
+        /// The new program; without it, the path that the gateway was started with.
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+        /// The time after which whoever is left at the old process goes at once, as in 90s, 10m or 1h.
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        within: Duration,
+        /// How many of the clients that come back by themselves (those of `tollgate connect`, by TLS) go in a second. All others stay to the end.
+        #[arg(long, value_name = "RATE", default_value = "200/s", value_parser = clients_per_s)]
+        rate: u32,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Say how a running gateway stands: what it is about, and how many clients it has.
     Status(Operator),
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
@@ -183,11 +210,13 @@ impl Cli {
     /// Whatever ended it, in one line.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Serve(file) => serve(&file),
+            Command::Serve { file, successor: false } => serve(&file),
+            Command::Serve { file, successor: true } => succeed(&file),
             Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
             Command::Drain { within, rate, operator } => operator.drain(within, rate),
             Command::Resume(operator) => operator.order(&Request::Resume),
+            Command::Upgrade { binary, within, rate, operator } => operator.upgrade(binary, within, rate),
             Command::Status(operator) => operator.order(&Request::Status),
             Command::Connect(file) => {
                 let config = file.load()?;
@@ -223,6 +252,12 @@ impl Operator {
         ))?)
     }
 
+    fn upgrade(&self, binary: Option<PathBuf>, within: Duration, rate: u32) -> anyhow::Result<()> {
+        anyhow::ensure!(within <= DRAIN_MAX, "--within is longer than {}", humantime::format_duration(DRAIN_MAX));
+        let program = binary.map(std::path::absolute).transpose()?;
+        self.order(&Request::Upgrade { program, within_ms: within.as_millis() as u64, rate_per_s: Some(rate) })
+    }
+
     fn socket(&self) -> anyhow::Result<PathBuf> {
         if let Some(path) = &self.socket {
             return Ok(path.clone());
@@ -244,9 +279,33 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let doubts = doubts(&config)?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
-    let control = Control::open(&config)?;
+    let control = Control::open(&config, None)?;
     let gateway = Gateway::start(&config)?;
-    Ok(control.run(gateway, log, || file.load())?)
+    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+}
+
+/// Takes over from the process that has started this one, or tells it why not.
+fn succeed(file: &ServerFile) -> anyhow::Result<()> {
+    let stream = take_over_input()?;
+    let told = stream.try_clone()?;
+    let begun = begin_succession(file, stream);
+    if let Err(error) = &begun {
+        refuse(&told, &with_causes(error));
+    }
+    let (control, gateway, log) = begun?;
+    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+}
+
+fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Control, Gateway, Log)> {
+    let (introduction, mut handed) = Introduction::receive(&stream)?;
+    let config = file.load()?;
+    let log = start_log(&config.log, &config.ignored_variables)?;
+    config.warnings.iter().for_each(|warning| warn!("{warning}"));
+    let doubts = doubts(&config)?;
+    doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
+    let control = Control::open(&config, introduction.control.clone().zip(handed.control.take()))?;
+    let gateway = Gateway::succeed(&config, &introduction, handed, stream)?;
+    Ok((control, gateway, log))
 }
 
 /// What clients will find wrong with the gateway's certificate, if it shows one.

@@ -22,7 +22,9 @@ pub mod output;
 pub mod packet_io;
 pub mod progress;
 pub mod signals;
+pub mod supervisor;
 pub mod tls;
+pub mod upgrade;
 pub mod whole_file;
 
 pub use tollgate_netlink as netlink;

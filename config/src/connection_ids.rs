@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
 use tollgate_shards::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb};
 use zeroize::Zeroizing;
 
@@ -70,6 +71,12 @@ impl ConnectionIds {
                 IdLayout::quic_lb(self.id_bytes, &config, tag_key)
             }
         }
+    }
+
+    /// The first digits of the key's SHA-256.
+    pub(crate) fn key_hash(&self) -> Option<String> {
+        let hash = Sha256::digest(*self.key.as_ref()?.0);
+        Some(hash[..4].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     pub(crate) fn read_table(mut table: Table<'_>, report: &mut Report<'_>, shards: ShardCount) -> Self {

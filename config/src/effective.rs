@@ -23,6 +23,24 @@ impl ServerConfig {
         self.changes(next, true)
     }
 
+    /// The keys that two processes of one gateway must have alike, with their values: where they listen, what the tunnel is, and what connection IDs
+    /// are made of. Of a secret the value is a part of its hash.
+    pub fn alike(&self) -> Vec<(String, String)> {
+        const TOP: [&str; 4] = ["interface_name", "bind_address", "bind_port", "tunnel_network"];
+        let mut alike = Vec::new();
+        for section in self.in_force() {
+            let is_of_all = section.name == "connection_ids";
+            for entry in &section.entries {
+                if is_of_all || (section.name.is_empty() && TOP.contains(&entry.name)) {
+                    alike.push((section.path(entry), entry.value.clone().unwrap_or_else(|| "not set".to_owned())));
+                }
+            }
+        }
+        let secret = self.connection_ids.key_hash().into_iter();
+        alike.extend(secret.map(|hash| ("connection_ids.key".to_owned(), format!("sha256:{hash}..."))));
+        alike
+    }
+
     /// In which users `next` differs.
     pub fn user_changes(&self, next: &ServerConfig) -> UserChanges {
         let (old, new) = (&self.users, &next.users);

@@ -53,6 +53,8 @@ pub struct Acceptor {
     path: PathBuf,
     identity: (u64, u64),
     listener: UnixListener,
+    /// Whether the file is to stay, because another process has the socket too.
+    is_shared: bool,
     /// A descriptor that makes room for a client when there is no other: an operator gets in then of all times.
     spare: Option<OwnedFd>,
 }
@@ -69,10 +71,38 @@ impl Acceptor {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(unusable)?;
         }
-        let listener = open(path)?;
+        Acceptor::over(path, open(path)?, false)
+    }
+
+    /// Takes the listening socket at `path` over from another process, which still has it.
+    ///
+    /// # Errors
+    ///
+    /// If its file is gone, or descriptors run out.
+    pub fn inherit(path: &Path, listener: OwnedFd) -> Result<Self, SocketError> {
+        Acceptor::over(path, listener.into(), true)
+    }
+
+    fn over(path: &Path, listener: UnixListener, is_shared: bool) -> Result<Self, SocketError> {
+        let unusable = |source: io::Error| SocketError::Unusable { path: path.to_owned(), source };
         let metadata = fs::symlink_metadata(path).map_err(unusable)?;
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Acceptor { path: path.to_owned(), identity, listener, spare: Some(spare().map_err(unusable)?) })
+        let spare = Some(spare().map_err(unusable)?);
+        Ok(Acceptor { path: path.to_owned(), identity, listener, is_shared, spare })
+    }
+
+    /// A copy of the socket for another process.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn lend(&self) -> io::Result<(PathBuf, OwnedFd)> {
+        Ok((self.path.clone(), OwnedFd::from(self.listener.try_clone()?)))
+    }
+
+    /// Says whether another process has the socket too, and the file is to stay when this value is dropped.
+    pub fn set_shared(&mut self, is_shared: bool) {
+        self.is_shared = is_shared;
     }
 
     /// Accepts a client, in the place of the spare descriptor where there is no other. The stream is non-blocking.
@@ -112,7 +142,9 @@ impl AsFd for Acceptor {
 impl Drop for Acceptor {
     fn drop(&mut self) {
         // If it was replaced meanwhile, it is another's to remove.
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
+        if !self.is_shared
+            && fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+        {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -14,8 +14,10 @@ mod file_watch;
 mod operator;
 mod orders;
 pub mod protocol;
+mod upgrade;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -37,11 +39,14 @@ use self::clients::{Clients, not_served};
 use self::event_loop::{EventLoop, Interest, Source, Watched};
 use self::file_watch::FileWatch;
 use self::orders::{Orders, Origin, StatusFor};
-use crate::gateway::{Completed, DrainPlan, Gateway, GatewayError, Status};
+use self::upgrade::Leaving;
+use crate::gateway::{Completed, DrainPlan, Gateway, GatewayError, NotUpgraded, Status};
 use crate::io::Wake;
 use crate::log::Log;
 use crate::output::Reports;
 use crate::signals::SignalSource;
+use crate::supervisor;
+use crate::upgrade::Program;
 
 /// Longest drain.
 pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -89,16 +94,17 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens what `config` asks for. To be called before the gateway starts, so that one that cannot be controlled does not.
+    /// Opens what `config` asks for, or takes the control socket over that another process has `lent`, if it is the one. To be called before the
+    /// gateway starts, so that one that cannot be controlled does not.
     ///
     /// # Errors
     ///
     /// In one line that says what to do.
-    pub fn open(config: &ServerConfig) -> Result<Self, ControlError> {
+    pub fn open(config: &ServerConfig, lent: Option<(PathBuf, OwnedFd)>) -> Result<Self, ControlError> {
         let event_loop = EventLoop::new()?;
         Ok(Control {
             signals: event_loop.watch(Source::Signals, SignalSource::open().map_err(ControlError::Signals)?)?,
-            acceptor: acceptor(&config.control, &event_loop)?,
+            acceptor: acceptor(&config.control, lent, &event_loop)?,
             users_file: watch_users_file(config, &event_loop)?,
             level: config.log.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
@@ -107,16 +113,17 @@ impl Control {
     }
 
     /// Has `gateway` do what is asked for until somebody wants it to stop or a core has ended; then stops it. `load` reads the
-    /// configuration again.
+    /// configuration again; `program` is what another process starts with that is to take over.
     ///
     /// # Errors
     ///
     /// If a core had failed.
-    pub fn run<L>(self, gateway: Gateway, log: Log, load: L) -> Result<(), GatewayError>
+    pub fn run<L>(self, gateway: Gateway, log: Log, program: Program, load: L) -> Result<(), GatewayError>
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
-        let Control { event_loop, signals, acceptor, users_file, level, reports } = self;
+        let Control { event_loop, signals, mut acceptor, users_file, level, reports } = self;
+        acceptor.iter_mut().for_each(|acceptor| acceptor.set_shared(false));
         let mut control = ControlLoop {
             cores: event_loop.watch(Source::Cores, gateway.cores_wake())?,
             _host: gateway.host_watch().map(|watch| event_loop.watch(Source::Host, watch)).transpose()?,
@@ -130,8 +137,11 @@ impl Control {
             reports,
             orders: Orders::new(log, level),
             load,
+            program,
+            leaving: None,
             phase: Phase::Serving,
         };
+        supervisor::ready();
         while !control.has_stopped() {
             control.turn();
         }
@@ -143,6 +153,8 @@ impl Control {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Serving,
+    /// Another process serves, and it has the clients that it has.
+    Leaving,
     /// It reports its status a last time.
     LastStatus,
     /// The cores say goodbye to their clients.
@@ -164,6 +176,9 @@ struct ControlLoop<L> {
     reports: Reports,
     orders: Orders,
     load: L,
+    program: Program,
+    /// How clients leave, once there is another process.
+    leaving: Option<Leaving>,
     phase: Phase,
 }
 
@@ -175,7 +190,8 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     /// Waits once, and handles all that has come.
     fn turn(&mut self) {
         let users_file = self.users_file.as_ref().and_then(|watch| watch.poll_timeout());
-        let timeouts = [self.gateway.poll_timeout(), self.clients.poll_timeout(), users_file, self.accept_at];
+        let leaving = self.leaving.as_ref().filter(|_| self.phase == Phase::Leaving).map(Leaving::poll_timeout);
+        let timeouts = [self.gateway.poll_timeout(), self.clients.poll_timeout(), users_file, self.accept_at, leaving];
         let timeout = timeouts.into_iter().flatten().min().map(|at| at.saturating_duration_since(Instant::now()));
         let ready = self.event_loop.wait(timeout).unwrap_or_else(|_| {
             // The kernel is out of memory: whatever it is, not a loop without a pause.
@@ -190,7 +206,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             self.orders.push(Origin::Client(client), request);
         }
         self.advance_orders();
-        if self.phase == Phase::Serving && self.gateway.has_lost_a_core() {
+        if matches!(self.phase, Phase::Serving | Phase::Leaving) && self.gateway.has_lost_a_core() {
             self.begin_stop();
         }
     }
@@ -219,7 +235,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     fn handle_signals(&mut self) {
         let pending = self.signals.take();
-        if self.phase != Phase::Serving {
+        if matches!(self.phase, Phase::LastStatus | Phase::Stopping) {
             return;
         }
         if pending.report {
@@ -235,6 +251,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     fn handle_timeouts(&mut self, now: Instant) {
         self.gateway.handle_timeout(now);
+        self.look_whether_left(now);
         self.clients.handle_timeout(now);
         if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {
             self.orders.push(Origin::UsersFile, Request::Reload { force: false });
@@ -245,6 +262,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     }
 
     fn accept(&mut self, now: Instant) {
+        if self.phase == Phase::Leaving {
+            // Those who want to connect are the other process's.
+            return;
+        }
         let Some(acceptor) = &mut self.acceptor else { return };
         acceptor.keep_spare();
         match acceptor.accept() {
@@ -266,8 +287,17 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     /// Ends orders that are completed, and begins the next ones as long as none is pending.
     fn advance_orders(&mut self) {
-        while let Some(completed) = self.gateway.poll_completed() {
+        while let Some(completed) = self.gateway.poll_completed(Instant::now()) {
             match completed {
+                Completed::SuccessorLost => self.stay(),
+                Completed::Stop if matches!(self.phase, Phase::Serving | Phase::Leaving) => self.begin_stop(),
+                Completed::Upgrade(Ok(upgraded)) => {
+                    let process = upgraded.process;
+                    if let Some((origin, answer)) = self.orders.complete(Completed::Upgrade(Ok(upgraded))) {
+                        self.answer(origin, &answer);
+                    }
+                    self.begin_leaving(process);
+                }
                 Completed::Status(status) if self.phase == Phase::LastStatus => {
                     status.to_string().lines().for_each(|line| info!("{line}"));
                     info!("stopping: every client is told");
@@ -284,7 +314,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         }
         while let Some(next) = self.orders.begin_next() {
             let answered = match (next, self.phase) {
-                (orders::Next::Report, Phase::Serving) => {
+                (orders::Next::Report, Phase::Serving | Phase::Leaving) => {
                     self.gateway.begin_status(Instant::now());
                     None
                 }
@@ -294,6 +324,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 }
                 (orders::Next::Order(origin, _), Phase::LastStatus | Phase::Stopping) => {
                     Some((origin, self.orders.refuse_stopping()))
+                }
+                (orders::Next::Order(origin, _), Phase::Leaving) => {
+                    let process = self.gateway.successor().unwrap_or_default();
+                    Some((origin, self.orders.refuse_reload(origin, vec![NotUpgraded::Replaced(process).to_string()])))
                 }
                 (orders::Next::Order(origin, Request::Kick { user }), Phase::Serving) => {
                     self.orders.begin_kick(&mut self.gateway, origin, &user).map(|answer| (origin, answer))
@@ -311,6 +345,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     None
                 }
                 (orders::Next::Order(origin, Request::Resume), Phase::Serving) => Some((origin, self.resume())),
+                (orders::Next::Order(origin, Request::Upgrade { program, within_ms, rate_per_s }), Phase::Serving) => {
+                    let pace = DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s };
+                    self.begin_upgrade(origin, program, pace).map(|answer| (origin, answer))
+                }
             };
             if let Some((origin, answer)) = answered {
                 self.answer(origin, &answer);
@@ -321,6 +359,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     /// Makes use of a status that was asked for.
     fn take_status(&mut self, status: &Status) {
         match self.orders.take_status() {
+            None if self.phase == Phase::Leaving => self.see_them_leave(status, Instant::now()),
             None => {}
             Some(StatusFor::Report) => self.reports.print(status.to_json()),
             Some(StatusFor::Answer(origin)) => self.answer(origin, &orders::standing(&self.gateway, status)),
@@ -328,6 +367,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 self.gateway.begin_drain(pace, status, Instant::now());
                 let answer = orders::standing(&self.gateway, status);
                 answer.lines.iter().for_each(|line| info!("{line}"));
+                supervisor::status("draining: no new clients are taken");
                 self.answer(origin, &answer);
             }
         }
@@ -339,6 +379,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             return Answer::refused(vec!["the gateway does not drain: it takes clients".to_owned()]);
         }
         info!("taking clients again, by order");
+        supervisor::status("serving");
         let lines = vec!["taking clients again".to_owned()];
         Answer { done: true, lines, state: Some(self.gateway.state()), ..Answer::default() }
     }
@@ -375,6 +416,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     /// Takes no more orders, and asks for the last status.
     fn begin_stop(&mut self) {
+        if self.gateway.successor().is_none() {
+            supervisor::stopping();
+        }
         self.acceptor = None;
         self.phase = Phase::LastStatus;
         if let Some((origin, answer)) = self.orders.abandon() {
@@ -387,9 +431,15 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 /// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
 fn acceptor(
     config: &tollgate_config::Control,
+    lent: Option<(PathBuf, OwnedFd)>,
     event_loop: &EventLoop,
 ) -> Result<Option<Watched<Acceptor>>, ControlError> {
-    match Acceptor::listen(&config.socket.path) {
+    let path = &config.socket.path;
+    let opened = match lent {
+        Some((lent, socket)) if lent == *path => Acceptor::inherit(path, socket),
+        _ => Acceptor::listen(path),
+    };
+    match opened {
         Ok(acceptor) => Ok(Some(event_loop.watch_once(Source::Acceptor, acceptor)?)),
         Err(error) if config.socket.is_configured => Err(error.into()),
         Err(error @ SocketError::InUse { .. }) => {

@@ -15,6 +15,9 @@ use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Next, Request,
 /// one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for an upgrade, which the gateway gives up before.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How often a gateway is tried whose queue of connections is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(20);
 
@@ -81,7 +84,7 @@ pub enum AskError {
 ///
 /// If there is no gateway, or no answer.
 pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
-    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let deadline = Instant::now() + answer_timeout(request);
     let mut stream = connect_by(path, deadline).map_err(|source| {
         let path = path.to_owned();
         match source.kind() {
@@ -104,6 +107,14 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
         Err(error) => return Err(no_answer(error.to_string())),
     };
     serde_json::from_slice(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+/// An upgrade may wait for a process that takes its time to start.
+fn answer_timeout(request: &Request) -> Duration {
+    match request {
+        Request::Upgrade { .. } => UPGRADE_TIMEOUT,
+        _ => ANSWER_TIMEOUT,
+    }
 }
 
 /// The answer's line, or `None` if the gateway closes without one.

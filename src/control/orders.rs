@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::clients::ClientId;
 use super::protocol::{Answer, Request};
-use crate::gateway::{Completed, DrainPlan, Gateway, State, Status};
+use crate::gateway::{Completed, DrainPlan, Gateway, NotUpgraded, State, Status, Upgraded};
 use crate::log::{self, Kind, Log};
 
 /// Who gave an order.
@@ -51,6 +51,7 @@ enum Pending {
     Kick(Origin),
     /// With lines to add to the answer.
     Reload(Origin, Vec<String>),
+    Upgrade(Origin),
 }
 
 /// What a status was asked for.
@@ -117,7 +118,7 @@ impl Orders {
     pub fn take_status(&mut self) -> Option<StatusFor> {
         match self.pending.take()? {
             Pending::Status(purpose) => Some(purpose),
-            Pending::Kick(_) | Pending::Reload(..) => None,
+            Pending::Kick(_) | Pending::Reload(..) | Pending::Upgrade(_) => None,
         }
     }
 
@@ -155,6 +156,11 @@ impl Orders {
         None
     }
 
+    /// An upgrade has begun.
+    pub fn begin_upgrade(&mut self, origin: Origin) {
+        self.pending = Some(Pending::Upgrade(origin));
+    }
+
     /// The answer to the order that is pending, which the gateway has `completed`.
     pub fn complete(&mut self, completed: Completed) -> Option<(Origin, Answer)> {
         match (self.pending.take()?, completed) {
@@ -189,8 +195,26 @@ impl Orders {
             (Pending::Reload(origin, _), Completed::Reload(Err(unanswered))) => {
                 Some((origin, self.refuse_reload(origin, vec![unanswered.to_string()])))
             }
+            (Pending::Upgrade(origin), Completed::Upgrade(Ok(Upgraded { process, took }))) => {
+                let line = format!(
+                    "process {process} serves after {took:.1?}; this one keeps the clients that it has until they are sent away"
+                );
+                info!("upgraded: {line}");
+                let took_ms = Some(took.as_secs_f64() * 1e3);
+                Some((
+                    origin,
+                    Answer { done: true, lines: vec![line], process: Some(process), took_ms, ..Answer::default() },
+                ))
+            }
+            (Pending::Upgrade(origin), Completed::Upgrade(Err(error))) => Some((origin, self.refuse_upgrade(&error))),
             _ => None,
         }
+    }
+
+    /// Logs why there was no upgrade, and makes that an answer.
+    pub fn refuse_upgrade(&self, error: &NotUpgraded) -> Answer {
+        error!("not upgraded: {error}");
+        Answer::refused(vec![error.to_string()])
     }
 
     /// Logs each reason why there was no reload on the occasion of `origin`, and makes them an answer.
@@ -210,7 +234,8 @@ impl Orders {
             Pending::Status(StatusFor::Report) => None,
             Pending::Status(StatusFor::Answer(origin) | StatusFor::Drain(origin, _))
             | Pending::Kick(origin)
-            | Pending::Reload(origin, _) => Some((origin, self.refuse_stopping())),
+            | Pending::Reload(origin, _)
+            | Pending::Upgrade(origin) => Some((origin, self.refuse_stopping())),
         }
     }
 }
@@ -226,10 +251,14 @@ pub fn standing(gateway: &Gateway, status: &Status) -> Answer {
             format!("draining; clients left: {clients}, the last one for {:.1} s", left.as_secs_f64())
         }
     };
+    let before = gateway.predecessor().map(|(process, clients)| {
+        let clients = clients.map_or_else(|| "some".to_owned(), |clients| clients.to_string());
+        format!("process {process}, which this one has taken over from, still has clients: {clients}")
+    });
     let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
     Answer {
         done: true,
-        lines: std::iter::once(line).chain(silent).chain(status.panics()).collect(),
+        lines: std::iter::once(line).chain(before).chain(silent).chain(status.panics()).collect(),
         state: Some(state),
         clients: Some(clients),
         drains_for_ms: left.map(|left| left.as_millis() as u64),

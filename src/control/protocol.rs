@@ -6,6 +6,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 const CHUNK_BYTES: usize = 1024;
 
 /// What an operator wants. On the line: `{"order":"reload"}`, `{"order":"reload","force":true}`, `{"order":"kick","user":"alice"}`,
-/// `{"order":"drain","within_ms":600000,"rate_per_s":200}`, `{"order":"resume"}`, `{"order":"status"}`.
+/// `{"order":"drain","within_ms":600000,"rate_per_s":200}`, `{"order":"resume"}`, `{"order":"status"}`,
+/// `{"order":"upgrade","program":"/usr/local/bin/tollgate","within_ms":600000}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub enum Request {
@@ -47,6 +49,17 @@ pub enum Request {
     },
     /// Take clients again.
     Resume,
+    /// Have another process take over, and send the clients of this one away.
+    Upgrade {
+        /// The program, an absolute path; without one what this process was started with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<PathBuf>,
+        /// After so many milliseconds whoever is left goes at once.
+        within_ms: u64,
+        /// Clients in a second; without it the last one goes at the end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_per_s: Option<u32>,
+    },
     /// Say how the gateway stands.
     Status,
 }
@@ -75,6 +88,9 @@ pub struct Answer {
     /// How many milliseconds it takes until all have been sent away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drains_for_ms: Option<u64>,
+    /// The process that serves from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
     /// From the order to its acknowledgement by the last shard, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<f64>,

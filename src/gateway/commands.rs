@@ -40,6 +40,7 @@ impl CoreHandle {
 #[derive(Default)]
 pub struct Commands {
     last: CommandId,
+    last_change: CommandId,
     pending: Option<Pending>,
     completed: Option<Completed>,
     /// Cores that have ended. One may still be about to let go of its end of the channel.
@@ -84,6 +85,20 @@ impl Commands {
         command: impl Fn(CommandId) -> CoreCommand,
     ) {
         let id = self.next_id();
+        self.begin_change_as(id, cores, now, change, command);
+    }
+
+    /// The same under a number that another process has given.
+    pub fn begin_change_as(
+        &mut self,
+        id: CommandId,
+        cores: &[CoreHandle],
+        now: Instant,
+        change: Change,
+        command: impl Fn(CommandId) -> CoreCommand,
+    ) {
+        self.follow(id);
+        self.last_change = id;
         for core in cores {
             // A core that has ended does not answer either.
             core.send(command(id));
@@ -91,6 +106,26 @@ impl Commands {
         let waiting = (0..cores.len() as u16).collect();
         self.pending =
             Some(Pending::Change(PendingChange { id, began: now, waiting, closed_connections: 0, change }, None));
+    }
+
+    /// A number for an order that nobody waits for.
+    pub fn reserve(&mut self) -> CommandId {
+        self.next_id()
+    }
+
+    /// Numbers go on behind `id`.
+    pub fn follow(&mut self, id: CommandId) {
+        self.last = self.last.max(id);
+    }
+
+    /// The change that was begun last.
+    pub fn last_change(&self) -> CommandId {
+        self.last_change
+    }
+
+    /// Whether nothing is pending.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none() && self.completed.is_none()
     }
 
     fn next_id(&mut self) -> CommandId {
@@ -157,7 +192,7 @@ impl Commands {
             Some(Pending::Change(pending, Some(query))) if query.is_over(now) => {
                 let silent = query.silent();
                 let shards = if silent.is_empty() { pending.waiting } else { silent };
-                self.completed = Some(pending.change.complete(Err(Unanswered { shards })));
+                self.completed = Some(pending.change.complete(Err(Unanswered::Shards(shards))));
                 return;
             }
             Some(Pending::Change(pending, None)) if pending.began + CHANGE_TIMEOUT <= now => {
@@ -275,7 +310,7 @@ mod tests {
         assert!(commands.take_completed().is_none());
         commands.advance(&cores, late + REPORT_TIMEOUT);
         let Some(Completed::Kick(Err(unanswered))) = commands.take_completed() else { panic!("not completed") };
-        assert_eq!(unanswered.shards, [1].into());
+        assert_eq!(unanswered, Unanswered::Shards([1].into()));
     }
 
     #[test]

@@ -348,10 +348,12 @@ where
                 let before = std::mem::replace(&mut seat.snapshot, snapshot.clone());
                 seat.pending.begin_apply(id, before, snapshot.clone());
                 shard.handle_command(now, Command::Apply { id, snapshot });
+                seat.report_begun(id);
             }
             CoreCommand::Kick { id, user } => {
                 seat.pending.begin_kick(id, user);
                 shard.handle_command(now, Command::Kick { id, user });
+                seat.report_begun(id);
             }
             CoreCommand::Tun(queue, generation) => {
                 seat.generations.tun = generation;

@@ -35,13 +35,14 @@ pub enum State {
 }
 
 impl Gateway {
-    /// Takes no new clients from now on, and sends those that are here away, in place of a drain before. `status` tells how many there are.
+    /// Takes no new clients from now on, and sends those that are here away, in place of a drain before. `status` tells how many there are. Where another
+    /// process has taken over, those who do not come back by themselves stay to the end.
     pub fn begin_drain(&mut self, pace: DrainPlan, status: &Status, now: Instant) {
-        let over = pace.over(status.clients());
+        let (over, to_successor) = (pace.over(status.clients()), self.successor().is_some());
         for core in &self.cores {
-            core.send(CoreCommand::Drain { over, within: pace.within, to_successor: false });
+            core.send(CoreCommand::Drain { over, within: pace.within, to_successor });
         }
-        self.drained_by = Some(now + over.min(pace.within));
+        self.drained_by = Some(now + if to_successor { pace.within } else { over.min(pace.within) });
     }
 
     /// Takes clients again. Returns whether it did not.

@@ -13,13 +13,13 @@ pub fn log(shard: ShardIndex, event: Event, snapshot: &Snapshot) {
     }
     match event {
         Event::Attached { user, connection, address } => {
-            info!(user = name(user), shard = connection.owner.0, "client connected");
+            info!(user = name(user), shard = connection.owner.place(), "client connected");
             debug!(user = name(user), %address, "address leased");
         }
         Event::Detached { user, connection, reason, .. } => {
             // The peer's words in it are escaped already.
             let reason = format_args!("\"{reason}\"");
-            info!(user = name(user), shard = connection.owner.0, %reason, "client disconnected");
+            info!(user = name(user), shard = connection.owner.place(), %reason, "client disconnected");
         }
         Event::UnknownCredential { kind: CredentialKind::Certificate, fingerprint } => {
             warn!(certificate = %fingerprint, "client refused: no user has this certificate");
@@ -28,11 +28,11 @@ pub fn log(shard: ShardIndex, event: Event, snapshot: &Snapshot) {
             warn!(key = %fingerprint, %kind, "client refused: no user has this Noise key");
         }
         Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: false } => {
-            info!(user = name(user), shard = connection.owner.0, mtu_bytes, "client's path has a smaller MTU");
+            info!(user = name(user), shard = connection.owner.place(), mtu_bytes, "client's path has a smaller MTU");
         }
         Event::PathNarrowed { user, connection, mtu_bytes, is_too_narrow: true } => {
             let reason = "its path carries less than the 1280 bytes that IPv6 needs: give it a path with a larger MTU";
-            warn!(user = name(user), shard = connection.owner.0, mtu_bytes, reason, "client loses large packets");
+            warn!(user = name(user), shard = connection.owner.place(), mtu_bytes, reason, "client loses large packets");
         }
         Event::PoolExhausted { user } => {
             let reason = "no address is free: widen tunnel_network or the user's address_pool";
@@ -48,7 +48,7 @@ pub fn log(shard: ShardIndex, event: Event, snapshot: &Snapshot) {
         }
         Event::HandshakeFailed { reason } => debug!("handshake failed: {reason}"),
         Event::Forgotten { events } => {
-            warn!("{events} events of shard {} are not told of: they were too many at once", shard.0);
+            warn!("{events} events of shard {} are not told of: they were too many at once", shard.place());
         }
     }
 }

@@ -27,6 +27,8 @@ const FILE_BYTES_MAX: u64 = 1024;
 
 /// The keys of a gateway.
 pub struct Keys {
+    /// What all others are derived from.
+    pub master: Zeroizing<[u8; MASTER_BYTES]>,
     /// Key of the tags in connection IDs.
     pub connection_id: ConnectionIdKey,
     /// Key of the stateless reset tokens.
@@ -119,7 +121,8 @@ impl Keys {
         }
     }
 
-    fn derive(master: &[u8; MASTER_BYTES]) -> Self {
+    /// Those of a master secret.
+    pub fn derive(master: &[u8; MASTER_BYTES]) -> Self {
         let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tollgate").extract(master);
         let mut id_key = [0; 16];
         expand(&root, b"connection id", &mut id_key);
@@ -128,6 +131,7 @@ impl Keys {
         let mut token_key = Zeroizing::new([0; 32]);
         expand(&root, b"retry token", &mut *token_key);
         Keys {
+            master: Zeroizing::new(*master),
             connection_id: ConnectionIdKey(id_key),
             reset: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &*reset_key)),
             token: TokenKey::new(&token_key),

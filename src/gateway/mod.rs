@@ -10,6 +10,7 @@ mod commands;
 pub mod core;
 mod drain;
 mod events;
+mod groups;
 pub mod interrupt_moderation;
 mod keys;
 pub mod memory;
@@ -20,56 +21,55 @@ pub mod notices;
 mod params;
 pub mod pending;
 mod placement;
+mod predecessor;
 mod recurrence;
 pub mod reload;
 pub mod seat;
 pub mod sibling;
+mod start;
 mod status;
+mod successor;
 mod sync;
 mod threads;
 mod upkeep;
 pub mod waker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::Receiver;
 use tollgate_config::ServerConfig;
 use tollgate_netlink::NetlinkWatch;
-use tollgate_shards::{IdLayoutError, ShardKeys, Shards, Snapshot, Steering};
-use tracing::{info, warn};
+use tollgate_shards::{Generation, IdLayoutError, Shards, Snapshot};
+use zeroize::Zeroizing;
 
 pub use self::core::Report;
 pub use drain::{DrainPlan, State};
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
 pub use params::congestion;
+pub use predecessor::refuse;
 pub use reload::{Completed, Kicked, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
+pub use successor::{NotUpgraded, Upgraded};
 pub use upkeep::HostReport;
 
 use self::capacity::DescriptorError;
-use self::client_mtus::ClientMtus;
 use self::commands::{Commands, CoreHandle};
-use self::core::{Core, CoreCommand, Generations};
-use self::mesh::{MESSAGES_MAX, Mesh};
-use self::notices::{Notice, NoticeSender};
-use self::pending::Pending;
-use self::placement::list;
-use self::seat::{Birth, GivenUp, PANICS_MAX, PANICS_WINDOW, Panics, Seat, Standing};
-use self::threads::{CoreThread, Pool, ThreadError};
-use self::upkeep::Upkeep;
-use self::waker::Waker;
+use self::core::CoreCommand;
+use self::groups::Groups;
+use self::notices::Notice;
+use self::predecessor::Predecessor;
+use self::seat::{GivenUp, PANICS_MAX, PANICS_WINDOW, Panics};
+use self::start::{Prepared, Started, announce};
+use self::successor::Replacement;
+use self::threads::{Pool, ThreadError};
+use self::upkeep::{Beside, Upkeep};
 use crate::handshakes::{HandshakeError, Served};
-use crate::host::{self, HostError, Interface, SocketPlan, TunPlan};
-use crate::io::{
-    BindError, Group, Offloads, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, TunSteering, UdpOptions, Wake,
-};
-use crate::packet_io::PacketIo;
+use crate::host::{self, HostError, Interface};
+use crate::io::{BindError, TunDevice, TunError, Wake};
 
-/// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
-const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
 /// How long all cores together may take to say goodbye to their clients and end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -113,6 +113,15 @@ pub enum GatewayError {
         /// How many there may be.
         shards_max: u16,
     },
+    /// The configuration is not one to take over with.
+    #[error("{0} cannot change by an upgrade: both processes must have it alike; restart the gateway instead")]
+    NotAlike(String),
+    /// The process before this one contradicts itself.
+    #[error("the gateway that runs does not say what it should: restart it instead")]
+    Introduction,
+    /// The process before this one has not told everything in time.
+    #[error("the gateway that runs has not handed over in time")]
+    NoMemory,
     /// A thread cannot be started.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -151,8 +160,18 @@ pub enum GatewayError {
     System(#[from] io::Error),
 }
 
+/// The other process of the gateway.
+enum Sibling {
+    Nobody,
+    /// It is to take over, or has.
+    Successor(Box<Replacement>),
+    /// This one has taken over from it.
+    Predecessor(Box<Predecessor>),
+}
+
 /// A running gateway.
 pub struct Gateway {
+    shards: Shards,
     cores: Vec<CoreHandle>,
     threads: Pool,
     notices: Receiver<Notice>,
@@ -164,11 +183,19 @@ pub struct Gateway {
     given_up: Option<(u16, GivenUp)>,
     /// The configuration in force.
     config: ServerConfig,
+    /// What all keys are derived from.
+    master: Zeroizing<[u8; 32]>,
     /// What of it the shards know.
     snapshot: Arc<Snapshot>,
     served: Served,
     commands: Commands,
     upkeep: Upkeep,
+    panics: Panics,
+    /// The highest number that any incarnation of a shard has had.
+    incarnations: u32,
+    sibling: Sibling,
+    /// What has come to an end beside the commands.
+    completed: VecDeque<Completed>,
     /// When all clients have been sent away, where no new ones are taken.
     drained_by: Option<Instant>,
     /// When the cores must have ended.
@@ -182,48 +209,33 @@ impl Gateway {
     ///
     /// Each with one line that says what to do.
     pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
-        let cpus = placement::place(config.shards.count, config.shards.cpus.as_ref())?;
-        let shards = cpus.len();
-        capacity::allow_descriptors(shards)?;
-        let (threads, core_threads) = threads::start(&cpus)?;
         let keys = Keys::of(&config.shards)?;
-        let id_layout = config.connection_ids.layout(keys.connection_id)?;
-        let shards_max = id_layout.steering().shards_max();
-        if shards > usize::from(shards_max) {
-            return Err(GatewayError::Shards { shards, shards_max });
-        }
-        let served = Served::load(&config.protocol)?;
-        let snapshot = Arc::new(Snapshot {
-            version: 0,
-            users: config.users.clone(),
-            isolate_clients: config.isolate_clients,
-            handshakes: served.handshakes.listing(config.users.clone()),
-        });
-        let mut sockets = SocketPlan {
-            address: config.bind(),
-            shards,
-            options: udp_options(config, id_layout.steering()),
-            handshake_buffer_bytes: HANDSHAKE_BUFFER_BYTES,
-        };
-        let bound = host::bind_sockets(&sockets)?;
-        sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
-        let plan = tun_plan(config, shards);
-        let (mut tun, queues) = host::make_tun(&plan)?;
-        let steering = steer_tun(&queues);
+        let mut prepared = Prepared::of(config, keys, Generation::Even, 0)?;
+        let bound = host::bind_sockets(&prepared.sockets)?;
+        prepared.sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
+        let (mut tun, queues) = host::make_tun(&prepared.tun)?;
+        let (generation, address) = (prepared.shards.generation, prepared.sockets.address);
+        let groups = Groups::alone(generation, prepared.sockets.options.steering, &bound, &queues, address);
         tun.up()?;
-        let (notice_sender, notices) = notices::channel(Wake::new()?);
-        let wake = notice_sender.wake().clone();
-        let client_mtus = ClientMtus::default();
-        let shared = Shared {
-            keys: ShardKeys { id_layout, reset: keys.reset, token: keys.token },
-            snapshot: snapshot.clone(),
-            steering,
-            notices: notice_sender,
-        };
-        let cores = start_cores(config, &cpus, core_threads, bound, queues, &client_mtus, &shared)?;
-        announce(config, &cpus, &tun, shared.steering.is_some());
-        let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, shared.steering, sockets, client_mtus);
-        Ok(Gateway {
+        let queues = queues.into_iter().map(Some).collect();
+        let started = Started::of(config, &mut prepared, bound, queues, groups.map(), None)?;
+        announce(config, &prepared.cpus, &tun, groups.map().is_some());
+        Ok(Gateway::of(config, prepared, started, tun, groups, Beside::Nobody))
+    }
+
+    fn of(
+        config: &ServerConfig,
+        prepared: Prepared,
+        started: Started,
+        tun: TunDevice,
+        groups: Groups,
+        beside: Beside,
+    ) -> Self {
+        let Prepared { shards, threads, master, served, snapshot, tun: plan, sockets, .. } = prepared;
+        let Started { cores, notices, wake, panics, client_mtus, .. } = started;
+        let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside);
+        Gateway {
+            shards,
             cores,
             threads,
             notices,
@@ -231,13 +243,18 @@ impl Gateway {
             ended: BTreeSet::new(),
             given_up: None,
             config: config.clone(),
+            master,
             snapshot,
             served,
             commands: Commands::default(),
             upkeep,
+            panics,
+            incarnations: 0,
+            sibling: Sibling::Nobody,
+            completed: VecDeque::new(),
             drained_by: None,
             stop_by: None,
-        })
+        }
     }
 
     /// Readable when [`Gateway::handle_notices`] is to be called. To be drained before.
@@ -259,13 +276,15 @@ impl Gateway {
                     self.commands.handle_ended(shard);
                     self.upkeep.handle_released_udp(shard, now);
                 }
+                Notice::Begun { command } => self.pass_on(command),
+                // Waited for before the gateway serves.
+                Notice::TakenOver { .. } => {}
                 Notice::BegunAnew { shard, incarnation } => {
+                    self.incarnations = self.incarnations.max(incarnation);
                     self.commands.handle_begun_anew(shard.place() as u16, &self.cores);
                     self.upkeep.handle_begun_anew(shard, incarnation, now);
                 }
                 Notice::GivenUp { shard, because } => self.given_up = Some((shard, because)),
-                // No process before this one lives.
-                Notice::TakenOver { .. } => {}
                 Notice::Report { command, report } => self.commands.handle_report(command, *report),
                 Notice::Done { command, shard, closed_connections } => {
                     self.commands.handle_done(command, shard, closed_connections);
@@ -280,6 +299,16 @@ impl Gateway {
             self.upkeep.handle_client_mtus(now);
         }
         self.commands.advance(&self.cores, now);
+        self.hear_sibling(now);
+    }
+
+    /// Hears what the other process says.
+    fn hear_sibling(&mut self, now: Instant) {
+        self.sibling = match std::mem::replace(&mut self.sibling, Sibling::Nobody) {
+            Sibling::Nobody => Sibling::Nobody,
+            Sibling::Successor(other) => self.hear_successor(other, now),
+            Sibling::Predecessor(other) => self.hear_predecessor(other, now),
+        };
     }
 
     /// Takes changes of the host.
@@ -290,7 +319,12 @@ impl Gateway {
     /// When to call [`Gateway::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let upkeep = if self.stop_by.is_none() { self.upkeep.poll_timeout() } else { None };
-        [self.stop_by, upkeep, self.commands.poll_timeout()].into_iter().flatten().min()
+        let sibling = match &self.sibling {
+            Sibling::Nobody => None,
+            Sibling::Successor(other) => other.poll_timeout(),
+            Sibling::Predecessor(other) => other.poll_timeout(),
+        };
+        [self.stop_by, upkeep, self.commands.poll_timeout(), sibling].into_iter().flatten().min()
     }
 
     /// Does what is due.
@@ -299,6 +333,17 @@ impl Gateway {
             self.upkeep.handle_timeout(now, &self.cores);
         }
         self.commands.advance(&self.cores, now);
+        self.hear_sibling(now);
+    }
+
+    /// Whether no command is pending.
+    pub fn is_idle(&self) -> bool {
+        self.commands.is_idle()
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &ServerConfig {
+        &self.config
     }
 
     /// Asks every core for its status, and gives up what was pending. [`Gateway::poll_completed`] has it when all have answered, or time is
@@ -307,13 +352,22 @@ impl Gateway {
         self.commands.begin_status(&self.cores, now);
     }
 
-    /// What the pending command has come to. The next one may begin then.
-    pub fn poll_completed(&mut self) -> Option<Completed> {
-        let mut completed = self.commands.take_completed();
-        if let Some(Completed::Status(status)) = &mut completed {
-            status.host = self.upkeep.report();
+    /// What has come to an end. Where that is the pending command, the next one may begin then.
+    pub fn poll_completed(&mut self, now: Instant) -> Option<Completed> {
+        if let Some(completed) = self.completed.pop_front() {
+            return Some(completed);
         }
-        completed
+        match self.commands.take_completed()? {
+            Completed::Status(mut status) => {
+                status.host = self.upkeep.report();
+                Some(Completed::Status(status))
+            }
+            Completed::ForSuccessor { order, result } => {
+                self.answer_successor(order, result);
+                None
+            }
+            completed => self.complete_with_predecessor(completed, now),
+        }
     }
 
     /// Whether a core has ended, which none should before [`Gateway::begin_stop`].
@@ -324,6 +378,9 @@ impl Gateway {
     /// Has the cores say goodbye to every client and end.
     pub fn begin_stop(&mut self, now: Instant) {
         self.upkeep.remove_client_routes(now);
+        if let Sibling::Predecessor(other) = &self.sibling {
+            other.stop();
+        }
         for core in &self.cores {
             core.send(CoreCommand::Stop);
         }
@@ -341,132 +398,25 @@ impl Gateway {
     ///
     /// If shards had panicked too often, or a core has not ended.
     pub fn finish(self) -> Result<(), GatewayError> {
-        match self.given_up {
-            Some((shard, GivenUp::TooMany)) => return Err(GatewayError::Panics { shard }),
-            Some((shard, GivenUp::BesideAnother)) => return Err(GatewayError::PanicBesideAnother { shard }),
-            None => {}
+        if let Some((shard, because)) = self.given_up {
+            return Err(given_up(shard, because));
         }
         if let Some(shard) = (0..self.cores.len() as u16).find(|shard| !self.ended.contains(shard)) {
             return Err(GatewayError::Stuck { shard });
         }
         drop(self.cores);
-        self.threads.join().map_err(GatewayError::Lost)
-    }
-}
-
-/// What all cores start with.
-struct Shared {
-    keys: ShardKeys,
-    snapshot: Arc<Snapshot>,
-    steering: Option<Arc<TunSteering>>,
-    notices: NoticeSender,
-}
-
-fn start_cores(
-    config: &ServerConfig,
-    cpus: &[usize],
-    threads: Vec<CoreThread>,
-    sockets: Vec<ShardSockets>,
-    queues: Vec<TunQueue>,
-    client_mtus: &ClientMtus,
-    shared: &Shared,
-) -> Result<Vec<CoreHandle>, GatewayError> {
-    let wakers = cpus.iter().map(|_| Wake::new().map(Waker::new)).collect::<io::Result<Vec<_>>>()?;
-    let ends = Mesh::between(&wakers, MESSAGES_MAX);
-    let now = Instant::now();
-    let (shards, panics) = (Shards::alone(cpus.len() as u16), Panics::default());
-    let mut cores = Vec::with_capacity(cpus.len());
-    let parts = sockets.into_iter().zip(queues).zip(ends).zip(wakers).zip(threads).zip(cpus).enumerate();
-    for (index, (((((sockets, queue), mesh), waker), thread), &cpu)) in parts {
-        let mut packet_io = PacketIo::new(sockets.live, Some(queue), waker.descriptor())?;
-        packet_io.set_handshakes(sockets.handshakes, waker.descriptor())?;
-        let (commands, command_receiver) = unbounded();
-        let seat = Seat {
-            cpu,
-            params: params::params(config, shards, None, index as u16),
-            keys: shared.keys.clone(),
-            snapshot: shared.snapshot.clone(),
-            packet_io,
-            mesh,
-            sibling: None,
-            waker: waker.clone(),
-            commands: command_receiver,
-            coalesce: config.data_path.coalesce,
-            busy_poll: config.data_path.busy_poll,
-            pending: Pending::default(),
-            trim: memory::Trim::default(),
-            steering: shared.steering.clone(),
-            notices: shared.notices.clone(),
-            generations: Generations::default(),
-            client_mtus: client_mtus.sender(shared.notices.wake().clone()),
-            tell: events::log,
-            standing: Standing::default(),
-            panics: panics.clone(),
-        };
-        Core::new(seat, Birth::draw(), now).start(thread);
-        cores.push(CoreHandle { commands, waker });
-    }
-    Ok(cores)
-}
-
-fn tun_plan(config: &ServerConfig, shards: usize) -> TunPlan {
-    TunPlan {
-        name: config.interface_name.clone(),
-        queues: shards,
-        mtu_bytes: config.connection.mtu_bytes,
-        options: TunOptions { tso: config.data_path.tso, uso: config.data_path.uso, ..TunOptions::default() },
-        address: config.tunnel_network,
-    }
-}
-
-fn udp_options(config: &ServerConfig, steering: Steering) -> UdpOptions {
-    UdpOptions {
-        send_buffer_bytes: config.connection.send_buffer_bytes,
-        receive_buffer_bytes: config.connection.recv_buffer_bytes,
-        gro: config.data_path.gro,
-        gso: config.data_path.gso,
-        steering,
-    }
-}
-
-fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
-    if queues.len() < 2 {
-        return None;
-    }
-    match TunSteering::attach(&queues[0], Group::alone(queues.len())) {
-        Ok(steering) => Some(Arc::new(steering)),
-        Err(error) => {
-            warn!("{error}");
-            None
+        let ended = self.threads.join().map_err(GatewayError::Lost);
+        if let Sibling::Successor(other) = self.sibling {
+            other.close();
         }
+        self.upkeep.finish();
+        ended
     }
 }
 
-/// Says how the gateway runs, in one line.
-fn announce(config: &ServerConfig, cpus: &[usize], tun: &TunDevice, steered: bool) {
-    let shards = cpus.len();
-    info!(
-        "listening on {} with {shards} shard{} on CPU {}; tunnel {} ({}) on {}; UDP steered by connection ID (classic BPF); \
-         TUN steered by {}; TUN offloads: {}",
-        config.bind(),
-        if shards == 1 { "" } else { "s" },
-        list(cpus),
-        config.tunnel_network,
-        if config.isolate_clients { "clients isolated" } else { "clients reach each other" },
-        tun.name(),
-        match (shards, steered) {
-            (1, _) => "nothing (one shard)",
-            (_, true) => "inner destination (eBPF)",
-            (_, false) => "the driver's flow table and mesh (eBPF is not available)",
-        },
-        offloads(tun.offloads()),
-    );
-}
-
-fn offloads(offloads: Offloads) -> String {
-    let active: Vec<_> = [(offloads.checksum, "checksum"), (offloads.tso, "TSO"), (offloads.uso, "USO")]
-        .into_iter()
-        .filter_map(|(on, name)| on.then_some(name))
-        .collect();
-    if active.is_empty() { "none".to_owned() } else { active.join(", ") }
+fn given_up(shard: u16, because: GivenUp) -> GatewayError {
+    match because {
+        GivenUp::TooMany => GatewayError::Panics { shard },
+        GivenUp::BesideAnother => GatewayError::PanicBesideAnother { shard },
+    }
 }

@@ -47,6 +47,11 @@ pub enum Notice {
         /// The core's status.
         report: Box<Report>,
     },
+    /// The core has executed the command, and the process before this one may have it.
+    Begun {
+        /// The command.
+        command: CommandId,
+    },
     /// Every shard has carried out the command, and this core has sent what that made it send.
     Done {
         /// The command.

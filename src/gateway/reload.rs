@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate_config::{ServerConfig, UserChanges};
-use tollgate_shards::{Handshakes, Snapshot, Users};
+use tollgate_shards::{CommandId, Handshakes, Snapshot, Users};
 
 use super::Gateway;
 use super::commands::CHANGE_TIMEOUT;
 use super::core::CoreCommand;
 use super::status::Status;
+use super::successor::{NotUpgraded, Upgraded};
 use crate::handshakes::{Mode, Served};
+use crate::upgrade::{Words, words};
 
 /// Another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +58,20 @@ pub struct ReloadUnanswered {
     unanswered: Unanswered,
 }
 
-/// Shards that have not carried an order out in time.
+/// Somebody has not carried an order out in time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("shard {} did not say within {CHANGE_TIMEOUT:?} that the order is carried out", list(.shards))]
-pub struct Unanswered {
-    /// The indices of the shards.
-    pub shards: BTreeSet<u16>,
+pub enum Unanswered {
+    /// Shards of these indices.
+    #[error("shard {} did not say within {CHANGE_TIMEOUT:?} that the order is carried out", list(.0))]
+    Shards(BTreeSet<u16>),
+    /// The process that was there before an upgrade, and still has clients.
+    #[error("process {process}, which this one has taken over from, has not carried the order out: {reason}")]
+    Predecessor {
+        /// The ID of that process.
+        process: u32,
+        /// Why not, as far as is known.
+        reason: String,
+    },
 }
 
 /// A user's connections were closed. They may log in again.
@@ -108,9 +118,14 @@ pub enum Change {
         /// The user's name.
         user: String,
     },
+    /// An order of the process that has taken over.
+    ForSuccessor {
+        /// The order.
+        order: CommandId,
+    },
 }
 
-/// What a command to the cores has come to.
+/// What has come to an end.
 pub enum Completed {
     /// The status of all cores that have answered.
     Status(Status),
@@ -118,6 +133,42 @@ pub enum Completed {
     Reload(Result<Reloaded, ReloadUnanswered>),
     /// Closed connections.
     Kick(Result<Kicked, Unanswered>),
+    /// An order of the process that has taken over, with the connections that were closed for it.
+    ForSuccessor {
+        /// The order.
+        order: CommandId,
+        /// What it has come to.
+        result: Result<u64, Unanswered>,
+    },
+    /// An upgrade.
+    Upgrade(Result<Upgraded, NotUpgraded>),
+    /// The process that had taken over is dead: this one serves again.
+    SuccessorLost,
+    /// The process that has taken over stops, and this one is to.
+    Stop,
+}
+
+impl Completed {
+    /// With so many connections more that were closed.
+    pub fn with_closed(mut self, more: u64) -> Self {
+        match &mut self {
+            Completed::Reload(Ok(Reloaded { closed_connections, .. }))
+            | Completed::Kick(Ok(Kicked { closed_connections, .. })) => *closed_connections += more,
+            _ => {}
+        }
+        self
+    }
+
+    /// Not known to be done after all.
+    pub fn unanswered(self, unanswered: Unanswered) -> Self {
+        match self {
+            Completed::Reload(Ok(Reloaded { epoch, .. })) => {
+                Completed::Reload(Err(ReloadUnanswered { epoch, unanswered }))
+            }
+            Completed::Kick(Ok(_)) => Completed::Kick(Err(unanswered)),
+            completed => completed,
+        }
+    }
 }
 
 impl Change {
@@ -128,6 +179,9 @@ impl Change {
                 Ok((closed_connections, took)) => Ok(Reloaded { epoch, shards, changes, closed_connections, took }),
                 Err(unanswered) => Err(ReloadUnanswered { epoch, unanswered }),
             }),
+            Change::ForSuccessor { order } => {
+                Completed::ForSuccessor { order, result: result.map(|(closed_connections, _)| closed_connections) }
+            }
             Change::Kick { user } => {
                 Completed::Kick(result.map(|(closed_connections, took)| Kicked { user, closed_connections, took }))
             }
@@ -162,6 +216,12 @@ impl Gateway {
         let change = Change::Reload { epoch: version, shards: self.cores.len(), changes };
         self.commands
             .begin_change(&self.cores, now, change, |id| CoreCommand::Apply { id, snapshot: snapshot.clone() });
+        self.prepare_to_pass_on(|order, snapshot| {
+            let mut words = words::users(snapshot.users.users().map(|(_, user)| user));
+            let Snapshot { version, isolate_clients, .. } = *snapshot;
+            words.push(Words::Apply { order, version, isolate_clients });
+            words
+        });
         Ok(())
     }
 
@@ -176,6 +236,7 @@ impl Gateway {
         };
         let change = Change::Kick { user: name.to_owned() };
         self.commands.begin_change(&self.cores, now, change, |id| CoreCommand::Kick { id, user });
+        self.prepare_to_pass_on(|order, _| vec![Words::Kick { order, user: name.to_owned() }]);
         Ok(())
     }
 
@@ -308,7 +369,7 @@ mod tests {
         assert_eq!(reloaded.to_string(), expected);
         let kicked = Kicked { user: "bob".to_owned(), closed_connections: 1, took };
         assert_eq!(kicked.to_string(), "1 connection of user 'bob' closed after 1.5ms");
-        let unanswered = Unanswered { shards: [0, 2].into() };
+        let unanswered = Unanswered::Shards([0, 2].into());
         assert_eq!(unanswered.to_string(), "shard 0, 2 did not say within 2s that the order is carried out");
     }
 }

@@ -16,9 +16,10 @@ use tracing::{debug, warn};
 use super::client_mtus::ClientMtus;
 use super::commands::CoreHandle;
 use super::core::CoreCommand;
+use super::groups::{Groups, Predecessors};
 use super::recurrence::{LINES_MAX, Recurrence};
 use crate::host::{Host, HostError, Interface, Request, Restored, SocketPlan};
-use crate::io::{Group, TunDevice, TunSteering};
+use crate::io::TunDevice;
 use crate::packet_io::Lost;
 
 /// How long a core may take to close its sockets.
@@ -56,8 +57,7 @@ impl HostReport {
 pub struct Upkeep {
     interface: Interface,
     device: TunDevice,
-    /// The program in the kernel that steers to the device's queues.
-    steering: Option<Arc<TunSteering>>,
+    groups: Groups,
     sockets: SocketPlan,
     client_mtus: ClientMtus,
     host: Option<Host>,
@@ -73,6 +73,18 @@ pub struct Upkeep {
     release: Option<Release>,
     /// When to look at the host.
     due: Option<Instant>,
+    beside: Beside,
+}
+
+/// The other process of the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// There is none.
+    Nobody,
+    /// It was there before. What is shared with it is not made anew while it lives.
+    Predecessor,
+    /// It has taken over, and the interface with it.
+    Successor,
 }
 
 /// Cores that have not closed their sockets yet.
@@ -87,21 +99,20 @@ impl Upkeep {
     pub fn new(
         interface: Interface,
         device: TunDevice,
-        steering: Option<Arc<TunSteering>>,
+        groups: Groups,
         sockets: SocketPlan,
         client_mtus: ClientMtus,
+        beside: Beside,
     ) -> Self {
         let watch = NetlinkWatch::open().map_err(|error| unwatched(interface.name(), &error)).ok();
         let mut host = Host::open().map_err(|error| warn!("{error}")).ok();
-        if let Some(host) = &mut host
-            && let Err(error) = interface.remove_stale_routes(host)
-        {
-            debug!(%error, "routes of an earlier run");
+        if beside == Beside::Nobody {
+            remove_stale_routes(&interface, host.as_mut());
         }
         Upkeep {
             interface,
             device,
-            steering,
+            groups,
             sockets,
             client_mtus,
             host,
@@ -114,6 +125,39 @@ impl Upkeep {
             release: None,
             // For what happened before the watch was there.
             due: Some(Instant::now()),
+            beside,
+        }
+    }
+
+    /// Its groups in the kernel.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// The device and the sockets.
+    pub fn shared(&self) -> (&TunDevice, &SocketPlan) {
+        (&self.device, &self.sockets)
+    }
+
+    /// Another process is there from now on, or not any more.
+    pub fn set_beside(&mut self, beside: Beside, now: Instant) {
+        self.beside = beside;
+        if beside == Beside::Nobody {
+            self.look_soon(now);
+        }
+    }
+
+    /// The process before this one has ended.
+    pub fn let_leave(&mut self, before: Predecessors, now: Instant) {
+        self.groups.let_leave(before);
+        remove_stale_routes(&self.interface, self.host.as_mut());
+        self.set_beside(Beside::Nobody, now);
+    }
+
+    /// Leaves the device as it is to the process that has taken over, if there is one.
+    pub fn finish(self) {
+        if self.beside == Beside::Successor {
+            self.device.leave();
         }
     }
 
@@ -220,11 +264,15 @@ impl Upkeep {
             Ok(host) => host,
             Err(error) => return self.failed(now, &error),
         };
-        let results = [
-            self.restore_sockets(&mut host, now, cores),
-            self.restore_device(&mut host, now, cores),
-            self.restore_interface(&mut host, now),
-        ];
+        let results = match self.beside {
+            Beside::Nobody => vec![
+                self.restore_sockets(&mut host, now, cores),
+                self.restore_device(&mut host, now, cores),
+                self.restore_interface(&mut host, now),
+            ],
+            Beside::Predecessor => vec![self.restore_interface(&mut host, now)],
+            Beside::Successor => Vec::new(),
+        };
         self.host = Some(host);
         match results.into_iter().collect::<Result<Vec<bool>, HostError>>() {
             Ok(done) if done.contains(&true) => self.faults.happened(now),
@@ -273,12 +321,7 @@ impl Upkeep {
             host.change(Request::RemoveLink { interface: self.interface.index() })?;
         }
         let (device, queues) = host.make_tun(self.interface.plan())?;
-        if let Some(steering) = &self.steering
-            && let Some(queue) = queues.first()
-            && let Err(error) = steering.steer(queue, Group::alone(queues.len()))
-        {
-            warn!("{error}");
-        }
+        self.groups.replace_queues(&queues);
         self.interface.replaced(&device);
         self.device = device;
         self.lost.tun = false;
@@ -312,6 +355,7 @@ impl Upkeep {
         let sockets = host.bind_sockets(self.sockets.clone())?;
         self.lost.udp = false;
         self.udp_generation += 1;
+        self.groups.replace_sockets(&sockets);
         for (core, sockets) in cores.iter().zip(sockets) {
             core.send(CoreCommand::Udp(sockets, self.udp_generation));
         }
@@ -319,6 +363,14 @@ impl Upkeep {
         let line = format!("a UDP socket of {} was out of order: all are opened anew", self.sockets.address);
         self.faults.line(now, &line);
         Ok(true)
+    }
+}
+
+fn remove_stale_routes(interface: &Interface, host: Option<&mut Host>) {
+    if let Some(host) = host
+        && let Err(error) = interface.remove_stale_routes(host)
+    {
+        debug!(%error, "routes of an earlier run");
     }
 }
 

@@ -23,6 +23,16 @@ impl Members {
         Members { first: others, turned: 0, count }
     }
 
+    /// `count` members, 1 at least, in front of all others, turned by fewer places.
+    ///
+    /// # Panics
+    ///
+    /// If there cannot be such.
+    pub fn turned_by(count: u32, turned: u32) -> Self {
+        assert!(turned < count, "{count} members turned by {turned}");
+        Members { first: 0, turned, count }
+    }
+
     /// Where they stand when the last of those in front has left.
     ///
     /// # Panics

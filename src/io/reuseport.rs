@@ -117,6 +117,7 @@ fn unless(comparison: u32, value: u32, skipped: usize) -> libc::sock_filter {
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, UdpSocket as StdSocket};
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     use tollgate_shards::{Generation, Steering};
@@ -260,7 +261,8 @@ mod tests {
         let old_members = Members::behind(0, before.len() as u32);
         let mut members = Members::behind(before.len() as u32, joined.len() as u32);
         loop {
-            joined[0].steer(Group::of_two(Generation::Odd, members, old_members), steering).unwrap();
+            let group = Group::of_two(Generation::Odd, members, old_members);
+            UdpGroup::steer(address, joined[0].as_fd(), group, steering).unwrap();
             let all = before.iter().chain(&joined);
             for shard in 0..new {
                 for (is_long, first) in [(false, 0), (true, new)] {
@@ -279,7 +281,7 @@ mod tests {
             }
             members = members.one_left();
         }
-        joined[0].steer(Group::of_one(members), steering).unwrap();
+        UdpGroup::steer(address, joined[0].as_fd(), Group::of_one(members), steering).unwrap();
         for shard in 0..new {
             for generation in [0, odd] {
                 assert_eq!(receiver(&joined, &packet(generation, shard, true), address, &client), new + shard);

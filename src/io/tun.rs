@@ -15,6 +15,7 @@ use tollgate_config::INTERFACE_NAME;
 use tollgate_shards::packet::vnet;
 use tun::AbstractDevice;
 
+use super::tun_adopted::{Adopted, adoption_flags};
 use super::tun_queue::TunQueue;
 use crate::netlink::Netlink;
 
@@ -29,7 +30,7 @@ const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
 const CLONE_DEVICE: &CStr = c"/dev/net/tun";
 /// The same for every queue: a queue opened with others would change the framing of all. With them `IFF_MULTI_QUEUE`, unless a device that was
 /// made beforehand has one queue only.
-const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+pub(super) const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Settings of a TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +139,7 @@ pub struct TunDevice {
     offloads: Offloads,
     queue_frames_max: u32,
     /// A queue's descriptor, of a device that was made beforehand and stays.
-    _adopted: Option<Adopted>,
+    adopted: Option<Adopted>,
 }
 
 impl TunDevice {
@@ -172,6 +173,30 @@ impl TunDevice {
         for _ in 1..queues {
             fds.push(attach_queue(&mut interface_request(&name), flags)?);
         }
+        TunDevice::of(name, fds, mtu, options, is_adopted)
+    }
+
+    /// Opens `queues` queues more of the device `name`, which another process has and leaves to this one. They stand behind its own in the kernel's
+    /// order. MTU and offloads are `mtu` and what `options` ask for from now on; `is_adopted` says whether the device was made beforehand.
+    pub fn join(
+        name: &str,
+        queues: usize,
+        mtu: u16,
+        options: &TunOptions,
+        is_adopted: bool,
+    ) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
+        let flags = QUEUE_FLAGS | libc::IFF_MULTI_QUEUE;
+        let opened = (0..queues).map(|_| attach_queue(&mut interface_request(name), flags));
+        TunDevice::of(name.to_owned(), opened.collect::<Result<_, _>>()?, mtu, options, is_adopted)
+    }
+
+    fn of(
+        name: String,
+        fds: Vec<OwnedFd>,
+        mtu: u16,
+        options: &TunOptions,
+        is_adopted: bool,
+    ) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
         let adopted = if is_adopted { Some(Adopted::of(&fds[0], &name)?) } else { None };
         let offloads = enable_offloads(&fds[0], &name, options)?;
         let queue_frames_max = set_queue_length(&name, options.queue_frames_max)
@@ -180,17 +205,22 @@ impl TunDevice {
         let mut configuration = tun::Configuration::default();
         configuration.raw_fd(fds[0].as_raw_fd()).close_fd_on_drop(false).tun_name(&name).mtu(mtu);
         let device = tun::Device::new(&configuration).map_err(|error| refusal(&name, "adoption", error.into()))?;
-        let mut device = TunDevice { device, name, index, offloads, queue_frames_max, _adopted: adopted };
+        let mut device = TunDevice { device, name, index, offloads, queue_frames_max, adopted };
         let done = device.device.set_mtu(mtu);
         device.explain("setting the MTU", done)?;
         Ok((device, fds.into_iter().map(TunQueue::new).collect()))
     }
 
-    /// Opens `queues` queues more of the device `name`, which another process has. They stand behind its own in the kernel's order.
-    pub fn join(name: &str, queues: usize) -> Result<Vec<TunQueue>, TunError> {
-        let flags = QUEUE_FLAGS | libc::IFF_MULTI_QUEUE;
-        let opened = (0..queues).map(|_| attach_queue(&mut interface_request(name), flags).map(TunQueue::new));
-        opened.collect()
+    /// Whether it was made beforehand, and stays.
+    pub fn is_adopted(&self) -> bool {
+        self.adopted.is_some()
+    }
+
+    /// Leaves it as it is to another process, which has joined it.
+    pub fn leave(mut self) {
+        if let Some(adopted) = self.adopted.take() {
+            adopted.leave();
+        }
     }
 
     /// The device's name.
@@ -254,41 +284,6 @@ impl std::fmt::Debug for TunDevice {
             .field("index", index)
             .field("offloads", offloads)
             .finish()
-    }
-}
-
-/// A device that was made beforehand. When this value is dropped, the next user finds it as it was: without offloads, which change what is
-/// read, and without steering.
-struct Adopted(OwnedFd);
-
-impl Adopted {
-    fn of(queue: &OwnedFd, name: &str) -> Result<Self, TunError> {
-        queue.try_clone().map(Adopted).map_err(|error| refusal(name, "duplicating a queue's descriptor", error))
-    }
-}
-
-impl Drop for Adopted {
-    fn drop(&mut self) {
-        let no_program: libc::c_int = -1;
-        // SAFETY: TUNSETOFFLOAD takes its argument by value; TUNSETSTEERINGEBPF reads one int, which lives through the call. Neither can fail
-        // in a way that would matter to a process that is done with the device.
-        unsafe {
-            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD, 0 as libc::c_ulong);
-            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const no_program);
-        }
-    }
-}
-
-/// The flags to open the existing device `name` with, if it is one to adopt: made to stay (`ip tuntap add`), and used by nobody.
-fn adoption_flags(name: &str, queues: usize) -> Result<libc::c_int, TunError> {
-    let taken = || TunError::Taken { name: name.to_owned() };
-    let link = Netlink::open().and_then(|mut netlink| netlink.tun_link(name));
-    let link =
-        link.ok().flatten().filter(|link| link.is_tun && link.is_persistent && !link.is_in_use).ok_or_else(taken)?;
-    match (link.is_multi_queue, queues) {
-        (true, _) => Ok(QUEUE_FLAGS | libc::IFF_MULTI_QUEUE),
-        (false, 1) => Ok(QUEUE_FLAGS),
-        (false, _) => Err(TunError::SingleQueue { name: name.to_owned(), queues }),
     }
 }
 
@@ -384,7 +379,7 @@ fn interface_name(request: &libc::ifreq) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn refusal(name: &str, what: &'static str, source: io::Error) -> TunError {
+pub(super) fn refusal(name: &str, what: &'static str, source: io::Error) -> TunError {
     let name = name.to_owned();
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => TunError::NotPermitted { name, what },

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 use tollgate_shards::Frame;
@@ -85,7 +86,7 @@ impl std::ops::AddAssign for TunCounters {
 /// A queue of a TUN device, owned by one shard.
 #[derive(Debug)]
 pub struct TunQueue {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     counters: Cell<TunCounters>,
     /// Super-packets that were refused while their packets were not, TCP and UDP.
     merge_refusals: [Cell<u32>; 2],
@@ -94,7 +95,12 @@ pub struct TunQueue {
 impl TunQueue {
     /// Takes a queue's non-blocking descriptor over.
     pub(super) fn new(fd: OwnedFd) -> TunQueue {
-        TunQueue { fd, counters: Cell::default(), merge_refusals: Default::default() }
+        TunQueue { fd: Arc::new(fd), counters: Cell::default(), merge_refusals: Default::default() }
+    }
+
+    /// Its descriptor, which is not kept open by this.
+    pub fn descriptor(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.fd)
     }
 
     /// What went through the queue since it was opened.

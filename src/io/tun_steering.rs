@@ -9,7 +9,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use tollgate_shards::{Generation, ShardIndex};
 
@@ -78,21 +78,40 @@ impl SteeringMap for BpfMap {
 impl TunSteering {
     /// Makes a map that knows no address, and steers the device of `queue`, whose queues `group` are.
     pub fn attach(queue: &TunQueue, group: Group) -> Result<TunSteering, SteeringError> {
-        let map = create_map().map_err(|error| refusal("creating the map", error))?;
-        let steering = TunSteering::over(BpfMap(map));
-        steering.steer(queue, group)?;
+        let steering = TunSteering::new()?;
+        steering.steer(queue.as_fd(), group)?;
         Ok(steering)
+    }
+
+    /// A map that knows no address, and steers nothing yet.
+    pub fn new() -> Result<TunSteering, SteeringError> {
+        let map = create_map().map_err(|error| refusal("creating the map", error))?;
+        Ok(TunSteering::over(BpfMap(map)))
+    }
+
+    /// Over the map of another process, which it has lent.
+    pub fn lent(map: OwnedFd) -> TunSteering {
+        TunSteering::over(BpfMap(map))
+    }
+
+    /// The map, for another process.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn lend(&self) -> io::Result<OwnedFd> {
+        self.0.0.try_clone()
     }
 
     /// Loads a program for the queues of `group`, and attaches it to the device of `queue`.
     ///
     /// From then on the driver's own flow table is out of use. Addresses that nobody has set are spread over the newest process's queues by their
     /// low bits, so that a scan of unused addresses is no shard's burden alone.
-    pub fn steer(&self, queue: &TunQueue, group: Group) -> Result<(), SteeringError> {
+    pub fn steer(&self, queue: BorrowedFd<'_>, group: Group) -> Result<(), SteeringError> {
         let program = load_program(&self.0.0, group).map_err(|error| refusal("loading the program", error))?;
         let number: libc::c_int = program.as_raw_fd();
         // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
-        let done = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
+        let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
         if done < 0 {
             return Err(refusal("TUNSETSTEERINGEBPF", io::Error::last_os_error()));
         }
@@ -283,7 +302,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::testnet::{in_network_namespace, is_udp, tun};
-    use super::super::{FRAME_BYTES_MAX, TunDevice};
+    use super::super::{FRAME_BYTES_MAX, TunDevice, TunOptions};
     use super::*;
 
     const QUEUES: usize = 4;
@@ -389,7 +408,8 @@ mod tests {
             in_network_namespace(|| {
                 let (device, mut before) = tun(old);
                 let steering = TunSteering::attach(&before[0], Group::alone(old)).unwrap();
-                let joined = TunDevice::join(device.name(), new).unwrap();
+                let options = TunOptions::default();
+                let (_device, joined) = TunDevice::join(device.name(), new, 1400, &options, false).unwrap();
                 let address = |shard: u16| ip(&format!("198.18.0.{}", 10 + shard));
                 let of_odd = |shard: u16| shard | GENERATION as u16;
                 let shards: Vec<u16> = (0..old as u16).chain((0..new as u16).map(of_odd)).collect();
@@ -399,7 +419,7 @@ mod tests {
                 let mut members = Members::behind(old as u32, new as u32);
                 let olds = Members::behind(0, old as u32);
                 loop {
-                    steering.steer(&joined[0], Group::of_two(Generation::Odd, members, olds)).unwrap();
+                    steering.steer(joined[0].as_fd(), Group::of_two(Generation::Odd, members, olds)).unwrap();
                     let queues: Vec<_> = before.iter().chain(&joined).collect();
                     // Those of the old process that have not left, and all of the new one.
                     let present = shards[..before.len()].iter().chain(&shards[old..]);

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Weak};
 
 use tollgate_shards::{SHARDS_MAX, Steering};
 
@@ -116,14 +117,14 @@ impl UdpGroup {
             bound.push(UdpSocket::sharing(address, options)?);
             if bound.len() == 2 {
                 // The group exists from the second socket on. What came before is read by the first shard, which passes it on.
-                bound[0].steer(Group::alone(all.len()), options.steering)?;
+                UdpGroup::steer(address, bound[0].as_fd(), Group::alone(all.len()), options.steering)?;
             }
         }
         Ok(by_shard(bound))
     }
 
     /// Opens sockets of `shards` shards behind those that another process of this user has in the group on `address`. They get nothing but what
-    /// the group's program names them for ([`UdpSocket::steer`]).
+    /// the group's program names them for ([`UdpGroup::steer`]).
     pub fn join(
         address: SocketAddr,
         shards: usize,
@@ -133,6 +134,17 @@ impl UdpGroup {
         let all = socket_options(shards, options, handshake_buffer_bytes)?;
         let bound = all.iter().map(|options| UdpSocket::sharing(address, options)).collect::<Result<Vec<_>, _>>()?;
         Ok(by_shard(bound))
+    }
+
+    /// Has the kernel steer all that comes for the group on `address`, which `socket` is in, over the sockets of `group`.
+    pub fn steer(
+        address: SocketAddr,
+        socket: BorrowedFd<'_>,
+        group: Group,
+        steering: Steering,
+    ) -> Result<(), BindError> {
+        reuseport::attach(socket, group, steering)
+            .map_err(|source| system(address, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source))
     }
 }
 
@@ -156,6 +168,12 @@ fn by_shard(mut live: Vec<UdpSocket>) -> Vec<ShardSockets> {
     live.into_iter().zip(handshakes).map(|(live, handshakes)| ShardSockets { live, handshakes }).collect()
 }
 
+/// The descriptors of `sockets`, in the order of their indices in the group.
+pub fn descriptors(sockets: &[ShardSockets]) -> Vec<Weak<OwnedFd>> {
+    let live = sockets.iter().map(|sockets| sockets.live.descriptor());
+    live.chain(sockets.iter().map(|sockets| sockets.handshakes.descriptor())).collect()
+}
+
 /// The two sockets of a shard. Both have the same address; what is sent goes out through `live`.
 #[derive(Debug)]
 pub struct ShardSockets<U = UdpSocket> {
@@ -171,7 +189,7 @@ pub struct ShardSockets<U = UdpSocket> {
 /// that come out of it or go into it are in their own family, also on a dual-stack socket.
 #[derive(Debug)]
 pub struct UdpSocket {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     family: Family,
     local: SocketAddr,
     /// Whether runs are sent in one piece.
@@ -194,12 +212,6 @@ impl UdpSocket {
         UdpSocket::configure(fd, address, options)
     }
 
-    /// Has the kernel steer all that comes for the socket's group over the sockets of `group`.
-    pub fn steer(&self, group: Group, steering: Steering) -> Result<(), BindError> {
-        reuseport::attach(self.fd.as_fd(), group, steering)
-            .map_err(|source| system(self.local, "steering by connection ID (SO_ATTACH_REUSEPORT_CBPF)", source))
-    }
-
     /// Opens a socket to speak with `remote` from any address and a free port. It is not connected: an error of one path does not end
     /// it, and it may speak with others.
     pub fn for_remote(remote: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
@@ -208,6 +220,11 @@ impl UdpSocket {
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         UdpSocket::bind(SocketAddr::new(any, 0), options)
+    }
+
+    /// Its descriptor, which is not kept open by this.
+    pub fn descriptor(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.fd)
     }
 
     /// The address that the socket is bound to.
@@ -250,7 +267,7 @@ impl UdpSocket {
         bind(&fd, address)?;
         let local = local_address(&fd).map_err(|source| system(address, "getsockname", source))?;
         let gso = Cell::new(options.gso);
-        Ok(UdpSocket { fd, family, local, gso, gso_refusals: Cell::new(0) })
+        Ok(UdpSocket { fd: Arc::new(fd), family, local, gso, gso_refusals: Cell::new(0) })
     }
 }
 

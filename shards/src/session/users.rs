@@ -11,13 +11,14 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 use tollgate_noise::{Listed, PublicKey};
 
 use crate::ids::{Fingerprint, UserIndex};
 use crate::limit::rate::Limit;
 
 /// How many connections a user may have at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionLimit {
     pub connections_max: NonZeroU32,
     /// What becomes of one more.
@@ -25,7 +26,7 @@ pub struct ConnectionLimit {
 }
 
 /// What happens when a user who has all the connections allowed logs in once more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum WhenReached {
     /// The new connection is refused.
     #[default]
@@ -35,7 +36,8 @@ pub enum WhenReached {
 }
 
 /// An inclusive range of addresses of one family, `first <= last`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "(IpAddr, IpAddr)", into = "(IpAddr, IpAddr)")]
 pub struct AddressRange {
     first: IpAddr,
     last: IpAddr,
@@ -61,7 +63,21 @@ impl AddressRange {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+impl TryFrom<(IpAddr, IpAddr)> for AddressRange {
+    type Error = &'static str;
+
+    fn try_from((first, last): (IpAddr, IpAddr)) -> Result<Self, Self::Error> {
+        AddressRange::new(first, last).ok_or("a range of addresses of two families, or in the wrong order")
+    }
+}
+
+impl From<AddressRange> for (IpAddr, IpAddr) {
+    fn from(AddressRange { first, last }: AddressRange) -> Self {
+        (first, last)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// The name, unique.
     pub name: String,

@@ -26,6 +26,13 @@ where
         }
     }
 
+    /// Tells that a command is executed, where another process waits for it.
+    pub(in crate::gateway) fn report_begun(&self, command: CommandId) {
+        if self.sibling.is_some() {
+            self.notices.send(Notice::Begun { command });
+        }
+    }
+
     /// Returns whether something is still held.
     pub(in crate::gateway) fn flush_sibling(&mut self) -> bool {
         self.sibling.as_mut().is_some_and(|sibling| sibling.flush())

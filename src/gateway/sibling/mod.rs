@@ -11,6 +11,7 @@ mod link;
 #[cfg(test)]
 mod tests;
 
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -43,6 +44,17 @@ impl Line {
     fn has_ended(&self) -> bool {
         self.ended.get().is_some()
     }
+}
+
+/// Says `words` to the control plane at the other end of `stream`, on which no link has begun here.
+///
+/// # Errors
+///
+/// Those of the socket.
+pub fn say(mut stream: &UnixStream, words: &[u8]) -> io::Result<()> {
+    let mut frame = Vec::new();
+    push_frame(&mut frame, CONTROL_PLANE, words);
+    stream.write_all(&frame)
 }
 
 /// Adds a frame to those in `frames`.

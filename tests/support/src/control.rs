@@ -42,7 +42,8 @@ fn ask_at(socket: &Path, arguments: &[&str]) -> Answer {
     answer(command)
 }
 
-fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
+/// Gives the gateway of `deployment` an order.
+pub fn ask(deployment: &Deployment, arguments: &[&str]) -> Answer {
     let mut command = Command::new(crate::program());
     command.args(arguments).arg("--config").arg(deployment.path("server.toml"));
     answer(command)

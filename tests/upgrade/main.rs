@@ -1,0 +1,9 @@
+//! A gateway that is replaced by another process while it runs: the real program, in a network namespace, with real clients.
+
+mod clients;
+mod deaths;
+mod moves;
+mod orders;
+mod refusals;
+mod site;
+mod stays;

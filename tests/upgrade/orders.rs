@@ -1,0 +1,72 @@
+//! Orders while both processes live: they hold in both.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tollgate_test_support::deployment::Plan;
+use tollgate_test_support::tunnels::TestTunnel;
+use tollgate_test_support::{PATIENCE, turn};
+
+use crate::site::{GATEWAY, Site};
+
+/// Turns `client` until it is closed, and fails if it is not.
+fn assert_is_closed(client: &mut TestTunnel) {
+    let end = Instant::now() + PATIENCE;
+    while client.closed.is_none() {
+        assert!(Instant::now() < end, "it is not closed");
+        client.turn();
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_kick_and_a_reload_close_connections_of_both_processes() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let login = |user| site.topology.gateway.run(|| TestTunnel::login(&site.deployment, user, GATEWAY.into(), None));
+    let mut before = ["alice", "bob"].map(login);
+    site.upgrade(&["--within", "1h"]);
+    let mut after = ["alice", "bob"].map(login);
+    let said = site.order_done(&["kick", "alice"]);
+    assert!(said.starts_with("2 connections of user 'alice' closed"), "{said}");
+    assert_is_closed(&mut before[0]);
+    assert_is_closed(&mut after[0]);
+    // A user less.
+    site.deployment.write_users(&[("alice".to_owned(), None)]);
+    let said = site.order_done(&["reload"]);
+    assert!(said.contains("2 connections closed; epoch 1 is in force"), "{said}");
+    assert_is_closed(&mut before[1]);
+    assert_is_closed(&mut after[1]);
+    site.assert_no_panic();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_second_upgrade_waits_for_the_end_of_the_first() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let staying = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", GATEWAY.into(), None));
+    site.upgrade(&["--within", "1h"]);
+    let said = site.upgrade_in_vain(&[]);
+    assert!(said.contains("the upgrade before is not over") && said.contains("still has clients"), "{said}");
+    drop(staying);
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_stop_of_the_new_process_ends_both_with_goodbyes() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let login = || site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", GATEWAY.into(), None));
+    let mut before = login();
+    let (old, new) = (site.first(), site.upgrade(&["--within", "1h"]));
+    let mut after = login();
+    new.signal(Signal::TERM);
+    assert_is_closed(&mut before);
+    assert_is_closed(&mut after);
+    assert!(old.is_gone_within(PATIENCE) && new.is_gone_within(PATIENCE), "{:#?}", site.gateway.process.lines());
+    assert!(!site.deployment.path("control").exists(), "the control socket went with them");
+    site.assert_no_panic();
+}
