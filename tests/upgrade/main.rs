@@ -1,6 +1,7 @@
 //! A gateway that is replaced by another process while it runs: the real program, in a network namespace, with real clients.
 
 mod clients;
+mod crowd;
 mod deaths;
 mod moves;
 mod orders;

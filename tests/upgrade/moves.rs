@@ -30,7 +30,7 @@ const PACKET_BYTES: f64 = 1028.0;
 const PACKETS_PER_S: u32 = 2_500;
 
 /// `tollgate connect` as `user`, at work.
-fn connect(site: &Site, at: &Namespace, user: &str) -> (Process, IpAddr) {
+pub fn connect(site: &Site, at: &Namespace, user: &str) -> (Process, IpAddr) {
     let mut command = Command::new(program());
     command.arg("connect").arg("--config").arg(site.deployment.write_client(Login::of(user)));
     command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(site.deployment.folder());

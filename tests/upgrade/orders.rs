@@ -1,5 +1,6 @@
 //! Orders while both processes live: they hold in both.
 
+use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,4 +70,28 @@ fn a_stop_of_the_new_process_ends_both_with_goodbyes() {
     assert!(old.is_gone_within(PATIENCE) && new.is_gone_within(PATIENCE), "{:#?}", site.gateway.process.lines());
     assert!(!site.deployment.path("control").exists(), "the control socket went with them");
     site.assert_no_panic();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn the_service_manager_is_told_which_process_is_the_gateway() {
+    let _turn = turn::together();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut words = [0; 512];
+        let bytes = manager.recv(&mut words).unwrap();
+        String::from_utf8_lossy(&words[..bytes]).trim().to_owned()
+    };
+    let site = Site::start_with(1, &Plan::default(), |command| _ = command.env("NOTIFY_SOCKET", &path));
+    assert_eq!(told(), "READY=1");
+    let new = site.upgrade(&["--within", "0s"]);
+    let mut both = [told(), told()];
+    both.sort();
+    assert_eq!(both, [format!("MAINPID={}", new.0.as_raw_nonzero()), "READY=1".to_owned()]);
+    assert!(site.first().is_gone_within(PATIENCE));
+    new.signal(Signal::TERM);
+    assert_eq!(told(), "STOPPING=1", "the old process has not said that");
 }
