@@ -168,6 +168,7 @@ impl World {
         }
         if ecn::codepoint(packet) == Some(Ecn::Ce) {
             self.hits.marked(true);
+            self.oracle.standing.marked();
         }
         if wire::is_tcp(packet) {
             return self.tcp_arrives((Place::Tun, 0), frame);
@@ -201,6 +202,7 @@ impl World {
         }
         if ecn::codepoint(packet) == Some(Ecn::Ce) {
             self.hits.marked(false);
+            self.oracle.standing.marked();
         }
         let destination = destination_of(packet);
         // Datagrams may arrive before the stream that tells the address.

@@ -28,7 +28,6 @@ const RARE: &[Name] = &[
     ("drop", "shard_panicked"),
     ("event", "path_too_narrow"),
     ("member", "unasked"),
-    ("placement", "judged"),
     ("queues", "full"),
     ("source", "doubted"),
     ("source", "ignored"),

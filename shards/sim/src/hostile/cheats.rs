@@ -57,6 +57,7 @@ impl World {
         match plan.cheat {
             Cheat::Frames => self.send_frames_of(index, burst)?,
             Cheat::Feigns => self.feign(index, true),
+            Cheat::Wanders => self.wander(index),
             Cheat::Forges => self.forge(index, burst),
             Cheat::Crumbles => self.crumble(index, burst),
             Cheat::NeverAcknowledges => self.go_on_sending(index, burst),
@@ -119,6 +120,28 @@ impl World {
             session.end.tunnel().send(carry(&frames).into());
         }
         self.trace.note(self.now, Who::Device(index), "feigns", u64::from(is_away));
+        self.touch_device(index);
+    }
+
+    /// A device sends so much from somewhere else, or from where it is, that an address that owes nothing would be believed.
+    fn wander(&mut self, index: u32) {
+        const DATAGRAMS: usize = 4;
+        if self.devices[index as usize].attached().is_none() {
+            return;
+        }
+        let elsewhere =
+            SocketAddr::from((Ipv4Addr::new(198, 19, 254, 7), 1024 + self.cheats.between(0, 60_000) as u16));
+        let is_away = self.cheats.permille(500);
+        let device = &mut self.devices[index as usize];
+        device.spoofs = is_away.then_some(elsewhere);
+        if let Some((session, _)) = device.attached() {
+            // A ping, and padding.
+            let frames = [&[0x01][..], &[0; PAYLOAD_BYTES - 100]].concat();
+            for _ in 0..DATAGRAMS {
+                session.end.tunnel().send(carry(&frames).into());
+            }
+        }
+        self.trace.note(self.now, Who::Device(index), "wanders", u64::from(elsewhere.port()));
         self.touch_device(index);
     }
 

@@ -95,7 +95,7 @@ pub struct Oracle {
     refusals: Refusals,
     placement: Placement,
     replies: Replies,
-    standing: Standing,
+    pub(crate) standing: Standing,
     pub(crate) moves: Moves,
     pub(crate) proofs: Proofs,
     /// Whether a shard has died, which may hold what nobody else knows of.

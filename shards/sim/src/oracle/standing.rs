@@ -39,6 +39,11 @@ impl Standing {
         }
     }
 
+    /// A packet has arrived that was marked, wherever it had to wait: instead of being dropped.
+    pub(crate) fn marked(&mut self) {
+        self.since.clear();
+    }
+
     /// A shard's pass is over.
     pub(super) fn after_pass(&mut self, now: Time, shard: &Shard) -> Result<(), Violation> {
         if self.users == 0 {

@@ -145,9 +145,16 @@ pub fn header_checksum_is_right(packet: &[u8]) -> bool {
     fold(sum(&packet[..usize::from(packet[0] & 0xf) * 4])) == 0xffff
 }
 
-/// RFC 1071, one word at a time: slow, and simple.
+/// RFC 1071, section 2: two words at once, whose carries are kept.
 pub fn sum(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0))).sum()
+    let (quads, rest) = bytes.as_chunks::<4>();
+    let mut sum = 0;
+    for quad in quads {
+        sum += u64::from(u32::from_be_bytes(*quad));
+    }
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    sum + u64::from(u32::from_be_bytes(last))
 }
 
 pub fn fold(mut sum: u64) -> u16 {

@@ -115,6 +115,8 @@ pub enum Cheat {
     Crumbles,
     /// It challenges the gateway from an address that is not its own, and is back at the next moment.
     Feigns,
+    /// It sends from one address after the other that is not its own, enough to be believed.
+    Wanders,
 }
 
 /// A device that means harm, and what it may spend.
@@ -131,13 +133,14 @@ pub struct CheatPlan {
 impl Plan {
     /// Users of their own who mean harm, each with a device.
     pub(super) fn draw_cheats(&mut self) {
-        const CHEATS: [(Feature, Cheat); 6] = [
+        const CHEATS: [(Feature, Cheat); 7] = [
             (Feature::Cheats, Cheat::Frames),
             (Feature::Stalls, Cheat::NeverAcknowledges),
             (Feature::Stalls, Cheat::Vanishes),
             (Feature::Malformed, Cheat::Forges),
             (Feature::Crumbs, Cheat::Crumbles),
             (Feature::Feints, Cheat::Feigns),
+            (Feature::Feints, Cheat::Wanders),
         ];
         if !CHEATS.iter().any(|&(feature, _)| self.features.has(feature)) {
             return;
