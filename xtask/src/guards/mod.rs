@@ -1,7 +1,7 @@
 //! What happens when a guard is gone: somebody must miss it.
 //!
 //! Each patch in `xtask/guards` takes one guard out. In front of its `diff` it says what the guard promises, which row of the table in
-//! `docs/limits.md` it stands for, if it does, and who finds that it is gone:
+//! `docs/limits.md` it stands for, if it does, who finds that it is gone, and why the simulator does not where one would expect that it does:
 //!
 //! ```text
 //! Guard: of the packets that wait for one client, the newest are dropped when they are too many

@@ -303,10 +303,8 @@ pub fn is_unchanged(sent: &[u8], arrived: &[u8], is_merged: bool) -> Result<(), 
     if expected == arrived {
         return Ok(());
     }
-    match expected.iter().zip(arrived).position(|(expected, arrived)| expected != arrived) {
-        Some(place) => Err(format!("byte {place} is {:#04x} instead of {:#04x}", arrived[place], expected[place])),
-        None => Ok(()),
-    }
+    let place = expected.iter().zip(arrived).position(|(expected, arrived)| expected != arrived).unwrap_or_default();
+    Err(format!("byte {place} is {:#04x} instead of {:#04x}", arrived[place], expected[place]))
 }
 
 pub fn source_of(packet: &[u8]) -> Option<IpAddr> {
