@@ -26,7 +26,7 @@ pub struct ClientConnection {
     /// What its queue is accounted for, in bytes.
     queued_bytes: usize,
     /// Of that, what cannot be taken back.
-    pub handed_bytes: usize,
+    handed_bytes: usize,
     /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
     pub told_mtu_bytes: Option<u16>,
     /// Queued to be looked at.

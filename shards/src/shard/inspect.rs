@@ -93,11 +93,6 @@ impl Inspect<'_> {
         self.0.data.quic.connections.iter().map(|client| client.tunnel.backlog_bytes).max().unwrap_or(0)
     }
 
-    /// What each connection has been handed and cannot give back, in bytes.
-    pub fn handed(&self) -> Vec<(ConnectionKey, usize)> {
-        self.0.data.quic.connections.iter().map(|client| (client.key, client.handed_bytes)).collect()
-    }
-
     /// Whether home and allocator have their memory, all connections are attached, and all routes are known.
     pub fn is_settled(&self) -> bool {
         let Shard { data, control, attaching, is_taking_over, .. } = self.0;

@@ -5,12 +5,12 @@
 //! first packet may keep a whole piece of memory, which is counted when the pass is over. So what queues hold grows only while it is theirs, and by
 //! a piece for each connection beyond.
 //!
-//! Of that, once quinn-proto has been handed an eighth of the shard's memory, no connection is handed more than a little or a packet. Records of packets
-//! that clients have not acknowledged have a quarter, and beyond it some for each connection. Packets keep so many chunks of the pool, and no more.
+//! Records of packets that clients have not acknowledged have a quarter, and beyond it some for each connection. Packets keep so many chunks of the
+//! pool, and no more.
 
 use std::collections::BTreeMap;
 
-use tollgate_shards::{ConnectionKey, DropReason, Drops, Held, Shard, ShardIndex};
+use tollgate_shards::{DropReason, Drops, Held, Shard, ShardIndex};
 
 use super::Violation;
 use crate::plan::{Feature, Plan};
@@ -21,9 +21,6 @@ const QUEUES_SHARE: u64 = 4;
 const CHANGE_SHARE: u64 = 8;
 /// What the first packet that waits for a connection may keep.
 const PIECE_BYTES: u64 = 16 * 1024;
-/// What quinn-proto may be handed, by docs/limits.md, and beyond it each connection: so many bytes, or a packet.
-const HANDED_SHARE: u64 = 8;
-const HANDED_BYTES_MIN: usize = 10 * 1024;
 /// Records, by docs/limits.md: what they may take, and beyond it each connection; and what one takes.
 const RECORDS_SHARE: u64 = 4;
 const RECORDS_MIN: u64 = 64;
@@ -39,18 +36,15 @@ pub struct Memory {
     is_scarce: bool,
     /// What the queues of each shard held after its last pass, and what was theirs.
     last: BTreeMap<ShardIndex, (u64, u64)>,
-    /// What each connection of each shard had been handed then, in bytes.
-    handed: BTreeMap<ShardIndex, BTreeMap<ConnectionKey, usize>>,
 }
 
 impl Memory {
     pub(super) fn new(plan: &Plan) -> Self {
-        Memory { is_scarce: plan.features.has(Feature::Memory), last: BTreeMap::new(), handed: BTreeMap::new() }
+        Memory { is_scarce: plan.features.has(Feature::Memory), last: BTreeMap::new() }
     }
 
     pub(super) fn died(&mut self, shard: ShardIndex) {
         self.last.remove(&shard);
-        self.handed.remove(&shard);
     }
 
     /// A shard's pass is over.
@@ -66,7 +60,6 @@ impl Memory {
             return Ok(());
         }
         self.queues_within_bounds(shard, &held)?;
-        self.handed_within_bounds(shard, &held)?;
         let records = RECORD_BYTES * RECORDS_MIN * (shard.owned_connections() as u64 + 1);
         if held.unacknowledged_bytes <= held.limit_bytes / RECORDS_SHARE + records {
             return Ok(());
@@ -88,22 +81,6 @@ impl Memory {
         }
         let what = format!("{:?} has {queues} bytes in queues, {queues_max} are allowed: {held:?}", shard.index());
         Err(Violation::new("memory", what))
-    }
-
-    fn handed_within_bounds(&mut self, shard: &Shard, held: &Held) -> Result<(), Violation> {
-        let handed: BTreeMap<_, _> = shard.inspect().handed().into_iter().filter(|(_, bytes)| *bytes > 0).collect();
-        let before = self.handed.insert(shard.index(), handed.clone()).unwrap_or_default();
-        if before.values().sum::<usize>() as u64 <= held.limit_bytes / HANDED_SHARE {
-            return Ok(());
-        }
-        let most = |connection| before.get(connection).copied().unwrap_or(0).max(HANDED_BYTES_MIN);
-        match handed.iter().find(|(connection, bytes)| **bytes > most(connection)) {
-            Some((connection, bytes)) => {
-                let what = format!("{connection:?} has been handed {bytes} bytes, though others had enough: {held:?}");
-                Err(Violation::new("memory", what))
-            }
-            None => Ok(()),
-        }
     }
 
     /// Nobody loses packets to memory of which there is enough.
