@@ -17,8 +17,17 @@ const TIME_MAX: Duration = Duration::from_secs(4);
 /// Whoever does not look at its queues for so long cannot shorten them.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// What leaves too few of the tokens to a shard, has clocks of its own, or is marked instead of dropped.
-const EXCEPT: [Feature; 4] = [Feature::Clocks, Feature::Pauses, Feature::Tcp, Feature::Bulk];
+/// Where nothing else happens, packets that are marked instead of dropped arrive.
+const BESIDE: [Feature; 8] = [
+    Feature::Limits,
+    Feature::Bursts,
+    Feature::Peers,
+    Feature::Jitter,
+    Feature::Reordering,
+    Feature::Ticks,
+    Feature::MeshDelay,
+    Feature::Misrouting,
+];
 
 #[derive(Debug)]
 pub struct Standing {
@@ -31,7 +40,8 @@ pub struct Standing {
 
 impl Standing {
     pub(super) fn new(plan: &Plan) -> Self {
-        let is_judged = plan.features.has(Feature::Limits) && !EXCEPT.iter().any(|&feature| plan.features.has(feature));
+        let is_judged = plan.features.has(Feature::Limits)
+            && Feature::all().all(|feature| BESIDE.contains(&feature) || !plan.features.has(feature));
         Standing {
             users: if is_judged { plan.users.len() as u32 } else { 0 },
             since: BTreeMap::new(),
