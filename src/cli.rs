@@ -43,7 +43,7 @@ enum Command {
     /// Have a running gateway read its configuration again and put it in force, without a break.
     ///
     /// It is checked whole first and put in force on all shards at once, or not at all. Users, certificates and keys, limits, isolation and
-    /// the log's level can change; what needs a restart is refused by name. When this command ends well, no packet passes any more that the
+    /// the log's level can change; what a reload cannot change is refused by name. When this command ends well, no packet passes any more that the
     /// new configuration forbids.
     Reload {
         /// Also if fewer than half of the users in force would remain, whom it would cut off at once.

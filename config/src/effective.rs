@@ -26,14 +26,10 @@ impl ServerConfig {
     /// The keys that two processes of one gateway must have alike, with their values: where they listen, what the tunnel is, and what connection IDs
     /// are made of. Of a secret the value is a part of its hash.
     pub fn alike(&self) -> Vec<(String, String)> {
-        const TOP: [&str; 4] = ["interface_name", "bind_address", "bind_port", "tunnel_network"];
         let mut alike = Vec::new();
         for section in self.in_force() {
-            let is_of_all = section.name == "connection_ids";
-            for entry in &section.entries {
-                if is_of_all || (section.name.is_empty() && TOP.contains(&entry.name)) {
-                    alike.push((section.path(entry), entry.value.clone().unwrap_or_else(|| "not set".to_owned())));
-                }
+            for entry in section.entries.iter().filter(|entry| needs_restart(&section.path(entry))) {
+                alike.push((section.path(entry), entry.value.clone().unwrap_or_else(|| "not set".to_owned())));
             }
         }
         let secret = self.connection_ids.key_hash().into_iter();
@@ -139,6 +135,12 @@ fn text(sections: &[Section]) -> String {
     }
     text
 }
+/// Whether not even an upgrade changes the value of `key`, its table in front: both processes must have it alike.
+pub fn needs_restart(key: &str) -> bool {
+    const TOP: [&str; 4] = ["interface_name", "bind_address", "bind_port", "tunnel_network"];
+    TOP.contains(&key) || key.starts_with("connection_ids.")
+}
+
 /// A key whose value is another one now, as in the files. Secrets are masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {

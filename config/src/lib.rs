@@ -41,7 +41,7 @@ pub use connection_ids::{ConnectionIds, IdLayoutName, ServerIdKey};
 pub use control::{Control, control_socket};
 pub use data_path::DataPath;
 pub use document::FILE_BYTES_MAX;
-pub use effective::{Changed, UserChanges};
+pub use effective::{Changed, UserChanges, needs_restart};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use files::files;
 pub use kind::FilePlace;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate_config::{ServerConfig, UserChanges};
+use tollgate_config::{ServerConfig, UserChanges, needs_restart};
 use tollgate_shards::{CommandId, Handshakes, Snapshot, Users};
 
 use super::Gateway;
@@ -20,6 +20,9 @@ use super::status::Status;
 use super::successor::{NotUpgraded, Upgraded};
 use crate::handshakes::{Mode, Served};
 use crate::upgrade::{Words, words};
+
+/// What to do where a reload does not help.
+const UPGRADE: &str = "run `tollgate upgrade`, or restart the gateway";
 
 /// Another configuration is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,8 +268,10 @@ pub fn successor<T>(
     load: impl FnOnce(&mut Vec<String>) -> Option<(T, Handshakes)>,
 ) -> Result<(Snapshot, T), Vec<String>> {
     let restart = config.restart_needed(next);
-    let mut reasons: Vec<String> =
-        restart.iter().map(|key| format!("{key} cannot change while the gateway runs: restart it")).collect();
+    let mut reasons: Vec<String> = restart
+        .iter()
+        .map(|changed| format!("{changed} cannot change by a reload: {}", remedy(&changed.key)))
+        .collect();
     if !force {
         reasons.extend(few_remain(&now.users, &next.users));
     }
@@ -289,9 +294,13 @@ pub fn successor<T>(
 fn other_modes(now: &Served, next: &Served) -> Option<String> {
     let [now, next] =
         [now, next].map(|served| served.modes().iter().map(Mode::to_string).collect::<Vec<_>>().join(", "));
-    (now != next).then(|| {
-        format!("[protocol] ({now} -> {next}): which modes are served cannot change while the gateway runs: restart it")
-    })
+    (now != next)
+        .then(|| format!("[protocol] ({now} -> {next}): which modes are served cannot change by a reload: {UPGRADE}"))
+}
+
+/// How a change of `key` comes into force.
+fn remedy(key: &str) -> &'static str {
+    if needs_restart(key) { "restart the gateway" } else { UPGRADE }
 }
 
 /// Why `next` must be meant if it is to replace `now`: fewer than half of the users would remain, or none.

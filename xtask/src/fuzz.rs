@@ -123,6 +123,8 @@ fn fuzz(program: &Path, folders: &Folders, length: &Length) -> Result<Outcome> {
         command.args([&folders.found, &folders.kept]);
         command.arg(format!("-artifact_prefix={}/", folders.crashed.display()));
         command.args([format!("-max_len={INPUT_BYTES_MAX}"), format!("-timeout={INPUT_S_MAX}")]);
+        // Below that it is the machine that is slow.
+        command.arg(format!("-report_slow_units={INPUT_S_MAX}"));
         command.args(["-print_final_stats=1", "-detect_leaks=0"]).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
         let errors = child.stderr.take().context("its errors are not piped")?;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
-use tollgate_config::{Entry, Origin, Section, files};
+use tollgate_config::{Entry, Origin, Section, files, needs_restart};
 
 use crate::common::{load_client, load_server, range, variable};
 
@@ -101,7 +101,11 @@ fn facts(file: &str, section: &Section, entry: &Entry) -> String {
         (None, absent) => format!("Without it: {absent}. "),
     };
     if file != "client.toml" {
-        facts += if entry.traits.is_live { "Changes by a reload. " } else { "Changes by a restart. " };
+        facts += match entry.traits.is_live {
+            true => "Changes by a reload. ",
+            false if needs_restart(&section.path(entry)) => "Changes by a restart. ",
+            false => "Changes by an upgrade. ",
+        };
     }
     if let Some(reason) = entry.traits.without_effect {
         let _ = write!(facts, "Another value has no effect: {reason}. ");
