@@ -15,7 +15,7 @@ use crate::site::Site;
 
 const DATAGRAMS_PER_S: u32 = 500;
 /// For how long clients send and receive.
-const STREAM: Duration = Duration::from_secs(4);
+const STREAM: Duration = Duration::from_secs(3);
 /// When the upgrade comes, after traffic has begun.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -86,6 +86,12 @@ fn from_one_shard_to_one_who_stays_loses_nothing() {
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn from_two_shards_to_three_who_stays_loses_nothing() {
     stays(2, 3, "(eBPF)", |_| {});
+}
+
+#[test]
+#[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
+fn from_four_shards_to_four_who_stays_loses_nothing() {
+    stays(4, 4, "(eBPF)", |_| {});
 }
 
 #[test]

@@ -26,7 +26,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tollgate_shards::{
-    ClientEvent, Command, CommandId, ConnectionKey, Event, Fingerprint, Limits, Shard, ShardIndex, Snapshot, UserIndex,
+    ClientEvent, Command, CommandId, ConnectionKey, Event, Fingerprint, Limits, Shard, ShardIndex, Shards, Snapshot,
+    UserIndex,
 };
 
 use crate::gateway::{Core, Gateway, Order, Pending};
@@ -245,10 +246,9 @@ impl Oracle {
         self.kicked.values_mut().for_each(|found| found.retain(|connection| connection.owner != shard));
     }
 
-    /// A second process has started.
-    pub(crate) fn upgraded(&mut self) {
-        // Each places the clients that come to it, and the old one all of them at the new one.
-        self.placement.is_judged = false;
+    /// Another process has new clients from now on.
+    pub(crate) fn upgraded(&mut self, now: Time, to: Shards) {
+        self.placement.moved(now, to);
     }
 
     /// A shard whose clients are gone ends.
@@ -264,8 +264,14 @@ impl Oracle {
     }
 
     /// The gateway sends a Retry, while handshakes are under way or not. Returns whether it was judged where that leads.
-    pub(crate) fn retried(&mut self, now: Time, retry: &[u8], has_handshakes: bool) -> Result<bool, Violation> {
-        self.placement.retried(now, retry, has_handshakes)
+    pub(crate) fn retried(
+        &mut self,
+        now: Time,
+        by: ShardIndex,
+        retry: &[u8],
+        has_handshakes: bool,
+    ) -> Result<bool, Violation> {
+        self.placement.retried(now, by, retry, has_handshakes)
     }
 
     /// Everything that happens to a shard at this moment has, and nothing has come out of it.

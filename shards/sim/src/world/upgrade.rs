@@ -113,7 +113,6 @@ impl World {
         let new = self.gateway.start_successor(count, self.now);
         self.trace.note(self.now, Who::World, "another process starts", count.into());
         self.upgrade = Some(Upgrade { old, new, stage: Stage::Started });
-        self.oracle.upgraded();
         new.iter().for_each(|shard| self.touch_shard(shard.0));
     }
 
@@ -133,6 +132,7 @@ impl World {
     pub fn hand_over(&mut self) {
         self.trace.note(self.now, Who::World, "the homes go over", 0);
         self.enter(Stage::HandedOver);
+        self.oracle.upgraded(self.now, self.upgrade.expect("it is under way").new);
         let arrivals = self.gateway.hand_over(self.now);
         self.schedule_arrivals(arrivals);
     }
@@ -196,6 +196,7 @@ impl World {
         self.dirty_shards.retain(|&dirty| !gone.iter().any(|shard| shard.0 == dirty));
         gone.iter().for_each(|shard| _ = self.draining.remove(shard));
         let arrivals = self.gateway.process_gone(gone, self.now);
+        self.oracle.upgraded(self.now, self.gateway.processes.homes);
         self.schedule_arrivals(arrivals);
     }
 
