@@ -378,9 +378,18 @@ impl Gateway {
     /// Has the cores say goodbye to every client and end.
     pub fn begin_stop(&mut self, now: Instant) {
         self.upkeep.remove_client_routes(now);
-        if let Sibling::Predecessor(other) = &self.sibling {
-            other.stop();
-        }
+        self.sibling = match std::mem::replace(&mut self.sibling, Sibling::Nobody) {
+            // The gateway is to stop, not to go on with another process.
+            Sibling::Successor(other) if !other.is_serving() => {
+                other.give_up();
+                Sibling::Nobody
+            }
+            Sibling::Predecessor(other) => {
+                other.stop();
+                Sibling::Predecessor(other)
+            }
+            sibling => sibling,
+        };
         for core in &self.cores {
             core.send(CoreCommand::Stop);
         }

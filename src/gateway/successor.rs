@@ -113,6 +113,12 @@ impl Replacement {
     pub fn close(self) {
         self.link.close();
     }
+
+    /// It does not take over any more.
+    pub fn give_up(self) {
+        self.child.kill();
+        self.link.close();
+    }
 }
 
 impl Gateway {

@@ -71,6 +71,12 @@ impl Successor {
         self.0.id()
     }
 
+    /// Kills it, and waits for its end.
+    pub fn kill(mut self) {
+        let _ = self.0.kill();
+        self.end();
+    }
+
     /// Kills it if it lives, and waits for its end. Returns how it ended, for people.
     pub fn end(mut self) -> String {
         let deadline = Instant::now() + END_TIMEOUT;

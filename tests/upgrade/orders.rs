@@ -1,5 +1,7 @@
 //! Orders while both processes live: they hold in both.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,6 +71,27 @@ fn a_stop_of_the_new_process_ends_both_with_goodbyes() {
     assert_is_closed(&mut after);
     assert!(old.is_gone_within(PATIENCE) && new.is_gone_within(PATIENCE), "{:#?}", site.gateway.process.lines());
     assert!(!site.deployment.path("control").exists(), "the control socket went with them");
+    site.assert_no_panic();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_stop_while_the_new_process_starts_ends_both() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let program = site.deployment.path("program");
+    fs::write(&program, "#!/bin/sh\nexec sleep 100\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let first = site.gateway.process.line_count();
+    let program = program.display().to_string();
+    thread::scope(|scope| {
+        let upgrade = scope.spawn(|| site.order(&["upgrade", "--binary", &program]));
+        let new = site.wait_for_started(first);
+        site.first().signal(Signal::TERM);
+        let answer = upgrade.join().unwrap();
+        assert!(!answer.done && answer.said.contains("the gateway is stopping"), "{answer:?}");
+        assert!(new.is_gone_within(PATIENCE) && site.first().is_gone_within(PATIENCE));
+    });
     site.assert_no_panic();
 }
 
