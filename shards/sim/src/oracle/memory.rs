@@ -60,7 +60,8 @@ impl Memory {
             return Ok(());
         }
         self.queues_within_bounds(shard, &held)?;
-        let records = RECORD_BYTES * RECORDS_MIN * (shard.owned_connections() as u64 + 1);
+        // Packets of a send are counted when it is made; a connection that has just moved has two paths.
+        let records = RECORD_BYTES * RECORDS_MIN * (shard.owned_connections() as u64 + 2);
         if held.unacknowledged_bytes <= held.limit_bytes / RECORDS_SHARE + records {
             return Ok(());
         }

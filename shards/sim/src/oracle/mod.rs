@@ -120,7 +120,7 @@ impl Oracle {
             placement: Placement::new(plan),
             replies: Replies::default(),
             standing: Standing::new(plan),
-            moves: Moves::default(),
+            moves: Moves::new(plan),
             proofs: Proofs::new(plan),
             has_died: false,
             kicked: BTreeMap::new(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use super::Violation;
+use crate::plan::{Feature, Plan};
 use crate::schedule::Time;
 
 const AMPLIFICATION_MAX: u64 = 3;
@@ -18,8 +19,32 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 const CHANGES_BURST: u32 = 4 + 2;
 const CHANGE_PAUSE: Duration = Duration::from_millis(500);
 
+/// Beside these every connection lasts, and addresses change by no other cause. What belongs to none is answered wherever it comes from.
+const LASTING: [Feature; 18] = [
+    Feature::Feints,
+    Feature::Ticks,
+    Feature::Loss,
+    Feature::Jitter,
+    Feature::Duplication,
+    Feature::Reordering,
+    Feature::Congestion,
+    Feature::Misrouting,
+    Feature::MeshDelay,
+    Feature::MeshLoss,
+    Feature::Limits,
+    Feature::Pools,
+    Feature::Ipv6,
+    Feature::Peers,
+    Feature::Bursts,
+    Feature::Frames,
+    Feature::Layouts,
+    Feature::Oversize,
+];
+
 #[derive(Debug, Default)]
 pub struct Moves {
+    /// Whether changes of addresses are counted.
+    counts_changes: bool,
     /// Who claims each address that is nobody's.
     claims: FxHashMap<SocketAddr, u32>,
     devices: BTreeMap<u32, Device>,
@@ -39,6 +64,11 @@ struct Device {
 }
 
 impl Moves {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let others = plan.features.without(&LASTING);
+        Moves { counts_changes: others.names().is_empty(), ..Moves::default() }
+    }
+
     /// A datagram of a device's session is under way to the gateway from an address that is not its own.
     pub(crate) fn claims(&mut self, now: Time, (device, session): (u32, u64), address: SocketAddr, bytes: usize) {
         self.claims.insert(address, device);
@@ -61,7 +91,7 @@ impl Moves {
         device.sent_bytes += bytes as u64;
         device.changes += u32::from(device.last.replace(to) != Some(to));
         let pauses = (now - device.since).as_nanos() / CHANGE_PAUSE.as_nanos();
-        if device.changes > CHANGES_BURST * device.sessions.len() as u32 + pauses as u32 {
+        if self.counts_changes && device.changes > CHANGES_BURST * device.sessions.len() as u32 + pauses as u32 {
             let what =
                 format!("device {claimant} has changed its address {} times since {} s", device.changes, device.since);
             return Err(Violation::new("moves", what));
@@ -101,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_connection_changes_its_address_a_few_times_a_second() {
-        let mut moves = Moves::default();
+        let mut moves = Moves { counts_changes: true, ..Moves::default() };
         (0..20).for_each(|port| moves.claims(at(0), (3, 1), address(port), 1200));
         let mut sent = |ms, port| moves.sent(at(ms), address(port), 1).is_ok();
         assert!((0..6).all(|port| sent(0, port)) && sent(0, 5));
