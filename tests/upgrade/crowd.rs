@@ -38,7 +38,7 @@ fn of_fifty_clients_on_a_quiet_machine_none_who_stays_loses_a_ping() {
             let login = Login::of(user);
             stay.push(Attached::start(&peers, &site.deployment, &at.namespace, &site.gateway, login));
         } else {
-            come.push(connect(&site, &at.namespace, user));
+            come.push(connect(&site, &at.namespace, Login::of(user)));
         }
         wait_for_ping(&at.namespace, SERVER_V4);
     }

@@ -9,10 +9,11 @@ use tollgate_test_support::client::{Attached, Login};
 use tollgate_test_support::datagrams::{DatagramPlan, send};
 use tollgate_test_support::deployment::{CLIENT_TUN, Plan};
 use tollgate_test_support::peers::Peers;
+use tollgate_test_support::relay::{Relay, Way};
 use tollgate_test_support::traffic::{assert_pings, bulk, bulk_server, datagram_receiver, paced_flow, wait_for_ping};
 use tollgate_test_support::{PATIENCE, eventually, program, turn};
 use tollgate_testkit::bulk::Direction;
-use tollgate_testkit::{Namespace, Process, SERVER_V4};
+use tollgate_testkit::{Namespace, PathToGateway, Process, SERVER_V4, Topology, TopologyPlan};
 
 use crate::site::Site;
 
@@ -21,6 +22,8 @@ const STREAM: Duration = Duration::from_secs(4);
 const QUIET: Duration = Duration::from_secs(1);
 /// What the path and a login on a busy machine may cost: a fifth of a second's datagrams.
 const LOST_MAX: u64 = DATAGRAMS_PER_S as u64 / 5;
+const ROUND_TRIP: Duration = Duration::from_millis(40);
+const ROUND_TRIPS_MAX: f64 = 6.0;
 const BULK_BYTES: u64 = 100_000_000;
 /// The limit of the user with two connections, as in users.toml.
 const LIMIT: &str = "bandwidth_limit = \"16 mbps\"";
@@ -30,9 +33,9 @@ const PACKET_BYTES: f64 = 1028.0;
 const PACKETS_PER_S: u32 = 2_500;
 
 /// `tollgate connect` as `user`, at work.
-pub fn connect(site: &Site, at: &Namespace, user: &str) -> (Process, IpAddr) {
+pub fn connect(site: &Site, at: &Namespace, login: Login<'_>) -> (Process, IpAddr) {
     let mut command = Command::new(program());
-    command.arg("connect").arg("--config").arg(site.deployment.write_client(Login::of(user)));
+    command.arg("connect").arg("--config").arg(site.deployment.write_client(login));
     command.env("NO_COLOR", "1").env("RUST_LOG", "info").current_dir(site.deployment.folder());
     let process = at.spawn(command).unwrap();
     let line = process.wait_for_line("connected: this machine is ", PATIENCE).unwrap();
@@ -49,7 +52,7 @@ fn connect_moves_with_its_address_and_loses_what_two_round_trips_hold() {
     let _turn = turn::alone();
     let site = Site::start(1, &Plan::default());
     let (inside, network) = (&site.topology.clients[0].namespace, &site.topology.network);
-    let (mut alice, address) = connect(&site, inside, "alice");
+    let (mut alice, address) = connect(&site, inside, Login::of("alice"));
     let old = site.first();
     let datagrams = (STREAM.as_secs_f64() * f64::from(DATAGRAMS_PER_S)) as u64;
     let (server, began) = (bulk_server(network, SERVER_V4), Instant::now());
@@ -80,6 +83,38 @@ fn connect_moves_with_its_address_and_loses_what_two_round_trips_hold() {
     assert_pings(network, address);
     assert_eq!(alice.exit_status().unwrap(), None, "{:#?}", alice.lines());
     site.wait_for_one();
+    site.assert_no_panic();
+}
+
+/// What is under way to the old process when it closes is lost; then come a Retry, a handshake, and the address.
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn over_a_long_path_connect_is_away_for_the_round_trips_of_a_login() {
+    let _turn = turn::alone();
+    let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
+    let site = Site::start_in(Topology::build(&plan).unwrap(), &Plan::default(), |_| {});
+    let relay = Relay::at_router(&site.topology, false, Way { one_way: ROUND_TRIP / 2, ..Way::default() });
+    let endpoint = relay.address().to_string();
+    let (inside, network) = (&site.topology.clients[0].namespace, &site.topology.network);
+    let login = Login { endpoint: &endpoint, ..Login::of("alice") };
+    let (_alice, address) = connect(&site, inside, login);
+    let datagrams = (STREAM.as_secs_f64() * f64::from(DATAGRAMS_PER_S)) as u64;
+    thread::scope(|scope| {
+        let flows = [(inside, network, SERVER_V4.into()), (network, inside, address)].map(|(from, to, target)| {
+            scope.spawn(move || {
+                let receiver = datagram_receiver(to, target);
+                paced_flow(from, &receiver, 1, datagrams, DATAGRAMS_PER_S)
+            })
+        });
+        thread::sleep(QUIET);
+        site.upgrade(&["--within", "1h"]);
+        for (flow, direction) in flows.into_iter().zip(["up", "down"]) {
+            let (lost, _) = flow.join().unwrap();
+            let away = lost as f64 / f64::from(DATAGRAMS_PER_S) / ROUND_TRIP.as_secs_f64();
+            println!("{direction}: {lost} lost, {away:.2} round trips' worth");
+            assert!(away <= ROUND_TRIPS_MAX, "{direction}: away for {away:.2} round trips");
+        }
+    });
     site.assert_no_panic();
 }
 

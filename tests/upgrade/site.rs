@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tollgate_test_support::deployment::{Deployment, Plan};
 use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::status::Status;
 use tollgate_test_support::{PATIENCE, control, eventually};
 use tollgate_testkit::{Topology, TopologyPlan};
 
@@ -26,8 +27,13 @@ impl Site {
 
     /// After `prepare` has changed the command.
     pub fn start_with(clients: usize, plan: &Plan, prepare: impl FnOnce(&mut Command)) -> Self {
-        let deployment = Deployment::write(plan);
         let topology = Topology::build(&TopologyPlan { clients, ..TopologyPlan::default() }).unwrap();
+        Self::start_in(topology, plan, prepare)
+    }
+
+    /// Where there is a topology already.
+    pub fn start_in(topology: Topology, plan: &Plan, prepare: impl FnOnce(&mut Command)) -> Self {
+        let deployment = Deployment::write(plan);
         let mut command = Gateway::command(&deployment);
         prepare(&mut command);
         let gateway = Gateway::start_with(command, &topology.gateway);
@@ -77,6 +83,14 @@ impl Site {
     pub fn wait_for_started(&self, first: usize) -> Serving {
         let line = self.gateway.process.wait_for_line_from(first, "was started to take over", PATIENCE).unwrap();
         Serving::of(&line)
+    }
+
+    /// The counters of one of its processes.
+    pub fn status_of(&self, serving: Serving) -> Status {
+        let first = self.gateway.process.line_count();
+        serving.signal(Signal::USR1);
+        let line = self.gateway.process.wait_for_line_from(first, "{\"shards\":", PATIENCE).unwrap();
+        Status::parse(&line)
     }
 
     /// Fails if one of its processes has panicked.

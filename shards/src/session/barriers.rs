@@ -9,17 +9,21 @@ use crate::session::topology::Topology;
 #[derive(Debug)]
 pub struct Barriers {
     last: BTreeMap<ShardIndex, CommandId>,
+    /// The same of shards that are not known yet: nothing waits for them.
+    early: BTreeMap<ShardIndex, CommandId>,
 }
 
 impl Barriers {
     /// No command executed by any shard.
     pub fn new(topology: Topology) -> Self {
-        Barriers { last: topology.all().map(|shard| (shard, CommandId::default())).collect() }
+        let last = topology.all().map(|shard| (shard, CommandId::default())).collect();
+        Barriers { last, early: BTreeMap::new() }
     }
 
     /// A shard has executed a command. One of the process that takes over may say so before this shard hears that it is to [`join`](Barriers::join).
     pub fn passed(&mut self, from: ShardIndex, command: CommandId) {
-        let last = self.last.entry(from).or_default();
+        let known = if self.last.contains_key(&from) { &mut self.last } else { &mut self.early };
+        let last = known.entry(from).or_default();
         *last = command.max(*last);
     }
 
@@ -31,12 +35,16 @@ impl Barriers {
 
     /// Shards that know of no command, and have nothing under way from before this one.
     pub fn join(&mut self, shards: Shards, command: CommandId) {
-        shards.iter().for_each(|shard| self.passed(shard, command));
+        for shard in shards.iter() {
+            let early = self.early.remove(&shard).unwrap_or_default();
+            self.last.insert(shard, command.max(early).max(self.of(shard)));
+        }
     }
 
     /// Only the shards of `topology` are left.
     pub fn leave(&mut self, topology: Topology) {
         self.last.retain(|shard, _| topology.own.contains(*shard));
+        self.early.clear();
     }
 
     /// Whether all of `shards` have executed a command, with nothing under way from before it.
@@ -67,6 +75,15 @@ mod tests {
         barriers.passed(own.at(0), CommandId(2));
         assert_eq!(barriers.completed(), CommandId(1));
         barriers.passed(to.at(0), CommandId(2));
+        assert_eq!(barriers.completed(), CommandId(2));
+    }
+
+    #[test]
+    fn nothing_waits_for_a_shard_that_dies_before_it_is_known() {
+        let (own, to) = (Shards::alone(1), Shards { generation: Generation::Odd, count: 1 });
+        let mut barriers = Barriers::new(Topology::alone(own));
+        barriers.passed(to.at(0), CommandId(1));
+        barriers.passed(own.at(0), CommandId(2));
         assert_eq!(barriers.completed(), CommandId(2));
     }
 }
