@@ -65,7 +65,7 @@ enum Command {
     /// time is up; the gateway goes on, without clients. Another `drain` changes the pace, `resume` takes it back.
     Drain {
         /// The time after which whoever is left goes at once, as in 90s, 10m or 1h.
-        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = drain_time)]
         within: Duration,
         /// Clients in a second, as in 200/s; without it, so many that the last one goes at the end of the time.
         #[arg(long, value_name = "RATE", value_parser = clients_per_s)]
@@ -86,7 +86,7 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         binary: Option<PathBuf>,
         /// The time after which whoever is left at the old process goes at once, as in 90s, 10m or 1h.
-        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = drain_time)]
         within: Duration,
         /// How many of the clients that come back by themselves (those of `tollgate connect`, by TLS) go in a second. All others stay to the end.
         #[arg(long, value_name = "RATE", default_value = "200/s", value_parser = clients_per_s)]
@@ -242,7 +242,6 @@ impl Operator {
     }
 
     fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {
-        anyhow::ensure!(within <= DRAIN_MAX, "--within is longer than {}", humantime::format_duration(DRAIN_MAX));
         let order = Request::Drain { within_ms: within.as_millis() as u64, rate_per_s };
         let (clients, took) = drain(&self.socket()?, &order)?;
         Ok(print(&format!(
@@ -253,7 +252,6 @@ impl Operator {
     }
 
     fn upgrade(&self, binary: Option<PathBuf>, within: Duration, rate: u32) -> anyhow::Result<()> {
-        anyhow::ensure!(within <= DRAIN_MAX, "--within is longer than {}", humantime::format_duration(DRAIN_MAX));
         let program = binary.map(std::path::absolute).transpose()?;
         self.order(&Request::Upgrade { program, within_ms: within.as_millis() as u64, rate_per_s: Some(rate) })
     }
@@ -267,6 +265,15 @@ impl Operator {
     }
 }
 
+/// The length of a drain, as in "90s", "10m" or "1h".
+fn drain_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time <= DRAIN_MAX {
+        true => Ok(time),
+        false => Err(format!("it is longer than {}", humantime::format_duration(DRAIN_MAX))),
+    }
+}
+
 /// A rate as in "200/s" or "200".
 fn clients_per_s(text: &str) -> Result<u32, String> {
     let rate = text.trim().strip_suffix("/s").unwrap_or(text).trim().parse().ok().filter(|rate| *rate > 0);
@@ -274,14 +281,20 @@ fn clients_per_s(text: &str) -> Result<u32, String> {
 }
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
+    let (config, log) = begin(file)?;
+    let control = Control::open(&config, None)?;
+    let gateway = Gateway::start(&config)?;
+    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+}
+
+/// Reads the configuration and starts the log, which has what is doubtful about it.
+fn begin(file: &ServerFile) -> anyhow::Result<(ServerConfig, Log)> {
     let config = file.load()?;
     let log = start_log(&config.log, &config.ignored_variables)?;
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let doubts = doubts(&config)?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
-    let control = Control::open(&config, None)?;
-    let gateway = Gateway::start(&config)?;
-    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+    Ok((config, log))
 }
 
 /// Takes over from the process that has started this one, or tells it why not.
@@ -298,11 +311,7 @@ fn succeed(file: &ServerFile) -> anyhow::Result<()> {
 
 fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Control, Gateway, Log)> {
     let (introduction, mut handed) = Introduction::receive(&stream)?;
-    let config = file.load()?;
-    let log = start_log(&config.log, &config.ignored_variables)?;
-    config.warnings.iter().for_each(|warning| warn!("{warning}"));
-    let doubts = doubts(&config)?;
-    doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
+    let (config, log) = begin(file)?;
     let control = Control::open(&config, introduction.control.clone().zip(handed.control.take()))?;
     let gateway = Gateway::succeed(&config, &introduction, handed, stream)?;
     Ok((control, gateway, log))

@@ -340,14 +340,14 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     None
                 }
                 (orders::Next::Order(origin, Request::Drain { within_ms, rate_per_s }), Phase::Serving) => {
-                    let pace = DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s };
-                    self.orders.begin_status(&mut self.gateway, StatusFor::Drain(origin, pace));
+                    self.orders
+                        .begin_status(&mut self.gateway, StatusFor::Drain(origin, drain_plan(within_ms, rate_per_s)));
                     None
                 }
                 (orders::Next::Order(origin, Request::Resume), Phase::Serving) => Some((origin, self.resume())),
                 (orders::Next::Order(origin, Request::Upgrade { program, within_ms, rate_per_s }), Phase::Serving) => {
-                    let pace = DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s };
-                    self.begin_upgrade(origin, program, pace).map(|answer| (origin, answer))
+                    self.begin_upgrade(origin, program, drain_plan(within_ms, rate_per_s))
+                        .map(|answer| (origin, answer))
                 }
             };
             if let Some((origin, answer)) = answered {
@@ -426,6 +426,11 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         }
         self.gateway.begin_status(Instant::now());
     }
+}
+
+/// The drain that was ordered, as far as it may be.
+fn drain_plan(within_ms: u64, rate_per_s: Option<u32>) -> DrainPlan {
+    DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s }
 }
 
 /// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
