@@ -156,7 +156,6 @@ impl Groups {
         leave(queues.descriptors, &mut self.queues.members, |own| {
             steer_queues(&self.map, self.queues.descriptors.iter(), Group::of_two(generation, own, others));
         });
-        self.steer_queues(Group::of_one(self.queues.members));
         let others = sockets.members;
         let socket = self.sockets.any();
         leave(sockets.descriptors, &mut self.sockets.members, |own| {
@@ -165,13 +164,11 @@ impl Groups {
                 let _ = UdpGroup::steer(self.address, socket.as_fd(), Group::of_two(generation, own, others), self.by);
             }
         });
-        if let Err(error) = self.steer_sockets(Group::of_one(self.sockets.members)) {
-            warn!("{error}");
-        }
+        self.take_all();
     }
 
-    /// The process after this one is dead: all is this one's again.
-    pub fn take_back(&self) {
+    /// Gives this process all there is: it is alone.
+    pub fn take_all(&self) {
         self.steer_queues(Group::of_one(self.queues.members));
         if let Err(error) = self.steer_sockets(Group::of_one(self.sockets.members)) {
             warn!("{error}");

@@ -14,6 +14,7 @@ use tollgate_config::ServerConfig;
 use tollgate_shards::{CommandId, Generation, Shards, Snapshot};
 use tracing::{info, warn};
 
+use super::commands::CoreHandle;
 use super::core::CoreCommand;
 use super::groups::{Groups, Others, Predecessors};
 use super::notices::Notice;
@@ -23,8 +24,8 @@ use super::start::{Before, Prepared, Started, announce};
 use super::upkeep::Beside;
 use super::{Gateway, GatewayError, Keys, Sibling, given_up};
 use crate::host::TunPlan;
-use crate::io::{TunDevice, TunQueue, TunSteering, UdpGroup, descriptors};
-use crate::upgrade::{Handed, Introduction, Place, Words};
+use crate::io::{Members, TunDevice, TunQueue, TunSteering, UdpGroup, descriptors};
+use crate::upgrade::{Handed, Introduction, Words};
 
 /// How long the shards may take until they know what the other process's have told.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -181,7 +182,10 @@ impl Gateway {
         while let Some(said) = other.link.poll() {
             match said {
                 Said::Words(bytes) => self.handle_predecessors_words(&mut other, Words::decode(&bytes)),
-                Said::Gone(reason) => return self.outlive(*other, &reason, now),
+                Said::Gone(reason) => {
+                    tell_gone(&self.cores);
+                    return self.outlive(*other, &reason, now);
+                }
             }
         }
         if other.poll_timeout().is_some_and(|deadline| deadline <= now)
@@ -246,12 +250,9 @@ impl Gateway {
         passing.take_completed(process).inspect(|_| other.passing = None)
     }
 
-    /// The process before this one is gone, and its connections with it.
+    /// The process before this one is gone, and its connections with it, as the cores know.
     fn outlive(&mut self, other: Predecessor, reason: &str, now: Instant) -> Sibling {
         other.await_end();
-        for core in &self.cores {
-            core.send(CoreCommand::PredecessorGone);
-        }
         let Predecessor { process, link, groups, passing, .. } = other;
         self.upkeep.let_leave(groups, now);
         self.panics.allow();
@@ -260,6 +261,10 @@ impl Gateway {
         info!("process {process} has ended ({reason}): this one has the gateway alone");
         Sibling::Nobody
     }
+}
+
+fn tell_gone(cores: &[CoreHandle]) {
+    cores.iter().for_each(|core| _ = core.send(CoreCommand::PredecessorGone));
 }
 
 /// Tells the process that waits at the other end of `stream` that this one does not take over, and why.
@@ -290,7 +295,9 @@ fn agree(config: &ServerConfig, introduction: &Introduction) -> Result<(), Gatew
 /// What the other process has lent. `None` where it cannot be.
 fn others(introduction: &Introduction, handed: Handed) -> Option<(Predecessors, Option<Arc<TunSteering>>)> {
     let Handed { sockets, queues, map, .. } = handed;
-    let of = |descriptors: Vec<OwnedFd>, place: Place| Some(Others { descriptors, members: place.members()? });
+    let of = |descriptors: Vec<OwnedFd>, members: Members| {
+        members.can_be_in_front().then_some(Others { descriptors, members })
+    };
     let others = Predecessors { sockets: of(sockets, introduction.sockets)?, queues: of(queues, introduction.queues)? };
     let map = match map {
         Some(map) => Some(TunSteering::lent(map)),
@@ -319,7 +326,7 @@ fn take_memory(started: &Started, link: &SiblingLink) -> Result<Option<String>, 
         while let Some(said) = link.poll() {
             if let Said::Gone(reason) = said {
                 gone = Some(reason);
-                started.cores.iter().for_each(|core| _ = core.send(CoreCommand::PredecessorGone));
+                tell_gone(&started.cores);
             }
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -18,7 +18,7 @@ use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
 use super::upkeep::Beside;
 use super::{Gateway, Sibling};
-use crate::upgrade::{Handed, Introduction, IntroductionError, Place, Program, SpawnError, Successor, Words};
+use crate::upgrade::{Handed, Introduction, IntroductionError, Program, SpawnError, Successor, Words};
 
 /// How long the next process may take until its shards are there.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -180,7 +180,7 @@ impl Gateway {
         let [sockets, queues] = groups.lend()?;
         let map = groups.map().map(|map| map.lend()).transpose()?;
         let (device, plan) = self.upkeep.shared();
-        let [of_sockets, of_queues] = groups.members().map(Place::of);
+        let [of_sockets, of_queues] = groups.members();
         let (path, control) = control.unzip();
         let introduction = Introduction {
             process: process::id(),
@@ -319,7 +319,7 @@ impl Gateway {
             for core in &self.cores {
                 core.send(CoreCommand::TakeBack { id, incarnation });
             }
-            self.upkeep.groups().take_back();
+            self.upkeep.groups().take_all();
             self.upkeep.set_beside(Beside::Nobody, Instant::now());
             self.panics.allow();
         }

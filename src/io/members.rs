@@ -4,10 +4,11 @@
 //! leaves, the last one takes its place (`__reuseport_detach_sock`, `__tun_detach`). So where those of the process before stand in front and
 //! leave from the back, each that leaves moves the others one place forward, and the last of them to the front.
 
+use serde::{Deserialize, Serialize};
 use tollgate_shards::Generation;
 
 /// The members of one process: in a row, which may begin with any of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// Those of the other process in front of them.
     first: u32,
@@ -23,14 +24,9 @@ impl Members {
         Members { first: others, turned: 0, count }
     }
 
-    /// `count` members, 1 at least, in front of all others, turned by fewer places.
-    ///
-    /// # Panics
-    ///
-    /// If there cannot be such.
-    pub fn turned_by(count: u32, turned: u32) -> Self {
-        assert!(turned < count, "{count} members turned by {turned}");
-        Members { first: 0, turned, count }
+    /// Whether there can be such, in front of all others: what another process says is not believed unseen.
+    pub fn can_be_in_front(self) -> bool {
+        self.first == 0 && self.turned < self.count
     }
 
     /// Where they stand when the last of those in front has left.

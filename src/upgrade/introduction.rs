@@ -31,27 +31,6 @@ const DESCRIPTORS_OF_A_MESSAGE: usize = 128;
 /// How long one side waits for the other's next bytes.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the sockets or queues of the process stand in the group that both are to share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// How many there are.
-    pub count: u32,
-    /// Places by which their row is turned.
-    pub turned: u32,
-}
-
-impl Place {
-    /// That of `members`, whom nobody stands in front of.
-    pub fn of(members: Members) -> Self {
-        Place { count: members.count(), turned: members.turned() }
-    }
-
-    /// The members, as the other process has to see them. `None` where there cannot be such.
-    pub fn members(self) -> Option<Members> {
-        (self.count > 0 && self.turned < self.count).then(|| Members::turned_by(self.count, self.turned))
-    }
-}
-
 /// What the process that is to take over has to know.
 #[derive(Serialize, Deserialize)]
 pub struct Introduction {
@@ -76,10 +55,10 @@ pub struct Introduction {
     pub interface: String,
     /// Whether that was made beforehand.
     pub is_adopted: bool,
-    /// Where the sockets stand.
-    pub sockets: Place,
+    /// Where the sockets stand in the group that both are to share.
+    pub sockets: Members,
     /// Where the queues stand.
-    pub queues: Place,
+    pub queues: Members,
     /// The keys of the configuration that both processes must have alike, each with its value.
     pub alike: Vec<(String, String)>,
     /// The path of the control socket, where there is one.
@@ -208,7 +187,7 @@ impl Introduction {
     }
 
     fn receive_descriptors(&self, stream: &UnixStream) -> Result<Handed, IntroductionError> {
-        let (sockets, queues) = (self.sockets.count as usize, self.queues.count as usize);
+        let (sockets, queues) = (self.sockets.count() as usize, self.queues.count() as usize);
         let expected = sockets + queues + usize::from(self.has_map) + usize::from(self.control.is_some());
         let mut all = Vec::with_capacity(expected.min(1024));
         while all.len() < expected {
@@ -286,8 +265,8 @@ mod tests {
             address: "[::]:55555".parse().unwrap(),
             interface: "tg0".to_owned(),
             is_adopted: false,
-            sockets: Place { count: sockets, turned: 1 },
-            queues: Place { count: queues, turned: 0 },
+            sockets: Members::behind(0, sockets),
+            queues: Members::behind(0, queues),
             alike: vec![("port".to_owned(), "55555".to_owned())],
             control: Some("/run/control".into()),
             has_map: true,

@@ -8,8 +8,8 @@ mod introduction;
 pub mod words;
 
 pub use child::{Program, SpawnError, Successor};
-pub use introduction::{Handed, Introduction, IntroductionError, Place, take_over_input};
+pub use introduction::{Handed, Introduction, IntroductionError, take_over_input};
 pub use words::Words;
 
 /// The version of [`Introduction`] and [`Words`], beside that of the messages between shards. Another one whenever either changes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
