@@ -48,7 +48,7 @@ impl HostReport {
         match restored {
             Restored::Name(_) | Restored::Mtu(_) | Restored::QueueLength(_) | Restored::Up => self.restored_links += 1,
             Restored::Address(_) => self.restored_addresses += 1,
-            Restored::Route(_) => self.restored_routes += 1,
+            Restored::Route(_) | Restored::ClientRoute(_) => self.restored_routes += 1,
         }
     }
 }
@@ -299,6 +299,10 @@ impl Upkeep {
     fn restore_interface(&mut self, host: &mut Host, now: Instant) -> Result<bool, HostError> {
         let mut restored = Vec::new();
         let result = self.interface.restore(host, &mut restored);
+        if self.beside == Beside::Predecessor {
+            // That one takes the routes of its clients away when they leave it, also of those who come here.
+            restored.retain(|restored| !matches!(restored, Restored::ClientRoute(_)));
+        }
         restored.iter().for_each(|restored| self.report.count(restored));
         if !restored.is_empty() {
             let parts: Vec<_> = restored.iter().take(LINES_MAX as usize).map(ToString::to_string).collect();

@@ -36,6 +36,8 @@ pub enum Restored {
     Address(IpNet),
     /// A route.
     Route(IpNet),
+    /// The route of a client whose path carries less than the interface.
+    ClientRoute(IpAddr),
 }
 
 impl fmt::Display for Restored {
@@ -47,6 +49,7 @@ impl fmt::Display for Restored {
             Restored::Up => write!(f, "its state (it was down)"),
             Restored::Address(address) => write!(f, "address {address}"),
             Restored::Route(destination) => write!(f, "route {destination}"),
+            Restored::ClientRoute(client) => write!(f, "route {}", IpNet::from(*client)),
         }
     }
 }
@@ -275,7 +278,7 @@ impl Interface {
         for (&client, &mtu_bytes) in &self.client_mtus {
             if present.get(&IpNet::from(client)) != Some(&Some(mtu_bytes)) {
                 host.change(Request::SetRoute(client_route(client, self.index, mtu_bytes)))?;
-                restored.push(Restored::Route(IpNet::from(client)));
+                restored.push(Restored::ClientRoute(client));
             }
         }
         Ok(())
