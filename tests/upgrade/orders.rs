@@ -1,7 +1,5 @@
 //! Orders while both processes live: they hold in both.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -79,11 +77,8 @@ fn a_stop_of_the_new_process_ends_both_with_goodbyes() {
 fn a_stop_while_the_new_process_starts_ends_both() {
     let _turn = turn::together();
     let site = Site::start(1, &Plan::default());
-    let program = site.deployment.path("program");
-    fs::write(&program, "#!/bin/sh\nexec sleep 100\n").unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = site.write_program("exec sleep 100");
     let first = site.gateway.process.line_count();
-    let program = program.display().to_string();
     thread::scope(|scope| {
         let upgrade = scope.spawn(|| site.order(&["upgrade", "--binary", &program]));
         let new = site.wait_for_started(first);

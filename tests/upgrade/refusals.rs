@@ -1,7 +1,5 @@
 //! Upgrades that cannot be: the old process goes on as if nothing had been, and says why in one line.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use tollgate_test_support::deployment::Plan;
@@ -33,14 +31,11 @@ fn a_program_that_does_not_take_over_leaves_the_old_one_as_it_was() {
     refused(&site, &["--binary", "/nowhere/tollgate"], &["/nowhere/tollgate cannot be started"]);
     refused(&site, &["--binary", "/bin/false"], &["goes on", "exit status: 1"]);
     // One that says nothing and one that speaks of something else.
-    let program = site.deployment.path("program");
     for (script, words) in [
-        ("#!/bin/sh\nkill -9 $$\n", ["goes on", "SIGKILL"]),
-        ("#!/bin/sh\necho 'some words of its own, which are no frames' >&0\nsleep 5\n", ["goes on", "it was ended"]),
+        ("kill -9 $$", ["goes on", "SIGKILL"]),
+        ("echo 'some words of its own, which are no frames' >&0\nsleep 5", ["goes on", "it was ended"]),
     ] {
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        refused(&site, &["--binary", &program.display().to_string()], &words);
+        refused(&site, &["--binary", &site.write_program(script)], &words);
     }
 }
 
@@ -49,11 +44,9 @@ fn a_program_that_does_not_take_over_leaves_the_old_one_as_it_was() {
 fn a_program_that_says_nothing_is_ended_after_half_a_minute() {
     let _turn = turn::together();
     let site = Site::start(1, &Plan::default());
-    let program = site.deployment.path("program");
-    fs::write(&program, "#!/bin/sh\nexec sleep 100\n").unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = site.write_program("exec sleep 100");
     let began = Instant::now();
-    refused(&site, &["--binary", &program.display().to_string()], &["it takes too long; it was ended"]);
+    refused(&site, &["--binary", &program], &["it takes too long; it was ended"]);
     assert!((29..45).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 

@@ -1,6 +1,7 @@
 //! A gateway that is upgraded, where it runs, and its processes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -68,6 +69,14 @@ impl Site {
         assert!(!answer.done, "{answer:?}");
         assert_eq!(answer.said.lines().count(), 1, "{answer:?}");
         answer.said
+    }
+
+    /// Writes a program that runs `script` in a shell, and returns its path.
+    pub fn write_program(&self, script: &str) -> String {
+        let path = self.deployment.path("program");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
     }
 
     /// Waits until one process alone has the gateway.
