@@ -32,7 +32,7 @@ pub enum Notice {
     GivenUp {
         /// The shard.
         shard: u16,
-        /// Why.
+        /// What keeps another one out.
         because: GivenUp,
     },
     /// The shard knows all that the process before this one has told. Once for each shard of a process that takes over.

@@ -94,7 +94,7 @@ pub struct Oracle {
     handshakes: Handshakes,
     waiting: Waiting,
     refusals: Refusals,
-    placement: Placement,
+    pub(crate) placement: Placement,
     replies: Replies,
     pub(crate) standing: Standing,
     pub(crate) moves: Moves,
@@ -261,17 +261,6 @@ impl Oracle {
         self.handshakes.sent(now, to, run);
         self.proofs.sent(now, shard, to, run)?;
         self.moves.sent(now, to, run.len())
-    }
-
-    /// The gateway sends a Retry, while handshakes are under way or not. Returns whether it was judged where that leads.
-    pub(crate) fn retried(
-        &mut self,
-        now: Time,
-        by: ShardIndex,
-        retry: &[u8],
-        has_handshakes: bool,
-    ) -> Result<bool, Violation> {
-        self.placement.retried(now, by, retry, has_handshakes)
     }
 
     /// Everything that happens to a shard at this moment has, and nothing has come out of it.

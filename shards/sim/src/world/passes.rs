@@ -106,7 +106,7 @@ impl World {
         if bytes.first().is_some_and(|first| first & 0xf0 == 0xf0) && !self.seen.keeps_arrivals {
             let mut cores = self.gateway.cores.iter();
             let has_handshakes = cores.any(|core| core.shard().inspect().handshakes_admitted() > 0);
-            if self.oracle.retried(self.now, shard, bytes, has_handshakes)? {
+            if self.oracle.placement.retried(self.now, shard, bytes, has_handshakes)? {
                 self.hits.placed();
             }
         }
