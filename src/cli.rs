@@ -16,7 +16,7 @@ use crate::log::{Log, say_last};
 use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
 use crate::tls::Doubt;
-use crate::upgrade::{Introduction, Program, take_over_input};
+use crate::upgrade::{Introduction, Listeners, Program, take_over_input};
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -282,7 +282,7 @@ fn clients_per_s(text: &str) -> Result<u32, String> {
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let (config, log) = begin(file)?;
-    let control = Control::open(&config, None)?;
+    let control = Control::open(&config, Listeners::default())?;
     let gateway = Gateway::start(&config)?;
     Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
 }
@@ -312,7 +312,7 @@ fn succeed(file: &ServerFile) -> anyhow::Result<()> {
 fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Control, Gateway, Log)> {
     let (introduction, mut handed) = Introduction::receive(&stream)?;
     let (config, log) = begin(file)?;
-    let control = Control::open(&config, introduction.control.clone().zip(handed.control.take()))?;
+    let control = Control::open(&config, introduction.listeners(&mut handed))?;
     let gateway = Gateway::succeed(&config, &introduction, handed, stream)?;
     Ok((control, gateway, log))
 }

@@ -144,6 +144,16 @@ fn every_reason_for_a_drop_is_explained_once() {
 }
 
 #[test]
+fn every_metric_is_explained_once() {
+    let explained: Vec<String> = rows(&page(&root(), "docs/metrics.md"), "## The list")
+        .iter()
+        .flat_map(|row| quoted(row[0]))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(explained, tollgate::control::metrics::names());
+}
+
+#[test]
 fn every_bound_has_the_name_of_something_in_the_sources() {
     let limits = page(&root(), "docs/limits.md");
     let mut names = 0;

@@ -7,6 +7,8 @@ use crate::kind::{Kind, listen, port, seconds, switch, text, whole};
 use crate::schema::{LIVE, table};
 use crate::value::{self, LogFilter};
 
+/// Why what is about them has no effect.
+const NO_CONNECTIONS: &str = "single connections have no figures of their own yet";
 const INTERVAL_S_MAX: u64 = 86_400;
 
 fn idle_timeout() -> Kind<Option<Duration>> {
@@ -27,19 +29,20 @@ table! {
 }
 
 table! {
-    /// These keys are checked, but no endpoint is served yet.
+    /// Where metrics are served, in OpenMetrics under /metrics.
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub struct Metrics of Quincy {
-        /// Whether an endpoint is wanted.
-        "enabled" => enabled: bool = false, switch(),
-            LIVE.without_effect("no endpoint is served yet, for now SIGUSR1 prints the counters of every shard");
+        /// Whether metrics are served. Whoever reaches the address can read them.
+        "enabled" => enabled: bool = false, switch(), LIVE;
         /// Where it listens.
         "address" => address: IpAddr = Ipv4Addr::LOCALHOST.into(), listen(), LIVE;
         /// The port where it listens.
         "port" => port: u16 = 9090, port(), LIVE;
         /// How often the figures of connections are renewed, in seconds.
-        "reporting_interval_s" => reporting_interval: Duration = Duration::from_secs(5), seconds(1..=INTERVAL_S_MAX), LIVE;
+        "reporting_interval_s" => reporting_interval: Duration = Duration::from_secs(5), seconds(1..=INTERVAL_S_MAX),
+            LIVE.without_effect(NO_CONNECTIONS);
         /// How long the figures of a connection that is gone are kept, in seconds; 0 for ever.
-        "idle_timeout_s" => idle_timeout: Option<Duration> = Some(Duration::from_secs(300)), idle_timeout(), LIVE;
+        "idle_timeout_s" => idle_timeout: Option<Duration> = Some(Duration::from_secs(300)), idle_timeout(),
+            LIVE.without_effect(NO_CONNECTIONS);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use polling::{Event, Events, PollMode, Poller};
 
-/// What the control thread waits for. A further source (a metrics listener, the socket of an upgrade) is a further variant.
+/// What the control thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// Signals of the process.
@@ -23,23 +23,33 @@ pub enum Source {
     Host,
     /// Clients of the control socket that want to connect.
     Acceptor,
-    /// The client at this place.
+    /// Clients of the metrics endpoint that want to connect.
+    Metrics,
+    /// The client of the control socket at this place.
     Client(usize),
+    /// The client of the metrics endpoint at this place.
+    Scraper(usize),
 }
 
-/// All but the clients, by key.
-const SOURCES: [Source; 5] = [Source::Signals, Source::UsersFile, Source::Cores, Source::Host, Source::Acceptor];
+/// All but the clients, by key. The keys of both kinds of clients take turns.
+const SOURCES: [Source; 6] =
+    [Source::Signals, Source::UsersFile, Source::Cores, Source::Host, Source::Acceptor, Source::Metrics];
 
 impl Source {
     fn key(self) -> usize {
         match self {
-            Source::Client(place) => SOURCES.len() + place,
+            Source::Client(place) => SOURCES.len() + 2 * place,
+            Source::Scraper(place) => SOURCES.len() + 2 * place + 1,
             source => SOURCES.iter().position(|other| *other == source).expect("all are listed"),
         }
     }
 
     fn of_key(key: usize) -> Self {
-        SOURCES.get(key).copied().unwrap_or(Source::Client(key.wrapping_sub(SOURCES.len())))
+        let place = key.wrapping_sub(SOURCES.len());
+        SOURCES.get(key).copied().unwrap_or(match place % 2 {
+            0 => Source::Client(place / 2),
+            _ => Source::Scraper(place / 2),
+        })
     }
 }
 
@@ -161,20 +171,20 @@ mod tests {
         let (once, mut once_peer) = UnixStream::pair().unwrap();
         let mut event_loop = EventLoop::new().unwrap();
         let level = event_loop.watch(Source::Signals, level).unwrap();
-        let once = event_loop.watch_once(Source::Client(7), once).unwrap();
+        let once = event_loop.watch_once(Source::Scraper(7), once).unwrap();
         let mut wait = || event_loop.wait(Some(Duration::ZERO)).unwrap();
         assert_eq!(wait(), []);
         level_peer.write_all(b"x").unwrap();
         once_peer.write_all(b"x").unwrap();
         let first = wait();
         assert!(
-            first.len() == 2 && first.contains(&Source::Signals) && first.contains(&Source::Client(7)),
+            first.len() == 2 && first.contains(&Source::Signals) && first.contains(&Source::Scraper(7)),
             "{first:?}"
         );
         assert_eq!(wait(), [Source::Signals]);
         drop(level);
         once.want(Interest::Output).unwrap();
-        assert_eq!(wait(), [Source::Client(7)]);
+        assert_eq!(wait(), [Source::Scraper(7)]);
         assert_eq!(wait(), []);
     }
 }

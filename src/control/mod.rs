@@ -11,6 +11,7 @@ mod clients;
 mod drain;
 mod event_loop;
 mod file_watch;
+pub mod metrics;
 mod operator;
 mod orders;
 pub mod protocol;
@@ -38,6 +39,7 @@ use self::acceptor::Acceptor;
 use self::clients::{Clients, not_served};
 use self::event_loop::{EventLoop, Interest, Source, Watched};
 use self::file_watch::FileWatch;
+use self::metrics::{Endpoint, MetricsError};
 use self::orders::{Orders, Origin, StatusFor};
 use self::upgrade::Leaving;
 use crate::gateway::{Completed, DrainPlan, Gateway, GatewayError, NotUpgraded, Status};
@@ -46,7 +48,7 @@ use crate::log::Log;
 use crate::output::Reports;
 use crate::signals::SignalSource;
 use crate::supervisor;
-use crate::upgrade::Program;
+use crate::upgrade::{Listeners, Program};
 
 /// Longest drain.
 pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -62,6 +64,9 @@ pub enum ControlError {
     /// The users file cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The system is out of something.
     #[error("signals cannot be received: {0}")]
     Signals(io::Error),
@@ -89,23 +94,25 @@ pub struct Control {
     /// `None` where there is none and none was configured.
     acceptor: Option<Watched<Acceptor>>,
     users_file: Option<Watched<FileWatch>>,
+    metrics: Endpoint,
     level: LogFilter,
     reports: Reports,
 }
 
 impl Control {
-    /// Opens what `config` asks for, or takes the control socket over that another process has `lent`, if it is the one. To be called before the
+    /// Opens what `config` asks for, with what another process has `lent` where that is it. To be called before the
     /// gateway starts, so that one that cannot be controlled does not.
     ///
     /// # Errors
     ///
     /// In one line that says what to do.
-    pub fn open(config: &ServerConfig, lent: Option<(PathBuf, OwnedFd)>) -> Result<Self, ControlError> {
+    pub fn open(config: &ServerConfig, lent: Listeners) -> Result<Self, ControlError> {
         let event_loop = EventLoop::new()?;
         Ok(Control {
             signals: event_loop.watch(Source::Signals, SignalSource::open().map_err(ControlError::Signals)?)?,
-            acceptor: acceptor(&config.control, lent, &event_loop)?,
+            acceptor: acceptor(&config.control, lent.control, &event_loop)?,
             users_file: watch_users_file(config, &event_loop)?,
+            metrics: Endpoint::open(&config.metrics, lent.metrics, &event_loop)?,
             level: config.log.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
             event_loop,
@@ -122,7 +129,7 @@ impl Control {
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
-        let Control { event_loop, signals, mut acceptor, users_file, level, reports } = self;
+        let Control { event_loop, signals, mut acceptor, users_file, metrics, level, reports } = self;
         acceptor.iter_mut().for_each(|acceptor| acceptor.set_shared(false));
         let mut control = ControlLoop {
             cores: event_loop.watch(Source::Cores, gateway.cores_wake())?,
@@ -133,6 +140,7 @@ impl Control {
             accept_at: None,
             clients: Clients::default(),
             users_file,
+            metrics,
             gateway,
             reports,
             orders: Orders::new(log, level),
@@ -169,6 +177,7 @@ struct ControlLoop<L> {
     accept_at: Option<Instant>,
     clients: Clients,
     users_file: Option<Watched<FileWatch>>,
+    metrics: Endpoint,
     gateway: Gateway,
     cores: Watched<Arc<Wake>>,
     /// Watched as long as it is here; the gateway reads it.
@@ -191,7 +200,14 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     fn turn(&mut self) {
         let users_file = self.users_file.as_ref().and_then(|watch| watch.poll_timeout());
         let leaving = self.leaving.as_ref().filter(|_| self.phase == Phase::Leaving).map(Leaving::poll_timeout);
-        let timeouts = [self.gateway.poll_timeout(), self.clients.poll_timeout(), users_file, self.accept_at, leaving];
+        let timeouts = [
+            self.gateway.poll_timeout(),
+            self.clients.poll_timeout(),
+            self.metrics.poll_timeout(),
+            users_file,
+            self.accept_at,
+            leaving,
+        ];
         let timeout = timeouts.into_iter().flatten().min().map(|at| at.saturating_duration_since(Instant::now()));
         let ready = self.event_loop.wait(timeout).unwrap_or_else(|_| {
             // The kernel is out of memory: whatever it is, not a loop without a pause.
@@ -230,6 +246,8 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Source::Host => self.gateway.handle_host(now),
             Source::Acceptor => self.accept(now),
             Source::Client(place) => self.clients.handle_ready(place, now),
+            Source::Metrics => self.metrics.accept(&self.event_loop, now),
+            Source::Scraper(place) => self.metrics.handle_ready(place, || metrics::text(&self.gateway)),
         }
     }
 
@@ -253,6 +271,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         self.gateway.handle_timeout(now);
         self.look_whether_left(now);
         self.clients.handle_timeout(now);
+        self.metrics.handle_timeout(&self.event_loop, now);
         if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {
             self.orders.push(Origin::UsersFile, Request::Reload { force: false });
         }
@@ -396,11 +415,14 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Ok(watch) => watch,
             Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
         };
+        let listening = match self.metrics.prepare(&next.metrics, &self.event_loop) {
+            Ok(listening) => listening,
+            Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
+        };
         let refused = self.orders.begin_reload(&mut self.gateway, origin, next, force);
-        if refused.is_none()
-            && let Some(watch) = watch
-        {
-            self.users_file = watch;
+        if refused.is_none() {
+            watch.into_iter().for_each(|watch| self.users_file = watch);
+            listening.into_iter().for_each(|listening| self.metrics.replace(listening));
         }
         refused
     }
@@ -420,6 +442,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             supervisor::stopping();
         }
         self.acceptor = None;
+        self.metrics.replace(None);
         self.phase = Phase::LastStatus;
         if let Some((origin, answer)) = self.orders.abandon() {
             self.answer(origin, &answer);

@@ -1,5 +1,6 @@
 //! Orders to be replaced by another process: the control plane's part of an upgrade, as the one that is replaced.
 
+use std::io;
 use std::path::PathBuf;
 use std::process;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::protocol::Answer;
 use super::{ControlLoop, Phase, watch_users_file};
 use crate::gateway::{DrainPlan, NotUpgraded, Status};
 use crate::supervisor;
+use crate::upgrade::Listeners;
 
 /// How often it is looked whether all clients have left.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -43,9 +45,8 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         drain: DrainPlan,
     ) -> Option<Answer> {
         let (program, now) = (self.program.at(program.as_deref()), Instant::now());
-        let control = self.acceptor.as_ref().map(|acceptor| acceptor.lend()).transpose();
-        let begun =
-            control.map_err(NotUpgraded::from).and_then(|control| self.gateway.begin_upgrade(&program, control, now));
+        let begun = self.lend().map_err(NotUpgraded::from);
+        let begun = begun.and_then(|listeners| self.gateway.begin_upgrade(&program, listeners, now));
         if let Err(error) = begun {
             return Some(self.orders.refuse_upgrade(&error));
         }
@@ -54,11 +55,18 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         None
     }
 
+    /// Copies of the listening sockets.
+    fn lend(&self) -> io::Result<Listeners> {
+        let control = self.acceptor.as_ref().map(|acceptor| acceptor.lend()).transpose()?;
+        Ok(Listeners { control, metrics: self.metrics.lend()? })
+    }
+
     /// Another process serves: this one has the clients that it has until they have left.
     pub(super) fn begin_leaving(&mut self, process: u32) {
         supervisor::main_process(process);
         self.phase = Phase::Leaving;
         self.users_file = None;
+        self.metrics.replace(None);
         if let Some(acceptor) = &mut self.acceptor {
             acceptor.set_shared(true);
         }
@@ -78,6 +86,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             if let Err(error) = acceptor.want(Interest::Input) {
                 warn!("the control socket is of no use any more: {error}");
             }
+        }
+        match self.metrics.prepare(&self.gateway.config().metrics, &self.event_loop) {
+            Ok(listening) => self.metrics.replace(listening.flatten()),
+            Err(error) => warn!("{error}"),
         }
         self.users_file = watch_users_file(self.gateway.config(), &self.event_loop)
             .inspect_err(|error| warn!("the users file is not watched any more: {error}"))

@@ -145,25 +145,20 @@ fn counted(count: u64, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::{Counters, DropReason, Held};
+    use tollgate_shards::{Counters, DropReason};
 
     use super::*;
     use crate::demo::tally::Carried;
-    use crate::packet_io::Traffic;
 
     fn report(shard: u16, owned_connections: usize, users: u64) -> Report {
         let counters = Counters { users, connections: users, ..Counters::default() };
-        let traffic = Traffic::default();
         Report {
             shard,
             cpu: shard.into(),
             owned_connections,
             clients: owned_connections,
-            addresses_held: None,
-            memory: Held::default(),
-            restarts: 0,
             counters,
-            traffic,
+            ..Report::default()
         }
     }
 

@@ -80,7 +80,6 @@ mod tests {
     use super::*;
     use crate::gateway::Report;
     use crate::packet_io::Traffic;
-    use tollgate_shards::Held;
 
     fn report(shard: u16, scale: u64) -> Report {
         let mut drops = Drops::default();
@@ -92,10 +91,9 @@ mod tests {
             owned_connections: 1,
             clients: 1,
             addresses_held: (shard == 0).then_some(2),
-            memory: Held::default(),
-            restarts: 0,
             counters: Counters { up_packets: 5 * scale, connections: 1, drops, ..Counters::default() },
             traffic: Traffic { udp_data_sends: scale, udp_data_datagrams: 20 * scale, ..Traffic::default() },
+            ..Report::default()
         }
     }
 

@@ -17,12 +17,14 @@ pub struct BusyShare {
     /// Since when it has nothing to do.
     rests_since: Option<Instant>,
     percent: u8,
+    /// That of the windows before.
+    busy: Duration,
 }
 
 impl BusyShare {
     /// That of a core which has had nothing to do until `now`.
     pub fn new(now: Instant) -> Self {
-        BusyShare { began: now, idle: Duration::ZERO, rests_since: None, percent: 0 }
+        BusyShare { began: now, idle: Duration::ZERO, rests_since: None, percent: 0, busy: Duration::ZERO }
     }
 
     /// The core has nothing to do from `now` on.
@@ -41,8 +43,14 @@ impl BusyShare {
         }
         let busy = window.saturating_sub(self.idle);
         let percent = (busy.as_nanos() * 100 / window.as_nanos()) as u8 / STEP_PERCENT * STEP_PERCENT;
+        self.busy += busy;
         (self.began, self.idle) = (now, Duration::ZERO);
         (std::mem::replace(&mut self.percent, percent) != percent).then_some(percent)
+    }
+
+    /// The time in which the core had work until `now`, in which it has.
+    pub fn total(&self, now: Instant) -> Duration {
+        self.busy + now.saturating_duration_since(self.began).saturating_sub(self.idle)
     }
 
     /// When to look again, so that a core that was busy does not count as such for as long as it sleeps.
@@ -66,6 +74,7 @@ mod tests {
         }
         share.rests(at(930));
         assert_eq!(share.goes_on(at(1000)), Some(30));
+        assert_eq!(share.total(at(1010)), Duration::from_millis(310));
         assert_eq!(share.poll_timeout(), Some(at(2000)));
         share.rests(at(1000));
         assert_eq!(share.goes_on(at(2000)), Some(0), "it has slept for a second");
@@ -73,5 +82,6 @@ mod tests {
         share.rests(at(2010));
         assert_eq!(share.goes_on(at(60_000)), None, "next to nothing is nothing");
         assert_eq!(share.goes_on(at(61_000)), Some(100));
+        assert_eq!(share.total(at(61_000)), Duration::from_millis(1310));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use tollgate_shards::CommandId;
 
+use super::board::Board;
 use super::core::{CoreCommand, Report};
 use super::reload::{Change, Completed, Unanswered};
 use super::status::Status;
@@ -25,6 +26,8 @@ pub struct CoreHandle {
     pub commands: Sender<CoreCommand>,
     /// Wakes it for that.
     pub waker: Waker,
+    /// What it has counted.
+    pub board: Board,
 }
 
 impl CoreHandle {
@@ -244,7 +247,7 @@ mod tests {
     fn cores(count: usize) -> (Vec<CoreHandle>, Vec<Receiver<CoreCommand>>) {
         let core = |_| {
             let (commands, receiver) = unbounded();
-            (CoreHandle { commands, waker: Waker::new(Wake::new().unwrap()) }, receiver)
+            (CoreHandle { commands, waker: Waker::new(Wake::new().unwrap()), board: Board::default() }, receiver)
         };
         (0..count).map(core).unzip()
     }
@@ -258,17 +261,7 @@ mod tests {
     }
 
     fn report(shard: u16) -> Report {
-        Report {
-            shard,
-            cpu: 0,
-            owned_connections: 0,
-            clients: 0,
-            addresses_held: None,
-            memory: Default::default(),
-            counters: Default::default(),
-            restarts: 0,
-            traffic: Default::default(),
-        }
+        Report { shard, ..Report::default() }
     }
 
     fn begin_kick(commands: &mut Commands, cores: &[CoreHandle], now: Instant) {

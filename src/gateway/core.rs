@@ -15,6 +15,7 @@ use tollgate_shards::{
 };
 use tracing::{debug, error};
 
+use super::board::Publisher;
 use super::memory;
 use super::notices::Notice;
 use super::seat::{Birth, Life, Seat};
@@ -96,7 +97,7 @@ pub struct Generations {
 }
 
 /// The status of one core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The shard's place.
     pub shard: u16,
@@ -115,6 +116,9 @@ pub struct Report {
     /// How often it has panicked and was started anew.
     #[serde(default)]
     pub restarts: u32,
+    /// Milliseconds in which there was work, since the start.
+    #[serde(default)]
+    pub busy_ms: u64,
     /// What the engine counted, those incarnations included.
     pub counters: Counters,
     /// What the descriptors moved.
@@ -226,6 +230,7 @@ where
         }
         self.report_done();
         self.report_taken_over();
+        self.publish(now);
         if more || self.seat.packet_io.has_more() {
             return Next::Turn;
         }
@@ -252,6 +257,7 @@ where
             self.seat.trim.poll_timeout(),
             self.seat.standing.stop_by,
             self.life.busy.poll_timeout(),
+            self.seat.publisher.as_ref().and_then(Publisher::poll_timeout),
         ];
         Next::Sleep(others.into_iter().chain([deadline, retry]).flatten().min())
     }
@@ -341,7 +347,7 @@ where
                 shard.handle_command(now, Command::Resume);
             }
             CoreCommand::Report(command) => {
-                let report = Box::new(self.report());
+                let report = Box::new(self.report(now));
                 self.seat.notices.send(Notice::Report { command, report });
             }
             CoreCommand::Apply { id, snapshot } => {
@@ -393,7 +399,7 @@ where
         self.life.shard.index().place() as u16
     }
 
-    fn report(&self) -> Report {
+    fn report(&self, now: Instant) -> Report {
         Report {
             shard: self.place(),
             cpu: self.seat.cpu,
@@ -402,8 +408,18 @@ where
             addresses_held: self.life.shard.addresses_held(),
             memory: self.life.shard.held(),
             restarts: self.seat.standing.restarts,
+            busy_ms: (self.seat.standing.busy + self.life.busy.total(now)).as_millis() as u64,
             counters: self.life.shard.counters().beside(&self.seat.standing.counted),
             traffic: self.seat.packet_io.traffic(),
+        }
+    }
+
+    /// Has the control plane see what was counted, when that is due.
+    fn publish(&mut self, now: Instant) {
+        let publisher = self.seat.publisher.as_mut();
+        if publisher.is_some_and(|publisher| publisher.handle_turn(now)) {
+            let report = self.report(now);
+            self.seat.publisher.iter_mut().for_each(|publisher| publisher.publish(now, report));
         }
     }
 

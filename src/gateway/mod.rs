@@ -3,6 +3,7 @@
 //! The control plane drives it: it hands over what the gateway's descriptors and timers bring, and takes what commands come to. This module
 //! blocks while the gateway starts only, and sees no packet.
 
+pub mod board;
 pub mod busy;
 mod capacity;
 pub mod client_mtus;
@@ -344,6 +345,21 @@ impl Gateway {
     /// The configuration in force.
     pub fn config(&self) -> &ServerConfig {
         &self.config
+    }
+
+    /// What each core has published, in order; a core that has not begun has nothing. Neither asks a core nor waits for one.
+    pub fn published(&self) -> Vec<Option<Report>> {
+        self.cores.iter().map(|core| core.board.read()).collect()
+    }
+
+    /// The number of the configuration in force.
+    pub fn epoch(&self) -> u64 {
+        self.snapshot.version
+    }
+
+    /// What was put back on the host.
+    pub fn host_report(&self) -> HostReport {
+        self.upkeep.report()
     }
 
     /// Asks every core for its status, and gives up what was pending. [`Gateway::poll_completed`] has it when all have answered, or time is

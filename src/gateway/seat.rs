@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::Receiver;
 use tollgate_shards::{Command, Counters, DropReason, Machine, Params, Shard, ShardKeys, Snapshot};
 
+use super::board::Publisher;
 use super::busy::BusyShare;
 use super::client_mtus::ClientMtuSender;
 use super::core::{Core, CoreCommand, Generations};
@@ -82,6 +83,8 @@ pub struct Seat<D: Descriptors, E> {
     pub standing: Standing,
     /// The panics of all shards.
     pub panics: Panics,
+    /// Where others see what it has counted, if anybody does.
+    pub publisher: Option<Publisher>,
 }
 
 /// What was ordered and counted, whichever shard it was.
@@ -95,6 +98,8 @@ pub struct Standing {
     pub counted: Counters,
     /// How many there were.
     pub restarts: u32,
+    /// The time in which they had work.
+    pub busy: Duration,
     /// Whether the control plane waits for its process to take over from the one before it.
     pub is_taking_over: bool,
 }
@@ -154,6 +159,7 @@ where
     pub fn begin_anew(&mut self, birth: Birth, now: Instant) {
         let Core { seat, life } = self;
         seat.standing.counted = life.shard.counters().beside(&seat.standing.counted);
+        seat.standing.busy += life.busy.total(now);
         seat.params.incarnation += 1;
         seat.standing.restarts += 1;
         *life = Life::of(seat.shard(birth, now), seat.coalesce, now);

@@ -11,6 +11,7 @@ use tollgate_shards::{Generation, Params, ShardKeys, Shards, Snapshot, Steering}
 use tracing::info;
 use zeroize::Zeroizing;
 
+use super::board::Board;
 use super::client_mtus::ClientMtus;
 use super::commands::CoreHandle;
 use super::core::{Core, Generations};
@@ -131,6 +132,7 @@ impl Started {
             let mut packet_io = PacketIo::new(sockets.live, queue, waker.descriptor())?;
             packet_io.set_handshakes(sockets.handshakes, waker.descriptor())?;
             let (commands, command_receiver) = unbounded();
+            let board = Board::default();
             let params = params::params(config, *shards, predecessor, place as u16);
             let seat = Seat {
                 cpu,
@@ -153,9 +155,10 @@ impl Started {
                 tell: events::log,
                 standing: Standing::default(),
                 panics: panics.clone(),
+                publisher: Some(board.publisher()),
             };
             Core::new(seat, Birth::draw(), now).start(thread);
-            cores.push(CoreHandle { commands, waker });
+            cores.push(CoreHandle { commands, waker, board });
         }
         Ok(Started { cores, notices, wake, panics, client_mtus, link })
     }

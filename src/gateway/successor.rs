@@ -3,9 +3,7 @@
 //! Nothing is lost where the other process does not get ready, is of another version, or dies at any time: then this one goes on.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +16,7 @@ use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
 use super::upkeep::Beside;
 use super::{Gateway, Sibling};
-use crate::upgrade::{Handed, Introduction, IntroductionError, Program, SpawnError, Successor, Words};
+use crate::upgrade::{Handed, Introduction, IntroductionError, Listeners, Program, SpawnError, Successor, Words};
 
 /// How long the next process may take until its shards are there.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,18 +120,13 @@ impl Replacement {
 }
 
 impl Gateway {
-    /// Starts `program`, which is to take over; [`Gateway::poll_completed`] tells when it has, or that it does not. It gets `control`, the listening
-    /// control socket.
+    /// Starts `program`, which is to take over; [`Gateway::poll_completed`] tells when it has, or that it does not. It gets
+    /// `listeners`.
     ///
     /// # Errors
     ///
     /// Where that cannot be: then nothing has changed.
-    pub fn begin_upgrade(
-        &mut self,
-        program: &Program,
-        control: Option<(PathBuf, OwnedFd)>,
-        now: Instant,
-    ) -> Result<(), NotUpgraded> {
+    pub fn begin_upgrade(&mut self, program: &Program, listeners: Listeners, now: Instant) -> Result<(), NotUpgraded> {
         match &self.sibling {
             Sibling::Nobody => {}
             Sibling::Successor(other) => return Err(NotUpgraded::Replaced(other.process())),
@@ -144,7 +137,7 @@ impl Gateway {
         }
         let order = self.commands.reserve();
         self.incarnations += 1;
-        let (introduction, handed) = self.introduce(order, control)?;
+        let (introduction, handed) = self.introduce(order, listeners)?;
         let (here, there) = UnixStream::pair()?;
         introduction.send(&here, &handed)?;
         let child = program.start(there)?;
@@ -171,17 +164,14 @@ impl Gateway {
         Ok(())
     }
 
-    fn introduce(
-        &self,
-        order: CommandId,
-        control: Option<(PathBuf, OwnedFd)>,
-    ) -> Result<(Introduction, Handed), NotUpgraded> {
+    fn introduce(&self, order: CommandId, listeners: Listeners) -> Result<(Introduction, Handed), NotUpgraded> {
         let groups = self.upkeep.groups();
         let [sockets, queues] = groups.lend()?;
         let map = groups.map().map(|map| map.lend()).transpose()?;
         let (device, plan) = self.upkeep.shared();
         let [of_sockets, of_queues] = groups.members();
-        let (path, control) = control.unzip();
+        let (path, control) = listeners.control.unzip();
+        let (metrics_address, metrics) = listeners.metrics.unzip();
         let introduction = Introduction {
             process: process::id(),
             is_odd: self.shards.generation == Generation::Odd,
@@ -197,9 +187,10 @@ impl Gateway {
             queues: of_queues,
             alike: self.config.alike(),
             control: path,
+            metrics: metrics_address,
             has_map: map.is_some(),
         };
-        Ok((introduction, Handed { sockets, queues, map, control }))
+        Ok((introduction, Handed { sockets, queues, map, control, metrics }))
     }
 
     /// The process that has taken over, if there is one.

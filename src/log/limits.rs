@@ -31,7 +31,7 @@ pub enum Kind {
     Kicked,
     /// Such an order that could not be carried out.
     NotKicked,
-    /// Somebody at the control socket who was not served.
+    /// Somebody at the control socket or the metrics endpoint who was not served.
     NotServed,
 }
 
@@ -60,7 +60,7 @@ impl Kind {
             Kind::HandshakeFailed => "handshakes have failed",
             Kind::Kicked => "users' connections were closed, by order",
             Kind::NotKicked => "orders to kick were not carried out",
-            Kind::NotServed => "clients of the control socket were not served",
+            Kind::NotServed => "clients of the control socket or of the metrics endpoint were not served",
         };
         format!("and {count} more {what}")
     }

@@ -45,6 +45,11 @@ pub fn admits(kind: Kind) -> bool {
     }
 }
 
+/// Lines that standard error did not take, since the start.
+pub fn lost_lines() -> u64 {
+    LINES.get().map_or(0, Lines::lost)
+}
+
 /// Prints the last words of a program, as a line on standard error. To be followed by [`finish`].
 pub fn say_last(text: &str) {
     let line = format!("{text}\n");

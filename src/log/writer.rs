@@ -64,7 +64,8 @@ impl Lines {
         let lost = Arc::new(AtomicU64::new(0));
         let lines = Lines { to, lost: lost.clone() };
         thread::Builder::new().name("tollgate-log".to_owned()).spawn(move || {
-            let writer = Writer { descriptor: descriptor.as_fd(), lost: &lost, reason: None, is_broken_off: false };
+            let writer =
+                Writer { descriptor: descriptor.as_fd(), lost: &lost, told: 0, reason: None, is_broken_off: false };
             run(writer, &items, &summary);
         })?;
         Ok(lines)
@@ -81,6 +82,11 @@ impl Lines {
     /// Has the writer look for withheld lines in a while. It looks anyway while it has lines to write.
     pub fn note_withheld(&self) {
         let _ = self.to.try_send(Item::Withheld);
+    }
+
+    /// Lines that were not written, since the start.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Waits until everything is written that was said before, but no longer than `patience`. Returns whether it is.
@@ -143,6 +149,8 @@ fn run(mut writer: Writer<'_>, items: &Receiver<Item>, summary: &impl Summary) {
 struct Writer<'a> {
     descriptor: BorrowedFd<'a>,
     lost: &'a AtomicU64,
+    /// Those of them that were told of.
+    told: u64,
     /// Why the last line that was lost here could not be written.
     reason: Option<io::Error>,
     /// Whether the last line was written in part.
@@ -168,7 +176,7 @@ impl Writer<'_> {
 
     /// Tells how many lines were lost, unless it cannot be told now.
     fn tell_lost(&mut self) {
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = self.lost.load(Ordering::Relaxed) - self.told;
         if lost == 0 {
             return;
         }
@@ -178,7 +186,7 @@ impl Writer<'_> {
         let _ = SystemTime.format_time(&mut Formatted::new(&mut line));
         line += &format!("  WARN {lost} log lines were lost: standard error did not take them ({reason})\n");
         if self.try_write(line.as_bytes()).is_ok() {
-            self.lost.fetch_sub(lost, Ordering::Relaxed);
+            self.told += lost;
             self.reason = None;
         }
     }

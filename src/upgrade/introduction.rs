@@ -63,6 +63,8 @@ pub struct Introduction {
     pub alike: Vec<(String, String)>,
     /// The path of the control socket, where there is one.
     pub control: Option<PathBuf>,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
     /// Whether the steering map is among the descriptors.
     pub has_map: bool,
 }
@@ -92,6 +94,17 @@ pub struct Handed {
     pub map: Option<OwnedFd>,
     /// The listening control socket.
     pub control: Option<OwnedFd>,
+    /// The listening socket of metrics.
+    pub metrics: Option<OwnedFd>,
+}
+
+/// The control plane's listening sockets, each with where it listens, as they go from one process to the next.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// The control socket.
+    pub control: Option<(PathBuf, OwnedFd)>,
+    /// Metrics.
+    pub metrics: Option<(SocketAddr, OwnedFd)>,
 }
 
 /// Why there is no introduction.
@@ -143,9 +156,9 @@ impl Introduction {
         let mut writer = stream;
         writer.write_all(&head)?;
         writer.write_all(&body)?;
-        let Handed { sockets, queues, map, control } = handed;
+        let Handed { sockets, queues, map, control, metrics } = handed;
         let all: Vec<BorrowedFd<'_>> =
-            sockets.iter().chain(queues).chain(map).chain(control).map(AsFd::as_fd).collect();
+            sockets.iter().chain(queues).chain(map).chain(control).chain(metrics).map(AsFd::as_fd).collect();
         all.chunks(DESCRIPTORS_OF_A_MESSAGE).try_for_each(|some| send_descriptors(stream, some))?;
         stream.set_write_timeout(None)?;
         Ok(())
@@ -186,9 +199,18 @@ impl Introduction {
         Ok((introduction, handed))
     }
 
+    /// The listening sockets among what was `handed` over.
+    pub fn listeners(&self, handed: &mut Handed) -> Listeners {
+        Listeners {
+            control: self.control.clone().zip(handed.control.take()),
+            metrics: self.metrics.zip(handed.metrics.take()),
+        }
+    }
+
     fn receive_descriptors(&self, stream: &UnixStream) -> Result<Handed, IntroductionError> {
         let (sockets, queues) = (self.sockets.count() as usize, self.queues.count() as usize);
-        let expected = sockets + queues + usize::from(self.has_map) + usize::from(self.control.is_some());
+        let single = [self.has_map, self.control.is_some(), self.metrics.is_some()];
+        let expected = sockets + queues + single.into_iter().filter(|is_there| *is_there).count();
         let mut all = Vec::with_capacity(expected.min(1024));
         while all.len() < expected {
             receive_descriptors(stream, (expected - all.len()).min(DESCRIPTORS_OF_A_MESSAGE), &mut all)?;
@@ -196,8 +218,8 @@ impl Introduction {
         let mut all = all.into_iter();
         let sockets = all.by_ref().take(sockets).collect();
         let queues = all.by_ref().take(queues).collect();
-        let map = if self.has_map { all.next() } else { None };
-        Ok(Handed { sockets, queues, map, control: all.next() })
+        let [map, control, metrics] = single.map(|is_there| is_there.then(|| all.next()).flatten());
+        Ok(Handed { sockets, queues, map, control, metrics })
     }
 }
 
@@ -269,6 +291,7 @@ mod tests {
             queues: Members::behind(0, queues),
             alike: vec![("port".to_owned(), "55555".to_owned())],
             control: Some("/run/control".into()),
+            metrics: Some("127.0.0.1:9090".parse().unwrap()),
             has_map: true,
         }
     }
@@ -291,8 +314,10 @@ mod tests {
             let (here, there) = UnixStream::pair().unwrap();
             let (socket_files, expected_sockets) = files(sockets);
             let (queue_files, expected_queues) = files(queues);
-            let (mut rest, expected_rest) = files(2);
-            let handed = Handed { sockets: socket_files, queues: queue_files, control: rest.pop(), map: rest.pop() };
+            let (rest, expected_rest) = files(3);
+            let mut rest = rest.into_iter();
+            let [map, control, metrics] = [rest.next(), rest.next(), rest.next()];
+            let handed = Handed { sockets: socket_files, queues: queue_files, map, control, metrics };
             let said = introduction(sockets, queues);
             said.send(&here, &handed).unwrap();
             drop(handed);
@@ -300,7 +325,10 @@ mod tests {
             assert_eq!((heard.version, *heard.master, heard.alike), (9, [7; 32], said.alike));
             assert_eq!(inodes(handed.sockets), expected_sockets);
             assert_eq!(inodes(handed.queues), expected_queues);
-            assert_eq!(inodes([handed.map, handed.control].into_iter().flatten().collect()), expected_rest);
+            assert_eq!(
+                inodes([handed.map, handed.control, handed.metrics].into_iter().flatten().collect()),
+                expected_rest
+            );
         }
     }
 

@@ -8,7 +8,7 @@ mod introduction;
 pub mod words;
 
 pub use child::{Program, SpawnError, Successor};
-pub use introduction::{Handed, Introduction, IntroductionError, take_over_input};
+pub use introduction::{Handed, Introduction, IntroductionError, Listeners, take_over_input};
 pub use words::Words;
 
 /// The version of [`Introduction`] and [`Words`], beside that of the messages between shards. Another one whenever either changes.

@@ -1,6 +1,7 @@
-//! Orders to a running gateway: `tollgate reload`, `tollgate kick`, `tollgate drain`, SIGHUP, a watched users file. The real program, in a network namespace.
+//! Orders to a running gateway: `tollgate reload`, `tollgate kick`, `tollgate drain`, SIGHUP, a watched users file; and its metrics. The real program, in a network namespace.
 
 mod drain;
+mod metrics;
 mod orders;
 mod reload;
 mod site;

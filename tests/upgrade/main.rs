@@ -3,6 +3,7 @@
 mod clients;
 mod crowd;
 mod deaths;
+mod metrics;
 mod moves;
 mod orders;
 mod refusals;

@@ -34,7 +34,11 @@ impl Site {
 
     /// Where there is a topology already.
     pub fn start_in(topology: Topology, plan: &Plan, prepare: impl FnOnce(&mut Command)) -> Self {
-        let deployment = Deployment::write(plan);
+        Self::start_deployed(topology, Deployment::write(plan), prepare)
+    }
+
+    /// Where there are a topology and files already.
+    pub fn start_deployed(topology: Topology, deployment: Deployment, prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Gateway::command(&deployment);
         prepare(&mut command);
         let gateway = Gateway::start_with(command, &topology.gateway);

@@ -206,17 +206,7 @@ mod tests {
         fn accounts(&self) -> (Account, Account) {
             let counters = [self.gateway, Counters::default()];
             // All shards count together.
-            let shards = counters.map(|counters| Report {
-                shard: 0,
-                cpu: 0,
-                owned_connections: 0,
-                clients: 0,
-                addresses_held: None,
-                memory: Default::default(),
-                restarts: 0,
-                counters,
-                traffic: Default::default(),
-            });
+            let shards = counters.map(|counters| Report { counters, ..Report::default() });
             self.balance(Some(&Status { shards: shards.to_vec(), ..Status::default() }))
         }
 

@@ -112,9 +112,9 @@ impl Shard {
         self.data.quic.connections.len()
     }
 
-    /// Connections on which somebody has logged in. Looks at all connections.
+    /// Connections on which somebody has logged in.
     pub fn clients(&self) -> usize {
-        self.data.quic.connections.iter().filter(|client| client.identity().is_some()).count()
+        self.data.quic.connections.logged_in
     }
 
     /// What is held for others now.

@@ -16,6 +16,7 @@ pub mod pages;
 pub mod peers;
 pub mod raw;
 pub mod relay;
+pub mod scrape;
 pub mod site;
 pub mod status;
 pub mod traffic;

@@ -142,6 +142,12 @@ impl TestTunnel {
         self.turn();
     }
 
+    /// Sends an inner packet.
+    pub fn send_packet(&mut self, packet: &[u8]) {
+        self.tunnel.send(Bytes::copy_from_slice(packet));
+        self.turn();
+    }
+
     /// Puts `frames` into a packet of their own and sends it.
     pub fn send_frames(&mut self, frames: &[u8]) {
         self.tunnel.send(Bytes::from([&MARK[..], &(frames.len() as u16).to_be_bytes(), frames].concat()));

@@ -238,6 +238,7 @@ impl Shell {
                 tell,
                 standing: Standing::default(),
                 panics: Panics::default(),
+                publisher: None,
             };
             let core = Core { life: Life::of(shard, plan.coalesce, now), seat };
             let rest = Rest::Until(now);

@@ -1,0 +1,179 @@
+//! The metrics endpoint: where it listens, and how it goes from one configuration, and from one process, to the next.
+
+mod families;
+mod scrapers;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use tollgate_config::Metrics;
+use tracing::{debug, info, warn};
+
+pub use families::{SERIES_MAX, names};
+pub use scrapers::{HEAD_BYTES_MAX, SCRAPER_TIMEOUT, SCRAPERS_MAX};
+
+use self::families::{State, Totals};
+use self::scrapers::Scrapers;
+use super::event_loop::{EventLoop, Interest, Source, Watched};
+use crate::gateway::{self, Gateway};
+use crate::log::{self, Kind};
+
+/// How long to wait before accepting again when the system is out of something.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "metrics cannot be served at {address}: {source}; set address and port in [metrics] to such as are this machine's and free, or enabled = false"
+)]
+pub struct MetricsError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listening {
+    address: SocketAddr,
+    listener: Watched<TcpListener>,
+}
+
+/// The endpoint, if one is wanted.
+#[derive(Debug, Default)]
+pub struct Endpoint {
+    listening: Option<Listening>,
+    scrapers: Scrapers,
+    /// When to accept again after the system was out of something.
+    accept_at: Option<Instant>,
+}
+
+impl Endpoint {
+    /// Listens where `config` says, with the socket that another process has `lent` if it is the one.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot.
+    pub fn open(
+        config: &Metrics,
+        lent: Option<(SocketAddr, OwnedFd)>,
+        event_loop: &EventLoop,
+    ) -> Result<Self, MetricsError> {
+        let listening = match (wanted(config), lent) {
+            (Some(address), Some((lent, socket))) if lent == address => {
+                Some(listening(address, TcpListener::from(socket), event_loop)?)
+            }
+            (Some(address), _) => Some(listen(address, event_loop)?),
+            (None, _) => None,
+        };
+        Ok(Endpoint { listening, ..Endpoint::default() })
+    }
+
+    /// What another configuration changes: `None` for nothing.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be listened where that one says. Nothing has changed then.
+    pub fn prepare(&self, config: &Metrics, event_loop: &EventLoop) -> Result<Option<Option<Listening>>, MetricsError> {
+        let wanted = wanted(config);
+        if wanted == self.listening.as_ref().map(|listening| listening.address) {
+            return Ok(None);
+        }
+        wanted.map(|address| listen(address, event_loop)).transpose().map(Some)
+    }
+
+    /// Puts in force what was prepared. Whoever is being served still is.
+    pub fn replace(&mut self, listening: Option<Listening>) {
+        (self.listening, self.accept_at) = (listening, None);
+    }
+
+    /// A copy of the socket for another process.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors run out.
+    pub fn lend(&self) -> io::Result<Option<(SocketAddr, OwnedFd)>> {
+        let lent = self
+            .listening
+            .as_ref()
+            .map(|Listening { address, listener }| Ok((*address, OwnedFd::from(listener.try_clone()?))));
+        lent.transpose()
+    }
+
+    /// Accepts whoever waits, but not many at once.
+    pub fn accept(&mut self, event_loop: &EventLoop, now: Instant) {
+        let Some(Listening { listener, .. }) = &self.listening else { return };
+        for _ in 0..SCRAPERS_MAX {
+            match listener.accept() {
+                Ok((stream, _)) => match stream.set_nonblocking(true) {
+                    Ok(()) => self.scrapers.add(stream, event_loop, now),
+                    Err(error) => debug!(%error, "a client of the metrics endpoint was lost"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The client has gone again.
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(error) => return self.accept_later(&error, now),
+            }
+        }
+        if let Err(error) = listener.want(Interest::Input) {
+            self.accept_later(&error, now);
+        }
+    }
+
+    fn accept_later(&mut self, error: &io::Error, now: Instant) {
+        if log::admits(Kind::NotServed) {
+            warn!("a client of the metrics endpoint was not served: {error}");
+        }
+        self.accept_at = Some(now + RETRY);
+    }
+
+    /// Goes on with the client at `place`. `metrics` has the text, if it is asked for.
+    pub fn handle_ready(&mut self, place: usize, metrics: impl FnOnce() -> String) {
+        self.scrapers.handle_ready(place, metrics);
+    }
+
+    /// When to call [`Endpoint::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.accept_at, self.scrapers.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Lets clients go whose time is over, and accepts again where that was to be tried.
+    pub fn handle_timeout(&mut self, event_loop: &EventLoop, now: Instant) {
+        self.scrapers.handle_timeout(now);
+        if self.accept_at.take_if(|at| *at <= now).is_some() {
+            self.accept(event_loop, now);
+        }
+    }
+}
+
+/// All metrics of a gateway, as they stand now.
+pub fn text(gateway: &Gateway) -> String {
+    let config = gateway.config();
+    let state = State {
+        epoch: gateway.epoch(),
+        users_configured: config.users.len(),
+        is_draining: gateway.state() == gateway::State::Draining,
+        has_predecessor: gateway.predecessor().is_some(),
+        lost_log_lines: log::lost_lines(),
+        host: gateway.host_report(),
+    };
+    Totals { shards: gateway.published(), state }.into_text()
+}
+
+fn wanted(config: &Metrics) -> Option<SocketAddr> {
+    config.enabled.then(|| SocketAddr::new(config.address, config.port))
+}
+
+fn listen(address: SocketAddr, event_loop: &EventLoop) -> Result<Listening, MetricsError> {
+    let listener = TcpListener::bind(address).map_err(|source| MetricsError { address, source })?;
+    listening(address, listener, event_loop)
+}
+
+fn listening(address: SocketAddr, listener: TcpListener, event_loop: &EventLoop) -> Result<Listening, MetricsError> {
+    let watched = listener.set_nonblocking(true).and_then(|()| event_loop.watch_once(Source::Metrics, listener));
+    let listener = watched.map_err(|source| MetricsError { address, source })?;
+    info!("metrics are served at http://{address}/metrics");
+    Ok(Listening { address, listener })
+}
