@@ -11,7 +11,7 @@ use tollgate_noise::{Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_
 use tollgate_shards::Users;
 
 use crate::noise::{self, NoiseError};
-use crate::tls::{self, TlsError, ValidityNote};
+use crate::tls::{self, ReturningClient, TlsError, ValidityNote};
 
 /// Names of users that a line has at most.
 const NAMES_MAX: usize = 5;
@@ -157,6 +157,8 @@ pub fn shut_out<'u>(modes: &[Mode], users: impl Iterator<Item = (&'u str, &'u Cr
 pub struct Spoken {
     /// What the engine takes.
     pub config: Arc<dyn CryptoConfig>,
+    /// Likewise for a client that moves from one connection to another. Noise has no words for that.
+    pub moving: Option<Arc<dyn CryptoConfig>>,
     /// Which it is.
     pub mode: Mode,
     /// Where TLS notes that the gateway's certificate is out of its validity.
@@ -172,13 +174,13 @@ impl Spoken {
     pub fn load(protocol: &ClientProtocol) -> Result<Self, HandshakeError> {
         match protocol {
             ClientProtocol::Tls(tls) => {
-                let (config, validity) = tls::noting_client(tls)?;
-                Ok(Spoken { config, mode: Mode::Tls, validity })
+                let ReturningClient { config, moving, validity } = tls::returning_client(tls)?;
+                Ok(Spoken { config, moving: Some(moving), mode: Mode::Tls, validity })
             }
             ClientProtocol::Noise(noise) => {
                 let config = Arc::new(noise::client(noise)?);
                 let mode = Mode::Noise(noise.key_exchange.noise());
-                Ok(Spoken { config, mode, validity: ValidityNote::default() })
+                Ok(Spoken { config, moving: None, mode, validity: ValidityNote::default() })
             }
         }
     }

@@ -32,7 +32,7 @@ use rustls::{
     ServerConfig, SignatureScheme, quic,
 };
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
-use tollgate_shards::RETURNING_PROTOCOL;
+use tollgate_shards::{MOVING_PROTOCOL, RETURNING_PROTOCOL};
 use zeroize::Zeroizing;
 
 pub use inspect::{Doubt, doubts, doubts_of_trusted};
@@ -148,19 +148,30 @@ pub fn client(tls: &ClientTls) -> Result<Arc<QuicClientConfig>, TlsError> {
     quic_client(client_config(tls)?)
 }
 
-/// That of a client which comes back by itself, and where it notes that the server's certificate is out of its validity.
+/// That of a client which comes back by itself, and moves when the gateway asks it to.
+pub struct ReturningClient {
+    /// For a tunnel that comes up.
+    pub config: Arc<QuicClientConfig>,
+    /// For one that moves from one connection to another.
+    pub moving: Arc<QuicClientConfig>,
+    /// Where either notes that the server's certificate is out of its validity.
+    pub validity: ValidityNote,
+}
+
+/// Loads it.
 ///
 /// # Errors
 ///
 /// As [`client`].
-pub fn noting_client(tls: &ClientTls) -> Result<(Arc<QuicClientConfig>, ValidityNote), TlsError> {
+pub fn returning_client(tls: &ClientTls) -> Result<ReturningClient, TlsError> {
     let mut config = returning_client_config(tls)?;
     let provider = Arc::clone(config.crypto_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(&tls.trusted)?), provider).build();
     let inner = verifier.map_err(|error| Error::General(error.to_string()))?;
-    let note = ValidityNote::default();
-    config.dangerous().set_certificate_verifier(Arc::new(NotingVerifier { inner, note: note.clone() }));
-    Ok((quic_client(config)?, note))
+    let validity = ValidityNote::default();
+    config.dangerous().set_certificate_verifier(Arc::new(NotingVerifier { inner, note: validity.clone() }));
+    let moving = quic_client(moving_client_config(&config))?;
+    Ok(ReturningClient { config: quic_client(config)?, moving, validity })
 }
 
 /// The client's side of many clients in one process, that trust the same certificates: those are kept once.
@@ -237,6 +248,12 @@ fn returning_client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
+fn moving_client_config(returning: &ClientConfig) -> ClientConfig {
+    let mut config = returning.clone();
+    config.alpn_protocols.push(MOVING_PROTOCOL.to_vec());
+    config
+}
+
 fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>, TlsError> {
     let config = QuicClientConfig::with_initial(Arc::new(config), initial_suite()?);
     config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
@@ -252,7 +269,7 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
         .with_single_cert(own.chain, own.key)
         .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
     // The first that the client offers is taken.
-    config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), ALPN.to_vec()];
+    config.alpn_protocols = [MOVING_PROTOCOL, RETURNING_PROTOCOL, ALPN].map(<[u8]>::to_vec).into();
     // A resumed session would bring no proof of the client's key, and no certificate is looked up twice.
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -124,6 +124,18 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+/// Whether a client connects anew where the gateway ends a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Reconnects {
+    /// Somebody has to start it again.
+    #[default]
+    Never,
+    /// Also before that, where the gateway asks it to move.
+    ByItself,
+    /// Likewise, and it moves: this connection is to take the place of one that it has.
+    Moving,
+}
+
 /// What kind of thing a client has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CredentialKind {

@@ -81,6 +81,7 @@ mod io;
 mod limit;
 mod machine;
 mod memory;
+mod notice;
 pub mod packet;
 mod params;
 mod quic;
@@ -96,8 +97,8 @@ pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use excerpt::excerpt;
 pub use ids::{
-    CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, SHARDS_MAX, ShardIndex, Shards,
-    UserIndex,
+    CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, Reconnects, SHARDS_MAX, ShardIndex,
+    Shards, UserIndex,
 };
 pub use io::{Received, Transmit, WakeReason};
 pub use limit::rate::{BURST_BYTES_MIN, Limit, Rate};
@@ -110,7 +111,7 @@ pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
 pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, Steering};
 pub use quic::keys::ShardKeys;
-pub use quic::peer::RETURNING_PROTOCOL;
+pub use quic::peer::{MOVING_PROTOCOL, RETURNING_PROTOCOL};
 pub use quic::placement::Load;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};

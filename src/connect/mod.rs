@@ -321,8 +321,8 @@ impl<'a> Connector<'a> {
         let ended = loop {
             match session.run(packet_io, &self.control, self.look_at) {
                 Outcome::Assigned(assignment) => {
-                    self.established(remote.ip(), assignment, packet_io)?;
-                    up_since = Some(Instant::now());
+                    self.established(remote.ip(), assignment, up_since.is_some(), packet_io)?;
+                    up_since.get_or_insert_with(Instant::now);
                 }
                 Outcome::PathMtu(mtu_bytes) => {
                     if let Some(network) = &mut self.network {
@@ -413,6 +413,7 @@ impl<'a> Connector<'a> {
         &mut self,
         gateway: IpAddr,
         assignment: Assignment,
+        has_moved: bool,
         packet_io: &mut PacketIo,
     ) -> Result<(), ConnectError> {
         match &mut self.network {
@@ -431,7 +432,8 @@ impl<'a> Connector<'a> {
         }
         self.look_around(Some(packet_io))?;
         let interface = self.status.interface.as_deref().unwrap_or_default();
-        info!("connected: this machine is {} on {interface}", assignment.client_address);
+        let what = if has_moved { "moved to the gateway's next process" } else { "connected" };
+        info!("{what}: this machine is {} on {interface}", assignment.client_address);
         (self.refusals, self.final_failures) = (0, 0);
         self.gateways.worked();
         self.status.state = State::Connected;

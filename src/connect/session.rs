@@ -32,7 +32,7 @@ const SEND_DATAGRAMS_MAX: usize = 64;
 /// The events that end a session.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The tunnel is up. To be run on.
+    /// The tunnel is up, or has moved to another connection. To be run on.
     Assigned(Assignment),
     /// The path carries inner packets of this many bytes from now on. To be run on.
     PathMtu(u16),
@@ -82,7 +82,9 @@ impl Session {
             send_datagrams_max: SEND_DATAGRAMS_MAX,
             seed: *random(),
         };
-        let client = Client::new(params, MergeLimits::default(), spoken.config.clone(), ephemeral_reset_key(), now)?;
+        let mut client =
+            Client::new(params, MergeLimits::default(), spoken.config.clone(), ephemeral_reset_key(), now)?;
+        spoken.moving.iter().for_each(|moving| client.tunnel.move_by(moving.clone()));
         Ok(Session { client, events: VecDeque::new(), late_at: Some(now + ATTEMPT_TIMEOUT), silent_at })
     }
 

@@ -99,8 +99,15 @@ fn a_client_that_comes_back_by_itself_says_so_to_servers_that_know_of_that() {
     let gateways = server_config(&server_tls(&server, None)).unwrap();
     let mut quincys = gateways.clone();
     quincys.alpn_protocols = vec![ALPN.to_vec()];
-    for (server, protocol) in [(gateways, RETURNING_PROTOCOL), (quincys, ALPN)] {
-        let done = handshake(returning_client_config(&tls).unwrap(), server, NAME).unwrap();
+    let returning = returning_client_config(&tls).unwrap();
+    let moving = moving_client_config(&returning);
+    for (client, server, protocol) in [
+        (&returning, &gateways, RETURNING_PROTOCOL),
+        (&moving, &gateways, MOVING_PROTOCOL),
+        (&returning, &quincys, ALPN),
+        (&moving, &quincys, ALPN),
+    ] {
+        let done = handshake(client.clone(), server.clone(), NAME).unwrap();
         assert_eq!(done.protocol, protocol);
     }
 }

@@ -184,7 +184,11 @@ impl Device {
         } else {
             Tunnel::new(params, handshake, key, now).map(|tunnel| End::Tunnel(Box::new(tunnel)))
         };
-        self.begin(end.expect("a usable name and address"));
+        let mut end = end.expect("a usable name and address");
+        if self.plan.returns {
+            end.tunnel().move_by(identity.client(Hello { moves: true, ..Hello::default() }).handshake);
+        }
+        self.begin(end);
     }
 
     /// Another session begins with this end of it.

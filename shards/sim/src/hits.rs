@@ -57,6 +57,7 @@ kinds! { CONTROL_MESSAGES, control_message(ControlMessage):
     M::Close { reason: CloseReason::Superseded, .. } => "close_superseded",
     M::Close { reason: CloseReason::TooManyConnections, .. } => "close_too_many_connections",
     M::Close { reason: CloseReason::Revoked, .. } => "close_revoked",
+    M::Close { reason: CloseReason::Moved, .. } => "close_moved",
     M::Route { .. } => "route",
     M::Unroute { .. } => "unroute",
     M::RoutesTold => "routes_told",

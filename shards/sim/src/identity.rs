@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::{Fingerprint, IdLayout, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey};
+use tollgate_shards::{Fingerprint, IdLayout, MOVING_PROTOCOL, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey};
 
 use crate::noise;
 use crate::open;
@@ -56,6 +56,8 @@ pub struct Hello {
     pub asks_for_another_protocol: bool,
     /// It is of a client that comes back by itself.
     pub returns: bool,
+    /// It is of such a client which moves from one connection to another.
+    pub moves: bool,
 }
 
 pub struct Identity {
@@ -139,6 +141,7 @@ impl Identity {
             .expect("a key and its certificate");
         config.alpn_protocols = match hello {
             Hello { asks_for_another_protocol: true, .. } => vec![b"other".to_vec()],
+            Hello { moves: true, .. } => vec![PROTOCOL.to_vec(), MOVING_PROTOCOL.to_vec()],
             Hello { returns: true, .. } => vec![PROTOCOL.to_vec(), RETURNING_PROTOCOL.to_vec()],
             _ => vec![PROTOCOL.to_vec()],
         };
@@ -156,7 +159,7 @@ impl Identity {
                 .with_client_cert_verifier(Arc::new(AnyClient))
                 .with_single_cert(vec![certificate.clone()], key.clone_key())
                 .expect("a key and its certificate");
-        config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), PROTOCOL.to_vec()];
+        config.alpn_protocols = [MOVING_PROTOCOL, RETURNING_PROTOCOL, PROTOCOL].map(<[u8]>::to_vec).into();
         config.send_tls13_tickets = 0;
         Arc::new(QuicServerConfig::try_from(config).expect("AES-128-GCM is there"))
     }

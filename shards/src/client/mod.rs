@@ -3,6 +3,8 @@
 //! [`Tunnel`] is the connection; [`Client`] puts a TUN queue to it. `tollgate connect` is a shell around a client, the load generator one
 //! around thousands of tunnels. Neither ever reconnects by itself: whoever drives it decides whether and when to make a new one.
 
+mod message;
+mod moving;
 mod tunnel;
 
 use std::net::IpAddr;
@@ -32,7 +34,7 @@ pub use tunnel::{Tunnel, TunnelParams};
 /// Something the driver must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// The tunnel is up: these are its addresses.
+    /// The tunnel is up: these are its addresses. Said again when it has moved to another connection.
     Assigned(Assignment),
     /// The path to the gateway carries inner packets of this many bytes from now on: another number than before.
     PathMtu(u16),
@@ -155,7 +157,7 @@ impl Client {
             self.reply_too_big(&unanswered.head, mtu_bytes);
         }
         while !self.coalescer.is_full()
-            && let Some(packet) = self.tunnel.link.recv()
+            && let Some(packet) = self.tunnel.recv()
         {
             let address = self.tunnel.assignment().map(|assignment| assignment.client_address.addr());
             let counters = &mut self.tunnel.counters;

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use quinn_proto::crypto::{ClientConfig as CryptoConfig, HmacKey};
 use quinn_proto::{
     ClientConfig, ConnectError, ConnectionId, DatagramEvent, Dir, Endpoint, EndpointConfig, Event as ConnectionEvent,
-    StreamEvent, StreamId, TransportConfig, VarInt,
+    StreamEvent, TransportConfig, VarInt,
 };
 use siphasher::sip::SipHasher24;
 
+use super::message::{Messages, TooLong};
+use super::moving::Moving;
 use super::{ClientEvent, CloseCause};
-use crate::assignment::{ASSIGNMENT_BYTES_MAX, Assignment, AssignmentError};
+use crate::assignment::{Assignment, AssignmentError};
 use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::ids::{ShardIndex, Shards};
@@ -54,30 +56,61 @@ pub struct TunnelParams {
 /// [`close`](Tunnel::close), then each `poll_*` until it says `None`. It allocates nothing for packets to come, so that a process can hold
 /// thousands.
 pub struct Tunnel {
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
+    pub(super) dial: Dial,
     pub(super) link: TunnelConnection,
-    assignment: Option<Assignment>,
-    assignment_stream: Option<StreamId>,
-    assignment_json: Vec<u8>,
+    pub(super) messages: Messages,
+    pub(super) moving: Moving,
+    pub(super) assignment: Option<Assignment>,
     assignment_deadline: Option<Instant>,
     /// An answer outside the connection; one at a time.
     response: Option<(Transmit, Vec<u8>)>,
-    events: VecDeque<ClientEvent>,
+    pub(super) events: VecDeque<ClientEvent>,
     pub(super) counters: Counters,
-    send_datagrams_max: usize,
+    pub(super) send_datagrams_max: usize,
     /// Largest inner packet that the path carries, as told last. 0 before.
     told_mtu_bytes: usize,
-    closed: bool,
-    drained: bool,
+    pub(super) closed: bool,
+    pub(super) drained: bool,
     touched: Option<Instant>,
     /// While the gateway has not answered on a new path.
-    path_probe: Option<PathProbe>,
+    pub(super) path_probe: Option<PathProbe>,
     /// Whether the connection has done anything that its counters do not show.
     uncounted: bool,
 }
 
+/// How connections to the gateway begin.
+pub(super) struct Dial {
+    params: TunnelParams,
+    /// Connections so far.
+    count: u64,
+}
+
+impl Dial {
+    /// Begins a handshake.
+    ///
+    /// # Errors
+    ///
+    /// If the remote address or the server name cannot be used.
+    pub fn begin(
+        &mut self,
+        endpoint: &mut Endpoint,
+        handshake: Arc<dyn CryptoConfig>,
+        now: Instant,
+    ) -> Result<TunnelConnection, ConnectError> {
+        let TunnelParams { remote, quic_version, ref server_name, ref transport, ref seed, .. } = self.params;
+        let mut config = ClientConfig::new(handshake);
+        config.version(quic_version).transport_config(transport.clone());
+        let initial_id = initial_id(seed, self.count);
+        config.initial_dst_cid_provider(Arc::new(move || initial_id));
+        self.count += 1;
+        let (handle, connection) = endpoint.connect(now, config, remote, server_name)?;
+        Ok(TunnelConnection::new(handle, connection, 0))
+    }
+}
+
 /// Questions to the gateway on a new path.
-struct PathProbe {
+pub(super) struct PathProbe {
     /// Acknowledgements received before.
     acks_received: u64,
     sent: u32,
@@ -97,22 +130,21 @@ impl Tunnel {
         now: Instant,
     ) -> Result<Self, ConnectError> {
         let mut endpoint = endpoint(&params, reset_key);
-        let mut config = ClientConfig::new(handshake);
-        config.version(params.quic_version).transport_config(params.transport);
-        let initial_id = initial_id(&params.seed);
-        config.initial_dst_cid_provider(Arc::new(move || initial_id));
-        let (handle, connection) = endpoint.connect(now, config, params.remote, &params.server_name)?;
+        let send_datagrams_max = params.send_datagrams_max;
+        let mut dial = Dial { params, count: 0 };
+        let link = dial.begin(&mut endpoint, handshake, now)?;
         Ok(Tunnel {
             endpoint,
-            link: TunnelConnection::new(handle, connection, 0),
+            dial,
+            link,
+            messages: Messages::default(),
+            moving: Moving::default(),
             assignment: None,
-            assignment_stream: None,
-            assignment_json: Vec::new(),
             assignment_deadline: None,
             response: None,
             events: VecDeque::new(),
             counters: Counters::default(),
-            send_datagrams_max: params.send_datagrams_max,
+            send_datagrams_max,
             told_mtu_bytes: 0,
             closed: false,
             drained: false,
@@ -149,12 +181,13 @@ impl Tunnel {
 
     /// Whether the connection is over and everything said.
     pub fn is_drained(&self) -> bool {
-        self.drained
+        self.drained && self.moving.is_quiet()
     }
 
     /// Says goodbye, as Quincy's client does. What is still queued to be sent is dropped.
     pub fn close(&mut self, now: Instant) {
         self.link.connection.close(now, VarInt::from_u32(close_code::SHUTDOWN), Bytes::from_static(b"Client shutdown"));
+        self.give_up_move(now);
         self.close_because(CloseCause::Local);
         self.touch(now);
     }
@@ -162,7 +195,8 @@ impl Tunnel {
     /// Queues an inner packet, unchecked. If there is no room, or no tunnel, a drop is counted.
     pub fn send(&mut self, packet: Bytes) {
         let bytes = packet.len() as u64;
-        if self.link.send(packet, usize::MAX, &mut self.counters.drops) {
+        let link = self.moving.carrier(&mut self.link);
+        if link.send(packet, usize::MAX, &mut self.counters.drops) {
             self.counters.up_packets += 1;
             self.counters.up_bytes += bytes;
         }
@@ -175,7 +209,10 @@ impl Tunnel {
             let datagram = data.split_to(segment_bytes.clamp(1, data.len()));
             let mut answer = Vec::new();
             match self.endpoint.handle(now, remote, local_ip, ecn, datagram, &mut answer) {
-                Some(DatagramEvent::ConnectionEvent(_, event)) => self.link.handle_event(event),
+                Some(DatagramEvent::ConnectionEvent(handle, event)) if handle == self.link.handle => {
+                    self.link.handle_event(event);
+                }
+                Some(DatagramEvent::ConnectionEvent(handle, event)) => self.moving.handle_event(handle, event),
                 Some(DatagramEvent::Response(transmit)) if self.response.is_none() => {
                     self.response = Some((outgoing(&transmit), answer));
                 }
@@ -191,6 +228,7 @@ impl Tunnel {
             self.link.handle_timeout(now);
             self.touch(now);
         }
+        self.handle_move_timeout(now);
         self.probe_path(now);
         if self.link.path.poll_timeout().is_some_and(|at| at <= now) {
             self.touch(now);
@@ -232,6 +270,7 @@ impl Tunnel {
         let Some(now) = self.touched.take() else { return false };
         self.drained |= self.link.exchange(&mut self.endpoint);
         self.take_connection_events(now);
+        self.look_at_move(now);
         self.follow_path(now);
         true
     }
@@ -245,10 +284,15 @@ impl Tunnel {
     /// The next inner packet from the gateway, in order of arrival, exactly as it came.
     pub fn poll_packet(&mut self) -> Option<Bytes> {
         self.look();
-        let packet = self.link.recv()?;
+        let packet = self.recv()?;
         self.counters.down_packets += 1;
         self.counters.down_bytes += packet.len() as u64;
         Some(packet)
+    }
+
+    /// The next datagram, those of the connection before this one first.
+    pub(super) fn recv(&mut self) -> Option<Bytes> {
+        self.moving.recv().or_else(|| self.link.recv())
     }
 
     /// Appends the next UDP send to `buf`, which must be empty, or says that there is none.
@@ -256,6 +300,9 @@ impl Tunnel {
         self.look();
         if let Some((transmit, answer)) = self.response.take() {
             buf.extend_from_slice(&answer);
+            return Some(transmit);
+        }
+        if let Some(transmit) = self.poll_transmit_of_move(now, buf) {
             return Some(transmit);
         }
         while !self.drained {
@@ -301,14 +348,15 @@ impl Tunnel {
 
     /// When [`Tunnel::handle_timeout`] is wanted next, and why.
     pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
-        if self.drained {
+        if self.is_drained() {
             return None;
         }
-        let connection = self.link.poll_timeout().map(|at| (at, WakeReason::Connection));
+        let connection = self.link.poll_timeout().filter(|_| !self.drained).map(|at| (at, WakeReason::Connection));
+        let moving = self.moving.poll_timeout().map(|at| (at, WakeReason::Connection));
         let assignment = self.assignment_deadline.map(|at| (at, WakeReason::Handshake));
         let touched = self.touched.map(|at| (at, WakeReason::Connection));
         let path = self.path_probe.as_ref().map(|probe| (probe.next_at, WakeReason::Connection));
-        [touched, connection, assignment, path].into_iter().flatten().min_by_key(|&(at, _)| at)
+        [touched, connection, moving, assignment, path].into_iter().flatten().min_by_key(|&(at, _)| at)
     }
 
     /// Something has happened that is to be looked at, and counted.
@@ -330,7 +378,7 @@ impl Tunnel {
         self.touch(now);
     }
 
-    fn close_because(&mut self, cause: CloseCause) {
+    pub(super) fn close_because(&mut self, cause: CloseCause) {
         if !self.closed {
             self.closed = true;
             self.events.push_back(ClientEvent::Closed(cause));
@@ -346,47 +394,35 @@ impl Tunnel {
         while let Some(event) = self.link.connection.poll() {
             match event {
                 ConnectionEvent::Connected => self.assignment_deadline = Some(now + ASSIGNMENT_TIMEOUT),
-                ConnectionEvent::ConnectionLost { reason } => self.close_because(CloseCause::from(reason)),
-                ConnectionEvent::Stream(StreamEvent::Opened { dir: Dir::Uni }) => {
-                    self.assignment_stream = self.link.connection.streams().accept(Dir::Uni);
-                    self.read_assignment(now);
-                }
-                ConnectionEvent::Stream(StreamEvent::Readable { id }) if Some(id) == self.assignment_stream => {
-                    self.read_assignment(now);
+                ConnectionEvent::ConnectionLost { reason } => self.lost(now, reason.into()),
+                ConnectionEvent::Stream(StreamEvent::Opened { dir: Dir::Uni } | StreamEvent::Readable { .. }) => {
+                    self.take_messages(now);
                 }
                 _ => {}
             }
         }
     }
 
-    fn read_assignment(&mut self, now: Instant) {
-        let Some(id) = self.assignment_stream else { return };
-        let mut stream = self.link.connection.recv_stream(id);
-        let Ok(mut chunks) = stream.read(true) else { return };
-        let finished = loop {
-            match chunks.next(usize::MAX) {
-                Ok(Some(chunk)) if self.assignment_json.len() + chunk.bytes.len() > ASSIGNMENT_BYTES_MAX => {
-                    let _ = chunks.finalize();
-                    return self.fail(now, AssignmentError::TooLong.into());
-                }
-                Ok(Some(chunk)) => self.assignment_json.extend_from_slice(&chunk.bytes),
-                Ok(None) => break true,
-                Err(_) => break false,
+    fn take_messages(&mut self, now: Instant) {
+        loop {
+            match self.messages.poll(&mut self.link.connection) {
+                Ok(Some(json)) if self.assignment.is_none() => match Assignment::from_json(&json) {
+                    Ok(assignment) => {
+                        self.assignment_deadline = None;
+                        self.assigned(assignment);
+                    }
+                    Err(error) => return self.fail(now, error.into()),
+                },
+                Ok(Some(json)) => self.take_notice(now, &json),
+                Ok(None) => return,
+                Err(TooLong) => return self.fail(now, AssignmentError::TooLong.into()),
             }
-        };
-        let _ = chunks.finalize();
-        if !finished {
-            return;
         }
-        self.assignment_stream = None;
-        self.assignment_deadline = None;
-        match Assignment::from_json(&std::mem::take(&mut self.assignment_json)) {
-            Ok(assignment) => {
-                self.assignment = Some(assignment);
-                self.events.push_back(ClientEvent::Assigned(assignment));
-            }
-            Err(error) => self.fail(now, error.into()),
-        }
+    }
+
+    pub(super) fn assigned(&mut self, assignment: Assignment) {
+        self.assignment = Some(assignment);
+        self.events.push_back(ClientEvent::Assigned(assignment));
     }
 }
 
@@ -404,10 +440,13 @@ fn endpoint(params: &TunnelParams, reset_key: Arc<dyn HmacKey>) -> Endpoint {
     Endpoint::new(Arc::new(config), None, true, None)
 }
 
-/// The random ID that the first Initial is sent to (RFC 9000, section 7.2).
-fn initial_id(seed: &[u8; 32]) -> ConnectionId {
+/// The random ID that the first Initial of a connection is sent to (RFC 9000, section 7.2).
+fn initial_id(seed: &[u8; 32], number: u64) -> ConnectionId {
     let mut hasher = SipHasher24::new_with_key(&half(seed, 1));
     hasher.write(b"initial");
+    if number > 0 {
+        hasher.write_u64(number);
+    }
     ConnectionId::new(&hasher.finish().to_le_bytes())
 }
 

@@ -10,7 +10,7 @@ pub const SUPERSEDED: u32 = 0x03;
 pub const REVOKED: u32 = 0x04;
 /// The gateway drains: the client is to come back, to another gateway if it knows one.
 pub const DRAIN: u32 = 0x05;
-/// Another process of the gateway takes its clients: the client is to come back, here.
+/// Another process of the gateway takes its clients: the client is to come back, here. Or it has, and its newer connection has the address.
 pub const UPGRADE: u32 = 0x09;
 /// The client sends what the protocol has no place for.
 pub const MISUSE: u32 = 0x08;

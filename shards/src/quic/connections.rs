@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use quinn_proto::Event as ConnectionEvent;
 
-use crate::ids::{ConnectionKey, Fingerprint, INCARNATION_SHIFT, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, Fingerprint, INCARNATION_SHIFT, Reconnects, ShardIndex, UserIndex};
 use crate::io::WakeReason;
 use crate::memory::{Memory, PACKET_BYTES};
 use crate::quic::admission::Place;
@@ -67,6 +67,7 @@ pub struct Identity {
     pub user: UserIndex,
     pub home: ShardIndex,
     pub credential: Fingerprint,
+    pub reconnects: Reconnects,
 }
 
 impl ClientConnection {

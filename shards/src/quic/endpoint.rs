@@ -20,7 +20,7 @@ use super::initial::{self, CHOSEN_ID_BYTES_MIN, INITIAL_BYTES_MIN, Initial, Vers
 use super::intake::Intake;
 use super::keys::ShardKeys;
 use super::moves::Moves;
-use super::peer::{Failure, credential};
+use super::peer::{Failure, credential, reconnects};
 use super::placement::Placement;
 use super::responses::Responses;
 use super::retry::{self, Claim, Retries};
@@ -29,7 +29,7 @@ use super::tunnel_connection::{TunnelConnection, outgoing, unanswered};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{Credential, ShardIndex};
+use crate::ids::{Credential, Reconnects, ShardIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::bucket::RateLimiter;
 use crate::memory::{Accounts, CONNECTION_BYTES};
@@ -399,14 +399,15 @@ impl QuicEndpoint {
         }
     }
 
-    /// The handshake is complete; the client has proved that it holds the secret of the credential that is returned.
-    pub fn handshake_complete(&mut self, slot: u32) -> Option<Credential> {
+    /// The handshake is complete; the client has proved that it holds the secret of the credential that is returned, and said whether it connects anew.
+    pub fn handshake_complete(&mut self, slot: u32) -> Option<(Credential, Reconnects)> {
         let client = self.connections.at(slot)?;
         if let Stage::Handshaking { place, .. } = client.stage {
             self.admission.release(place);
             client.stage = Stage::Closed;
         }
-        credential(&client.tunnel.connection)
+        let connection = &client.tunnel.connection;
+        Some((credential(connection)?, reconnects(connection)))
     }
 
     /// Carries messages between a connection and the endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.

@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use tollgate_noise::{PublicKey, UnlistedKey};
 
 use crate::excerpt::excerpt;
-use crate::ids::{Credential, CredentialKind, Fingerprint};
+use crate::ids::{Credential, CredentialKind, Fingerprint, Reconnects};
 
 /// What the client of an established connection has shown.
 pub fn credential(connection: &Connection) -> Option<Credential> {
@@ -23,11 +23,18 @@ pub fn credential(connection: &Connection) -> Option<Credential> {
 /// servers that know no other.
 pub const RETURNING_PROTOCOL: &[u8] = b"tollgate";
 
-/// Whether the client of an established connection comes back by itself. Of a client with a Noise key nobody knows: there are no protocols to offer.
-pub fn returns(connection: &Connection) -> bool {
+/// That of such a client which moves: its connection is to take the place of the one that it has.
+pub const MOVING_PROTOCOL: &[u8] = b"tollgate-moving";
+
+/// Whether the client of an established connection connects anew. Of a client with a Noise key nobody knows: there are no protocols to offer.
+pub fn reconnects(connection: &Connection) -> Reconnects {
     let data = connection.crypto_session().handshake_data();
     let tls = data.and_then(|data| data.downcast::<HandshakeData>().ok());
-    tls.is_some_and(|tls| tls.protocol.as_deref() == Some(RETURNING_PROTOCOL))
+    match tls.and_then(|tls| tls.protocol).as_deref() {
+        Some(RETURNING_PROTOCOL) => Reconnects::ByItself,
+        Some(MOVING_PROTOCOL) => Reconnects::Moving,
+        _ => Reconnects::Never,
+    }
 }
 
 /// Why a handshake has come to nothing.

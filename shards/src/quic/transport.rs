@@ -66,9 +66,9 @@ pub fn transport(params: &TransportParams) -> TransportConfig {
         .mtu_discovery_config(Some(discovery))
         .datagram_send_buffer_size(params.datagram_send_buffer_bytes_max)
         .datagram_receive_buffer_size(Some(params.datagram_receive_buffer_bytes_max))
-        // The protocol has one stream, the server's.
+        // The server's: one of Quincy's protocol, and one for a notice.
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(2))
         .stream_receive_window(VarInt::from_u32(STREAM_BYTES_MAX))
         .receive_window(VarInt::from_u32(STREAM_BYTES_MAX))
         .send_window(STREAM_BYTES_MAX.into())

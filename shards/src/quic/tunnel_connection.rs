@@ -309,7 +309,7 @@ impl TunnelConnection {
     }
 
     /// Writes `message` on a new unidirectional stream, whole, and finishes it.
-    pub fn send_on_first_stream(&mut self, message: &[u8]) -> bool {
+    pub fn send_message(&mut self, message: &[u8]) -> bool {
         let Some(stream) = self.connection.streams().open(Dir::Uni) else { return false };
         let mut stream = self.connection.send_stream(stream);
         stream.write(message) == Ok(message.len()) && stream.finish().is_ok()

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{CommandId, ConnectionKey, Fingerprint, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, Fingerprint, Reconnects, ShardIndex, UserIndex};
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::limit::rate::Limit;
 
@@ -15,6 +15,7 @@ pub struct Login {
     pub user: UserIndex,
     pub connection: ConnectionKey,
     pub credential: Fingerprint,
+    pub reconnects: Reconnects,
 }
 
 /// What the control planes of two shards say to each other. It arrives in order, and nothing is lost but what the next one of its kind repairs.
@@ -142,4 +143,6 @@ pub enum CloseReason {
     TooManyConnections,
     /// The user is not known any more.
     Revoked,
+    /// The client has moved to a newer connection, which gets the address.
+    Moved,
 }

@@ -17,7 +17,7 @@ use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Destination, Policy};
-use crate::ids::{ConnectionKey, Credential, ShardIndex, Shards, UserIndex};
+use crate::ids::{ConnectionKey, Credential, Reconnects, ShardIndex, Shards, UserIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::lease::LeaseClose;
 use crate::limit::rate::Limit;
@@ -58,6 +58,7 @@ pub struct DataPlane {
 pub struct LoggedIn {
     pub connection: ConnectionKey,
     pub credential: Credential,
+    pub reconnects: Reconnects,
 }
 
 impl DataPlane {
@@ -169,7 +170,7 @@ impl DataPlane {
             match client.poll_event()? {
                 ConnectionEvent::HandshakeDataReady => self.quic.hello_complete(self.now, slot),
                 ConnectionEvent::Connected => match self.quic.handshake_complete(slot) {
-                    Some(credential) => return Some(LoggedIn { connection, credential }),
+                    Some((credential, reconnects)) => return Some(LoggedIn { connection, credential, reconnects }),
                     None => self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed"),
                 },
                 ConnectionEvent::ConnectionLost { reason } => self.lost(slot, &reason),
@@ -209,10 +210,10 @@ impl DataPlane {
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
     }
 
-    pub fn identify(&mut self, login: LoggedIn, user: UserIndex, home: ShardIndex) {
+    pub fn identify(&mut self, connection: ConnectionKey, identity: Identity) {
         self.accounts.counters.handshakes += 1;
-        if let Some(client) = self.quic.connections.at(login.connection.slot) {
-            client.stage = Stage::LoggedIn(Identity { user, home, credential: login.credential.fingerprint });
+        if let Some(client) = self.quic.connections.at(connection.slot) {
+            client.stage = Stage::LoggedIn(identity);
             self.quic.connections.logged_in += 1;
         }
     }
@@ -241,7 +242,7 @@ impl DataPlane {
     pub fn admit(&mut self, slot: u32, identity: Identity, address: IpAddr, limit: Option<Limit>) {
         let Some(client) = self.quic.connections.at(slot) else { return };
         let assignment = Assignment::new(self.forward.policy.tunnel, address).to_json();
-        if !client.tunnel.send_on_first_stream(&assignment) {
+        if !client.tunnel.send_message(&assignment) {
             return self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
         }
         client.stage = Stage::Attached { identity, address, limited: limit.is_some() };

@@ -1,12 +1,16 @@
 //! Sending all clients away, at an even pace.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::data::DataPlane;
-use crate::ids::ConnectionKey;
+use crate::ids::{ConnectionKey, Reconnects};
+use crate::notice::Notice;
 use crate::quic::close_code;
 use crate::quic::intake::Intake;
-use crate::quic::peer::returns;
+
+/// How long a client that was asked to move may take. It takes less, or gives up.
+const MOVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The clients of a shard that are still to be sent away, and when.
 #[derive(Debug)]
@@ -19,9 +23,18 @@ pub struct Drain {
     /// Those that are left, as many as there are connections at most, and how many there were.
     left: Vec<ConnectionKey>,
     count: usize,
+    /// Those that were asked to move, and until when they may take.
+    asked: VecDeque<(Instant, ConnectionKey)>,
     /// Those that stay until then.
     staying: Vec<ConnectionKey>,
     is_to_successor: bool,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    AskToMove(ConnectionKey),
+    SendAway(ConnectionKey),
 }
 
 impl Drain {
@@ -34,21 +47,48 @@ impl Drain {
         is_to_successor: bool,
     ) -> Self {
         let count = going.len();
-        Drain { began: now, over, until: now + within, left: going, count, staying, is_to_successor }
+        Drain {
+            began: now,
+            over,
+            until: now + within,
+            left: going,
+            count,
+            asked: VecDeque::new(),
+            staying,
+            is_to_successor,
+        }
     }
 
     /// When the next one is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let next = self.count - self.left.len() + 1;
-        if next <= self.count {
-            return Some(self.until.min(self.began + share(self.over, next, self.count)));
-        }
-        (!self.staying.is_empty()).then_some(self.until)
+        let at_last = (!self.staying.is_empty()).then_some(self.until);
+        [self.next_of_pace(), self.end_of_patience(), at_last].into_iter().flatten().min()
     }
 
-    /// The next one that is due.
-    pub fn next(&mut self, now: Instant) -> Option<ConnectionKey> {
-        if self.poll_timeout()? <= now { self.left.pop().or_else(|| self.staying.pop()) } else { None }
+    /// What is to be done next, if anything is due.
+    pub fn next(&mut self, now: Instant) -> Option<Due> {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.end_of_patience()) {
+            return self.asked.pop_front().map(|(_, connection)| Due::SendAway(connection));
+        }
+        if !is_due(self.next_of_pace()) {
+            return self.staying.pop_if(|_| self.until <= now).map(Due::SendAway);
+        }
+        let connection = self.left.pop()?;
+        if !self.is_to_successor || self.until <= now {
+            return Some(Due::SendAway(connection));
+        }
+        self.asked.push_back((self.until.min(now + MOVE_PATIENCE), connection));
+        Some(Due::AskToMove(connection))
+    }
+
+    fn next_of_pace(&self) -> Option<Instant> {
+        let next = self.count - self.left.len() + 1;
+        (next <= self.count).then(|| self.until.min(self.began + share(self.over, next, self.count)))
+    }
+
+    fn end_of_patience(&self) -> Option<Instant> {
+        self.asked.front().map(|&(at, _)| at)
     }
 }
 
@@ -57,13 +97,10 @@ impl DataPlane {
     pub fn drain(&mut self, over: Duration, within: Duration, to_successor: bool) {
         if self.quic.intake != Intake::Closed {
             self.quic.intake = Intake::Refusing;
-            let clients = self.quic.connections.iter().filter(|client| client.identity().is_some());
-            let is_going = |returns: bool| !to_successor || returns;
-            let (mut going, mut staying) = (Vec::new(), Vec::new());
-            for client in clients {
-                let side = if is_going(returns(&client.tunnel.connection)) { &mut going } else { &mut staying };
-                side.push(client.key);
-            }
+            let clients = self.clients().into_iter();
+            let (staying, going): (Vec<_>, Vec<_>) =
+                clients.partition(|(_, identity, _)| to_successor && identity.reconnects == Reconnects::Never);
+            let [going, staying] = [going, staying].map(|clients| clients.into_iter().map(|(key, ..)| key).collect());
             self.drain = Some(Drain::new(self.now, over, within, going, staying, to_successor));
             self.send_away();
         }
@@ -82,11 +119,24 @@ impl DataPlane {
 
     /// Sends away who is due.
     pub fn send_away(&mut self) {
-        while let Some(connection) = self.drain.as_mut().and_then(|drain| drain.next(self.now)) {
-            if let Some(slot) = self.quic.connections.find(connection) {
+        while let Some(due) = self.drain.as_mut().and_then(|drain| drain.next(self.now)) {
+            let (Due::AskToMove(connection) | Due::SendAway(connection)) = due;
+            let Some(slot) = self.quic.connections.find(connection) else { continue };
+            if matches!(due, Due::SendAway(_)) || !self.ask_to_move(slot) {
                 self.dismiss(slot);
             }
         }
+    }
+
+    /// Asks a client to connect to the process beside this one while its connection here goes on. Returns whether it was asked: not before it has an
+    /// address.
+    fn ask_to_move(&mut self, slot: u32) -> bool {
+        let Some(client) = self.quic.connections.at(slot).filter(|client| client.address().is_some()) else {
+            return false;
+        };
+        let is_asked = client.tunnel.send_message(&Notice::Move.to_json());
+        self.quic.connections.touch(slot);
+        is_asked
     }
 
     /// Sends a client away, as all of them are.

@@ -9,12 +9,12 @@
 
 use std::collections::BTreeSet;
 
-use super::Shard;
 use super::control::ControlPlane;
+use super::{Shard, login};
 use crate::ids::{CommandId, Shards, UserIndex};
 use crate::limit::rate::Limit;
 use crate::session::home::SessionHome;
-use crate::session::message::{ControlMessage, Login};
+use crate::session::message::ControlMessage;
 
 /// Addresses remembered in one message.
 const REMEMBERED_OF_A_MESSAGE: usize = 1024;
@@ -92,7 +92,7 @@ impl Shard {
             let user = identity.user;
             let home = self.control.home(user);
             self.data.rehome(connection, home);
-            let login = Login { user, connection, credential: identity.credential };
+            let login = login(connection, identity);
             self.control.context.send(home, ControlMessage::Login { login, version, address });
             users.insert(user);
         }

@@ -33,6 +33,7 @@ use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
 use crate::params::Params;
 use crate::quic::close_code;
+use crate::quic::connections::Identity;
 use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
@@ -47,6 +48,12 @@ use control::ControlPlane;
 use data::{DataPlane, LoggedIn};
 use handover::Attaching;
 use message::{Message, PacketMessage};
+
+/// A client that has logged in, as its home is told.
+fn login(connection: ConnectionKey, identity: Identity) -> Login {
+    let Identity { user, credential, reconnects, .. } = identity;
+    Login { user, connection, credential, reconnects }
+}
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
 pub struct Shard {
@@ -291,12 +298,13 @@ impl Shard {
 
     /// Somebody has proved to hold the secret of a credential: the user's home is asked for an address.
     fn log_in(&mut self, logged_in: LoggedIn) {
-        let LoggedIn { connection, credential } = logged_in;
+        let LoggedIn { connection, credential, reconnects } = logged_in;
         let credential = credential.fingerprint;
         let Some(user) = self.control.context.users.find(&credential) else { return self.data.reject(logged_in) };
         let home = self.control.home(user);
-        self.data.identify(logged_in, user, home);
-        let login = Login { user, connection, credential };
+        let identity = Identity { user, home, credential, reconnects };
+        self.data.identify(connection, identity);
+        let login = login(connection, identity);
         let version = self.control.context.version;
         self.data.outbox.send(home, ControlMessage::Login { login, version, address: None });
         if self.data.quic.intake == Intake::Refusing {
@@ -324,7 +332,7 @@ impl Shard {
             CloseReason::PoolExhausted => Some(Event::PoolExhausted { user }),
             CloseReason::PoolReserved => Some(Event::PoolReserved { user }),
             CloseReason::TooManyConnections => Some(Event::TooManyConnections { user }),
-            CloseReason::Revoked | CloseReason::Superseded => None,
+            CloseReason::Revoked | CloseReason::Superseded | CloseReason::Moved => None,
         });
         event.into_iter().for_each(|event| self.data.outbox.tell(event));
         let (code, reason) = match reason {
@@ -334,6 +342,7 @@ impl Shard {
             CloseReason::TooManyConnections => (close_code::ESTABLISHMENT_FAILED, "Too many connections"),
             CloseReason::Revoked => (close_code::REVOKED, "Access revoked"),
             CloseReason::Superseded => (close_code::SUPERSEDED, "Superseded by a newer connection"),
+            CloseReason::Moved => (close_code::UPGRADE, "Moved to a newer connection"),
         };
         self.data.close_of(Some(version), slot, code, reason);
     }
@@ -388,7 +397,7 @@ impl Shard {
         let mut users = BTreeSet::new();
         for (connection, identity, address) in self.data.clients() {
             if identity.home == shard {
-                let login = Login { user: identity.user, connection, credential: identity.credential };
+                let login = login(connection, identity);
                 self.data.outbox.send(shard, ControlMessage::Login { login, version, address });
                 users.insert(identity.user);
             }

@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{CommandId, Fingerprint, Generation};
+use crate::ids::{CommandId, Fingerprint, Generation, Reconnects};
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseId, LeaseReport};
 use crate::limit::rate::{Limit, Rate};
 use crate::quic::placement::Load;
@@ -41,11 +41,13 @@ fn lease() -> impl Strategy<Value = LeaseId> {
 }
 
 fn login() -> impl Strategy<Value = Login> {
-    (user(), connection(), any::<[u8; 32]>()).prop_map(|(user, connection, credential)| Login {
-        user,
-        connection,
-        credential: Fingerprint(credential),
+    (user(), connection(), any::<[u8; 32]>(), reconnects()).prop_map(|(user, connection, credential, reconnects)| {
+        Login { user, connection, credential: Fingerprint(credential), reconnects }
     })
+}
+
+fn reconnects() -> impl Strategy<Value = Reconnects> {
+    prop_oneof![Just(Reconnects::Never), Just(Reconnects::ByItself), Just(Reconnects::Moving)]
 }
 
 fn reason() -> impl Strategy<Value = CloseReason> {
@@ -55,6 +57,7 @@ fn reason() -> impl Strategy<Value = CloseReason> {
         Just(CloseReason::Superseded),
         Just(CloseReason::TooManyConnections),
         Just(CloseReason::Revoked),
+        Just(CloseReason::Moved),
     ]
 }
 
@@ -236,7 +239,7 @@ fn the_format_of_a_version_stays() {
     let (user, lease) = (UserIndex(1), LeaseId { holder: ShardIndex(1), number: 9 });
     let [granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes] = [1000, 200, 30, 4, 1];
     let report = LeaseReport { user, lease, granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes };
-    let credential = Fingerprint([0xab; 32]);
+    let (credential, reconnects) = (Fingerprint([0xab; 32]), Reconnects::Moving);
     let received = Received {
         remote: "[fd00::1]:443".parse().unwrap(),
         local_ip: Some(address),
@@ -246,7 +249,8 @@ fn the_format_of_a_version_stays() {
     };
     use ControlMessage as M;
     let messages: Vec<Message> = vec![
-        M::Login { login: Login { user, connection, credential }, version: 3, address: Some(address) }.into(),
+        M::Login { login: Login { user, connection, credential, reconnects }, version: 3, address: Some(address) }
+            .into(),
         M::Gone { user, connection }.into(),
         M::Admit { connection, address }.into(),
         M::Close { connection, reason: CloseReason::Revoked, version: 3 }.into(),
@@ -271,5 +275,5 @@ fn the_format_of_a_version_stays() {
         let bytes = encode(ODD.at(2), message, &theirs()).unwrap();
         bytes[HEAD_BYTES..].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     });
-    assert_eq!((VERSION, spoken.collect::<Vec<_>>().join("\n")), (1, include_str!("format.txt").trim_end().to_owned()));
+    assert_eq!((VERSION, spoken.collect::<Vec<_>>().join("\n")), (2, include_str!("format.txt").trim_end().to_owned()));
 }

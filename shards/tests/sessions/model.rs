@@ -14,7 +14,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_pcg::Pcg64Mcg;
 use tollgate_shards::inspect::{AddressAllocator, Context, ControlPlane, Login, Routes, Topology};
 use tollgate_shards::{
-    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, ShardIndex, Shards, User, Users, home_of,
+    AddressRange, CloseReason, ConnectionKey, ControlMessage, Fingerprint, Reconnects, ShardIndex, Shards, User, Users,
+    home_of,
 };
 
 const ALLOCATOR: ShardIndex = ShardIndex(0);
@@ -111,7 +112,7 @@ impl Model {
         node.opened += 1;
         let generation = (u64::from(node.incarnation) << 32) + node.opened;
         let connection = ConnectionKey { owner: ShardIndex(shard as u16), slot: 0, generation };
-        let login = Login { user, connection, credential };
+        let login = Login { user, connection, credential, reconnects: Reconnects::default() };
         let home = home_of(users.name(user), Shards::alone(shards));
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
         node.control.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
@@ -149,7 +150,7 @@ impl Model {
         node.version = next;
         (node.control.context.version, node.control.context.users) = (next as u64, users.clone());
         for owned in self.nodes[shard].connections.values().copied().collect::<Vec<_>>() {
-            let Login { user, connection, credential } = owned.login;
+            let Login { user, connection, credential, .. } = owned.login;
             let allowed = owned.address.is_none_or(|address| users.allows(user, address));
             if users.find(&credential) != Some(user) || !allowed {
                 self.disconnect(connection);

@@ -295,8 +295,9 @@ impl World {
             }
             match &event {
                 ClientEvent::Assigned(assignment) => {
+                    // Said again by one that has moved.
+                    assigned = session.address.is_none();
                     session.address = Some(assignment.client_address.addr());
-                    assigned = true;
                 }
                 ClientEvent::PathMtu(_) => {}
                 ClientEvent::Closed(cause) => {

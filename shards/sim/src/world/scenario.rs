@@ -231,8 +231,12 @@ impl World {
 
     /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
-        let dial = Identity::cached(self.seen.identities[user]).client(self.seen.hello);
-        self.dial(user, &dial, owner)
+        let (identity, hello) = (Identity::cached(self.seen.identities[user]), self.seen.hello);
+        let client = self.dial(user, &identity.client(hello), owner);
+        if hello.returns {
+            self.client_mut(client).tunnel.move_by(identity.client(Hello { moves: true, ..hello }).handshake);
+        }
+        client
     }
 
     /// The same, where the client's TLS is the test's own.

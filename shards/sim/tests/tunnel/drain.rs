@@ -113,8 +113,9 @@ fn whoever_logs_in_when_its_handshake_had_begun_before_is_sent_away() {
     assert_eq!(world.connections(), (0, 0));
 }
 
+/// Here is no successor, so nobody who is asked to move arrives.
 #[test]
-fn for_a_successor_those_who_come_back_go_at_an_even_pace_and_all_others_at_the_end() {
+fn for_a_successor_those_who_come_back_are_asked_at_an_even_pace_and_go_ten_seconds_later_and_all_others_at_the_end() {
     const UPGRADE: u64 = 0x09;
     let users = vec![UserSpec::default(); 8];
     let mut world = World::scenario(Setup { users, ..Setup::default() });
@@ -124,9 +125,9 @@ fn for_a_successor_those_who_come_back_go_at_an_even_pace_and_all_others_at_the_
     let staying = attach(&mut world, 0..4);
     world.seen.hello = Hello { returns: true, ..Hello::default() };
     let going = attach(&mut world, 4..8);
-    order(&mut world, &Command::Drain { over: 2 * S, within: 10 * S, to_successor: true });
+    order(&mut world, &Command::Drain { over: 2 * S, within: 20 * S, to_successor: true });
     world.run(100 * MS);
-    for (seconds, gone) in [(0, [0, 0]), (1, [2, 0]), (1, [4, 0]), (7, [4, 0]), (1, [4, 4])] {
+    for (seconds, gone) in [(10, [0, 0]), (1, [2, 0]), (1, [4, 0]), (7, [4, 0]), (1, [4, 4])] {
         world.run(seconds * S);
         assert_eq!([&going, &staying].map(|clients| told(&world, clients, UPGRADE)), gone);
     }

@@ -9,6 +9,7 @@ mod hostile;
 mod limits;
 mod memory;
 mod moves;
+mod moving;
 mod mtu;
 mod noise;
 mod orders;

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::Shards;
+use crate::ids::{Reconnects, Shards};
 use crate::session::topology::Topology;
 use crate::session::users::{AddressRange, User};
 use crate::test_time;
@@ -25,7 +25,12 @@ fn users(pools: &[&[AddressRange]]) -> Users {
 
 fn login(user: u32, credential: u8, connection: u64) -> Login {
     let connection = ConnectionKey { owner: ShardIndex(0), slot: 0, generation: connection };
-    Login { user: UserIndex(user), connection, credential: Fingerprint([credential; 32]) }
+    Login {
+        user: UserIndex(user),
+        connection,
+        credential: Fingerprint([credential; 32]),
+        reconnects: Reconnects::Never,
+    }
 }
 
 /// An allocator on its shard.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::ids::{ConnectionKey, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, Reconnects, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
 use crate::limit::lease::{LeaseClose, LeaseGrant, LeaseReport};
 use crate::limit::rate::Limit;
@@ -151,8 +151,9 @@ impl Session {
         if !newest.is_valid(&context.users) {
             return newest.close(context, CloseReason::Revoked);
         }
-        self.enforce(context);
         let newest = self.members.len() - 1;
+        self.take_over(context, newest);
+        self.enforce(context);
         self.ask_if_early(context, newest);
     }
 
@@ -163,6 +164,7 @@ impl Session {
                 member.close(context, CloseReason::Revoked);
             }
         }
+        (0..self.members.len()).for_each(|place| self.take_over(context, place));
         self.enforce(context);
         (0..self.members.len()).for_each(|place| self.ask_if_early(context, place));
     }
@@ -307,6 +309,23 @@ impl Session {
         let Some(user) = users.user(self.user) else { return };
         while let Some((place, reason)) = self.surplus(context, user) {
             self.members[place].close(context, reason);
+        }
+    }
+
+    /// A client that moves gets the address of the connection that it has had longest, when that is closed. One that only has the same credential stays.
+    fn take_over(&mut self, context: &mut Context, place: usize) {
+        let Member { login, stage, .. } = self.members[place];
+        let is_moving = login.reconnects == Reconnects::Moving && stage == Stage::Unasked;
+        if !is_moving || !self.members[place].counts(context) {
+            return;
+        }
+        let is_former = |member: &&mut Member| {
+            let Login { credential, reconnects, .. } = member.login;
+            credential == login.credential && reconnects != Reconnects::Never && member.address().is_some()
+        };
+        if let Some(former) = self.members.iter_mut().filter(is_former).find(|member| !member.closing) {
+            former.close(context, CloseReason::Moved);
+            self.members[place].stage = Stage::Waiting;
         }
     }
 

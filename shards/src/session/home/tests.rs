@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::ids::Fingerprint;
+use crate::ids::{Fingerprint, Reconnects};
 use crate::limit::lease::{LeaseGrant, LeaseId};
 use crate::limit::rate::{BURST_BYTES_MIN, Limit, Rate};
 use crate::session::users::{AddressRange, User, Users};
@@ -40,7 +40,7 @@ impl Bench {
 
     fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
         let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: number };
-        let login = Login { user: USER, connection, credential: Fingerprint([1; 32]) };
+        let login = Login { user: USER, connection, credential: Fingerprint([1; 32]), reconnects: Reconnects::Never };
         self.home.attach(&mut self.context, login, 0, address);
         login
     }
@@ -221,7 +221,8 @@ fn whoever_waits_gets_the_address_of_a_closed_connection_only_if_it_is_still_all
 fn what_nobody_knows_changes_nothing() {
     let mut bench = Bench::new(Some(limit()), 0);
     let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: 1 };
-    let login = Login { user: UserIndex(77), connection, credential: Fingerprint([9; 32]) };
+    let login =
+        Login { user: UserIndex(77), connection, credential: Fingerprint([9; 32]), reconnects: Reconnects::Never };
     bench.detach(login);
     assert_eq!(bench.report(1, 0, 1000), []);
     bench.close_lease(1, 0);

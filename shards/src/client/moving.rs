@@ -1,0 +1,192 @@
+//! A client that moves: asked to, it connects to the gateway anew, beside the connection that carries its packets, and goes over when the new one has
+//! an address. The gateway closes the old one then, so that the address has one holder at a time.
+//!
+//! What is lost is what the client has sent to the old connection while the news that it is closed was on its way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn_proto::crypto::ClientConfig as CryptoConfig;
+use quinn_proto::{ConnectionEvent as EndpointEvent, ConnectionHandle, Event as ConnectionEvent, VarInt};
+
+use super::message::Messages;
+use super::{CloseCause, Tunnel};
+use crate::assignment::Assignment;
+use crate::io::Transmit;
+use crate::notice::Notice;
+use crate::quic::close_code;
+use crate::quic::tunnel_connection::TunnelConnection;
+
+/// How long a move may take. The gateway closes the old connection later than that.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long it may still take once the old connection is over.
+const LOST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections that say their last. A gateway that asks to move again meanwhile is not heard.
+const LEAVING_MAX: usize = 2;
+
+/// The connections beside the one that carries.
+#[derive(Default)]
+pub struct Moving {
+    /// How it connects anew, if it is one who does.
+    handshake: Option<Arc<dyn CryptoConfig>>,
+    next: Option<Box<Next>>,
+    leaving: Vec<TunnelConnection>,
+    /// Why the old connection is over, if it is before the new one has an address.
+    lost: Option<CloseCause>,
+}
+
+/// The connection that the client goes over to.
+struct Next {
+    link: TunnelConnection,
+    messages: Messages,
+    deadline: Instant,
+}
+
+impl Moving {
+    /// Whether there is nothing to do but for the connection that carries.
+    pub fn is_quiet(&self) -> bool {
+        self.next.is_none() && self.leaving.is_empty()
+    }
+
+    /// The connection for packets to the gateway: when the old one is closed, the new one, whose address is on the way.
+    pub fn carrier<'l>(&'l mut self, link: &'l mut TunnelConnection) -> &'l mut TunnelConnection {
+        match &mut self.next {
+            Some(next) if link.connection.is_closed() && !next.link.connection.is_handshaking() => &mut next.link,
+            _ => link,
+        }
+    }
+
+    pub fn handle_event(&mut self, handle: ConnectionHandle, event: EndpointEvent) {
+        if let Some(link) = self.links().find(|link| link.handle == handle) {
+            link.handle_event(event);
+        }
+    }
+
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let deadline = self.next.as_ref().map(|next| next.deadline);
+        self.links().filter_map(TunnelConnection::poll_timeout).chain(deadline).min()
+    }
+
+    /// The next datagram that has reached a connection before it was closed.
+    pub fn recv(&mut self) -> Option<Bytes> {
+        self.leaving.iter_mut().find_map(TunnelConnection::recv)
+    }
+
+    fn links(&mut self) -> impl Iterator<Item = &mut TunnelConnection> {
+        self.leaving.iter_mut().chain(self.next.as_mut().map(|next| &mut next.link))
+    }
+}
+
+impl Tunnel {
+    /// Lets the gateway ask this client to move. The `handshake` must say what it is for, with [`MOVING_PROTOCOL`](crate::MOVING_PROTOCOL).
+    pub fn move_by(&mut self, handshake: Arc<dyn CryptoConfig>) {
+        self.moving.handshake = Some(handshake);
+    }
+
+    /// Whether it has begun to move, and has not arrived.
+    pub fn is_moving(&self) -> bool {
+        self.moving.next.is_some()
+    }
+
+    pub(super) fn take_notice(&mut self, now: Instant, json: &[u8]) {
+        let may_move = !self.closed && self.moving.next.is_none() && self.moving.leaving.len() < LEAVING_MAX;
+        let Some(handshake) = self.moving.handshake.clone().filter(|_| may_move) else { return };
+        if Notice::from_json(json) == Some(Notice::Move)
+            && let Ok(link) = self.dial.begin(&mut self.endpoint, handshake, now)
+        {
+            let (messages, deadline) = (Messages::default(), now + MOVE_TIMEOUT);
+            self.moving.next = Some(Box::new(Next { link, messages, deadline }));
+        }
+    }
+
+    /// The connection that carries is over. Whoever is about to move waits for what comes of that.
+    pub(super) fn lost(&mut self, now: Instant, cause: CloseCause) {
+        match &mut self.moving.next {
+            Some(next) => {
+                next.deadline = next.deadline.min(now + LOST_TIMEOUT);
+                self.moving.lost = Some(cause);
+            }
+            None => self.close_because(cause),
+        }
+    }
+
+    pub(super) fn handle_move_timeout(&mut self, now: Instant) {
+        for link in self.moving.links() {
+            if link.poll_timeout().is_some_and(|at| at <= now) {
+                link.handle_timeout(now);
+            }
+        }
+        if self.moving.next.as_ref().is_some_and(|next| next.deadline <= now) {
+            self.give_up_move(now);
+        }
+        if !self.moving.is_quiet() {
+            self.touch(now);
+        }
+    }
+
+    /// Looks at what has happened to the connections beside the one that carries.
+    pub(super) fn look_at_move(&mut self, now: Instant) {
+        self.exchange_of_move(now);
+        let Some(next) = &mut self.moving.next else { return };
+        let mut is_lost = false;
+        while let Some(event) = next.link.connection.poll() {
+            is_lost |= matches!(event, ConnectionEvent::ConnectionLost { .. });
+        }
+        match next.messages.poll(&mut next.link.connection).map(|json| json.map(|json| Assignment::from_json(&json))) {
+            Ok(Some(Ok(assignment))) => self.go_over(now, assignment),
+            Ok(None) if !is_lost => {}
+            Ok(_) | Err(_) => self.give_up_move(now),
+        }
+    }
+
+    /// The new connection has an address: it carries from now on.
+    fn go_over(&mut self, now: Instant, assignment: Assignment) {
+        let Some(next) = self.moving.next.take() else { return };
+        let Next { link, messages, .. } = *next;
+        let mut former = std::mem::replace(&mut self.link, link);
+        if std::mem::take(&mut self.drained) {
+            former.count(now, &mut self.counters);
+        } else {
+            self.leave(now, former);
+        }
+        self.touch(now);
+        (self.messages, self.moving.lost, self.path_probe) = (messages, None, None);
+        self.assigned(assignment);
+    }
+
+    /// There will be no new connection. Where the old one is over, that is how it ended.
+    pub(super) fn give_up_move(&mut self, now: Instant) {
+        if let Some(next) = self.moving.next.take() {
+            self.leave(now, next.link);
+        }
+        if let Some(cause) = self.moving.lost.take() {
+            self.close_because(cause);
+        }
+    }
+
+    fn leave(&mut self, now: Instant, mut link: TunnelConnection) {
+        link.connection.close(now, VarInt::from_u32(close_code::SHUTDOWN), Bytes::from_static(b"Client shutdown"));
+        self.moving.leaving.push(link);
+        self.touch(now);
+    }
+
+    pub(super) fn poll_transmit_of_move(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
+        let datagrams_max = self.send_datagrams_max;
+        let transmit = self.moving.links().find_map(|link| link.poll_transmit(now, datagrams_max, usize::MAX, buf));
+        if transmit.is_none() {
+            self.exchange_of_move(now);
+        }
+        transmit
+    }
+
+    fn exchange_of_move(&mut self, now: Instant) {
+        let Tunnel { moving, endpoint, counters, .. } = self;
+        let leaving = moving.leaving.extract_if(.., |link| link.exchange(endpoint));
+        leaving.for_each(|mut link| link.count(now, counters));
+        if let Some(next) = &mut moving.next {
+            // It is told of its end before the endpoint has forgotten it.
+            let _ = next.link.exchange(endpoint);
+        }
+    }
+}
