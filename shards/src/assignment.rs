@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::excerpt::excerpt;
 
 /// Longest message that a client reads on a stream, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = 4096;
+pub const STREAM_MESSAGE_BYTES_MAX: usize = 4096;
 
 /// What the gateway tells a client. Unknown keys are ignored, so that later versions may add some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub enum AssignmentError {
     #[error("the gateway's address assignment cannot be read: {0}")]
     Unreadable(String),
     /// Longer than a client reads.
-    #[error("the gateway's address assignment is longer than {MESSAGE_BYTES_MAX} bytes")]
+    #[error("the gateway's address assignment is longer than {STREAM_MESSAGE_BYTES_MAX} bytes")]
     TooLong,
     /// An address that no host can have.
     #[error("the gateway assigned {0}, which is not the address of a host")]

@@ -69,9 +69,9 @@ fn of_fifty_clients_on_a_quiet_machine_none_who_stays_loses_a_ping() {
     let quantile =
         |of: f64| reports.iter().map(|report| report.rtt_ns.value_at_quantile(of)).max().unwrap_or(0) as f64 / 1e6;
     println!("round trips of whoever has the longest: median {:.1} ms, 99 % {:.1} ms", quantile(0.5), quantile(0.99));
-    println!("lost by those who stay: {:?}; by those who come back: {:?}", lost(&stayed), lost(&came));
+    println!("lost by those who stay: {:?}; by those who move: {:?}", lost(&stayed), lost(&came));
     assert!(lost(&stayed).iter().all(|lost| *lost == 0));
-    // All come back at once, to two cores that move data: half a second's worth.
+    // What is in the queues of two cores that move data: half a second's worth.
     assert!(lost(&came).iter().all(|lost| *lost <= 50));
     assert!(site.first().is_gone_within(2 * PATIENCE), "{}", site.gateway.process.last_lines());
     site.assert_no_panic();

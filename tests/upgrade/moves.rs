@@ -1,4 +1,4 @@
-//! Clients who come back by themselves move to the new process at once, with their addresses; a user with a connection at each has one limit.
+//! Clients who come back by themselves move to the new process, with their addresses; a user with a connection at each has one limit.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -20,10 +20,11 @@ use crate::site::Site;
 const DATAGRAMS_PER_S: u32 = 500;
 const STREAM: Duration = Duration::from_secs(4);
 const QUIET: Duration = Duration::from_secs(1);
-/// What the path and a login on a busy machine may cost: a fifth of a second's datagrams.
-const LOST_MAX: u64 = DATAGRAMS_PER_S as u64 / 5;
+/// What a turn of two processes on a busy machine may cost: a twentieth of a second's datagrams.
+const LOST_MAX: u64 = DATAGRAMS_PER_S as u64 / 20;
 const ROUND_TRIP: Duration = Duration::from_millis(40);
-const ROUND_TRIPS_MAX: f64 = 6.0;
+/// One is what is on its way to the old process when that closes.
+const ROUND_TRIPS_MAX: f64 = 1.5;
 const BULK_BYTES: u64 = 100_000_000;
 /// The limit of the user with two connections, as in users.toml.
 const LIMIT: &str = "bandwidth_limit = \"16 mbps\"";
@@ -48,7 +49,7 @@ pub fn connect(site: &Site, at: &Namespace, login: Login<'_>) -> (Process, IpAdd
 
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
-fn connect_moves_with_its_address_and_loses_what_two_round_trips_hold() {
+fn connect_moves_with_its_address_and_loses_hardly_a_packet() {
     let _turn = turn::alone();
     let site = Site::start(1, &Plan::default());
     let (inside, network) = (&site.topology.clients[0].namespace, &site.topology.network);
@@ -86,10 +87,9 @@ fn connect_moves_with_its_address_and_loses_what_two_round_trips_hold() {
     site.assert_no_panic();
 }
 
-/// What is under way to the old process when it closes is lost; then come a Retry, a handshake, and the address.
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
-fn over_a_long_path_connect_is_away_for_the_round_trips_of_a_login() {
+fn over_a_long_path_connect_loses_what_one_round_trip_up_holds() {
     let _turn = turn::alone();
     let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
     let site = Site::start_in(Topology::build(&plan).unwrap(), &Plan::default(), |_| {});
@@ -112,7 +112,7 @@ fn over_a_long_path_connect_is_away_for_the_round_trips_of_a_login() {
             let (lost, _) = flow.join().unwrap();
             let away = lost as f64 / f64::from(DATAGRAMS_PER_S) / ROUND_TRIP.as_secs_f64();
             println!("{direction}: {lost} lost, {away:.2} round trips' worth");
-            assert!(away <= ROUND_TRIPS_MAX, "{direction}: away for {away:.2} round trips");
+            assert!(away <= ROUND_TRIPS_MAX, "{direction}: lost {away:.2} round trips' worth");
         }
     });
     site.assert_no_panic();

@@ -2,7 +2,7 @@
 
 use quinn_proto::{Connection, Dir, StreamId};
 
-use crate::assignment::MESSAGE_BYTES_MAX;
+use crate::assignment::STREAM_MESSAGE_BYTES_MAX;
 
 /// The stream that is being read, one at a time.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct Messages {
     bytes: Vec<u8>,
 }
 
-/// A message was longer than [`MESSAGE_BYTES_MAX`].
+/// A message was longer than [`STREAM_MESSAGE_BYTES_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLong;
 
@@ -37,7 +37,9 @@ impl Messages {
         let Ok(mut chunks) = stream.read(true) else { return Ok(Read::GivenUp) };
         let outcome = loop {
             match chunks.next(usize::MAX) {
-                Ok(Some(chunk)) if self.bytes.len() + chunk.bytes.len() > MESSAGE_BYTES_MAX => break Err(TooLong),
+                Ok(Some(chunk)) if self.bytes.len() + chunk.bytes.len() > STREAM_MESSAGE_BYTES_MAX => {
+                    break Err(TooLong);
+                }
                 Ok(Some(chunk)) => self.bytes.extend_from_slice(&chunk.bytes),
                 Ok(None) => break Ok(Read::Whole),
                 Err(quinn_proto::ReadError::Blocked) => break Ok(Read::Waits),

@@ -22,16 +22,15 @@ use crate::quic::tunnel_connection::TunnelConnection;
 const MOVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long it may still take once the old connection is over.
 const LOST_TIMEOUT: Duration = Duration::from_secs(1);
-/// Connections that say their last. A gateway that asks to move again meanwhile is not heard.
-const LEAVING_MAX: usize = 2;
 
-/// The connections beside the one that carries.
+/// The connections beside the one that carries: one at a time. A gateway that asks to move again meanwhile is not heard.
 #[derive(Default)]
 pub struct Moving {
     /// How it connects anew, if it is one who does.
     handshake: Option<Arc<dyn CryptoConfig>>,
     next: Option<Box<Next>>,
-    leaving: Vec<TunnelConnection>,
+    /// The one that says its last.
+    leaving: Option<Box<TunnelConnection>>,
     /// Why the old connection is over, if it is before the new one has an address.
     lost: Option<CloseCause>,
 }
@@ -46,7 +45,7 @@ struct Next {
 impl Moving {
     /// Whether there is nothing to do but for the connection that carries.
     pub fn is_quiet(&self) -> bool {
-        self.next.is_none() && self.leaving.is_empty()
+        self.next.is_none() && self.leaving.is_none()
     }
 
     /// The connection for packets to the gateway: when the old one is closed, the new one, whose address is on the way.
@@ -70,11 +69,11 @@ impl Moving {
 
     /// The next datagram that has reached a connection before it was closed.
     pub fn recv(&mut self) -> Option<Bytes> {
-        self.leaving.iter_mut().find_map(TunnelConnection::recv)
+        self.leaving.as_mut()?.recv()
     }
 
     fn links(&mut self) -> impl Iterator<Item = &mut TunnelConnection> {
-        self.leaving.iter_mut().chain(self.next.as_mut().map(|next| &mut next.link))
+        self.leaving.as_deref_mut().into_iter().chain(self.next.as_mut().map(|next| &mut next.link))
     }
 }
 
@@ -90,7 +89,7 @@ impl Tunnel {
     }
 
     pub(super) fn take_notice(&mut self, now: Instant, json: &[u8]) {
-        let may_move = !self.closed && self.moving.next.is_none() && self.moving.leaving.len() < LEAVING_MAX;
+        let may_move = !self.closed && self.moving.is_quiet();
         let Some(handshake) = self.moving.handshake.clone().filter(|_| may_move) else { return };
         if Notice::from_json(json) == Some(Notice::Move)
             && let Ok(link) = self.dial.begin(&mut self.endpoint, handshake, now)
@@ -167,7 +166,7 @@ impl Tunnel {
 
     fn leave(&mut self, now: Instant, mut link: TunnelConnection) {
         link.connection.close(now, VarInt::from_u32(close_code::SHUTDOWN), Bytes::from_static(b"Client shutdown"));
-        self.moving.leaving.push(link);
+        self.moving.leaving = Some(Box::new(link));
         self.touch(now);
     }
 
@@ -182,8 +181,9 @@ impl Tunnel {
 
     fn exchange_of_move(&mut self, now: Instant) {
         let Tunnel { moving, endpoint, counters, .. } = self;
-        let leaving = moving.leaving.extract_if(.., |link| link.exchange(endpoint));
-        leaving.for_each(|mut link| link.count(now, counters));
+        if let Some(mut drained) = moving.leaving.take_if(|link| link.exchange(endpoint)) {
+            drained.count(now, counters);
+        }
         if let Some(next) = &mut moving.next {
             // It is told of its end before the endpoint has forgotten it.
             let _ = next.link.exchange(endpoint);

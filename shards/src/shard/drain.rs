@@ -175,16 +175,24 @@ mod tests {
     }
 
     /// When each client is sent away, in milliseconds.
-    fn times_ms(mut drain: Drain) -> Vec<u64> {
+    fn times_ms(drain: Drain) -> Vec<u64> {
+        let (asked, sent) = asked_and_sent_ms(drain);
+        assert!(asked.is_empty());
+        sent
+    }
+
+    /// When each is asked to move, and when each is sent away.
+    fn asked_and_sent_ms(mut drain: Drain) -> (Vec<u64>, Vec<u64>) {
         let began = drain.began;
-        let mut times = Vec::new();
+        let (mut asked, mut sent) = (Vec::new(), Vec::new());
         while let Some(at) = drain.poll_timeout() {
             assert!(drain.next(at - Duration::from_nanos(1)).is_none());
-            while drain.next(at).is_some() {
+            while let Some(due) = drain.next(at) {
+                let times = if matches!(due, Due::AskToMove(_)) { &mut asked } else { &mut sent };
                 times.push((at - began).as_millis() as u64);
             }
         }
-        times
+        (asked, sent)
     }
 
     #[test]
@@ -202,8 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn those_who_stay_go_at_the_deadline() {
-        assert_eq!(times_ms(drain(1000, 5000, 2, true)), [500, 1000, 5000, 5000]);
-        assert_eq!(times_ms(drain(9000, 5000, 2, true)), [4500, 5000, 5000, 5000]);
+    fn those_who_move_have_ten_seconds_and_those_who_stay_go_at_the_deadline() {
+        for (over_ms, within_ms, asked, sent) in [
+            (1000, 20_000, &[500, 1000][..], [10_500, 11_000, 20_000, 20_000]),
+            (1000, 5000, &[500, 1000], [5000; 4]),
+            (9000, 5000, &[4500], [5000; 4]),
+        ] {
+            assert_eq!(asked_and_sent_ms(drain(over_ms, within_ms, 2, true)), (asked.to_vec(), sent.to_vec()));
+        }
     }
 }

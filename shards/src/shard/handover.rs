@@ -9,12 +9,13 @@
 
 use std::collections::BTreeSet;
 
+use super::Shard;
 use super::control::ControlPlane;
-use super::{Shard, login};
-use crate::ids::{CommandId, Shards, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, Shards, UserIndex};
 use crate::limit::rate::Limit;
+use crate::quic::connections::Identity;
 use crate::session::home::SessionHome;
-use crate::session::message::ControlMessage;
+use crate::session::message::{ControlMessage, Login};
 
 /// Addresses remembered in one message.
 const REMEMBERED_OF_A_MESSAGE: usize = 1024;
@@ -24,6 +25,12 @@ const REMEMBERED_OF_A_MESSAGE: usize = 1024;
 pub struct Attaching {
     order: CommandId,
     homes_incarnation: u32,
+}
+
+/// A client that has logged in, as its home is told.
+pub(super) fn login(connection: ConnectionKey, identity: Identity) -> Login {
+    let Identity { user, credential, reconnects, .. } = identity;
+    Login { user, connection, credential, reconnects }
 }
 
 impl Shard {

@@ -39,21 +39,15 @@ use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
 use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
-use crate::session::message::{CloseReason, ControlMessage, Login};
+use crate::session::message::{CloseReason, ControlMessage};
 use crate::session::snapshot::Snapshot;
 use crate::session::topology::Topology;
 
 use action::{Action, Command, Event};
 use control::ControlPlane;
 use data::{DataPlane, LoggedIn};
-use handover::Attaching;
+use handover::{Attaching, login};
 use message::{Message, PacketMessage};
-
-/// A client that has logged in, as its home is told.
-fn login(connection: ConnectionKey, identity: Identity) -> Login {
-    let Identity { user, credential, reconnects, .. } = identity;
-    Login { user, connection, credential, reconnects }
-}
 
 /// A core's worth of gateway. See the crate's documentation for how to drive it.
 pub struct Shard {
