@@ -143,6 +143,11 @@ impl PathMtu {
         self.unanswered.push_back(Unanswered { head, packet_bytes });
     }
 
+    /// Whether there are packets to answer, and the search is over.
+    pub fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty() && !self.is_searching()
+    }
+
     /// The next packet to answer now that the search is over: those that fit what is told are forgotten.
     pub fn poll_unanswered(&mut self) -> Option<Unanswered> {
         if self.is_searching() {

@@ -193,7 +193,8 @@ impl DataPlane {
             }
             self.close(slot, close_code::MISUSE, "too many CRYPTO frames");
         }
-        if self.take_inner_packets(slot) {
+        let are_left = self.answer_too_large(slot) | self.take_inner_packets(slot);
+        if are_left {
             self.quic.connections.touch(slot);
         }
         if is_drained {
@@ -554,15 +555,32 @@ impl DataPlane {
         let (who, counters) = ((identity.user, address), &mut self.accounts.counters);
         let event = self.client_mtus.set(self.now, client, who, carried_bytes, counters);
         event.into_iter().for_each(|event| self.outbox.tell(event));
-        while let Some(unanswered) = client.tunnel.path.poll_unanswered() {
-            let reply =
-                self.forward.reply_too_big(self.now, &unanswered.head, carried_bytes, &mut self.accounts.counters);
-            reply.into_iter().for_each(|(to, packet)| self.outbox.hairpin(to, packet));
-        }
+        let has_unanswered = client.tunnel.path.has_unanswered();
         let (tunnel, mtu_bytes) = (&self.forward.policy.tunnel, client.tunnel.inner_mtu_bytes());
         if client.tunnel.path.has_confirmation(|| unasked_reply(tunnel.addr(), address, mtu_bytes)) {
             self.quic.connections.want_to_send(slot);
         }
+        if has_unanswered {
+            // Frames are made while connections are looked at: those of this pass may be out.
+            self.quic.connections.touch(slot);
+        }
+    }
+
+    /// Answers packets that were too large while a connection searched its path, while there is room. Returns whether some are left.
+    #[must_use]
+    fn answer_too_large(&mut self, slot: u32) -> bool {
+        let Some(client) = self.quic.connections.at(slot) else { return false };
+        // Nothing is said in the name of a client that has gone.
+        if !client.tunnel.path.has_unanswered() || client.address().is_none() {
+            return false;
+        }
+        let told_bytes = client.tunnel.told_mtu_bytes(self.now);
+        while !self.forward.coalescer.is_full() {
+            let Some(unanswered) = client.tunnel.path.poll_unanswered() else { return false };
+            let reply = self.forward.reply_too_big(self.now, &unanswered.head, told_bytes, &mut self.accounts.counters);
+            reply.into_iter().for_each(|(to, packet)| self.outbox.hairpin(to, packet));
+        }
+        client.tunnel.path.has_unanswered()
     }
 
     /// Sets what queues may hold, once a pass.

@@ -60,6 +60,11 @@ impl Inspect<'_> {
         self.0.data.forward.routes.all()
     }
 
+    /// Whether there are frames that the TUN queue has not been given.
+    pub fn has_frames(&self) -> bool {
+        !self.0.data.forward.coalescer.is_empty()
+    }
+
     /// Answers outside any connection that wait to be sent.
     pub fn responses_waiting(&self) -> usize {
         self.0.data.quic.responses.len()

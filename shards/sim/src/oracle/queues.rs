@@ -69,12 +69,15 @@ pub fn frame_within_bounds(frame: &[u8]) -> Result<(), Violation> {
     Err(Violation::new("queues", format!("a frame of {packets} packets and {bytes} bytes")))
 }
 
-/// What a shard writes to its TUN queue in one pass, in frames.
-pub fn pass_within_bounds(frames: usize, limits: &Limits) -> Result<(), Violation> {
-    if frames <= limits.merge.frames_max {
-        return Ok(());
+/// What a shard writes to its TUN queue in one pass, in frames: all that it has, which is no more than it may hold.
+pub fn pass_within_bounds(frames: usize, shard: &Shard, limits: &Limits) -> Result<(), Violation> {
+    if frames > limits.merge.frames_max {
+        return Err(Violation::new("queues", format!("{frames} frames in one pass")));
     }
-    Err(Violation::new("queues", format!("{frames} frames in one pass")))
+    if shard.inspect().has_frames() {
+        return Err(Violation::new("queues", format!("frames stay at {:?} behind a pass", shard.index())));
+    }
+    Ok(())
 }
 
 /// What a shard says to another at once.

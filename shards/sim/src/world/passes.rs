@@ -67,7 +67,8 @@ impl World {
             }
         }
         self.buf = buf;
-        oracle::pass_within_bounds(outputs.frames.len(), &self.plan.limits)?;
+        let shard = self.gateway.cores[usize::from(index)].shard();
+        oracle::pass_within_bounds(outputs.frames.len(), shard, &self.plan.limits)?;
         self.carry_out(index, outputs)?;
         self.sleep_shard(index);
         self.pass_ends(index)
