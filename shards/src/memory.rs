@@ -12,6 +12,8 @@ use crate::counters::Counters;
 pub const CONNECTION_BYTES: usize = 40 * 1024;
 /// Queues may have one part in so many of the limit, however much all else takes: many connections are no reason to carry nothing for any.
 const QUEUES_SHARE: usize = 4;
+/// What quinn-proto is handed of a connection at most, in bytes: four full sends, so that few packets wait in a second queue.
+pub const HANDED_BYTES_MAX: usize = 256 << 10;
 /// What quinn-proto has been handed to send cannot be taken back, so it may be one part in so many of the limit: half of what queues have in
 /// any case. Else clients who read nothing would keep all of it, and nobody who reads would get anything.
 const HANDED_SHARE: usize = 2 * QUEUES_SHARE;
@@ -62,7 +64,7 @@ pub struct Memory {
     pub queued_bytes: usize,
     pub waiting_bytes: usize,
     pub receive_buffers_bytes: usize,
-    /// What connections have been handed of `queued_bytes`, as of the end of the last pass.
+    /// What quinn-proto has been handed of `queued_bytes`, for all connections.
     pub handed_bytes: usize,
     /// Who has packets queued that can be taken back.
     pub backlogs: Backlogs,
@@ -80,9 +82,14 @@ impl Memory {
         self.queues_bytes_max = self.limit_bytes.saturating_sub(bytes).max(self.limit_bytes / QUEUES_SHARE);
     }
 
+    /// What quinn-proto may have of a connection for which it has been handed `handed_bytes`; without a bound where its own one is enough.
     #[inline]
-    pub fn handed_bytes_max(&self) -> usize {
-        if self.handed_bytes <= self.limit_bytes / HANDED_SHARE { usize::MAX } else { HANDED_BYTES_MIN }
+    pub fn handed_bytes_max(&self, handed_bytes: usize) -> usize {
+        let handed_of_all_max = self.limit_bytes / HANDED_SHARE;
+        if self.handed_bytes + HANDED_BYTES_MAX <= handed_of_all_max {
+            return usize::MAX;
+        }
+        (handed_bytes + handed_of_all_max.saturating_sub(self.handed_bytes)).max(HANDED_BYTES_MIN)
     }
 
     /// Whether a packet of so many bytes may be queued.
@@ -95,6 +102,19 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_handed_on_is_an_eighth_and_a_little_for_each_connection() {
+        let mut memory = Memory::new(HANDED_SHARE * (HANDED_BYTES_MAX + 1000));
+        memory.handed_bytes = 1000;
+        assert_eq!(memory.handed_bytes_max(300), usize::MAX);
+        memory.handed_bytes = HANDED_BYTES_MAX;
+        assert_eq!(memory.handed_bytes_max(100_000), 101_000);
+        assert_eq!(memory.handed_bytes_max(0), HANDED_BYTES_MIN);
+        memory.handed_bytes = 2 * HANDED_BYTES_MAX;
+        assert_eq!(memory.handed_bytes_max(100_000), 100_000);
+        assert_eq!(memory.handed_bytes_max(10), HANDED_BYTES_MIN);
+    }
 
     #[test]
     fn queues_have_what_all_else_leaves_and_never_nothing() {

@@ -12,6 +12,8 @@ use crate::site::{GATEWAY, Serving, Site};
 
 /// No client may be without a gateway for longer.
 const WITHOUT_MAX: Duration = Duration::from_secs(3);
+/// Logins that are under way when a process dies.
+const BEGUN: usize = 8;
 /// When the process dies, from its start: in all that it does until it serves, which takes some 60 ms, and after that.
 const MOMENTS_MS: [u64; 12] = [250, 700, 0, 5, 10, 20, 30, 40, 50, 60, 80, 120];
 
@@ -104,5 +106,48 @@ fn the_new_process_serves_whenever_the_old_one_dies() {
     for after in MOMENTS_MS.map(Duration::from_millis) {
         let took = kill(false, after);
         assert!(took < WITHOUT_MAX, "{after:?}: {took:?}");
+    }
+}
+
+/// Kills the process that has answered logins with Retries, before their clients go on, and returns how long it takes from then until all are in.
+fn kill_between(is_new: bool) -> Duration {
+    let site = Site::start(1, &Plan::default());
+    let begin = || {
+        let start = || TestTunnel::start(GATEWAY.0.into(), &site.deployment, "bob", GATEWAY.into(), None);
+        let mut clients: Vec<TestTunnel> = site.topology.gateway.run(|| (0..BEGUN).map(|_| start()).collect());
+        clients.iter_mut().for_each(TestTunnel::turn);
+        // It is there, and not looked at.
+        assert!(clients.iter().all(|client| client.wait(PATIENCE)));
+        clients
+    };
+    let upgrade = || site.upgrade(&["--within", "1h"]);
+    let (mut clients, dead) = if is_new {
+        let new = upgrade();
+        (begin(), new)
+    } else {
+        let clients = begin();
+        upgrade();
+        (clients, site.first())
+    };
+    dead.signal(Signal::KILL);
+    assert!(dead.is_gone_within(PATIENCE));
+    site.wait_for_one();
+    let began = Instant::now();
+    while let Some(client) = clients.iter().find(|client| client.address.is_none()) {
+        assert!(client.closed.is_none() && began.elapsed() < PATIENCE, "{:?}", client.closed);
+        clients.iter_mut().for_each(TestTunnel::turn);
+        thread::sleep(Duration::from_micros(200));
+    }
+    site.assert_no_panic();
+    began.elapsed()
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_login_goes_on_where_the_process_dies_that_has_sent_its_retry() {
+    let _turn = turn::together();
+    for is_new in [true, false] {
+        let took = kill_between(is_new);
+        assert!(took < WITHOUT_MAX, "{is_new}: {took:?}");
     }
 }

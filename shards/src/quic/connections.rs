@@ -101,6 +101,11 @@ impl ClientConnection {
     }
 
     #[cfg(feature = "inspect")]
+    pub fn accounted_handed_bytes(&self) -> usize {
+        self.handed_bytes
+    }
+
+    #[cfg(feature = "inspect")]
     pub fn state(&self) -> &'static str {
         match self.stage {
             Stage::Handshaking { place, .. } if !place.has_hello => "hello_incomplete",
@@ -122,10 +127,22 @@ impl ClientConnection {
         let bytes = self.tunnel.held_bytes();
         memory.queued_bytes = memory.queued_bytes + bytes - self.queued_bytes;
         self.queued_bytes = bytes;
+        self.account_handed(memory);
+        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes);
+    }
+
+    /// What quinn-proto may have of this connection, in bytes.
+    #[inline]
+    pub fn handed_bytes_max(&self, memory: &Memory) -> usize {
+        memory.handed_bytes_max(self.handed_bytes)
+    }
+
+    /// Brings the account up to date with what quinn-proto has.
+    #[inline]
+    pub fn account_handed(&mut self, memory: &mut Memory) {
         let handed_bytes = self.tunnel.handed_bytes();
         memory.handed_bytes = memory.handed_bytes + handed_bytes - self.handed_bytes;
         self.handed_bytes = handed_bytes;
-        memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes);
     }
 
     /// Adds a packet of so many bytes to the account, until [`ClientConnection::account`] knows better.
@@ -136,6 +153,8 @@ impl ClientConnection {
         let backlog_bytes = self.tunnel.backlog_bytes;
         if backlog_bytes > 0 {
             memory.backlogs.set(self.key.slot, backlog_bytes);
+        } else {
+            self.account_handed(memory);
         }
     }
 }

@@ -346,7 +346,7 @@ impl QuicEndpoint {
         if client.tunnel.connection.stats().udp_tx.datagrams > 0 {
             client.tunnel.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
             let mut last_words = Vec::new();
-            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, usize::MAX, &mut last_words) {
+            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, 0, &mut last_words) {
                 self.responses.respond(transmit, &last_words, &mut accounts.counters);
             }
         }
@@ -457,20 +457,23 @@ impl QuicEndpoint {
         }
     }
 
-    /// The next UDP send of the connection in `slot`. quinn-proto is handed no more than `handed_bytes_max`, or one packet.
+    /// The next UDP send of the connection in `slot`.
     pub fn poll_transmit(
         &mut self,
         now: Instant,
         slot: u32,
-        handed_bytes_max: usize,
-        counters: &mut Counters,
+        accounts: &mut Accounts,
         buf: &mut Vec<u8>,
     ) -> Option<Transmit> {
         let client = self.connections.at(slot)?;
+        let Accounts { counters, memory } = accounts;
         let datagrams_max = self.params.limits.send_datagrams_max;
         loop {
             let unanswered_before = client.moves.has_answered().then(|| unanswered(&client.tunnel.connection));
-            let transmit = client.tunnel.poll_transmit(now, datagrams_max, handed_bytes_max, buf)?;
+            let handed_bytes_max = client.handed_bytes_max(memory);
+            let transmit = client.tunnel.poll_transmit(now, datagrams_max, handed_bytes_max, buf);
+            client.account_handed(memory);
+            let transmit = transmit?;
             let connection = &client.tunnel.connection;
             // A challenge is repeated with all that is sent until its answer has come.
             if unanswered_before.is_some_and(|before| before == unanswered(connection)) {

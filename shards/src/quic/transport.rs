@@ -6,10 +6,10 @@ use std::time::Duration;
 use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn_proto::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::memory::HANDED_BYTES_MAX;
 use crate::params::{Congestion, TransportParams};
 use crate::quic::congestion::UncontrolledConfig;
 use crate::quic::in_flight::{BoundedConfig, InFlight};
-use crate::quic::tunnel_connection::HANDED_BYTES_MAX;
 
 /// UDP payload that an inner packet of the tunnel's MTU needs beyond its own length, in bytes, as Quincy reckons it. 38 are used with 8-byte
 /// connection IDs.

@@ -17,9 +17,6 @@ use crate::quic::{congestion, in_flight};
 /// Largest UDP payload over IPv4, in bytes, which bounds a `UDP_SEGMENT` send.
 const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
 
-/// What quinn-proto is given to send at once, in bytes: four full sends, so that few packets wait in a second queue. Its own cannot be shortened;
-/// [`Memory::handed_bytes_max`](crate::memory::Memory::handed_bytes_max) bounds all of them together.
-pub const HANDED_BYTES_MAX: usize = 256 << 10;
 /// What a queued packet takes beside its bytes, as quinn-proto counts.
 const QUEUED_PACKET_BYTES: usize = size_of::<Bytes>();
 
@@ -212,7 +209,7 @@ impl TunnelConnection {
     fn may_hand(&mut self, bytes: usize, handed_bytes_max: usize) -> bool {
         handed_bytes_max == usize::MAX || {
             let handed_bytes = self.handed_bytes();
-            handed_bytes == 0 || handed_bytes + bytes <= handed_bytes_max
+            handed_bytes == 0 || handed_bytes + bytes + QUEUED_PACKET_BYTES <= handed_bytes_max
         }
     }
 

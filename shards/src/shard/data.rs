@@ -123,8 +123,7 @@ impl DataPlane {
     /// The next UDP send of any connection, then of those outside.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut Vec<u8>) -> Option<Transmit> {
         while let Some(slot) = self.quic.connections.first_sending() {
-            let Accounts { counters, memory } = &mut self.accounts;
-            if let Some(transmit) = self.quic.poll_transmit(now, slot, memory.handed_bytes_max(), counters, buf) {
+            if let Some(transmit) = self.quic.poll_transmit(now, slot, &mut self.accounts, buf) {
                 return Some(transmit);
             }
             self.quic.connections.has_sent();

@@ -139,7 +139,8 @@ impl Downlink<'_> {
             return self.accounts.counters.drops.count(DropReason::MemoryLimit);
         }
         let Some(client) = self.connections.at(slot) else { return };
-        if client.tunnel.send(packet, self.accounts.memory.handed_bytes_max(), &mut self.accounts.counters.drops) {
+        let handed_bytes_max = client.handed_bytes_max(&self.accounts.memory);
+        if client.tunnel.send(packet, handed_bytes_max, &mut self.accounts.counters.drops) {
             client.account_packet(&mut self.accounts.memory, bytes);
             self.accounts.counters.down_packets += 1;
             self.accounts.counters.down_bytes += bytes as u64;

@@ -7,7 +7,7 @@ use super::Shard;
 use crate::ids::{ConnectionKey, UserIndex};
 use crate::limit::issuer::Audit;
 use crate::limit::lease::{LeaseId, LeaseReport};
-use crate::quic::connections::Stage;
+use crate::quic::connections::{ClientConnection, Stage};
 use crate::quic::intake::Intake;
 use crate::session::addresses::Holding;
 use crate::session::home::Member;
@@ -96,6 +96,11 @@ impl Inspect<'_> {
     /// The longest queue of one client, in bytes, without what was handed to its connection.
     pub fn longest_backlog_bytes(&self) -> usize {
         self.0.data.quic.connections.iter().map(|client| client.tunnel.backlog_bytes).max().unwrap_or(0)
+    }
+
+    /// What quinn-proto has been handed of each connection that it has not sent, in bytes.
+    pub fn handed_bytes(&self) -> impl Iterator<Item = usize> {
+        self.0.data.quic.connections.iter().map(ClientConnection::accounted_handed_bytes)
     }
 
     /// Whether home and allocator have their memory, all connections are attached, and all routes are known.

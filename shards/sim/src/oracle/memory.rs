@@ -5,6 +5,8 @@
 //! first packet may keep a whole piece of memory, which is counted when the pass is over. So what queues hold grows only while it is theirs, and by
 //! a piece for each connection beyond.
 //!
+//! Of that, quinn-proto is handed an eighth of the shard's memory, and beyond it a little of each connection, or a packet.
+//!
 //! Records of packets that clients have not acknowledged have a quarter, and beyond it some for each connection. Packets keep so many chunks of the
 //! pool, and no more.
 
@@ -21,10 +23,15 @@ const QUEUES_SHARE: u64 = 4;
 const CHANGE_SHARE: u64 = 8;
 /// What the first packet that waits for a connection may keep.
 const PIECE_BYTES: u64 = 16 * 1024;
+/// What quinn-proto may be handed, by docs/limits.md, and beyond it of each connection: so many bytes.
+const HANDED_SHARE: u64 = 8;
+const HANDED_BYTES_MIN: usize = 4 * 1024;
 /// Records, by docs/limits.md: what they may take, and beyond it each connection; and what one takes.
 const RECORDS_SHARE: u64 = 4;
 const RECORDS_MIN: u64 = 64;
 const RECORD_BYTES: u64 = 224;
+/// Of those that only acknowledge, which no window holds back, quinn-proto remembers so many of each connection.
+const ACKNOWLEDGING_MAX: u64 = 1000;
 /// Chunks of the pool, by docs/limits.md, and the one that is being filled.
 const CHUNKS_BYTES_MAX: u64 = 33 * 128 * 1024;
 /// What the last packet costs beside its bytes.
@@ -60,8 +67,10 @@ impl Memory {
             return Ok(());
         }
         self.queues_within_bounds(shard, &held)?;
+        handed_within_bounds(shard, &held)?;
         // Packets of a send are counted when it is made; a connection that has just moved has two paths.
-        let records = RECORD_BYTES * RECORDS_MIN * (shard.owned_connections() as u64 + 2);
+        let connections = shard.owned_connections() as u64;
+        let records = RECORD_BYTES * (RECORDS_MIN * (connections + 2) + ACKNOWLEDGING_MAX * connections);
         if held.unacknowledged_bytes <= held.limit_bytes / RECORDS_SHARE + records {
             return Ok(());
         }
@@ -93,6 +102,18 @@ impl Memory {
             _ => Ok(()),
         }
     }
+}
+
+/// A packet is shorter than what each connection may have been handed in any case.
+fn handed_within_bounds(shard: &Shard, held: &Held) -> Result<(), Violation> {
+    let inspect = shard.inspect();
+    let beyond = inspect.handed_bytes().map(|bytes| bytes.saturating_sub(HANDED_BYTES_MIN) as u64);
+    let (beyond, beyond_max) = (beyond.sum::<u64>(), held.limit_bytes / HANDED_SHARE);
+    if beyond <= beyond_max {
+        return Ok(());
+    }
+    let what = format!("{:?} has handed on {beyond} bytes, {beyond_max} are allowed: {held:?}", shard.index());
+    Err(Violation::new("memory", what))
 }
 
 /// Whoever is gone keeps no memory.
