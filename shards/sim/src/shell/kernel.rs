@@ -250,19 +250,21 @@ impl Udp for Socket {
             outcome.error = Some(if state.is_broken { EBADFD } else { EPERM });
             return outcome;
         }
-        let mut sent = 0;
+        let (mut sent, mut room_bytes) = (0, state.room_bytes);
         for (transmit, bytes) in &batch.runs {
             state.fates[1].ask();
             // A run that is longer than the buffer goes alone.
-            if state.room_bytes < bytes.len() && state.room_bytes < state.room_bytes_max {
+            if room_bytes < bytes.len() && room_bytes < state.room_bytes_max {
                 outcome.blocked = true;
                 break;
             }
-            state.room_bytes = state.room_bytes.saturating_sub(bytes.len());
+            room_bytes = room_bytes.saturating_sub(bytes.len());
             outcome.sends += 1;
             outcome.datagrams += transmit.datagrams();
             sent += 1;
         }
+        // Of a core that panics on the way nothing is sent, and nothing takes room.
+        state.room_bytes = room_bytes;
         state.sent.extend(batch.runs.drain(..sent));
         batch.counters.sends += outcome.sends as u64;
         batch.counters.datagrams += outcome.datagrams as u64;
