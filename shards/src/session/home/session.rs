@@ -241,10 +241,12 @@ impl Session {
         }
     }
 
-    /// An owner of another process may know another one.
+    /// An owner of another process may know another one. That of a user who is gone holds for what waits until the connections are closed.
     fn tell_limit(&self, context: &mut Context, owner: ShardIndex) {
-        if !context.topology.own.contains(owner) {
-            let (user, limit) = (self.user, limit_of(context, self.user));
+        if !context.topology.own.contains(owner)
+            && let Some(user) = context.users.user(self.user)
+        {
+            let (user, limit) = (self.user, user.limit);
             context.send(owner, ControlMessage::Limit { user, limit });
         }
     }
