@@ -171,20 +171,13 @@ impl Features {
         Features(self.0 | others.0)
     }
 
-    /// These without what cannot happen beside. While the gateway is upgraded, nothing else becomes of its processes. The shell's mesh loses what finds no
-    /// room, its cores stop together and have one clock, and its sockets one address. Without the shell nobody asks the kernel to send.
+    /// These without what cannot happen beside. While the gateway is upgraded, none of its shards dies alone, and it neither drains nor stops by order.
+    /// The shell's mesh loses what finds no room, its cores stop together and have one clock, and its sockets one address. Without the shell nobody
+    /// asks the kernel to send.
     #[must_use]
     pub(super) fn possible(self) -> Self {
         if self.has(Feature::Upgrade) {
-            self.without(&[
-                Feature::Shell,
-                Feature::Refusals,
-                Feature::Restart,
-                Feature::Drain,
-                Feature::Stop,
-                Feature::Pauses,
-                Feature::Clocks,
-            ])
+            self.without(&[Feature::Shell, Feature::Refusals, Feature::Restart, Feature::Drain, Feature::Stop])
         } else if self.has(Feature::Shell) {
             self.without(&[Feature::MeshLoss, Feature::OuterAddresses, Feature::Pauses, Feature::Clocks])
         } else {

@@ -78,9 +78,9 @@ impl World {
             return;
         }
         let until = self.now + self.halt.log_duration(Duration::from_millis(20), PAUSE_MAX);
-        let one = self.halt.between(0, u64::from(self.plan.shards)) as u16;
+        let one = self.any_shard();
         let (all, time_stops) = (self.halt.permille(300), self.halt.permille(500));
-        for index in 0..self.plan.shards {
+        for index in self.gateway.cores.indices() {
             let core = &mut self.gateway.cores[usize::from(index)];
             if (all || index == one) && core.pause.is_none() {
                 core.pause = Some(Pause::new(until));
@@ -112,7 +112,7 @@ impl World {
             self.pass_shard(index)?;
         }
         self.catching_up = None;
-        for from in (0..self.plan.shards).map(ShardIndex) {
+        for from in self.gateway.cores.indices().into_iter().map(ShardIndex) {
             self.leave_channel(from, ShardIndex(index));
         }
         self.order(index);
@@ -125,7 +125,7 @@ impl World {
         if self.is_calm {
             return;
         }
-        let index = self.halt.between(0, u64::from(self.plan.shards)) as u16;
+        let index = self.any_shard();
         let until = self.now + self.halt.log_duration(Duration::from_millis(1), Duration::from_secs(4));
         if self.gateway.clocks[usize::from(index)].stand(self.now, until, true) {
             self.trace.note(self.now, Who::Shard(index), "reads the same time", (until - self.now).as_millis() as u64);
@@ -136,12 +136,18 @@ impl World {
 
     /// All cores go on.
     pub(crate) fn resume_all(&mut self) {
-        for (index, core) in (0..).zip(&mut self.gateway.cores) {
-            if let Some(pause) = &mut core.pause {
+        for index in self.gateway.cores.indices() {
+            if let Some(pause) = &mut self.gateway.cores[usize::from(index)].pause {
                 pause.until = self.now;
                 self.schedule.at(self.now, Event::Resume(index));
             }
         }
+    }
+
+    /// A shard of either process.
+    fn any_shard(&mut self) -> u16 {
+        let all = self.gateway.cores.indices();
+        all[self.halt.between(0, all.len() as u64) as usize]
     }
 }
 

@@ -298,7 +298,7 @@ impl World {
     fn is_for_nobody(&self, event: &Event) -> bool {
         match *event {
             Event::Mesh(_, shard) => !self.gateway.cores.has(shard),
-            Event::Order(index) | Event::WakeShard(index) | Event::Drain(index, _) => {
+            Event::Order(index) | Event::WakeShard(index) | Event::Drain(index, _) | Event::Resume(index) => {
                 !self.gateway.cores.has(ShardIndex(index))
             }
             _ => false,

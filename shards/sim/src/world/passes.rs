@@ -79,8 +79,9 @@ impl World {
         let core = &mut self.gateway.cores[usize::from(index)];
         core.pass_ends();
         let behind = self.gateway.clocks[usize::from(index)].behind(self.now);
-        // Its timers come once it has taken what has come while it stood.
-        let behind = if self.catching_up == Some(index) { behind + PAUSE_MAX } else { behind };
+        // Its timers come once it has taken what has come while it stood, and what a pass has left for the next one is judged then.
+        let is_behind = self.catching_up == Some(index) || core.shard().has_backlog();
+        let behind = if is_behind { behind + PAUSE_MAX } else { behind };
         self.oracle.after_pass((self.now, behind), core.shard(), &self.plan.limits, |remote| {
             self.floods.has_only_begun(remote)
         })?;
