@@ -64,7 +64,8 @@ impl Moving {
 
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         let deadline = self.next.as_ref().map(|next| next.deadline);
-        self.links().filter_map(TunnelConnection::poll_timeout).chain(deadline).min()
+        // What their paths carry is not told: the end of a search there is nobody's business.
+        self.links().filter_map(|link| link.connection.poll_timeout()).chain(deadline).min()
     }
 
     /// The next datagram that has reached a connection before it was closed.
@@ -112,7 +113,7 @@ impl Tunnel {
 
     pub(super) fn handle_move_timeout(&mut self, now: Instant) {
         for link in self.moving.links() {
-            if link.poll_timeout().is_some_and(|at| at <= now) {
+            if link.connection.poll_timeout().is_some_and(|at| at <= now) {
                 link.handle_timeout(now);
             }
         }
