@@ -45,6 +45,8 @@ pub struct Proofs {
     guessed: u32,
     /// Whether what a shard sends is on its way at once.
     is_prompt: bool,
+    /// Whether shards may drain. Then who is answered may not have been heard: that the gateway takes nobody is said without a handshake.
+    may_drain: bool,
 }
 
 impl Proofs {
@@ -56,6 +58,7 @@ impl Proofs {
             refused: BTreeMap::new(),
             guessed: 0,
             is_prompt: !plan.features.has(Feature::Shell),
+            may_drain: plan.features.has(Feature::Drain) || plan.features.has(Feature::Upgrade),
         }
     }
 
@@ -91,6 +94,7 @@ impl Proofs {
                 let what = format!("{to} shows a token with an ID of its own, and {shard:?} answers");
                 return Err(Violation::new("proofs", what));
             }
+            Some(Shown::Refused) if self.may_drain => return Ok(()),
             Some(Shown::Stale) => (&mut self.stale, (STALE_PER_S, STALE_BURST), "tokens of others"),
             Some(Shown::Refused) => (&mut self.refused, (REFUSED_PER_S, REFUSED_BURST), "handshakes that are refused"),
         };
