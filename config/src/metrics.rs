@@ -7,8 +7,7 @@ use crate::kind::{Kind, listen, port, seconds, switch, text, whole};
 use crate::schema::{LIVE, table};
 use crate::value::{self, LogFilter};
 
-/// Why what is about them has no effect.
-const NO_CONNECTIONS: &str = "single connections have no figures of their own yet";
+const GONE_AT_ONCE: &str = "the figures of a connection that is gone are at once in the sum of the others";
 const INTERVAL_S_MAX: u64 = 86_400;
 
 fn idle_timeout() -> Kind<Option<Duration>> {
@@ -39,10 +38,9 @@ table! {
         /// The port where it listens.
         "port" => port: u16 = 9090, port(), LIVE;
         /// How often the figures of connections are renewed, in seconds.
-        "reporting_interval_s" => reporting_interval: Duration = Duration::from_secs(5), seconds(1..=INTERVAL_S_MAX),
-            LIVE.without_effect(NO_CONNECTIONS);
+        "reporting_interval_s" => reporting_interval: Duration = Duration::from_secs(5), seconds(1..=INTERVAL_S_MAX), LIVE;
         /// How long the figures of a connection that is gone are kept, in seconds; 0 for ever.
         "idle_timeout_s" => idle_timeout: Option<Duration> = Some(Duration::from_secs(300)), idle_timeout(),
-            LIVE.without_effect(NO_CONNECTIONS);
+            LIVE.without_effect(GONE_AT_ONCE);
     }
 }

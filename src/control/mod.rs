@@ -247,7 +247,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Source::Acceptor => self.accept(now),
             Source::Client(place) => self.clients.handle_ready(place, now),
             Source::Metrics => self.metrics.accept(&self.event_loop, now),
-            Source::Scraper(place) => self.metrics.handle_ready(place, || metrics::text(&self.gateway)),
+            Source::Scraper(place) => self.metrics.handle_ready(place, &self.gateway, now),
         }
     }
 

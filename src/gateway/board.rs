@@ -1,26 +1,94 @@
-//! What a core has counted, for whoever looks without asking: each core publishes a block of it from time to time, and never waits for a reader.
+//! What a core has counted, for whoever looks without asking: each core publishes it from time to time, and never waits for a reader.
 
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+
+use tollgate_shards::{ConnectionUsage, Usage};
 
 use super::Report;
 
-/// Time between two blocks of a core: what is published is not older than that, but for a core that finds its place taken.
+/// Time between two reports of a core: what is published is not older than that, but for a core that finds its place taken.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Where the newest figures of a core are.
+/// What a core's connections have carried.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct CoreUsage {
+    /// Each client's that has an address.
+    pub clients: Vec<ConnectionUsage>,
+    /// The sum of those who are gone.
+    pub former: Usage,
+}
+
+/// Where the newest of a core is.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Option<Report>>>);
+pub struct Board(Arc<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    report: Mutex<Option<Report>>,
+    usage: Mutex<CoreUsage>,
+    /// Time between two usages, in milliseconds; 0 where nobody wants to know.
+    usage_interval_ms: AtomicU64,
+}
 
 impl Board {
-    /// The newest figures; `None` before the core's first turn.
-    pub fn read(&self) -> Option<Report> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The newest report; `None` before the core's first turn.
+    pub fn report(&self) -> Option<Report> {
+        *lock(&self.0.report)
+    }
+
+    /// The newest usage.
+    pub fn usage(&self) -> CoreUsage {
+        lock(&self.0.usage).clone()
+    }
+
+    /// Says how often usage is wanted, if it is. The core follows in its next turn.
+    pub fn want_usage(&self, interval: Option<Duration>) {
+        let interval_ms = interval.map_or(0, |interval| interval.as_millis() as u64);
+        self.0.usage_interval_ms.store(interval_ms, Ordering::Relaxed);
     }
 
     /// The core's end.
     pub fn publisher(&self) -> Publisher {
-        Publisher { board: self.clone(), published_at: None, is_due: false }
+        Publisher { board: self.clone(), report: Rhythm::default(), usage: Rhythm::default(), spare: Vec::new() }
+    }
+}
+
+fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place, unless somebody is just reading.
+fn try_lock<T>(place: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match place.try_lock() {
+        Ok(place) => Some(place),
+        Err(TryLockError::Poisoned(place)) => Some(place.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// When something is published.
+#[derive(Debug, Default)]
+struct Rhythm {
+    tried_at: Option<Instant>,
+    /// Whether a turn was made since.
+    is_due: bool,
+}
+
+impl Rhythm {
+    fn poll_timeout(&self, interval: Duration) -> Option<Instant> {
+        self.tried_at.filter(|_| self.is_due).map(|at| at + interval)
+    }
+
+    /// A turn was made. Returns whether to publish now.
+    fn handle_turn(&mut self, now: Instant, interval: Duration) -> bool {
+        self.is_due = true;
+        self.poll_timeout(interval).is_none_or(|at| at <= now)
+    }
+
+    fn tried(&mut self, now: Instant, is_published: bool) {
+        (self.tried_at, self.is_due) = (Some(now), !is_published);
     }
 }
 
@@ -28,40 +96,57 @@ impl Board {
 #[derive(Debug)]
 pub struct Publisher {
     board: Board,
-    published_at: Option<Instant>,
-    /// Whether a turn was made since.
-    is_due: bool,
+    report: Rhythm,
+    usage: Rhythm,
+    /// The memory of the usage before the last.
+    spare: Vec<ConnectionUsage>,
 }
 
 impl Publisher {
-    /// A turn was made. Returns whether figures are to be published now.
-    pub fn handle_turn(&mut self, now: Instant) -> bool {
-        self.is_due = true;
-        self.poll_timeout().is_none_or(|at| at <= now)
+    fn usage_interval(&self) -> Option<Duration> {
+        let interval_ms = self.board.0.usage_interval_ms.load(Ordering::Relaxed);
+        (interval_ms > 0).then(|| Duration::from_millis(interval_ms))
     }
 
-    /// Puts `report` there, unless somebody is just reading: then it is tried again after the next interval.
-    pub fn publish(&mut self, now: Instant, report: Report) {
-        let mut place = match self.board.0.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                self.published_at = Some(now);
-                return;
+    /// A turn was made: publishes what is due. Where somebody is just reading, it is tried again after the next interval.
+    pub fn handle_turn(
+        &mut self,
+        now: Instant,
+        report: impl FnOnce() -> Report,
+        clients: impl Iterator<Item = ConnectionUsage>,
+        former: Usage,
+    ) {
+        if self.report.handle_turn(now, INTERVAL) {
+            let place = try_lock(&self.board.0.report);
+            self.report.tried(now, place.is_some());
+            if let Some(mut place) = place {
+                *place = Some(report());
             }
-            Err(TryLockError::Poisoned(place)) => place.into_inner(),
-            Ok(place) => place,
-        };
-        *place = Some(report);
-        (self.published_at, self.is_due) = (Some(now), false);
+        }
+        let Some(interval) = self.usage_interval() else { return };
+        if self.usage.handle_turn(now, interval) {
+            self.spare.clear();
+            self.spare.extend(clients);
+            let place = try_lock(&self.board.0.usage);
+            self.usage.tried(now, place.is_some());
+            if let Some(mut place) = place {
+                std::mem::swap(&mut place.clients, &mut self.spare);
+                place.former = former;
+            }
+        }
     }
 
     /// When another turn is wanted, so that the last one's figures do not stay unknown for as long as the core sleeps.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.published_at.filter(|_| self.is_due).map(|at| at + INTERVAL)
+        let usage = self.usage_interval().and_then(|interval| self.usage.poll_timeout(interval));
+        [self.report.poll_timeout(INTERVAL), usage].into_iter().flatten().min()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
     use crate::packet_io::Traffic;
 
@@ -69,32 +154,53 @@ mod tests {
         Report { traffic: Traffic { passes, ..Traffic::default() }, ..Report::default() }
     }
 
+    /// A turn `after` the start, with a report of that number and the usage of former clients of that many bytes.
+    fn turn(publisher: &mut Publisher, at: Instant, number: u64) {
+        let former = Usage { sent_bytes: number, ..Usage::default() };
+        publisher.handle_turn(at, || report(number), iter::empty(), former);
+    }
+
     #[test]
-    fn figures_are_published_at_most_once_in_an_interval_and_the_last_ones_always() {
+    fn a_report_is_published_at_most_once_in_an_interval_and_the_last_one_always() {
         let (board, start) = (Board::default(), Instant::now());
         let mut publisher = board.publisher();
-        assert!(publisher.handle_turn(start) && board.read().is_none());
-        publisher.publish(start, report(1));
+        assert_eq!(board.report(), None);
+        turn(&mut publisher, start, 1);
         assert_eq!(publisher.poll_timeout(), None, "a core without work sleeps for as long as it likes");
-        assert!(!publisher.handle_turn(start + INTERVAL / 2), "not so soon");
-        assert_eq!(publisher.poll_timeout(), Some(start + INTERVAL));
-        assert!(publisher.handle_turn(start + INTERVAL));
-        publisher.publish(start + INTERVAL, report(2));
-        assert_eq!((board.read(), publisher.poll_timeout()), (Some(report(2)), None));
-        assert!(publisher.handle_turn(start + 10 * INTERVAL));
+        turn(&mut publisher, start + INTERVAL / 2, 2);
+        assert_eq!((board.report(), publisher.poll_timeout()), (Some(report(1)), Some(start + INTERVAL)));
+        turn(&mut publisher, start + INTERVAL, 3);
+        assert_eq!((board.report(), publisher.poll_timeout()), (Some(report(3)), None));
+        turn(&mut publisher, start + 10 * INTERVAL, 4);
+        assert_eq!(board.report(), Some(report(4)));
+    }
+
+    #[test]
+    fn usage_is_published_as_often_as_it_is_wanted_and_not_at_all_where_it_is_not() {
+        let (board, start) = (Board::default(), Instant::now());
+        let (mut publisher, interval) = (board.publisher(), 10 * INTERVAL);
+        turn(&mut publisher, start, 1);
+        assert_eq!(board.usage(), CoreUsage::default());
+        board.want_usage(Some(interval));
+        turn(&mut publisher, start + INTERVAL, 2);
+        assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (2, None));
+        turn(&mut publisher, start + 2 * INTERVAL, 3);
+        assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (2, Some(start + INTERVAL + interval)));
+        turn(&mut publisher, start + INTERVAL + interval, 4);
+        assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (4, None));
     }
 
     #[test]
     fn a_core_that_finds_somebody_reading_goes_on_and_tries_again_later() {
         let (board, start) = (Board::default(), Instant::now());
+        board.want_usage(Some(INTERVAL));
         let mut publisher = board.publisher();
-        let reader = board.0.lock().unwrap();
-        assert!(publisher.handle_turn(start));
-        publisher.publish(start, report(1));
+        let (readers, usage) = (lock(&board.0.report), lock(&board.0.usage));
+        turn(&mut publisher, start, 1);
         assert_eq!(publisher.poll_timeout(), Some(start + INTERVAL));
-        drop(reader);
-        assert!(publisher.handle_turn(start + INTERVAL));
-        publisher.publish(start + INTERVAL, report(2));
-        assert_eq!((board.read(), publisher.poll_timeout()), (Some(report(2)), None));
+        drop((readers, usage));
+        turn(&mut publisher, start + INTERVAL, 2);
+        assert_eq!((board.report(), publisher.poll_timeout()), (Some(report(2)), None));
+        assert_eq!(board.usage().former.sent_bytes, 2);
     }
 }

@@ -15,7 +15,6 @@ use tollgate_shards::{
 };
 use tracing::{debug, error};
 
-use super::board::Publisher;
 use super::memory;
 use super::notices::Notice;
 use super::seat::{Birth, Life, Seat};
@@ -257,7 +256,7 @@ where
             self.seat.trim.poll_timeout(),
             self.seat.standing.stop_by,
             self.life.busy.poll_timeout(),
-            self.seat.publisher.as_ref().and_then(Publisher::poll_timeout),
+            self.seat.publisher.as_ref().and_then(|publisher| publisher.poll_timeout()),
         ];
         Next::Sleep(others.into_iter().chain([deadline, retry]).flatten().min())
     }
@@ -416,11 +415,10 @@ where
 
     /// Has the control plane see what was counted, when that is due.
     fn publish(&mut self, now: Instant) {
-        let publisher = self.seat.publisher.as_mut();
-        if publisher.is_some_and(|publisher| publisher.handle_turn(now)) {
-            let report = self.report(now);
-            self.seat.publisher.iter_mut().for_each(|publisher| publisher.publish(now, report));
-        }
+        let Some(mut publisher) = self.seat.publisher.take() else { return };
+        let shard = &self.life.shard;
+        publisher.handle_turn(now, || self.report(now), shard.usage(), shard.former_usage());
+        self.seat.publisher = Some(publisher);
     }
 
     fn steer(&self, SteeringUpdate { address, owner }: SteeringUpdate) {

@@ -47,6 +47,7 @@ use tollgate_shards::{Generation, IdLayoutError, Shards, Snapshot};
 use zeroize::Zeroizing;
 
 pub use self::core::Report;
+pub use board::CoreUsage;
 pub use drain::{DrainPlan, State};
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
 pub use params::congestion;
@@ -235,7 +236,7 @@ impl Gateway {
         let Prepared { shards, threads, master, served, snapshot, tun: plan, sockets, .. } = prepared;
         let Started { cores, notices, wake, panics, client_mtus, .. } = started;
         let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside);
-        Gateway {
+        let gateway = Gateway {
             shards,
             cores,
             threads,
@@ -255,7 +256,9 @@ impl Gateway {
             completed: VecDeque::new(),
             drained_by: None,
             stop_by: None,
-        }
+        };
+        gateway.want_usage();
+        gateway
     }
 
     /// Readable when [`Gateway::handle_notices`] is to be called. To be drained before.
@@ -348,8 +351,19 @@ impl Gateway {
     }
 
     /// What each core has published, in order; a core that has not begun has nothing. Neither asks a core nor waits for one.
-    pub fn published(&self) -> Vec<Option<Report>> {
-        self.cores.iter().map(|core| core.board.read()).collect()
+    pub fn reports(&self) -> Vec<Option<Report>> {
+        self.cores.iter().map(|core| core.board.report()).collect()
+    }
+
+    /// What the connections of each core have carried, as often published as the configuration says where metrics are served.
+    pub fn usage(&self) -> Vec<CoreUsage> {
+        self.cores.iter().map(|core| core.board.usage()).collect()
+    }
+
+    fn want_usage(&self) {
+        let metrics = &self.config.metrics;
+        let interval = metrics.enabled.then_some(metrics.reporting_interval);
+        self.cores.iter().for_each(|core| core.board.want_usage(interval));
     }
 
     /// The number of the configuration in force.

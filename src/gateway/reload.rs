@@ -215,6 +215,7 @@ impl Gateway {
         next.users = snapshot.users.clone();
         self.snapshot = Arc::new(snapshot);
         (self.config, self.served) = (next, served);
+        self.want_usage();
         let snapshot = &self.snapshot;
         let change = Change::Reload { epoch: version, shards: self.cores.len(), changes };
         self.commands

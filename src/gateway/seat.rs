@@ -84,7 +84,7 @@ pub struct Seat<D: Descriptors, E> {
     /// The panics of all shards.
     pub panics: Panics,
     /// Where others see what it has counted, if anybody does.
-    pub publisher: Option<Publisher>,
+    pub publisher: Option<Box<Publisher>>,
 }
 
 /// What was ordered and counted, whichever shard it was.

@@ -155,7 +155,7 @@ impl Started {
                 tell: events::log,
                 standing: Standing::default(),
                 panics: panics.clone(),
-                publisher: Some(board.publisher()),
+                publisher: Some(Box::new(board.publisher())),
             };
             Core::new(seat, Birth::draw(), now).start(thread);
             cores.push(CoreHandle { commands, waker, board });

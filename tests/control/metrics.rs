@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tollgate_test_support::deployment::Deployment;
 use tollgate_test_support::raw::udp_packet;
@@ -16,6 +16,10 @@ use crate::site::Site;
 const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
 /// Longer than figures wait to be published.
 const PUBLISHED: Duration = Duration::from_millis(500);
+
+/// Longer than a client's own figures take, published by the core and then renewed.
+const SETTLED: Duration = Duration::from_secs(3);
+const OTHERS: &str = "user=\"other\",connection=\"other\"";
 
 /// Has metrics served, with further `settings`.
 fn serves_metrics(settings: &str) -> impl FnOnce(&Deployment) {
@@ -67,6 +71,63 @@ fn metrics_agree_with_the_counters_and_with_what_a_client_has_sent() {
     client.close();
     let are_gone = || scrape(&site).sum("tollgate_owned_connections") == 0.0;
     assert!(eventually(PATIENCE, are_gone), "{:?}", scrape(&site));
+    site.gateway.assert_sound();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_clients_own_figures_are_what_it_has_sent_and_received_and_go_to_the_others_when_it_leaves() {
+    let _turn = turn::together();
+    let mut site = Site::start(serves_metrics("reporting_interval_s = 1\n"));
+    let mut client = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", GATEWAY.into(), None));
+    let address = client.address.unwrap();
+    let labels = format!("user=\"alice\",connection=\"{address}\"");
+    let settle = |client: &mut TestTunnel| {
+        let end = Instant::now() + PATIENCE;
+        let (mut moved, mut since) = ([client.udp_sent, client.udp_received], Instant::now());
+        while since.elapsed() < SETTLED {
+            assert!(Instant::now() < end, "client and gateway do not come to rest");
+            client.turn();
+            // Whoever asks more often than figures are renewed has them no later.
+            scrape(&site);
+            thread::sleep(Duration::from_millis(5));
+            if moved != [client.udp_sent, client.udp_received] {
+                (moved, since) = ([client.udp_sent, client.udp_received], Instant::now());
+            }
+        }
+        (scrape(&site), moved)
+    };
+    let (before, had) = settle(&mut client);
+    for _ in 0..100 {
+        client.send_packet(&udp_packet(address, SERVER_V4.into(), &[0; 472]));
+    }
+    let (scraped, has) = settle(&mut client);
+    for (direction, had, has) in [("rx", had[0], has[0]), ("tx", had[1], has[1])] {
+        let ([datagrams_before, bytes_before], [datagrams, bytes]) =
+            (before.carried(direction, &labels), scraped.carried(direction, &labels));
+        assert_eq!(
+            [datagrams - datagrams_before, bytes - bytes_before],
+            [has[0] - had[0], has[1] - had[1]],
+            "{direction}"
+        );
+        assert!(direction == "tx" || datagrams >= datagrams_before + 100, "{scraped:?}");
+        assert_eq!(scraped.carried(direction, OTHERS), [0, 0], "there is nobody else");
+    }
+    let path = |what| scraped.value(&format!("quincy_connection_{what}_seconds{{{labels}}}"));
+    assert!((0.0..1.0).contains(&path("rtt")) && (1.0..60.0).contains(&path("duration")), "{scraped:?}");
+
+    client.close();
+    let sample = format!("quincy_bytes_rx_total{{{labels}}}");
+    assert!(eventually(PATIENCE, || scrape(&site).find(&sample).is_none()), "{:?}", scrape(&site));
+    let after = scrape(&site);
+    for direction in ["rx", "tx"] {
+        let (own, others) = (scraped.carried(direction, &labels), after.carried(direction, OTHERS));
+        // Its goodbye is among it.
+        assert!(
+            others[0] >= own[0] && others[0] < own[0] + 10 && others[1] >= own[1],
+            "{direction}: {own:?}, {others:?}"
+        );
+    }
     site.gateway.assert_sound();
 }
 

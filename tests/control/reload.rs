@@ -204,14 +204,14 @@ fn the_level_of_the_log_changes_with_a_reload_that_succeeds() {
 fn settings_without_effect_are_told_of_at_the_start_on_a_reload_and_by_check() {
     let _turn = turn::together();
     let mut site =
-        Site::start(|deployment| deployment.edit_server("[control]", "[metrics]\nreporting_interval_s = 7\n[control]"));
-    let line = site.gateway.process.wait_for_line("[metrics] reporting_interval_s", PATIENCE).unwrap();
+        Site::start(|deployment| deployment.edit_server("[control]", "[metrics]\nidle_timeout_s = 7\n[control]"));
+    let line = site.gateway.process.wait_for_line("[metrics] idle_timeout_s", PATIENCE).unwrap();
     assert!(line.contains("WARN") && line.contains("no effect"), "{line}");
     for arguments in [&["check"][..], &["reload"]] {
         let text = site.order_done(arguments);
-        assert!(text.contains("[metrics] reporting_interval_s = 7 has no effect"), "{arguments:?}: {text}");
+        assert!(text.contains("[metrics] idle_timeout_s = 7 has no effect"), "{arguments:?}: {text}");
     }
-    site.deployment.edit_server("interval_s = 7", "interval_s = 5");
+    site.deployment.edit_server("timeout_s = 7", "timeout_s = 300");
     assert!(!site.order_done(&["check"]).contains("no effect"));
     site.gateway.assert_sound();
 }

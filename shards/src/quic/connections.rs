@@ -20,6 +20,8 @@ pub struct ClientConnection {
     pub tunnel: TunnelConnection,
     pub stage: Stage,
     pub moves: Moves,
+    /// When its first Initial was taken.
+    pub began: Instant,
     /// Taken from the connection before its turn had come.
     pub early_event: Option<ConnectionEvent>,
     timer: TimerEntry,
@@ -196,6 +198,7 @@ impl Connections {
     /// Puts a new connection into the slot that its endpoint chose, to be woken at `deadline`.
     pub fn insert(
         &mut self,
+        now: Instant,
         tunnel: TunnelConnection,
         place: Place,
         deadline: Instant,
@@ -213,6 +216,7 @@ impl Connections {
             tunnel,
             stage: Stage::Handshaking { place, deadline, room_bytes },
             moves,
+            began: now,
             early_event: None,
             timer: TimerEntry::default(),
             queued_bytes: 0,

@@ -279,7 +279,7 @@ impl QuicEndpoint {
                 let place = self.admission.admit(now, remote, handle.0 as u32);
                 let queued_bytes_max = self.params.transport.datagram_send_buffer_bytes_max;
                 let tunnel = TunnelConnection::new(handle, connection, queued_bytes_max);
-                self.connections.insert(tunnel, place, deadline, HANDSHAKE_BYTES_MAX, Moves::new(remote, now));
+                self.connections.insert(now, tunnel, place, deadline, HANDSHAKE_BYTES_MAX, Moves::new(remote, now));
             }
             Err(error) => {
                 // What is answered has come as far as TLS.

@@ -12,6 +12,7 @@ use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
 use super::drain::Drain;
 use super::message::{Message, Outbox, PacketMessage};
+use super::usage::Usage;
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
@@ -47,6 +48,8 @@ pub struct DataPlane {
     pub outbox: Outbox,
     pub client_mtus: ClientMtus,
     pub(super) drain: Option<Drain>,
+    /// What clients have carried that had addresses and are gone.
+    pub(super) former_usage: Usage,
     pub here: ShardIndex,
     pub(super) now: Instant,
     /// Of the snapshot that is in force.
@@ -75,6 +78,7 @@ impl DataPlane {
             outbox: Outbox::new(here, limits.hairpin_packets_max),
             client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
             drain: None,
+            former_usage: Usage::default(),
             here,
             now,
             version: snapshot.version,
@@ -310,6 +314,7 @@ impl DataPlane {
             Stage::Handshaking { .. } | Stage::Closed => return,
         };
         if let Some((address, limited)) = attached {
+            self.former_usage += Usage::of(&client.tunnel.connection);
             self.client_mtus.forget(client, address);
             if limited {
                 self.leave_queue(identity.user, connection);

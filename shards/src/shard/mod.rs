@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod message;
 #[cfg(feature = "inspect")]
 pub mod states;
+pub mod usage;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

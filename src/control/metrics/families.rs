@@ -13,7 +13,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-use tollgate_shards::DropReason;
+use tollgate_shards::{DropReason, Usage};
 
 use crate::gateway::{HostReport, Report};
 
@@ -21,8 +21,8 @@ use crate::gateway::{HostReport, Report};
 pub const SERIES_MAX: usize = 5000;
 /// Shards with a label of their own.
 const SHARDS_TOLD_MAX: usize = 32;
-/// The label of all shards that have none, in which they are summed.
-const OTHER: &str = "other";
+/// The label of all shards, and of all connections, that have none of their own and are summed.
+pub(super) const OTHER: &str = "other";
 
 /// What the control plane knows beside its shards' figures.
 #[derive(Debug, Clone, Default)]
@@ -41,11 +41,26 @@ pub struct State {
     pub host: HostReport,
 }
 
+/// A client's connection, or the sum of several.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The user's name.
+    pub user: String,
+    /// The inner address, by which Quincy tells connections apart.
+    pub connection: String,
+    /// What it has carried.
+    pub usage: Usage,
+    /// Its round-trip time, and the age of its connection. A sum has none.
+    pub path: Option<(Duration, Duration)>,
+}
+
 /// All that is told in one scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Totals {
     /// One for each shard, in order; none of one that has not begun.
     pub shards: Vec<Option<Report>>,
+    /// Those with figures of their own, and the sum of all others.
+    pub clients: Vec<Client>,
     /// The rest.
     pub state: State,
 }
@@ -154,6 +169,18 @@ families! { OF_THE_GATEWAY of Totals, by it:
     counter "tollgate_host_repair_failures" - "Times that something could not be put back yet." => count it.state.host.failures,
 }
 
+families! { OF_CLIENTS of Client, by it:
+    counter "quincy_bytes_tx" - "UDP payload sent to the client, in bytes." => count it.usage.sent_bytes,
+    counter "quincy_bytes_rx" - "UDP payload received from the client, in bytes." => count it.usage.received_bytes,
+    counter "quincy_datagrams_tx" - "UDP datagrams sent to the client." => count it.usage.sent_datagrams,
+    counter "quincy_datagrams_rx" - "UDP datagrams received from the client." => count it.usage.received_datagrams,
+}
+
+families! { OF_PATHS of Client, by it:
+    gauge "quincy_connection_rtt" seconds "Round-trip time of the client's path." => time it.path.unwrap_or_default().0,
+    gauge "quincy_connection_duration" seconds "Time since the handshake of the client began." => time it.path.unwrap_or_default().1,
+}
+
 fn memory(Report { memory, .. }: &Report) -> Vec<(&'static str, u64)> {
     vec![
         ("receive_buffers", memory.receive_buffers_bytes),
@@ -217,8 +244,25 @@ impl Collector for Totals {
         for family in OF_THE_GATEWAY {
             family.encode(&[self], &[], &mut family.describe(&mut encoder)?)?;
         }
-        Ok(())
+        let paths = self.clients.iter().filter(|client| client.path.is_some());
+        encode_clients(OF_CLIENTS, self.clients.iter(), &mut encoder)?;
+        encode_clients(OF_PATHS, paths, &mut encoder)
     }
+}
+
+fn encode_clients<'c>(
+    families: &[Family<Client>],
+    clients: impl Iterator<Item = &'c Client> + Clone,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    for family in families {
+        let mut encoder = family.describe(encoder)?;
+        for client in clients.clone() {
+            let labels = [("user", &client.user[..]), ("connection", &client.connection)];
+            family.encode(&[client], &labels, &mut encoder)?;
+        }
+    }
+    Ok(())
 }
 
 impl<S> Family<S> {
@@ -266,18 +310,26 @@ impl<S> Family<S> {
 
 /// The names of all metrics that there are.
 pub fn names() -> Vec<String> {
-    OF_SHARDS.iter().map(Family::full_name).chain(OF_THE_GATEWAY.iter().map(Family::full_name)).collect()
+    let shards = OF_SHARDS.iter().map(Family::full_name).chain(OF_THE_GATEWAY.iter().map(Family::full_name));
+    shards.chain(OF_CLIENTS.iter().chain(OF_PATHS).map(Family::full_name)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::{Value as Json, json};
 
+    use super::super::CONNECTIONS_TOLD_MAX;
     use super::*;
 
     fn samples(text: &str) -> BTreeMap<&str, f64> {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
+    }
+
+    fn client(user: &str, connection: &str, has_path: bool) -> Client {
+        let usage = Usage { sent_bytes: 5, ..Usage::default() };
+        let path = has_path.then_some((Duration::from_millis(20), Duration::from_secs(3)));
+        Client { user: user.to_owned(), connection: connection.to_owned(), usage, path }
     }
 
     fn totals(shards: Vec<Report>) -> Totals {
@@ -287,7 +339,8 @@ mod tests {
     #[test]
     fn a_scrape_has_every_name_with_its_type_unit_and_help_and_ends_as_it_should() {
         let report = Report { busy_ms: 1500, ..Report::default() };
-        let text = totals(vec![report, report]).into_text();
+        let clients = vec![client("alice \"a\"", "198.19.128.2", true), client(OTHER, OTHER, false)];
+        let text = Totals { clients, ..totals(vec![report, report]) }.into_text();
         for line in [
             "# HELP tollgate_busy_seconds Time in which the shard had work.",
             "# TYPE tollgate_busy_seconds counter",
@@ -296,10 +349,13 @@ mod tests {
             "tollgate_memory_bytes{shard=\"0\",account=\"queued\"} 0",
             "tollgate_dropped_packets_total{reason=\"isolated\"} 0",
             "tollgate_shards 2",
+            "quincy_bytes_tx_total{user=\"alice \\\"a\\\"\",connection=\"198.19.128.2\"} 5",
+            "quincy_bytes_tx_total{user=\"other\",connection=\"other\"} 5",
+            "quincy_connection_rtt_seconds{user=\"alice \\\"a\\\"\",connection=\"198.19.128.2\"} 0.02",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
         }
-        assert!(text.ends_with("\n# EOF\n"));
+        assert!(text.ends_with("\n# EOF\n") && !text.contains("rtt_seconds{user=\"other\""), "{text}");
         for name in names() {
             assert!(text.lines().any(|line| line.starts_with(&name)), "{name} is not in {text}");
         }
@@ -309,7 +365,8 @@ mod tests {
     fn a_shard_without_a_label_of_its_own_is_in_a_sum_and_the_series_are_bounded() {
         let mut shards: Vec<Report> = (0..128).map(|_| Report::default()).collect();
         (shards[3].counters.up_packets, shards[90].counters.up_packets, shards[127].counters.up_packets) = (7, 1, 2);
-        let text = totals(shards).into_text();
+        let clients = (0..=CONNECTIONS_TOLD_MAX).map(|number| client("alice", &number.to_string(), true)).collect();
+        let text = Totals { clients, ..totals(shards) }.into_text();
         let samples = samples(&text);
         assert!(samples.len() < SERIES_MAX, "{} series", samples.len());
         let up = |shard: &str| samples[&format!("tollgate_up_packets_total{{shard=\"{shard}\"}}")[..]];

@@ -1,6 +1,7 @@
 //! The metrics endpoint: where it listens, and how it goes from one configuration, and from one process, to the next.
 
 mod families;
+mod ledger;
 mod scrapers;
 
 use std::io;
@@ -12,9 +13,11 @@ use tollgate_config::Metrics;
 use tracing::{debug, info, warn};
 
 pub use families::{SERIES_MAX, names};
+pub use ledger::CONNECTIONS_TOLD_MAX;
 pub use scrapers::{HEAD_BYTES_MAX, SCRAPER_TIMEOUT, SCRAPERS_MAX};
 
-use self::families::{State, Totals};
+use self::families::{Client, OTHER, State, Totals};
+use self::ledger::{Ledger, Told};
 use self::scrapers::Scrapers;
 use super::event_loop::{EventLoop, Interest, Source, Watched};
 use crate::gateway::{self, Gateway};
@@ -45,6 +48,7 @@ pub struct Listening {
 pub struct Endpoint {
     listening: Option<Listening>,
     scrapers: Scrapers,
+    ledger: Ledger,
     /// When to accept again after the system was out of something.
     accept_at: Option<Instant>,
 }
@@ -129,9 +133,10 @@ impl Endpoint {
         self.accept_at = Some(now + RETRY);
     }
 
-    /// Goes on with the client at `place`. `metrics` has the text, if it is asked for.
-    pub fn handle_ready(&mut self, place: usize, metrics: impl FnOnce() -> String) {
-        self.scrapers.handle_ready(place, metrics);
+    /// Goes on with the client at `place`, who may ask how `gateway` stands.
+    pub fn handle_ready(&mut self, place: usize, gateway: &Gateway, now: Instant) {
+        let Endpoint { scrapers, ledger, .. } = self;
+        scrapers.handle_ready(place, || text(gateway, ledger, now));
     }
 
     /// When to call [`Endpoint::handle_timeout`].
@@ -149,8 +154,19 @@ impl Endpoint {
 }
 
 /// All metrics of a gateway, as they stand now.
-pub fn text(gateway: &Gateway) -> String {
+fn text(gateway: &Gateway, ledger: &mut Ledger, now: Instant) -> String {
     let config = gateway.config();
+    if ledger.is_due(now, config.metrics.reporting_interval) {
+        ledger.renew(&gateway.usage(), now);
+    }
+    let told = |told: &Told| Client {
+        user: config.users.name(told.newest.user).to_owned(),
+        connection: told.newest.address.to_string(),
+        usage: told.usage(),
+        path: Some((told.newest.rtt, now.duration_since(told.newest.began))),
+    };
+    let others = Client { user: OTHER.into(), connection: OTHER.into(), usage: ledger.others(), path: None };
+    let clients = ledger.told().map(told).chain([others]).collect();
     let state = State {
         epoch: gateway.epoch(),
         users_configured: config.users.len(),
@@ -159,7 +175,7 @@ pub fn text(gateway: &Gateway) -> String {
         lost_log_lines: log::lost_lines(),
         host: gateway.host_report(),
     };
-    Totals { shards: gateway.published(), state }.into_text()
+    Totals { shards: gateway.reports(), clients, state }.into_text()
 }
 
 fn wanted(config: &Metrics) -> Option<SocketAddr> {

@@ -34,10 +34,20 @@ impl Scrape {
         Ok(Scrape(body))
     }
 
-    /// The value of `sample`, a name with its labels.
-    pub fn value(&self, sample: &str) -> f64 {
+    /// The value of `sample`, a name with its labels, if there is such.
+    pub fn find(&self, sample: &str) -> Option<f64> {
         let value = self.0.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {sample} in {}", self.0))
+        value.map(|value| value.parse().unwrap())
+    }
+
+    /// The value of `sample`.
+    pub fn value(&self, sample: &str) -> f64 {
+        self.find(sample).unwrap_or_else(|| panic!("no {sample} in {}", self.0))
+    }
+
+    /// Datagrams and bytes that Quincy's metrics have in one `direction`, under `labels`.
+    pub fn carried(&self, direction: &str, labels: &str) -> [u64; 2] {
+        ["datagrams", "bytes"].map(|what| self.value(&format!("quincy_{what}_{direction}_total{{{labels}}}")) as u64)
     }
 
     /// The value of `name` at shard `index`.

@@ -39,6 +39,15 @@ pub struct TestTunnel {
     pub closed: Option<CloseCause>,
     /// Inner packets that it has received.
     pub received: u64,
+    /// UDP datagrams that it has sent, and their bytes.
+    pub udp_sent: [u64; 2],
+    /// Those that it has received.
+    pub udp_received: [u64; 2],
+}
+
+/// Counts a datagram, and its bytes.
+fn count(counted: &mut [u64; 2], bytes: usize) {
+    *counted = [counted[0] + 1, counted[1] + bytes as u64];
 }
 
 impl TestTunnel {
@@ -78,7 +87,16 @@ impl TestTunnel {
         let tunnel = Tunnel::new(params, tls, ephemeral_reset_key(), Instant::now()).expect("a tunnel");
         let socket = UdpSocket::bind((source, 0)).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");
-        TestTunnel { tunnel, socket, remote, address: None, closed: None, received: 0 }
+        TestTunnel {
+            tunnel,
+            socket,
+            remote,
+            address: None,
+            closed: None,
+            received: 0,
+            udp_sent: [0; 2],
+            udp_received: [0; 2],
+        }
     }
 
     /// Logs in, and keeps at it until there is an address.
@@ -101,6 +119,7 @@ impl TestTunnel {
         let now = Instant::now();
         let mut datagram = [0; 2048];
         while let Ok((bytes, _)) = self.socket.recv_from(&mut datagram) {
+            count(&mut self.udp_received, bytes);
             let data = BytesMut::from(&datagram[..bytes]);
             let received = Received { remote: self.remote, local_ip: None, ecn: None, segment_bytes: bytes, data };
             self.tunnel.handle_udp(now, received);
@@ -112,7 +131,9 @@ impl TestTunnel {
         let mut buffer = Vec::new();
         while self.tunnel.poll_transmit(now, &mut buffer).is_some() {
             // What the kernel does not take is lost on the way.
-            let _ = self.socket.send_to(&buffer, self.remote);
+            if let Ok(bytes) = self.socket.send_to(&buffer, self.remote) {
+                count(&mut self.udp_sent, bytes);
+            }
             buffer.clear();
         }
         while let Some(event) = self.tunnel.poll_event() {

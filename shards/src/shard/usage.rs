@@ -1,0 +1,105 @@
+//! What each client's connection has carried, for whoever tells of single ones.
+
+use std::net::IpAddr;
+use std::ops::{Add, AddAssign};
+use std::time::{Duration, Instant};
+
+use quinn_proto::Connection;
+
+use super::Shard;
+use crate::ids::{ConnectionKey, UserIndex};
+
+/// UDP datagrams of a connection as the gateway sees them, those of its handshake included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// UDP payload sent to the client.
+    pub sent_bytes: u64,
+    /// UDP payload received from the client.
+    pub received_bytes: u64,
+    pub sent_datagrams: u64,
+    pub received_datagrams: u64,
+}
+
+impl Usage {
+    pub(super) fn of(connection: &Connection) -> Self {
+        let stats = connection.stats();
+        Usage {
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+            sent_datagrams: stats.udp_tx.datagrams,
+            received_datagrams: stats.udp_rx.datagrams,
+        }
+    }
+
+    /// Both ways together.
+    pub fn bytes(self) -> u64 {
+        self.sent_bytes + self.received_bytes
+    }
+
+    /// What has come since `earlier`; nothing where there was more then.
+    #[must_use]
+    pub fn since(self, earlier: Usage) -> Usage {
+        Usage {
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+            sent_datagrams: self.sent_datagrams.saturating_sub(earlier.sent_datagrams),
+            received_datagrams: self.received_datagrams.saturating_sub(earlier.received_datagrams),
+        }
+    }
+}
+
+impl Add for Usage {
+    type Output = Usage;
+
+    fn add(self, other: Usage) -> Usage {
+        Usage {
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            received_bytes: self.received_bytes + other.received_bytes,
+            sent_datagrams: self.sent_datagrams + other.sent_datagrams,
+            received_datagrams: self.received_datagrams + other.received_datagrams,
+        }
+    }
+}
+
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Usage) {
+        *self = *self + other;
+    }
+}
+
+/// A connection whose client has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionUsage {
+    pub connection: ConnectionKey,
+    pub user: UserIndex,
+    /// The client's inner address.
+    pub address: IpAddr,
+    pub usage: Usage,
+    /// Smoothed round-trip time of its path (RFC 9002, section 5.3).
+    pub rtt: Duration,
+    /// When its handshake began.
+    pub began: Instant,
+}
+
+impl Shard {
+    /// What each client with an address has carried. Looks at all connections.
+    pub fn usage(&self) -> impl Iterator<Item = ConnectionUsage> {
+        self.data.quic.connections.iter().filter_map(|client| {
+            let (identity, address, connection) = (client.identity()?, client.address()?, &client.tunnel.connection);
+            let (usage, rtt) = (Usage::of(connection), connection.rtt());
+            Some(ConnectionUsage {
+                connection: client.key,
+                user: identity.user,
+                address,
+                usage,
+                rtt,
+                began: client.began,
+            })
+        })
+    }
+
+    /// What all clients together have carried that are gone.
+    pub fn former_usage(&self) -> Usage {
+        self.data.former_usage
+    }
+}
