@@ -8,7 +8,7 @@ use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{ClientProtocol, Credentials, ServerProtocol, ServerTls};
 use tollgate_noise::{Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_VERSION};
-use tollgate_shards::Users;
+use tollgate_shards::{MovingHandshake, Users};
 
 use crate::noise::{self, NoiseError};
 use crate::tls::{self, ReturningClient, TlsError, ValidityNote};
@@ -158,7 +158,7 @@ pub struct Spoken {
     /// What the engine takes.
     pub config: Arc<dyn CryptoConfig>,
     /// Likewise for a client that moves from one connection to another. Noise has no words for that.
-    pub moving: Option<Arc<dyn CryptoConfig>>,
+    pub moving: Option<MovingHandshake>,
     /// Which it is.
     pub mode: Mode,
     /// Where TLS notes that the gateway's certificate is out of its validity.

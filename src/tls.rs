@@ -11,6 +11,7 @@ mod validity;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use rustls::{
     ServerConfig, SignatureScheme, quic,
 };
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
-use tollgate_shards::{MOVING_PROTOCOL, RETURNING_PROTOCOL};
+use tollgate_shards::{MovingHandshake, RETURNING_PROTOCOL, claim};
 use zeroize::Zeroizing;
 
 pub use inspect::{Doubt, doubts, doubts_of_trusted};
@@ -153,7 +154,7 @@ pub struct ReturningClient {
     /// For a tunnel that comes up.
     pub config: Arc<QuicClientConfig>,
     /// For one that moves from one connection to another.
-    pub moving: Arc<QuicClientConfig>,
+    pub moving: MovingHandshake,
     /// Where either notes that the server's certificate is out of its validity.
     pub validity: ValidityNote,
 }
@@ -170,7 +171,10 @@ pub fn returning_client(tls: &ClientTls) -> Result<ReturningClient, TlsError> {
     let inner = verifier.map_err(|error| Error::General(error.to_string()))?;
     let validity = ValidityNote::default();
     config.dangerous().set_certificate_verifier(Arc::new(NotingVerifier { inner, note: validity.clone() }));
-    let moving = quic_client(moving_client_config(&config))?;
+    let own = certified(&tls.certificates, &tls.key, config.crypto_provider())?;
+    let returning = config.clone();
+    let moving: MovingHandshake =
+        Arc::new(move |address| Some(quic_client(moving_client_config(&returning, &own, address)).ok()?));
     Ok(ReturningClient { config: quic_client(config)?, moving, validity })
 }
 
@@ -218,9 +222,7 @@ impl Clients {
     }
 
     fn client_config(&self, chain: &[PemSource], key: &PemSource) -> Result<ClientConfig, TlsError> {
-        let own = Own::load(chain, key)?;
-        let certified = CertifiedKey::from_der(own.chain, own.key, self.config.crypto_provider())
-            .map_err(|error| refused_key(error, chain, key))?;
+        let certified = certified(chain, key, self.config.crypto_provider())?;
         let mut config = self.config.clone();
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
         Ok(config)
@@ -238,6 +240,11 @@ fn roots(trusted: &[PemSource]) -> Result<RootCertStore, TlsError> {
     if roots.is_empty() { Err(TlsError::NothingTrusted) } else { Ok(roots) }
 }
 
+fn certified(chain: &[PemSource], key: &PemSource, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    let own = Own::load(chain, key)?;
+    CertifiedKey::from_der(own.chain, own.key, provider).map_err(|error| refused_key(error, chain, key))
+}
+
 fn client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
     Clients::new(&tls.trusted, tls.key_exchange)?.client_config(&tls.certificates, &tls.key)
 }
@@ -248,9 +255,10 @@ fn returning_client_config(tls: &ClientTls) -> Result<ClientConfig, TlsError> {
     Ok(config)
 }
 
-fn moving_client_config(returning: &ClientConfig) -> ClientConfig {
+fn moving_client_config(returning: &ClientConfig, own: &CertifiedKey, address: IpAddr) -> ClientConfig {
+    let chain = own.cert.iter().cloned().chain([claim(address)]).collect();
     let mut config = returning.clone();
-    config.alpn_protocols.push(MOVING_PROTOCOL.to_vec());
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, own.key.clone())));
     config
 }
 
@@ -269,7 +277,7 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
         .with_single_cert(own.chain, own.key)
         .map_err(|error| refused_key(error, &tls.certificates, &tls.key))?;
     // The first that the client offers is taken.
-    config.alpn_protocols = [MOVING_PROTOCOL, RETURNING_PROTOCOL, ALPN].map(<[u8]>::to_vec).into();
+    config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), ALPN.to_vec()];
     // A resumed session would bring no proof of the client's key, and no certificate is looked up twice.
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

@@ -1,6 +1,7 @@
 //! What shards, connections, users and commands are called: plain values that every part of the engine passes on.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -132,8 +133,8 @@ pub enum Reconnects {
     Never,
     /// Also before that, where the gateway asks it to move.
     ByItself,
-    /// Likewise, and it moves: this connection is to take the place of one that it has.
-    Moving,
+    /// Likewise, and it moves: this connection is to take the place of the one with this address.
+    Moving(IpAddr),
 }
 
 /// What kind of thing a client has shown.

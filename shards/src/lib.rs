@@ -92,7 +92,7 @@ pub mod sibling;
 mod test_time;
 
 pub use assignment::{Assignment, AssignmentError};
-pub use client::{Client, ClientEvent, CloseCause, Tunnel, TunnelParams};
+pub use client::{Client, ClientEvent, CloseCause, MovingHandshake, Tunnel, TunnelParams};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
 pub use excerpt::excerpt;
@@ -111,7 +111,7 @@ pub use params::{Congestion, Limits, Params, TransportParams};
 pub use quic::close_code;
 pub use quic::connection_id::{ConnectionIdKey, ID_LENGTHS, IdLayout, IdLayoutError, QuicLb, Steering};
 pub use quic::keys::ShardKeys;
-pub use quic::peer::{MOVING_PROTOCOL, RETURNING_PROTOCOL};
+pub use quic::peer::{RETURNING_PROTOCOL, claim};
 pub use quic::placement::Load;
 pub use quic::retry::TokenKey;
 pub use quic::timers::{TimerEntry, TimerQueue};

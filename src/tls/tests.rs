@@ -94,21 +94,23 @@ fn connect(offers: KeyExchange, accepts: Option<KeyExchange>, name: &str) -> Res
 /// A gateway tells such clients from Quincy's, and Quincy's server takes them as its own.
 #[test]
 fn a_client_that_comes_back_by_itself_says_so_to_servers_that_know_of_that() {
-    let (server, client) = (server_identity(), client_identity());
-    let tls = client_tls(&client, &server, KeyExchange::Hybrid);
+    let (server, identity) = (server_identity(), client_identity());
+    let tls = client_tls(&identity, &server, KeyExchange::Hybrid);
     let gateways = server_config(&server_tls(&server, None)).unwrap();
     let mut quincys = gateways.clone();
     quincys.alpn_protocols = vec![ALPN.to_vec()];
     let returning = returning_client_config(&tls).unwrap();
-    let moving = moving_client_config(&returning);
+    let own = certified(&tls.certificates, &tls.key, returning.crypto_provider()).unwrap();
+    let moving = moving_client_config(&returning, &own, "198.18.0.7".parse().unwrap());
     for (client, server, protocol) in [
         (&returning, &gateways, RETURNING_PROTOCOL),
-        (&moving, &gateways, MOVING_PROTOCOL),
+        (&moving, &gateways, RETURNING_PROTOCOL),
         (&returning, &quincys, ALPN),
         (&moving, &quincys, ALPN),
     ] {
         let done = handshake(client.clone(), server.clone(), NAME).unwrap();
-        assert_eq!(done.protocol, protocol);
+        // Whatever else it shows: it is known by its first certificate.
+        assert_eq!((&done.protocol[..], done.shown), (protocol, identity.fingerprint));
     }
 }
 

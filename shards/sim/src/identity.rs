@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::hash::Hasher;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,7 +23,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
-use tollgate_shards::{Fingerprint, IdLayout, MOVING_PROTOCOL, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey};
+use tollgate_shards::{
+    Fingerprint, IdLayout, MovingHandshake, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey, claim,
+};
 
 use crate::noise;
 use crate::open;
@@ -56,8 +59,8 @@ pub struct Hello {
     pub asks_for_another_protocol: bool,
     /// It is of a client that comes back by itself.
     pub returns: bool,
-    /// It is of such a client which moves from one connection to another.
-    pub moves: bool,
+    /// It is of such a client which moves, and has this address.
+    pub claims: Option<IpAddr>,
 }
 
 pub struct Identity {
@@ -108,6 +111,13 @@ impl Identity {
         IDENTITIES.with_borrow_mut(|all| all.entry(number).or_insert_with(|| Rc::new(Identity::new(number))).clone())
     }
 
+    /// How the client of identity `number` moves, which begins with `hello`.
+    pub fn moving(number: u64, hello: Hello) -> MovingHandshake {
+        Arc::new(move |address| {
+            Some(Identity::cached(number).client(Hello { claims: Some(address), ..hello }).handshake)
+        })
+    }
+
     /// The handshake of a client that shows this certificate, or has this key.
     pub fn client(&self, hello: Hello) -> Dial {
         match &self.secret {
@@ -137,11 +147,13 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_root_certificates(roots)
-            .with_client_auth_cert(vec![certificate.clone()], key.clone_key())
+            .with_client_auth_cert(
+                [Some(certificate.clone()), hello.claims.map(claim)].into_iter().flatten().collect(),
+                key.clone_key(),
+            )
             .expect("a key and its certificate");
         config.alpn_protocols = match hello {
             Hello { asks_for_another_protocol: true, .. } => vec![b"other".to_vec()],
-            Hello { moves: true, .. } => vec![PROTOCOL.to_vec(), MOVING_PROTOCOL.to_vec()],
             Hello { returns: true, .. } => vec![PROTOCOL.to_vec(), RETURNING_PROTOCOL.to_vec()],
             _ => vec![PROTOCOL.to_vec()],
         };
@@ -159,7 +171,7 @@ impl Identity {
                 .with_client_cert_verifier(Arc::new(AnyClient))
                 .with_single_cert(vec![certificate.clone()], key.clone_key())
                 .expect("a key and its certificate");
-        config.alpn_protocols = [MOVING_PROTOCOL, RETURNING_PROTOCOL, PROTOCOL].map(<[u8]>::to_vec).into();
+        config.alpn_protocols = vec![RETURNING_PROTOCOL.to_vec(), PROTOCOL.to_vec()];
         config.send_tls13_tickets = 0;
         Arc::new(QuicServerConfig::try_from(config).expect("AES-128-GCM is there"))
     }

@@ -29,6 +29,7 @@ use crate::packet::vnet::VnetHeader;
 use crate::packet::{MergeKind, PacketPool};
 use crate::quic::peer::words;
 
+pub use moving::MovingHandshake;
 pub use tunnel::{Tunnel, TunnelParams};
 
 /// Something the driver must know.

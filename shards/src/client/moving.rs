@@ -3,6 +3,7 @@
 //!
 //! What is lost is what the client has sent to the old connection while the news that it is closed was on its way.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,11 +24,14 @@ const MOVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long it may still take once the old connection is over.
 const LOST_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Makes the handshake of a client that moves and has this address: it shows its [`claim`](crate::claim) behind its certificates. None where it cannot.
+pub type MovingHandshake = Arc<dyn Fn(IpAddr) -> Option<Arc<dyn CryptoConfig>> + Send + Sync>;
+
 /// The connections beside the one that carries: one at a time. A gateway that asks to move again meanwhile is not heard.
 #[derive(Default)]
 pub struct Moving {
     /// How it connects anew, if it is one who does.
-    handshake: Option<Arc<dyn CryptoConfig>>,
+    handshake: Option<MovingHandshake>,
     next: Option<Box<Next>>,
     /// The one that says its last.
     leaving: Option<Box<TunnelConnection>>,
@@ -79,8 +83,8 @@ impl Moving {
 }
 
 impl Tunnel {
-    /// Lets the gateway ask this client to move. The `handshake` must say what it is for, with [`MOVING_PROTOCOL`](crate::MOVING_PROTOCOL).
-    pub fn move_by(&mut self, handshake: Arc<dyn CryptoConfig>) {
+    /// Lets the gateway ask this client to move, by a `handshake` that begins when it does.
+    pub fn move_by(&mut self, handshake: MovingHandshake) {
         self.moving.handshake = Some(handshake);
     }
 
@@ -91,8 +95,10 @@ impl Tunnel {
 
     pub(super) fn take_notice(&mut self, now: Instant, json: &[u8]) {
         let may_move = !self.closed && self.moving.is_quiet();
-        let Some(handshake) = self.moving.handshake.clone().filter(|_| may_move) else { return };
-        if Notice::from_json(json) == Some(Notice::Move)
+        let (Some(assignment), Some(handshake)) = (self.assignment, &self.moving.handshake) else { return };
+        if may_move
+            && Notice::from_json(json) == Some(Notice::Move)
+            && let Some(handshake) = handshake(assignment.client_address.addr())
             && let Ok(link) = self.dial.begin(&mut self.endpoint, handshake, now)
         {
             let (messages, deadline) = (Messages::default(), now + MOVE_TIMEOUT);

@@ -1,5 +1,7 @@
 //! Who the other side of a connection is, and why a connection is over.
 
+use std::net::IpAddr;
+
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{Connection, ConnectionError};
 use rustls::pki_types::CertificateDer;
@@ -23,18 +25,29 @@ pub fn credential(connection: &Connection) -> Option<Credential> {
 /// servers that know no other.
 pub const RETURNING_PROTOCOL: &[u8] = b"tollgate";
 
-/// That of such a client which moves: its connection is to take the place of the one that it has.
-pub const MOVING_PROTOCOL: &[u8] = b"tollgate-moving";
-
 /// Whether the client of an established connection connects anew. Of a client with a Noise key nobody knows: there are no protocols to offer.
 pub fn reconnects(connection: &Connection) -> Reconnects {
     let data = connection.crypto_session().handshake_data();
     let tls = data.and_then(|data| data.downcast::<HandshakeData>().ok());
-    match tls.and_then(|tls| tls.protocol).as_deref() {
-        Some(RETURNING_PROTOCOL) => Reconnects::ByItself,
-        Some(MOVING_PROTOCOL) => Reconnects::Moving,
-        _ => Reconnects::Never,
+    let protocol = tls.and_then(|tls| tls.protocol);
+    if protocol.as_deref() != Some(RETURNING_PROTOCOL) {
+        return Reconnects::Never;
     }
+    let identity = connection.crypto_session().peer_identity();
+    let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.and_then(|chain| claimed(&chain)).map_or(Reconnects::ByItself, Reconnects::Moving)
+}
+
+/// How the entry begins that a client which moves has behind its certificates. Nobody looks up more than the first of them.
+const CLAIM: &[u8] = b"tollgate address ";
+
+/// The last entry of the certificate chain (RFC 8446, section 4.4.2, which is encrypted) of a client that moves: the address that it has.
+pub fn claim(address: IpAddr) -> CertificateDer<'static> {
+    [CLAIM, address.to_string().as_bytes()].concat().into()
+}
+
+fn claimed(chain: &[CertificateDer<'_>]) -> Option<IpAddr> {
+    str::from_utf8(chain.last()?.strip_prefix(CLAIM)?).ok()?.parse().ok()
 }
 
 /// Why a handshake has come to nothing.

@@ -47,7 +47,7 @@ fn login() -> impl Strategy<Value = Login> {
 }
 
 fn reconnects() -> impl Strategy<Value = Reconnects> {
-    prop_oneof![Just(Reconnects::Never), Just(Reconnects::ByItself), Just(Reconnects::Moving)]
+    prop_oneof![Just(Reconnects::Never), Just(Reconnects::ByItself), any::<IpAddr>().prop_map(Reconnects::Moving)]
 }
 
 fn reason() -> impl Strategy<Value = CloseReason> {
@@ -239,7 +239,7 @@ fn the_format_of_a_version_stays() {
     let (user, lease) = (UserIndex(1), LeaseId { holder: ShardIndex(1), number: 9 });
     let [granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes] = [1000, 200, 30, 4, 1];
     let report = LeaseReport { user, lease, granted_bytes, spent_bytes, returned_bytes, wanted_bytes, least_bytes };
-    let (credential, reconnects) = (Fingerprint([0xab; 32]), Reconnects::Moving);
+    let (credential, reconnects) = (Fingerprint([0xab; 32]), Reconnects::Moving(address));
     let received = Received {
         remote: "[fd00::1]:443".parse().unwrap(),
         local_ip: Some(address),

@@ -8,7 +8,7 @@ use tollgate_sim::Hello;
 use tollgate_sim::world::{Setup, World};
 
 /// As that of hybrid key exchange.
-const LONG: Hello = Hello { is_long: true, asks_for_another_protocol: false, returns: false, moves: false };
+const LONG: Hello = Hello { is_long: true, asks_for_another_protocol: false, returns: false, claims: None };
 
 fn world(shards: u16) -> World {
     World::scenario(Setup { shards, hello: LONG, ..Setup::default() })

@@ -69,6 +69,14 @@ impl Member {
         }
     }
 
+    /// The address of the connection whose place it is to take.
+    fn claimed(&self) -> Option<IpAddr> {
+        match self.login.reconnects {
+            Reconnects::Moving(address) => Some(address),
+            _ => None,
+        }
+    }
+
     fn is_waiting(&self) -> bool {
         !self.closing && self.stage == Stage::Waiting
     }
@@ -314,18 +322,17 @@ impl Session {
         }
     }
 
-    /// A client that moves gets the address of the connection that it has had longest, when that is closed. One that only has the same credential stays.
+    /// A client that moves gets the address of its other connection, when that is closed.
     fn take_over(&mut self, context: &mut Context, place: usize) {
-        let Member { login, stage, .. } = self.members[place];
-        let is_moving = login.reconnects == Reconnects::Moving && stage == Stage::Unasked;
-        if !is_moving || !self.members[place].counts(context) {
+        let member = self.members[place];
+        let Some(claimed) = member.claimed().filter(|_| member.stage == Stage::Unasked && member.counts(context))
+        else {
             return;
-        }
-        let is_former = |member: &&mut Member| {
-            let Login { credential, reconnects, .. } = member.login;
-            credential == login.credential && reconnects != Reconnects::Never && member.address().is_some()
         };
-        if let Some(former) = self.members.iter_mut().filter(is_former).find(|member| !member.closing) {
+        let is_former = |other: &&mut Member| {
+            other.address() == Some(claimed) && other.login.credential == member.login.credential && !other.closing
+        };
+        if let Some(former) = self.members.iter_mut().find(is_former) {
             former.close(context, CloseReason::Moved);
             self.members[place].stage = Stage::Waiting;
         }
@@ -368,8 +375,12 @@ impl Session {
     /// An address of this session is free: it goes to a member that waits for one, or back to the allocator.
     fn let_go(&mut self, context: &mut Context, former: Login, address: IpAddr) {
         let allowed = context.users.allows(self.user, address);
-        let waiting = self.members.iter_mut().find(|member| member.is_waiting());
-        if let Some(member) = waiting.filter(|_| allowed) {
+        let waiting =
+            |member: &Member| member.is_waiting() && member.claimed().is_none_or(|claimed| claimed == address);
+        let is_claimed = |member: &Member| waiting(member) && member.claimed().is_some();
+        let place = self.members.iter().position(is_claimed).or_else(|| self.members.iter().position(waiting));
+        if let Some(place) = place.filter(|_| allowed) {
+            let member = &mut self.members[place];
             member.hold(context, self.home, address);
             member.assign(context, address);
         } else {
