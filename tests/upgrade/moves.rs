@@ -20,8 +20,8 @@ use crate::site::Site;
 const DATAGRAMS_PER_S: u32 = 500;
 const STREAM: Duration = Duration::from_secs(4);
 const QUIET: Duration = Duration::from_secs(1);
-/// What a turn of two processes on a busy machine may cost: a twentieth of a second's datagrams.
-const LOST_MAX: u64 = DATAGRAMS_PER_S as u64 / 20;
+/// What may be in queues when the old connection is closed, behind TCP and on a busy machine: a tenth of a second's datagrams.
+const LOST_MAX: u64 = DATAGRAMS_PER_S as u64 / 10;
 const ROUND_TRIP: Duration = Duration::from_millis(40);
 /// One is what is on its way to the old process when that closes.
 const ROUND_TRIPS_MAX: f64 = 1.5;
