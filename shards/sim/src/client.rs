@@ -186,7 +186,7 @@ impl Device {
         };
         let mut end = end.expect("a usable name and address");
         if self.plan.returns {
-            end.tunnel().move_by(Identity::moving(self.plan.identity, Hello { returns: true, ..Hello::default() }));
+            end.tunnel().move_by(identity.moving(Hello { returns: true, ..Hello::default() }));
         }
         self.begin(end);
     }

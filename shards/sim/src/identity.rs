@@ -64,6 +64,7 @@ pub struct Hello {
 }
 
 pub struct Identity {
+    number: u64,
     secret: Secret,
     /// How the gateway knows it.
     pub fingerprint: Fingerprint,
@@ -93,7 +94,7 @@ impl Identity {
         if let Some(kind) = noise::kind(number) {
             let key = noise::client_key(kind, number);
             let fingerprint = Fingerprint::of_key(&key.public());
-            return Identity { secret: Secret::Noise(noise::client(&key)), fingerprint };
+            return Identity { number, secret: Secret::Noise(noise::client(&key)), fingerprint };
         }
         let key = Ed25519KeyPair::from_seed_unchecked(&Stream::numbered(0, "identity", number).seed())
             .and_then(|key| key.to_pkcs8v1().map_err(Into::into))
@@ -103,7 +104,7 @@ impl Identity {
         let parameters = rcgen::CertificateParams::new(vec!["gateway".to_owned()]).expect("a DNS name");
         let certificate = parameters.self_signed(&signer).expect("a complete certificate").der().clone();
         let fingerprint = Fingerprint::of(&certificate);
-        Identity { secret: Secret::Certificate(certificate, PrivateKeyDer::Pkcs8(key)), fingerprint }
+        Identity { number, secret: Secret::Certificate(certificate, PrivateKeyDer::Pkcs8(key)), fingerprint }
     }
 
     /// Identity `number`, made once in a thread.
@@ -111,8 +112,9 @@ impl Identity {
         IDENTITIES.with_borrow_mut(|all| all.entry(number).or_insert_with(|| Rc::new(Identity::new(number))).clone())
     }
 
-    /// How the client of identity `number` moves, which begins with `hello`.
-    pub fn moving(number: u64, hello: Hello) -> MovingHandshake {
+    /// How its client moves, which begins with `hello`.
+    pub fn moving(&self, hello: Hello) -> MovingHandshake {
+        let number = self.number;
         Arc::new(move |address| {
             Some(Identity::cached(number).client(Hello { claims: Some(address), ..hello }).handshake)
         })

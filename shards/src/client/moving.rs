@@ -52,14 +52,6 @@ impl Moving {
         self.next.is_none() && self.leaving.is_none()
     }
 
-    /// The connection for packets to the gateway: when the old one is closed, the new one, whose address is on the way.
-    pub fn carrier<'l>(&'l mut self, link: &'l mut TunnelConnection) -> &'l mut TunnelConnection {
-        match &mut self.next {
-            Some(next) if link.connection.is_closed() && !next.link.connection.is_handshaking() => &mut next.link,
-            _ => link,
-        }
-    }
-
     pub fn handle_event(&mut self, handle: ConnectionHandle, event: EndpointEvent) {
         if let Some(link) = self.links().find(|link| link.handle == handle) {
             link.handle_event(event);
@@ -106,14 +98,14 @@ impl Tunnel {
         }
     }
 
-    /// The connection that carries is over. Whoever is about to move waits for what comes of that.
+    /// The connection that carries is over. Whoever is about to move waits for what comes of that, unless the gateway has sent it away.
     pub(super) fn lost(&mut self, now: Instant, cause: CloseCause) {
-        match &mut self.moving.next {
-            Some(next) => {
-                next.deadline = next.deadline.min(now + LOST_TIMEOUT);
-                self.moving.lost = Some(cause);
-            }
-            None => self.close_because(cause),
+        let is_sent_away = |code: u64| code != u64::from(close_code::UPGRADE);
+        self.moving.lost = Some(cause);
+        match (&mut self.moving.next, &self.moving.lost) {
+            (Some(_), &Some(CloseCause::Gateway { code, .. })) if is_sent_away(code) => self.give_up_move(now),
+            (Some(next), _) => next.deadline = next.deadline.min(now + LOST_TIMEOUT),
+            (None, _) => self.give_up_move(now),
         }
     }
 

@@ -195,8 +195,7 @@ impl Tunnel {
     /// Queues an inner packet, unchecked. If there is no room, or no tunnel, a drop is counted.
     pub fn send(&mut self, packet: Bytes) {
         let bytes = packet.len() as u64;
-        let link = self.moving.carrier(&mut self.link);
-        if link.send(packet, usize::MAX, &mut self.counters.drops) {
+        if self.link.send(packet, usize::MAX, &mut self.counters.drops) {
             self.counters.up_packets += 1;
             self.counters.up_bytes += bytes;
         }

@@ -231,10 +231,10 @@ impl World {
 
     /// A client of `user` whose connection lands on shard `owner`. It has sent nothing yet.
     pub fn connect(&mut self, user: usize, owner: u16) -> usize {
-        let (identity, hello) = (self.seen.identities[user], self.seen.hello);
-        let client = self.dial(user, &Identity::cached(identity).client(hello), owner);
+        let (identity, hello) = (Identity::cached(self.seen.identities[user]), self.seen.hello);
+        let client = self.dial(user, &identity.client(hello), owner);
         if hello.returns {
-            self.client_mut(client).tunnel.move_by(Identity::moving(identity, hello));
+            self.client_mut(client).tunnel.move_by(identity.moving(hello));
         }
         client
     }

@@ -91,10 +91,13 @@ fn a_client_moves_as_often_as_it_is_asked() {
 
 #[test]
 fn of_one_credential_each_has_its_own_address_again_and_only_those_move_who_are_asked() {
-    let (mut world, mut before) = with_clients(1);
-    before.extend([world.attach(0, 1), world.attach(0, 0)]);
-    world.seen.hello = Hello::default();
+    let (mut world, gone) = with_clients(1);
+    world.close(gone[0].0);
+    let returning = std::mem::take(&mut world.seen.hello);
     let (staying, its_address) = world.attach(0, 0);
+    world.seen.hello = returning;
+    let before = [0, 1, 0].map(|owner| world.attach(0, owner));
+    world.seen.hello = Hello::default();
     let old = upgrade(&mut world);
     let (late, late_address) = world.attach(0, 0);
     world.run(S);
