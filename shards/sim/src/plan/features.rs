@@ -171,13 +171,13 @@ impl Features {
         Features(self.0 | others.0)
     }
 
-    /// These without what cannot happen beside. While the gateway is upgraded, none of its shards dies alone, and it neither drains nor stops by order.
+    /// These without what cannot happen beside. While the gateway is upgraded, none of its shards dies alone, and it does not stop by order.
     /// The shell's mesh loses what finds no room, its cores stop together and have one clock, and its sockets one address. Without the shell nobody
     /// asks the kernel to send.
     #[must_use]
     pub(super) fn possible(self) -> Self {
         if self.has(Feature::Upgrade) {
-            self.without(&[Feature::Shell, Feature::Refusals, Feature::Restart, Feature::Drain, Feature::Stop])
+            self.without(&[Feature::Shell, Feature::Refusals, Feature::Restart, Feature::Stop])
         } else if self.has(Feature::Shell) {
             self.without(&[Feature::MeshLoss, Feature::OuterAddresses, Feature::Pauses, Feature::Clocks])
         } else {

@@ -75,9 +75,21 @@ impl World {
     }
 
     fn schedule_orders(&mut self, at: Duration, pace: Option<DrainTimes>, random: &mut Stream) {
+        if self.plan.features.has(Feature::Upgrade) {
+            // Whose order it is is not known yet.
+            return self.schedule.at(self.now + at, Event::OrderDrain(pace));
+        }
         for index in 0..self.plan.shards {
             let after = at + random.duration(Duration::ZERO, self.plan.disturbances.order_spread);
             self.schedule.at(self.now + after, Event::Drain(index, pace));
+        }
+    }
+
+    /// The process that serves is told to drain, or to take clients again.
+    pub(super) fn order_drain(&mut self, pace: Option<DrainTimes>) {
+        for shard in self.serving().iter() {
+            let after = self.drains.duration(Duration::ZERO, self.plan.disturbances.order_spread);
+            self.schedule.at(self.now + after, Event::Drain(shard.0, pace));
         }
     }
 

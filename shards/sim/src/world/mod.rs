@@ -85,6 +85,8 @@ pub(crate) enum Event {
     Stop(u16),
     /// A shard is to drain at that pace, or to take clients again.
     Drain(u16, Option<DrainTimes>),
+    /// Likewise the process that serves by then.
+    OrderDrain(Option<DrainTimes>),
     Upgrade(Step),
     /// The users change while that device logs in.
     Race(u32),
@@ -131,6 +133,7 @@ pub struct World {
     /// The shard that takes what came in a pause.
     catching_up: Option<u16>,
     draining: ByShard<Draining>,
+    drains: Stream,
     upgrade: Option<Upgrade>,
     pub(crate) origin: Instant,
     pub(crate) traffic: Stream,
@@ -193,6 +196,7 @@ impl World {
             stops: None,
             catching_up: None,
             draining: ByShard::default(),
+            drains: plan.draws.stream("drains"),
             upgrade: None,
             origin,
             traffic: plan.draws.stream("traffic"),
@@ -344,6 +348,7 @@ impl World {
             Event::Restart => self.restart(),
             Event::Stop(index) => self.stop_shard(index),
             Event::Drain(index, pace) => self.drain_shard(index, pace),
+            Event::OrderDrain(pace) => self.order_drain(pace),
             Event::Upgrade(step) => self.upgrade(step),
             Event::Race(index) => self.race(index),
             Event::Nat => self.nat(),

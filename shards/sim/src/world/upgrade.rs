@@ -107,6 +107,15 @@ impl World {
         }
     }
 
+    /// The process that new clients come to, and that takes orders.
+    pub(super) fn serving(&self) -> Shards {
+        match self.upgrade {
+            Some(Upgrade { old, stage: Stage::Started | Stage::HandedOver, .. }) => old,
+            Some(Upgrade { new, stage: Stage::Steered, .. }) => new,
+            _ => self.gateway.processes.homes,
+        }
+    }
+
     /// A process of `count` shards starts beside the gateway's. It has nothing to do yet.
     pub fn start_successor(&mut self, count: u16) {
         let old = self.gateway.processes.homes;
@@ -173,10 +182,12 @@ impl World {
     }
 
     pub fn kill_successor(&mut self) {
-        let Upgrade { old, new, .. } = self.upgrade.expect("it is under way");
+        let Upgrade { old, new, stage } = self.upgrade.expect("it is under way");
         self.kill_process(new);
-        // Whom it was about to send away may stay.
-        old.iter().for_each(|shard| self.schedule.at(self.now, Event::Drain(shard.0, None)));
+        if stage == Stage::Steered {
+            // Whom it was about to send away may stay.
+            old.iter().for_each(|shard| self.schedule.at(self.now, Event::Drain(shard.0, None)));
+        }
     }
 
     fn kill_process(&mut self, dead: Shards) {
