@@ -7,7 +7,7 @@ use aws_lc_rs::rand::SystemRandom;
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{ClientProtocol, Credentials, ServerProtocol, ServerTls};
-use tollgate_noise::{Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_VERSION};
+use tollgate_noise::{Announcement, Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_VERSION};
 use tollgate_shards::{MovingHandshake, Users};
 
 use crate::noise::{self, NoiseError};
@@ -157,8 +157,8 @@ pub fn shut_out<'u>(modes: &[Mode], users: impl Iterator<Item = (&'u str, &'u Cr
 pub struct Spoken {
     /// What the engine takes.
     pub config: Arc<dyn CryptoConfig>,
-    /// Likewise for a client that moves from one connection to another. Noise has no words for that.
-    pub moving: Option<MovingHandshake>,
+    /// Likewise for one that moves from one connection to another.
+    pub moving: MovingHandshake,
     /// Which it is.
     pub mode: Mode,
     /// Where TLS notes that the gateway's certificate is out of its validity.
@@ -175,12 +175,15 @@ impl Spoken {
         match protocol {
             ClientProtocol::Tls(tls) => {
                 let ReturningClient { config, moving, validity } = tls::returning_client(tls)?;
-                Ok(Spoken { config, moving: Some(moving), mode: Mode::Tls, validity })
+                Ok(Spoken { config, moving, mode: Mode::Tls, validity })
             }
             ClientProtocol::Noise(noise) => {
-                let config = Arc::new(noise::client(noise)?);
+                let client = noise::client(noise)?;
+                let config = Arc::new(client.announcing(Announcement::Returns));
+                let moving: MovingHandshake =
+                    Arc::new(move |address| Some(Arc::new(client.announcing(Announcement::Moves(address)))));
                 let mode = Mode::Noise(noise.key_exchange.noise());
-                Ok(Spoken { config, moving: None, mode, validity: ValidityNote::default() })
+                Ok(Spoken { config, moving, mode, validity: ValidityNote::default() })
             }
         }
     }

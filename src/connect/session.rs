@@ -84,7 +84,7 @@ impl Session {
         };
         let mut client =
             Client::new(params, MergeLimits::default(), spoken.config.clone(), ephemeral_reset_key(), now)?;
-        spoken.moving.iter().for_each(|moving| client.tunnel.move_by(moving.clone()));
+        client.tunnel.move_by(spoken.moving.clone());
         Ok(Session { client, events: VecDeque::new(), late_at: Some(now + ATTEMPT_TIMEOUT), silent_at })
     }
 

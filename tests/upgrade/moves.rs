@@ -89,14 +89,20 @@ fn connect_moves_with_its_address_and_loses_hardly_a_packet() {
 
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
-fn over_a_long_path_connect_loses_what_one_round_trip_up_holds() {
+fn over_a_long_path_connect_loses_what_one_round_trip_up_holds_by_tls_and_by_noise() {
     let _turn = turn::alone();
+    for login in [Login::of("alice"), Login::by_noise("alice", "hybrid")] {
+        move_over_a_long_path(login);
+    }
+}
+
+fn move_over_a_long_path(login: Login<'_>) {
     let plan = TopologyPlan { clients: 1, path: PathToGateway::Routed, ..TopologyPlan::default() };
-    let site = Site::start_in(Topology::build(&plan).unwrap(), &Plan::default(), |_| {});
+    let site = Site::start_in(Topology::build(&plan).unwrap(), &Plan { serves_noise: true, ..Plan::default() }, |_| {});
     let relay = Relay::at_router(&site.topology, false, Way { one_way: ROUND_TRIP / 2, ..Way::default() });
     let endpoint = relay.address().to_string();
     let (inside, network) = (&site.topology.clients[0].namespace, &site.topology.network);
-    let login = Login { endpoint: &endpoint, ..Login::of("alice") };
+    let login = Login { endpoint: &endpoint, ..login };
     let (_alice, address) = connect(&site, inside, login);
     let datagrams = (STREAM.as_secs_f64() * f64::from(DATAGRAMS_PER_S)) as u64;
     thread::scope(|scope| {

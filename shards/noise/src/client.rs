@@ -6,6 +6,7 @@ use quinn_proto::ConnectError;
 use quinn_proto::crypto;
 use quinn_proto::transport_parameters::TransportParameters;
 
+use crate::announcement::Announcement;
 use crate::failed::Failed;
 use crate::handshake::Handshake;
 use crate::keys::{Pair, PrivateKey, PublicKey};
@@ -29,6 +30,7 @@ pub struct ClientConfig {
     own: Arc<Pair>,
     server: PublicKey,
     source: Arc<dyn Randomness>,
+    announcement: Option<Announcement>,
 }
 
 impl ClientConfig {
@@ -41,9 +43,17 @@ impl ClientConfig {
         if own.kind() != server.kind() {
             return Err(ClientError::KindsDiffer { own: own.kind(), server: server.kind() });
         }
-        let config = ClientConfig { own: Arc::new(own.pair()), server, source };
+        let config = ClientConfig { own: Arc::new(own.pair()), server, source, announcement: None };
         config.session(Vec::new()).map_err(|Failed| ClientError::UnusableServerKey)?;
         Ok(config)
+    }
+
+    /// The same client, which says this of itself.
+    #[must_use]
+    pub fn announcing(&self, announcement: Announcement) -> Self {
+        let ClientConfig { own, server, source, .. } = self;
+        let (own, server, source) = (own.clone(), server.clone(), source.clone());
+        ClientConfig { own, server, source, announcement: Some(announcement) }
     }
 
     /// The version that `quinn_proto::ClientConfig` must be set to.
@@ -70,6 +80,7 @@ impl crypto::ClientConfig for ClientConfig {
         }
         let mut parameters = Vec::new();
         params.write(&mut parameters);
+        self.announcement.iter().for_each(|announcement| announcement.write(&mut parameters));
         // Only the source of randomness can fail, for which quinn-proto has no error.
         self.session(parameters).map(|session| Box::new(session) as _).map_err(|Failed| ConnectError::EndpointStopping)
     }

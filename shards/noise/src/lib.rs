@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod announcement;
 mod client;
 mod coins;
 mod dh;
@@ -28,6 +29,7 @@ mod symmetric;
 #[cfg(test)]
 mod vectors;
 
+pub use announcement::Announcement;
 pub use client::{ClientConfig, ClientError};
 pub use handshakes::{Handshakes, TLS_VERSION};
 pub use keys::{KeyError, Listed, PrivateKey, PublicKey};

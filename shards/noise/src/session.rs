@@ -10,6 +10,7 @@ use quinn_proto::crypto::{self, ExportKeyingMaterialError, KeyPair, Keys};
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError};
 
+use crate::announcement::Announcement;
 use crate::failed::Failed;
 use crate::handshake::Handshake;
 use crate::keys::{Listed, PublicKey};
@@ -40,6 +41,8 @@ pub struct Session {
     /// The other side's.
     parameters: Option<TransportParameters>,
     peer: Option<PublicKey>,
+    /// What the other side says of itself.
+    announced: Option<Announcement>,
     /// Whether a message of the other side has come.
     has_read: bool,
     /// Whether its empty message has.
@@ -93,6 +96,7 @@ impl Session {
             outbox: Vec::new(),
             parameters: None,
             peer: None,
+            announced: None,
             has_read: false,
             is_confirmed: false,
         }
@@ -126,6 +130,7 @@ impl Session {
             if given.listed.as_ref().is_some_and(|listed| !listed.is_listed(peer)) {
                 return Err(Refusal::Unlisted(UnlistedKey::new(peer)));
             }
+            self.announced = Announcement::find(&payload);
             let mut payload = &payload[..];
             let parameters = TransportParameters::read(self.side, &mut payload).map_err(|_| Refusal::Broken)?;
             if !payload.is_empty() {
@@ -163,9 +168,9 @@ impl crypto::Session for Session {
         Level::initial(self.kind, dst_cid).keys(side)
     }
 
-    /// There is nothing to tell; [`crypto::Session::peer_identity`] says who it is.
+    /// An `Option` of an [`Announcement`]; [`crypto::Session::peer_identity`] says who it is.
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        self.has_read.then(|| Box::new(()) as Box<dyn Any>)
+        self.has_read.then(|| Box::new(self.announced) as Box<dyn Any>)
     }
 
     /// A [`PublicKey`]. Before the connection is established it may be the repetition of one that somebody else has shown.

@@ -23,6 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, NamedGroup, RootCertStore, SignatureScheme};
 use siphasher::sip::SipHasher13;
+use tollgate_noise::Announcement;
 use tollgate_shards::{
     Fingerprint, IdLayout, MovingHandshake, RETURNING_PROTOCOL, ShardKeys, TLS_VERSION, TokenKey, claim,
 };
@@ -127,7 +128,15 @@ impl Identity {
                 let tls = QuicClientConfig::try_from(self.client_config(hello)).expect("AES-128-GCM is there");
                 Dial::tls(Arc::new(tls))
             }
-            Secret::Noise(config) => Dial { handshake: config.clone(), quic_version: config.quic_version() },
+            Secret::Noise(config) => {
+                let announcement = match hello {
+                    Hello { claims: Some(address), .. } => Some(Announcement::Moves(address)),
+                    Hello { returns: true, .. } => Some(Announcement::Returns),
+                    _ => None,
+                };
+                let announcing = announcement.map(|announcement| Arc::new(config.announcing(announcement)));
+                Dial { handshake: announcing.unwrap_or_else(|| config.clone()), quic_version: config.quic_version() }
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{Connection, ConnectionError};
 use rustls::pki_types::CertificateDer;
-use tollgate_noise::{PublicKey, UnlistedKey};
+use tollgate_noise::{Announcement, PublicKey, UnlistedKey};
 
 use crate::excerpt::excerpt;
 use crate::ids::{Credential, CredentialKind, Fingerprint, Reconnects};
@@ -25,11 +25,17 @@ pub fn credential(connection: &Connection) -> Option<Credential> {
 /// servers that know no other.
 pub const RETURNING_PROTOCOL: &[u8] = b"tollgate";
 
-/// Whether the client of an established connection connects anew. Of a client with a Noise key nobody knows: there are no protocols to offer.
+/// Whether the client of an established connection connects anew.
 pub fn reconnects(connection: &Connection) -> Reconnects {
-    let data = connection.crypto_session().handshake_data();
-    let tls = data.and_then(|data| data.downcast::<HandshakeData>().ok());
-    let protocol = tls.and_then(|tls| tls.protocol);
+    let Some(data) = connection.crypto_session().handshake_data() else { return Reconnects::Never };
+    if let Some(announced) = data.downcast_ref::<Option<Announcement>>() {
+        return match *announced {
+            Some(Announcement::Returns) => Reconnects::ByItself,
+            Some(Announcement::Moves(address)) => Reconnects::Moving(address),
+            None => Reconnects::Never,
+        };
+    }
+    let protocol = data.downcast::<HandshakeData>().ok().and_then(|tls| tls.protocol);
     if protocol.as_deref() != Some(RETURNING_PROTOCOL) {
         return Reconnects::Never;
     }

@@ -1,6 +1,7 @@
 //! Clients who come back by themselves are asked to move to the process that takes over: they go on with the old connection until the new one has their
 //! address.
 
+use tollgate_noise::Kind;
 use tollgate_shards::Command;
 use tollgate_sim::{Hello, LinkPlan};
 
@@ -13,10 +14,15 @@ const MOVED: u64 = 0x09;
 
 /// Two shards with clients who come back by themselves, each of a user of its own and 40 ms away.
 fn with_clients(count: usize) -> (World, Vec<(usize, IpAddr)>) {
+    with_clients_of(count, None)
+}
+
+/// Likewise, with Noise keys of a kind, or certificates.
+fn with_clients_of(count: usize, kind: Option<Kind>) -> (World, Vec<(usize, IpAddr)>) {
     let users = vec![UserSpec::default(); count];
     let link = LinkPlan { delay: ONE_WAY, ..LinkPlan::UNDISTURBED };
     let hello = Hello { returns: true, ..Hello::default() };
-    let mut world = World::scenario(Setup { users, link, hello, ..Setup::default() });
+    let mut world = World::scenario(Setup { users, link, hello, keys: vec![kind], ..Setup::default() });
     let clients = (0..count).map(|user| world.attach(user, user as u16 % 2)).collect();
     (world, clients)
 }
@@ -76,8 +82,14 @@ fn a_client_that_moves_keeps_its_address_and_loses_what_one_round_trip_up_holds_
 }
 
 #[test]
-fn a_client_moves_as_often_as_it_is_asked() {
-    let (mut world, before) = with_clients(1);
+fn a_client_moves_as_often_as_it_is_asked_by_tls_and_by_noise() {
+    for kind in [None, Some(Kind::Standard), Some(Kind::Hybrid)] {
+        move_thrice(kind);
+    }
+}
+
+fn move_thrice(kind: Option<Kind>) {
+    let (mut world, before) = with_clients_of(1, kind);
     for _ in 0..3 {
         let old = upgrade(&mut world);
         world.run(S);
