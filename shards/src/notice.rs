@@ -1,5 +1,5 @@
-//! What the gateway tells a client that speaks [`RETURNING_PROTOCOL`](crate::RETURNING_PROTOCOL), once it has an address: JSON on a unidirectional stream,
-//! one each. Quincy's protocol has no such thing.
+//! What the gateway tells a client that comes back by itself, once it has an address: JSON on a unidirectional stream, one each. Quincy's protocol has no
+//! such thing.
 
 use serde::{Deserialize, Serialize};
 

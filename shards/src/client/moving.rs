@@ -24,7 +24,8 @@ const MOVE_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long it may still take once the old connection is over.
 const LOST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes the handshake of a client that moves and has this address: it shows its [`claim`](crate::claim) behind its certificates. None where it cannot.
+/// Makes the handshake of a client that moves and has this address, which it shows: in TLS as a [`claim`](crate::claim) behind its certificates, in Noise
+/// as an [`Announcement`](tollgate_noise::Announcement). None where it cannot.
 pub type MovingHandshake = Arc<dyn Fn(IpAddr) -> Option<Arc<dyn CryptoConfig>> + Send + Sync>;
 
 /// The connections beside the one that carries: one at a time. A gateway that asks to move again meanwhile is not heard.
@@ -78,11 +79,6 @@ impl Tunnel {
     /// Lets the gateway ask this client to move, by a `handshake` that begins when it does.
     pub fn move_by(&mut self, handshake: MovingHandshake) {
         self.moving.handshake = Some(handshake);
-    }
-
-    /// Whether it has begun to move, and has not arrived.
-    pub fn is_moving(&self) -> bool {
-        self.moving.next.is_some()
     }
 
     pub(super) fn take_notice(&mut self, now: Instant, json: &[u8]) {
