@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use serde_json::Value;
+use tollgate::control::protocol::{Answer, Request, decode, encode};
+use tollgate::gateway::State;
 use tollgate_shards::DropReason;
 
 use tollgate_test_support::pages::commands::Checker;
@@ -141,6 +144,50 @@ fn every_reason_for_a_drop_is_explained_once() {
     let mut reasons = DropReason::ALL.map(DropReason::name).to_vec();
     reasons.sort_unstable();
     assert_eq!(explained, reasons);
+}
+
+/// An answer in which nothing is left out.
+fn full_answer() -> Answer {
+    Answer {
+        done: true,
+        lines: vec!["1 connection closed".to_owned()],
+        epoch: Some(3),
+        closed_connections: Some(1),
+        state: Some(State::Serving),
+        clients: Some(2),
+        drains_for_ms: Some(7),
+        process: Some(8),
+        took_ms: Some(1.5),
+    }
+}
+
+/// The keys of an object.
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().into_iter().flatten().map(|(key, _)| &key[..]).collect()
+}
+
+#[test]
+fn the_control_socket_is_documented_in_full() {
+    let operation = page(&root(), "docs/operation.md");
+    let tables = rows(&operation, "### Its protocol");
+    let (requests, keys_of_answers): (Vec<_>, Vec<_>) = tables.into_iter().partition(|row| row.len() == 3);
+    let mut documented = BTreeSet::new();
+    let answer: Value = serde_json::from_slice(&encode(&full_answer())).unwrap();
+    for row in &requests {
+        let example = quoted(row[0]).next().unwrap();
+        let (written, request): (Value, Request) =
+            (serde_json::from_str(example).unwrap(), decode(example.as_bytes()).unwrap());
+        // A key that nobody reads would be missing.
+        assert_eq!(serde_json::from_slice::<Value>(&encode(&request)).unwrap(), written);
+        documented.insert(written["order"].as_str().unwrap().to_owned());
+        quoted(row[2]).for_each(|key| assert!(answer.get(key).is_some(), "no answer has {key}: {row:?}"));
+    }
+    let unknown = decode::<Request>(br#"{"order":""}"#).unwrap_err().to_string();
+    let orders: BTreeSet<String> = quoted(&unknown).filter(|order| !order.is_empty()).map(str::to_owned).collect();
+    assert_eq!(documented, orders);
+    let explained: Vec<&str> = keys_of_answers.iter().filter_map(|row| quoted(row[0]).next()).collect();
+    assert_eq!(explained.len(), explained.iter().collect::<BTreeSet<_>>().len(), "twice");
+    assert_eq!(explained.into_iter().collect::<BTreeSet<_>>(), keys(&answer));
 }
 
 #[test]

@@ -12,7 +12,9 @@ use tracing::{debug, warn};
 
 use super::acceptor::may_control;
 use super::event_loop::{EventLoop, Interest, Source, Watched};
-use super::protocol::{Answer, LineError, Lines, Next, REQUEST_BYTES_MAX, Request, encode};
+use super::protocol::{
+    Answer, LineError, Lines, MessageError, NO_ORDER, Next, REQUEST_BYTES_MAX, Request, decode, encode,
+};
 use crate::log::{self, Kind};
 
 /// Clients at once. A request takes milliseconds.
@@ -185,13 +187,13 @@ impl Client {
                     }
                 }
                 State::Reading { .. } => match self.lines.next(&self.stream) {
-                    Ok(Next::Line(line)) => match serde_json::from_slice(&line) {
+                    Ok(Next::Line(line)) => match decode(&line) {
                         Ok(request) => {
                             self.state = State::Waiting;
                             return Ok(Step::Request(request));
                         }
                         Err(error) => {
-                            self.begin_answer(&refusal(&format_args!("this is no order in JSON: {error}")), false, now);
+                            self.begin_answer(&refusal(&not_understood(&error)), false, now);
                         }
                     },
                     Ok(Next::Partial) => {
@@ -207,6 +209,13 @@ impl Client {
         // Lines may wait in memory, which the kernel does not report; room for output it reports at once.
         self.stream.want(Interest::Output)?;
         Ok(Step::Continue)
+    }
+}
+
+fn not_understood(error: &MessageError) -> String {
+    match error {
+        MessageError::Malformed(error) => format!("{NO_ORDER}: {error}"),
+        MessageError::Version(_) => error.to_string(),
     }
 }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use super::protocol::{ANSWER_BYTES_MAX, Answer, LineError, Lines, Next, Request, encode};
+use super::protocol::{
+    ANSWER_BYTES_MAX, Answer, LineError, Lines, MessageError, NO_ORDER, Next, Request, decode, encode,
+};
 
 /// How long a gateway may take from the connection to the answer: it may have a long file of users to read, and other orders before this
 /// one.
@@ -17,6 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same for an upgrade, which the gateway gives up before.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a gateway may not know an order of this program.
+const OLDER: &str = "the gateway that runs is older than this program: `tollgate upgrade` brings it up to date";
 
 /// How often a gateway is tried whose queue of connections is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(20);
@@ -106,7 +111,16 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
         Ok(None) => return Err(no_answer(written.map_or_else(|e| e.to_string(), |()| "it has ended".to_owned()))),
         Err(error) => return Err(no_answer(error.to_string())),
     };
-    serde_json::from_slice(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+    decode_answer(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+/// The answer in `line`. Where a gateway does not know an order, it is told why that may be.
+fn decode_answer(line: &[u8]) -> Result<Answer, MessageError> {
+    let mut answer: Answer = decode(line)?;
+    if answer.lines.first().is_some_and(|line| line.starts_with(NO_ORDER)) {
+        answer.lines.push(OLDER.to_owned());
+    }
+    Ok(answer)
 }
 
 /// An upgrade may wait for a process that takes its time to start.

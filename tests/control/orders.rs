@@ -70,6 +70,14 @@ fn a_kick_says_how_many_it_hit_and_whom_it_does_not_know() {
     assert_eq!(said.text, "tollgate: no user is named \"alcie\": did you mean \"alice\"?\n");
     let answer = site.say(b"{\"order\":\"kick\",\"user\":\"bob\",\"and\":\"more\"}\n");
     assert_eq!((answer["done"].as_bool(), answer["closed_connections"].as_u64()), (Some(true), Some(0)), "{answer}");
+    let answer = site.say(b"{\"version\":2,\"order\":\"kick\",\"user\":\"bob\"}\n");
+    assert!(answer["lines"][0].as_str().is_some_and(|line| line.contains("version 2 is not known")), "{answer}");
+    let printed: Value = serde_json::from_str(&site.order_done(&["kick", "bob", "--json"])).unwrap();
+    assert_eq!((&printed["version"], &printed["done"]), (&1.into(), &true.into()), "{printed}");
+    let said = site.order(&["kick", "bbo", "--json"]);
+    let (printed, told) = said.text.split_once('\n').unwrap();
+    let printed: Value = serde_json::from_str(printed).unwrap();
+    assert!(said.code == Some(1) && printed["done"] == false && told.starts_with("tollgate: no user"), "{said:?}");
     site.gateway.assert_sound();
 }
 

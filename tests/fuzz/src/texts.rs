@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use tempfile::TempDir;
-use tollgate::control::protocol::{Answer, LineError, Lines, Next, REQUEST_BYTES_MAX, Request, encode};
+use tollgate::control::protocol::{Answer, LineError, Lines, Next, REQUEST_BYTES_MAX, Request, decode, encode};
 use tollgate::tls;
 use tollgate_config::{ClientConfig, ConfigError, PROBLEMS_MAX, PemSource, ServerConfig, ServerTls};
 use tollgate_shards::Assignment;
@@ -146,13 +146,13 @@ fn take(lines: &mut Lines, stream: &UnixStream, read: &mut Vec<Vec<u8>>) -> bool
 }
 
 fn round_trips(line: &[u8]) {
-    if let Ok(request) = serde_json::from_slice::<Request>(line) {
+    if let Ok(request) = decode::<Request>(line) {
         let again = encode(&request);
         assert_eq!(again.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(serde_json::from_slice::<Request>(&again).expect("just written"), request);
+        assert_eq!(decode::<Request>(&again).expect("just written"), request);
     }
-    if let Ok(answer) = serde_json::from_slice::<Answer>(line) {
-        let again = serde_json::from_slice::<Answer>(&encode(&answer)).expect("just written");
+    if let Ok(answer) = decode::<Answer>(line) {
+        let again = decode::<Answer>(&encode(&answer)).expect("just written");
         // The last digit of a fraction may be another.
         let without_time = |answer: Answer| Answer { took_ms: None, ..answer };
         assert_eq!(without_time(again), without_time(answer));

@@ -1,15 +1,18 @@
 //! Commands and their options.
 
+mod operator;
+
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig, control_socket};
+use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig};
 use tracing::warn;
 
-use crate::control::{Control, DRAIN_MAX, Request, ask, drain};
+use self::operator::Operator;
+use crate::control::{Control, DRAIN_MAX, Request};
 use crate::gateway::{Gateway, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
 use crate::log::{Log, say_last};
@@ -122,25 +125,6 @@ struct ServerFile {
     environment: Environment,
 }
 
-/// How orders find the running gateway.
-#[derive(Debug, Args)]
-struct Operator {
-    /// The gateway's configuration file, which names its control socket.
-    #[arg(
-        long,
-        visible_alias = "config-path",
-        value_name = "FILE",
-        default_value = "server.toml",
-        conflicts_with = "socket"
-    )]
-    config: PathBuf,
-    /// The gateway's control socket.
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    #[command(flatten)]
-    environment: Environment,
-}
-
 /// The file that `check` reads.
 #[derive(Debug, Args)]
 struct CheckedFile {
@@ -229,39 +213,6 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
-    }
-}
-
-impl Operator {
-    /// Has the gateway carry out `request`, and prints what it says.
-    fn order(&self, request: &Request) -> anyhow::Result<()> {
-        let answer = ask(&self.socket()?, request)?;
-        let lines = answer.lines.join("\n");
-        anyhow::ensure!(answer.done, lines);
-        Ok(print(&lines)?)
-    }
-
-    fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {
-        let order = Request::Drain { within_ms: within.as_millis() as u64, rate_per_s };
-        let (clients, took) = drain(&self.socket()?, &order)?;
-        Ok(print(&format!(
-            "drained: of {clients} client{} none is left after {:.1} s; the gateway takes none until `tollgate resume`",
-            if clients == 1 { "" } else { "s" },
-            took.as_secs_f64()
-        ))?)
-    }
-
-    fn upgrade(&self, binary: Option<PathBuf>, within: Duration, rate: u32) -> anyhow::Result<()> {
-        let program = binary.map(std::path::absolute).transpose()?;
-        self.order(&Request::Upgrade { program, within_ms: within.as_millis() as u64, rate_per_s: Some(rate) })
-    }
-
-    fn socket(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.socket {
-            return Ok(path.clone());
-        }
-        let socket = control_socket(&self.config, self.environment.variables());
-        socket.context("the gateway's control socket is not known, name it by --config or --socket")
     }
 }
 

@@ -1,0 +1,82 @@
+//! Commands for a gateway that runs: how they find it, and how they show what it answers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use tollgate_config::control_socket;
+
+use super::Environment;
+use crate::control::protocol::encode;
+use crate::control::{Answer, Request, ask, drain};
+use crate::gateway::State;
+use crate::output::print;
+
+/// How orders find the running gateway.
+#[derive(Debug, Args)]
+pub(super) struct Operator {
+    /// The gateway's configuration file, which names its control socket.
+    #[arg(
+        long,
+        visible_alias = "config-path",
+        value_name = "FILE",
+        default_value = "server.toml",
+        conflicts_with = "socket"
+    )]
+    config: PathBuf,
+    /// The gateway's control socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print what the gateway answers as one line of JSON, as docs/operation.md has it. An order that is refused ends with status 1 all the same.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    environment: Environment,
+}
+
+impl Operator {
+    /// Has the gateway carry out `request`, and prints what it says.
+    pub(super) fn order(&self, request: &Request) -> anyhow::Result<()> {
+        self.show(&ask(&self.socket()?, request)?)
+    }
+
+    /// Prints `answer`, for people or for machines.
+    fn show(&self, answer: &Answer) -> anyhow::Result<()> {
+        let lines = answer.lines.join("\n");
+        if self.json {
+            print(String::from_utf8_lossy(&encode(answer)).trim_end())?;
+        }
+        anyhow::ensure!(answer.done, lines);
+        if !self.json {
+            print(&lines)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {
+        let order = Request::Drain { within_ms: within.as_millis() as u64, rate_per_s };
+        let (clients, took) = drain(&self.socket()?, &order)?;
+        let line = format!(
+            "drained: of {clients} client{} none is left after {:.1} s; the gateway takes none until `tollgate resume`",
+            if clients == 1 { "" } else { "s" },
+            took.as_secs_f64()
+        );
+        let took_ms = Some(took.as_secs_f64() * 1e3);
+        let state = Some(State::Draining);
+        self.show(&Answer { done: true, lines: vec![line], state, clients: Some(0), took_ms, ..Answer::default() })
+    }
+
+    pub(super) fn upgrade(&self, binary: Option<PathBuf>, within: Duration, rate: u32) -> anyhow::Result<()> {
+        let program = binary.map(std::path::absolute).transpose()?;
+        self.order(&Request::Upgrade { program, within_ms: within.as_millis() as u64, rate_per_s: Some(rate) })
+    }
+
+    fn socket(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.socket {
+            return Ok(path.clone());
+        }
+        let socket = control_socket(&self.config, self.environment.variables());
+        socket.context("the gateway's control socket is not known, name it by --config or --socket")
+    }
+}

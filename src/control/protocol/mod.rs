@@ -1,0 +1,213 @@
+//! What an operator and a running gateway say to each other: one JSON object a line each way, an [`Answer`] to each [`Request`], in order.
+//!
+//! Each says its [`VERSION`]; what says none is of before there was one, and means the same. Keys that a side does not know are ignored, and keys may be
+//! left out where a default is named, so that either side may be the newer one.
+//!
+//! This module knows no deadline.
+
+mod lines;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::gateway::State;
+
+pub use lines::{LineError, Lines, Next};
+
+/// The version of requests and answers. Keys and orders may be added to it.
+pub const VERSION: u32 = 1;
+
+/// Longest request, in bytes, the end of the line not counted.
+pub const REQUEST_BYTES_MAX: usize = 4096;
+
+/// Longest answer, in bytes, the end of the line not counted. All problems of a configuration that is broken everywhere fit in.
+pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// How the answer begins to what is no order, or one that only newer gateways know.
+pub const NO_ORDER: &str = "this is no order in JSON";
+
+/// Of a version that is not known, what an error shows.
+const VERSION_CHARS_MAX: usize = 20;
+
+/// What an operator wants. On the line, for example: `{"version":1,"order":"kick","user":"alice"}`; docs/operation.md has them all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Request {
+    /// Read the configuration again and put it in force.
+    Reload {
+        /// Whether also if few of the users in force would remain.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+    },
+    /// Close a user's connections.
+    Kick {
+        /// The user's name.
+        user: String,
+    },
+    /// Take no new clients, and send those that are there away at an even pace.
+    Drain {
+        /// After so many milliseconds whoever is left goes at once.
+        within_ms: u64,
+        /// Clients in a second; without it the last one goes at the end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_per_s: Option<u32>,
+    },
+    /// Take clients again.
+    Resume,
+    /// Have another process take over, and send the clients of this one away.
+    Upgrade {
+        /// The program, an absolute path; without one what this process was started with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<PathBuf>,
+        /// After so many milliseconds whoever is left goes at once.
+        within_ms: u64,
+        /// Clients in a second; without it the last one goes at the end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_per_s: Option<u32>,
+    },
+    /// Say how the gateway stands.
+    Status,
+}
+
+/// What came of it. On the line, for example: `{"version":1,"done":true,"lines":["..."],"epoch":3}`, or `{"version":1,"done":false,"lines":["..."]}`
+/// with every reason why not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether the order was carried out, on every shard.
+    pub done: bool,
+    /// For people: what was done, or each reason why not.
+    #[serde(default)]
+    pub lines: Vec<String>,
+    /// The number of the epoch in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Connections that were closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_connections: Option<u64>,
+    /// What the gateway is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// Clients that have logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u64>,
+    /// How many milliseconds it takes until all have been sent away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drains_for_ms: Option<u64>,
+    /// The process that serves from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
+    /// From the order to its acknowledgement by the last shard, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<f64>,
+}
+
+impl Answer {
+    /// A refusal.
+    pub fn refused(reasons: Vec<String>) -> Self {
+        Answer { lines: reasons, ..Answer::default() }
+    }
+}
+
+/// A request or an answer as it is on the line.
+#[derive(Serialize)]
+struct Versioned<'m, M> {
+    version: u32,
+    #[serde(flatten)]
+    message: &'m M,
+}
+
+/// What is looked at before anything else of a line.
+#[derive(Deserialize)]
+struct Head {
+    version: Option<Value>,
+}
+
+/// Why a line is not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// It is no JSON, or none of what is expected.
+    #[error(transparent)]
+    Malformed(#[from] serde_json::Error),
+    /// It is of another version.
+    #[error("version {0} is not known here, only version {VERSION} is")]
+    Version(String),
+}
+
+/// `message` as it goes on the line.
+///
+/// # Panics
+///
+/// Never: requests and answers can always be written.
+pub fn encode(message: &impl Serialize) -> Vec<u8> {
+    let versioned = Versioned { version: VERSION, message };
+    let mut line = serde_json::to_vec(&versioned).expect("strings and numbers can always be written");
+    line.push(b'\n');
+    line
+}
+
+/// The request or the answer in `line`.
+///
+/// # Errors
+///
+/// If it is none, or of a version that is not known.
+pub fn decode<'l, M: Deserialize<'l>>(line: &'l [u8]) -> Result<M, MessageError> {
+    match serde_json::from_slice::<Head>(line)?.version {
+        Some(version) if version != VERSION => {
+            Err(MessageError::Version(version.to_string().chars().take(VERSION_CHARS_MAX).collect()))
+        }
+        _ => Ok(serde_json::from_slice(line)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_ignore_what_they_do_not_know() {
+        let request: Request = serde_json::from_str(r#"{"order":"kick","user":"alice","politely":true}"#).unwrap();
+        assert_eq!(request, Request::Kick { user: "alice".into() });
+        let answer: Answer = serde_json::from_str(r#"{"done":true,"mood":"good"}"#).unwrap();
+        assert_eq!(answer, Answer { done: true, ..Answer::default() });
+        for (line, force) in
+            [(r#"{"version":1,"order":"reload"}"#, false), (r#"{"version":1,"order":"reload","force":true}"#, true)]
+        {
+            let request: Request = decode(line.as_bytes()).unwrap();
+            assert_eq!(request, Request::Reload { force });
+            assert_eq!(encode(&request), [line.as_bytes(), b"\n"].concat());
+        }
+        let unknown = serde_json::from_str::<Request>(r#"{"order":"dance"}"#).unwrap_err().to_string();
+        assert!(unknown.contains("dance") && unknown.contains("reload"), "{unknown}");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let answer = Answer { done: true, lines: vec!["a\nb".into()], epoch: Some(3), ..Answer::default() };
+        let line = encode(&answer);
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(serde_json::from_slice::<Answer>(&line).unwrap(), answer);
+        let request = Request::Kick { user: "Zoë \"z\"".into() };
+        assert_eq!(serde_json::from_slice::<Request>(&encode(&request)).unwrap(), request);
+    }
+
+    #[test]
+    fn a_version_is_said_and_one_that_is_not_known_is_refused_by_name() {
+        let version = |message: Vec<u8>| serde_json::from_slice::<Value>(&message).unwrap()["version"].clone();
+        assert_eq!([version(encode(&Request::Status)), version(encode(&Answer::default()))], [VERSION, VERSION]);
+        for line in [r#"{"order":"resume"}"#, r#"{"version":1,"order":"resume"}"#, r#"{"order":"resume","version":1}"#]
+        {
+            assert_eq!(decode::<Request>(line.as_bytes()).unwrap(), Request::Resume);
+        }
+        for (version, shown) in
+            [("2", "version 2 "), ("0", "version 0 "), ("\"1\"", "version \"1\" "), ("[[[]]]", "[[[]]]")]
+        {
+            let line = format!(r#"{{"version":{version},"order":"dance"}}"#);
+            let error = decode::<Request>(line.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(shown) && error.contains("only version 1"), "{error}");
+        }
+        let long = format!(r#"{{"version":"{}"}}"#, "x".repeat(1000));
+        assert!(decode::<Answer>(long.as_bytes()).unwrap_err().to_string().len() < 100);
+    }
+}
