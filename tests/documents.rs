@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tollgate::control::protocol::{Answer, Request, decode, encode};
-use tollgate::gateway::State;
-use tollgate_shards::DropReason;
+use tollgate::control::protocol::{Answer, ConnectionRow, Place, Request, UserRow, decode, encode};
+use tollgate::gateway::{HostReport, Report, State};
+use tollgate_shards::{DropReason, Usage};
 
 use tollgate_test_support::pages::commands::Checker;
 use tollgate_test_support::pages::{Page, all, page, root};
@@ -158,6 +158,36 @@ fn full_answer() -> Answer {
         drains_for_ms: Some(7),
         process: Some(8),
         took_ms: Some(1.5),
+        users: Some(vec![user_row()]),
+        connections: Some(vec![connection_row()]),
+        next: Some(Place { user: "alice".to_owned(), address: Some([198, 19, 0, 2].into()) }),
+        shards: Some(vec![Report::default()]),
+        host: Some(HostReport::default()),
+        unanswered: Some(vec![1]),
+    }
+}
+
+fn user_row() -> UserRow {
+    UserRow {
+        user: "alice".to_owned(),
+        connections: 1,
+        usage: Usage::default(),
+        limit_bits_per_s: Some(10_000_000),
+        since_unix_s: Some(1),
+    }
+}
+
+fn connection_row() -> ConnectionRow {
+    ConnectionRow {
+        user: "alice".to_owned(),
+        address: [198, 19, 0, 2].into(),
+        shard: 0,
+        mode: "TLS".to_owned(),
+        since_unix_s: 1,
+        heard_ms: 1,
+        rtt_us: 1,
+        usage: Usage::default(),
+        outer: Some(([198, 18, 0, 2], 4433).into()),
     }
 }
 
@@ -188,6 +218,9 @@ fn the_control_socket_is_documented_in_full() {
     let explained: Vec<&str> = keys_of_answers.iter().filter_map(|row| quoted(row[0]).next()).collect();
     assert_eq!(explained.len(), explained.iter().collect::<BTreeSet<_>>().len(), "twice");
     assert_eq!(explained.into_iter().collect::<BTreeSet<_>>(), keys(&answer));
+    let of_rows: BTreeSet<String> = rows(&operation, "#### Rows").iter().map(|row| row[0].replace('`', "")).collect();
+    let rows = [serde_json::to_value(user_row()).unwrap(), serde_json::to_value(connection_row()).unwrap()];
+    assert_eq!(of_rows.iter().map(|key| &key[..]).collect::<BTreeSet<_>>(), &keys(&rows[0]) | &keys(&rows[1]));
 }
 
 #[test]

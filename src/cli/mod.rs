@@ -1,6 +1,7 @@
 //! Commands and their options.
 
 mod operator;
+mod tables;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig};
 use tracing::warn;
 
 use self::operator::Operator;
+use self::tables::Sort;
 use crate::control::{Control, DRAIN_MAX, Request};
 use crate::gateway::{Gateway, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
@@ -98,7 +100,32 @@ enum Command {
         operator: Operator,
     },
     /// Say how a running gateway stands: what it is about, and how many clients it has.
+    ///
+    /// With --json also all counters of every shard.
     Status(Operator),
+    /// Say which users are online at a running gateway: with how many connections, since when, and what these have carried.
+    ///
+    /// Bytes and packets are UDP payload and datagrams, as the quincy_* metrics count them, of the connections that are there now.
+    Users {
+        /// In which order.
+        #[arg(long, value_enum, default_value_t = Sort::Name)]
+        sort: Sort,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Say which connections a running gateway has: whose, with which inner address, on which shard, and what each has carried.
+    ///
+    /// A client's address on the outside is shown only where [log] level has it in the log too: at debug.
+    Connections {
+        /// Only those of this user.
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// In which order.
+        #[arg(long, value_enum, default_value_t = Sort::Name)]
+        sort: Sort,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
     ///
     /// Reads Quincy's client.toml as it is. Brings up a TUN interface, routes and DNS, and takes them away again.
@@ -201,7 +228,9 @@ impl Cli {
             Command::Drain { within, rate, operator } => operator.drain(within, rate),
             Command::Resume(operator) => operator.order(&Request::Resume),
             Command::Upgrade { binary, within, rate, operator } => operator.upgrade(binary, within, rate),
-            Command::Status(operator) => operator.order(&Request::Status),
+            Command::Status(operator) => operator.status(),
+            Command::Users { sort, operator } => operator.users(sort),
+            Command::Connections { user, sort, operator } => operator.connections(user.as_deref(), sort),
             Command::Connect(file) => {
                 let config = file.load()?;
                 start_log(&config.log, &config.ignored_variables)?;

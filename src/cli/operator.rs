@@ -8,7 +8,8 @@ use clap::Args;
 use tollgate_config::control_socket;
 
 use super::Environment;
-use crate::control::protocol::encode;
+use super::tables::{self, Sort};
+use crate::control::protocol::{Place, encode};
 use crate::control::{Answer, Request, ask, drain};
 use crate::gateway::State;
 use crate::output::print;
@@ -52,6 +53,48 @@ impl Operator {
             print(&lines)?;
         }
         Ok(())
+    }
+
+    pub(super) fn status(&self) -> anyhow::Result<()> {
+        self.order(&Request::Status { shards: self.json })
+    }
+
+    pub(super) fn users(&self, sort: Sort) -> anyhow::Result<()> {
+        let answer = self.all(|after| Request::Users { after })?;
+        let mut rows = answer.users.clone().unwrap_or_default();
+        sort.users(&mut rows);
+        self.show_table(Answer { users: Some(rows), ..answer }, |answer| tables::users(answer.users.as_deref()))
+    }
+
+    pub(super) fn connections(&self, user: Option<&str>, sort: Sort) -> anyhow::Result<()> {
+        let answer = self.all(|after| Request::Connections { user: user.map(str::to_owned), after })?;
+        let mut rows = answer.connections.clone().unwrap_or_default();
+        sort.connections(&mut rows);
+        let table = |answer: &Answer| tables::connections(answer.connections.as_deref());
+        self.show_table(Answer { connections: Some(rows), ..answer }, table)
+    }
+
+    /// Asks until no row is missing.
+    fn all(&self, request: impl Fn(Option<Place>) -> Request) -> anyhow::Result<Answer> {
+        let socket = self.socket()?;
+        let mut answer = ask(&socket, &request(None))?;
+        while let Some(next) = answer.next.take() {
+            let more = ask(&socket, &request(Some(next)))?;
+            anyhow::ensure!(more.done, more.lines.join("\n"));
+            answer.users.iter_mut().for_each(|users| users.extend(more.users.iter().flatten().cloned()));
+            let connections = more.connections.into_iter().flatten();
+            answer.connections.iter_mut().for_each(|rows| rows.extend(connections.clone()));
+            answer.next = more.next;
+        }
+        Ok(answer)
+    }
+
+    /// Prints `answer` with what `table` makes of it before the lines.
+    fn show_table(&self, mut answer: Answer, table: impl Fn(&Answer) -> Option<String>) -> anyhow::Result<()> {
+        if !self.json {
+            answer.lines = table(&answer).into_iter().chain(answer.lines).collect();
+        }
+        self.show(&answer)
     }
 
     pub(super) fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {

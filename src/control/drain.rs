@@ -53,7 +53,7 @@ pub fn drain(path: &Path, order: &Request) -> Result<(u64, Duration), DrainError
             _ => {}
         }
         thread::sleep(INTERVAL);
-        answer = accepted(ask(path, &Request::Status)?)?;
+        answer = accepted(ask(path, &Request::Status { shards: false })?)?;
         progress.update(|| answer.lines.join("; "));
     }
     progress.clear();

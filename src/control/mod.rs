@@ -7,6 +7,7 @@
 //! The configuration crate and the gateway validate what is to be put in force.
 
 mod acceptor;
+mod carry_out;
 mod clients;
 mod drain;
 mod event_loop;
@@ -15,6 +16,7 @@ pub mod metrics;
 mod operator;
 mod orders;
 pub mod protocol;
+mod survey;
 mod upgrade;
 
 use std::io;
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use tollgate_config::{ConfigError, LogFilter, ServerConfig};
 use tollgate_netlink::NetlinkWatch;
-use tracing::{info, warn};
+use tracing::warn;
 
 pub use acceptor::SocketError;
 pub use clients::{CLIENT_TIMEOUT, CLIENTS_MAX};
@@ -40,9 +42,9 @@ use self::clients::{Clients, not_served};
 use self::event_loop::{EventLoop, Interest, Source, Watched};
 use self::file_watch::FileWatch;
 use self::metrics::{Endpoint, MetricsError};
-use self::orders::{Orders, Origin, StatusFor};
+use self::orders::{Orders, Origin};
 use self::upgrade::Leaving;
-use crate::gateway::{Completed, DrainPlan, Gateway, GatewayError, NotUpgraded, Status};
+use crate::gateway::{Gateway, GatewayError};
 use crate::io::Wake;
 use crate::log::Log;
 use crate::output::Reports;
@@ -304,138 +306,6 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         }
     }
 
-    /// Ends orders that are completed, and begins the next ones as long as none is pending.
-    fn advance_orders(&mut self) {
-        while let Some(completed) = self.gateway.poll_completed(Instant::now()) {
-            match completed {
-                Completed::SuccessorLost => self.stay(),
-                Completed::Stop if matches!(self.phase, Phase::Serving | Phase::Leaving) => self.begin_stop(),
-                Completed::Upgrade(Ok(upgraded)) => {
-                    let process = upgraded.process;
-                    if let Some((origin, answer)) = self.orders.complete(Completed::Upgrade(Ok(upgraded))) {
-                        self.answer(origin, &answer);
-                    }
-                    self.begin_leaving(process);
-                }
-                Completed::Status(status) if self.phase == Phase::LastStatus => {
-                    status.to_string().lines().for_each(|line| info!("{line}"));
-                    info!("stopping: every client is told");
-                    self.gateway.begin_stop(Instant::now());
-                    self.phase = Phase::Stopping;
-                }
-                Completed::Status(status) => self.take_status(&status),
-                completed => {
-                    if let Some((origin, answer)) = self.orders.complete(completed) {
-                        self.answer(origin, &answer);
-                    }
-                }
-            }
-        }
-        while let Some(next) = self.orders.begin_next() {
-            let answered = match (next, self.phase) {
-                (orders::Next::Report, Phase::Serving | Phase::Leaving) => {
-                    self.gateway.begin_status(Instant::now());
-                    None
-                }
-                (orders::Next::Report, _) => {
-                    self.orders.end_report();
-                    None
-                }
-                (orders::Next::Order(origin, _), Phase::LastStatus | Phase::Stopping) => {
-                    Some((origin, self.orders.refuse_stopping()))
-                }
-                (orders::Next::Order(origin, _), Phase::Leaving) => {
-                    let process = self.gateway.successor().unwrap_or_default();
-                    Some((origin, self.orders.refuse_reload(origin, vec![NotUpgraded::Replaced(process).to_string()])))
-                }
-                (orders::Next::Order(origin, Request::Kick { user }), Phase::Serving) => {
-                    self.orders.begin_kick(&mut self.gateway, origin, &user).map(|answer| (origin, answer))
-                }
-                (orders::Next::Order(origin, Request::Reload { force }), Phase::Serving) => {
-                    self.begin_reload(origin, force).map(|answer| (origin, answer))
-                }
-                (orders::Next::Order(origin, Request::Status), Phase::Serving) => {
-                    self.orders.begin_status(&mut self.gateway, StatusFor::Answer(origin));
-                    None
-                }
-                (orders::Next::Order(origin, Request::Drain { within_ms, rate_per_s }), Phase::Serving) => {
-                    self.orders
-                        .begin_status(&mut self.gateway, StatusFor::Drain(origin, drain_plan(within_ms, rate_per_s)));
-                    None
-                }
-                (orders::Next::Order(origin, Request::Resume), Phase::Serving) => Some((origin, self.resume())),
-                (orders::Next::Order(origin, Request::Upgrade { program, within_ms, rate_per_s }), Phase::Serving) => {
-                    self.begin_upgrade(origin, program, drain_plan(within_ms, rate_per_s))
-                        .map(|answer| (origin, answer))
-                }
-            };
-            if let Some((origin, answer)) = answered {
-                self.answer(origin, &answer);
-            }
-        }
-    }
-
-    /// Makes use of a status that was asked for.
-    fn take_status(&mut self, status: &Status) {
-        match self.orders.take_status() {
-            None if self.phase == Phase::Leaving => self.see_them_leave(status, Instant::now()),
-            None => {}
-            Some(StatusFor::Report) => self.reports.print(status.to_json()),
-            Some(StatusFor::Answer(origin)) => self.answer(origin, &orders::standing(&self.gateway, status)),
-            Some(StatusFor::Drain(origin, pace)) => {
-                self.gateway.begin_drain(pace, status, Instant::now());
-                let answer = orders::standing(&self.gateway, status);
-                answer.lines.iter().for_each(|line| info!("{line}"));
-                supervisor::status("draining: no new clients are taken");
-                self.answer(origin, &answer);
-            }
-        }
-    }
-
-    /// Ends a drain.
-    fn resume(&mut self) -> Answer {
-        if !self.gateway.resume() {
-            return Answer::refused(vec!["the gateway does not drain: it takes clients".to_owned()]);
-        }
-        info!("taking clients again, by order");
-        supervisor::status("serving");
-        let lines = vec!["taking clients again".to_owned()];
-        Answer { done: true, lines, state: Some(self.gateway.state()), ..Answer::default() }
-    }
-
-    /// Reads the configuration again and puts it in force. Returns the answer if there is one already.
-    fn begin_reload(&mut self, origin: Origin, force: bool) -> Option<Answer> {
-        let next = match (self.load)() {
-            Ok(next) => next,
-            Err(error) => return Some(self.orders.refuse_reload(origin, orders::reasons(&error))),
-        };
-        let is_watched = watched_file(&next) == self.users_file.as_ref().map(|watch| watch.path());
-        let watch = if is_watched { Ok(None) } else { watch_users_file(&next, &self.event_loop).map(Some) };
-        let watch = match watch {
-            Ok(watch) => watch,
-            Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
-        };
-        let listening = match self.metrics.prepare(&next.metrics, &self.event_loop) {
-            Ok(listening) => listening,
-            Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
-        };
-        let refused = self.orders.begin_reload(&mut self.gateway, origin, next, force);
-        if refused.is_none() {
-            watch.into_iter().for_each(|watch| self.users_file = watch);
-            listening.into_iter().for_each(|listening| self.metrics.replace(listening));
-        }
-        refused
-    }
-
-    fn answer(&mut self, origin: Origin, answer: &Answer) {
-        if let Origin::Client(client) = origin {
-            self.clients.answer(client, answer, Instant::now());
-            while let Some((client, request)) = self.clients.poll_request() {
-                self.orders.push(Origin::Client(client), request);
-            }
-        }
-    }
-
     /// Takes no more orders, and asks for the last status.
     fn begin_stop(&mut self) {
         if self.gateway.successor().is_none() {
@@ -449,11 +319,6 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         }
         self.gateway.begin_status(Instant::now());
     }
-}
-
-/// The drain that was ordered, as far as it may be.
-fn drain_plan(within_ms: u64, rate_per_s: Option<u32>) -> DrainPlan {
-    DrainPlan { within: Duration::from_millis(within_ms).min(DRAIN_MAX), rate_per_s }
 }
 
 /// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.

@@ -10,7 +10,7 @@ use tollgate_config::{ConfigError, LogFilter, ServerConfig};
 use tracing::{error, info, warn};
 
 use super::clients::ClientId;
-use super::protocol::{Answer, Request};
+use super::protocol::{Answer, Place, Request};
 use crate::gateway::{Completed, DrainPlan, Gateway, NotUpgraded, State, Status, Upgraded};
 use crate::log::{self, Kind, Log};
 
@@ -55,11 +55,27 @@ enum Pending {
 }
 
 /// What a status was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum StatusFor {
     Report,
-    Answer(Origin),
+    /// With each shard's report, or without.
+    Answer(Origin, bool),
     Drain(Origin, DrainPlan),
+    Survey(Survey),
+}
+
+/// Who wants to know who is online.
+#[derive(Debug)]
+pub struct Survey {
+    pub origin: Origin,
+    pub whom: Whom,
+}
+
+/// Of whom. See [`Request`].
+#[derive(Debug)]
+pub enum Whom {
+    Users { after: Option<Place> },
+    Connections { user: Option<String>, after: Option<Place> },
 }
 
 /// The orders that wait, and the one that is pending.
@@ -112,6 +128,12 @@ impl Orders {
     pub fn begin_status(&mut self, gateway: &mut Gateway, purpose: StatusFor) {
         gateway.begin_status(Instant::now());
         self.pending = Some(Pending::Status(purpose));
+    }
+
+    /// Asks for the gateway's status and for what its connections have carried.
+    pub fn begin_survey(&mut self, gateway: &mut Gateway, survey: Survey) {
+        gateway.begin_survey(Instant::now());
+        self.pending = Some(Pending::Status(StatusFor::Survey(survey)));
     }
 
     /// What the status that has come was asked for.
@@ -232,7 +254,9 @@ impl Orders {
     pub fn abandon(&mut self) -> Option<(Origin, Answer)> {
         match self.pending.take()? {
             Pending::Status(StatusFor::Report) => None,
-            Pending::Status(StatusFor::Answer(origin) | StatusFor::Drain(origin, _))
+            Pending::Status(
+                StatusFor::Answer(origin, _) | StatusFor::Drain(origin, _) | StatusFor::Survey(Survey { origin, .. }),
+            )
             | Pending::Kick(origin)
             | Pending::Reload(origin, _)
             | Pending::Upgrade(origin) => Some((origin, self.refuse_stopping())),
@@ -251,19 +275,24 @@ pub fn standing(gateway: &Gateway, status: &Status) -> Answer {
             format!("draining; clients left: {clients}, the last one for {:.1} s", left.as_secs_f64())
         }
     };
-    let before = gateway.predecessor().map(|(process, clients)| {
-        let clients = clients.map_or_else(|| "some".to_owned(), |clients| clients.to_string());
-        format!("process {process}, which this one has taken over from, still has clients: {clients}")
-    });
-    let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
     Answer {
         done: true,
-        lines: std::iter::once(line).chain(before).chain(silent).chain(status.panics()).collect(),
+        lines: std::iter::once(line).chain(missing(gateway, status)).chain(status.panics()).collect(),
         state: Some(state),
         clients: Some(clients),
         drains_for_ms: left.map(|left| left.as_millis() as u64),
         ..Answer::default()
     }
+}
+
+/// A line for each part of the gateway that a status lacks.
+pub fn missing(gateway: &Gateway, status: &Status) -> Vec<String> {
+    let before = gateway.predecessor().map(|(process, clients)| {
+        let clients = clients.map_or_else(|| "some".to_owned(), |clients| clients.to_string());
+        format!("process {process}, which this one has taken over from, still has clients: {clients}")
+    });
+    let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
+    before.into_iter().chain(silent).collect()
 }
 
 fn refuse_kick(reason: &impl fmt::Display) -> Answer {

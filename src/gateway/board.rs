@@ -11,6 +11,10 @@ use super::Report;
 /// Time between two reports of a core: what is published is not older than that, but for a core that finds its place taken.
 const INTERVAL: Duration = Duration::from_millis(200);
 
+/// What was published so short a time ago is new enough for whoever asks: however often that is, a core looks at all of its connections ten times a
+/// second at most.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// What a core's connections have carried.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CoreUsage {
@@ -125,14 +129,25 @@ impl Publisher {
         }
         let Some(interval) = self.usage_interval() else { return };
         if self.usage.handle_turn(now, interval) {
-            self.spare.clear();
-            self.spare.extend(clients);
-            let place = try_lock(&self.board.0.usage);
-            self.usage.tried(now, place.is_some());
-            if let Some(mut place) = place {
-                std::mem::swap(&mut place.clients, &mut self.spare);
-                place.former = former;
-            }
+            self.publish_usage(now, clients, former);
+        }
+    }
+
+    /// Somebody asks for the usage, and is not reading: publishes it, unless that was just done.
+    pub fn handle_query(&mut self, now: Instant, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
+        if self.usage.tried_at.is_none_or(|at| at + FRESH <= now) {
+            self.publish_usage(now, clients, former);
+        }
+    }
+
+    fn publish_usage(&mut self, now: Instant, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
+        self.spare.clear();
+        self.spare.extend(clients);
+        let place = try_lock(&self.board.0.usage);
+        self.usage.tried(now, place.is_some());
+        if let Some(mut place) = place {
+            std::mem::swap(&mut place.clients, &mut self.spare);
+            place.former = former;
         }
     }
 
@@ -188,6 +203,18 @@ mod tests {
         assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (2, Some(start + INTERVAL + interval)));
         turn(&mut publisher, start + INTERVAL + interval, 4);
         assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (4, None));
+    }
+
+    #[test]
+    fn usage_is_published_for_whoever_asks_but_not_again_at_once() {
+        let (board, start) = (Board::default(), Instant::now());
+        let mut publisher = board.publisher();
+        let mut ask = |at: Instant, number: u64| {
+            publisher.handle_query(at, iter::empty(), Usage { sent_bytes: number, ..Usage::default() });
+            board.usage().former.sent_bytes
+        };
+        assert_eq!([ask(start, 1), ask(start + FRESH / 2, 2), ask(start + FRESH, 3)], [1, 1, 3]);
+        assert_eq!(publisher.poll_timeout(), None, "nobody wants to know the next");
     }
 
     #[test]

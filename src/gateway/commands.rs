@@ -58,6 +58,7 @@ enum Pending {
 
 struct StatusQuery {
     id: CommandId,
+    with_usage: bool,
     deadline: Instant,
     waiting: BTreeSet<u16>,
     ended: BTreeSet<u16>,
@@ -73,10 +74,11 @@ struct PendingChange {
 }
 
 impl Commands {
-    /// Asks every core for its status, in place of whatever was pending.
-    pub fn begin_status(&mut self, cores: &[CoreHandle], now: Instant) {
+    /// Asks every core for its status, and to publish the usage of its connections before where `with_usage`, in place of whatever was pending.
+    pub fn begin_status(&mut self, cores: &[CoreHandle], with_usage: bool, now: Instant) {
         self.completed = None;
-        self.pending = Some(Pending::Status(StatusQuery::begin(self.next_id(), cores, &self.ended, now)));
+        let query = StatusQuery::begin(self.next_id(), with_usage, cores, &self.ended, now);
+        self.pending = Some(Pending::Status(query));
     }
 
     /// Gives every core what `command` makes for `change`.
@@ -161,7 +163,7 @@ impl Commands {
         if let Some(Pending::Status(query) | Pending::Change(_, Some(query))) = &self.pending
             && query.waiting.contains(&shard)
         {
-            cores[usize::from(shard)].send(CoreCommand::Report(query.id));
+            cores[usize::from(shard)].send(CoreCommand::Report { id: query.id, with_usage: query.with_usage });
         }
     }
 
@@ -199,7 +201,7 @@ impl Commands {
                 return;
             }
             Some(Pending::Change(pending, None)) if pending.began + CHANGE_TIMEOUT <= now => {
-                Some(Pending::Change(pending, Some(StatusQuery::begin(self.next_id(), cores, &self.ended, now))))
+                Some(Pending::Change(pending, Some(StatusQuery::begin(self.next_id(), false, cores, &self.ended, now))))
             }
             pending => pending,
         };
@@ -213,12 +215,12 @@ impl Commands {
 }
 
 impl StatusQuery {
-    fn begin(id: CommandId, cores: &[CoreHandle], gone: &BTreeSet<u16>, now: Instant) -> Self {
+    fn begin(id: CommandId, with_usage: bool, cores: &[CoreHandle], gone: &BTreeSet<u16>, now: Instant) -> Self {
         let shards = 0..cores.len() as u16;
-        let (waiting, ended): (BTreeSet<u16>, _) =
-            shards.partition(|shard| !gone.contains(shard) && cores[usize::from(*shard)].send(CoreCommand::Report(id)));
+        let ask = |shard: &u16| cores[usize::from(*shard)].send(CoreCommand::Report { id, with_usage });
+        let (waiting, ended): (BTreeSet<u16>, _) = shards.partition(|shard| !gone.contains(shard) && ask(shard));
         let deadline = if waiting.is_empty() { now } else { now + REPORT_TIMEOUT };
-        StatusQuery { id, deadline, waiting, ended, reports: Vec::new() }
+        StatusQuery { id, with_usage, deadline, waiting, ended, reports: Vec::new() }
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -255,7 +257,7 @@ mod tests {
     /// The ID of the one command that waits.
     fn taken(core: &Receiver<CoreCommand>) -> CommandId {
         match core.try_recv().unwrap() {
-            CoreCommand::Report(id) | CoreCommand::Kick { id, .. } => id,
+            CoreCommand::Report { id, .. } | CoreCommand::Kick { id, .. } => id,
             _ => panic!("another command"),
         }
     }
@@ -311,7 +313,7 @@ mod tests {
         let (cores, mut taken_by) = cores(3);
         drop(taken_by.remove(1));
         let (mut commands, now) = (Commands::default(), Instant::now());
-        commands.begin_status(&cores, now);
+        commands.begin_status(&cores, false, now);
         commands.handle_report(taken(&taken_by[0]), report(0));
         commands.advance(&cores, now);
         assert!(commands.take_completed().is_none());
@@ -321,7 +323,7 @@ mod tests {
         assert_eq!((status.shards, status.unanswered), (vec![report(0)], vec![1, 2]));
 
         // The last one still has its end of the channel, and will not look at it.
-        commands.begin_status(&cores, now);
+        commands.begin_status(&cores, false, now);
         commands.handle_report(taken(&taken_by[0]), report(0));
         commands.advance(&cores, now);
         assert!(commands.take_completed().is_some());

@@ -34,7 +34,12 @@ pub enum CoreCommand<D: Descriptors = Kernel> {
     /// Say goodbye to every client and end.
     Stop,
     /// Report the status.
-    Report(CommandId),
+    Report {
+        /// The command's ID.
+        id: CommandId,
+        /// Whether the usage of connections is to be published before.
+        with_usage: bool,
+    },
     /// Take no new clients, and send those that are here away.
     Drain {
         /// All of them in this time.
@@ -97,6 +102,7 @@ pub struct Generations {
 
 /// The status of one core.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
     /// The shard's place.
     pub shard: u16,
@@ -105,18 +111,14 @@ pub struct Report {
     /// Connections that it owns.
     pub owned_connections: usize,
     /// Those of them on which a client has logged in.
-    #[serde(default)]
     pub clients: usize,
     /// Addresses held, where the shard is the address allocator.
     pub addresses_held: Option<u64>,
     /// What is held for others.
-    #[serde(default)]
     pub memory: Held,
     /// How often it has panicked and was started anew.
-    #[serde(default)]
     pub restarts: u32,
     /// Milliseconds in which there was work, since the start.
-    #[serde(default)]
     pub busy_ms: u64,
     /// What the engine counted, those incarnations included.
     pub counters: Counters,
@@ -345,7 +347,10 @@ where
                 seat.standing.is_draining = false;
                 shard.handle_command(now, Command::Resume);
             }
-            CoreCommand::Report(command) => {
+            CoreCommand::Report { id: command, with_usage } => {
+                if with_usage && let Some(publisher) = &mut seat.publisher {
+                    publisher.handle_query(now, shard.usage(), shard.former_usage());
+                }
                 let report = Box::new(self.report(now));
                 self.seat.notices.send(Notice::Report { command, report });
             }

@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use tollgate_config::ServerConfig;
 use tollgate_netlink::NetlinkWatch;
-use tollgate_shards::{Generation, IdLayoutError, Shards, Snapshot};
+use tollgate_shards::{Generation, IdLayoutError, Shards, Snapshot, Users};
 use zeroize::Zeroizing;
 
 pub use self::core::Report;
@@ -355,7 +355,8 @@ impl Gateway {
         self.cores.iter().map(|core| core.board.report()).collect()
     }
 
-    /// What the connections of each core have carried, as often published as the configuration says where metrics are served.
+    /// What the connections of each core have carried: published when somebody [asks](Gateway::begin_survey), and as often as the configuration says
+    /// where metrics are served.
     pub fn usage(&self) -> Vec<CoreUsage> {
         self.cores.iter().map(|core| core.board.usage()).collect()
     }
@@ -379,7 +380,17 @@ impl Gateway {
     /// Asks every core for its status, and gives up what was pending. [`Gateway::poll_completed`] has it when all have answered, or time is
     /// over.
     pub fn begin_status(&mut self, now: Instant) {
-        self.commands.begin_status(&self.cores, now);
+        self.commands.begin_status(&self.cores, false, now);
+    }
+
+    /// The same, with [`Gateway::usage`] of this moment in all cores that answer: a tenth of a second old at most.
+    pub fn begin_survey(&mut self, now: Instant) {
+        self.commands.begin_status(&self.cores, true, now);
+    }
+
+    /// The users in force.
+    pub fn users(&self) -> &Users {
+        &self.snapshot.users
     }
 
     /// What has come to an end. Where that is the pending command, the next one may begin then.

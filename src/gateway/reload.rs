@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate_config::{ServerConfig, UserChanges, needs_restart};
-use tollgate_shards::{CommandId, Handshakes, Snapshot, Users};
+use tollgate_shards::{CommandId, Handshakes, Snapshot, UserIndex, Users};
 
 use super::Gateway;
 use super::commands::CHANGE_TIMEOUT;
@@ -229,15 +229,23 @@ impl Gateway {
         Ok(())
     }
 
+    /// The user in force of that name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn find_user(&self, name: &str) -> Result<UserIndex, UnknownUser> {
+        let users = &self.snapshot.users;
+        users.find_name(name).ok_or_else(|| UnknownUser { name: name.to_owned(), near: nearest(name, users) })
+    }
+
     /// Closes every connection of the user `name`; [`Gateway::poll_completed`] tells when that is done.
     ///
     /// # Errors
     ///
     /// If there is no such user.
     pub fn begin_kick(&mut self, name: &str, now: Instant) -> Result<(), UnknownUser> {
-        let Some(user) = self.snapshot.users.find_name(name) else {
-            return Err(UnknownUser { name: name.to_owned(), near: nearest(name, &self.snapshot.users) });
-        };
+        let user = self.find_user(name)?;
         let change = Change::Kick { user: name.to_owned() };
         self.commands.begin_change(&self.cores, now, change, |id| CoreCommand::Kick { id, user });
         self.prepare_to_pass_on(|order, _| vec![Words::Kick { order, user: name.to_owned() }]);

@@ -2,6 +2,7 @@
 
 mod drain;
 mod metrics;
+mod online;
 mod orders;
 mod reload;
 mod site;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use quinn_proto::Event as ConnectionEvent;
 
-use crate::ids::{ConnectionKey, Fingerprint, INCARNATION_SHIFT, Reconnects, ShardIndex, UserIndex};
+use crate::ids::{ConnectionKey, CredentialKind, Fingerprint, INCARNATION_SHIFT, Reconnects, ShardIndex, UserIndex};
 use crate::io::WakeReason;
 use crate::memory::{Memory, PACKET_BYTES};
 use crate::quic::admission::Place;
@@ -22,6 +22,8 @@ pub struct ClientConnection {
     pub moves: Moves,
     /// When its first Initial was taken.
     pub began: Instant,
+    /// When the last datagram came that was for it.
+    pub heard_at: Instant,
     /// Taken from the connection before its turn had come.
     pub early_event: Option<ConnectionEvent>,
     timer: TimerEntry,
@@ -69,6 +71,7 @@ pub struct Identity {
     pub user: UserIndex,
     pub home: ShardIndex,
     pub credential: Fingerprint,
+    pub kind: CredentialKind,
     pub reconnects: Reconnects,
 }
 
@@ -79,6 +82,12 @@ impl ClientConnection {
             Stage::LoggedIn(identity) | Stage::Attached { identity, .. } => Some(identity),
             Stage::Handshaking { .. } | Stage::Closed => None,
         }
+    }
+
+    /// Gives the connection a datagram that came for it.
+    pub fn hear(&mut self, now: Instant, datagram: quinn_proto::ConnectionEvent) {
+        self.heard_at = now;
+        self.tunnel.handle_event(datagram);
     }
 
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
@@ -217,6 +226,7 @@ impl Connections {
             stage: Stage::Handshaking { place, deadline, room_bytes },
             moves,
             began: now,
+            heard_at: now,
             early_event: None,
             timer: TimerEntry::default(),
             queued_bytes: 0,

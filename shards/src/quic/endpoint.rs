@@ -170,7 +170,7 @@ impl QuicEndpoint {
                 }
                 let answers = |client: &ClientConnection| client.tunnel.connection.stats().frame_rx.path_response;
                 let answers_before = client.moves.is_unproven(remote).then(|| answers(client));
-                client.tunnel.handle_event(event);
+                client.hear(now, event);
                 if answers_before.is_some_and(|before| answers(client) > before) {
                     client.moves.answer(remote);
                 }

@@ -27,7 +27,7 @@ use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{CommandId, ConnectionKey, Fingerprint, SHARDS_MAX, ShardIndex, UserIndex};
+use crate::ids::{CommandId, ConnectionKey, Credential, Fingerprint, SHARDS_MAX, ShardIndex, UserIndex};
 use crate::io::{Received, WakeReason};
 use crate::machine::{Machine, Output};
 use crate::memory::{Accounts, Held};
@@ -294,10 +294,10 @@ impl Shard {
     /// Somebody has proved to hold the secret of a credential: the user's home is asked for an address.
     fn log_in(&mut self, logged_in: LoggedIn) {
         let LoggedIn { connection, credential, reconnects } = logged_in;
-        let credential = credential.fingerprint;
+        let Credential { kind, fingerprint: credential } = credential;
         let Some(user) = self.control.context.users.find(&credential) else { return self.data.reject(logged_in) };
         let home = self.control.home(user);
-        let identity = Identity { user, home, credential, reconnects };
+        let identity = Identity { user, home, credential, kind, reconnects };
         self.data.identify(connection, identity);
         let login = login(connection, identity);
         let version = self.control.context.version;

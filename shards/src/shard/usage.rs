@@ -1,16 +1,17 @@
 //! What each client's connection has carried, for whoever tells of single ones.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Add, AddAssign};
 use std::time::{Duration, Instant};
 
 use quinn_proto::Connection;
+use serde::{Deserialize, Serialize};
 
 use super::Shard;
-use crate::ids::{ConnectionKey, UserIndex};
+use crate::ids::{ConnectionKey, CredentialKind, UserIndex};
 
 /// UDP datagrams of a connection as the gateway sees them, those of its handshake included.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// UDP payload sent to the client.
     pub sent_bytes: u64,
@@ -72,13 +73,19 @@ impl AddAssign for Usage {
 pub struct ConnectionUsage {
     pub connection: ConnectionKey,
     pub user: UserIndex,
+    /// With what the client has logged in.
+    pub kind: CredentialKind,
     /// The client's inner address.
     pub address: IpAddr,
+    /// Where its datagrams come from. Not for everybody who reads the others.
+    pub remote: SocketAddr,
     pub usage: Usage,
     /// Smoothed round-trip time of its path (RFC 9002, section 5.3).
     pub rtt: Duration,
     /// When its handshake began.
     pub began: Instant,
+    /// When the last datagram of it came.
+    pub heard_at: Instant,
 }
 
 impl Shard {
@@ -90,10 +97,13 @@ impl Shard {
             Some(ConnectionUsage {
                 connection: client.key,
                 user: identity.user,
+                kind: identity.kind,
                 address,
+                remote: connection.remote_address(),
                 usage,
                 rtt,
                 began: client.began,
+                heard_at: client.heard_at,
             })
         })
     }

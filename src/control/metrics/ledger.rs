@@ -101,7 +101,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::{ShardIndex, UserIndex};
+    use tollgate_shards::{CredentialKind, ShardIndex, UserIndex};
 
     use super::*;
 
@@ -109,10 +109,13 @@ mod tests {
         ConnectionUsage {
             connection: ConnectionKey { owner: ShardIndex(0), slot, generation: 1 },
             user: UserIndex(0),
+            kind: CredentialKind::Certificate,
+            remote: ([198, 18, 0, 1], 4433).into(),
             address: IpAddr::from((0xc613_0000 + slot).to_be_bytes()),
             usage: Usage { sent_bytes: bytes, ..Usage::default() },
             rtt: Duration::from_millis(1),
             began: Instant::now(),
+            heard_at: Instant::now(),
         }
     }
 

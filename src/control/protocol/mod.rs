@@ -6,15 +6,17 @@
 //! This module knows no deadline.
 
 mod lines;
+mod rows;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::gateway::State;
+use crate::gateway::{HostReport, Report, State, Status};
 
 pub use lines::{LineError, Lines, Next};
+pub use rows::{ConnectionRow, Place, UserRow};
 
 /// The version of requests and answers. Keys and orders may be added to it.
 pub const VERSION: u32 = 1;
@@ -22,8 +24,12 @@ pub const VERSION: u32 = 1;
 /// Longest request, in bytes, the end of the line not counted.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 
-/// Longest answer, in bytes, the end of the line not counted. All problems of a configuration that is broken everywhere fit in.
-pub const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Longest answer, in bytes, the end of the line not counted. All problems of a configuration that is broken everywhere fit in, the reports of all
+/// shards, and [`ROWS_MAX`] rows.
+pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Users, or connections, in an answer.
+pub const ROWS_MAX: usize = 1000;
 
 /// How the answer begins to what is no order, or one that only newer gateways know.
 pub const NO_ORDER: &str = "this is no order in JSON";
@@ -68,7 +74,26 @@ pub enum Request {
         rate_per_s: Option<u32>,
     },
     /// Say how the gateway stands.
-    Status,
+    Status {
+        /// Also each shard's counters.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        shards: bool,
+    },
+    /// Say who is online and how much, in the order of names.
+    Users {
+        /// Those behind this one; without one, from the first on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Place>,
+    },
+    /// Say which connections there are, in the order of their users' names and their addresses.
+    Connections {
+        /// This user's only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        /// Those behind this one; without one, from the first on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Place>,
+    },
 }
 
 /// What came of it. On the line, for example: `{"version":1,"done":true,"lines":["..."],"epoch":3}`, or `{"version":1,"done":false,"lines":["..."]}`
@@ -101,12 +126,37 @@ pub struct Answer {
     /// From the order to its acknowledgement by the last shard, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<f64>,
+    /// Users who are online.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Vec<UserRow>>,
+    /// Connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Vec<ConnectionRow>>,
+    /// The last row, where there are more behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Place>,
+    /// The report of each shard that has answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Vec<Report>>,
+    /// What was put back on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostReport>,
+    /// Shards that have not answered in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<Vec<u16>>,
 }
 
 impl Answer {
     /// A refusal.
     pub fn refused(reasons: Vec<String>) -> Self {
         Answer { lines: reasons, ..Answer::default() }
+    }
+
+    /// The same with all that `status` says.
+    #[must_use]
+    pub fn with_shards(self, status: Status) -> Self {
+        let Status { shards, host, unanswered } = status;
+        Answer { shards: Some(shards), host: Some(host), unanswered: Some(unanswered), ..self }
     }
 }
 
@@ -163,6 +213,8 @@ pub fn decode<'l, M: Deserialize<'l>>(line: &'l [u8]) -> Result<M, MessageError>
 
 #[cfg(test)]
 mod tests {
+    use tollgate_shards::SHARDS_MAX;
+
     use super::*;
 
     #[test]
@@ -193,9 +245,17 @@ mod tests {
     }
 
     #[test]
+    fn the_reports_of_as_many_shards_as_there_may_be_fit_into_an_answer() {
+        let report = serde_json::to_string(&Report::default()).unwrap();
+        // Each figure may have twenty digits.
+        let longest_bytes = report.len() + 20 * report.matches(':').count();
+        assert!(usize::from(SHARDS_MAX) * longest_bytes < ANSWER_BYTES_MAX, "{longest_bytes}");
+    }
+
+    #[test]
     fn a_version_is_said_and_one_that_is_not_known_is_refused_by_name() {
         let version = |message: Vec<u8>| serde_json::from_slice::<Value>(&message).unwrap()["version"].clone();
-        assert_eq!([version(encode(&Request::Status)), version(encode(&Answer::default()))], [VERSION, VERSION]);
+        assert_eq!([version(encode(&Request::Resume)), version(encode(&Answer::default()))], [VERSION, VERSION]);
         for line in [r#"{"order":"resume"}"#, r#"{"version":1,"order":"resume"}"#, r#"{"order":"resume","version":1}"#]
         {
             assert_eq!(decode::<Request>(line.as_bytes()).unwrap(), Request::Resume);

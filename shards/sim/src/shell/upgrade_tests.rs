@@ -162,7 +162,7 @@ fn homes_come_back_from_a_process_that_is_dead_and_a_panic_after_that_is_gone_on
         }
         notice => panic!("{notice:?}"),
     }
-    old.command(|| CoreCommand::Report(CommandId(3)));
+    old.command(|| CoreCommand::Report { id: CommandId(3), with_usage: false });
     turns(&mut [&mut old], "reports", |processes| processes[0].reports.len() == 2);
     assert_eq!(old.reports.iter().map(|report| (report.shard, report.restarts)).collect::<Vec<_>>(), [(0, 0), (1, 1)]);
 }

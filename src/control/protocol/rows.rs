@@ -1,0 +1,59 @@
+//! What an answer says of single users and connections, in rows. An answer has some of them, and where the next ones begin.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use tollgate_shards::Usage;
+
+/// A user who is online.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRow {
+    /// The user's name.
+    pub user: String,
+    /// Connections that have addresses.
+    pub connections: u64,
+    /// What they have carried: UDP payload, as metrics count it.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// The limit in force, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bits_per_s: Option<u64>,
+    /// When the oldest of the connections began, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_s: Option<u64>,
+}
+
+/// A connection that has an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionRow {
+    /// The user's name.
+    pub user: String,
+    /// The client's inner address.
+    pub address: IpAddr,
+    /// The shard that carries it.
+    pub shard: u16,
+    /// How the client came in.
+    pub mode: String,
+    /// When its handshake began, in seconds since 1970.
+    pub since_unix_s: u64,
+    /// Since the client's last datagram, in milliseconds.
+    pub heard_ms: u64,
+    /// Smoothed round-trip time of the path, in microseconds.
+    pub rtt_us: u64,
+    /// What it has carried: UDP payload, as metrics count it.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// Where the client's datagrams come from; only where the log would tell it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer: Option<SocketAddr>,
+}
+
+/// A row, by what rows are sorted by: users by name, connections by the user's name, then the address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The user's name.
+    pub user: String,
+    /// The connection's inner address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
