@@ -11,6 +11,7 @@ use tollgate_shards::{DropReason, Usage};
 
 use tollgate_test_support::pages::commands::Checker;
 use tollgate_test_support::pages::{Page, all, page, root};
+use tollgate_test_support::queries;
 
 /// The folders that documents name files of.
 const FOLDERS: [&str; 11] =
@@ -231,6 +232,20 @@ fn every_metric_is_explained_once() {
         .map(str::to_owned)
         .collect();
     assert_eq!(explained, tollgate::control::metrics::names());
+}
+
+#[test]
+fn every_metric_that_is_asked_for_exists_and_the_dashboard_asks_for_most() {
+    let metrics = tollgate::control::metrics::names();
+    let alerts = fs::read_to_string(queries::folder().join("alerts.yml")).unwrap();
+    let dashboard = queries::of_dashboard();
+    assert!(dashboard.len() > 30 && queries::of_documents().len() > 10, "{dashboard:?}");
+    for text in dashboard.iter().chain(&queries::of_documents()).chain([&alerts]) {
+        let names = queries::names(text);
+        assert!(!names.is_empty(), "{text} asks for nothing");
+        let unknown: Vec<_> = names.iter().filter(|name| !metrics.iter().any(|metric| metric == *name)).collect();
+        assert!(unknown.is_empty(), "there are no {unknown:?}: {text}");
+    }
 }
 
 #[test]

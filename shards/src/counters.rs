@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::drops::Drops;
+use crate::durations::Durations;
+use crate::handshake_counts::HandshakeCounts;
 
 /// A shard's counters since its start. What an earlier version does not count reads as 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,8 @@ pub struct Counters {
     pub retries: u64,
     /// Handshakes completed by clients that are known.
     pub handshakes: u64,
+    /// Handshakes that are over, those among them.
+    pub handshake_ends: HandshakeCounts,
     /// Responses outside any connection, mostly stateless resets (RFC 9000, section 10.3).
     pub stateless_responses: u64,
     /// ICMP "packet too big" sent.
@@ -48,6 +52,18 @@ pub struct Counters {
     pub own_packets: u64,
     /// Messages sent to other shards.
     pub messages: u64,
+    /// Leases begun, of users who have, or had, connections here.
+    pub leases: u64,
+    /// Grants of tokens that have come on them.
+    pub lease_grants: u64,
+    /// Leases that are open.
+    pub open_leases: u64,
+    /// Packets of limited users that wait for tokens.
+    pub waiting_packets: u64,
+    /// How long those have waited that went.
+    pub waits: Durations,
+    /// Packets queued to be sent to clients.
+    pub queued_packets: u64,
     /// Connections whose user this shard is home to.
     pub connections: u64,
     /// Users with a session at this shard.
@@ -75,6 +91,7 @@ impl Counters {
             misrouted_datagrams: self.misrouted_datagrams + earlier.misrouted_datagrams,
             retries: self.retries + earlier.retries,
             handshakes: self.handshakes + earlier.handshakes,
+            handshake_ends: self.handshake_ends.beside(&earlier.handshake_ends),
             stateless_responses: self.stateless_responses + earlier.stateless_responses,
             too_big_replies: self.too_big_replies + earlier.too_big_replies,
             narrowed_paths: self.narrowed_paths + earlier.narrowed_paths,
@@ -83,6 +100,12 @@ impl Counters {
             own_packets: self.own_packets + earlier.own_packets,
             messages: self.messages + earlier.messages,
             forgotten_events: self.forgotten_events + earlier.forgotten_events,
+            leases: self.leases + earlier.leases,
+            lease_grants: self.lease_grants + earlier.lease_grants,
+            waits: self.waits.beside(&earlier.waits),
+            open_leases: self.open_leases,
+            waiting_packets: self.waiting_packets,
+            queued_packets: self.queued_packets,
             connections: self.connections,
             users: self.users,
             drops: self.drops.beside(&earlier.drops),

@@ -144,6 +144,13 @@ pub enum CredentialKind {
     NoiseKey(Kind),
 }
 
+impl CredentialKind {
+    /// What clients log in with whose packets carry this version of QUIC.
+    pub fn of_version(version: u32) -> Self {
+        Kind::of_quic_version(version).map_or(CredentialKind::Certificate, CredentialKind::NoiseKey)
+    }
+}
+
 impl fmt::Display for CredentialKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

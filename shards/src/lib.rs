@@ -74,8 +74,10 @@ mod backlogs;
 mod client;
 mod counters;
 mod drops;
+mod durations;
 mod excerpt;
 mod forward;
+mod handshake_counts;
 mod ids;
 mod io;
 mod limit;
@@ -95,7 +97,9 @@ pub use assignment::{Assignment, AssignmentError};
 pub use client::{Client, ClientEvent, CloseCause, MovingHandshake, Tunnel, TunnelParams};
 pub use counters::Counters;
 pub use drops::{DropReason, Drops};
+pub use durations::Durations;
 pub use excerpt::excerpt;
+pub use handshake_counts::{HandshakeCounts, HandshakeOutcome, KindCounts};
 pub use ids::{
     CommandId, ConnectionKey, Credential, CredentialKind, Fingerprint, Generation, Reconnects, SHARDS_MAX, ShardIndex,
     Shards, UserIndex,

@@ -63,6 +63,9 @@ pub struct Memory {
     pub limit_bytes: usize,
     pub queued_bytes: usize,
     pub waiting_bytes: usize,
+    /// Packets of those accounts.
+    pub queued_packets: usize,
+    pub waiting_packets: usize,
     pub receive_buffers_bytes: usize,
     /// What quinn-proto has been handed of `queued_bytes`, for all connections.
     pub handed_bytes: usize,

@@ -15,6 +15,7 @@ use tollgate_shards::{
 };
 use tracing::{debug, error};
 
+use super::interrupt_moderation::Moderated;
 use super::memory;
 use super::notices::Notice;
 use super::seat::{Birth, Life, Seat};
@@ -114,12 +115,18 @@ pub struct Report {
     pub clients: usize,
     /// Addresses held, where the shard is the address allocator.
     pub addresses_held: Option<u64>,
+    /// Addresses for users without their own, there too, and how many of those are free.
+    #[serde(default)]
+    pub address_pool: Option<(u64, u64)>,
     /// What is held for others.
     pub memory: Held,
     /// How often it has panicked and was started anew.
     pub restarts: u32,
     /// Milliseconds in which there was work, since the start.
     pub busy_ms: u64,
+    /// How work was let gather, since the start.
+    #[serde(default)]
+    pub moderated: Moderated,
     /// What the engine counted, those incarnations included.
     pub counters: Counters,
     /// What the descriptors moved.
@@ -410,9 +417,11 @@ where
             owned_connections: self.life.shard.owned_connections(),
             clients: self.life.shard.clients(),
             addresses_held: self.life.shard.addresses_held(),
+            address_pool: self.life.shard.address_pool(),
             memory: self.life.shard.held(),
             restarts: self.seat.standing.restarts,
             busy_ms: (self.seat.standing.busy + self.life.busy.total(now)).as_millis() as u64,
+            moderated: self.seat.standing.moderated + self.life.moderation.moderated(),
             counters: self.life.shard.counters().beside(&self.seat.standing.counted),
             traffic: self.seat.packet_io.traffic(),
         }

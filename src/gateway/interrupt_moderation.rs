@@ -7,7 +7,10 @@
 //!
 //! The caller sleeps and reads the clock, so that tests choose the times.
 
+use std::ops::Add;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 /// Inner packets a second, both ways together, from which a core counts as busy. With fewer, too little gathers to be worth a wait; and an
 /// exchange in which one side waits for the other never reaches this rate, and so is never delayed.
@@ -24,6 +27,30 @@ const TRIALS_MIN: u32 = 3;
 /// How long a core then goes without waiting.
 const SUSPENSION: Duration = Duration::from_secs(4);
 
+/// How often and for how long work was let gather.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Moderated {
+    /// Waits after a pass.
+    pub waits: u64,
+    /// What they were to take, from the beginning of the pass on, in microseconds.
+    pub wait_us: u64,
+    /// Times that waiting was given up for a while because more passed without.
+    pub suspensions: u64,
+}
+
+impl Add for Moderated {
+    type Output = Moderated;
+
+    fn add(self, other: Moderated) -> Moderated {
+        Moderated {
+            waits: self.waits + other.waits,
+            wait_us: self.wait_us + other.wait_us,
+            suspensions: self.suspensions + other.suspensions,
+        }
+    }
+}
+
 /// Decides after each pass whether, and until when, to let work gather.
 #[derive(Debug)]
 pub struct InterruptModeration {
@@ -34,6 +61,7 @@ pub struct InterruptModeration {
     mode: Mode,
     /// Consecutive trials so far that favoured no waiting.
     trials_against: u32,
+    moderated: Moderated,
 }
 
 /// What the core does while it is busy.
@@ -72,7 +100,13 @@ impl InterruptModeration {
             gathering: Duration::ZERO,
             mode: Mode::Waiting(start),
             trials_against: 0,
+            moderated: Moderated::default(),
         }
+    }
+
+    /// What it has come to so far.
+    pub fn moderated(&self) -> Moderated {
+        self.moderated
     }
 
     /// A pass that began at `began` is over; `passed` inner packets have passed in all since the start. Returns when to look again, or `None` for
@@ -96,7 +130,12 @@ impl InterruptModeration {
             return None;
         }
         self.judge(here);
-        matches!(self.mode, Mode::Waiting(_)).then(|| began + self.gathering)
+        if !matches!(self.mode, Mode::Waiting(_)) {
+            return None;
+        }
+        self.moderated.waits += 1;
+        self.moderated.wait_us += self.gathering.as_micros() as u64;
+        Some(began + self.gathering)
     }
 
     /// Changes the mode when this one's time is over.
@@ -114,6 +153,7 @@ impl InterruptModeration {
                 if self.trials_against == TRIALS_MIN {
                     self.trials_against = 0;
                     self.mode = Mode::Suspended(here.began + SUSPENSION);
+                    self.moderated.suspensions += 1;
                 }
             }
             Mode::Suspended(until) if here.began >= *until => self.mode = Mode::Waiting(here),

@@ -16,7 +16,7 @@ use super::board::Publisher;
 use super::busy::BusyShare;
 use super::client_mtus::ClientMtuSender;
 use super::core::{Core, CoreCommand, Generations};
-use super::interrupt_moderation::InterruptModeration;
+use super::interrupt_moderation::{InterruptModeration, Moderated};
 use super::keys::random;
 use super::memory::Trim;
 use super::mesh::Mesh;
@@ -100,6 +100,8 @@ pub struct Standing {
     pub restarts: u32,
     /// The time in which they had work.
     pub busy: Duration,
+    /// What they have let gather.
+    pub moderated: Moderated,
     /// Whether the control plane waits for its process to take over from the one before it.
     pub is_taking_over: bool,
 }
@@ -160,6 +162,7 @@ where
         let Core { seat, life } = self;
         seat.standing.counted = life.shard.counters().beside(&seat.standing.counted);
         seat.standing.busy += life.busy.total(now);
+        seat.standing.moderated = seat.standing.moderated + life.moderation.moderated();
         seat.params.incarnation += 1;
         seat.standing.restarts += 1;
         *life = Life::of(seat.shard(birth, now), seat.coalesce, now);

@@ -53,6 +53,12 @@ fn metrics_agree_with_the_counters_and_with_what_a_client_has_sent() {
     assert_eq!((sum("tollgate_clients"), sum("tollgate_users"), sum("tollgate_leased_addresses")), (1.0, 1.0, 1.0));
     assert_eq!((scraped.value("tollgate_shards"), scraped.value("tollgate_configured_users")), (2.0, 3.0));
     assert!(sum("tollgate_busy_seconds_total") > 0.0, "{scraped:?}");
+    let taken = scraped.value("tollgate_pool_addresses") - scraped.value("tollgate_free_pool_addresses");
+    let ended = |outcome| format!("tollgate_ended_handshakes_total{{kind=\"tls\",outcome=\"{outcome}\"}}");
+    let logins = [ended("logged_in"), "tollgate_handshake_seconds_count{kind=\"tls\"}".to_owned()];
+    assert_eq!((taken, logins.map(|name| scraped.value(&name))), (1.0, [1.0; 2]));
+    let time = scraped.value("tollgate_handshake_seconds_sum{kind=\"tls\"}");
+    assert!(time > 0.0 && time < PATIENCE.as_secs_f64(), "{scraped:?}");
     for shard in 0..2 {
         for (name, pointer) in [
             ("tollgate_up_packets_total", "/counters/up_packets"),

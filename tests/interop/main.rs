@@ -22,6 +22,7 @@ mod noise;
 mod ordering;
 mod panics;
 mod placement;
+mod prometheus;
 mod rebinding;
 mod reflection;
 mod refusals;

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use tollgate_shards::inspect::{LeaseGrant, Refusal, STATES};
 use tollgate_shards::{
-    CloseCause, CloseReason, Command, ControlMessage, Counters, DropReason, Event, Message, PacketMessage, Shard,
-    WakeReason, close_code,
+    CloseCause, CloseReason, Command, ControlMessage, Counters, DropReason, Event, HandshakeOutcome, Message,
+    PacketMessage, Shard, WakeReason, close_code,
 };
 
 pub use expected::Tally;
@@ -143,11 +143,11 @@ kinds! { WAKES, wake(WakeReason):
 
 /// The counters that only grow. The others are left to the states.
 macro_rules! counters {
-    ($($counter:ident),* $(,)?) => {
+    ($($counter:ident,)*; $($other:ident,)*) => {
         const COUNTERS: &[&str] = &[$(stringify!($counter)),*];
 
         fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
-            let Counters { connections: _, users: _, drops: _, $($counter),* } = *counters;
+            let Counters { $($counter,)* $($other: _),* } = *counters;
             [$((stringify!($counter), $counter)),*].into_iter()
         }
     };
@@ -155,7 +155,8 @@ macro_rules! counters {
 counters! {
     up_packets, up_bytes, thinned_acks, down_packets, down_bytes, datagrams_received, datagrams_sent, relayed_packets, misrouted_frames,
     misrouted_datagrams, retries, handshakes, stateless_responses, too_big_replies, narrowed_paths, too_narrow_paths, fragmented_packets,
-    own_packets, messages, forgotten_events,
+    own_packets, messages, forgotten_events, leases, lease_grants,
+    ; connections, users, open_leases, waiting_packets, queued_packets, waits, drops, handshake_ends,
 }
 
 /// What else the simulator sees.
@@ -177,8 +178,9 @@ fn all() -> impl Iterator<Item = Name> {
         ("placement", PLACEMENTS),
     ];
     let drops = DropReason::ALL.into_iter().map(|reason| ("drop", reason.name()));
+    let handshakes = HandshakeOutcome::ALL.into_iter().map(|outcome| ("handshake", outcome.name()));
     let listed = lists.into_iter().flat_map(|(kind, names)| names.iter().map(move |&name| (kind, name)));
-    listed.chain(drops).chain(STATES.iter().copied())
+    listed.chain(drops).chain(handshakes).chain(STATES.iter().copied())
 }
 
 impl Hits {
@@ -226,6 +228,10 @@ impl Hits {
     /// What a shard has counted in its life.
     pub fn counters(&mut self, counters: &Counters) {
         counted(counters).for_each(|(name, times)| self.add(("counter", name), times));
+        for outcome in HandshakeOutcome::ALL {
+            let times = counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.of(outcome)).sum();
+            self.add(("handshake", outcome.name()), times);
+        }
         counters.drops.iter().for_each(|(reason, packets)| self.add(("drop", reason.name()), packets));
     }
 

@@ -25,17 +25,19 @@ pub struct UserQueue {
     ready: bool,
     /// When it wants to be served without having been touched.
     armed: Option<Instant>,
-    /// What its packets are accounted for, in bytes.
+    /// What its packets are accounted for, in bytes, and how many those are.
     accounted_bytes: usize,
+    accounted_packets: usize,
 }
 
 impl UserQueue {
     /// Brings the account up to date with the queue.
     fn account(&mut self, memory: &mut Memory) {
-        let packets_bytes = self.shaper.waiting_packets() * (size_of::<QueuedPacket>() + PACKET_BYTES);
-        let bytes = self.shaper.waiting_bytes() + packets_bytes;
+        let packets = self.shaper.waiting_packets();
+        let bytes = self.shaper.waiting_bytes() + packets * (size_of::<QueuedPacket>() + PACKET_BYTES);
         memory.waiting_bytes = memory.waiting_bytes + bytes - self.accounted_bytes;
-        self.accounted_bytes = bytes;
+        memory.waiting_packets = memory.waiting_packets + packets - self.accounted_packets;
+        (self.accounted_bytes, self.accounted_packets) = (bytes, packets);
     }
 }
 
@@ -68,7 +70,18 @@ impl UserQueues {
             let mut shaper = Shaper::new(self.limits, self.key);
             shaper.set_rate(limit.rate);
             let (ready, armed) = (false, None);
-            let queue = UserQueue { lease, shaper, home, limit, connections: 0, ready, armed, accounted_bytes: 0 };
+            let (accounted_bytes, accounted_packets) = (0, 0);
+            let queue = UserQueue {
+                lease,
+                shaper,
+                home,
+                limit,
+                connections: 0,
+                ready,
+                armed,
+                accounted_bytes,
+                accounted_packets,
+            };
             self.queues.insert(user, queue);
         }
         if let Some(queue) = self.queues.get_mut(&user) {
@@ -259,7 +272,11 @@ impl UserQueues {
         self.queues.get(&user)
     }
 
-    #[cfg(feature = "inspect")]
+    /// Leases that this incarnation has begun.
+    pub fn leases_begun(&self) -> u64 {
+        self.leases & u64::from(u32::MAX)
+    }
+
     pub fn len(&self) -> usize {
         self.queues.len()
     }
@@ -267,6 +284,7 @@ impl UserQueues {
     fn close(&mut self, user: UserIndex, memory: &mut Memory) -> Option<(ShardIndex, LeaseClose)> {
         let queue = self.queues.remove(&user)?;
         memory.waiting_bytes -= queue.accounted_bytes;
+        memory.waiting_packets -= queue.accounted_packets;
         if let Some(armed) = queue.armed {
             self.due.remove(&(armed, user));
         }

@@ -20,6 +20,8 @@ pub struct ClientConnection {
     pub tunnel: TunnelConnection,
     pub stage: Stage,
     pub moves: Moves,
+    /// What its version of QUIC says that the client logs in with.
+    pub kind: CredentialKind,
     /// When its first Initial was taken.
     pub began: Instant,
     /// When the last datagram came that was for it.
@@ -29,7 +31,9 @@ pub struct ClientConnection {
     timer: TimerEntry,
     /// What its queue is accounted for, in bytes.
     queued_bytes: usize,
-    /// Of that, what cannot be taken back.
+    /// Packets that are queued, as of the last account.
+    queued_packets: usize,
+    /// Of the account, what cannot be taken back.
     handed_bytes: usize,
     /// The MTU that the driver was told for the client's address, where it is less than the tunnel's.
     pub told_mtu_bytes: Option<u16>,
@@ -138,6 +142,9 @@ impl ClientConnection {
         let bytes = self.tunnel.held_bytes();
         memory.queued_bytes = memory.queued_bytes + bytes - self.queued_bytes;
         self.queued_bytes = bytes;
+        let packets = self.tunnel.queued_packets();
+        memory.queued_packets = memory.queued_packets + packets - self.queued_packets;
+        self.queued_packets = packets;
         self.account_handed(memory);
         memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes);
     }
@@ -207,10 +214,10 @@ impl Connections {
     /// Puts a new connection into the slot that its endpoint chose, to be woken at `deadline`.
     pub fn insert(
         &mut self,
-        now: Instant,
+        (now, deadline): (Instant, Instant),
         tunnel: TunnelConnection,
+        kind: CredentialKind,
         place: Place,
-        deadline: Instant,
         room_bytes: usize,
         moves: Moves,
     ) {
@@ -225,11 +232,13 @@ impl Connections {
             tunnel,
             stage: Stage::Handshaking { place, deadline, room_bytes },
             moves,
+            kind,
             began: now,
             heard_at: now,
             early_event: None,
             timer: TimerEntry::default(),
             queued_bytes: 0,
+            queued_packets: 0,
             handed_bytes: 0,
             told_mtu_bytes: None,
             touched: false,
@@ -262,6 +271,7 @@ impl Connections {
     pub fn remove(&mut self, slot: u32, memory: &mut Memory) {
         let Some(mut connection) = self.slots.get_mut(slot as usize).and_then(Option::take) else { return };
         memory.queued_bytes -= connection.queued_bytes;
+        memory.queued_packets -= connection.queued_packets;
         memory.handed_bytes -= connection.handed_bytes;
         memory.backlogs.set(slot, 0);
         self.timers.disarm(slot, &mut connection.timer);

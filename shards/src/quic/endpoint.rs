@@ -5,22 +5,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::{
-    ConnectionError, DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming, TimeSource, VarInt,
-};
+use quinn_proto::{DatagramEvent, Endpoint, EndpointEvent, Event as ConnectionEvent, Incoming, TimeSource, VarInt};
 use tollgate_noise::Handshakes;
 
 use super::admission::{Admission, Room};
-use super::close_code;
 use super::connection_id::{IdScheme, Steered, has_long_header};
 use super::connections::{ClientConnection, Connections, Stage};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF, Failures, Standing};
+use super::handshake_ends::outcome;
 use super::in_flight::InFlight;
 use super::initial::{self, CHOSEN_ID_BYTES_MIN, INITIAL_BYTES_MIN, Initial, Versions};
 use super::intake::Intake;
 use super::keys::ShardKeys;
 use super::moves::Moves;
-use super::peer::{Failure, credential, reconnects};
+use super::peer::Failure;
 use super::placement::Placement;
 use super::responses::Responses;
 use super::retry::{self, Claim, Retries};
@@ -29,7 +27,8 @@ use super::tunnel_connection::{TunnelConnection, outgoing, unanswered};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
 use crate::drops::DropReason;
-use crate::ids::{Credential, Reconnects, ShardIndex};
+use crate::handshake_counts::HandshakeCounts;
+use crate::ids::{CredentialKind, ShardIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::bucket::RateLimiter;
 use crate::memory::{Accounts, CONNECTION_BYTES};
@@ -38,7 +37,7 @@ use crate::params::Params;
 /// Records of unacknowledged packets may take one part in so many of a shard's memory.
 const RECORDS_OF_MEMORY: usize = 4;
 /// How long a ClientHello may take to be complete: its parts are sent at once, and repeated after a second.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a client may send before its handshake is complete, in bytes. It bounds what a connection keeps of CRYPTO frames that came out of
 /// order, whatever their number and length. Quincy's client sends 4 KiB; the rest is for long certificate chains and repetitions.
 const HANDSHAKE_BYTES_MAX: usize = 24 * 1024;
@@ -69,11 +68,13 @@ pub struct QuicEndpoint {
     pub ids: IdScheme,
     /// Those of its first handshakes: quinn-proto takes no others later.
     versions: Versions,
-    params: Params,
+    pub(super) params: Params,
     /// Whether handshakes begin.
     pub intake: Intake,
     /// Handshakes that have failed and nobody was told of yet.
     pub failed: VecDeque<Failure>,
+    /// What became of all that are over.
+    pub handshake_ends: HandshakeCounts,
 }
 
 impl QuicEndpoint {
@@ -101,6 +102,7 @@ impl QuicEndpoint {
             params,
             intake: Intake::Open,
             failed: VecDeque::new(),
+            handshake_ends: HandshakeCounts::default(),
         }
     }
 
@@ -141,11 +143,11 @@ impl QuicEndpoint {
 
     pub fn handle_datagram(&mut self, now: Instant, received: Received, accounts: &mut Accounts) {
         let Received { remote, local_ip, ecn, mut data, .. } = received;
-        let mut issued_s = None;
+        let mut hello = None;
         if has_long_header(&data) {
             if let Some(initial) = Initial::parse(&data, &self.versions) {
                 match self.prove_address(now, remote, local_ip, &initial, data.len(), &mut accounts.counters) {
-                    Some(claim) => issued_s = Some(claim.issued_s),
+                    Some(claim) => hello = Some((claim.issued_s, initial.version)),
                     None => return,
                 }
             }
@@ -179,7 +181,7 @@ impl QuicEndpoint {
                 }
                 self.connections.touch(slot);
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, issued_s, accounts),
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, hello, accounts),
             Some(DatagramEvent::Response(transmit)) => {
                 self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
             }
@@ -238,8 +240,8 @@ impl QuicEndpoint {
         }
     }
 
-    /// Lets a handshake begin, where it may. `issued_s` is when its token was issued.
-    fn admit(&mut self, now: Instant, incoming: Incoming, issued_s: Option<u64>, accounts: &mut Accounts) {
+    /// Lets a handshake begin, where it may. `hello` is when its token was issued, and its version of QUIC.
+    fn admit(&mut self, now: Instant, incoming: Incoming, hello: Option<(u64, u32)>, accounts: &mut Accounts) {
         let mut answer = Vec::new();
         if !incoming.remote_address_validated() {
             match self.endpoint.retry(incoming, &mut answer) {
@@ -253,7 +255,8 @@ impl QuicEndpoint {
         }
         let remote = incoming.remote_address();
         let address = remote.ip();
-        let persists = issued_s.is_some_and(|issued_s| issued_s < retry::seconds(self.wall_clock.now()));
+        let persists = hello.is_some_and(|(issued_s, _)| issued_s < retry::seconds(self.wall_clock.now()));
+        let kind = CredentialKind::of_version(hello.map_or(0, |(_, version)| version));
         if self.intake != Intake::Open {
             let QuicEndpoint { intake, endpoint, responses, .. } = self;
             return intake.turn_away(endpoint, incoming, responses, &mut accounts.counters);
@@ -279,13 +282,15 @@ impl QuicEndpoint {
                 let place = self.admission.admit(now, remote, handle.0 as u32);
                 let queued_bytes_max = self.params.transport.datagram_send_buffer_bytes_max;
                 let tunnel = TunnelConnection::new(handle, connection, queued_bytes_max);
-                self.connections.insert(now, tunnel, place, deadline, HANDSHAKE_BYTES_MAX, Moves::new(remote, now));
+                let moves = Moves::new(remote, now);
+                self.connections.insert((now, deadline), tunnel, kind, place, HANDSHAKE_BYTES_MAX, moves);
             }
             Err(error) => {
                 // What is answered has come as far as TLS.
                 let cost = if error.response.is_some() { COST_OF_FAILURE } else { COST_OF_HALF };
                 self.failures.count(now, address, cost);
                 accounts.counters.drops.count(DropReason::Undecryptable);
+                self.handshake_ends.count(kind, outcome(&error.cause));
                 self.failed.push_back(Failure::of(&error.cause));
                 if let Some(transmit) = error.response {
                     self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
@@ -336,78 +341,6 @@ impl QuicEndpoint {
             self.give_way(now, slot, accounts);
         }
         self.connections.len() < self.params.limits.connections_max
-    }
-
-    /// Ends a pending handshake at once, so that another one finds room: nothing of it stays. A client that has heard of it is told, since its
-    /// packets have an ID by now that serves for nothing else. One that has not will repeat its Initial, and so begin anew.
-    fn give_way(&mut self, now: Instant, slot: u32, accounts: &mut Accounts) {
-        let Some(client) = self.connections.at(slot) else { return };
-        accounts.counters.drops.count(DropReason::HandshakeGaveWay);
-        if client.tunnel.connection.stats().udp_tx.datagrams > 0 {
-            client.tunnel.connection.close(now, VarInt::from_u32(close_code::ESTABLISHMENT_FAILED), Bytes::new());
-            let mut last_words = Vec::new();
-            if let Some(transmit) = client.tunnel.poll_transmit(now, 1, 0, &mut last_words) {
-                self.responses.respond(transmit, &last_words, &mut accounts.counters);
-            }
-        }
-        self.handshake_closed(now, slot, "gave way to another handshake");
-        self.give_up(slot);
-        self.forget(now, slot, accounts);
-    }
-
-    /// A handshake is over, and nobody has logged in: it costs `cost`, more where its ClientHello was taken. Returns whether it was one.
-    fn handshake_failed(&mut self, now: Instant, slot: u32, cost: Duration, failure: Failure) -> bool {
-        let Some(client) = self.connections.at(slot) else { return false };
-        let Stage::Handshaking { place, .. } = client.stage else { return false };
-        client.stage = Stage::Closed;
-        self.admission.release(place);
-        self.count_failure(now, slot, if place.has_hello { COST_OF_FAILURE } else { cost });
-        self.failed.push_back(failure);
-        true
-    }
-
-    /// This side has closed a connection. Returns whether it was a handshake.
-    pub fn handshake_closed(&mut self, now: Instant, slot: u32, reason: &str) -> bool {
-        self.handshake_failed(now, slot, COST_OF_HALF, Failure::Other(reason.to_owned()))
-    }
-
-    /// The other side has closed a connection, or it has died. Returns whether it was a handshake.
-    pub fn handshake_lost(&mut self, now: Instant, slot: u32, reason: &ConnectionError) -> bool {
-        // What TLS refused it had to compute first, as opposed to what was not there yet.
-        let cost = match reason {
-            ConnectionError::TransportError(_) => COST_OF_FAILURE,
-            _ => COST_OF_HALF,
-        };
-        self.handshake_failed(now, slot, cost, Failure::of(reason))
-    }
-
-    /// Counts a failed login against its source.
-    pub fn count_failure(&mut self, now: Instant, slot: u32, cost: Duration) {
-        if let Some(client) = self.connections.at(slot) {
-            self.failures.count(now, client.tunnel.connection.remote_address().ip(), cost);
-        }
-    }
-
-    /// All of the ClientHello has arrived: the client has the rest of the time for its own last flight.
-    pub fn hello_complete(&mut self, now: Instant, slot: u32) {
-        if let Some(client) = self.connections.at(slot)
-            && let Stage::Handshaking { place, deadline, .. } = &mut client.stage
-        {
-            self.admission.complete_hello(now, place);
-            let started = *deadline - HELLO_TIMEOUT.min(self.params.handshake_timeout);
-            *deadline = started + self.params.handshake_timeout;
-        }
-    }
-
-    /// The handshake is complete; the client has proved that it holds the secret of the credential that is returned, and said whether it connects anew.
-    pub fn handshake_complete(&mut self, slot: u32) -> Option<(Credential, Reconnects)> {
-        let client = self.connections.at(slot)?;
-        if let Stage::Handshaking { place, .. } = client.stage {
-            self.admission.release(place);
-            client.stage = Stage::Closed;
-        }
-        let connection = &client.tunnel.connection;
-        Some((credential(connection)?, reconnects(connection)))
     }
 
     /// Carries messages between a connection and the endpoint. Afterwards the endpoint has forgotten the connection if it says `true`.

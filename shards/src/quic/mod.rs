@@ -9,6 +9,7 @@ pub mod connection_id;
 pub mod connections;
 pub mod endpoint;
 pub mod failures;
+mod handshake_ends;
 pub mod in_flight;
 pub mod initial;
 pub mod intake;

@@ -255,8 +255,12 @@ impl TunnelConnection {
         if queued_bytes == 0 {
             return 0;
         }
-        let packets = (self.queued - self.counted.datagrams_sent) as usize;
-        queued_bytes + packets * PACKET_BYTES + WAITING_CHUNK_BYTES
+        queued_bytes + self.queued_packets() * PACKET_BYTES + WAITING_CHUNK_BYTES
+    }
+
+    /// Packets in the send queue, as of the last count.
+    pub fn queued_packets(&self) -> usize {
+        (self.queued - self.counted.datagrams_sent) as usize
     }
 
     /// Appends the next run of datagrams to `buf`. quinn-proto is handed no more than `handed_bytes_max`, or one packet.

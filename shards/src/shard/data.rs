@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::forward::forwarder::Forwarder;
 use crate::forward::policy::{Destination, Policy};
+use crate::handshake_counts::HandshakeOutcome;
 use crate::ids::{ConnectionKey, Credential, Reconnects, ShardIndex, Shards, UserIndex};
 use crate::io::{Received, Transmit};
 use crate::limit::lease::LeaseClose;
@@ -209,6 +210,7 @@ impl DataPlane {
     pub fn reject(&mut self, login: LoggedIn) {
         let slot = login.connection.slot;
         self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
+        self.quic.handshake_ends.count(login.credential.kind, HandshakeOutcome::UnknownCredential);
         let Credential { kind, fingerprint } = login.credential;
         self.tell(Event::UnknownCredential { kind, fingerprint });
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
@@ -217,6 +219,8 @@ impl DataPlane {
     pub fn identify(&mut self, connection: ConnectionKey, identity: Identity) {
         self.accounts.counters.handshakes += 1;
         if let Some(client) = self.quic.connections.at(connection.slot) {
+            self.quic.handshake_ends.count(client.kind, HandshakeOutcome::LoggedIn);
+            self.quic.handshake_ends.of(client.kind).times.add(self.now.saturating_duration_since(client.began));
             client.stage = Stage::LoggedIn(identity);
             self.quic.connections.logged_in += 1;
         }
@@ -481,6 +485,7 @@ impl DataPlane {
         while !self.forward.coalescer.is_full() {
             let next = self.limits.next_affordable(self.now, user, &mut self.accounts.counters.drops);
             let Some(waiting) = next else { break };
+            self.accounts.counters.waits.add(self.now.saturating_duration_since(waiting.since));
             self.release(waiting);
         }
         if self.forward.coalescer.is_full() {

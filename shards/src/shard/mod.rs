@@ -12,6 +12,7 @@ pub mod control;
 mod data;
 mod downlink;
 mod drain;
+mod figures;
 mod handover;
 #[cfg(feature = "inspect")]
 pub mod inspect;
@@ -25,12 +26,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::counters::Counters;
 use crate::drops::DropReason;
 use crate::ids::{CommandId, ConnectionKey, Credential, Fingerprint, SHARDS_MAX, ShardIndex, UserIndex};
 use crate::io::{Received, WakeReason};
 use crate::machine::{Machine, Output};
-use crate::memory::{Accounts, Held};
 use crate::packet::MergeKind;
 use crate::params::Params;
 use crate::quic::close_code;
@@ -38,7 +37,6 @@ use crate::quic::connections::Identity;
 use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
-use crate::session::addresses::AddressAllocator;
 use crate::session::context::Context;
 use crate::session::message::{CloseReason, ControlMessage};
 use crate::session::snapshot::Snapshot;
@@ -88,49 +86,6 @@ impl Shard {
 
     pub fn index(&self) -> ShardIndex {
         self.data.here
-    }
-
-    pub fn counters(&self) -> Counters {
-        let sessions = &self.control.sessions;
-        let (connections, users) = (sessions.connections() as u64, sessions.users() as u64);
-        let thinned_acks = self.data.forward.coalescer.thinned_acks();
-        let forgotten_events = self.data.outbox.forgotten_events;
-        Counters { connections, users, thinned_acks, forgotten_events, ..self.data.accounts.counters }
-    }
-
-    /// Inner packets that passed so far, whichever way.
-    pub fn passed_packets(&self) -> u64 {
-        let counters = &self.data.accounts.counters;
-        counters.up_packets + counters.down_packets + counters.relayed_packets
-    }
-
-    /// Addresses held, where this shard allocates them; `None` on every other shard.
-    pub fn addresses_held(&self) -> Option<u64> {
-        self.control.addresses.as_ref().map(AddressAllocator::held)
-    }
-
-    /// Connections that this shard owns, handshakes and closing ones included.
-    pub fn owned_connections(&self) -> usize {
-        self.data.quic.connections.len()
-    }
-
-    /// Connections on which somebody has logged in.
-    pub fn clients(&self) -> usize {
-        self.data.quic.connections.logged_in
-    }
-
-    /// What is held for others now.
-    pub fn held(&self) -> Held {
-        let DataPlane { quic, forward, accounts: Accounts { memory, .. }, .. } = &self.data;
-        Held {
-            limit_bytes: memory.limit_bytes as u64,
-            receive_buffers_bytes: memory.receive_buffers_bytes as u64,
-            packet_chunks_bytes: forward.pool.held_bytes() as u64,
-            queued_bytes: memory.queued_bytes as u64,
-            waiting_bytes: memory.waiting_bytes as u64,
-            connections_bytes: quic.connections_bytes() as u64,
-            unacknowledged_bytes: quic.unacknowledged_bytes() as u64,
-        }
     }
 
     /// What the shard holds, for those who check from outside that shards agree. Everything is copied, and in order.
@@ -253,7 +208,10 @@ impl Shard {
             M::Route { address, connection } => data.forward.routes.insert(address, connection),
             M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
             M::RoutesTold => self.routes_told(),
-            M::Tokens(grant) => data.limits.handle_grant(&grant),
+            M::Tokens(grant) => {
+                data.accounts.counters.lease_grants += 1;
+                data.limits.handle_grant(&grant);
+            }
             M::Restarted { shard, incarnation } => self.sibling_restarted(shard, incarnation),
             M::Limit { user, limit } => self.limit_told(user, limit),
             message => {

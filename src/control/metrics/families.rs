@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -13,14 +14,14 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-use tollgate_shards::{DropReason, Usage};
+use tollgate_shards::{DropReason, Durations, HandshakeCounts, HandshakeOutcome, Usage};
 
 use crate::gateway::{HostReport, Report};
 
 /// Most series of one scrape.
 pub const SERIES_MAX: usize = 5000;
 /// Shards with a label of their own.
-const SHARDS_TOLD_MAX: usize = 32;
+const SHARDS_TOLD_MAX: usize = 24;
 /// The label of all shards, and of all connections, that have none of their own and are summed.
 pub(super) const OTHER: &str = "other";
 
@@ -65,12 +66,20 @@ pub struct Totals {
     pub state: State,
 }
 
+/// A value under those of two labels.
+type Pair = ([&'static str; 2], u64);
+
 /// Where the values of a family are. Those of several shards are summed.
 enum Value<S: 'static> {
     Count(fn(&S) -> u64),
     Time(fn(&S) -> Duration),
     /// One for each value of a label.
     Each(&'static str, fn(&S) -> Vec<(&'static str, u64)>),
+    /// One for each value of two labels.
+    Pairs([&'static str; 2], fn(&S) -> Vec<Pair>),
+    Histogram(fn(&S) -> Durations),
+    /// One for each value of a label.
+    Histograms(&'static str, fn(&S) -> Vec<(&'static str, Durations)>),
 }
 
 /// The metrics of one name.
@@ -99,10 +108,14 @@ macro_rules! families {
     (@unit seconds) => { Some(Unit::Seconds) };
     (@kind counter) => { MetricType::Counter };
     (@kind gauge) => { MetricType::Gauge };
+    (@kind histogram) => { MetricType::Histogram };
     (@value count $of:ty, $it:ident, $value:expr) => { Value::Count(|$it: &$of| $value) };
     (@value time $of:ty, $it:ident, $value:expr) => { Value::Time(|$it: &$of| $value) };
     (@value account $of:ty, $it:ident, $value:expr) => { Value::Each("account", |$it: &$of| $value) };
     (@value reason $of:ty, $it:ident, $value:expr) => { Value::Each("reason", |$it: &$of| $value) };
+    (@value durations $of:ty, $it:ident, $value:expr) => { Value::Histogram(|$it: &$of| $value) };
+    (@value kinds $of:ty, $it:ident, $value:expr) => { Value::Histograms("kind", |$it: &$of| $value) };
+    (@value outcomes $of:ty, $it:ident, $value:expr) => { Value::Pairs(["kind", "outcome"], |$it: &$of| $value) };
     (@value what $of:ty, $it:ident, $value:expr) => { Value::Each("what", |$it: &$of| $value) };
 }
 
@@ -131,10 +144,18 @@ families! { OF_SHARDS of Report, by it:
     gauge "tollgate_user_connections" - "Connections of users whose home the shard is." => count it.counters.connections,
     gauge "tollgate_users" - "Users with a session whose home the shard is." => count it.counters.users,
     gauge "tollgate_owned_connections" - "QUIC connections that the shard carries, handshakes included." => count it.owned_connections as u64,
+    counter "tollgate_leases" - "Leases of tokens begun, of limited users whose connections the shard carries." => count it.counters.leases,
+    counter "tollgate_lease_grants" - "Grants of tokens on them." => count it.counters.lease_grants,
+    gauge "tollgate_open_leases" - "Leases that are open." => count it.counters.open_leases,
+    gauge "tollgate_waiting_packets" - "Packets of limited users that wait for tokens; their bytes are in the account 'waiting'." => count it.counters.waiting_packets,
+    gauge "tollgate_queued_packets" - "Packets queued to be sent to clients; their bytes are in the account 'queued'." => count it.counters.queued_packets,
     gauge "tollgate_leased_addresses" - "Inner addresses that clients have." => count it.addresses_held.unwrap_or_default(),
     gauge "tollgate_memory" bytes "Memory held for others, by account." => account memory(it),
     gauge "tollgate_memory_limit" bytes "What all accounts of the shard together may hold." => count it.memory.limit_bytes,
     counter "tollgate_busy" seconds "Time in which the shard had work." => time Duration::from_millis(it.busy_ms),
+    counter "tollgate_gathers" - "Times that a busy shard let work gather." => count it.moderated.waits,
+    counter "tollgate_gather" seconds "How long that was to take in all." => time Duration::from_micros(it.moderated.wait_us),
+    counter "tollgate_gather_suspensions" - "Times that letting work gather was given up for a while because more passed without." => count it.moderated.suspensions,
     counter "tollgate_passes" - "Passes of the event loop." => count it.traffic.passes,
     counter "tollgate_sleeps" - "Sleeps of the event loop." => count it.traffic.sleeps,
     counter "tollgate_restarts" - "Times that the shard has panicked and was started anew." => count u64::from(it.restarts),
@@ -159,6 +180,11 @@ families! { OF_SHARDS of Report, by it:
 
 families! { OF_THE_GATEWAY of Totals, by it:
     counter "tollgate_dropped_packets" - "Packets dropped, by reason." => reason drops(it),
+    counter "tollgate_ended_handshakes" - "Handshakes that are over, by what the client logs in with and what became of it." => outcomes handshakes(it),
+    histogram "tollgate_handshake" seconds "From the first packet of a client that has proved its address to its login." => kinds handshake_times(it),
+    histogram "tollgate_wait" seconds "How long packets of limited users have waited for tokens, of those that went." => durations waits(it),
+    gauge "tollgate_pool_addresses" - "Inner addresses for users without their own." => count pool(it).0,
+    gauge "tollgate_free_pool_addresses" - "Those that no client has." => count pool(it).1,
     gauge "tollgate_shards" - "Shards." => count it.shards.len() as u64,
     gauge "tollgate_epoch" - "Number of the configuration in force." => count it.state.epoch,
     gauge "tollgate_configured_users" - "Users in the users file in force." => count it.state.users_configured as u64,
@@ -195,6 +221,30 @@ fn memory(Report { memory, .. }: &Report) -> Vec<(&'static str, u64)> {
 fn drops(totals: &Totals) -> Vec<(&'static str, u64)> {
     let of = |reason| totals.shards.iter().flatten().map(|figures| figures.counters.drops.of(reason)).sum();
     DropReason::ALL.into_iter().map(|reason| (reason.name(), of(reason))).collect()
+}
+
+fn handshake_counts(totals: &Totals) -> HandshakeCounts {
+    let counted = totals.shards.iter().flatten().map(|figures| figures.counters.handshake_ends);
+    counted.fold(HandshakeCounts::default(), |sum, shard| sum.beside(&shard))
+}
+
+fn handshakes(totals: &Totals) -> Vec<Pair> {
+    let kinds = handshake_counts(totals).kinds().into_iter();
+    let each = kinds.flat_map(|(name, kind)| HandshakeOutcome::ALL.map(|it| ([name, it.name()], kind.of(it))));
+    each.collect()
+}
+
+fn handshake_times(totals: &Totals) -> Vec<(&'static str, Durations)> {
+    handshake_counts(totals).kinds().into_iter().map(|(name, kind)| (name, kind.times)).collect()
+}
+
+fn waits(totals: &Totals) -> Durations {
+    totals.shards.iter().flatten().fold(Durations::default(), |sum, figures| sum.beside(&figures.counters.waits))
+}
+
+/// Of the shard that allocates addresses.
+fn pool(totals: &Totals) -> (u64, u64) {
+    totals.shards.iter().flatten().find_map(|figures| figures.address_pool).unwrap_or_default()
 }
 
 fn repairs(totals: &Totals) -> Vec<(&'static str, u64)> {
@@ -286,6 +336,18 @@ impl<S> Family<S> {
                     self.encode_one(count, &labels, encoder)
                 })
             }
+            Value::Pairs(names, each) => of.iter().flat_map(|it| each(it)).try_for_each(|(values, count)| {
+                let labels: Vec<_> = labels.iter().copied().chain(iter::zip(names, values)).collect();
+                self.encode_one(count, &labels, encoder)
+            }),
+            Value::Histogram(durations) => {
+                let sum = of.iter().fold(Durations::default(), |sum, it| sum.beside(&durations(it)));
+                encode_histogram(&sum, labels, encoder)
+            }
+            Value::Histograms(label, each) => of.iter().flat_map(|it| each(it)).try_for_each(|(value, durations)| {
+                let labels: Vec<_> = labels.iter().copied().chain([(label, value)]).collect();
+                encode_histogram(&durations, &labels, encoder)
+            }),
         }
     }
 
@@ -308,7 +370,15 @@ impl<S> Family<S> {
     }
 }
 
-/// The names of all metrics that there are.
+fn encode_histogram(durations: &Durations, labels: &[(&str, &str)], encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+    let bound = |longest: Option<Duration>| longest.map_or(f64::INFINITY, |longest| longest.as_secs_f64());
+    let classes: Vec<_> = durations.classes().map(|(longest, count)| (bound(longest), count)).collect();
+    let count = classes.iter().map(|(_, count)| count).sum();
+    let sum = durations.sum().as_secs_f64();
+    encoder.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &classes, None)
+}
+
+/// The names of all metrics that there are, as a scrape has them, but for a histogram's without the ends of its parts.
 pub fn names() -> Vec<String> {
     let shards = OF_SHARDS.iter().map(Family::full_name).chain(OF_THE_GATEWAY.iter().map(Family::full_name));
     shards.chain(OF_CLIENTS.iter().chain(OF_PATHS).map(Family::full_name)).collect()
@@ -383,6 +453,9 @@ mod tests {
     fn numbers(json: &Json, path: &str, found: &mut Vec<String>) {
         match json {
             Json::Object(parts) => parts.iter().for_each(|(key, part)| numbers(part, &format!("{path}/{key}"), found)),
+            Json::Array(parts) => {
+                (0..).zip(parts).for_each(|(place, part)| numbers(part, &format!("{path}/{place}"), found));
+            }
             Json::Number(_) => found.push(path.to_owned()),
             _ => {}
         }
@@ -390,10 +463,12 @@ mod tests {
 
     #[test]
     fn everything_that_a_shard_counts_is_a_metric() {
-        let none = serde_json::to_value(Report { addresses_held: Some(0), ..Report::default() }).unwrap();
+        let none =
+            serde_json::to_value(Report { addresses_held: Some(0), address_pool: Some((0, 0)), ..Report::default() })
+                .unwrap();
         let mut paths = Vec::new();
         numbers(&none, "", &mut paths);
-        assert!(paths.len() > 70, "{paths:?}");
+        assert!(paths.len() > 150, "{paths:?}");
         let text = |json: &Json| totals(vec![serde_json::from_value(json.clone()).unwrap()]).into_text();
         let before = text(&none);
         // Which shard it is and where it runs is no figure.

@@ -14,6 +14,7 @@ pub mod initials;
 pub mod mounts;
 pub mod pages;
 pub mod peers;
+pub mod queries;
 pub mod raw;
 pub mod relay;
 pub mod scrape;

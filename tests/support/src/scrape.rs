@@ -34,6 +34,10 @@ impl Scrape {
         Ok(Scrape(body))
     }
 
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// The value of `sample`, a name with its labels, if there is such.
     pub fn find(&self, sample: &str) -> Option<f64> {
         let value = self.0.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));

@@ -3,9 +3,11 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tollgate_shards::{DropReason, Machine, Output};
+use tollgate_shards::{DropReason, HandshakeOutcome, Machine, Output};
 use tollgate_sim::Hello;
 use tollgate_sim::world::{Setup, World};
+
+use crate::ended;
 
 /// As that of hybrid key exchange.
 const LONG: Hello = Hello { is_long: true, asks_for_another_protocol: false, returns: false, claims: None };
@@ -98,6 +100,7 @@ fn a_client_hello_may_take_two_seconds_and_the_rest_ten() {
         assert_eq!(world.shard(0).inspect().handshakes_admitted(), 1, "{datagrams} datagrams");
         world.run(Duration::from_millis(400));
         assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0, "{datagrams} datagrams");
+        assert_eq!(ended(&world, HandshakeOutcome::TimedOut), 1);
     }
 }
 
@@ -196,7 +199,7 @@ fn a_handshake_that_gives_way_once_it_is_answered_is_told_and_leaves_nothing_beh
     for number in 0..32u16 {
         stuck(&mut world, v4(1, 1000 + number), 0, 1);
     }
-    assert_eq!(world.dropped(DropReason::HandshakeGaveWay), 1);
+    assert_eq!((world.dropped(DropReason::HandshakeGaveWay), ended(&world, HandshakeOutcome::GaveWay)), (1, 1));
     assert!(world.seen.sent_to(v4(1, 50_000)) > before);
     assert_eq!(world.shard(0).owned_connections(), 32);
     world.run(Duration::from_secs(30));
@@ -411,6 +414,7 @@ fn a_handshake_that_tls_refuses_is_charged_once() {
         65,
         "64 ms of a core at once, and one that exceeds them"
     );
+    assert_eq!(ended(&world, HandshakeOutcome::Refused), 65);
 }
 
 /// The handshake that gave way for it was what made the source one that is ignored.

@@ -71,7 +71,21 @@ impl Offer {
             [DropReason::QueueDelay, DropReason::OverLimit].map(|reason| counters.drops.of(reason)).iter().sum()
         };
         assert!(world.sum(dropped) > 0, "what is too much is dropped");
+        self.check_queues(&mut world);
         measured as f64 / (rate * self.measured.as_secs_f64())
+    }
+
+    /// What is counted of leases and queues while packets wait, and what once nothing comes any more.
+    fn check_queues(&self, world: &mut World) {
+        let waits = world.sum(|counters| counters.waits.classes().map(|(_, count)| count).sum());
+        let waited = world.sum(|counters| counters.waits.sum().as_micros() as u64);
+        assert!(waits > 0 && waited < 2_000_000 * waits, "{waits} packets have waited for {waited} us");
+        let waiting = |world: &World| world.sum(|counters| counters.waiting_packets);
+        let leases = u64::from(self.shards.min(self.connections));
+        assert!(waiting(world) > 0 && world.sum(|counters| counters.open_leases) == leases);
+        assert!(world.sum(|counters| counters.lease_grants) > 0);
+        world.run(Duration::from_secs(5));
+        assert_eq!((waiting(world), world.sum(|counters| counters.queued_packets)), (0, 0));
     }
 }
 

@@ -21,7 +21,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tollgate_shards::{
-    ClientEvent, CloseCause, CloseReason, ConnectionKey, ControlMessage, DropReason, Event, ShardIndex, UserIndex,
+    ClientEvent, CloseCause, CloseReason, ConnectionKey, ControlMessage, DropReason, Event, HandshakeOutcome,
+    ShardIndex, UserIndex,
 };
 use tollgate_sim::udp;
 use tollgate_sim::world::{Setup, UserSpec, World};
@@ -30,6 +31,11 @@ const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 19, 9, 9));
 
 fn udp4(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     udp((source, 1112), (destination, 2222), payload)
+}
+
+/// Handshakes that had this outcome, of all kinds.
+fn ended(world: &World, outcome: HandshakeOutcome) -> u64 {
+    world.sum(|counters| counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.of(outcome)).sum())
 }
 
 fn closed(world: &World, client: usize) -> Option<&CloseCause> {

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use tollgate_noise::{ClientConfig, Kind, PrivateKey};
-use tollgate_shards::{ClientEvent, CloseCause, Command, CommandId, CredentialKind, DropReason, Event, Snapshot};
+use tollgate_shards::{
+    ClientEvent, CloseCause, Command, CommandId, CredentialKind, DropReason, Event, HandshakeOutcome, KindCounts,
+    Snapshot,
+};
 use tollgate_sim::Dial;
 use tollgate_sim::world::{Setup, World};
 
-use crate::proven;
+use crate::{ended, proven};
 
 const MS: Duration = Duration::from_millis(1);
 const LONG: [Kind; 2] = [Kind::PostQuantum, Kind::Hybrid];
@@ -69,6 +72,11 @@ fn clients_of_all_kinds_are_served_beside_each_other_and_reach_each_other() {
         }
     }
     assert_eq!(world.connections(), (4, 4));
+    for kind in 0..keys.len() {
+        let of = |counted: fn(&KindCounts) -> u64| world.sum(|all| counted(&all.handshake_ends.kinds()[kind].1));
+        assert_eq!(of(|kind| kind.of(HandshakeOutcome::LoggedIn)), 1);
+        assert_eq!(of(|kind| kind.times.classes().map(|(_, count)| count).sum()), 1);
+    }
 }
 
 #[test]
@@ -80,6 +88,7 @@ fn a_key_that_is_not_listed_is_refused_within_the_handshake_and_leaves_nothing()
         world.run(20 * MS);
         assert!(is_refused(&world, client), "{kind}: {:?}", closed(&world, client));
         assert_eq!((world.sum(|counters| counters.handshakes), world.connections()), (0, (0, 0)));
+        assert_eq!(ended(&world, HandshakeOutcome::UnknownCredential), 1);
         assert!(matches!(&world.seen.events[..], [event] if is_unknown(event, kind)), "{:?}", world.seen.events);
         assert_eq!(world.shard(0).inspect().handshakes_admitted(), 0);
     }

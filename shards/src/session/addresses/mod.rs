@@ -130,6 +130,11 @@ impl AddressAllocator {
         self.held.len() as u64
     }
 
+    /// How many addresses of the pool for all users are free, and how many it has in all.
+    pub fn shared(&self) -> (u128, u128) {
+        self.free.shared()
+    }
+
     pub fn holdings(&self) -> impl Iterator<Item = (IpAddr, &Holding)> {
         self.held.iter().map(|(&address, holding)| (address, holding))
     }
