@@ -162,6 +162,7 @@ fn full_answer() -> Answer {
         users: Some(vec![user_row()]),
         connections: Some(vec![connection_row()]),
         next: Some(Place { user: "alice".to_owned(), address: Some([198, 19, 0, 2].into()) }),
+        log_level: Some("debug".to_owned()),
         shards: Some(vec![Report::default()]),
         host: Some(HostReport::default()),
         unanswered: Some(vec![1]),
@@ -174,6 +175,7 @@ fn user_row() -> UserRow {
         connections: 1,
         usage: Usage::default(),
         limit_bits_per_s: Some(10_000_000),
+        is_ordered: true,
         since_unix_s: Some(1),
     }
 }

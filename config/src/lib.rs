@@ -55,4 +55,4 @@ pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
 pub use users::{Credentials, Defaults, USERS_FILE_BYTES_MAX};
-pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate};
+pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate, rate_text};

@@ -1,11 +1,13 @@
 //! The gateway's own file, `server.toml`.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use tollgate_shards::{Rate, Users};
+use tollgate_shards::{Limit, Rate, Users};
 use zeroize::Zeroizing;
 
 use crate::bind::DEFAULT_BIND;
@@ -57,6 +59,8 @@ table! {
         users: Arc<Users> = Arc::default();
         /// What each of them can log in with, in their order in the file.
         credentials: Arc<[Credentials]> = Arc::default();
+        /// The bursts of users who have one of their own.
+        bursts: Arc<HashMap<String, Duration>> = Arc::default();
         /// The handshakes that are served.
         protocol: ServerProtocol = ServerProtocol::initial();
         /// QUIC and the UDP socket.
@@ -114,6 +118,13 @@ impl ServerConfig {
         config
     }
 
+    /// The limit of the user `name` where the user's rate is another one than the file's: with the burst that the files say.
+    pub fn limit(&self, name: &str, rate: Rate) -> Limit {
+        let mut user = self.sessions.user;
+        user.burst = self.bursts.get(name).copied().unwrap_or(user.burst);
+        self.sessions.limit(&user, rate)
+    }
+
     /// Where to receive QUIC. The port is never 0.
     pub fn bind(&self) -> SocketAddr {
         SocketAddr::new(self.bind_address, self.bind_port)
@@ -140,8 +151,8 @@ impl ServerConfig {
         let mut config = ServerConfig::initial();
         config.read_keys(&mut root, report);
         config.sessions = Sessions::read_table(root.table(report, "sessions"), report);
-        let UsersFile { users, credentials, warnings } = config.read_users(&root, report, read_users);
-        (config.users, config.credentials, config.warnings) = (users, credentials, warnings);
+        let UsersFile { users, credentials, bursts, warnings } = config.read_users(&root, report, read_users);
+        (config.users, config.credentials, config.bursts, config.warnings) = (users, credentials, bursts, warnings);
         config.protocol = protocol::read_server(&mut root, report);
         let inner_v6 = config.tunnel_network.addr().is_ipv6();
         config.connection = connection::read(root.table(report, "connection"), report, inner_v6);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tollgate_noise::{KeyError, Kind as KeyKind, PublicKey};
@@ -89,7 +90,8 @@ pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults)
             remedy: "remove one of the two".into(),
         })
     })?;
-    Ok(UsersFile { users: Arc::new(users), credentials: reading.credentials.into(), warnings: ignored.warnings })
+    let (credentials, bursts) = (reading.credentials.into(), Arc::new(reading.bursts));
+    Ok(UsersFile { users: Arc::new(users), credentials, bursts, warnings: ignored.warnings })
 }
 
 /// What a users file says.
@@ -98,6 +100,8 @@ pub(crate) struct UsersFile {
     pub users: Arc<Users>,
     /// In the order of `users`.
     pub credentials: Arc<[Credentials]>,
+    /// Of those who have a burst of their own.
+    pub bursts: Arc<HashMap<String, Duration>>,
     pub warnings: Vec<String>,
 }
 
@@ -125,6 +129,7 @@ struct Reading {
     defaults: Defaults,
     users: Vec<User>,
     credentials: Vec<Credentials>,
+    bursts: HashMap<String, Duration>,
     by_certificate: HashMap<Fingerprint, usize>,
     by_noise_key: HashMap<Fingerprint, usize>,
     claims: Vec<Claim>,
@@ -170,6 +175,9 @@ impl Reading {
         let Defaults { limit, sessions } = self.defaults;
         let mut own = sessions.user;
         own.read_own(&mut table, report);
+        if own.burst != sessions.user.burst {
+            self.bursts.insert(self.users[index].name.clone(), own.burst);
+        }
         self.users[index].limit = keys.limit.or(limit).map(|rate| sessions.limit(&own, rate));
         self.users[index].connection_limit = own.connection_limit();
         for (place, range) in keys.pool {

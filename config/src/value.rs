@@ -49,7 +49,7 @@ pub fn rate(text: &str) -> Result<Rate, String> {
 }
 
 /// A rate as it is written in a file.
-pub(crate) fn rate_text(rate: Rate) -> String {
+pub fn rate_text(rate: Rate) -> String {
     let bits_per_s = rate.bits_per_s();
     let (unit, factor) =
         RATE_UNITS.into_iter().find(|(_, factor)| bits_per_s.is_multiple_of(*factor)).unwrap_or(("bps", 1));
@@ -168,7 +168,12 @@ impl LogFilter {
         &self.0
     }
 
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    /// Reads directives.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them, as the end of a sentence.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let directive = |directive: &str| {
             let directive = directive.trim();
             let (target, level) =

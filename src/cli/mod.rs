@@ -1,6 +1,7 @@
 //! Commands and their options.
 
 mod operator;
+mod pages;
 mod tables;
 
 use std::os::unix::net::UnixStream;
@@ -9,13 +10,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig};
 use tracing::warn;
 
 use self::operator::Operator;
 use self::tables::Sort;
 use crate::control::{Control, DRAIN_MAX, Request};
-use crate::gateway::{Gateway, refuse};
+use crate::gateway::{Gateway, LimitOrder, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
 use crate::log::{Log, say_last};
 use crate::output::{print, with_causes};
@@ -61,6 +63,36 @@ enum Command {
     Kick {
         /// The user's name.
         user: String,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Give a user of a running gateway another limit, at once and without the users file.
+    ///
+    /// It holds over all of the user's connections, those that are there included, through reloads and upgrades, until --file takes it back or the
+    /// gateway is restarted. `status` and `users` show it.
+    Limit {
+        /// The user's name.
+        user: String,
+        /// The limit, as in "10 mbps" or 2gbps, or none.
+        #[arg(value_name = "RATE", required_unless_present = "file", value_parser = limit)]
+        rate: Option<LimitOrder>,
+        /// Go back to what the files say.
+        #[arg(long, conflicts_with = "rate")]
+        file: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Have a running gateway log more, or less, at once and without its file.
+    ///
+    /// It holds until --file takes it back, a reload brings another [log] level, or the gateway is upgraded or restarted. `status` shows it. Where
+    /// RUST_LOG is set for the gateway, that governs, and the order is refused.
+    LogLevel {
+        /// As in [log] level: debug, or info,tollgate_shards=debug, for example.
+        #[arg(value_name = "FILTER", required_unless_present = "file")]
+        filter: Option<String>,
+        /// Go back to what the file says.
+        #[arg(long, conflicts_with = "filter")]
+        file: bool,
         #[command(flatten)]
         operator: Operator,
     },
@@ -115,7 +147,7 @@ enum Command {
     },
     /// Say which connections a running gateway has: whose, with which inner address, on which shard, and what each has carried.
     ///
-    /// A client's address on the outside is shown only where [log] level has it in the log too: at debug.
+    /// A client's address on the outside is shown only where [log] level, or `tollgate log-level`, has it in the log too: at debug.
     Connections {
         /// Only those of this user.
         #[arg(long, value_name = "NAME")]
@@ -132,6 +164,16 @@ enum Command {
     Connect(ClientFile),
     /// Validate a configuration file and print what it amounts to, secrets masked.
     Check(CheckedFile),
+    /// Print the script by which a shell completes commands and options of this program.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the man pages of all commands into a folder.
+    Man {
+        /// The folder, as /usr/local/share/man/man1; it is made where it is not there.
+        folder: PathBuf,
+    },
     /// Make and inspect certificates, and make Noise keys.
     #[command(subcommand)]
     Identity(crate::identity::Command),
@@ -225,6 +267,10 @@ impl Cli {
             Command::Serve { file, successor: true } => succeed(&file),
             Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
+            Command::Limit { user, rate, file: _, operator } => {
+                operator.order(&Request::Limit { user, to: rate.unwrap_or(LimitOrder::File) })
+            }
+            Command::LogLevel { filter, file: _, operator } => operator.order(&Request::LogLevel { filter }),
             Command::Drain { within, rate, operator } => operator.drain(within, rate),
             Command::Resume(operator) => operator.order(&Request::Resume),
             Command::Upgrade { binary, within, rate, operator } => operator.upgrade(binary, within, rate),
@@ -238,6 +284,8 @@ impl Cli {
                 Ok(crate::connect::run(&config, &terminal_signals()?)?)
             }
             Command::Check(file) => check(&file),
+            Command::Completions { shell } => Ok(print(&pages::completions(shell))?),
+            Command::Man { folder } => Ok(pages::write_manual(&folder)?),
             Command::Identity(command) => Ok(print(&command.run()?)?),
             #[cfg(feature = "demo")]
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
@@ -251,6 +299,14 @@ fn drain_time(text: &str) -> Result<Duration, String> {
     match time <= DRAIN_MAX {
         true => Ok(time),
         false => Err(format!("it is longer than {}", humantime::format_duration(DRAIN_MAX))),
+    }
+}
+
+/// A user's limit, as in "10 mbps", or "none".
+fn limit(text: &str) -> Result<LimitOrder, String> {
+    match text.parse()? {
+        LimitOrder::File => Err("write --file".to_owned()),
+        order => Ok(order),
     }
 }
 

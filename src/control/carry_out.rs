@@ -84,6 +84,8 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 orders.begin_status(gateway, StatusFor::Drain(origin, drain_plan(within_ms, rate_per_s)));
             }
             Request::Resume => return Some(self.resume()),
+            Request::Limit { user, to } => return orders.begin_limit(gateway, origin, &user, to),
+            Request::LogLevel { filter } => return Some(orders.set_log_level(filter.as_deref())),
             Request::Upgrade { program, within_ms, rate_per_s } => {
                 return self.begin_upgrade(origin, program, drain_plan(within_ms, rate_per_s));
             }
@@ -98,13 +100,13 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             None => {}
             Some(StatusFor::Report) => self.reports.print(status.to_json()),
             Some(StatusFor::Answer(origin, with_shards)) => {
-                let answer = orders::standing(&self.gateway, &status);
+                let answer = self.orders.with_ordered(&self.gateway, orders::standing(&self.gateway, &status));
                 self.answer(origin, &if with_shards { answer.with_shards(status) } else { answer });
             }
             Some(StatusFor::Survey(Survey { origin, whom })) => {
-                let (users, cores) = (self.gateway.users(), self.gateway.usage());
+                let (users, order, cores) = (self.gateway.users(), self.gateway.limits(), self.gateway.usage());
                 let mut answer = match &whom {
-                    Whom::Users { after } => survey::users(users, &cores, after.as_ref()),
+                    Whom::Users { after } => survey::users(users, order, &cores, after.as_ref()),
                     Whom::Connections { user, after } => {
                         survey::connections(users, &cores, user.as_deref(), after.as_ref())
                     }

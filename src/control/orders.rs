@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::clients::ClientId;
 use super::protocol::{Answer, Place, Request};
-use crate::gateway::{Completed, DrainPlan, Gateway, NotUpgraded, State, Status, Upgraded};
+use crate::gateway::{Completed, DrainPlan, Gateway, LimitOrder, NotUpgraded, State, Status, Upgraded};
 use crate::log::{self, Kind, Log};
 
 /// Who gave an order.
@@ -49,6 +49,7 @@ pub enum Next {
 enum Pending {
     Status(StatusFor),
     Kick(Origin),
+    Limit(Origin),
     /// With lines to add to the answer.
     Reload(Origin, Vec<String>),
     Upgrade(Origin),
@@ -84,6 +85,8 @@ pub struct Orders {
     log: Log,
     /// The log's, as configured.
     level: LogFilter,
+    /// The log's by order, in place of that.
+    ordered_level: Option<LogFilter>,
     /// At most one order of each client and of each other origin, and one report.
     waiting: VecDeque<Next>,
     pending: Option<Pending>,
@@ -92,7 +95,7 @@ pub struct Orders {
 impl Orders {
     /// Without any.
     pub fn new(log: Log, level: LogFilter) -> Self {
-        Orders { log, level, waiting: VecDeque::new(), pending: None }
+        Orders { log, level, ordered_level: None, waiting: VecDeque::new(), pending: None }
     }
 
     /// Adds an order. A signal or a changed file that already waits stands for this one too.
@@ -140,7 +143,7 @@ impl Orders {
     pub fn take_status(&mut self) -> Option<StatusFor> {
         match self.pending.take()? {
             Pending::Status(purpose) => Some(purpose),
-            Pending::Kick(_) | Pending::Reload(..) | Pending::Upgrade(_) => None,
+            Pending::Kick(_) | Pending::Limit(_) | Pending::Reload(..) | Pending::Upgrade(_) => None,
         }
     }
 
@@ -153,6 +156,55 @@ impl Orders {
             }
             Err(error) => Some(refuse_kick(&error)),
         }
+    }
+
+    /// Gives `user` another limit. Returns the answer if there is one already.
+    pub fn begin_limit(&mut self, gateway: &mut Gateway, origin: Origin, user: &str, to: LimitOrder) -> Option<Answer> {
+        match gateway.begin_limit(user, to, Instant::now()) {
+            Ok(()) => {
+                self.pending = Some(Pending::Limit(origin));
+                None
+            }
+            Err(error) => Some(refuse_limit(&error)),
+        }
+    }
+
+    /// Has the log say what `filter` lets through, or what the file does. A reload with another `[log] level` ends that.
+    pub fn set_log_level(&mut self, filter: Option<&str>) -> Answer {
+        let began = Instant::now();
+        let ordered = match filter.map(LogFilter::parse).transpose() {
+            Ok(ordered) => ordered,
+            Err(wrong) => {
+                let levels = "write off, error, warn, info, debug or trace, or parts of the program as in \"info,tollgate_shards=debug\"";
+                return Answer::refused(vec![format!("a level {wrong}: {levels}")]);
+            }
+        };
+        let level = ordered.as_ref().unwrap_or(&self.level);
+        if !self.log.set(level) {
+            return Answer::refused(vec!["RUST_LOG governs the log: start the gateway without it".to_owned()]);
+        }
+        let line = match &ordered {
+            Some(level) => format!("log level: {level}, by order; the file says {}", self.level),
+            None => format!("log level: {level}, as the file says"),
+        };
+        info!("{line}");
+        self.ordered_level = ordered;
+        let took_ms = Some(began.elapsed().as_secs_f64() * 1e3);
+        Answer { done: true, lines: vec![line], log_level: self.log_level(), took_ms, ..Answer::default() }
+    }
+
+    fn log_level(&self) -> Option<String> {
+        self.ordered_level.as_ref().map(LogFilter::to_string)
+    }
+
+    /// `answer` with what holds by order in place of the files.
+    pub fn with_ordered(&self, gateway: &Gateway, mut answer: Answer) -> Answer {
+        answer.log_level = self.log_level();
+        answer.lines.extend(
+            self.ordered_level.iter().map(|level| format!("log level by order, in place of the file's: {level}")),
+        );
+        answer.lines.extend(gateway.limits().line());
+        answer
     }
 
     /// Puts `next` in force. Returns the answer if there is one already: nothing has changed then.
@@ -170,9 +222,11 @@ impl Orders {
         }
         // Even where a shard has not said so yet, the configuration is in force from here on.
         let is_same_level = std::mem::replace(&mut self.level, level) == self.level;
-        let is_governed = !self.log.set(&self.level);
-        if is_governed && !is_same_level {
-            lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
+        if !is_same_level {
+            self.ordered_level = None;
+            if !self.log.set(&self.level) {
+                lines.push("RUST_LOG governs the log: what [log] says has no effect".to_owned());
+            }
         }
         self.pending = Some(Pending::Reload(origin, lines));
         None
@@ -200,6 +254,13 @@ impl Orders {
                 Some((origin, answer))
             }
             (Pending::Kick(origin), Completed::Kick(Err(unanswered))) => Some((origin, refuse_kick(&unanswered))),
+            (Pending::Limit(origin), Completed::Limit(Ok(limited))) => {
+                info!("{limited}");
+                let (epoch, took_ms) = (Some(limited.epoch), Some(limited.took.as_secs_f64() * 1e3));
+                let lines = vec![limited.to_string()];
+                Some((origin, Answer { done: true, lines, epoch, took_ms, ..Answer::default() }))
+            }
+            (Pending::Limit(origin), Completed::Limit(Err(unanswered))) => Some((origin, refuse_limit(&unanswered))),
             (Pending::Reload(origin, more), Completed::Reload(Ok(reloaded))) => {
                 let mut lines = vec![reloaded.to_string()];
                 lines.extend(more);
@@ -258,6 +319,7 @@ impl Orders {
                 StatusFor::Answer(origin, _) | StatusFor::Drain(origin, _) | StatusFor::Survey(Survey { origin, .. }),
             )
             | Pending::Kick(origin)
+            | Pending::Limit(origin)
             | Pending::Reload(origin, _)
             | Pending::Upgrade(origin) => Some((origin, self.refuse_stopping())),
         }
@@ -293,6 +355,11 @@ pub fn missing(gateway: &Gateway, status: &Status) -> Vec<String> {
     });
     let silent = status.unanswered.iter().map(|shard| format!("shard {shard} does not answer"));
     before.into_iter().chain(silent).collect()
+}
+
+fn refuse_limit(reason: &impl fmt::Display) -> Answer {
+    warn!("a user's limit was not changed by order: {reason}");
+    Answer::refused(vec![reason.to_string()])
 }
 
 fn refuse_kick(reason: &impl fmt::Display) -> Answer {

@@ -2,13 +2,15 @@
 //!
 //! This module asks no shard.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tollgate_shards::{ConnectionUsage, CredentialKind, Usage, Users};
 use tracing::{Level, enabled};
 
 use super::protocol::{Answer, ConnectionRow, Place, ROWS_MAX, UserRow};
-use crate::gateway::CoreUsage;
+use crate::gateway::{CoreUsage, OrderedLimits};
 use crate::handshakes::Mode;
 
 /// Two clocks at one moment.
@@ -43,26 +45,29 @@ fn online<'g>(users: &'g Users, cores: &'g [CoreUsage]) -> Vec<Online<'g>> {
     online
 }
 
-/// Users, from behind `after` on.
-pub fn users(users: &Users, cores: &[CoreUsage], after: Option<&Place>) -> Answer {
+/// Users who are online, or are among those whose limits are by `order`, from behind `after` on.
+pub fn users(users: &Users, order: &OrderedLimits, cores: &[CoreUsage], after: Option<&Place>) -> Answer {
     let (online, clocks) = (online(users, cores), Clocks::read());
-    let all: Vec<&[Online<'_>]> = online.chunk_by(|(first, _), (second, _)| first == second).collect();
+    let mut all: BTreeMap<&str, &[Online<'_>]> =
+        online.chunk_by(|(first, _), (second, _)| first == second).map(|user| (user[0].0, user)).collect();
     let lines = vec![format!("users online: {}, connections: {}", all.len(), online.len())];
-    let row = |connections: &[Online<'_>]| {
-        let (name, first) = connections[0];
+    order.names().for_each(|name| _ = all.entry(name).or_default());
+    let row = |&(name, connections): &(&str, &[Online<'_>])| {
         let usage = connections.iter().fold(Usage::default(), |sum, (_, client)| sum + client.usage);
         let since = connections.iter().map(|(_, client)| client.began).min();
-        let limit = users.user(first.user).and_then(|user| user.limit);
+        let limit = users.find_name(name).and_then(|user| users.user(user)?.limit);
         UserRow {
             user: name.to_owned(),
             connections: connections.len() as u64,
             usage,
             limit_bits_per_s: limit.map(|limit| limit.rate.bits_per_s()),
+            is_ordered: order.contains(name),
             since_unix_s: since.map(|at| clocks.unix_s(at)),
         }
     };
-    let behind = all.partition_point(|user| after.is_some_and(|after| user[0].0 <= &after.user[..]));
-    let (rows, is_last) = page(&all[behind..], |user| row(user));
+    let behind = after.map_or(Bound::Unbounded, |after| Bound::Excluded(&after.user[..]));
+    let all: Vec<_> = all.range::<str, _>((behind, Bound::Unbounded)).map(|(name, user)| (*name, *user)).collect();
+    let (rows, is_last) = page(&all, row);
     let next = rows.last().filter(|_| !is_last).map(|row| Place { user: row.user.clone(), address: None });
     Answer { done: true, lines, users: Some(rows), next, ..Answer::default() }
 }
@@ -115,6 +120,7 @@ mod tests {
 
     use super::*;
     use crate::control::protocol::{ANSWER_BYTES_MAX, encode};
+    use crate::gateway::LimitOrder;
 
     fn users_named(names: &[String]) -> Users {
         let limit = Some(Limit::new(Rate::from_bits_per_s(1_000_000).unwrap()));
@@ -144,11 +150,14 @@ mod tests {
     fn a_user_has_what_all_connections_on_all_shards_have_carried() {
         let all = users_named(&["bob".to_owned(), "alice".to_owned(), "idle".to_owned()]);
         let cores = [core(vec![client(0, 1, 10), client(1, 2, 20)]), core(vec![client(0, 3, 5)])];
-        let answer = users(&all, &cores, None);
+        let mut order = OrderedLimits::default();
+        order.set("idle", LimitOrder::Unlimited);
+        let answer = users(&all, &order, &cores, None);
         let told: Vec<_> = answer.users.iter().flatten().collect();
         let figures = told.iter().map(|row| (&row.user[..], row.connections, row.usage.sent_bytes));
-        assert_eq!(figures.collect::<Vec<_>>(), [("alice", 1, 20), ("bob", 2, 15)]);
-        assert_eq!((told[0].limit_bits_per_s, answer.next), (Some(1_000_000), None));
+        assert_eq!(figures.collect::<Vec<_>>(), [("alice", 1, 20), ("bob", 2, 15), ("idle", 0, 0)]);
+        assert_eq!((told[0].limit_bits_per_s, told[0].is_ordered, answer.next), (Some(1_000_000), false, None));
+        assert_eq!((told[2].is_ordered, told[2].since_unix_s), (true, None));
         assert_eq!(answer.lines, ["users online: 2, connections: 3"]);
         let only = connections(&all, &cores, Some("bob"), None);
         let addresses: Vec<_> = only.connections.iter().flatten().map(|row| row.address.to_string()).collect();
@@ -204,7 +213,7 @@ mod tests {
         assert_eq!(addresses_told.len(), count as usize);
         let cores = [core((0..count).map(|number| client(number, number, 0)).collect())];
         loop {
-            let answer = users(&all, &cores, after.as_ref());
+            let answer = users(&all, &OrderedLimits::default(), &cores, after.as_ref());
             assert!(encode(&answer).len() < ANSWER_BYTES_MAX);
             names_told.extend(answer.users.into_iter().flatten().map(|row| row.user));
             after = answer.next;

@@ -14,6 +14,7 @@ mod events;
 mod groups;
 pub mod interrupt_moderation;
 mod keys;
+pub mod limits;
 pub mod memory;
 pub mod mesh;
 #[cfg(test)]
@@ -50,9 +51,10 @@ pub use self::core::Report;
 pub use board::CoreUsage;
 pub use drain::{DrainPlan, State};
 pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
+pub use limits::{LimitOrder, Limited, OrderedLimits};
 pub use params::congestion;
 pub use predecessor::refuse;
-pub use reload::{Completed, Kicked, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
+pub use reload::{Completed, Kicked, NotLimited, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
 pub use successor::{NotUpgraded, Upgraded};
 pub use upkeep::HostReport;
@@ -189,6 +191,8 @@ pub struct Gateway {
     master: Zeroizing<[u8; 32]>,
     /// What of it the shards know.
     snapshot: Arc<Snapshot>,
+    /// What of that is by order.
+    limits: OrderedLimits,
     served: Served,
     commands: Commands,
     upkeep: Upkeep,
@@ -212,7 +216,7 @@ impl Gateway {
     /// Each with one line that says what to do.
     pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
         let keys = Keys::of(&config.shards)?;
-        let mut prepared = Prepared::of(config, keys, Generation::Even, 0)?;
+        let mut prepared = Prepared::of(config, keys, OrderedLimits::default(), Generation::Even, 0)?;
         let bound = host::bind_sockets(&prepared.sockets)?;
         prepared.sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
         let (mut tun, queues) = host::make_tun(&prepared.tun)?;
@@ -233,7 +237,7 @@ impl Gateway {
         groups: Groups,
         beside: Beside,
     ) -> Self {
-        let Prepared { shards, threads, master, served, snapshot, tun: plan, sockets, .. } = prepared;
+        let Prepared { shards, threads, master, served, snapshot, limits, tun: plan, sockets, .. } = prepared;
         let Started { cores, notices, wake, panics, client_mtus, .. } = started;
         let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside);
         let gateway = Gateway {
@@ -247,6 +251,7 @@ impl Gateway {
             config: config.clone(),
             master,
             snapshot,
+            limits,
             served,
             commands: Commands::default(),
             upkeep,

@@ -122,7 +122,13 @@ impl Gateway {
         };
         let before = Shards { generation: before, count: introduction.shards };
         let keys = Keys::derive(&introduction.master);
-        let mut prepared = Prepared::of(config, keys, generation, introduction.version)?;
+        let mut prepared = Prepared::of(
+            config,
+            keys,
+            introduction.limits.iter().cloned().collect(),
+            generation,
+            introduction.version,
+        )?;
         prepared.sockets.address = introduction.address;
         prepared.tun.name = Some(introduction.interface.clone());
         let (others, map) = others(introduction, handed).ok_or(GatewayError::Introduction)?;
@@ -243,7 +249,7 @@ impl Gateway {
         let Sibling::Predecessor(other) = &mut self.sibling else { return Some(completed) };
         let process = other.process;
         let Some(passing) = &mut other.passing else { return Some(completed) };
-        if !matches!(completed, Completed::Reload(Ok(_)) | Completed::Kick(Ok(_))) {
+        if !matches!(completed, Completed::Reload(Ok(_)) | Completed::Kick(Ok(_)) | Completed::Limit(Ok(_))) {
             return Some(completed);
         }
         passing.here = Some((completed, now + ORDER_TIMEOUT));

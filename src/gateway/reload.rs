@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate_config::{ServerConfig, UserChanges, needs_restart};
-use tollgate_shards::{CommandId, Handshakes, Snapshot, UserIndex, Users};
+use tollgate_shards::{CommandId, Handshakes, Limit, Snapshot, UserIndex, Users};
 
 use super::Gateway;
 use super::commands::CHANGE_TIMEOUT;
 use super::core::CoreCommand;
+use super::limits::{LimitOrder, Limited, ORDERED_MAX, OrderedLimits};
 use super::status::Status;
 use super::successor::{NotUpgraded, Upgraded};
 use crate::handshakes::{Mode, Served};
@@ -105,6 +106,20 @@ pub struct UnknownUser {
     pub near: Option<String>,
 }
 
+/// Why a user's limit stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotLimited {
+    /// There is no such user.
+    #[error(transparent)]
+    UnknownUser(#[from] UnknownUser),
+    /// There are too many.
+    #[error(
+        "{ORDERED_MAX} users have limits by order already: write limits into the users file, then `tollgate reload` and \
+         `tollgate limit USER --file`"
+    )]
+    TooMany,
+}
+
 /// A change that the cores are carrying out.
 pub enum Change {
     /// Another configuration.
@@ -115,6 +130,17 @@ pub enum Change {
         shards: usize,
         /// Differences from before, for people.
         changes: Vec<String>,
+    },
+    /// A user's limit is another one.
+    Limit {
+        /// The user's name.
+        user: String,
+        /// What is to hold.
+        limit: Option<Limit>,
+        /// Whether it is as the files say.
+        is_of_file: bool,
+        /// The number of the snapshot.
+        epoch: u64,
     },
     /// Connections are closed.
     Kick {
@@ -136,6 +162,8 @@ pub enum Completed {
     Reload(Result<Reloaded, ReloadUnanswered>),
     /// Closed connections.
     Kick(Result<Kicked, Unanswered>),
+    /// Another limit of a user.
+    Limit(Result<Limited, Unanswered>),
     /// An order of the process that has taken over, with the connections that were closed for it.
     ForSuccessor {
         /// The order.
@@ -169,6 +197,7 @@ impl Completed {
                 Completed::Reload(Err(ReloadUnanswered { epoch, unanswered }))
             }
             Completed::Kick(Ok(_)) => Completed::Kick(Err(unanswered)),
+            Completed::Limit(Ok(_)) => Completed::Limit(Err(unanswered)),
             completed => completed,
         }
     }
@@ -184,6 +213,9 @@ impl Change {
             }),
             Change::ForSuccessor { order } => {
                 Completed::ForSuccessor { order, result: result.map(|(closed_connections, _)| closed_connections) }
+            }
+            Change::Limit { user, limit, is_of_file, epoch } => {
+                Completed::Limit(result.map(|(_, took)| Limited { user, limit, is_of_file, epoch, took }))
             }
             Change::Kick { user } => {
                 Completed::Kick(result.map(|(closed_connections, took)| Kicked { user, closed_connections, took }))
@@ -209,24 +241,65 @@ impl Gateway {
         };
         let (snapshot, served) = successor(&self.snapshot, &self.config, &next, force, load).map_err(Refused)?;
 
-        let changes = self.changes(&next, &served);
-        let version = snapshot.version;
+        let mut changes = self.changes(&next, &served);
+        let epoch = snapshot.version;
         // From here on with the indexes that shards know.
-        next.users = snapshot.users.clone();
-        self.snapshot = Arc::new(snapshot);
+        next.users = snapshot.users;
+        self.limits.retain(&next.users);
+        changes.extend(self.limits.line());
+        let users = self.limits.apply(&next.users, &next);
+        self.snapshot = Arc::new(Snapshot { users, ..snapshot });
         (self.config, self.served) = (next, served);
         self.want_usage();
+        self.put_in_force(Change::Reload { epoch, shards: self.cores.len(), changes }, now);
+        Ok(())
+    }
+
+    /// Gives the user `name` another limit, at once, on connections that are there too; [`Gateway::poll_completed`] tells when that is done. It holds
+    /// through reloads and upgrades.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such user, or too many have limits by order. Nothing has changed then.
+    pub fn begin_limit(&mut self, name: &str, order: LimitOrder, now: Instant) -> Result<(), NotLimited> {
+        self.find_user(name)?;
+        if !self.limits.set(name, order) {
+            return Err(NotLimited::TooMany);
+        }
+        let users = &self.config.users;
+        let of_file = users.find_name(name).and_then(|user| users.user(user)?.limit);
+        let limit = match order {
+            LimitOrder::Rate(rate) => Some(self.config.limit(name, rate)),
+            LimitOrder::Unlimited => None,
+            LimitOrder::File => of_file,
+        };
+        let users = Arc::new(self.snapshot.users.with_limits([(name, limit)].into_iter()));
+        let Snapshot { version, isolate_clients, ref handshakes, .. } = *self.snapshot;
+        let (epoch, handshakes) = (version + 1, handshakes.listing(users.clone()));
+        self.snapshot = Arc::new(Snapshot { version: epoch, users, isolate_clients, handshakes });
+        let is_of_file = order == LimitOrder::File;
+        let change = Change::Limit { user: name.to_owned(), limit, is_of_file, epoch };
+        self.put_in_force(change, now);
+        Ok(())
+    }
+
+    /// Has every core, and the process before this one, go over to the snapshot.
+    fn put_in_force(&mut self, change: Change, now: Instant) {
         let snapshot = &self.snapshot;
-        let change = Change::Reload { epoch: version, shards: self.cores.len(), changes };
-        self.commands
-            .begin_change(&self.cores, now, change, |id| CoreCommand::Apply { id, snapshot: snapshot.clone() });
+        let command = |id| CoreCommand::Apply { id, snapshot: snapshot.clone() };
+        self.commands.begin_change(&self.cores, now, change, command);
+        let limits = self.limits.told();
         self.prepare_to_pass_on(|order, snapshot| {
             let mut words = words::users(snapshot.users.users().map(|(_, user)| user));
             let Snapshot { version, isolate_clients, .. } = *snapshot;
-            words.push(Words::Apply { order, version, isolate_clients });
+            words.extend([Words::Limits(limits), Words::Apply { order, version, isolate_clients }]);
             words
         });
-        Ok(())
+    }
+
+    /// The users with limits by order.
+    pub fn limits(&self) -> &OrderedLimits {
+        &self.limits
     }
 
     /// The user in force of that name.

@@ -25,7 +25,7 @@ use super::seat::{Birth, Panics, Seat, Standing};
 use super::sibling::SiblingLink;
 use super::threads::{self, CoreThread, Pool};
 use super::waker::Waker;
-use super::{GatewayError, capacity, events, params};
+use super::{GatewayError, OrderedLimits, capacity, events, params};
 use crate::handshakes::Served;
 use crate::host::{SocketPlan, TunPlan};
 use crate::io::{Offloads, ShardSockets, TunDevice, TunOptions, TunQueue, TunSteering, UdpOptions, Wake};
@@ -45,6 +45,7 @@ pub(super) struct Prepared {
     pub(super) keys: ShardKeys,
     pub(super) served: Served,
     pub(super) snapshot: Arc<Snapshot>,
+    pub(super) limits: OrderedLimits,
     pub(super) sockets: SocketPlan,
     pub(super) tun: TunPlan,
 }
@@ -53,6 +54,7 @@ impl Prepared {
     pub(super) fn of(
         config: &ServerConfig,
         keys: Keys,
+        mut limits: OrderedLimits,
         generation: Generation,
         version: u64,
     ) -> Result<Self, GatewayError> {
@@ -66,12 +68,10 @@ impl Prepared {
             return Err(GatewayError::Shards { shards: count, shards_max });
         }
         let served = Served::load(&config.protocol)?;
-        let snapshot = Arc::new(Snapshot {
-            version,
-            users: config.users.clone(),
-            isolate_clients: config.isolate_clients,
-            handshakes: served.handshakes.listing(config.users.clone()),
-        });
+        limits.retain(&config.users);
+        let users = limits.apply(&config.users, config);
+        let (isolate_clients, handshakes) = (config.isolate_clients, served.handshakes.listing(users.clone()));
+        let snapshot = Arc::new(Snapshot { version, users, isolate_clients, handshakes });
         let sockets = SocketPlan {
             address: config.bind(),
             shards: count,
@@ -81,7 +81,7 @@ impl Prepared {
         let Keys { master, reset, token, .. } = keys;
         let keys = ShardKeys { id_layout, reset, token };
         let (shards, tun) = (Shards { generation, count: count as u16 }, tun_plan(config, count));
-        Ok(Prepared { shards, cpus, threads, core_threads, master, keys, served, snapshot, sockets, tun })
+        Ok(Prepared { shards, cpus, threads, core_threads, master, keys, served, snapshot, limits, sockets, tun })
     }
 }
 

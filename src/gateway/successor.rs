@@ -179,6 +179,7 @@ impl Gateway {
             incarnation: self.incarnations,
             order: order.0,
             version: self.snapshot.version,
+            limits: self.limits.told(),
             master: self.master.clone(),
             address: plan.address,
             interface: device.name().to_owned(),
@@ -245,6 +246,7 @@ impl Gateway {
             }
             (Words::Refused { reason }, _) => other.refusal = Some(reason),
             (Words::Users(users), Stage::Serving) => other.users.extend(users),
+            (Words::Limits(limits), Stage::Serving) => self.limits = limits.into_iter().collect(),
             (Words::Apply { order, version, isolate_clients }, Stage::Serving) => {
                 let users = std::mem::take(&mut other.users);
                 self.apply_for(other, CommandId(order), version, users, isolate_clients, now);

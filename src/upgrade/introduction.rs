@@ -16,7 +16,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
-use tollgate_shards::sibling;
+use tollgate_shards::{Rate, sibling};
 use zeroize::Zeroizing;
 
 use super::VERSION;
@@ -46,6 +46,8 @@ pub struct Introduction {
     pub order: u64,
     /// The number of the snapshot in force.
     pub version: u64,
+    /// The users with limits by order; without a rate, of no limit.
+    pub limits: Vec<(String, Option<Rate>)>,
     /// The secret that all keys are derived from.
     #[serde(with = "secret")]
     pub master: Zeroizing<[u8; 32]>,
@@ -283,6 +285,7 @@ mod tests {
             incarnation: 2,
             order: 5,
             version: 9,
+            limits: vec![("alice".to_owned(), None)],
             master: Zeroizing::new([7; 32]),
             address: "[::]:55555".parse().unwrap(),
             interface: "tg0".to_owned(),

@@ -1,8 +1,8 @@
 //! What the control planes of the two processes say to each other once both have begun.
 
 use serde::{Deserialize, Serialize};
-use tollgate_shards::User;
 use tollgate_shards::sibling::MESSAGE_BYTES_MAX;
+use tollgate_shards::{Rate, User};
 
 /// Of the users said at a time, in bytes: half of what the link takes.
 const USERS_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
@@ -24,6 +24,8 @@ pub enum Words {
     Serving,
     /// The newer process: some of the users of the snapshot that follows.
     Users(Vec<User>),
+    /// The newer process: which of their limits are by order.
+    Limits(Vec<(String, Option<Rate>)>),
     /// The newer process: a snapshot with all users that were said since the last one.
     Apply {
         /// The order.
@@ -110,6 +112,7 @@ mod tests {
         let said = [
             Words::Ready { shards: 3 },
             Words::Users(vec![user]),
+            Words::Limits(vec![("alice".to_owned(), None)]),
             Words::Apply { order: 7, version: 9, isolate_clients: true },
             Words::Done { order: 7, closed_connections: 2 },
         ];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tollgate_test_support::deployment::Plan;
 use tollgate_test_support::tunnels::TestTunnel;
-use tollgate_test_support::{PATIENCE, turn};
+use tollgate_test_support::{PATIENCE, eventually, turn};
 
 use crate::site::{GATEWAY, Site};
 
@@ -40,6 +40,29 @@ fn a_kick_and_a_reload_close_connections_of_both_processes() {
     assert!(said.contains("2 connections closed; epoch 1 is in force"), "{said}");
     assert_is_closed(&mut before[1]);
     assert_is_closed(&mut after[1]);
+    site.assert_no_panic();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_limit_by_order_goes_on_in_the_new_process_and_in_the_old_one_where_the_new_one_dies() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let staying = site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", GATEWAY.into(), None));
+    site.order_done(&["limit", "alice", "80 kbps"]);
+    let new = site.upgrade(&["--within", "1h"]);
+    let said = site.order_done(&["status"]);
+    assert!(said.contains("\"alice\" 80 kbps"), "{said}");
+    // Orders of now are the old process's too.
+    let said = site.order_done(&["limit", "alice", "90 kbps"]);
+    assert!(said.contains("90 kbps, by order; in force on every shard"), "{said}");
+    site.order_done(&["limit", "bob", "none"]);
+    new.signal(Signal::KILL);
+    let says = || site.order(&["status"]).said.contains("\"alice\" 90 kbps, \"bob\" none");
+    assert!(eventually(PATIENCE, says), "{}", site.gateway.process.last_lines());
+    let said = site.order_done(&["limit", "alice", "--file"]);
+    assert!(said.starts_with("limit of user 'alice': none, as the files say"), "{said}");
+    drop(staying);
     site.assert_no_panic();
 }
 

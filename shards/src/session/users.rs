@@ -102,7 +102,7 @@ pub enum UsersError {
     DuplicateCredential { fingerprint: Fingerprint, first: String, second: String },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Users {
     entries: BTreeMap<UserIndex, Entry>,
     /// Where the search for the index of the next new user begins.
@@ -114,7 +114,7 @@ pub struct Users {
 }
 
 /// A place among the users. It outlasts its user by one succession.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Entry {
     Present(User),
     /// One of the users before, by name: the log still speaks of it.
@@ -144,6 +144,20 @@ impl Users {
         }
         users.into_iter().try_for_each(|user| next.insert(self, user))?;
         Ok(next)
+    }
+
+    /// The same users at the same indices, but for the limits of those who are named.
+    #[must_use]
+    pub fn with_limits<'n>(&self, limits: impl Iterator<Item = (&'n str, Option<Limit>)>) -> Self {
+        let mut next = self.clone();
+        for (name, limit) in limits {
+            if let Some(index) = next.find_name(name)
+                && let Some(Entry::Present(user)) = next.entries.get_mut(&index)
+            {
+                user.limit = limit;
+            }
+        }
+        next
     }
 
     fn insert(&mut self, before: &Users, user: User) -> Result<(), UsersError> {
@@ -317,6 +331,20 @@ mod tests {
         let still_without = without.succeed(vec![]).unwrap();
         assert_eq!(still_without.name(UserIndex(0)), "unknown");
         assert_eq!(still_without.succeed(vec![user("alice", 1)]).unwrap().find_name("alice"), Some(UserIndex(1)));
+    }
+
+    #[test]
+    fn other_limits_change_nothing_else_and_nobody_who_is_gone() {
+        let limit = |bits| Some(Limit::new(Rate::from_bits_per_s(bits).unwrap()));
+        let bob = User { limit: limit(5_000), ..user("bob", 2) };
+        let users = Users::new(vec![user("alice", 1), bob, user("carol", 3)]).unwrap();
+        let users = users.succeed(vec![user("alice", 1), users.user(UserIndex(1)).unwrap().clone()]).unwrap();
+        let other = users.with_limits([("alice", limit(1_000)), ("bob", None), ("carol", limit(1))].into_iter());
+        let limits = |users: &Users| users.users().map(|(_, user)| user.limit).collect::<Vec<_>>();
+        assert_eq!((limits(&users), limits(&other)), (vec![None, limit(5_000)], vec![limit(1_000), None]));
+        assert_eq!((other.find(&Fingerprint([2; 32])), other.name(UserIndex(2))), (Some(UserIndex(1)), "carol"));
+        let next = other.succeed(vec![user("dave", 4)]).unwrap();
+        assert_eq!(next.find_name("dave"), Some(UserIndex(3)), "an index is given once");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::gateway::{HostReport, Report, State, Status};
+use crate::gateway::{HostReport, LimitOrder, Report, State, Status};
 
 pub use lines::{LineError, Lines, Next};
 pub use rows::{ConnectionRow, Place, UserRow};
@@ -62,6 +62,19 @@ pub enum Request {
     },
     /// Take clients again.
     Resume,
+    /// Give a user another limit.
+    Limit {
+        /// The user's name.
+        user: String,
+        /// The limit.
+        to: LimitOrder,
+    },
+    /// Log something else.
+    LogLevel {
+        /// As in `[log] level`; without one, what the file says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        filter: Option<String>,
+    },
     /// Have another process take over, and send the clients of this one away.
     Upgrade {
         /// The program, an absolute path; without one what this process was started with.
@@ -135,6 +148,9 @@ pub struct Answer {
     /// The last row, where there are more behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Place>,
+    /// What is logged, where that is by order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
     /// The report of each shard that has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<Vec<Report>>,

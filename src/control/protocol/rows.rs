@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::Usage;
 
-/// A user who is online.
+/// A user who is online, or whose limit is by order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRow {
     /// The user's name.
@@ -18,6 +18,9 @@ pub struct UserRow {
     /// The limit in force, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_bits_per_s: Option<u64>,
+    /// Whether that, or that there is none, is by order.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ordered: bool,
     /// When the oldest of the connections began, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_unix_s: Option<u64>,
