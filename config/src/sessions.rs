@@ -3,16 +3,18 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tollgate_shards::{BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, WhenReached};
+use tollgate_shards::{BURST_BYTES_MIN, ConnectionLimit, Limit, Rate, SessionLimits, WhenReached};
 
 use crate::document::Report;
-use crate::kind::{Kind, choice, whole};
+use crate::kind::{Kind, choice, seconds, switch, whole};
 use crate::schema::{Declared, LIVE, Section, table};
 use crate::table::Table;
 
 const CONNECTIONS_MAX: u64 = 65_536;
 const BURST_MS_MAX: u64 = 60_000;
 const BURST_BYTES_MAX: u64 = 1 << 30;
+/// A year.
+const DEADLINE_S_MAX: u64 = 366 * 86_400;
 
 const WHEN_REACHED: [(&str, WhenReached); 2] =
     [("refuse_new", WhenReached::RefuseNew), ("close_oldest", WhenReached::CloseOldest)];
@@ -21,6 +23,10 @@ fn connections() -> Kind<Option<NonZeroU32>> {
     whole(1..=CONNECTIONS_MAX, "connections")
         .map(|count| NonZeroU32::new(count as u32).unwrap_or(NonZeroU32::MIN), |count| Some(count.get().into()))
         .optional("as many as there are addresses")
+}
+
+fn deadline() -> Kind<Option<Duration>> {
+    seconds(1..=DEADLINE_S_MAX).optional("no limit")
 }
 
 fn burst() -> Kind<Duration> {
@@ -60,11 +66,19 @@ impl UserSessions {
 }
 
 table! {
-    /// How many connections a user may have, and how large the bursts of limited users are.
+    /// How many connections a user may have, how long they last, and how large the bursts of limited users are.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Sessions of Tollgate {
         /// The smallest burst, in bytes: the largest packet must fit.
         "burst_bytes_min" => burst_bytes_min: u64 = BURST_BYTES_MIN, whole(BURST_BYTES_MIN..=BURST_BYTES_MAX, "bytes"), LIVE;
+        /// Longest time in which no inner packet comes from or for a client, in seconds. Then its connection is closed. What QUIC says beside packets does not
+        /// count.
+        "idle_timeout_s" => idle_max: Option<Duration> = None, deadline(), LIVE.example("3600");
+        /// Longest time from a client's login on, in seconds. Then its connection is closed, and it has to log in again.
+        "max_duration_s" => length_max: Option<Duration> = None, deadline(), LIVE.example("86400");
+        /// Whether a client's connection is closed when its certificate expires, and none begins later. A line of the log warns of it from 30 days before on, at
+        /// each login and reload. Otherwise only the fingerprint of a certificate counts, as with Quincy.
+        "enforce_certificate_expiry" => ends_with_certificate: bool = false, switch(), LIVE;
     }
     and {
         /// What a user may have otherwise.
@@ -82,6 +96,12 @@ impl Sessions {
     /// The limit of a user of `rate`, whose own settings are `user`.
     pub(crate) fn limit(&self, user: &UserSessions, rate: Rate) -> Limit {
         Limit::with_burst(rate, user.burst, self.burst_bytes_min)
+    }
+
+    /// How long sessions may last.
+    pub fn limits(&self) -> SessionLimits {
+        let Sessions { idle_max, length_max, ends_with_certificate, .. } = *self;
+        SessionLimits { idle_max, length_max, ends_with_certificate }
     }
 
     /// The table with its values.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::deadlines::SessionEnds;
 use crate::drops::Drops;
 use crate::durations::Durations;
 use crate::handshake_counts::HandshakeCounts;
@@ -52,6 +53,8 @@ pub struct Counters {
     pub own_packets: u64,
     /// Messages sent to other shards.
     pub messages: u64,
+    /// Sessions that have ended at a deadline.
+    pub session_ends: SessionEnds,
     /// Leases begun, of users who have, or had, connections here.
     pub leases: u64,
     /// Grants of tokens that have come on them.
@@ -100,6 +103,7 @@ impl Counters {
             own_packets: self.own_packets + earlier.own_packets,
             messages: self.messages + earlier.messages,
             forgotten_events: self.forgotten_events + earlier.forgotten_events,
+            session_ends: self.session_ends.beside(&earlier.session_ends),
             leases: self.leases + earlier.leases,
             lease_grants: self.lease_grants + earlier.lease_grants,
             waits: self.waits.beside(&earlier.waits),

@@ -54,4 +54,6 @@ pub enum WakeReason {
     Load,
     /// A client is due to be sent away.
     Drain,
+    /// A client's session is over.
+    Session,
 }

@@ -73,6 +73,7 @@ mod assignment;
 mod backlogs;
 mod client;
 mod counters;
+mod deadlines;
 mod drops;
 mod durations;
 mod excerpt;
@@ -96,6 +97,7 @@ mod test_time;
 pub use assignment::{Assignment, AssignmentError};
 pub use client::{Client, ClientEvent, CloseCause, MovingHandshake, Tunnel, TunnelParams};
 pub use counters::Counters;
+pub use deadlines::{SessionEnd, SessionEnds, SessionLimits};
 pub use drops::{DropReason, Drops};
 pub use durations::Durations;
 pub use excerpt::excerpt;
@@ -144,6 +146,6 @@ pub mod inspect {
     pub use crate::session::message::{Login, Refusal};
     pub use crate::session::topology::Topology;
     pub use crate::shard::control::ControlPlane;
-    pub use crate::shard::inspect::{Inspect, UserTokens};
+    pub use crate::shard::inspect::{Inspect, LoggedInNow, UserTokens};
     pub use crate::shard::states::{STATES, State};
 }

@@ -46,6 +46,10 @@ pub fn log(shard: ShardIndex, event: Event, snapshot: &Snapshot) {
             let reason = "the user has all the connections that max_connections allows";
             warn!(user = name(user), reason, "client refused");
         }
+        Event::CertificateEnds { user, days } => {
+            let remedy = "give the user another one, and add its fingerprint to authorized_certs";
+            warn!(user = name(user), days, remedy, "client's certificate ends soon, and its sessions with it");
+        }
         Event::HandshakeFailed { reason } => debug!("handshake failed: {reason}"),
         Event::Forgotten { events } => {
             warn!("{events} events of shard {} are not told of: they were too many at once", shard.place());
@@ -62,6 +66,7 @@ fn kind(event: &Event) -> Option<Kind> {
         Event::PoolExhausted { .. } | Event::PoolReserved { .. } => Some(Kind::NoAddress),
         Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
         Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
+        Event::CertificateEnds { .. } => Some(Kind::CertificateEnds),
         // Thousands of events make one; narrowed paths are limited by the shard.
         Event::Forgotten { .. } | Event::PathNarrowed { .. } => None,
     }

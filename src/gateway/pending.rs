@@ -89,7 +89,7 @@ impl Pending {
 mod tests {
     use quinn_proto::crypto::rustls::QuicServerConfig;
     use rustls::pki_types::PrivateKeyDer;
-    use tollgate_shards::{Handshakes, User, Users};
+    use tollgate_shards::{Handshakes, SessionLimits, User, Users};
 
     use super::*;
 
@@ -111,6 +111,7 @@ mod tests {
                 version,
                 users: Arc::new(users),
                 isolate_clients: true,
+                session_limits: SessionLimits::default(),
                 handshakes: handshakes.clone(),
             })
         })

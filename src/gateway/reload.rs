@@ -274,9 +274,8 @@ impl Gateway {
             LimitOrder::File => of_file,
         };
         let users = Arc::new(self.snapshot.users.with_limits([(name, limit)].into_iter()));
-        let Snapshot { version, isolate_clients, ref handshakes, .. } = *self.snapshot;
-        let (epoch, handshakes) = (version + 1, handshakes.listing(users.clone()));
-        self.snapshot = Arc::new(Snapshot { version: epoch, users, isolate_clients, handshakes });
+        let (epoch, handshakes) = (self.snapshot.version + 1, self.snapshot.handshakes.listing(users.clone()));
+        self.snapshot = Arc::new(Snapshot { version: epoch, users, handshakes, ..*self.snapshot });
         let is_of_file = order == LimitOrder::File;
         let change = Change::Limit { user: name.to_owned(), limit, is_of_file, epoch };
         self.put_in_force(change, now);
@@ -291,8 +290,9 @@ impl Gateway {
         let limits = self.limits.told();
         self.prepare_to_pass_on(|order, snapshot| {
             let mut words = words::users(snapshot.users.users().map(|(_, user)| user));
-            let Snapshot { version, isolate_clients, .. } = *snapshot;
-            words.extend([Words::Limits(limits), Words::Apply { order, version, isolate_clients }]);
+            let Snapshot { version, isolate_clients, session_limits, .. } = *snapshot;
+            let apply = Words::Apply { order, version, isolate_clients, session_limits };
+            words.extend([Words::Limits(limits), apply]);
             words
         });
     }
@@ -362,8 +362,9 @@ pub fn successor<T>(
     match (loaded, users) {
         (Some((loaded, handshakes)), Ok(users)) if reasons.is_empty() => {
             let (version, isolate_clients) = (now.version + 1, next.isolate_clients);
+            let session_limits = next.sessions.limits();
             let handshakes = handshakes.listing(users.clone());
-            Ok((Snapshot { version, users, isolate_clients, handshakes }, loaded))
+            Ok((Snapshot { version, users, isolate_clients, session_limits, handshakes }, loaded))
         }
         (_, users) => {
             reasons.extend(users.err().map(|error| error.to_string()));

@@ -70,8 +70,9 @@ impl Prepared {
         let served = Served::load(&config.protocol)?;
         limits.retain(&config.users);
         let users = limits.apply(&config.users, config);
-        let (isolate_clients, handshakes) = (config.isolate_clients, served.handshakes.listing(users.clone()));
-        let snapshot = Arc::new(Snapshot { version, users, isolate_clients, handshakes });
+        let (isolate_clients, session_limits) = (config.isolate_clients, config.sessions.limits());
+        let handshakes = served.handshakes.listing(users.clone());
+        let snapshot = Arc::new(Snapshot { version, users, isolate_clients, session_limits, handshakes });
         let sockets = SocketPlan {
             address: config.bind(),
             shards: count,

@@ -8,7 +8,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate_shards::{CommandId, Generation, Shards, Snapshot, User};
+use tollgate_shards::{CommandId, Generation, SessionLimits, Shards, Snapshot, User};
 use tracing::{error, info};
 
 use super::core::CoreCommand;
@@ -247,9 +247,10 @@ impl Gateway {
             (Words::Refused { reason }, _) => other.refusal = Some(reason),
             (Words::Users(users), Stage::Serving) => other.users.extend(users),
             (Words::Limits(limits), Stage::Serving) => self.limits = limits.into_iter().collect(),
-            (Words::Apply { order, version, isolate_clients }, Stage::Serving) => {
+            (Words::Apply { order, version, isolate_clients, session_limits }, Stage::Serving) => {
                 let users = std::mem::take(&mut other.users);
-                self.apply_for(other, CommandId(order), version, users, isolate_clients, now);
+                let given = (version, users, isolate_clients, session_limits);
+                self.apply_for(other, CommandId(order), given, now);
             }
             (Words::Kick { order, user }, Stage::Serving) => match self.snapshot.users.find_name(&user) {
                 Some(user) => {
@@ -271,9 +272,7 @@ impl Gateway {
         &mut self,
         other: &Replacement,
         id: CommandId,
-        version: u64,
-        users: Vec<User>,
-        isolate_clients: bool,
+        (version, users, isolate_clients, session_limits): (u64, Vec<User>, bool, SessionLimits),
         now: Instant,
     ) {
         let users = match self.snapshot.users.succeed(users) {
@@ -281,7 +280,7 @@ impl Gateway {
             Err(error) => return other.say(&Words::NotDone { order: id.0, reason: error.to_string() }),
         };
         let handshakes = self.snapshot.handshakes.listing(users.clone());
-        self.snapshot = Arc::new(Snapshot { version, users, isolate_clients, handshakes });
+        self.snapshot = Arc::new(Snapshot { version, users, isolate_clients, session_limits, handshakes });
         let (change, snapshot) = (Change::ForSuccessor { order: id }, &self.snapshot);
         let command = |id| CoreCommand::Apply { id, snapshot: snapshot.clone() };
         self.commands.begin_change_as(id, &self.cores, now, change, command);

@@ -27,6 +27,8 @@ pub enum Kind {
     TooManyConnections,
     /// A handshake came to nothing.
     HandshakeFailed,
+    /// A client's certificate ends soon.
+    CertificateEnds,
     /// An order to close a user's connections.
     Kicked,
     /// Such an order that could not be carried out.
@@ -37,13 +39,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Connected,
         Kind::Disconnected,
         Kind::UnknownCredential,
         Kind::NoAddress,
         Kind::TooManyConnections,
         Kind::HandshakeFailed,
+        Kind::CertificateEnds,
         Kind::Kicked,
         Kind::NotKicked,
         Kind::NotServed,
@@ -58,6 +61,7 @@ impl Kind {
             Kind::NoAddress => "clients were refused: no address was free for them",
             Kind::TooManyConnections => "clients were refused: their users had all the connections allowed",
             Kind::HandshakeFailed => "handshakes have failed",
+            Kind::CertificateEnds => "clients' certificates end soon",
             Kind::Kicked => "users' connections were closed, by order",
             Kind::NotKicked => "orders to kick were not carried out",
             Kind::NotServed => "clients of the control socket or of the metrics endpoint were not served",

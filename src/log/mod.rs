@@ -137,7 +137,7 @@ impl Summary for Withheld {
             match kind {
                 Kind::Connected | Kind::Disconnected => info!(target: "tollgate::gateway", "{line}"),
                 Kind::Kicked => info!(target: "tollgate::control", "{line}"),
-                Kind::UnknownCredential | Kind::NoAddress | Kind::TooManyConnections => {
+                Kind::UnknownCredential | Kind::NoAddress | Kind::TooManyConnections | Kind::CertificateEnds => {
                     warn!(target: "tollgate::gateway", "{line}");
                 }
                 Kind::NotKicked | Kind::NotServed => warn!(target: "tollgate::control", "{line}"),

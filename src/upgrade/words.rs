@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tollgate_shards::sibling::MESSAGE_BYTES_MAX;
-use tollgate_shards::{Rate, User};
+use tollgate_shards::{Rate, SessionLimits, User};
 
 /// Of the users said at a time, in bytes: half of what the link takes.
 const USERS_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
@@ -34,6 +34,8 @@ pub enum Words {
         version: u64,
         /// Whether clients are kept apart.
         isolate_clients: bool,
+        /// How long sessions may last.
+        session_limits: SessionLimits,
     },
     /// The newer process: close a user's connections.
     Kick {
@@ -113,7 +115,7 @@ mod tests {
             Words::Ready { shards: 3 },
             Words::Users(vec![user]),
             Words::Limits(vec![("alice".to_owned(), None)]),
-            Words::Apply { order: 7, version: 9, isolate_clients: true },
+            Words::Apply { order: 7, version: 9, isolate_clients: true, session_limits: SessionLimits::default() },
             Words::Done { order: 7, closed_connections: 2 },
         ];
         for words in said {

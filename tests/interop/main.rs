@@ -5,6 +5,7 @@ mod aggregate;
 mod connection_ids;
 mod customers;
 mod data_path;
+mod deadlines;
 mod exchanges;
 mod families;
 mod firewall;

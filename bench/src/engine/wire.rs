@@ -15,8 +15,8 @@ use tollgate::identity::Identity;
 use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
 use tollgate_shards::{
-    Action, Congestion, Event, Handshakes, Limits, Machine, Message, Output, Received, ShardIndex, Snapshot, Transmit,
-    User, Users,
+    Action, Congestion, Event, Handshakes, Limits, Machine, Message, Output, Received, SessionLimits, ShardIndex,
+    Snapshot, Transmit, User, Users,
 };
 use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{GATEWAY, Setup, UserSpec, World};
@@ -78,7 +78,13 @@ impl Wire {
         });
         let users = credentials.users.clone();
         let handshakes = Handshakes { tls: Some(credentials.server.clone()), noise: None };
-        world.gateway.snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: true, handshakes });
+        world.gateway.snapshot = Arc::new(Snapshot {
+            version: 0,
+            users,
+            isolate_clients: true,
+            session_limits: SessionLimits::default(),
+            handshakes,
+        });
         // Only shards that begin anew have that snapshot.
         world.crash();
         let mut wire = Wire { world, client: 0, client_address: GATEWAY, to_client: Vec::new() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tollgate_shards::User;
+use tollgate_shards::{SessionLimits, User};
 
 use crate::client::Act;
 use crate::gateway::Core;
@@ -20,6 +20,7 @@ impl World {
         self.resume_all();
         self.gateway.cores.iter().filter_map(Core::machine).for_each(Machine::spare);
         self.end_drains();
+        self.limit_sessions(SessionLimits::default());
         let wanted = self.wanted();
         for index in 0..self.devices.len() as u32 {
             let device = &mut self.devices[index as usize];

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tollgate::gateway::reload::successor;
 use tollgate_config::ServerConfig;
-use tollgate_shards::{ConnectionLimit, Fingerprint, Rate, Snapshot, User, WhenReached};
+use tollgate_shards::{ConnectionLimit, Fingerprint, Rate, SessionLimits, Snapshot, User, WhenReached};
 
 use crate::oracle::Violation;
 use crate::population::Population;
@@ -112,7 +113,12 @@ fn as_meant(now: &Snapshot, snapshot: &Snapshot, population: &Population) -> Res
     let should: BTreeMap<_, _> = population.present().map(meant).collect();
     let is: BTreeMap<_, _> = snapshot.users.users().map(|(_, user)| meant(user)).collect();
     let number = snapshot.version;
-    if is != should || snapshot.isolate_clients != population.isolate_clients || number != now.version + 1 {
+    let are_limits_meant = snapshot.session_limits == population.session_limits;
+    if is != should
+        || !are_limits_meant
+        || snapshot.isolate_clients != population.isolate_clients
+        || number != now.version + 1
+    {
         let isolates = (snapshot.isolate_clients, population.isolate_clients);
         return Err(format!("snapshot {number} is {is:?}, and should be {should:?}; isolation {isolates:?}"));
     }
@@ -126,7 +132,8 @@ fn texts(tunnel: IpNet, population: &Population, mistake: Option<Mistake>) -> (S
     let server = format!(
         "name = \"gateway\"\ntunnel_network = \"{tunnel}\"\nusers_file = \"users.toml\"\nbind_port = {port}\n\
          isolate_clients = {isolates}\n[protocol]\nmode = \"tls\"\ncertificate_file = \"certificate.pem\"\n\
-         certificate_key_file = \"key.pem\"\n"
+         certificate_key_file = \"key.pem\"\n[sessions]\n{}",
+        sessions(&population.session_limits)
     );
     let mut users = String::new();
     population.present().filter(|_| mistake != Some(Mistake::Emptied)).for_each(|user| write_user(&mut users, user));
@@ -144,6 +151,15 @@ fn texts(tunnel: IpNet, population: &Population, mistake: Option<Mistake>) -> (S
     };
     users.push_str(&more.replace("CERTIFICATE", &format!("sha256:{}", "2f".repeat(32))));
     (server, users)
+}
+
+/// What the server file's `[sessions]` says.
+fn sessions(limits: &SessionLimits) -> String {
+    let SessionLimits { idle_max, length_max, ends_with_certificate } = *limits;
+    let line = |key: &str, time: Option<Duration>| time.map(|time| format!("{key} = {}\n", time.as_secs()));
+    let [idle, length] =
+        [line("idle_timeout_s", idle_max), line("max_duration_s", length_max)].map(Option::unwrap_or_default);
+    format!("{idle}{length}enforce_certificate_expiry = {ends_with_certificate}\n")
 }
 
 fn write_user(text: &mut String, user: &User) {

@@ -13,7 +13,7 @@ use tollgate_shards::{Command, CommandId, Counters, Params, Shard, ShardIndex, S
 use crate::by_shard::ByShard;
 use crate::clock::Clock;
 use crate::files::Files;
-use crate::identity::shard_keys;
+use crate::identity::{WALL_CLOCK_AT_START, shard_keys};
 use crate::noise;
 use crate::oracle::Violation;
 use crate::plan::{Feature, LayoutPlan, Plan, ShellPlan};
@@ -198,7 +198,13 @@ impl Gateway {
         let population = Population::new(plan);
         let users = Arc::new(population.users(&Users::default()));
         let handshakes = noise::handshakes(plan.features.has(Feature::Noise), &users);
-        let snapshot = Arc::new(Snapshot { version: 0, users, isolate_clients: plan.isolate_clients, handshakes });
+        let snapshot = Arc::new(Snapshot {
+            version: 0,
+            users,
+            isolate_clients: plan.isolate_clients,
+            session_limits: population.session_limits,
+            handshakes,
+        });
         let has_files = plan.features.has(Feature::Files);
         let files = has_files.then(|| Files::new(&plan.draws, plan.tunnel, &population));
         let params = Params {
@@ -263,7 +269,7 @@ impl Gateway {
 
     fn birth(&mut self, index: u16, now: Time) -> (Birth, Instant) {
         let now = self.clocks[usize::from(index)].reads(now);
-        let wall_clock = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + now.since_start();
+        let wall_clock = SystemTime::UNIX_EPOCH + WALL_CLOCK_AT_START + now.since_start();
         (Birth { wall_clock, seed: self.random.seed() }, self.origin + now.since_start())
     }
 
@@ -442,6 +448,7 @@ impl Gateway {
             version: self.snapshot.version + 1,
             users,
             isolate_clients: self.population.isolate_clients,
+            session_limits: self.population.session_limits,
             handshakes,
         });
         self.snapshot = snapshot.clone();

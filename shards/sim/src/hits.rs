@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tollgate_shards::inspect::{LeaseGrant, Refusal, STATES};
 use tollgate_shards::{
     CloseCause, CloseReason, Command, ControlMessage, Counters, DropReason, Event, HandshakeOutcome, Message,
-    PacketMessage, Shard, WakeReason, close_code,
+    PacketMessage, SessionEnd, Shard, WakeReason, close_code,
 };
 
 pub use expected::Tally;
@@ -93,6 +93,7 @@ kinds! { EVENTS, event(Event):
     Event::PoolReserved { .. } => "pool_reserved",
     Event::TooManyConnections { .. } => "too_many_connections",
     Event::HandshakeFailed { .. } => "handshake_failed",
+    Event::CertificateEnds { .. } => "certificate_ends",
     Event::Forgotten { .. } => "forgotten",
 }
 
@@ -103,6 +104,7 @@ const REVOKED: u64 = close_code::REVOKED as u64;
 const DRAIN: u64 = close_code::DRAIN as u64;
 const UPGRADE: u64 = close_code::UPGRADE as u64;
 const MISUSE: u64 = close_code::MISUSE as u64;
+const SESSION_OVER: u64 = close_code::SESSION_OVER as u64;
 kinds! { CLOSE_CAUSES, close_cause(CloseCause):
     CloseCause::Local => "local",
     CloseCause::Gateway { code: SHUTDOWN, .. } => "gateway_shutdown",
@@ -112,6 +114,7 @@ kinds! { CLOSE_CAUSES, close_cause(CloseCause):
     CloseCause::Gateway { code: DRAIN, .. } => "gateway_drain",
     CloseCause::Gateway { code: MISUSE, .. } => "gateway_misuse",
     CloseCause::Gateway { code: UPGRADE, .. } => "gateway_upgrade",
+    CloseCause::Gateway { code: SESSION_OVER, .. } => "gateway_session_over",
     CloseCause::Gateway { .. } => "gateway_other",
     CloseCause::Reset => "reset",
     CloseCause::TimedOut => "timed_out",
@@ -139,6 +142,7 @@ kinds! { WAKES, wake(WakeReason):
     WakeReason::Handshake => "handshake",
     WakeReason::Load => "load",
     WakeReason::Drain => "drain",
+    WakeReason::Session => "session",
 }
 
 /// The counters that only grow. The others are left to the states.
@@ -156,7 +160,7 @@ counters! {
     up_packets, up_bytes, thinned_acks, down_packets, down_bytes, datagrams_received, datagrams_sent, relayed_packets, misrouted_frames,
     misrouted_datagrams, retries, handshakes, stateless_responses, too_big_replies, narrowed_paths, too_narrow_paths, fragmented_packets,
     own_packets, messages, forgotten_events, leases, lease_grants,
-    ; connections, users, open_leases, waiting_packets, queued_packets, waits, drops, handshake_ends,
+    ; connections, users, open_leases, waiting_packets, queued_packets, waits, drops, handshake_ends, session_ends,
 }
 
 /// What else the simulator sees.
@@ -180,7 +184,8 @@ fn all() -> impl Iterator<Item = Name> {
     let drops = DropReason::ALL.into_iter().map(|reason| ("drop", reason.name()));
     let handshakes = HandshakeOutcome::ALL.into_iter().map(|outcome| ("handshake", outcome.name()));
     let listed = lists.into_iter().flat_map(|(kind, names)| names.iter().map(move |&name| (kind, name)));
-    listed.chain(drops).chain(handshakes).chain(STATES.iter().copied())
+    let session_ends = SessionEnd::ALL.into_iter().map(|end| ("session end", end.name()));
+    listed.chain(drops).chain(handshakes).chain(session_ends).chain(STATES.iter().copied())
 }
 
 impl Hits {
@@ -228,6 +233,9 @@ impl Hits {
     /// What a shard has counted in its life.
     pub fn counters(&mut self, counters: &Counters) {
         counted(counters).for_each(|(name, times)| self.add(("counter", name), times));
+        SessionEnd::ALL
+            .into_iter()
+            .for_each(|end| self.add(("session end", end.name()), counters.session_ends.of(end)));
         for outcome in HandshakeOutcome::ALL {
             let times = counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.of(outcome)).sum();
             self.add(("handshake", outcome.name()), times);

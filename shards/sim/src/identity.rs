@@ -8,6 +8,7 @@ use std::hash::Hasher;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::aws_lc_rs::hmac;
 use ::aws_lc_rs::signature::Ed25519KeyPair;
@@ -49,6 +50,8 @@ pub fn begin(seed: u64, is_open: bool) {
 }
 
 const GATEWAY: u64 = u64::MAX;
+/// The time of day when a run begins, since 1970.
+pub const WALL_CLOCK_AT_START: Duration = Duration::from_secs(1_700_000_000);
 const PROTOCOL: &[u8] = b"quincy";
 
 /// What is unusual about a ClientHello.
@@ -89,6 +92,21 @@ impl Dial {
     }
 }
 
+/// Where the number of an identity says when its certificate ends, and for how many bits.
+const END_SHIFT: u32 = 40;
+const END_BITS: u32 = 16;
+
+/// The identity like `number` whose certificate ends so many seconds after the start of the run.
+pub fn ending(number: u64, after_s: u64) -> u64 {
+    number | after_s << END_SHIFT
+}
+
+/// How many seconds after the start of the run the certificate of `number` ends, if it does.
+pub fn end_s(number: u64) -> Option<u64> {
+    let after_s = number >> END_SHIFT & ((1 << END_BITS) - 1);
+    (number != GATEWAY && noise::kind(number).is_none() && after_s > 0).then_some(after_s)
+}
+
 impl Identity {
     /// Identity `number`, the same in every run.
     fn new(number: u64) -> Self {
@@ -102,7 +120,11 @@ impl Identity {
             .expect("32 bytes make a key");
         let key = PrivatePkcs8KeyDer::from(key.as_ref().to_vec());
         let signer = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519).expect("just made");
-        let parameters = rcgen::CertificateParams::new(vec!["gateway".to_owned()]).expect("a DNS name");
+        let mut parameters = rcgen::CertificateParams::new(vec!["gateway".to_owned()]).expect("a DNS name");
+        if let Some(after_s) = end_s(number) {
+            let end = WALL_CLOCK_AT_START + Duration::from_secs(after_s);
+            parameters.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+        }
         let certificate = parameters.self_signed(&signer).expect("a complete certificate").der().clone();
         let fingerprint = Fingerprint::of(&certificate);
         Identity { number, secret: Secret::Certificate(certificate, PrivateKeyDer::Pkcs8(key)), fingerprint }

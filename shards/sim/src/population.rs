@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use tollgate_shards::{AddressRange, Fingerprint, User, Users};
+use tollgate_shards::{AddressRange, Fingerprint, SessionLimits, User, Users};
 
 use crate::identity::Identity;
 use crate::noise;
-use crate::plan::{DevicePlan, Feature, Plan, draw_limit, draw_user};
+use crate::plan::{DevicePlan, Feature, Plan, draw_limit, draw_session_limits, draw_user};
 use crate::random::Stream;
 
 /// Certificates that replace others have numbers from here on, so many for each device.
@@ -23,6 +23,7 @@ pub struct Population {
     /// The user of each device.
     owners: Vec<usize>,
     pub isolate_clients: bool,
+    pub session_limits: SessionLimits,
     renewals: u64,
 }
 
@@ -34,6 +35,7 @@ impl Population {
             identities: plan.devices.iter().map(|device: &DevicePlan| device.identity).collect(),
             owners: plan.devices.iter().map(|device| device.user).collect(),
             isolate_clients: plan.isolate_clients,
+            session_limits: plan.session_limits,
             renewals: 0,
         }
     }
@@ -97,6 +99,10 @@ impl Population {
                 _ => self.come_or_go(index),
             };
             words.push(format!("{name}: {what}"));
+        }
+        if plan.features.has(Feature::Expiry) && random.permille(500) {
+            self.session_limits = draw_session_limits(random);
+            words.push("other deadlines".to_owned());
         }
         words.join("; ")
     }

@@ -12,5 +12,7 @@ pub const REVOKED: u32 = 0x04;
 pub const DRAIN: u32 = 0x05;
 /// Another process of the gateway takes its clients: the client is to come back, here. Or it has, and its newer connection has the address.
 pub const UPGRADE: u32 = 0x09;
+/// The session is over: it was idle for too long, has lasted as long as it may, or the certificate has expired.
+pub const SESSION_OVER: u32 = 0x0a;
 /// The client sends what the protocol has no place for.
 pub const MISUSE: u32 = 0x08;

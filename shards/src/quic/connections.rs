@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use quinn_proto::Event as ConnectionEvent;
 
+use crate::deadlines::{SessionEnd, SessionLimits, SessionTimes};
 use crate::ids::{ConnectionKey, CredentialKind, Fingerprint, INCARNATION_SHIFT, Reconnects, ShardIndex, UserIndex};
 use crate::io::WakeReason;
 use crate::memory::{Memory, PACKET_BYTES};
@@ -26,6 +27,8 @@ pub struct ClientConnection {
     pub began: Instant,
     /// When the last datagram came that was for it.
     pub heard_at: Instant,
+    /// Of whoever has logged in.
+    pub deadlines: Option<SessionTimes>,
     /// Taken from the connection before its turn had come.
     pub early_event: Option<ConnectionEvent>,
     timer: TimerEntry,
@@ -99,13 +102,20 @@ impl ClientConnection {
     }
 
     /// When it wants to be woken next, and why.
-    pub fn poll_timeout(&mut self) -> Option<(Instant, WakeReason)> {
+    pub fn poll_timeout(&mut self, limits: &SessionLimits) -> Option<(Instant, WakeReason)> {
         let connection = self.tunnel.poll_timeout().map(|at| (at, WakeReason::Connection));
         let handshake = match self.stage {
             Stage::Handshaking { deadline, .. } => Some((deadline, WakeReason::Handshake)),
             _ => None,
         };
-        [connection, handshake].into_iter().flatten().min_by_key(|&(at, _)| at)
+        let session = self.session_end(limits).map(|(at, _)| (at, WakeReason::Session));
+        [connection, handshake, session].into_iter().flatten().min_by_key(|&(at, _)| at)
+    }
+
+    /// When the session of whoever has logged in is over if no inner packet comes, and why.
+    pub fn session_end(&self, limits: &SessionLimits) -> Option<(Instant, SessionEnd)> {
+        self.identity()?;
+        self.deadlines?.end(limits)
     }
 
     pub fn address(&self) -> Option<IpAddr> {
@@ -235,6 +245,7 @@ impl Connections {
             kind,
             began: now,
             heard_at: now,
+            deadlines: None,
             early_event: None,
             timer: TimerEntry::default(),
             queued_bytes: 0,
@@ -276,6 +287,26 @@ impl Connections {
         memory.backlogs.set(slot, 0);
         self.timers.disarm(slot, &mut connection.timer);
         self.len -= 1;
+    }
+
+    /// An inner packet has come from or for the client in `slot`.
+    #[inline]
+    pub fn mark_active(&mut self, slot: u32, now: Instant) {
+        if let Some(Some(connection)) = self.slots.get_mut(slot as usize)
+            && let Some(deadlines) = &mut connection.deadlines
+        {
+            deadlines.active_at = now;
+        }
+    }
+
+    /// Other limits hold from now on: whose session ends earlier is woken earlier.
+    pub fn apply(&mut self, limits: &SessionLimits) {
+        let Connections { slots, timers, .. } = self;
+        for connection in slots.iter_mut().flatten() {
+            if let Some((at, _)) = connection.session_end(limits) {
+                timers.arm(connection.key.slot, &mut connection.timer, at, WakeReason::Session);
+            }
+        }
     }
 
     #[inline]

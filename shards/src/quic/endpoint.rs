@@ -26,6 +26,7 @@ use super::setup::{endpoint, id_scheme, retries, server_config};
 use super::tunnel_connection::{TunnelConnection, outgoing, unanswered};
 use super::wall_clock::WallClock;
 use crate::counters::Counters;
+use crate::deadlines::SessionLimits;
 use crate::drops::DropReason;
 use crate::handshake_counts::HandshakeCounts;
 use crate::ids::{CredentialKind, ShardIndex};
@@ -75,6 +76,7 @@ pub struct QuicEndpoint {
     pub failed: VecDeque<Failure>,
     /// What became of all that are over.
     pub handshake_ends: HandshakeCounts,
+    pub session_limits: SessionLimits,
 }
 
 impl QuicEndpoint {
@@ -103,6 +105,7 @@ impl QuicEndpoint {
             intake: Intake::Open,
             failed: VecDeque::new(),
             handshake_ends: HandshakeCounts::default(),
+            session_limits: SessionLimits::default(),
         }
     }
 
@@ -383,7 +386,7 @@ impl QuicEndpoint {
                 client.tunnel.handle_timeout(now);
             }
             // What it sends changes that, but as long as the driver's socket is full it sends nothing.
-            if let Some((at, reason)) = client.poll_timeout() {
+            if let Some((at, reason)) = client.poll_timeout(&self.session_limits) {
                 self.connections.arm(slot, at.max(now + DUE_AGAIN), reason);
             }
             self.connections.touch(slot);

@@ -1,6 +1,7 @@
 //! Who the other side of a connection is, and why a connection is over.
 
 use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{Connection, ConnectionError};
@@ -19,6 +20,15 @@ pub fn credential(connection: &Connection) -> Option<Credential> {
     }
     let chain = identity.downcast_ref::<Vec<CertificateDer<'static>>>()?;
     Some(Credential { kind: CredentialKind::Certificate, fingerprint: Fingerprint::of(chain.first()?) })
+}
+
+/// Until when the client's certificate is valid (RFC 5280, section 4.1.2.5). `None` where it has none, or one that says nothing that can be read.
+pub fn certificate_until(connection: &Connection) -> Option<SystemTime> {
+    let identity = connection.crypto_session().peer_identity()?;
+    let chain = identity.downcast_ref::<Vec<CertificateDer<'static>>>()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    let seconds = certificate.validity().not_after.timestamp();
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// The application protocol (RFC 7301) of clients that come back by themselves when the gateway closes their connections. They offer Quincy's too, for

@@ -23,6 +23,12 @@ impl WallClock {
         let elapsed_ns = now.saturating_duration_since(self.started).as_nanos() as u64;
         self.elapsed_ns.store(elapsed_ns, Ordering::Relaxed);
     }
+
+    /// When it will be `time`, where it is `now`: at once if that is past, `None` if it is too far to tell.
+    pub fn instant(&self, time: SystemTime, now: Instant) -> Option<Instant> {
+        let left = time.duration_since(self.now()).unwrap_or_default();
+        now.checked_add(left)
+    }
 }
 
 impl TimeSource for WallClock {

@@ -29,6 +29,8 @@ pub enum ControlMessage {
         version: u64,
         /// The one that the connection has already, where the home has lost its memory.
         address: Option<IpAddr>,
+        /// How long the session has lasted.
+        age_ms: u64,
     },
     /// Owner to home: a connection is gone.
     Gone {
@@ -36,8 +38,8 @@ pub enum ControlMessage {
         user: UserIndex,
         connection: ConnectionKey,
     },
-    /// Home to owner: the session has taken the connection in.
-    Admit { connection: ConnectionKey, address: IpAddr },
+    /// Home to owner: the session has taken the connection in, and is that old: as old as that of the connection whose place this one has.
+    Admit { connection: ConnectionKey, address: IpAddr, age_ms: u64 },
     /// Home to owner: the connection is to be closed. The owner's snapshot may still be older than `version`, the home's.
     Close { connection: ConnectionKey, reason: CloseReason, version: u64 },
     /// Allocator to every shard: who has an address now.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tollgate_noise::Handshakes;
 
+use crate::deadlines::SessionLimits;
 use crate::session::users::Users;
 
 /// One version of everything that may change.
@@ -18,6 +19,8 @@ pub struct Snapshot {
     pub users: Arc<Users>,
     /// Whether a client's packets to other clients are dropped.
     pub isolate_clients: bool,
+    /// How long sessions may last.
+    pub session_limits: SessionLimits,
     /// Of new connections. The versions that they are for are those of the first snapshot: what a shard serves it says at its start.
     pub handshakes: Handshakes,
 }

@@ -50,6 +50,8 @@ pub enum Event {
     TooManyConnections { user: UserIndex },
     /// A handshake came to nothing.
     HandshakeFailed { reason: String },
+    /// The certificate of somebody who is logged in ends in so many days, and the session with it.
+    CertificateEnds { user: UserIndex, days: u64 },
     /// There were so many more events than anybody asked for.
     Forgotten { events: u64 },
 }

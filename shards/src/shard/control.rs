@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -85,7 +86,9 @@ impl ControlPlane {
             return;
         }
         match (message, addresses) {
-            (M::Login { login, version, address }, _) => sessions.attach(context, login, version, address),
+            (M::Login { login, version, address, age_ms }, _) => {
+                sessions.attach(context, login, version, address, Duration::from_millis(age_ms));
+            }
             (M::Gone { user, connection }, _) => sessions.detach(context, user, connection),
             (M::AddressAllocated { login, address }, _) => sessions.address_allocated(context, login, address),
             (M::LeaseWanted(report), _) => sessions.report_lease(context, &report),

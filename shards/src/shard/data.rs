@@ -31,7 +31,7 @@ use crate::packet::inner::InnerPacket;
 use crate::packet::vnet::VnetHeader;
 use crate::params::Params;
 use crate::quic::close_code;
-use crate::quic::connections::{ClientConnection, Identity, Stage};
+use crate::quic::connections::{Identity, Stage};
 use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::failures::COST_OF_FAILURE;
 use crate::quic::intake::Intake;
@@ -71,8 +71,10 @@ impl DataPlane {
         let policy = Policy::new(params.tunnel, &params.outer_addresses, snapshot.isolate_clients);
         // The part of the seed that the endpoint does not use for itself alone: nobody sees it.
         let flow_key = FlowKey(params.seed[16..].try_into().expect("a seed has 32 bytes"));
+        let mut quic = QuicEndpoint::new(params.clone(), keys, &snapshot.handshakes, now);
+        quic.session_limits = snapshot.session_limits;
         DataPlane {
-            quic: QuicEndpoint::new(params.clone(), keys, &snapshot.handshakes, now),
+            quic,
             forward: Forwarder::new(policy, limits.merge, now),
             limits: UserQueues::new(here, params.incarnation, limits.waiting, flow_key),
             accounts: Accounts { counters: Counters::default(), memory: Memory::new(limits.memory_bytes_max) },
@@ -91,6 +93,7 @@ impl DataPlane {
         self.quic.set_handshakes(&snapshot.handshakes);
         self.forward.policy.isolate_clients = snapshot.isolate_clients;
         self.version = snapshot.version;
+        self.limit_sessions(snapshot.session_limits);
     }
 
     pub fn set_time(&mut self, now: Instant) {
@@ -158,7 +161,8 @@ impl DataPlane {
             self.quic.connections.touch(slot);
         }
         self.follow_path(slot);
-        let timeout = self.quic.connections.at(slot).and_then(ClientConnection::poll_timeout);
+        let QuicEndpoint { connections, session_limits, .. } = &mut self.quic;
+        let timeout = connections.at(slot).and_then(|client| client.poll_timeout(session_limits));
         if let Some((at, reason)) = timeout {
             self.quic.connections.arm(slot, at, reason);
         }
@@ -197,6 +201,7 @@ impl DataPlane {
             }
             self.close(slot, close_code::MISUSE, "too many CRYPTO frames");
         }
+        self.end_session(slot);
         let are_left = self.answer_too_large(slot) | self.take_inner_packets(slot);
         if are_left {
             self.quic.connections.touch(slot);
@@ -223,6 +228,7 @@ impl DataPlane {
             self.quic.handshake_ends.of(client.kind).times.add(self.now.saturating_duration_since(client.began));
             client.stage = Stage::LoggedIn(identity);
             self.quic.connections.logged_in += 1;
+            self.begin_session(connection.slot);
         }
     }
 
@@ -381,6 +387,7 @@ impl DataPlane {
         let sender = Sender { connection: client.key, user: identity.user, address, local_ip };
         while !self.forward.coalescer.is_full() {
             let Some(packet) = self.quic.connections.at(slot).and_then(|client| client.tunnel.recv()) else { break };
+            self.quic.connections.mark_active(slot, self.now);
             self.up(&sender, packet, limited);
         }
         self.forward.coalescer.is_full()
@@ -449,6 +456,7 @@ impl DataPlane {
             return Ok(());
         }
         let slot = self.quic.connections.find(connection).ok_or(DropReason::NoRoute)?;
+        self.quic.connections.mark_active(slot, self.now);
         let (mut downlink, forward) = self.downlink();
         let sent = downlink.frame(slot, header, packet, forward);
         self.quic.connections.want_to_send(slot);
@@ -460,6 +468,7 @@ impl DataPlane {
         let Some(slot) = self.quic.connections.find(to) else {
             return self.accounts.counters.drops.count(DropReason::NoRoute);
         };
+        self.quic.connections.mark_active(slot, self.now);
         let (mut downlink, forward) = self.downlink();
         downlink.deliver(slot, packet, forward);
         self.quic.connections.want_to_send(slot);

@@ -100,7 +100,8 @@ impl Shard {
             let home = self.control.home(user);
             self.data.rehome(connection, home);
             let login = login(connection, identity);
-            self.control.context.send(home, ControlMessage::Login { login, version, address });
+            let age_ms = self.data.session_age_ms(connection.slot);
+            self.control.context.send(home, ControlMessage::Login { login, version, address, age_ms });
             users.insert(user);
         }
         for user in users {

@@ -2,9 +2,10 @@
 //! order.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use super::Shard;
-use crate::ids::{ConnectionKey, UserIndex};
+use crate::ids::{ConnectionKey, Fingerprint, UserIndex};
 use crate::limit::issuer::Audit;
 use crate::limit::lease::{LeaseId, LeaseReport};
 use crate::quic::connections::{ClientConnection, Stage};
@@ -23,11 +24,35 @@ pub struct UserTokens {
     pub leases: Vec<(LeaseId, u64)>,
 }
 
+/// Somebody who is logged in.
+#[derive(Debug, Clone, Copy)]
+pub struct LoggedInNow {
+    pub connection: ConnectionKey,
+    pub credential: Fingerprint,
+    /// DATAGRAM frames that have come from there.
+    pub heard: u64,
+    /// When there was an inner packet last, or the login.
+    pub active_at: Instant,
+}
+
 impl Inspect<'_> {
     /// The connections that the shard owns, who has logged in, and the addresses that they have.
     pub fn owned(&self) -> Vec<(ConnectionKey, Option<UserIndex>, Option<IpAddr>)> {
         let connections = self.0.data.quic.connections.iter();
         connections.map(|client| (client.key, client.identity().map(|who| who.user), client.address())).collect()
+    }
+
+    /// Sessions on the connections that the shard owns.
+    pub fn logged_in(&self) -> impl Iterator<Item = LoggedInNow> {
+        self.0.data.quic.connections.iter().filter_map(|client| {
+            let (identity, deadlines) = (client.identity()?, client.deadlines?);
+            Some(LoggedInNow {
+                connection: client.key,
+                credential: identity.credential,
+                heard: client.tunnel.connection.stats().frame_rx.datagram,
+                active_at: deadlines.active_at,
+            })
+        })
     }
 
     /// The members of the sessions that the shard is home to, by user.

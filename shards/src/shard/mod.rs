@@ -17,6 +17,7 @@ mod handover;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod message;
+mod sessions;
 #[cfg(feature = "inspect")]
 pub mod states;
 pub mod usage;
@@ -203,7 +204,7 @@ impl Shard {
         use ControlMessage as M;
         let Shard { data, control, .. } = self;
         match message {
-            M::Admit { connection, address } => self.admit(connection, address),
+            M::Admit { connection, address, age_ms } => self.admit(connection, address, age_ms),
             M::Close { connection, reason, version } => self.close(connection, reason, version),
             M::Route { address, connection } => data.forward.routes.insert(address, connection),
             M::Unroute { address, connection } => data.forward.routes.remove(address, connection),
@@ -259,7 +260,7 @@ impl Shard {
         self.data.identify(connection, identity);
         let login = login(connection, identity);
         let version = self.control.context.version;
-        self.data.outbox.send(home, ControlMessage::Login { login, version, address: None });
+        self.data.outbox.send(home, ControlMessage::Login { login, version, address: None, age_ms: 0 });
         if self.data.quic.intake == Intake::Refusing {
             // Its handshake had begun before.
             self.data.dismiss(connection.slot);
@@ -267,11 +268,12 @@ impl Shard {
     }
 
     /// The home has taken a connection in.
-    fn admit(&mut self, connection: ConnectionKey, address: IpAddr) {
+    fn admit(&mut self, connection: ConnectionKey, address: IpAddr, age_ms: u64) {
         let Some(identity) = self.data.waits_for_address(connection) else { return };
         // The home may be a snapshot behind.
         if self.control.context.users.allows(identity.user, address) {
             self.data.admit(connection.slot, identity, address, self.control.limit(identity.user));
+            self.data.resume_session(connection.slot, age_ms);
         } else {
             self.data.close(connection.slot, close_code::REVOKED, "Access revoked");
         }
@@ -351,7 +353,8 @@ impl Shard {
         for (connection, identity, address) in self.data.clients() {
             if identity.home == shard {
                 let login = login(connection, identity);
-                self.data.outbox.send(shard, ControlMessage::Login { login, version, address });
+                let age_ms = self.data.session_age_ms(connection.slot);
+                self.data.outbox.send(shard, ControlMessage::Login { login, version, address, age_ms });
                 users.insert(identity.user);
             }
         }

@@ -82,13 +82,14 @@ fn control() -> impl Strategy<Value = ControlMessage> {
     let close = (user(), lease(), any::<u64>())
         .prop_map(|(user, lease, spent_bytes)| M::LeaseClosed(LeaseClose { user, lease, spent_bytes }));
     prop_oneof![
-        (login(), any::<u64>(), any::<Option<IpAddr>>()).prop_map(|(login, version, address)| M::Login {
-            login,
-            version,
-            address
-        }),
+        (login(), any::<u64>(), any::<Option<IpAddr>>(), any::<u64>())
+            .prop_map(|(login, version, address, age_ms)| { M::Login { login, version, address, age_ms } }),
         (user(), connection()).prop_map(|(user, connection)| M::Gone { user, connection }),
-        (connection(), any::<IpAddr>()).prop_map(|(connection, address)| M::Admit { connection, address }),
+        (connection(), any::<IpAddr>(), any::<u64>()).prop_map(|(connection, address, age_ms)| M::Admit {
+            connection,
+            address,
+            age_ms
+        }),
         (connection(), reason(), any::<u64>()).prop_map(|(connection, reason, version)| M::Close {
             connection,
             reason,
@@ -249,10 +250,15 @@ fn the_format_of_a_version_stays() {
     };
     use ControlMessage as M;
     let messages: Vec<Message> = vec![
-        M::Login { login: Login { user, connection, credential, reconnects }, version: 3, address: Some(address) }
-            .into(),
+        M::Login {
+            login: Login { user, connection, credential, reconnects },
+            version: 3,
+            address: Some(address),
+            age_ms: 5000,
+        }
+        .into(),
         M::Gone { user, connection }.into(),
-        M::Admit { connection, address }.into(),
+        M::Admit { connection, address, age_ms: 6000 }.into(),
         M::Close { connection, reason: CloseReason::Revoked, version: 3 }.into(),
         M::Route { address, connection }.into(),
         M::Unroute { address, connection }.into(),
@@ -275,5 +281,5 @@ fn the_format_of_a_version_stays() {
         let bytes = encode(ODD.at(2), message, &theirs()).unwrap();
         bytes[HEAD_BYTES..].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     });
-    assert_eq!((VERSION, spoken.collect::<Vec<_>>().join("\n")), (2, include_str!("format.txt").trim_end().to_owned()));
+    assert_eq!((VERSION, spoken.collect::<Vec<_>>().join("\n")), (3, include_str!("format.txt").trim_end().to_owned()));
 }

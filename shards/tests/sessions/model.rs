@@ -115,7 +115,9 @@ impl Model {
         let login = Login { user, connection, credential, reconnects: Reconnects::default() };
         let home = home_of(users.name(user), Shards::alone(shards));
         node.connections.insert(connection, Owned { login, home, address: None, lingers: false });
-        node.control.context.send(home, ControlMessage::Login { login, version: node.version as u64, address: None });
+        node.control
+            .context
+            .send(home, ControlMessage::Login { login, version: node.version as u64, address: None, age_ms: 0 });
         self.flush(shard);
         Some(connection)
     }
@@ -323,7 +325,7 @@ impl Model {
 
     fn receive(&mut self, shard: usize, message: ControlMessage) {
         match message {
-            ControlMessage::Admit { connection, address } => self.attached(connection, address),
+            ControlMessage::Admit { connection, address, .. } => self.attached(connection, address),
             ControlMessage::Close { connection, reason, .. } => self.close(connection, reason),
             ControlMessage::Restarted { shard: sibling, incarnation } => {
                 self.sibling_restarted(shard, sibling, incarnation)
@@ -374,7 +376,8 @@ impl Model {
         let node = &mut self.nodes[shard];
         for owned in node.connections.values().filter(|owned| owned.home == sibling) {
             let Owned { login, address, .. } = *owned;
-            node.control.context.send(sibling, ControlMessage::Login { login, version: node.version as u64, address });
+            let version = node.version as u64;
+            node.control.context.send(sibling, ControlMessage::Login { login, version, address, age_ms: 0 });
         }
         if sibling == ALLOCATOR {
             node.routes.doubt();

@@ -14,7 +14,7 @@ use prometheus_client::encoding::{
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-use tollgate_shards::{DropReason, Durations, HandshakeCounts, HandshakeOutcome, Usage};
+use tollgate_shards::{DropReason, Durations, HandshakeCounts, HandshakeOutcome, SessionEnd, Usage};
 
 use crate::gateway::{HostReport, Report};
 
@@ -181,6 +181,7 @@ families! { OF_SHARDS of Report, by it:
 families! { OF_THE_GATEWAY of Totals, by it:
     counter "tollgate_dropped_packets" - "Packets dropped, by reason." => reason drops(it),
     counter "tollgate_ended_handshakes" - "Handshakes that are over, by what the client logs in with and what became of it." => outcomes handshakes(it),
+    counter "tollgate_ended_sessions" - "Sessions that have ended at a deadline of [sessions], by reason." => reason session_ends(it),
     histogram "tollgate_handshake" seconds "From the first packet of a client that has proved its address to its login." => kinds handshake_times(it),
     histogram "tollgate_wait" seconds "How long packets of limited users have waited for tokens, of those that went." => durations waits(it),
     gauge "tollgate_pool_addresses" - "Inner addresses for users without their own." => count pool(it).0,
@@ -236,6 +237,11 @@ fn handshakes(totals: &Totals) -> Vec<Pair> {
 
 fn handshake_times(totals: &Totals) -> Vec<(&'static str, Durations)> {
     handshake_counts(totals).kinds().into_iter().map(|(name, kind)| (name, kind.times)).collect()
+}
+
+fn session_ends(totals: &Totals) -> Vec<(&'static str, u64)> {
+    let of = |end| totals.shards.iter().flatten().map(|figures| figures.counters.session_ends.of(end)).sum();
+    SessionEnd::ALL.into_iter().map(|end| (end.name(), of(end))).collect()
 }
 
 fn waits(totals: &Totals) -> Durations {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use tempfile::TempDir;
@@ -102,6 +103,13 @@ impl Deployment {
 
     pub fn write_identity(&mut self, name: &str, sans: &[&str]) {
         let identity = Identity::generate(name, sans).expect("an identity");
+        identity.write(self.folder(), name).expect("an identity");
+        self.fingerprints.insert(name.to_owned(), identity.fingerprint);
+    }
+
+    /// Gives `name` a certificate that is valid for no longer than that from now on.
+    pub fn write_identity_for(&mut self, name: &str, valid: Duration) {
+        let identity = Identity::generate_for(name, &[], Some(valid)).expect("an identity");
         identity.write(self.folder(), name).expect("an identity");
         self.fingerprints.insert(name.to_owned(), identity.fingerprint);
     }

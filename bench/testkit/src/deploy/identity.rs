@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use sha2::{Digest, Sha256};
@@ -20,10 +21,19 @@ pub struct Identity {
 impl Identity {
     /// Makes a certificate of the common name `name`, for the names and addresses `sans`.
     pub fn generate(name: &str, sans: &[&str]) -> Result<Self, LabError> {
+        Self::generate_for(name, sans, None)
+    }
+
+    /// The same, valid for no longer than that from now on.
+    pub fn generate_for(name: &str, sans: &[&str], valid: Option<Duration>) -> Result<Self, LabError> {
         let make = || -> Result<Self, rcgen::Error> {
             let mut params = CertificateParams::new(sans.iter().map(ToString::to_string).collect::<Vec<_>>())?;
             params.distinguished_name.push(DnType::CommonName, name);
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            if let Some(valid) = valid {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + valid;
+            }
             let key = KeyPair::generate()?;
             let certificate = params.self_signed(&key)?;
             let digest = Sha256::digest(certificate.der());

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod budget;
+mod deadlines;
 mod demand;
 mod ends;
 mod handshakes;
@@ -37,6 +38,7 @@ use crate::schedule::Time;
 use crate::world::World;
 
 use addresses::Addresses;
+use deadlines::Expiry;
 use demand::Demand;
 use handshakes::Handshakes;
 use memory::Memory;
@@ -99,6 +101,7 @@ pub struct Oracle {
     pub(crate) standing: Standing,
     pub(crate) moves: Moves,
     pub(crate) proofs: Proofs,
+    pub(crate) deadlines: Expiry,
     /// Whether a shard has died, which may hold what nobody else knows of.
     has_died: bool,
     /// For each kick that is not acknowledged: the connections that it found.
@@ -122,6 +125,7 @@ impl Oracle {
             standing: Standing::new(plan),
             moves: Moves::new(plan),
             proofs: Proofs::new(plan),
+            deadlines: Expiry::new(plan),
             has_died: false,
             kicked: BTreeMap::new(),
             passes: 0,
@@ -131,6 +135,7 @@ impl Oracle {
 
     /// A shard tells something.
     pub(crate) fn told(&mut self, now: Time, event: &Event, core: &Core) -> Result<(), Violation> {
+        self.deadlines.told(now, event, core)?;
         match *event {
             Event::Attached { user, connection, address } => {
                 addresses::allowed(core.applied(), user, connection, address)?;
@@ -243,6 +248,7 @@ impl Oracle {
         self.memory.died(shard);
         self.replies.died(shard);
         self.proofs.died(shard);
+        self.deadlines.died(shard);
         self.kicked.values_mut().for_each(|found| found.retain(|connection| connection.owner != shard));
     }
 

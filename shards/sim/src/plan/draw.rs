@@ -9,8 +9,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tollgate_noise::Kind;
 use tollgate_shards::{
-    AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, ShaperLimits, TransportParams,
-    User, WhenReached,
+    AddressRange, BURST_BYTES_MIN, Congestion, ConnectionLimit, Limit, Limits, Rate, SessionLimits, ShaperLimits,
+    TransportParams, User, WhenReached,
 };
 
 use super::features::chance;
@@ -87,6 +87,7 @@ impl Plan {
             shards,
             tunnel: tunnel(features, &mut random),
             isolate_clients,
+            session_limits: SessionLimits::default(),
             keep_alive: idle_timeout / 3,
             transport,
             limits,
@@ -119,6 +120,9 @@ impl Plan {
         plan.draw_cheats();
         if features.has(Feature::Noise) {
             plan.draw_noise();
+        }
+        if features.has(Feature::Expiry) {
+            plan.draw_deadlines();
         }
         if features.has(Feature::Bounds) {
             plan.draw_bounds();

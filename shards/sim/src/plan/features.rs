@@ -122,6 +122,8 @@ pub enum Feature {
     Drain,
     /// A second process takes over from the first one, and either may be killed.
     Upgrade,
+    /// Sessions end at deadlines, and some certificates do.
+    Expiry,
 }
 
 impl Feature {
@@ -199,7 +201,7 @@ pub(super) fn chance(feature: Feature) -> u32 {
         Feature::Floods | Feature::Cheats | Feature::Stalls | Feature::Malformed | Feature::Feints => 120,
         Feature::Bulk => 120,
         Feature::Shell | Feature::Races | Feature::Layouts => 200,
-        Feature::Upgrade => 150,
+        Feature::Upgrade | Feature::Expiry => 150,
         Feature::Tcp => 300,
         Feature::Ipv6 | Feature::Scarcity | Feature::Oversize | Feature::Strangers => 250,
         Feature::Queues | Feature::Corruption | Feature::PathChanges => 250,

@@ -1,6 +1,7 @@
 //! What a run is made of: every parameter, decided before it begins.
 
 mod bytes;
+mod deadlines;
 mod draw;
 mod features;
 mod hostile;
@@ -14,10 +15,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tollgate_shards::{Limits, TransportParams, User};
+use tollgate_shards::{Limits, SessionLimits, TransportParams, User};
 
 use crate::random::Draws;
 
+pub use deadlines::draw_session_limits;
 pub use draw::{draw_limit, draw_user};
 pub use features::{Feature, Features};
 pub use hostile::{Cheat, CheatPlan, FailuresPlan, FloodPlan, LargePlan};
@@ -165,6 +167,8 @@ pub struct Plan {
     pub tunnel: IpNet,
     /// Whether clients are kept apart at first.
     pub isolate_clients: bool,
+    /// How long sessions may last at first.
+    pub session_limits: SessionLimits,
     /// Transport of gateway and clients.
     pub transport: TransportParams,
     pub keep_alive: Duration,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tollgate_shards::{CommandId, ConnectionKey, ShardIndex};
+use tollgate_shards::{CommandId, ConnectionKey, SessionLimits, ShardIndex};
 
 use super::{Event, World};
 use crate::client::Act;
@@ -67,6 +67,15 @@ impl World {
         }
         self.disturb_again(self.plan.disturbances.reload_every, Event::Reload);
         Ok(())
+    }
+
+    /// An operator says how long sessions may last.
+    pub fn limit_sessions(&mut self, limits: SessionLimits) {
+        if self.gateway.population.session_limits != limits {
+            self.gateway.population.session_limits = limits;
+            let snapshot = self.gateway.next_snapshot();
+            self.give(Order::Apply(snapshot));
+        }
     }
 
     /// Now and then the users are to change while a device logs in.

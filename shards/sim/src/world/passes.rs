@@ -85,6 +85,7 @@ impl World {
         self.oracle.after_pass((self.now, behind), core.shard(), &self.plan.limits, |remote| {
             self.floods.has_only_begun(remote)
         })?;
+        self.oracle.deadlines.after_pass(self.now, behind, &self.gateway.cores[usize::from(index)])?;
         self.judge_stop(index)?;
         self.judge_drain(index)?;
         while let Some(pending) = self.gateway.acknowledge() {

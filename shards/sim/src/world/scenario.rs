@@ -14,8 +14,8 @@ use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
     AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Ecn,
-    Event as ShardEvent, Limit, Limits, Machine, Rate, Shard, ShardIndex, Shards, Snapshot, TransportParams,
-    TunnelParams, User, home_of, transport,
+    Event as ShardEvent, Limit, Limits, Machine, Rate, SessionLimits, Shard, ShardIndex, Shards, Snapshot,
+    TransportParams, TunnelParams, User, home_of, transport,
 };
 
 use super::World;
@@ -134,6 +134,7 @@ impl Setup {
             tick: Duration::from_nanos(1),
             tunnel: self.tunnel.parse::<IpNet>().expect("a network"),
             isolate_clients: self.isolate_clients,
+            session_limits: SessionLimits::default(),
             transport: TransportParams {
                 mtu_bytes: 1400,
                 idle_timeout: Duration::from_secs(30),

@@ -127,13 +127,14 @@ impl World {
 
     /// Whichever process starts next has the users in another order, and each as `change` makes it.
     pub fn change_users(&mut self, change: impl Fn(&mut User)) {
-        let Snapshot { version, users, isolate_clients, handshakes } = &*self.gateway.snapshot;
+        let Snapshot { version, users, isolate_clients, session_limits, handshakes } = &*self.gateway.snapshot;
         let mut users: Vec<User> = users.users().map(|(_, user)| user.clone()).collect();
         users.reverse();
         users.iter_mut().for_each(change);
         let users = Arc::new(Users::new(users).expect("they were users before"));
-        let (version, isolate_clients, handshakes) = (version + 1, *isolate_clients, handshakes.clone());
-        self.gateway.snapshot = Arc::new(Snapshot { version, users, isolate_clients, handshakes });
+        let (version, isolate_clients, session_limits) = (version + 1, *isolate_clients, *session_limits);
+        let handshakes = handshakes.clone();
+        self.gateway.snapshot = Arc::new(Snapshot { version, users, isolate_clients, session_limits, handshakes });
         self.oracle.given(self.now, &Order::Apply(self.gateway.snapshot.clone()));
     }
 

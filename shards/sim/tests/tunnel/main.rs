@@ -3,6 +3,7 @@
 mod admission;
 mod balance;
 mod damage;
+mod deadlines;
 mod drain;
 mod endings;
 mod hostile;
@@ -180,7 +181,7 @@ fn removing_an_unknown_connection_changes_nothing() {
             gone(1),
             ControlMessage::Close { connection: stranger, reason: CloseReason::Superseded, version: 0 },
             ControlMessage::Unroute { address, connection: stranger },
-            ControlMessage::Admit { connection: stranger, address },
+            ControlMessage::Admit { connection: stranger, address, age_ms: 0 },
         ]
     };
     let now = world.instant();

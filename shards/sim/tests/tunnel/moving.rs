@@ -2,7 +2,7 @@
 //! address.
 
 use tollgate_noise::Kind;
-use tollgate_shards::Command;
+use tollgate_shards::{Command, SessionLimits};
 use tollgate_sim::{Hello, LinkPlan};
 
 use super::*;
@@ -149,4 +149,26 @@ fn whichever_process_dies_meanwhile_the_client_has_a_tunnel_with_its_address() {
             }
         }
     }
+}
+
+#[test]
+fn a_session_that_moves_ends_when_it_would_have_ended_where_it_began() {
+    let (mut world, before) = with_clients(1);
+    let limits = SessionLimits { idle_max: None, length_max: Some(30 * S), ends_with_certificate: false };
+    world.limit_sessions(limits);
+    let began = world.now;
+    world.run(20 * S);
+    let old = upgrade(&mut world);
+    world.run(S);
+    assert_eq!(clients(&world, &old), [0, 1]);
+    let end = began + 30 * S;
+    world.run(end - world.now - 100 * MS);
+    let (client, _) = before[0];
+    assert!(world.is_attached(client));
+    world.run(200 * MS);
+    assert!(
+        matches!(closed(&world, client), Some(CloseCause::Gateway { code: 0x0a, .. })),
+        "{:?}",
+        closed(&world, client)
+    );
 }

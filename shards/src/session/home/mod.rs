@@ -14,7 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher13;
 
@@ -105,12 +105,19 @@ impl SessionHome {
 
     /// [`ControlMessage::Login`]: a client has logged in at an owner whose snapshot is `version`, or had before and has `address` already
     /// where this home has lost its memory. One that is known changes nothing.
-    pub fn attach(&mut self, context: &mut Context, login: Login, version: u64, address: Option<IpAddr>) {
+    pub fn attach(
+        &mut self,
+        context: &mut Context,
+        login: Login,
+        version: u64,
+        address: Option<IpAddr>,
+        age: Duration,
+    ) {
         let user = login.user;
         let (here, lost_at, recovering) = (self.here, self.lost_at, self.is_recovering());
         let session = self.sessions.entry(user).or_insert_with(|| Session::new(context, user, here, lost_at));
         let is_first = session.members().is_empty();
-        if session.join(context, login, version, address) {
+        if session.join(context, login, version, address, age) {
             self.connections += 1;
             self.users += usize::from(is_first);
             if !recovering {

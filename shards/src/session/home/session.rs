@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ids::{ConnectionKey, Reconnects, ShardIndex, UserIndex};
 use crate::limit::issuer::LeaseIssuer;
@@ -35,6 +35,8 @@ pub struct Member {
     pub version: u64,
     /// Whether its owner has been told to close it, and has yet to confirm.
     pub closing: bool,
+    /// When the client logged in, on this connection or the one whose place this one has.
+    began: Instant,
     stage: Stage,
 }
 
@@ -105,7 +107,8 @@ impl Member {
     fn assign(&mut self, context: &mut Context, address: IpAddr) {
         self.stage = Stage::Holds(address);
         let connection = self.login.connection;
-        context.send(connection.owner, ControlMessage::Admit { connection, address });
+        let age_ms = context.now.saturating_duration_since(self.began).as_millis() as u64;
+        context.send(connection.owner, ControlMessage::Admit { connection, address, age_ms });
     }
 }
 
@@ -126,7 +129,14 @@ impl Session {
     }
 
     /// Takes a connection in, with the address that it has already where the home has forgotten it. Says whether it is new.
-    pub(super) fn join(&mut self, context: &mut Context, login: Login, version: u64, address: Option<IpAddr>) -> bool {
+    pub(super) fn join(
+        &mut self,
+        context: &mut Context,
+        login: Login,
+        version: u64,
+        address: Option<IpAddr>,
+        age: Duration,
+    ) -> bool {
         let known = self.members.iter_mut().find(|member| member.login.connection == login.connection);
         let is_new = known.is_none();
         let resumed = address.map(Stage::Holds);
@@ -138,7 +148,9 @@ impl Session {
                 *member
             }
             None => {
-                let member = Member { login, version, stage: resumed.unwrap_or(Stage::Unasked), closing: false };
+                let began = context.now.checked_sub(age).unwrap_or(context.now);
+                let stage = resumed.unwrap_or(Stage::Unasked);
+                let member = Member { login, version, closing: false, began, stage };
                 self.members.push(member);
                 member
             }
@@ -334,7 +346,9 @@ impl Session {
         };
         if let Some(former) = self.members.iter_mut().find(is_former) {
             former.close(context, CloseReason::Moved);
-            self.members[place].stage = Stage::Waiting;
+            let began = former.began;
+            let member = &mut self.members[place];
+            (member.stage, member.began) = (Stage::Waiting, member.began.min(began));
         }
     }
 

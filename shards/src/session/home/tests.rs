@@ -41,7 +41,7 @@ impl Bench {
     fn attach(&mut self, number: u64, address: Option<IpAddr>) -> Login {
         let connection = ConnectionKey { owner: ALLOCATOR, slot: 0, generation: number };
         let login = Login { user: USER, connection, credential: Fingerprint([1; 32]), reconnects: Reconnects::Never };
-        self.home.attach(&mut self.context, login, 0, address);
+        self.home.attach(&mut self.context, login, 0, address, Duration::ZERO);
         login
     }
 
