@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Leaving {
     drain: DrainPlan,
+    /// What was left of the time of a drain before, which goes on if the other process dies.
+    drained: Option<Duration>,
     /// When nobody waits for them any more. `None` until they have been told to leave.
     until: Option<Instant>,
     look_at: Instant,
@@ -51,7 +53,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             return Some(self.orders.refuse_upgrade(&error));
         }
         self.orders.begin_upgrade(origin);
-        self.leaving = Some(Leaving { drain, until: None, look_at: now });
+        self.leaving = Some(Leaving { drain, drained: self.gateway.drains_for(now), until: None, look_at: now });
         None
     }
 
@@ -79,8 +81,15 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     pub(super) fn stay(&mut self) {
         supervisor::main_process(process::id());
         self.phase = Phase::Serving;
-        self.leaving = None;
-        self.gateway.resume();
+        match self.leaving.take().and_then(|leaving| leaving.drained) {
+            Some(within) => {
+                let pace = DrainPlan { within, rate_per_s: None };
+                self.gateway.begin_drain(pace, &Status::default(), Instant::now());
+            }
+            None => {
+                self.gateway.resume();
+            }
+        }
         if let Some(acceptor) = &mut self.acceptor {
             acceptor.set_shared(false);
             if let Err(error) = acceptor.want(Interest::Input) {

@@ -114,6 +114,21 @@ fn the_new_process_serves_whenever_the_old_one_dies() {
     }
 }
 
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_gateway_that_drained_drains_on_where_the_new_process_dies() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    site.order_done(&["drain", "--within", "1h"]);
+    let new = site.upgrade(&["--within", "1h"]);
+    let drains = || site.order(&["status"]).said.contains("drain");
+    assert!(!drains(), "the new process takes clients");
+    new.signal(Signal::KILL);
+    assert!(eventually(PATIENCE, drains), "{:#?}", site.gateway.process.lines());
+    site.order_done(&["resume"]);
+    assert!(!drains());
+}
+
 /// Kills the process that has answered logins with Retries, before their clients go on, and returns how long it takes from then until all are in.
 fn kill_between(is_new: bool, after: Duration) -> Duration {
     let site = Site::start(1, &Plan::default());

@@ -26,6 +26,8 @@ struct Lines {
     /// How many lines have been forgotten before the first kept one.
     forgotten: usize,
     readers: usize,
+    /// Whether somebody has waited for the end in vain: it is not to be waited for again.
+    stays_open: bool,
 }
 
 impl Output {
@@ -52,6 +54,15 @@ impl Output {
 
     pub(super) fn lines(&self) -> Vec<String> {
         self.lock().kept.iter().cloned().collect()
+    }
+
+    /// Waits until all is read, for `limit` at most, and once.
+    pub(super) fn wait_for_end(&self, limit: Duration) {
+        let lines = self.lock();
+        let is_open = |lines: &mut Lines| lines.readers > 0 && !lines.stays_open;
+        let waited = self.shared.1.wait_timeout_while(lines, limit, is_open);
+        let (mut lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        lines.stays_open = lines.readers > 0;
     }
 
     /// Waits for a line that contains `pattern`, looking from line number `first` on. The error says why none came.

@@ -19,6 +19,9 @@ use rustix::{
 use super::{Namespace, output::Output};
 use crate::{LabError, wait::eventually};
 
+/// How long to wait for the end of an ended process's output, which children of its own may keep open.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
 /// How many of a process's last lines go into an error.
 const LAST_LINES_MAX: usize = 20;
 
@@ -28,6 +31,7 @@ pub struct Process {
     name: String,
     child: Child,
     output: Output,
+    has_ended: bool,
 }
 
 impl Process {
@@ -45,7 +49,7 @@ impl Process {
         child.stdout.take().into_iter().for_each(|pipe| output.capture(pipe));
         child.stderr.take().into_iter().for_each(|pipe| output.capture(pipe));
         let name = format!("{name} ({})", child.id());
-        Ok(Self { name, child, output })
+        Ok(Self { name, child, output, has_ended: false })
     }
 
     pub fn name(&self) -> &str {
@@ -56,20 +60,28 @@ impl Process {
         self.child.id()
     }
 
-    /// The lines of its standard output and error so far, in the order of their arrival; of very many, the last ones.
+    /// The lines of its standard output and error so far, in the order of their arrival; of very many, the last ones. All of them, once it is
+    /// known to have ended.
     pub fn lines(&self) -> Vec<String> {
-        self.output.lines()
+        self.output_so_far().lines()
     }
 
     /// The last of them, for errors.
     pub fn last_lines(&self) -> String {
-        let lines = self.output.lines();
+        let lines = self.lines();
         format!("its last lines:\n{}", lines[lines.len().saturating_sub(LAST_LINES_MAX)..].join("\n"))
     }
 
     /// The number of lines so far, to wait for what comes later with [`Process::wait_for_line_from`].
     pub fn line_count(&self) -> usize {
-        self.output.count()
+        self.output_so_far().count()
+    }
+
+    fn output_so_far(&self) -> &Output {
+        if self.has_ended {
+            self.output.wait_for_end(LAST_OUTPUT);
+        }
+        &self.output
     }
 
     /// Waits for a line that contains `pattern`, earlier ones included, and returns it.
@@ -111,12 +123,13 @@ impl Process {
     /// The exit status, once it has ended.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>, LabError> {
         let status = self.child.try_wait();
+        self.has_ended |= matches!(status, Ok(Some(_)));
         status.map_err(|source| self.failed("wait for the end", source))
     }
 
     /// Waits until it ends. When it has not in time, it goes on running.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, LabError> {
-        eventually(timeout, || !matches!(self.child.try_wait(), Ok(None)));
+        eventually(timeout, || !matches!(self.exit_status(), Ok(None)));
         let status = self.exit_status()?;
         status.ok_or_else(|| self.awaited("its end", &format!("{timeout:?} have passed")))
     }
@@ -141,6 +154,7 @@ impl Process {
         }
         let killed = self.pid().and_then(|pid| kill_process_group(pid, Signal::KILL));
         let killed = killed.map_err(io::Error::from).and_then(|()| self.child.wait());
+        self.has_ended |= killed.is_ok();
         killed.map_err(|source| self.failed("kill", source))
     }
 
@@ -261,6 +275,18 @@ mod tests {
         assert_eq!(child.wait(LONG).unwrap().code(), Some(3));
         let error = child.wait_for_line("never", LONG).unwrap_err().to_string();
         assert!(error.contains("closed its output") && error.contains("oops"), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs root: cargo xtask test --full"]
+    fn all_that_a_child_has_printed_is_there_when_it_has_ended() {
+        let namespace = Namespace::new("wordy").unwrap();
+        let mut child = namespace.spawn(shell("seq 10000")).unwrap();
+        child.wait(LONG).unwrap();
+        assert_eq!((child.lines().len(), child.line_count()), (10_000, 10_000));
+        let mut child = namespace.spawn(shell("sleep 1000 & echo ready")).unwrap();
+        child.wait(LONG).unwrap();
+        assert_eq!(child.lines(), ["ready"], "its own children may keep its output open");
     }
 
     #[test]

@@ -4,20 +4,13 @@
 
 use aws_lc_rs::cipher::{AES_128, DecryptingKey, DecryptionContext, EncryptingKey, UnboundCipherKey};
 
+use crate::quic::initial::ID_BYTES_MAX;
+
 const BLOCK_BYTES: usize = 16;
-/// Half of 19 bytes.
-const HALF_BYTES_MAX: usize = 10;
 
 pub(super) struct Cipher {
     encrypting: EncryptingKey,
     decrypting: DecryptingKey,
-}
-
-/// The two halves of what is encrypted. Of an odd number of bytes, each has a half of the middle one.
-struct Halves {
-    bytes: usize,
-    left: [u8; HALF_BYTES_MAX],
-    right: [u8; HALF_BYTES_MAX],
 }
 
 impl Cipher {
@@ -29,76 +22,87 @@ impl Cipher {
         }
     }
 
-    /// From 5 to 19 bytes.
-    pub(super) fn encrypt(&self, bytes: &mut [u8]) {
-        if bytes.len() == BLOCK_BYTES {
-            return self.encrypt_block(bytes);
-        }
-        let mut halves = Halves::split(bytes);
-        for pass in 1..=4 {
-            self.round(&mut halves, pass);
-        }
-        halves.join(bytes);
-    }
-
-    pub(super) fn decrypt(&self, bytes: &mut [u8]) {
-        if bytes.len() == BLOCK_BYTES {
-            self.decrypting.decrypt(bytes, DecryptionContext::None).expect("a whole block");
+    /// Texts of one length, from 5 to 19 bytes. The processor works at several blocks at once where they do not depend on each other: of eight
+    /// texts, one costs half of what it costs alone.
+    pub(super) fn encrypt<const TEXTS: usize>(&self, mut texts: [&mut [u8]; TEXTS]) {
+        let bytes = texts[0].len();
+        if bytes == BLOCK_BYTES {
+            texts.iter_mut().for_each(|block| self.encrypt_blocks(block));
             return;
         }
-        let mut halves = Halves::split(bytes);
-        for pass in (1..=4).rev() {
-            self.round(&mut halves, pass);
+        let split = Split::of(bytes);
+        let mut halves = texts.each_ref().map(|text| split.halves(text));
+        for pass in 1..=4 {
+            self.round(&split, pass, &mut halves);
         }
-        halves.join(bytes);
+        texts.into_iter().zip(halves).for_each(|(text, halves)| split.join(halves, text));
     }
 
-    fn encrypt_block(&self, block: &mut [u8]) {
-        self.encrypting.encrypt(block).expect("a whole block");
+    pub(super) fn decrypt(&self, text: &mut [u8]) {
+        if text.len() == BLOCK_BYTES {
+            self.decrypting.decrypt(text, DecryptionContext::None).expect("a whole block");
+            return;
+        }
+        let split = Split::of(text.len());
+        let mut halves = [split.halves(text)];
+        for pass in (1..=4).rev() {
+            self.round(&split, pass, &mut halves);
+        }
+        split.join(halves[0], text);
+    }
+
+    fn encrypt_blocks(&self, blocks: &mut [u8]) {
+        self.encrypting.encrypt(blocks).expect("whole blocks");
     }
 
     /// Odd passes change the right half by the left one, even ones the left half by the right one.
-    fn round(&self, halves: &mut Halves, pass: u8) {
-        let half_bytes = halves.half_bytes();
-        let mut block = [0; BLOCK_BYTES];
-        let (by, changed) =
-            if pass % 2 == 1 { (&halves.left, &mut halves.right) } else { (&halves.right, &mut halves.left) };
-        block[..half_bytes].copy_from_slice(&by[..half_bytes]);
-        block[BLOCK_BYTES - 2..].copy_from_slice(&[halves.bytes as u8, pass]);
-        self.encrypt_block(&mut block);
-        changed[..half_bytes].iter_mut().zip(block).for_each(|(byte, mask)| *byte ^= mask);
-        halves.clear();
+    fn round<const TEXTS: usize>(&self, split: &Split, pass: u8, texts: &mut [[u128; 2]; TEXTS]) {
+        let changed = usize::from(pass % 2);
+        let end = (split.bytes as u128) << 8 | u128::from(pass);
+        let mut blocks = texts.map(|halves| (halves[1 - changed] | end).to_be_bytes());
+        self.encrypt_blocks(blocks.as_flattened_mut());
+        for (block, halves) in blocks.into_iter().zip(texts) {
+            halves[changed] ^= u128::from_be_bytes(block) & split.masks[changed];
+        }
     }
 }
 
-impl Halves {
-    fn split(bytes: &[u8]) -> Self {
-        let mut halves = Halves { bytes: bytes.len(), left: [0; HALF_BYTES_MAX], right: [0; HALF_BYTES_MAX] };
-        let half_bytes = halves.half_bytes();
-        halves.left[..half_bytes].copy_from_slice(&bytes[..half_bytes]);
-        halves.right[..half_bytes].copy_from_slice(&bytes[bytes.len() - half_bytes..]);
-        halves.clear();
-        halves
+/// How a text becomes two halves, each the first bits of a block, and a text again. Of an odd number of bytes, each has a half of the middle one.
+struct Split {
+    bytes: usize,
+    /// Where a half begins.
+    starts: [usize; 2],
+    /// Which bits are a half's.
+    masks: [u128; 2],
+}
+
+impl Split {
+    fn of(bytes: usize) -> Self {
+        let half_bytes = bytes.div_ceil(2);
+        let whole = u128::MAX << (128 - 8 * half_bytes);
+        // The middle byte is shared.
+        let shared = 4 * (bytes % 2);
+        let masks = [whole << shared, whole & u128::MAX >> shared];
+        Split { bytes, starts: [0, bytes - half_bytes], masks }
     }
 
-    fn half_bytes(&self) -> usize {
-        self.bytes.div_ceil(2)
+    fn halves(&self, text: &[u8]) -> [u128; 2] {
+        let mut room = [0; ID_BYTES_MAX + BLOCK_BYTES];
+        room[..self.bytes].copy_from_slice(text);
+        let half = |which: usize| {
+            let block = room[self.starts[which]..].first_chunk().expect("there is room for a block behind each byte");
+            u128::from_be_bytes(*block) & self.masks[which]
+        };
+        [half(0), half(1)]
     }
 
-    /// Of the middle byte, clears the other half's bits.
-    fn clear(&mut self) {
-        if self.bytes % 2 == 1 {
-            self.left[self.bytes / 2] &= 0xf0;
-            self.right[0] &= 0x0f;
-        }
-    }
-
-    fn join(&self, bytes: &mut [u8]) {
-        let half_bytes = self.half_bytes();
-        bytes.fill(0);
-        bytes[..half_bytes].copy_from_slice(&self.left[..half_bytes]);
-        let right = bytes.len() - half_bytes;
-        bytes[right..].iter_mut().zip(self.right).for_each(|(byte, half)| *byte |= half);
+    fn join(&self, [left, right]: [u128; 2], text: &mut [u8]) {
+        let mut room = [0; ID_BYTES_MAX + BLOCK_BYTES];
+        room[self.starts[1]..][..BLOCK_BYTES].copy_from_slice(&right.to_be_bytes());
+        // The right half holds nothing of the left one's but for the middle byte.
+        let start = left.to_be_bytes();
+        room.iter_mut().zip(start).for_each(|(byte, of_left)| *byte |= of_left);
+        text.copy_from_slice(&room[..self.bytes]);
     }
 }
 
@@ -114,7 +118,7 @@ mod tests {
         let cipher = Cipher::new(&bytes(key).try_into().unwrap());
         let plain = bytes(&[server_id, nonce].concat());
         let mut both = plain.clone();
-        cipher.encrypt(&mut both);
+        cipher.encrypt([&mut both]);
         assert_eq!(both, bytes(encrypted));
         cipher.decrypt(&mut both);
         assert_eq!(both, plain);
@@ -140,8 +144,12 @@ mod tests {
         for length in 5..=19 {
             let plain: Vec<u8> = (0..length).map(|byte: u8| byte.wrapping_mul(37)).collect();
             let mut changed = plain.clone();
-            cipher.encrypt(&mut changed);
+            cipher.encrypt([&mut changed]);
             assert_ne!(changed, plain);
+            let mut together = [[0; 19], [255; 19], [7; 19]];
+            together[1][..plain.len()].copy_from_slice(&plain);
+            cipher.encrypt(together.each_mut().map(|text| &mut text[..plain.len()]));
+            assert_eq!(together[1][..plain.len()], changed, "{length} bytes, with others");
             cipher.decrypt(&mut changed);
             assert_eq!(changed, plain, "{length} bytes");
         }
@@ -153,7 +161,7 @@ mod tests {
         for length in [11, 16, 19] {
             let mut id = [7; 19];
             let allocations = allocation_counter::measure(|| {
-                cipher.encrypt(&mut id[..length]);
+                cipher.encrypt([&mut id[..length]]);
                 cipher.decrypt(&mut id[..length]);
             });
             assert_eq!(allocations.count_total, 0);

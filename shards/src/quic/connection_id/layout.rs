@@ -139,13 +139,24 @@ impl IdLayout {
         [hash[0], hash[1]]
     }
 
-    /// The ID that `random` makes. In a direct layout it steers there.
-    pub(super) fn make(&self, random: &[u8; ID_BYTES_MAX], (shards, shard): (Shards, ShardIndex)) -> ConnectionId {
-        let mut room = *random;
-        let id = &mut room[..self.id_bytes];
+    /// The IDs that `random` makes, one each. In a direct layout they steer there.
+    pub(super) fn make<const IDS: usize>(
+        &self,
+        mut random: [[u8; ID_BYTES_MAX]; IDS],
+        to: (Shards, ShardIndex),
+    ) -> [ConnectionId; IDS] {
+        random.iter_mut().for_each(|room| self.lay_out(&mut room[..self.id_bytes], to));
+        if let Some(Encoding { cipher: Some(cipher), .. }) = &self.quic_lb {
+            cipher.encrypt(random.each_mut().map(|room| &mut room[1..self.id_bytes]));
+        }
+        random.map(|room| ConnectionId::new(&room[..self.id_bytes]))
+    }
+
+    /// Writes all that is not random into a random ID.
+    fn lay_out(&self, id: &mut [u8], (shards, shard): (Shards, ShardIndex)) {
         if self.is_direct() {
             let Steering { offset, .. } = self.steering();
-            id[offset] = self.steering().value(shard, shards, random[offset]);
+            id[offset] = self.steering().value(shard, shards, id[offset]);
         }
         if let Some(Encoding { rotation, server_id, .. }) = &self.quic_lb {
             id[0] = id[0] & ((1 << ROTATION_SHIFT) - 1) | rotation << ROTATION_SHIFT;
@@ -153,10 +164,6 @@ impl IdLayout {
         }
         let tag = self.tag(id);
         id[self.tag_at()..][..TAG_BYTES].copy_from_slice(&tag);
-        if let Some(Encoding { cipher: Some(cipher), .. }) = &self.quic_lb {
-            cipher.encrypt(&mut id[1..]);
-        }
-        ConnectionId::new(id)
     }
 
     /// Whether an ID is of this node; `None` if it is of none that has this layout.

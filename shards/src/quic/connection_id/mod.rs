@@ -153,19 +153,19 @@ impl SteeringIds {
         random
     }
 
-    /// An ID for `owner`, or by chance for another shard or generation, where it must be encrypted first.
-    fn make(&mut self, owner: ShardIndex) -> ConnectionId {
-        let random = self.random();
-        self.scheme.layout.make(&random, (self.scheme.shards, owner))
+    /// IDs for `owner`, or by chance for another shard or generation, where they must be encrypted first.
+    fn make<const IDS: usize>(&mut self, owner: ShardIndex) -> [ConnectionId; IDS] {
+        let random = std::array::from_fn(|_| self.random());
+        self.scheme.layout.make(random, (self.scheme.shards, owner))
     }
 
-    fn draw(&mut self) -> ConnectionId {
+    fn draw<const IDS: usize>(&mut self) -> [ConnectionId; IDS] {
         self.make(self.scheme.here)
     }
 
     fn draw_for(&mut self, owner: ShardIndex) -> ConnectionId {
         loop {
-            let id = self.make(owner);
+            let [id] = self.make(owner);
             if self.scheme.shard_of(&id) == Some(owner) {
                 return id;
             }

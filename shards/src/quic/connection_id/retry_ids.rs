@@ -10,22 +10,24 @@ use crate::ids::{ShardIndex, Shards};
 
 /// IDs in stock for each shard.
 const STOCK_MAX: usize = 16;
-/// Draws for each Retry: what one costs on average, since every second ID is of the other generation.
-const DRAWS: usize = 2;
-/// Draws in each pass of the shard while something is missing.
-const DRAWS_OF_A_PASS: usize = 8;
+/// Draws at a time: of several together, one costs half of what it costs alone.
+const DRAWS: usize = 8;
+/// After so many Retries there are draws: each costs two on average, since every second ID is of the other generation.
+const RETRIES: usize = DRAWS / 2;
 
 pub struct RetryIds {
     ids: SteeringIds,
     /// By shard. Nothing where the first draw fits.
     stock: Vec<Vec<ConnectionId>>,
     missing: usize,
+    /// Retries since the last draws for them.
+    retries: usize,
 }
 
 impl RetryIds {
     /// Made of draws of `ids`, whichever shard those are for.
     pub fn new(ids: SteeringIds) -> Self {
-        let mut this = RetryIds { ids, stock: Vec::new(), missing: 0 };
+        let mut this = RetryIds { ids, stock: Vec::new(), missing: 0, retries: 0 };
         this.fill();
         this
     }
@@ -53,7 +55,10 @@ impl RetryIds {
         if self.stock.is_empty() {
             return self.ids.draw_for(owner);
         }
-        self.draw_some(DRAWS);
+        self.retries = (self.retries + 1) % RETRIES;
+        if self.retries == 0 {
+            self.restock();
+        }
         loop {
             let (before, from) = self.stock.split_at_mut(owner.place());
             if let Some(id) = from.iter_mut().chain(before).find_map(Vec::pop) {
@@ -64,27 +69,21 @@ impl RetryIds {
         }
     }
 
-    /// Draws some of what is missing.
+    /// Draws some of what is missing. To be called in each pass of the shard.
     pub fn restock(&mut self) {
-        self.draw_some(DRAWS_OF_A_PASS);
-    }
-
-    fn draw_some(&mut self, draws: usize) {
-        for _ in 0..draws {
-            if self.missing == 0 {
-                return;
-            }
+        if self.missing > 0 {
             self.draw();
         }
     }
 
     fn draw(&mut self) {
-        let id = self.ids.draw();
-        let Some(shard) = self.ids.scheme.shard_of(&id) else { return };
-        let stock = &mut self.stock[shard.place()];
-        if stock.len() < STOCK_MAX {
-            stock.push(id);
-            self.missing -= 1;
+        for id in self.ids.draw::<DRAWS>() {
+            let Some(shard) = self.ids.scheme.shard_of(&id) else { continue };
+            let stock = &mut self.stock[shard.place()];
+            if stock.len() < STOCK_MAX {
+                stock.push(id);
+                self.missing -= 1;
+            }
         }
     }
 }
