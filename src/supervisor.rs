@@ -1,5 +1,7 @@
 //! What the service manager is told (sd_notify(3)). Without one, nothing.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 use tracing::debug;
 
@@ -21,6 +23,16 @@ pub fn main_process(process: u32) {
 /// What it is about, for people.
 pub fn status(text: &str) {
     notify(&[NotifyState::Status(text)]);
+}
+
+/// It works.
+pub fn alive() {
+    notify(&[NotifyState::Watchdog]);
+}
+
+/// How long the service manager waits to hear that before it ends the gateway; `None` where it does not.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -31,7 +31,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     self.gateway.begin_stop(Instant::now());
                     self.phase = Phase::Stopping;
                 }
-                Completed::Status(status) => self.take_status(status),
+                Completed::Status(status) => {
+                    self.watchdog.handle_status(&status);
+                    self.take_status(status);
+                }
                 completed => {
                     if let Some((origin, answer)) = self.orders.complete(completed) {
                         self.answer(origin, &answer);

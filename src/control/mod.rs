@@ -18,6 +18,7 @@ mod orders;
 pub mod protocol;
 mod survey;
 mod upgrade;
+mod watchdog;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -44,6 +45,7 @@ use self::file_watch::FileWatch;
 use self::metrics::{Endpoint, MetricsError};
 use self::orders::{Orders, Origin};
 use self::upgrade::Leaving;
+use self::watchdog::Watchdog;
 use crate::gateway::{Gateway, GatewayError};
 use crate::io::Wake;
 use crate::log::Log;
@@ -149,6 +151,7 @@ impl Control {
             load,
             program,
             leaving: None,
+            watchdog: Watchdog::new(Instant::now()),
             phase: Phase::Serving,
         };
         supervisor::ready();
@@ -190,6 +193,8 @@ struct ControlLoop<L> {
     program: Program,
     /// How clients leave, once there is another process.
     leaving: Option<Leaving>,
+    /// For the process that serves.
+    watchdog: Watchdog,
     phase: Phase,
 }
 
@@ -202,6 +207,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     fn turn(&mut self) {
         let users_file = self.users_file.as_ref().and_then(|watch| watch.poll_timeout());
         let leaving = self.leaving.as_ref().filter(|_| self.phase == Phase::Leaving).map(Leaving::poll_timeout);
+        let watchdog = self.watchdog.poll_timeout().filter(|_| self.phase == Phase::Serving);
         let timeouts = [
             self.gateway.poll_timeout(),
             self.clients.poll_timeout(),
@@ -209,6 +215,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             users_file,
             self.accept_at,
             leaving,
+            watchdog,
         ];
         let timeout = timeouts.into_iter().flatten().min().map(|at| at.saturating_duration_since(Instant::now()));
         let ready = self.event_loop.wait(timeout).unwrap_or_else(|_| {
@@ -272,6 +279,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     fn handle_timeouts(&mut self, now: Instant) {
         self.gateway.handle_timeout(now);
         self.look_whether_left(now);
+        if self.phase == Phase::Serving {
+            self.watchdog.handle_timeout(&mut self.gateway, now);
+        }
         self.clients.handle_timeout(now);
         self.metrics.handle_timeout(&self.event_loop, now);
         if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {

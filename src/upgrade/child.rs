@@ -54,6 +54,8 @@ impl Program {
         let child = Command::new(&self.path)
             .args(&self.arguments)
             .arg(SUCCESSOR)
+            // The service manager's watchdog is for whichever process is the main one (sd_watchdog_enabled(3)).
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::from(OwnedFd::from(input)))
             .spawn()
             .map_err(|source| SpawnError { path: self.path.clone(), source })?;

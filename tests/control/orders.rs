@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,6 @@ fn a_second_gateway_on_the_same_control_socket_is_refused() {
     second.edit_server(&own, &site.deployment.path("control").display().to_string());
     let mut refused = site.topology.gateway.spawn(Gateway::command(&second)).unwrap();
     assert_eq!(refused.wait(PATIENCE).unwrap().code(), Some(1));
-    refused.wait_for_line("no line says this", PATIENCE).unwrap_err();
     let lines = refused.lines();
     assert!(lines.len() == 1 && lines[0].contains("a gateway already listens on the control socket"), "{lines:?}");
     site.order_done(&["reload"]);
@@ -202,28 +201,46 @@ fn a_gateway_without_a_descriptor_left_takes_orders_and_says_what_it_lacks() {
     site.gateway.assert_sound();
 }
 
+/// A thread that runs no further until this is dropped.
+struct Held(libc::pid_t);
+
+impl Held {
+    /// Holds the thread of shard 1.
+    fn shard_1(gateway: &Gateway) -> Self {
+        let process = gateway.process.id();
+        let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|entry| entry.unwrap().path());
+        let is_shard_1 = |path: &std::path::PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("tollgate-1"))
+        };
+        let shard_1 = threads.into_iter().find(is_shard_1).expect("the thread of shard 1");
+        let held = Held(shard_1.file_name().unwrap().to_str().unwrap().parse().unwrap());
+        held.trace(libc::PTRACE_SEIZE);
+        held.trace(libc::PTRACE_INTERRUPT);
+        let has_stopped = || fs::read_to_string(shard_1.join("stat")).unwrap().contains(") t ");
+        assert!(eventually(PATIENCE, has_stopped));
+        held
+    }
+
+    fn trace(&self, request: libc::c_uint) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests take no pointer; the thread is one of our own child's.
+        let result = unsafe { libc::ptrace(request, self.0, none, none) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.trace(libc::PTRACE_DETACH);
+    }
+}
+
 #[test]
 #[ignore = "needs root: cargo xtask test --full"]
 fn a_status_names_the_shards_that_do_not_answer() {
     let _turn = turn::together();
     let mut site = Site::start(|_| {});
-    let process = site.gateway.process.id();
-    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|entry| entry.unwrap().path());
-    let is_shard_1 = |path: &std::path::PathBuf| {
-        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("tollgate-1"))
-    };
-    let shard_1 = threads.into_iter().find(is_shard_1).expect("the thread of shard 1");
-    let thread: libc::pid_t = shard_1.file_name().unwrap().to_str().unwrap().parse().unwrap();
-    let trace = |request| {
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: these requests take no pointer; the thread is one of our own child's.
-        let result = unsafe { libc::ptrace(request, thread, none, none) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    };
-    trace(libc::PTRACE_SEIZE);
-    trace(libc::PTRACE_INTERRUPT);
-    let has_stopped = || fs::read_to_string(shard_1.join("stat")).unwrap().contains(") t ");
-    assert!(eventually(PATIENCE, has_stopped));
+    let held = Held::shard_1(&site.gateway);
     let start = Instant::now();
     site.gateway.process.signal(Signal::USR1).unwrap();
     let line = site.gateway.process.wait_for_line("{\"shards\":", PATIENCE).unwrap();
@@ -236,7 +253,34 @@ fn a_status_names_the_shards_that_do_not_answer() {
         said.code == Some(1) && said.text.contains("shard 1 did not say") && !said.text.contains("shard 0"),
         "{said:?}"
     );
-    trace(libc::PTRACE_DETACH);
+    drop(held);
     assert_eq!(site.gateway.status().shards(), 2);
+    site.gateway.assert_sound();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn the_service_managers_watchdog_hears_nothing_while_a_shard_does_not_answer() {
+    let _turn = turn::together();
+    let mut site = Site::start(|_| {});
+    site.gateway.process.kill().unwrap();
+    let path = site.deployment.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let mut command = Gateway::command(&site.deployment);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    site.gateway = Gateway::start_with(command, &site.topology.gateway);
+    let heard = || {
+        let mut words = [0; 512];
+        let told = std::iter::from_fn(|| manager.recv(&mut words).ok().map(|bytes| words[..bytes].to_vec()));
+        told.filter(|told| told.starts_with(b"WATCHDOG=1")).count()
+    };
+    assert!(eventually(PATIENCE, || heard() > 0));
+    let held = Held::shard_1(&site.gateway);
+    heard();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(heard(), 0);
+    drop(held);
+    assert!(eventually(PATIENCE, || heard() > 0));
     site.gateway.assert_sound();
 }

@@ -98,7 +98,6 @@ fn without_a_tun_driver_the_gateway_says_so_in_one_line() {
     let mut process =
         site.topology.gateway.spawn(after_mounts("mount -t tmpfs none /dev/net", &site.command(&[]))).unwrap();
     assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(1));
-    process.wait_for_line("no line says this", PATIENCE).unwrap_err();
     let lines = process.lines();
     let told: Vec<_> = lines.iter().filter(|line| line.contains("tun")).collect();
     assert!(told.len() == 1 && told[0].starts_with("tollgate: ") && told[0].contains("/dev/net/tun"), "{lines:#?}");
@@ -159,7 +158,6 @@ fn a_full_disk_at_the_first_start_leaves_nothing_behind() {
             .current_dir(site.deployment.folder());
         let mut process = site.topology.gateway.spawn(command).unwrap();
         process.wait(PATIENCE).unwrap();
-        let _closed = process.wait_for_line("no line says this", PATIENCE);
         let lines = process.lines();
         let refused = lines.iter().position(|line| line == "refused").unwrap_or_else(|| panic!("{lines:#?}"));
         assert!(lines[..refused].iter().any(|line| line.contains("No space left")), "{lines:#?}");

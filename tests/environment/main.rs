@@ -6,5 +6,6 @@ mod devices;
 mod modes;
 mod neighbours;
 mod resources;
+mod service;
 mod site;
 mod system_calls;

@@ -20,7 +20,7 @@ use super::{Namespace, output::Output};
 use crate::{LabError, wait::eventually};
 
 /// How long to wait for the end of an ended process's output, which children of its own may keep open.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// How many of a process's last lines go into an error.
 const LAST_LINES_MAX: usize = 20;

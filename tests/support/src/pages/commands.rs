@@ -8,8 +8,8 @@ use std::process::Command;
 use super::{Block, Page};
 
 /// Programs of others in the documents, whose options nobody checks here.
-const PROGRAMS_OF_OTHERS: &str =
-    "apt-get cat cd cp echo git install ip kill mkdir nft pkill quincy-client quincy-server scp sysctl systemctl";
+const PROGRAMS_OF_OTHERS: &str = "apt-get cat cd chgrp chmod cp echo git install ip kill mkdir nft pkill quincy-client quincy-server scp sed sysctl systemctl \
+     systemd-sysusers";
 
 /// Subcommands of cargo in the documents.
 const CARGO: [&str; 10] = ["bench", "build", "check", "clippy", "deny", "doc", "fmt", "run", "test", "xtask"];
