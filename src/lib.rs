@@ -24,6 +24,7 @@ pub mod progress;
 pub mod signals;
 pub mod supervisor;
 pub mod tls;
+pub mod top;
 pub mod upgrade;
 pub mod whole_file;
 

@@ -60,6 +60,25 @@ pub fn with_causes(error: &anyhow::Error) -> String {
     text
 }
 
+/// A number as in "950 ", "1.20 k" or "12.3 G", before its unit.
+pub fn scaled(number: u64) -> String {
+    let mut scaled = number as f64;
+    for prefix in ["", "k", "M", "G", "T", "P"] {
+        // What would be rounded to four digits is of the next prefix.
+        if scaled < 999.5 {
+            let digits = match scaled {
+                _ if prefix.is_empty() => 0,
+                ..9.995 => 2,
+                ..99.95 => 1,
+                _ => 0,
+            };
+            return format!("{scaled:.digits$} {prefix}");
+        }
+        scaled /= 1000.0;
+    }
+    format!("{scaled:.0} E")
+}
+
 /// Writes all of `bytes` to `descriptor` and, while it waits for the reader, says so to `stalled` each time that it has taken nothing for
 /// as long as `patience`; goes on if that says so.
 ///
@@ -218,5 +237,20 @@ mod tests {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let error = write_all(full.as_fd(), b"x", LONG, || true).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn numbers_have_three_digits_and_a_prefix() {
+        for (number, expected) in [
+            (0, "0 "),
+            (999, "999 "),
+            (1000, "1.00 k"),
+            (9_996, "10.0 k"),
+            (123_456, "123 k"),
+            (999_600, "1.00 M"),
+            (u64::MAX, "18 E"),
+        ] {
+            assert_eq!(scaled(number), expected);
+        }
     }
 }

@@ -66,6 +66,16 @@ enum Command {
         #[command(flatten)]
         operator: Operator,
     },
+    /// Show on a terminal what a running gateway does: shards, users by traffic, and drops by reason.
+    ///
+    /// Up is from clients, down is to clients. Figures of shards are of inner packets, those of users of UDP payload. Keys: q ends, s sorts users.
+    Top {
+        /// How often it is asked, as in 500ms or 2s.
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+        interval: Duration,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Give a user of a running gateway another limit, at once and without the users file.
     ///
     /// It holds over all of the user's connections, those that are there included, through reloads and upgrades, until --file takes it back or the
@@ -227,6 +237,10 @@ struct Environment {
 
 const QUINCY_PREFIX: &str = "QUINCY_";
 
+/// Between two looks at a gateway: shorter than figures are published, nothing would have moved.
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+
 /// Variables by which systemd tells a service where to keep its files (systemd.exec(5)).
 const SYSTEMD_FOLDERS: [&str; 2] = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];
 
@@ -267,6 +281,7 @@ impl Cli {
             Command::Serve { file, successor: true } => succeed(&file),
             Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
+            Command::Top { interval, operator } => operator.top(interval),
             Command::Limit { user, rate, file: _, operator } => {
                 operator.order(&Request::Limit { user, to: rate.unwrap_or(LimitOrder::File) })
             }
@@ -307,6 +322,15 @@ fn limit(text: &str) -> Result<LimitOrder, String> {
     match text.parse()? {
         LimitOrder::File => Err("write --file".to_owned()),
         order => Ok(order),
+    }
+}
+
+/// A pause between two looks at a gateway, as in "500ms" or "2s".
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time >= INTERVAL_MIN && time <= INTERVAL_MAX {
+        true => Ok(time),
+        false => Err("write a time from 200ms to 1h".to_owned()),
     }
 }
 

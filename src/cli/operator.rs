@@ -9,10 +9,11 @@ use tollgate_config::control_socket;
 
 use super::Environment;
 use super::tables::{self, Sort};
-use crate::control::protocol::{Place, encode};
-use crate::control::{Answer, Request, ask, drain};
+use crate::control::protocol::encode;
+use crate::control::{Answer, Request, ask, ask_for_all, drain};
 use crate::gateway::State;
 use crate::output::print;
+use crate::top;
 
 /// How orders find the running gateway.
 #[derive(Debug, Args)]
@@ -60,33 +61,19 @@ impl Operator {
     }
 
     pub(super) fn users(&self, sort: Sort) -> anyhow::Result<()> {
-        let answer = self.all(|after| Request::Users { after })?;
+        let answer = ask_for_all(&self.socket()?, |after| Request::Users { after })?;
         let mut rows = answer.users.clone().unwrap_or_default();
         sort.users(&mut rows);
         self.show_table(Answer { users: Some(rows), ..answer }, |answer| tables::users(answer.users.as_deref()))
     }
 
     pub(super) fn connections(&self, user: Option<&str>, sort: Sort) -> anyhow::Result<()> {
-        let answer = self.all(|after| Request::Connections { user: user.map(str::to_owned), after })?;
+        let request = |after| Request::Connections { user: user.map(str::to_owned), after };
+        let answer = ask_for_all(&self.socket()?, request)?;
         let mut rows = answer.connections.clone().unwrap_or_default();
         sort.connections(&mut rows);
         let table = |answer: &Answer| tables::connections(answer.connections.as_deref());
         self.show_table(Answer { connections: Some(rows), ..answer }, table)
-    }
-
-    /// Asks until no row is missing.
-    fn all(&self, request: impl Fn(Option<Place>) -> Request) -> anyhow::Result<Answer> {
-        let socket = self.socket()?;
-        let mut answer = ask(&socket, &request(None))?;
-        while let Some(next) = answer.next.take() {
-            let more = ask(&socket, &request(Some(next)))?;
-            anyhow::ensure!(more.done, more.lines.join("\n"));
-            answer.users.iter_mut().for_each(|users| users.extend(more.users.iter().flatten().cloned()));
-            let connections = more.connections.into_iter().flatten();
-            answer.connections.iter_mut().for_each(|rows| rows.extend(connections.clone()));
-            answer.next = more.next;
-        }
-        Ok(answer)
     }
 
     /// Prints `answer` with what `table` makes of it before the lines.
@@ -95,6 +82,10 @@ impl Operator {
             answer.lines = table(&answer).into_iter().chain(answer.lines).collect();
         }
         self.show(&answer)
+    }
+
+    pub(super) fn top(&self, interval: Duration) -> anyhow::Result<()> {
+        Ok(top::run(&self.socket()?, interval)?)
     }
 
     pub(super) fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use tollgate_shards::Usage;
 
 use crate::control::protocol::{ConnectionRow, UserRow};
+use crate::output::scaled;
 
 /// In which order rows are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -113,25 +114,6 @@ fn carried(usage: Usage) -> [String; 4] {
     ]
 }
 
-/// A number as in "950 ", "1.20 k" or "12.3 G", before its unit.
-pub(super) fn scaled(number: u64) -> String {
-    let mut scaled = number as f64;
-    for prefix in ["", "k", "M", "G", "T", "P"] {
-        // What would be rounded to four digits is of the next prefix.
-        if scaled < 999.5 {
-            let digits = match scaled {
-                _ if prefix.is_empty() => 0,
-                ..9.995 => 2,
-                ..99.95 => 1,
-                _ => 0,
-            };
-            return format!("{scaled:.digits$} {prefix}");
-        }
-        scaled /= 1000.0;
-    }
-    format!("{scaled:.0} E")
-}
-
 /// As in "2026-11-28 01:15:33".
 fn since(unix_s: u64) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_secs(unix_s));
@@ -190,20 +172,5 @@ bob              1        950 B        1    5.00 kB        3       none  2026-11
         assert_eq!(names(&rows), "abc");
         Sort::Traffic.users(&mut rows);
         assert_eq!(names(&rows), "bca");
-    }
-
-    #[test]
-    fn numbers_have_three_digits_and_a_prefix() {
-        for (number, expected) in [
-            (0, "0 "),
-            (999, "999 "),
-            (1000, "1.00 k"),
-            (9_996, "10.0 k"),
-            (123_456, "123 k"),
-            (999_600, "1.00 M"),
-            (u64::MAX, "18 E"),
-        ] {
-            assert_eq!(scaled(number), expected);
-        }
     }
 }

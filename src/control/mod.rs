@@ -35,7 +35,7 @@ pub use acceptor::SocketError;
 pub use clients::{CLIENT_TIMEOUT, CLIENTS_MAX};
 pub use drain::{DrainError, drain};
 pub use file_watch::QUIET;
-pub use operator::{AskError, ask};
+pub use operator::{AskError, ask, ask_for_all};
 pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
 
 use self::acceptor::Acceptor;

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use super::protocol::{
-    ANSWER_BYTES_MAX, Answer, LineError, Lines, MessageError, NO_ORDER, Next, Request, decode, encode,
+    ANSWER_BYTES_MAX, Answer, LineError, Lines, MessageError, NO_ORDER, Next, Place, Request, decode, encode,
 };
 
 /// How long a gateway may take from the connection to the answer: it may have a long file of users to read, and other orders before this
@@ -112,6 +112,26 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, AskError> {
         Err(error) => return Err(no_answer(error.to_string())),
     };
     decode_answer(&line).map_err(|error| no_answer(format!("what it says is no answer ({error})")))
+}
+
+/// Asks until no row is missing: `request` has where the rows begin.
+///
+/// # Errors
+///
+/// If there is no gateway, or no answer.
+pub fn ask_for_all(path: &Path, request: impl Fn(Option<Place>) -> Request) -> Result<Answer, AskError> {
+    let mut all = ask(path, &request(None))?;
+    while let Some(next) = all.next.take() {
+        let more = ask(path, &request(Some(next)))?;
+        if !more.done {
+            return Ok(more);
+        }
+        let Answer { users, connections, next, .. } = more;
+        all.users = all.users.map(|rows| [rows, users.unwrap_or_default()].concat());
+        all.connections = all.connections.map(|rows| [rows, connections.unwrap_or_default()].concat());
+        all.next = next;
+    }
+    Ok(all)
 }
 
 /// The answer in `line`. Where a gateway does not know an order, it is told why that may be.

@@ -7,3 +7,4 @@ mod online;
 mod orders;
 mod reload;
 mod site;
+mod top;
