@@ -45,7 +45,10 @@ impl Manager {
         let group = out.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
         let mut command = Command::new("sh");
         command.args(["-ec", include_str!("systemd.sh")]).env("group", &group).env("out", out.path());
-        command.env("files", site.deployment.folder()).env("program", env!("CARGO_BIN_EXE_tollgate"));
+        command
+            .env("files", site.deployment.folder())
+            .env("program", env!("CARGO_BIN_EXE_tollgate"))
+            .env("source", root());
         let process = site.topology.gateway.spawn(command).unwrap();
         let mut manager = Manager { out, group, process, first: String::new() };
         let children = format!("/proc/{0}/task/{0}/children", manager.process.id());
@@ -67,8 +70,7 @@ impl Manager {
         let folder = "/etc/systemd/system/tollgate.service.d";
         self.run_done(&format!("mkdir -p {folder}; cat > {folder}/test.conf <<'END'\n{drop_in}\nEND\n"));
         let deployment = page(&root(), "docs/deployment.md");
-        let commands = format!("cd {}\n{}", root().display(), deployment.block("unit").text);
-        self.run_done(&commands);
+        self.run_done(&format!("cd /source\n{}", deployment.block("unit").text));
     }
 
     /// Runs `commands` inside, as root. Returns whether they went well, and what they said.

@@ -1,7 +1,7 @@
 # Starts the system's own systemd as the first process of namespaces of its own, in a control group of its own, on a root whose changes are lost.
 #
 # In the environment: `group`, the control group's name; `out`, a folder that is /out inside; `files`, which become /etc/tollgate; `program`, which
-# becomes /usr/local/bin/tollgate. In a network namespace already.
+# becomes /usr/local/bin/tollgate; `source`, the repository, which is /source inside. In a network namespace already.
 
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
   hierarchies=/sys/fs/cgroup
@@ -35,7 +35,7 @@ exec unshare --cgroup --mount --propagation private --pid --fork --kill-child --
   mount -t tmpfs none $root/run
   mount -t tmpfs none $root/tmp
   mount -t tmpfs none $root/dev
-  mkdir $root/dev/shm $root/dev/net $root/out
+  mkdir $root/dev/shm $root/dev/net $root/out $root/source
   for device in null zero full random urandom tty; do
     touch $root/dev/$device
     mount --bind /dev/$device $root/dev/$device
@@ -49,6 +49,7 @@ exec unshare --cgroup --mount --propagation private --pid --fork --kill-child --
   mkdir $root/etc/systemd/system
   printf "[Unit]\nDefaultDependencies=no\n" >$root/etc/systemd/system/ready.target
   mount --bind $out $root/out
+  mount --bind $source $root/source
   exec chroot $root env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --unit=ready.target --log-target=console --show-status=no
 '
