@@ -39,6 +39,7 @@ fn number(value: &Value) -> u64 {
 const MIXED: &str = r#"
 duration = "3 s"
 gateway.shards = 2
+gateway.scrapes = 10
 users.count = 200
 # A machine with other work drops packets, which is to be counted and not to fail a test.
 demand.loss_max = 1.0
@@ -72,7 +73,10 @@ fn assert_mixed_load_is_exact(gateway: &str) -> Value {
 #[ignore = "needs root: cargo xtask test --full"]
 fn two_hundred_clients_of_two_shards_are_accounted_for_to_the_packet() {
     let _turn = turn::alone();
-    let shards = assert_mixed_load_is_exact("tollgate")["shards"].clone();
+    let result = assert_mixed_load_is_exact("tollgate");
+    let (shards, scrapes) = (&result["shards"], &result["scrapes"]);
+    let [scraped, failed, bytes] = ["scrapes", "failed", "bytes"].map(|name| number(&scrapes[name]));
+    assert!(scraped > 10 && failed == 0 && bytes > 10_000, "{scrapes}");
     let counts = ["shards", "connections", "addresses_held"].map(|name| number(&shards[name]));
     assert_eq!(counts, [2, 200, 200]);
 }
@@ -81,7 +85,8 @@ fn two_hundred_clients_of_two_shards_are_accounted_for_to_the_packet() {
 #[ignore = "needs root and Quincy's programs: cargo xtask test --full"]
 fn the_same_clients_are_accounted_for_with_quincys_server() {
     let _turn = turn::alone();
-    assert_eq!(assert_mixed_load_is_exact("quincy-server")["shards"], Value::Null);
+    let result = assert_mixed_load_is_exact("quincy-server");
+    assert_eq!((&result["shards"], &result["scrapes"]), (&Value::Null, &Value::Null));
 }
 
 #[test]

@@ -47,11 +47,13 @@ pub struct GatewayPlan {
     /// How long a connection may be silent.
     #[serde(deserialize_with = "crate::load::scenario::duration")]
     pub idle_timeout: Duration,
+    /// How often its metrics are scraped, each second of traffic; 0 where they are not served. Of Tollgate.
+    pub scrapes: u32,
 }
 
 impl Default for GatewayPlan {
     fn default() -> Self {
-        GatewayPlan { shards: 1, cpus: Vec::new(), mtu_bytes: 1400, idle_timeout: Duration::from_secs(30) }
+        GatewayPlan { shards: 1, cpus: Vec::new(), mtu_bytes: 1400, idle_timeout: Duration::from_secs(30), scrapes: 0 }
     }
 }
 
@@ -93,7 +95,7 @@ impl GatewayFiles {
 /// A running gateway. It is killed when this value is dropped.
 #[derive(Debug)]
 pub struct RunningGateway {
-    kind: Kind,
+    pub kind: Kind,
     pub process: Process,
 }
 
@@ -117,6 +119,7 @@ fn command(gateway: &Gateway, plan: &GatewayPlan, cpus: &[usize], files: &Gatewa
         command.arg("serve").env("RUST_LOG", TERSE_LOG);
         command.env("TOLLGATE_SHARDS__KEY_FILE", files.folder().join("keys"));
         command.env("TOLLGATE_CONTROL__SOCKET", files.folder().join("control"));
+        command.env("TOLLGATE_METRICS__ENABLED", (plan.scrapes > 0).to_string());
         command.env("TOLLGATE_SHARDS__COUNT", plan.shards.to_string());
         command.env("TOLLGATE_SHARDS__CPUS", format!("[{}]", cpus.join(", ")));
     }

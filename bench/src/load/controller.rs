@@ -14,6 +14,7 @@ use super::accounts::Accounts;
 use super::report::{Counts, Report};
 use super::result::{FlowFigures, GroupResult, LoadResult, Ramp, Sample, ShardFigures, Usage};
 use super::scenario::Scenario;
+use super::scrapes::Scraper;
 use super::sink::FlowCounts;
 use super::testbed::Testbed;
 use super::verdict;
@@ -155,6 +156,7 @@ impl Controller<'_> {
         let before = self.moment()?;
         let started = Instant::now();
         self.testbed.order(Order::StartTraffic)?;
+        let scraper = self.testbed.start_scraper(self.scenario.gateway.scrapes)?;
         let duration = self.scenario.duration;
         let interval = SAMPLE_INTERVAL.max(duration / SAMPLES_MAX);
         let mut next_sample = started + interval;
@@ -172,6 +174,7 @@ impl Controller<'_> {
             observe(&self.result)?;
         }
         let after = self.moment()?;
+        self.result.scrapes = scraper.map(Scraper::finish).transpose()?;
         self.testbed.order(Order::StopTraffic)?;
         self.result.seconds = (after.at - started).as_secs_f64();
         self.measure(&before, &after);

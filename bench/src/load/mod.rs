@@ -21,6 +21,7 @@ mod meters;
 mod report;
 pub mod result;
 pub mod scenario;
+pub mod scrapes;
 mod sink;
 mod sockets;
 mod testbed;
@@ -72,6 +73,9 @@ pub struct Options {
     /// Run traffic for so many seconds, in place of the scenario's duration.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=518_400))]
     seconds: Option<u64>,
+    /// Have the gateway's metrics scraped so many times a second, in place of the scenario's `gateway.scrapes`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    scrapes: Option<u32>,
     #[command(flatten)]
     output: Output,
 }
@@ -82,6 +86,7 @@ pub fn command(options: &Options) -> Result<()> {
     if let Some(seconds) = options.seconds {
         scenario.duration = Duration::from_secs(seconds);
     }
+    scenario.gateway.scrapes = options.scrapes.unwrap_or(scenario.gateway.scrapes);
     let gateway = Gateway::named(&options.gateway)?;
     let version = gateway.version()?;
     tollgate_testkit::prepare()?;

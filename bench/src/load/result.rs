@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::report::Counts;
+use super::scrapes::Scrapes;
 use super::sink::FlowCounts;
 use super::verdict::bytes_per_connection;
 use crate::measure::record::table;
@@ -43,6 +44,8 @@ pub struct LoadResult {
     pub limited_by: LimitedBy,
     /// What the gateway itself says; `None` of a peer.
     pub shards: Option<ShardFigures>,
+    /// What scraping its metrics came to; `None` where nobody did.
+    pub scrapes: Option<Scrapes>,
     /// How things were over time, once a second or less often.
     pub samples: Vec<Sample>,
     /// Every figure that is not as the scenario demands, in words. Empty exactly when the load succeeded.
@@ -286,6 +289,14 @@ fn usage(f: &mut fmt::Formatter<'_>, result: &LoadResult) -> fmt::Result {
     }
     if let Some(batch) = result.batch {
         writeln!(f, "{batch:.2} inner packets for each outer datagram")?;
+    }
+    if let Some(Scrapes { scrapes, failed, bytes: length, longest_seconds, control_thread_share }) = result.scrapes {
+        let (length, share) = (bytes(length as f64), percent(control_thread_share));
+        let longest = nanoseconds((longest_seconds * 1e9) as u64);
+        writeln!(
+            f,
+            "{scrapes} scrapes of {length}, {failed} of them failed, the longest took {longest}; the gateway's control thread used {share} of a CPU"
+        )?;
     }
     if let Some(shards) = result.shards {
         let share = shards.crossed as f64 / shards.arrived.max(1) as f64;

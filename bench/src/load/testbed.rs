@@ -12,11 +12,12 @@ use super::generator::{ClientPlan, GeneratorPlan};
 use super::logins::Logins;
 use super::report::{Counts, Report};
 use super::scenario::Scenario;
+use super::scrapes::Scraper;
 use super::worker::{Order, Worker};
 use crate::deploy::{CLIENTS_V4, GatewayFiles, KernelDrops, RunningGateway, SERVICE, network};
 use crate::measure::cpus;
 use crate::measure::units::count;
-use crate::programs::Gateway;
+use crate::programs::{Gateway, Kind};
 use tollgate::progress::Progress;
 
 /// A run's parts. Their order is that of their end: clients first, namespaces last.
@@ -61,6 +62,13 @@ impl Testbed {
             gateway_cpus,
             harness_cpus: harness.len(),
         })
+    }
+
+    /// Somebody scrapes the metrics of a gateway of ours from now on, if anybody is to.
+    pub fn start_scraper(&self, per_second: u32) -> Result<Option<Scraper>> {
+        let is_wanted = per_second > 0 && self.gateway.kind == Kind::Tollgate;
+        let start = || Scraper::start(&self.topology.gateway, self.gateway.process.id(), per_second);
+        is_wanted.then(start).transpose()
     }
 
     /// Gives an order to every generator. Counts that are read afterwards show it: what it brings about is done or pending.

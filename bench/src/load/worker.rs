@@ -17,6 +17,15 @@ use crate::measure::cpus;
 /// What the kernel counts CPU time in (`USER_HZ`).
 pub const TICKS_PER_SECOND: f64 = 100.0;
 
+/// CPU time that the thread whose folder of `/proc` is `folder` has used, in seconds.
+pub fn thread_cpu_seconds(folder: &str) -> Result<f64> {
+    let path = format!("{folder}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // Behind the name: utime and stime are the 12th and 13th field.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)
+}
+
 /// What a generator is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -79,11 +88,7 @@ impl Worker {
 
     /// CPU time so far, in seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let path = format!("/proc/self/task/{}/stat", self.thread.as_raw_nonzero());
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // Behind the name: utime and stime are the 12th and 13th field.
-        let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-        Ok(fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND)
+        thread_cpu_seconds(&format!("/proc/self/task/{}", self.thread.as_raw_nonzero()))
     }
 
     /// Gives an order, and waits until it is begun: counts that are read afterwards show it. Returns whether the thread was there to begin.

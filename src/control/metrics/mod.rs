@@ -16,8 +16,8 @@ pub use families::{SERIES_MAX, names};
 pub use ledger::CONNECTIONS_TOLD_MAX;
 pub use scrapers::{HEAD_BYTES_MAX, SCRAPER_TIMEOUT, SCRAPERS_MAX};
 
-use self::families::{Client, OTHER, State, Totals};
-use self::ledger::{Ledger, Told};
+use self::families::{Client, Clients, OTHER, State, Totals};
+use self::ledger::Ledger;
 use self::scrapers::Scrapers;
 use super::event_loop::{EventLoop, Interest, Source, Watched};
 use crate::gateway::{self, Gateway};
@@ -48,7 +48,7 @@ pub struct Listening {
 pub struct Endpoint {
     listening: Option<Listening>,
     scrapers: Scrapers,
-    ledger: Ledger,
+    told: Told,
     /// When to accept again after the system was out of something.
     accept_at: Option<Instant>,
 }
@@ -135,8 +135,8 @@ impl Endpoint {
 
     /// Goes on with the client at `place`, who may ask how `gateway` stands.
     pub fn handle_ready(&mut self, place: usize, gateway: &Gateway, now: Instant) {
-        let Endpoint { scrapers, ledger, .. } = self;
-        scrapers.handle_ready(place, || text(gateway, ledger, now));
+        let Endpoint { scrapers, told, .. } = self;
+        scrapers.handle_ready(place, || text(gateway, told, now));
     }
 
     /// When to call [`Endpoint::handle_timeout`].
@@ -153,29 +153,43 @@ impl Endpoint {
     }
 }
 
-/// All metrics of a gateway, as they stand now.
-fn text(gateway: &Gateway, ledger: &mut Ledger, now: Instant) -> String {
-    let config = gateway.config();
-    if ledger.is_due(now, config.metrics.reporting_interval) {
-        ledger.renew(&gateway.usage(), now);
+/// What is told of clients, which is written anew as often as their figures are.
+#[derive(Debug, Default)]
+struct Told {
+    ledger: Ledger,
+    text: String,
+}
+
+impl Told {
+    fn text(&mut self, gateway: &Gateway, now: Instant) -> &str {
+        let config = gateway.config();
+        if self.ledger.is_due(now, config.metrics.reporting_interval) {
+            self.ledger.renew(&gateway.usage(), now);
+            let clients = self.ledger.told().map(|told| Client {
+                user: config.users.name(told.newest.user).to_owned(),
+                connection: told.newest.address.to_string(),
+                usage: told.usage(),
+                path: Some((told.newest.rtt, now.duration_since(told.newest.began))),
+            });
+            let usage = self.ledger.others();
+            let others = Client { user: OTHER.into(), connection: OTHER.into(), usage, path: None };
+            self.text = Clients(clients.chain([others]).collect()).into_text();
+        }
+        &self.text
     }
-    let told = |told: &Told| Client {
-        user: config.users.name(told.newest.user).to_owned(),
-        connection: told.newest.address.to_string(),
-        usage: told.usage(),
-        path: Some((told.newest.rtt, now.duration_since(told.newest.began))),
-    };
-    let others = Client { user: OTHER.into(), connection: OTHER.into(), usage: ledger.others(), path: None };
-    let clients = ledger.told().map(told).chain([others]).collect();
+}
+
+/// All metrics of a gateway, as they stand now.
+fn text(gateway: &Gateway, told: &mut Told, now: Instant) -> String {
     let state = State {
         epoch: gateway.epoch(),
-        users_configured: config.users.len(),
+        users_configured: gateway.config().users.len(),
         is_draining: gateway.state() == gateway::State::Draining,
         has_predecessor: gateway.predecessor().is_some(),
         lost_log_lines: log::lost_lines(),
         host: gateway.host_report(),
     };
-    Totals { shards: gateway.reports(), clients, state }.into_text()
+    Totals { shards: gateway.reports(), state }.into_text(told.text(gateway, now))
 }
 
 fn wanted(config: &Metrics) -> Option<SocketAddr> {
