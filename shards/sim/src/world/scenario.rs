@@ -13,7 +13,7 @@ use tollgate_noise::Kind;
 use tollgate_shards::packet::MergeLimits;
 use tollgate_shards::packet::vnet::HEADER_BYTES;
 use tollgate_shards::{
-    AddressRange, BURST_BYTES_MIN, Client, ClientMtu, Command, Congestion, Counters, DropReason, Ecn,
+    AddressRange, BURST_BYTES_MIN, Client, ClientEvent, ClientMtu, Command, Congestion, Counters, DropReason, Ecn,
     Event as ShardEvent, Limit, Limits, Machine, Rate, SessionLimits, Shard, ShardIndex, Shards, Snapshot,
     TransportParams, TunnelParams, User, home_of, transport,
 };
@@ -303,9 +303,10 @@ impl World {
         (client, self.devices[client].address().expect("the client gets an address"))
     }
 
-    /// Whether a client has been given an address.
+    /// Whether a client has been given an address, and has its connection still.
     pub fn is_attached(&self, client: usize) -> bool {
-        self.client(client).tunnel.assignment().is_some()
+        let ends = |event: &&ClientEvent| matches!(event, ClientEvent::Assigned(_) | ClientEvent::Closed(_));
+        matches!(self.devices[client].events.iter().rfind(ends), Some(ClientEvent::Assigned(_)))
     }
 
     /// Looks at a client.
