@@ -309,7 +309,6 @@ impl World {
         matches!(self.devices[client].events.iter().rfind(ends), Some(ClientEvent::Assigned(_)))
     }
 
-    /// Looks at a client.
     pub fn client(&self, client: usize) -> &Client {
         match self.devices[client].session.as_ref().map(|session| &session.end) {
             Some(End::Client(client, _)) => client,
