@@ -95,15 +95,13 @@ fn a_name_that_another_process_holds_keeps_no_gateway_from_its_port() {
 }
 
 #[test]
-fn the_documented_unit_starts_the_gateway_again_for_as_long_as_it_takes() {
-    let document = include_str!("../../docs/deployment.md");
-    let (_, unit) = document.split_once("<!-- run: unit -->").expect("a unit");
-    let (unit, _) = unit.split_once("\nEND\n").expect("an end");
+fn the_shipped_unit_starts_the_gateway_again_for_as_long_as_it_takes() {
+    let unit = include_str!("../../config/systemd/tollgate.service");
     for setting in [
         "StartLimitIntervalSec=0",
         "Restart=on-failure",
         "RestartSec=1",
-        "ExecReload=/usr/local/bin/tollgate reload --config /etc/tollgate/server.toml",
+        "ExecReload=/usr/bin/tollgate reload --config /etc/tollgate/server.toml",
         "RuntimeDirectory=tollgate",
         "StateDirectory=tollgate",
     ] {

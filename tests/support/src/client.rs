@@ -80,8 +80,7 @@ impl Attached {
         let first = gateway.process.line_count();
         let client = Client::start(peers, deployment, namespace, login);
         let address = client.wait_for_address();
-        let connected = gateway.wait_for_client(first);
-        assert_eq!(connected.user, login.user);
+        let connected = gateway.wait_for_client_of(first, login.user);
         assert!(eventually(PATIENCE, || has_address(namespace, address)), "{:#?}", client.process.lines());
         Attached { client, address, owner: connected.owner }
     }

@@ -51,7 +51,16 @@ impl Gateway {
 
     /// Waits for the next client after line `first` of the log.
     pub fn wait_for_client(&self, first: usize) -> Connected {
-        let line = self.process.wait_for_line_from(first, "client connected", PATIENCE).expect("a client");
+        self.wait_for_connected(first, "client connected")
+    }
+
+    /// Waits for a client of `user` after line `first` of the log, where that of another one may be on its way.
+    pub fn wait_for_client_of(&self, first: usize, user: &str) -> Connected {
+        self.wait_for_connected(first, &format!("client connected user=\"{user}\""))
+    }
+
+    fn wait_for_connected(&self, first: usize, words: &str) -> Connected {
+        let line = self.process.wait_for_line_from(first, words, PATIENCE).expect("a client");
         let field = |name: &str| {
             let (_, rest) = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line:?}"));
             rest.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned()
