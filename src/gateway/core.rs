@@ -281,12 +281,13 @@ where
         for command in std::mem::take(&mut self.life.again) {
             self.life.shard.handle_command(now, command);
         }
+        // Before packets: where new clients go is known when the first one comes that was told.
+        let more = self.hear_sibling(now);
         if self.seat.packet_io.intake(&mut self.life.shard, now) {
             self.life.moved_at = Some(now);
         }
         self.life.shard.handle_receive_buffers(self.seat.packet_io.receive_buffers_bytes());
-        let more = self.seat.mesh.receive(|message| self.life.shard.handle_message(now, message));
-        let more = self.hear_sibling(now) | more;
+        let more = self.seat.mesh.receive(|message| self.life.shard.handle_message(now, message)) | more;
         self.take_commands(now);
         if self.life.shard.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.life.shard.handle_timeout(now);

@@ -11,6 +11,7 @@ use tollgate_test_support::{PATIENCE, eventually, turn};
 use crate::site::{GATEWAY, Site};
 
 const UPGRADES: usize = 20;
+const LOGINS: usize = 8;
 /// Packets of each of some clients at the end.
 const PACKETS: usize = 50;
 /// A PING frame (RFC 9000, section 19.2).
@@ -77,5 +78,22 @@ fn twenty_upgrades_in_a_row_leave_descriptors_and_memory_as_they_were() {
     }
     assert!(clients.iter().all(|client| client.closed.is_none()));
     assert_eq!(site.status_of(before).sum("/counters/misrouted_datagrams"), 0);
+    site.assert_no_panic();
+}
+
+/// Their address is proven with a Retry of the old process, which leads them there. A client that never comes back by itself would be refused for good.
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn logins_that_began_before_the_new_process_serves_end_at_the_old_one() {
+    let _turn = turn::together();
+    let site = Site::start(1, &Plan::default());
+    let mut clients = site.begin_logins(LOGINS);
+    let serving = site.upgrade(&["--within", "1h"]);
+    Site::end_logins(&mut clients);
+    let clients_of = |process| site.status_of(process).sum("/clients");
+    assert_eq!((clients_of(site.first()), clients_of(serving)), (LOGINS as u64, 0));
+    thread::sleep(Duration::from_millis(500));
+    clients.iter_mut().for_each(TestTunnel::turn);
+    assert!(clients.iter().all(|client| client.closed.is_none()), "they are sent away");
     site.assert_no_panic();
 }

@@ -132,33 +132,20 @@ fn a_gateway_that_drained_drains_on_where_the_new_process_dies() {
 /// Kills the process that has answered logins with Retries, before their clients go on, and returns how long it takes from then until all are in.
 fn kill_between(is_new: bool, after: Duration) -> Duration {
     let site = Site::start(1, &Plan::default());
-    let begin = || {
-        let start = || TestTunnel::start(GATEWAY.0.into(), &site.deployment, "bob", GATEWAY.into(), None);
-        let mut clients: Vec<TestTunnel> = site.topology.gateway.run(|| (0..BEGUN).map(|_| start()).collect());
-        clients.iter_mut().for_each(TestTunnel::turn);
-        // It is there, and not looked at.
-        assert!(clients.iter().all(|client| client.wait(PATIENCE)));
-        clients
-    };
     let upgrade = || site.upgrade(&["--within", "1h"]);
     let (mut clients, dead) = if is_new {
         let new = upgrade();
-        (begin(), new)
+        (site.begin_logins(BEGUN), new)
     } else {
-        let clients = begin();
+        let clients = site.begin_logins(BEGUN);
         upgrade();
         (clients, site.first())
     };
     dead.signal(Signal::KILL);
     thread::sleep(after);
-    let began = Instant::now();
-    while let Some(client) = clients.iter().find(|client| client.address.is_none()) {
-        assert!(client.closed.is_none() && began.elapsed() < PATIENCE, "{:?}", client.closed);
-        clients.iter_mut().for_each(TestTunnel::turn);
-        thread::sleep(Duration::from_micros(200));
-    }
+    let took = Site::end_logins(&mut clients);
     site.assert_no_panic();
-    began.elapsed()
+    took
 }
 
 /// Half of all IDs that strangers choose look like those of the process that is dead. Where the kernel still looks for its sockets, it gives them to

@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tollgate_test_support::deployment::{Deployment, Plan};
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::status::Status;
+use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_test_support::{PATIENCE, control, eventually};
 use tollgate_testkit::{Topology, TopologyPlan};
 
@@ -73,6 +75,26 @@ impl Site {
         assert!(!answer.done, "{answer:?}");
         assert_eq!(answer.said.lines().count(), 1, "{answer:?}");
         answer.said
+    }
+
+    /// Clients whose logins have been answered by Retries that they have not looked at.
+    pub fn begin_logins(&self, count: usize) -> Vec<TestTunnel> {
+        let start = || TestTunnel::start(GATEWAY.0.into(), &self.deployment, "bob", GATEWAY.into(), None);
+        let mut clients: Vec<TestTunnel> = self.topology.gateway.run(|| (0..count).map(|_| start()).collect());
+        clients.iter_mut().for_each(TestTunnel::turn);
+        assert!(clients.iter().all(|client| client.wait(PATIENCE)));
+        clients
+    }
+
+    /// Has them go on, and returns how long it takes until all are in.
+    pub fn end_logins(clients: &mut [TestTunnel]) -> Duration {
+        let began = Instant::now();
+        while let Some(client) = clients.iter().find(|client| client.address.is_none()) {
+            assert!(client.closed.is_none() && began.elapsed() < PATIENCE, "{:?}", client.closed);
+            clients.iter_mut().for_each(TestTunnel::turn);
+            thread::sleep(Duration::from_micros(200));
+        }
+        began.elapsed()
     }
 
     /// Writes a program that runs `script` in a shell, and returns its path.

@@ -209,6 +209,7 @@ impl UserQueues {
         let queue = self.queues.get_mut(&user)?;
         queue.connections -= 1;
         queue.shaper.take_where(|waiting| waiting.connection == connection, left);
+        queue.account(memory);
         if queue.connections == 0 { self.close(user, memory) } else { None }
     }
 
@@ -295,5 +296,32 @@ impl UserQueues {
 fn make_ready(ready: &mut VecDeque<UserIndex>, user: UserIndex, queue: &mut UserQueue) {
     if !std::mem::replace(&mut queue.ready, true) {
         ready.push_back(user);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Counters;
+    use crate::limit::rate::Rate;
+    use crate::test_time::origin;
+
+    #[test]
+    fn what_waited_for_a_connection_that_leaves_is_held_no_more() {
+        let (user, home) = (UserIndex(0), ShardIndex(1));
+        let mut queues = UserQueues::new(ShardIndex(0), 0, ShaperLimits::default(), FlowKey([7; 16]));
+        let mut accounts = Accounts { counters: Counters::default(), memory: Memory::new(1 << 20) };
+        let connections = [0, 1].map(|slot| ConnectionKey { owner: ShardIndex(0), slot, generation: 0 });
+        for connection in connections {
+            queues.join(user, home, Limit::new(Rate::from_bits_per_s(8000).unwrap()));
+            assert!(!queues.pay(origin(), (user, connection), Direction::Down, &[0x45; 100], &mut accounts));
+        }
+        let held = |accounts: &Accounts| (accounts.memory.waiting_packets, accounts.memory.waiting_bytes);
+        let of_both = held(&accounts);
+        let mut left = 0;
+        assert!(queues.leave(user, connections[0], &mut accounts.memory, &mut |_| left += 1).is_none());
+        assert_eq!((left, held(&accounts)), (1, (of_both.0 / 2, of_both.1 / 2)));
+        assert!(queues.leave(user, connections[1], &mut accounts.memory, &mut |_| left += 1).is_some());
+        assert_eq!((left, held(&accounts)), (2, (0, 0)));
     }
 }

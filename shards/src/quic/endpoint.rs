@@ -260,7 +260,7 @@ impl QuicEndpoint {
         let address = remote.ip();
         let persists = hello.is_some_and(|(issued_s, _)| issued_s < retry::seconds(self.wall_clock.now()));
         let kind = CredentialKind::of_version(hello.map_or(0, |(_, version)| version));
-        if self.intake != Intake::Open {
+        if !self.intake.is_open() {
             let QuicEndpoint { intake, endpoint, responses, .. } = self;
             return intake.turn_away(endpoint, incoming, responses, &mut accounts.counters);
         }

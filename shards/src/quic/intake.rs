@@ -12,6 +12,8 @@ use crate::drops::DropReason;
 pub enum Intake {
     /// They begin.
     Open,
+    /// They begin. New clients are led to the process beside this one, so whoever comes holds a Retry of this one from before.
+    Ending,
     /// The client is told that it is not taken, and can go elsewhere at once: the gateway drains.
     Refusing,
     /// The gateway ends, and says nothing.
@@ -19,6 +21,11 @@ pub enum Intake {
 }
 
 impl Intake {
+    /// Whether handshakes begin.
+    pub fn is_open(self) -> bool {
+        matches!(self, Intake::Open | Intake::Ending)
+    }
+
     /// Lets no handshake begin.
     pub fn turn_away(
         self,

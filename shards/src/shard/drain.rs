@@ -82,6 +82,15 @@ impl Drain {
         Some(Due::AskToMove(connection))
     }
 
+    /// A client has logged in meanwhile. Returns whether it stays for a while.
+    fn lets_stay(&mut self, now: Instant, connection: ConnectionKey, reconnects: Reconnects) -> bool {
+        let stays = self.is_to_successor && reconnects == Reconnects::Never && now < self.until;
+        if stays {
+            self.staying.push(connection);
+        }
+        stays
+    }
+
     fn next_of_pace(&self) -> Option<Instant> {
         let next = self.count - self.left.len() + 1;
         (next <= self.count).then(|| self.until.min(self.began + share(self.over, next, self.count)))
@@ -93,10 +102,11 @@ impl Drain {
 }
 
 impl DataPlane {
-    /// Takes no new clients, and sends those that are here away.
+    /// Takes no new clients, and sends those that are here away. Who is logging in goes on where the process beside this one gets the new ones: a client
+    /// that never comes back would be refused for good.
     pub fn drain(&mut self, over: Duration, within: Duration, to_successor: bool) {
         if self.quic.intake != Intake::Closed {
-            self.quic.intake = Intake::Refusing;
+            self.quic.intake = if to_successor { Intake::Ending } else { Intake::Refusing };
             let clients = self.clients().into_iter();
             let (staying, going): (Vec<_>, Vec<_>) =
                 clients.partition(|(_, identity, _)| to_successor && identity.reconnects == Reconnects::Never);
@@ -108,7 +118,7 @@ impl DataPlane {
 
     /// Takes clients again.
     pub fn resume(&mut self) {
-        if self.quic.intake == Intake::Refusing {
+        if self.drain.is_some() {
             (self.quic.intake, self.drain) = (Intake::Open, None);
         }
     }
@@ -125,6 +135,16 @@ impl DataPlane {
             if matches!(due, Due::SendAway(_)) || !self.ask_to_move(slot) {
                 self.dismiss(slot);
             }
+        }
+    }
+
+    /// Sends a client away that has logged in while the shard drains, unless it may stay.
+    pub fn send_away_late(&mut self, connection: ConnectionKey, reconnects: Reconnects) {
+        let now = self.now;
+        if let Some(drain) = &mut self.drain
+            && !drain.lets_stay(now, connection, reconnects)
+        {
+            self.dismiss(connection.slot);
         }
     }
 

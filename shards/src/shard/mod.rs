@@ -261,10 +261,8 @@ impl Shard {
         let login = login(connection, identity);
         let version = self.control.context.version;
         self.data.outbox.send(home, ControlMessage::Login { login, version, address: None, age_ms: 0 });
-        if self.data.quic.intake == Intake::Refusing {
-            // Its handshake had begun before.
-            self.data.dismiss(connection.slot);
-        }
+        // Its handshake had begun before.
+        self.data.send_away_late(connection, reconnects);
     }
 
     /// The home has taken a connection in.

@@ -75,7 +75,7 @@ impl Inspect<'_> {
             "shard",
             match data.quic.intake {
                 Intake::Open => "runs",
-                Intake::Refusing => "draining",
+                Intake::Ending | Intake::Refusing => "draining",
                 Intake::Closed => "stopping",
             },
         ));

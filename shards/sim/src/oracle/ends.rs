@@ -25,7 +25,8 @@ pub(super) fn told(event: &ClientEvent, features: Features, may_be_refused: bool
     let is_right = match cause {
         CloseCause::Local | CloseCause::Gateway { .. } | CloseCause::Reset | CloseCause::TimedOut => true,
         CloseCause::Other(words) if RIGHT.iter().any(|right| words.starts_with(right)) => true,
-        CloseCause::NotTaken => features.has(Feature::Drain) || features.has(Feature::Upgrade),
+        // Of an upgrade nobody is to notice it who has begun to log in.
+        CloseCause::NotTaken => features.has(Feature::Drain),
         // Nothing protects a Version Negotiation (RFC 9000, section 6): one bit makes it of a Retry, and anybody may send one.
         CloseCause::Version => features.has(Feature::Corruption) || features.has(Feature::Negotiation),
         // TLS of ours refuses nobody; whose certificate is nobody's is told once it is established.

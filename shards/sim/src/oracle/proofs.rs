@@ -58,7 +58,7 @@ impl Proofs {
             refused: BTreeMap::new(),
             guessed: 0,
             is_prompt: !plan.features.has(Feature::Shell),
-            may_drain: plan.features.has(Feature::Drain) || plan.features.has(Feature::Upgrade),
+            may_drain: plan.features.has(Feature::Drain),
         }
     }
 

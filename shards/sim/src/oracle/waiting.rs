@@ -15,6 +15,9 @@ const WAIT_MIN: Duration = Duration::from_millis(750);
 /// What links, ticks and messages between shards take at most.
 const WAY: Duration = Duration::from_secs(1);
 
+/// A shard has two passes a tick, and a pass writes a bounded number of frames: ticks as long hold packets up themselves.
+const TICK_MAX: Duration = Duration::from_millis(1);
+
 /// What may hold packets up elsewhere.
 const DELAYS: [Feature; 14] = [
     // What was lost may come once more from a stranger.
@@ -43,6 +46,7 @@ pub struct Waiting {
 impl Waiting {
     pub(super) fn new(plan: &Plan) -> Self {
         let is_told_apart = plan.transport.congestion == Congestion::Uncontrolled
+            && plan.tick < TICK_MAX
             && !DELAYS.iter().any(|&feature| plan.features.has(feature));
         Waiting { wait_max: is_told_apart.then(|| plan.limits.waiting.wait_max.max(WAIT_MIN)) }
     }

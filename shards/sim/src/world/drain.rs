@@ -1,4 +1,5 @@
-//! The gateway drains for a while: no shard takes a client, and all who are there are sent away in time.
+//! The gateway drains for a while: no shard takes a client but those who were logging in when another process took over, and all who are there are sent
+//! away in time.
 
 use std::time::Duration;
 
@@ -162,7 +163,8 @@ impl World {
         *obeyed = Some(Obeyed { clients, ..before });
         self.hits.states(shard);
         let is_measured = !self.plan.features.has(Feature::Clocks) && !self.plan.features.has(Feature::Pauses);
-        let what = if clients > before.clients || logins > before.logins_max {
+        let has_more = clients > before.clients || logins > before.logins_max;
+        let what = if has_more && !pace.to_successor {
             format!("drains, and has {clients} clients after {}, and {logins} logins", before.clients)
         } else if clients > 0 && is_measured && self.now > before.at + pace.time() + SLACK {
             format!("drains since {:?} and still has {clients} clients", before.at)

@@ -113,9 +113,31 @@ fn whoever_logs_in_when_its_handshake_had_begun_before_is_sent_away() {
     assert_eq!(world.connections(), (0, 0));
 }
 
-/// Here is no successor, so nobody who is asked to move arrives.
 #[test]
-fn for_a_successor_those_who_come_back_are_asked_at_an_even_pace_and_go_ten_seconds_later_and_all_others_at_the_end() {
+fn for_a_successor_whoever_was_logging_in_is_taken_and_stays_unless_it_comes_back_by_itself() {
+    const UPGRADE: u64 = 0x09;
+    for (returns, gone) in [(false, 0), (true, 1)] {
+        let users = vec![UserSpec { home: Some(1), ..UserSpec::default() }];
+        let link = LinkPlan { delay: 20 * MS, ..LinkPlan::UNDISTURBED };
+        let mut world = World::scenario(Setup { users, link, ..Setup::default() });
+        world.seen.hello = Hello { returns, ..Hello::default() };
+        let client = world.connect(0, 0);
+        while world.shards().all(|shard| shard.counters().retries == 0) {
+            world.run(MS);
+        }
+        assert_eq!(world.connections(), (0, 0), "its handshake has not begun");
+        order(&mut world, &Command::Drain { over: 5 * S, within: 5 * S, to_successor: true });
+        world.run(4 * S);
+        assert_eq!(told(&world, &[client], UPGRADE), gone);
+        assert_eq!(world.shards().map(|shard| shard.counters().handshakes).sum::<u64>(), 1);
+        world.run(2 * S);
+        assert_eq!(told(&world, &[client], UPGRADE), 1);
+    }
+}
+
+/// Here is no successor, so whoever is asked to move comes here again, and is sent away.
+#[test]
+fn for_a_successor_those_who_come_back_are_asked_at_an_even_pace_and_all_others_go_at_the_end() {
     const UPGRADE: u64 = 0x09;
     let users = vec![UserSpec::default(); 8];
     let mut world = World::scenario(Setup { users, ..Setup::default() });
@@ -127,7 +149,7 @@ fn for_a_successor_those_who_come_back_are_asked_at_an_even_pace_and_go_ten_seco
     let going = attach(&mut world, 4..8);
     order(&mut world, &Command::Drain { over: 2 * S, within: 20 * S, to_successor: true });
     world.run(100 * MS);
-    for (seconds, gone) in [(10, [0, 0]), (1, [2, 0]), (1, [4, 0]), (7, [4, 0]), (1, [4, 4])] {
+    for (seconds, gone) in [(1, [2, 0]), (1, [4, 0]), (17, [4, 0]), (1, [4, 4])] {
         world.run(seconds * S);
         assert_eq!([&going, &staying].map(|clients| told(&world, clients, UPGRADE)), gone);
     }
