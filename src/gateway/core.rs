@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TryRecvError;
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{
-    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, ShardIndex, Shards, Snapshot,
+    Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Received, ShardIndex, Shards, Snapshot,
     SteeringUpdate, UserIndex,
 };
 use tracing::{debug, error};
@@ -92,6 +92,8 @@ pub enum CoreCommand<D: Descriptors = Kernel> {
     },
     /// The process before this one is no more, and its link has said so.
     PredecessorGone,
+    /// Datagrams that came to that process, which has not read them.
+    Waiting(Vec<Received>),
 }
 
 /// Generations of a core's descriptors: how often they were replaced.
@@ -394,6 +396,7 @@ where
             CoreCommand::HandOver { id, to, incarnation } => self.hand_over(now, id, to, incarnation),
             CoreCommand::TakeBack { id, incarnation } => self.take_back(now, id, incarnation),
             CoreCommand::PredecessorGone => self.lose_predecessor(now),
+            CoreCommand::Waiting(received) => received.into_iter().for_each(|received| shard.handle_udp(now, received)),
         }
     }
 

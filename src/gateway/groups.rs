@@ -8,10 +8,17 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use tollgate_shards::{Generation, Steering};
+use tollgate_shards::{Generation, Received, Steering};
 use tracing::warn;
 
-use crate::io::{BindError, Group, Members, ShardSockets, TunQueue, TunSteering, UdpGroup, descriptors};
+use crate::io::{
+    BindError, Group, Members, ReceiveBatch, ShardSockets, TunQueue, TunSteering, UdpGroup, UdpSocket, descriptors,
+};
+
+/// Messages read at once from a socket of the process before this one.
+const BATCH: usize = 8;
+/// What is taken from all of them, in bytes.
+const WAITING_BYTES_MAX: usize = 16 << 20;
 
 /// The sockets, or the queues, of this process.
 #[derive(Debug)]
@@ -149,25 +156,41 @@ impl Groups {
         self.steer_sockets(of_two(&self.sockets, &before.sockets))
     }
 
-    /// The process before this one has ended: its sockets and queues leave, and all is this one's.
+    /// The process before this one has ended: its sockets and queues, which get nothing any more, leave.
     pub fn let_leave(&mut self, before: Predecessors) {
         let Predecessors { sockets, queues } = before;
-        let (generation, others) = (self.generation, queues.members);
         leave(queues.descriptors, &mut self.queues.members, |own| {
-            steer_queues(&self.map, self.queues.descriptors.iter(), Group::of_two(generation, own, others));
+            steer_queues(&self.map, self.queues.descriptors.iter(), Group::of_one(own));
         });
-        let others = sockets.members;
         let socket = self.sockets.any();
         leave(sockets.descriptors, &mut self.sockets.members, |own| {
             if let Some(socket) = &socket {
                 // A step that is missed is made up for by the next one; until then some packets come to the wrong shard, which passes them on.
-                let _ = UdpGroup::steer(self.address, socket.as_fd(), Group::of_two(generation, own, others), self.by);
+                let _ = UdpGroup::steer(self.address, socket.as_fd(), Group::of_one(own), self.by);
             }
         });
+        // Where the last step was missed.
         self.take_all();
     }
 
-    /// Gives this process all there is: it is alone.
+    /// What waits at the sockets of the process before this one, which reads nothing any more. What is refused is lost, as on the way.
+    pub fn take_waiting(&self, before: &Predecessors) -> Vec<Received> {
+        let (mut waiting, mut bytes) = (Vec::new(), 0);
+        let mut batch = ReceiveBatch::new(BATCH);
+        for descriptor in &before.sockets.descriptors {
+            let Ok(descriptor) = descriptor.try_clone() else { continue };
+            let socket = UdpSocket::lent(descriptor, self.address);
+            while bytes < WAITING_BYTES_MAX
+                && let Ok(outcome) = socket.receive(&mut batch, &mut |received| waiting.push(received))
+                && outcome.messages > 0
+            {
+                bytes += outcome.bytes;
+            }
+        }
+        waiting
+    }
+
+    /// Gives this process all there is, whoever else is still in the groups.
     pub fn take_all(&self) {
         self.steer_queues(Group::of_one(self.queues.members));
         if let Err(error) = self.steer_sockets(Group::of_one(self.sockets.members)) {

@@ -258,6 +258,12 @@ impl Gateway {
 
     /// The process before this one is gone, and its connections with it, as the cores know.
     fn outlive(&mut self, other: Predecessor, reason: &str, now: Instant) -> Sibling {
+        // It may take long to die. What comes, or has come since it was killed, need not wait for that.
+        self.upkeep.groups().take_all();
+        let waiting = self.upkeep.groups().take_waiting(&other.groups);
+        if let Some(core) = self.cores.first() {
+            core.send(CoreCommand::Waiting(waiting));
+        }
         other.await_end();
         let Predecessor { process, link, groups, passing, .. } = other;
         self.upkeep.let_leave(groups, now);

@@ -212,6 +212,12 @@ impl UdpSocket {
         UdpSocket::configure(fd, address, options)
     }
 
+    /// A socket on `address` that another process has opened, and lent to this one.
+    pub fn lent(fd: OwnedFd, address: SocketAddr) -> UdpSocket {
+        let (gso, gso_refusals) = (Cell::new(false), Cell::new(0));
+        UdpSocket { fd: Arc::new(fd), family: Family::of(address), local: address, gso, gso_refusals }
+    }
+
     /// Opens a socket to speak with `remote` from any address and a free port. It is not connected: an error of one path does not end
     /// it, and it may speak with others.
     pub fn for_remote(remote: SocketAddr, options: &UdpOptions) -> Result<UdpSocket, BindError> {
