@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::counts::{Counts, kinds};
+
 /// How long sessions may last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionLimits {
@@ -15,20 +17,19 @@ pub struct SessionLimits {
     pub ends_with_certificate: bool,
 }
 
-/// Why a session is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionEnd {
-    /// There were no inner packets.
-    Idle,
-    /// It has lasted as long as it may.
-    Length,
-    /// The client's certificate is not valid any more.
-    Certificate,
+kinds! {
+    /// Why a session is over.
+    pub enum SessionEnd {
+        /// There were no inner packets.
+        Idle = "idle",
+        /// It has lasted as long as it may.
+        Length = "length",
+        /// The client's certificate is not valid any more.
+        Certificate = "certificate",
+    }
 }
 
 impl SessionEnd {
-    pub const ALL: [SessionEnd; 3] = [SessionEnd::Idle, SessionEnd::Length, SessionEnd::Certificate];
-
     /// What the client is told.
     pub const fn words(self) -> &'static str {
         match self {
@@ -37,50 +38,10 @@ impl SessionEnd {
             SessionEnd::Certificate => "The certificate has expired",
         }
     }
-
-    /// Its name in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            SessionEnd::Idle => "idle",
-            SessionEnd::Length => "length",
-            SessionEnd::Certificate => "certificate",
-        }
-    }
 }
 
 /// Sessions that have ended for each reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SessionEnds {
-    idle: u64,
-    length: u64,
-    certificate: u64,
-}
-
-impl SessionEnds {
-    fn count_of(&mut self, end: SessionEnd) -> &mut u64 {
-        match end {
-            SessionEnd::Idle => &mut self.idle,
-            SessionEnd::Length => &mut self.length,
-            SessionEnd::Certificate => &mut self.certificate,
-        }
-    }
-
-    pub fn count(&mut self, end: SessionEnd) {
-        *self.count_of(end) += 1;
-    }
-
-    pub fn of(mut self, end: SessionEnd) -> u64 {
-        *self.count_of(end)
-    }
-
-    /// These, and those counted `earlier`.
-    #[must_use]
-    pub fn beside(mut self, earlier: &SessionEnds) -> Self {
-        SessionEnd::ALL.into_iter().for_each(|end| *self.count_of(end) += earlier.of(end));
-        self
-    }
-}
+pub type SessionEnds = Counts<SessionEnd, { SessionEnd::ALL.len() }>;
 
 /// What the end of one session depends on.
 #[derive(Debug, Clone, Copy)]
@@ -141,14 +102,5 @@ mod tests {
             SessionTimes::new(now, None).end(&SessionLimits { ends_with_certificate: true, ..Default::default() }),
             None
         );
-    }
-
-    #[test]
-    fn each_end_has_a_count_a_name_and_words() {
-        let mut ends = SessionEnds::default();
-        (1..).zip(SessionEnd::ALL).for_each(|(times, end)| (0..times).for_each(|_| ends.count(end)));
-        assert_eq!(SessionEnd::ALL.map(|end| ends.beside(&ends).of(end)), [2, 4, 6]);
-        let names: std::collections::BTreeSet<_> = SessionEnd::ALL.map(|end| (end.name(), end.words())).into();
-        assert_eq!(names.len(), 3);
     }
 }

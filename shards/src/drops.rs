@@ -1,28 +1,18 @@
 //! Why packets are dropped, and how many were.
 
-use std::collections::BTreeMap;
+use crate::counts::{Counts, kinds};
 
-use serde::{Deserialize, Serialize};
-
-/// Declares each reason once: what it counts, its variant, and its name in logs, tables and metrics.
+/// Declares each reason once: what it counts, its variant, and its name.
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $unit:ident $reason:ident = $name:literal,)*) => {
-        /// Why a packet was dropped. Each reason is a counter; none is an error.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum DropReason {
-            $($(#[$doc])* #[serde(rename = $name)] $reason,)*
+        kinds! {
+            /// Why a packet was dropped. Each reason is a counter; none is an error.
+            pub enum DropReason {
+                $($(#[$doc])* $reason = $name,)*
+            }
         }
 
         impl DropReason {
-            /// Every reason, in the order of the counters.
-            pub const ALL: [DropReason; [$($name),*].len()] = [$(DropReason::$reason),*];
-
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(DropReason::$reason => $name,)*
-                }
-            }
-
             /// Whether it counts outer datagrams or answers to them, not inner packets.
             pub const fn is_outer(self) -> bool {
                 match self {
@@ -101,69 +91,4 @@ drop_reasons! {
 }
 
 /// Packets dropped, by reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<DropReason, u64>", into = "BTreeMap<DropReason, u64>")]
-pub struct Drops([u64; DropReason::ALL.len()]);
-
-impl Default for Drops {
-    fn default() -> Self {
-        Drops([0; DropReason::ALL.len()])
-    }
-}
-
-impl From<BTreeMap<DropReason, u64>> for Drops {
-    fn from(counts: BTreeMap<DropReason, u64>) -> Self {
-        let mut drops = Drops::default();
-        counts.into_iter().for_each(|(reason, packets)| drops.add(reason, packets));
-        drops
-    }
-}
-
-impl From<Drops> for BTreeMap<DropReason, u64> {
-    fn from(drops: Drops) -> Self {
-        drops.iter().collect()
-    }
-}
-
-impl Drops {
-    pub fn count(&mut self, reason: DropReason) {
-        self.add(reason, 1);
-    }
-
-    pub fn add(&mut self, reason: DropReason, packets: u64) {
-        self.0[reason as usize] += packets;
-    }
-
-    /// These, and those counted `earlier`.
-    #[must_use]
-    pub fn beside(mut self, earlier: &Drops) -> Self {
-        earlier.iter().for_each(|(reason, packets)| self.add(reason, packets));
-        self
-    }
-
-    pub fn of(&self, reason: DropReason) -> u64 {
-        self.0[reason as usize]
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.into_iter().map(|reason| (reason, self.of(reason)))
-    }
-
-    pub fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_reason_has_its_own_counter_and_name() {
-        let mut drops = Drops::default();
-        (0..).zip(DropReason::ALL).for_each(|(count, reason)| drops.add(reason, count));
-        assert!((0..).zip(drops.iter()).all(|(count, (_, counted))| counted == count));
-        let by_name: BTreeMap<_, _> = DropReason::ALL.map(|reason| (reason.name(), reason)).into();
-        assert_eq!(by_name.len(), DropReason::ALL.len());
-    }
-}
+pub type Drops = Counts<DropReason, { DropReason::ALL.len() }>;

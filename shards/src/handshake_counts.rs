@@ -3,50 +3,27 @@
 use serde::{Deserialize, Serialize};
 use tollgate_noise::Kind;
 
+use crate::counts::{Counts, kinds};
 use crate::durations::Durations;
 use crate::ids::CredentialKind;
 
-/// What becomes of a handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandshakeOutcome {
-    /// A client that is known has logged in.
-    LoggedIn,
-    /// The client has shown a certificate or a key that no user has.
-    UnknownCredential,
-    /// What the client has sent cannot be used, or is too much.
-    Refused,
-    /// The client has given up.
-    ClosedByClient,
-    /// It took too long.
-    TimedOut,
-    /// Another one needed its place.
-    GaveWay,
-    /// The gateway stops or drains.
-    ClosedByGateway,
-}
-
-impl HandshakeOutcome {
-    pub const ALL: [HandshakeOutcome; 7] = [
-        HandshakeOutcome::LoggedIn,
-        HandshakeOutcome::UnknownCredential,
-        HandshakeOutcome::Refused,
-        HandshakeOutcome::ClosedByClient,
-        HandshakeOutcome::TimedOut,
-        HandshakeOutcome::GaveWay,
-        HandshakeOutcome::ClosedByGateway,
-    ];
-
-    /// Its name in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            HandshakeOutcome::LoggedIn => "logged_in",
-            HandshakeOutcome::UnknownCredential => "unknown_credential",
-            HandshakeOutcome::Refused => "refused",
-            HandshakeOutcome::ClosedByClient => "closed_by_client",
-            HandshakeOutcome::TimedOut => "timed_out",
-            HandshakeOutcome::GaveWay => "gave_way",
-            HandshakeOutcome::ClosedByGateway => "closed_by_gateway",
-        }
+kinds! {
+    /// What becomes of a handshake.
+    pub enum HandshakeOutcome {
+        /// A client that is known has logged in.
+        LoggedIn = "logged_in",
+        /// The client has shown a certificate or a key that no user has.
+        UnknownCredential = "unknown_credential",
+        /// What the client has sent cannot be used, or is too much.
+        Refused = "refused",
+        /// The client has given up.
+        ClosedByClient = "closed_by_client",
+        /// It took too long.
+        TimedOut = "timed_out",
+        /// Another one needed its place.
+        GaveWay = "gave_way",
+        /// The gateway stops or drains.
+        ClosedByGateway = "closed_by_gateway",
     }
 }
 
@@ -54,38 +31,15 @@ impl HandshakeOutcome {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KindCounts {
-    logged_in: u64,
-    unknown_credential: u64,
-    refused: u64,
-    closed_by_client: u64,
-    timed_out: u64,
-    gave_way: u64,
-    closed_by_gateway: u64,
+    #[serde(flatten)]
+    pub outcomes: Counts<HandshakeOutcome, { HandshakeOutcome::ALL.len() }>,
     /// From the first Initial that was taken to the login.
     pub times: Durations,
 }
 
 impl KindCounts {
-    fn count_of(&mut self, outcome: HandshakeOutcome) -> &mut u64 {
-        match outcome {
-            HandshakeOutcome::LoggedIn => &mut self.logged_in,
-            HandshakeOutcome::UnknownCredential => &mut self.unknown_credential,
-            HandshakeOutcome::Refused => &mut self.refused,
-            HandshakeOutcome::ClosedByClient => &mut self.closed_by_client,
-            HandshakeOutcome::TimedOut => &mut self.timed_out,
-            HandshakeOutcome::GaveWay => &mut self.gave_way,
-            HandshakeOutcome::ClosedByGateway => &mut self.closed_by_gateway,
-        }
-    }
-
-    pub fn of(mut self, outcome: HandshakeOutcome) -> u64 {
-        *self.count_of(outcome)
-    }
-
-    fn beside(mut self, earlier: &KindCounts) -> Self {
-        HandshakeOutcome::ALL.into_iter().for_each(|outcome| *self.count_of(outcome) += earlier.of(outcome));
-        self.times = self.times.beside(&earlier.times);
-        self
+    fn beside(self, earlier: &KindCounts) -> Self {
+        KindCounts { outcomes: self.outcomes.beside(&earlier.outcomes), times: self.times.beside(&earlier.times) }
     }
 }
 
@@ -101,7 +55,7 @@ pub struct HandshakeCounts {
 
 impl HandshakeCounts {
     pub fn count(&mut self, kind: CredentialKind, outcome: HandshakeOutcome) {
-        *self.of(kind).count_of(outcome) += 1;
+        self.of(kind).outcomes.count(outcome);
     }
 
     pub fn of(&mut self, kind: CredentialKind) -> &mut KindCounts {
@@ -157,7 +111,7 @@ mod tests {
             counts.of(kind).times.add(Duration::from_secs(times));
         }
         for ((_, kind), times) in counts.beside(&counts).kinds().into_iter().zip(1..) {
-            let each = HandshakeOutcome::ALL.map(|outcome| kind.of(outcome));
+            let each = HandshakeOutcome::ALL.map(|outcome| kind.outcomes.of(outcome));
             assert_eq!(each.to_vec(), (0..7).map(|more| 2 * (10 * times + more)).collect::<Vec<_>>());
             assert_eq!(kind.times.sum(), Duration::from_secs(2 * times));
         }

@@ -237,7 +237,7 @@ impl Hits {
             .into_iter()
             .for_each(|end| self.add(("session end", end.name()), counters.session_ends.of(end)));
         for outcome in HandshakeOutcome::ALL {
-            let times = counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.of(outcome)).sum();
+            let times = counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.outcomes.of(outcome)).sum();
             self.add(("handshake", outcome.name()), times);
         }
         counters.drops.iter().for_each(|(reason, packets)| self.add(("drop", reason.name()), packets));

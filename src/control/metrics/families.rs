@@ -229,7 +229,7 @@ fn handshake_counts(totals: &Totals) -> HandshakeCounts {
 
 fn handshakes(totals: &Totals) -> Vec<Pair> {
     let kinds = handshake_counts(totals).kinds().into_iter();
-    let each = kinds.flat_map(|(name, kind)| HandshakeOutcome::ALL.map(|it| ([name, it.name()], kind.of(it))));
+    let each = kinds.flat_map(|(name, kind)| HandshakeOutcome::ALL.map(|it| ([name, it.name()], kind.outcomes.of(it))));
     each.collect()
 }
 

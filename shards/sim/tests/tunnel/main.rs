@@ -36,7 +36,7 @@ fn udp4(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
 
 /// Handshakes that had this outcome, of all kinds.
 fn ended(world: &World, outcome: HandshakeOutcome) -> u64 {
-    world.sum(|counters| counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.of(outcome)).sum())
+    world.sum(|counters| counters.handshake_ends.kinds().iter().map(|(_, kind)| kind.outcomes.of(outcome)).sum())
 }
 
 fn closed(world: &World, client: usize) -> Option<&CloseCause> {

@@ -74,7 +74,7 @@ fn clients_of_all_kinds_are_served_beside_each_other_and_reach_each_other() {
     assert_eq!(world.connections(), (4, 4));
     for kind in 0..keys.len() {
         let of = |counted: fn(&KindCounts) -> u64| world.sum(|all| counted(&all.handshake_ends.kinds()[kind].1));
-        assert_eq!(of(|kind| kind.of(HandshakeOutcome::LoggedIn)), 1);
+        assert_eq!(of(|kind| kind.outcomes.of(HandshakeOutcome::LoggedIn)), 1);
         assert_eq!(of(|kind| kind.times.classes().map(|(_, count)| count).sum()), 1);
     }
 }
