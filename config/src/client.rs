@@ -11,11 +11,10 @@ use crate::connection::{self, Connection};
 use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::error::ConfigError;
 use crate::kind::{Kind, interface, text};
-use crate::metrics::Log;
+use crate::log::Logging;
 use crate::protocol::{self, ClientProtocol};
 use crate::schema::{Declared, RESTART, Section, table};
 use crate::table::Table;
-use crate::value::LogFilter;
 
 /// Most routes, and most DNS servers, of a client.
 const LIST_MAX: usize = 4096;
@@ -56,7 +55,7 @@ table! {
         /// What the client sets up on its machine.
         network: Network = Network::initial();
         /// What to log.
-        log: LogFilter = LogFilter::default();
+        log: Logging = Logging::default();
         /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
         ignored_variables: Vec<String> = Vec::new();
         /// What is valid but was hardly meant so, each in a line.
@@ -99,7 +98,7 @@ impl ClientConfig {
             self.protocol.section(),
             self.connection.section("connection"),
             self.network.section("network"),
-            Log { level: self.log.clone() }.section("log"),
+            self.log.section(),
         ]
     }
 
@@ -121,7 +120,7 @@ impl ClientConfig {
             report.wrong(place, "connection.keep_alive_interval_s", what, remedy);
         }
         config.network = Network::read(root.table(report, "network"), report);
-        config.log = Log::read(root.table(report, "log"), report).level;
+        config.log = Logging::read(root.table(report, "log"), report);
         root.finish(report);
         config
     }

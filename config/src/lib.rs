@@ -24,6 +24,7 @@ mod error;
 mod files;
 mod kind;
 mod likeness;
+mod log;
 mod metrics;
 mod protocol;
 mod schema;
@@ -46,6 +47,7 @@ pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use files::files;
 pub use kind::FilePlace;
 pub use likeness::nearest;
+pub use log::{LogFormat, Logging};
 pub use metrics::Metrics;
 pub use protocol::{
     ClientNoise, ClientProtocol, ClientTls, KeyExchange, NoiseKeySource, PemSource, ServerProtocol, ServerTls,

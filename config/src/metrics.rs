@@ -1,11 +1,10 @@
-//! The tables `[log]` and `[metrics]`.
+//! The table `[metrics]`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use crate::kind::{Kind, listen, port, seconds, switch, text, whole};
+use crate::kind::{Kind, listen, port, seconds, switch, whole};
 use crate::schema::{LIVE, table};
-use crate::value::{self, LogFilter};
 
 const GONE_AT_ONCE: &str = "the figures of a connection that is gone are at once in the sum of the others";
 const INTERVAL_S_MAX: u64 = 86_400;
@@ -15,16 +14,6 @@ fn idle_timeout() -> Kind<Option<Duration>> {
         |seconds| (seconds > 0).then_some(Duration::from_secs(seconds)),
         |timeout| Some(timeout.map_or(0, |timeout| timeout.as_secs())),
     )
-}
-
-table! {
-    /// What is logged.
-    #[derive(Debug)]
-    pub(crate) struct Log of Quincy {
-        /// off, error, warn, info, debug or trace; for parts of the program "info,tollgate_shards=debug". A level
-        /// alone is that of Tollgate; libraries are silent unless named, as in "info,quinn_proto=warn".
-        "level" => level: LogFilter = LogFilter::default(), text(value::LOG, LogFilter::parse, LogFilter::to_string), LIVE;
-    }
 }
 
 table! {

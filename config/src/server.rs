@@ -19,14 +19,14 @@ use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::environment::Ignored;
 use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, interface, listen, path, port, rate, switch, text};
-use crate::metrics::{Log, Metrics};
+use crate::log::Logging;
+use crate::metrics::Metrics;
 use crate::protocol::{self, ServerProtocol};
 use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
 use crate::users::{self, Credentials, Defaults, USERS_FILE_BYTES_MAX, UsersFile};
-use crate::value::LogFilter;
 
 table! {
     /// The gateway's configuration, checked.
@@ -66,7 +66,7 @@ table! {
         /// QUIC and the UDP socket.
         connection: Connection = Connection::initial();
         /// What to log.
-        log: LogFilter = LogFilter::default();
+        log: Logging = Logging::default();
         /// The metrics endpoint.
         metrics: Metrics = Metrics::initial();
         /// Cores.
@@ -136,7 +136,7 @@ impl ServerConfig {
         sections.extend(self.protocol.sections());
         sections.extend([
             self.connection.section("connection"),
-            Log { level: self.log.clone() }.section("log"),
+            self.log.section(),
             self.metrics.section("metrics"),
             self.shards.section("shards"),
             self.connection_ids.section("connection_ids"),
@@ -156,7 +156,7 @@ impl ServerConfig {
         config.protocol = protocol::read_server(&mut root, report);
         let inner_v6 = config.tunnel_network.addr().is_ipv6();
         config.connection = connection::read(root.table(report, "connection"), report, inner_v6);
-        config.log = Log::read(root.table(report, "log"), report).level;
+        config.log = Logging::read(root.table(report, "log"), report);
         config.metrics = Metrics::read(root.table(report, "metrics"), report);
         config.shards = Shards::read(root.table(report, "shards"), report);
         if !config.shards.key_file.is_configured {

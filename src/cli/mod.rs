@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use tollgate_config::{ClientConfig, ClientProtocol, LogFilter, ServerConfig};
+use tollgate_config::{ClientConfig, ClientProtocol, Logging, ServerConfig};
 use tracing::warn;
 
 use self::operator::Operator;
@@ -135,7 +135,7 @@ enum Command {
         /// The time after which whoever is left at the old process goes at once, as in 90s, 10m or 1h.
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = drain_time)]
         within: Duration,
-        /// How many of the clients that come back by themselves (those of `tollgate connect`, by TLS) go in a second. All others stay to the end.
+        /// How many of the clients that come back by themselves (those of `tollgate connect`) go in a second. All others stay to the end.
         #[arg(long, value_name = "RATE", default_value = "200/s", value_parser = clients_per_s)]
         rate: u32,
         #[command(flatten)]
@@ -419,6 +419,6 @@ fn check_server(file: &CheckedFile) -> anyhow::Result<(Vec<String>, String)> {
     Ok((warnings, format!("{who}. Effective configuration:\n{}", config.effective())))
 }
 
-fn start_log(filter: &LogFilter, ignored_variables: &[String]) -> anyhow::Result<Log> {
-    Log::start(filter, ignored_variables).context("no thread for the log can be started")
+fn start_log(logging: &Logging, ignored_variables: &[String]) -> anyhow::Result<Log> {
+    Log::start(logging, ignored_variables).context("the log cannot be started")
 }

@@ -117,7 +117,7 @@ impl Control {
             acceptor: acceptor(&config.control, lent.control, &event_loop)?,
             users_file: watch_users_file(config, &event_loop)?,
             metrics: Endpoint::open(&config.metrics, lent.metrics, &event_loop)?,
-            level: config.log.clone(),
+            level: config.log.level.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
             event_loop,
         })

@@ -215,7 +215,7 @@ impl Orders {
         next: ServerConfig,
         force: bool,
     ) -> Option<Answer> {
-        let level = next.log.clone();
+        let level = next.log.level.clone();
         let mut lines = next.warnings.clone();
         if let Err(error) = gateway.begin_reload(next, force, Instant::now()) {
             return Some(self.refuse_reload(origin, error.0));

@@ -1,10 +1,12 @@
-//! The log on standard error. Its level may change while the program runs, unless `RUST_LOG` sets it.
+//! The log, on standard error or in systemd's journal. Its level may change while the program runs, unless `RUST_LOG` sets it.
 //!
 //! A level without a target is that of Tollgate's own crates: libraries are silent unless they are named, as in "info,quinn_proto=warn".
 //! Nobody who logs waits for whoever reads, and what others can cause is limited.
 
+mod form;
 mod limits;
 mod panics;
+mod sink;
 mod writer;
 
 use std::io::{self, IsTerminal};
@@ -12,17 +14,19 @@ use std::os::fd::AsFd;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use tollgate_config::LogFilter;
+use tollgate_config::{LogFilter, LogFormat, Logging};
 use tracing::level_filters::LevelFilter;
 use tracing::{debug, info, warn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 pub use limits::{Kind, LINES_BURST, LINES_PER_S};
 pub use writer::{LINE_BYTES_MAX, LINES_MAX};
 
+use self::form::ToJournal;
 use self::limits::{Limits, Verdict};
+use self::sink::{Journal, Stream};
 use self::writer::{Lines, Summary};
 use crate::output::write_all;
 
@@ -45,18 +49,17 @@ pub fn admits(kind: Kind) -> bool {
     }
 }
 
-/// Lines that standard error did not take, since the start.
+/// Lines that nobody took, since the start.
 pub fn lost_lines() -> u64 {
     LINES.get().map_or(0, Lines::lost)
 }
 
-/// Prints the last words of a program, as a line on standard error. To be followed by [`finish`].
+/// Prints the last words of a program, as a line of its log. To be followed by [`finish`].
 pub fn say_last(text: &str) {
-    let line = format!("{text}\n");
     match LINES.get() {
-        Some(lines) => lines.say(line.as_bytes()),
+        Some(lines) => lines.say_last(text),
         // There is nobody to tell of an error.
-        None => drop(write_all(io::stderr().as_fd(), line.as_bytes(), LAST_LINES, || false)),
+        None => drop(write_all(io::stderr().as_fd(), format!("{text}\n").as_bytes(), LAST_LINES, || false)),
     }
 }
 
@@ -79,22 +82,33 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// If there can be no thread that writes it.
+    /// If there can be no thread that writes it, or there is no journal where it should go.
     ///
     /// # Panics
     ///
     /// If there is a log already.
-    pub fn start(filter: &LogFilter, ignored_variables: &[String]) -> io::Result<Self> {
+    pub fn start(logging: &Logging, ignored_variables: &[String]) -> io::Result<Self> {
         let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.trim().is_empty());
         let environment = wanted.as_ref().and_then(|wanted| EnvFilter::try_new(ours(wanted)).ok());
         let is_governed = environment.is_some();
-        let (layer, handle) = reload::Layer::new(environment.unwrap_or_else(|| EnvFilter::new(ours(filter.as_str()))));
-        let lines = Lines::start(io::stderr(), Withheld)?;
+        let (layer, handle) =
+            reload::Layer::new(environment.unwrap_or_else(|| EnvFilter::new(ours(logging.level.as_str()))));
+        let lines = match logging.format {
+            LogFormat::Human | LogFormat::Json => Lines::start(logging.format, Stream::new(io::stderr()), Withheld)?,
+            LogFormat::Journald => Lines::start(logging.format, Journal::open()?, Withheld)?,
+        };
         assert!(LINES.set(lines.clone()).is_ok(), "a process has one log");
         std::panic::set_hook(Box::new(panics::report));
-        let lines = fmt::layer().with_writer(lines).with_ansi(io::stderr().is_terminal()).with_target(false);
         // What goes wrong in the log itself would be printed past the writer.
-        tracing_subscriber::registry().with(layer).with(lines.log_internal_errors(false)).init();
+        let events = fmt::layer().log_internal_errors(false);
+        let lines = match logging.format {
+            LogFormat::Human => {
+                events.with_writer(lines).with_ansi(io::stderr().is_terminal()).with_target(false).boxed()
+            }
+            LogFormat::Json => events.with_writer(lines).json().flatten_event(true).boxed(),
+            LogFormat::Journald => ToJournal(lines).boxed(),
+        };
+        tracing_subscriber::registry().with(layer).with(lines).init();
         if wanted.is_some() && !is_governed {
             warn!("RUST_LOG is ignored: it is no level and no list of target=level; [log] level governs");
         }

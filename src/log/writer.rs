@@ -4,35 +4,32 @@
 //! Lines that do not fit into the queue, or that standard error does not take, are counted and told of in one line later.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use tollgate_config::LogFormat;
+use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::Writer as Formatted;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-use crate::output::write_all;
+use super::form;
+use super::sink::Sink;
 
 /// Lines that wait to be written; further ones are lost.
 pub const LINES_MAX: usize = 4096;
 /// Longest line, in bytes; the rest of a longer one is cut off.
 pub const LINE_BYTES_MAX: usize = 4096;
-/// Stands where the rest of a line was cut off.
-const CUT: &str = " ...\n";
 /// How long lines are withheld before their number is told, and time between two lines that tell how many were lost.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long standard error may take nothing before that is looked at again; there is nobody to tell.
-const STALL: Duration = Duration::from_secs(3600);
 
 /// A handle to the writing thread.
 #[derive(Debug, Clone)]
 pub struct Lines {
     to: Sender<Item>,
     lost: Arc<AtomicU64>,
+    format: LogFormat,
 }
 
 #[derive(Debug)]
@@ -54,28 +51,34 @@ pub trait Summary: Send + 'static {
 }
 
 impl Lines {
-    /// Starts the thread, which writes to `descriptor` until the process ends.
+    /// Starts the thread, which writes lines of that format to `sink` until the process ends.
     ///
     /// # Errors
     ///
     /// If there can be no thread.
-    pub fn start(descriptor: impl AsFd + Send + 'static, summary: impl Summary) -> io::Result<Self> {
+    pub fn start(format: LogFormat, sink: impl Sink, summary: impl Summary) -> io::Result<Self> {
         let (to, items) = bounded(LINES_MAX);
         let lost = Arc::new(AtomicU64::new(0));
-        let lines = Lines { to, lost: lost.clone() };
+        let lines = Lines { to, lost: lost.clone(), format };
         thread::Builder::new().name("tollgate-log".to_owned()).spawn(move || {
-            let writer =
-                Writer { descriptor: descriptor.as_fd(), lost: &lost, told: 0, reason: None, is_broken_off: false };
-            run(writer, &items, &summary);
+            run(Writer { sink, format, lost: &lost, told: 0, reason: None }, &items, &summary);
         })?;
         Ok(lines)
     }
 
-    /// Has `line`, which ends with a newline, written some time.
+    /// Has `line`, which is of the log's format, written some time.
     pub fn say(&self, line: &[u8]) {
-        let line = if line.len() > LINE_BYTES_MAX { cut(line) } else { line.to_vec() };
+        let line = if line.len() > LINE_BYTES_MAX { form::cut(self.format, line) } else { line.to_vec() };
         if self.to.try_send(Item::Line(line)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has the last words of the program written: for people as they are.
+    pub fn say_last(&self, words: &str) {
+        match self.format {
+            LogFormat::Human => self.say(format!("{words}\n").as_bytes()),
+            format => self.say(&form::words(format, Level::ERROR, words)),
         }
     }
 
@@ -97,17 +100,7 @@ impl Lines {
     }
 }
 
-/// At most [`LINE_BYTES_MAX`] bytes of `line`, with a mark.
-fn cut(line: &[u8]) -> Vec<u8> {
-    let mut end = LINE_BYTES_MAX - CUT.len();
-    // Not within a character of UTF-8.
-    while end > 0 && line[end] & 0xc0 == 0x80 {
-        end -= 1;
-    }
-    [&line[..end], CUT.as_bytes()].concat()
-}
-
-fn run(mut writer: Writer<'_>, items: &Receiver<Item>, summary: &impl Summary) {
+fn run(mut writer: Writer<'_, impl Sink>, items: &Receiver<Item>, summary: &impl Summary) {
     let mut summary_due: Option<Instant> = None;
     let mut told_lost = Instant::now();
     let mut flushes: Vec<Sender<()>> = Vec::new();
@@ -145,33 +138,23 @@ fn run(mut writer: Writer<'_>, items: &Receiver<Item>, summary: &impl Summary) {
     }
 }
 
-/// Standard error, and what it owes.
-struct Writer<'a> {
-    descriptor: BorrowedFd<'a>,
+/// Where lines go, and what is owed there.
+struct Writer<'a, S> {
+    sink: S,
+    format: LogFormat,
     lost: &'a AtomicU64,
     /// Those of them that were told of.
     told: u64,
     /// Why the last line that was lost here could not be written.
     reason: Option<io::Error>,
-    /// Whether the last line was written in part.
-    is_broken_off: bool,
 }
 
-impl Writer<'_> {
+impl<S: Sink> Writer<'_, S> {
     fn write(&mut self, line: &[u8]) {
-        if let Err(error) = self.try_write(line) {
+        if let Err(error) = self.sink.write(line) {
             self.lost.fetch_add(1, Ordering::Relaxed);
             self.reason = Some(error);
         }
-    }
-
-    fn try_write(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.is_broken_off {
-            write_all(self.descriptor, b"\n", STALL, || true)?;
-        }
-        let written = write_all(self.descriptor, line, STALL, || true);
-        self.is_broken_off = written.is_err();
-        written
     }
 
     /// Tells how many lines were lost, unless it cannot be told now.
@@ -181,11 +164,8 @@ impl Writer<'_> {
             return;
         }
         let reason = self.reason.as_ref().map_or_else(|| "it was read too slowly".to_owned(), ToString::to_string);
-        let mut line = String::new();
-        // Without the time it is of use still.
-        let _ = SystemTime.format_time(&mut Formatted::new(&mut line));
-        line += &format!("  WARN {lost} log lines were lost: standard error did not take them ({reason})\n");
-        if self.try_write(line.as_bytes()).is_ok() {
+        let words = format!("{lost} log lines were lost: {} did not take them ({reason})", S::NAME);
+        if self.sink.write(&form::words(self.format, Level::WARN, &words)).is_ok() {
             self.told += lost;
             self.reason = None;
         }
@@ -216,6 +196,7 @@ impl<'a> MakeWriter<'a> for Lines {
 mod tests {
     use std::io::{BufRead, BufReader, PipeReader, pipe};
 
+    use super::super::sink::Stream;
     use super::*;
 
     /// Longer than any of this takes.
@@ -233,24 +214,13 @@ mod tests {
 
     fn writer() -> (Lines, BufReader<PipeReader>) {
         let (reader, writer) = pipe().unwrap();
-        (Lines::start(writer, Nothing).unwrap(), BufReader::new(reader))
+        (Lines::start(LogFormat::Human, Stream::new(writer), Nothing).unwrap(), BufReader::new(reader))
     }
 
     fn read_line(reader: &mut BufReader<PipeReader>) -> String {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
         line
-    }
-
-    #[test]
-    fn a_line_that_is_too_long_is_cut_between_two_characters() {
-        let (lines, mut reader) = writer();
-        for prefix in ["", "x"] {
-            lines.say(format!("{prefix}{}\n", "é".repeat(LINE_BYTES_MAX)).as_bytes());
-            let line = read_line(&mut reader);
-            assert!(line.len() <= LINE_BYTES_MAX && line.len() > LINE_BYTES_MAX - 4, "{} bytes", line.len());
-            assert!(line.starts_with(&format!("{prefix}éé")) && line.ends_with(CUT), "{line}");
-        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod certificates;
 mod containers;
 mod devices;
+mod logs;
 mod modes;
 mod neighbours;
 mod resources;

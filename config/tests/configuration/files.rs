@@ -169,7 +169,7 @@ fn the_environment_overrides_the_file_and_tollgate_overrides_quincy() {
     let config = load_server(&format!("bind_port = 999\n{SERVER}"), &variables).unwrap();
     assert_eq!(config.bind_port, 1001);
     assert_eq!(config.connection.mtu_bytes, 1310);
-    assert_eq!(config.log.as_str(), "warn");
+    assert_eq!(config.log.level.as_str(), "warn");
     assert_eq!(config.shards.count, ShardCount::Fixed(3.try_into().unwrap()));
     assert_eq!(config.shards.cpus, Some(Cpus::List(vec![1, 0])));
     assert!(config.metrics.enabled);

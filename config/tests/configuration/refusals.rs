@@ -89,6 +89,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("connection.congestion_controller", &["1", "\"reno\"", "\"CUBIC\""]),
     ("connection.max_pending_handshakes_per_source", &["257"]),
     ("log.level", &["1", "\"loud\"", "\"inof\"", "\"\""]),
+    ("log.format", &["1", "\"JSON\"", "\"journal\""]),
     ("metrics.address", &["1", "\"here\""]),
     ("shards.count", &["\"all\"", "\"0\""]),
     ("shards.cpus", &["0", "\"a\"", "\"core\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
@@ -232,7 +233,7 @@ fn an_unknown_key_is_answered_with_the_nearest_known_one_or_its_table() {
         ("protocol", "cert_file", "did you mean `certificate_file`?"),
         ("", "mtu", "`mtu` belongs in [connection]"),
         ("connection", "bind_port", "`bind_port` belongs at the top of the file, before the first [table]"),
-        ("log", "zzz", "remove it; the keys of [log] are level"),
+        ("log", "zzz", "remove it; the keys of [log] are format, level"),
     ] {
         let (text, line) = with_line(SERVER, table, &format!("{key} = 1"));
         let problem = problem(load_server(&text, &[]));
