@@ -26,6 +26,7 @@ pub mod supervisor;
 pub mod tls;
 pub mod top;
 pub mod upgrade;
+pub mod usage;
 pub mod whole_file;
 
 pub use tollgate_netlink as netlink;

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tollgate::control::protocol::{Answer, ConnectionRow, Place, Request, UserRow, decode, encode};
+use tollgate::control::protocol::{Answer, ConnectionRow, Place, Request, UsageRow, UserRow, decode, encode};
 use tollgate::gateway::{HostReport, Report, State};
+use tollgate::usage::Day;
 use tollgate_shards::{DropReason, Usage};
 
 use tollgate_test_support::pages::commands::Checker;
@@ -161,7 +162,8 @@ fn full_answer() -> Answer {
         took_ms: Some(1.5),
         users: Some(vec![user_row()]),
         connections: Some(vec![connection_row()]),
-        next: Some(Place { user: "alice".to_owned(), address: Some([198, 19, 0, 2].into()) }),
+        usage: Some(vec![usage_row()]),
+        next: Some(Place { user: "alice".to_owned(), address: Some([198, 19, 0, 2].into()), begin: Some(Day(1)) }),
         log_level: Some("debug".to_owned()),
         shards: Some(vec![Report::default()]),
         host: Some(HostReport::default()),
@@ -194,6 +196,18 @@ fn connection_row() -> ConnectionRow {
     }
 }
 
+fn usage_row() -> UsageRow {
+    UsageRow {
+        user: "alice".to_owned(),
+        begin: Some(Day(1)),
+        usage: Usage::default(),
+        connections: 1,
+        connected_s: 1,
+        first_unix_s: 1,
+        last_unix_s: 1,
+    }
+}
+
 /// The keys of an object.
 fn keys(value: &Value) -> BTreeSet<&str> {
     value.as_object().into_iter().flatten().map(|(key, _)| &key[..]).collect()
@@ -222,8 +236,13 @@ fn the_control_socket_is_documented_in_full() {
     assert_eq!(explained.len(), explained.iter().collect::<BTreeSet<_>>().len(), "twice");
     assert_eq!(explained.into_iter().collect::<BTreeSet<_>>(), keys(&answer));
     let of_rows: BTreeSet<String> = rows(&operation, "#### Rows").iter().map(|row| row[0].replace('`', "")).collect();
-    let rows = [serde_json::to_value(user_row()).unwrap(), serde_json::to_value(connection_row()).unwrap()];
-    assert_eq!(of_rows.iter().map(|key| &key[..]).collect::<BTreeSet<_>>(), &keys(&rows[0]) | &keys(&rows[1]));
+    let rows = [
+        serde_json::to_value(user_row()).unwrap(),
+        serde_json::to_value(connection_row()).unwrap(),
+        serde_json::to_value(usage_row()).unwrap(),
+    ];
+    let all: BTreeSet<&str> = rows.iter().flat_map(keys).collect();
+    assert_eq!(of_rows.iter().map(|key| &key[..]).collect::<BTreeSet<_>>(), all);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! is a problem: a setting with a typo would otherwise be a setting that silently does nothing.
 //!
 //! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`,
-//! `[connection_ids]`, `[data_path]`, `[sessions]` and `[control]`.
+//! `[connection_ids]`, `[data_path]`, `[sessions]`, `[usage]` and `[control]`.
 //!
 //! This crate opens the configuration file and the users file and nothing else: certificates and keys stay paths until the shell reads
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
@@ -33,6 +33,7 @@ mod sessions;
 mod setting;
 mod shards;
 mod table;
+mod usage;
 mod users;
 mod value;
 
@@ -56,5 +57,6 @@ pub use schema::{Entry, Origin, Section, Traits};
 pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
+pub use usage::Usage;
 pub use users::{Credentials, Defaults, USERS_FILE_BYTES_MAX};
 pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate, rate_text};

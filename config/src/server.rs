@@ -26,6 +26,7 @@ use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
+use crate::usage::{USAGE_FILE_NAME, Usage};
 use crate::users::{self, Credentials, Defaults, USERS_FILE_BYTES_MAX, UsersFile};
 
 table! {
@@ -77,6 +78,8 @@ table! {
         data_path: DataPath = DataPath::initial();
         /// Bounds of users' sessions.
         sessions: Sessions = Sessions::initial();
+        /// What is kept of what users have carried.
+        usage: Usage = Usage::initial();
         /// How the running gateway is told what to do.
         control: Control = Control::initial();
         /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
@@ -142,6 +145,7 @@ impl ServerConfig {
             self.connection_ids.section("connection_ids"),
             self.data_path.section("data_path"),
             self.sessions.table(),
+            self.usage.section("usage"),
             self.control.section("control"),
         ]);
         sections
@@ -165,6 +169,10 @@ impl ServerConfig {
         let ids = root.table(report, "connection_ids");
         config.connection_ids = ConnectionIds::read_table(ids, report, config.shards.count);
         config.data_path = DataPath::read(root.table(report, "data_path"), report);
+        config.usage = Usage::read(root.table(report, "usage"), report);
+        if !config.usage.file.is_configured {
+            config.usage.file = FilePlace::unconfigured(report.state_folder(), USAGE_FILE_NAME);
+        }
         let control = Control::read(root.table(report, "control"), report);
         config.control = control.locate(report.runtime_folder(), config.bind());
         root.finish(report);

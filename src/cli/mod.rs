@@ -3,6 +3,7 @@
 mod operator;
 mod pages;
 mod tables;
+mod usage;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
 use crate::tls::Doubt;
 use crate::upgrade::{Introduction, Listeners, Program, take_over_input};
+use crate::usage::{Day, Period};
 
 /// A QUIC VPN gateway for Linux that scales by the core. Speaks the protocol of Quincy 3: its clients connect unchanged.
 #[derive(Debug, Parser)]
@@ -168,6 +170,30 @@ enum Command {
         #[command(flatten)]
         operator: Operator,
     },
+    /// Say what users have carried at a gateway that keeps it ([usage] in its file), connections that are gone included.
+    ///
+    /// In all, or by day or month (UTC). Bytes and packets are UDP payload and datagrams, as `users` counts them.
+    Usage {
+        /// Only this user.
+        user: Option<String>,
+        /// Each day apart; days are kept for 400 days.
+        #[arg(long, conflicts_with = "month")]
+        day: bool,
+        /// Each month apart.
+        #[arg(long)]
+        month: bool,
+        /// Only from this day on, as in 2026-11-28.
+        #[arg(long, value_name = "DATE")]
+        since: Option<Day>,
+        /// Print one line of comma-separated values for each row.
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
+        /// Forget what the user has carried so far.
+        #[arg(long, requires = "user", conflicts_with_all = ["day", "month", "since", "csv"])]
+        forget: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Connect this machine to a gateway, and stay connected, until SIGINT or SIGTERM.
     ///
     /// Reads Quincy's client.toml as it is. Brings up a TUN interface, routes and DNS, and takes them away again.
@@ -292,6 +318,13 @@ impl Cli {
             Command::Status(operator) => operator.status(),
             Command::Users { sort, operator } => operator.users(sort),
             Command::Connections { user, sort, operator } => operator.connections(user.as_deref(), sort),
+            Command::Usage { user: Some(user), forget: true, operator, .. } => {
+                operator.order(&Request::ForgetUsage { user })
+            }
+            Command::Usage { user, day, month, since, csv, forget: _, operator } => {
+                let period = if day { Period::Day } else { Period::Total };
+                operator.usage(user.as_deref(), if month { Period::Month } else { period }, since, csv)
+            }
             Command::Connect(file) => {
                 let config = file.load()?;
                 start_log(&config.log, &config.ignored_variables)?;

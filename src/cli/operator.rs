@@ -9,11 +9,14 @@ use tollgate_config::control_socket;
 
 use super::Environment;
 use super::tables::{self, Sort};
+use super::usage;
 use crate::control::protocol::encode;
 use crate::control::{Answer, Request, ask, ask_for_all, drain};
 use crate::gateway::State;
+use crate::log::say_last;
 use crate::output::print;
 use crate::top;
+use crate::usage::{Day, Period};
 
 /// How orders find the running gateway.
 #[derive(Debug, Args)]
@@ -74,6 +77,22 @@ impl Operator {
         sort.connections(&mut rows);
         let table = |answer: &Answer| tables::connections(answer.connections.as_deref());
         self.show_table(Answer { connections: Some(rows), ..answer }, table)
+    }
+
+    pub(super) fn usage(
+        &self,
+        user: Option<&str>,
+        period: Period,
+        since: Option<Day>,
+        is_csv: bool,
+    ) -> anyhow::Result<()> {
+        let request = |after| Request::Usage { user: user.map(str::to_owned), period, since, after };
+        let answer = ask_for_all(&self.socket()?, request)?;
+        if is_csv && answer.done {
+            answer.lines.iter().for_each(|line| say_last(&format!("tollgate: warning: {line}")));
+            return Ok(print(&usage::csv(answer.usage.as_deref().unwrap_or_default(), period))?);
+        }
+        self.show_table(answer, |answer| usage::table(answer.usage.as_deref(), period))
     }
 
     /// Prints `answer` with what `table` makes of it before the lines.

@@ -91,7 +91,7 @@ pub(super) fn connections(rows: Option<&[ConnectionRow]>) -> Option<String> {
 }
 
 /// Columns of figures are aligned at the right, those named `left` at the left.
-fn text(heads: &[&str], left: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn text(heads: &[&str], left: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(heads).add_rows(rows);
     for (place, column) in table.column_iter_mut().enumerate() {
@@ -104,7 +104,7 @@ fn text(heads: &[&str], left: &[usize], rows: impl Iterator<Item = Vec<String>>)
 }
 
 /// Bytes and packets from the client, then to it.
-fn carried(usage: Usage) -> [String; 4] {
+pub(super) fn carried(usage: Usage) -> [String; 4] {
     let bytes = |bytes: u64| format!("{}B", scaled(bytes));
     [
         bytes(usage.received_bytes),
@@ -115,7 +115,7 @@ fn carried(usage: Usage) -> [String; 4] {
 }
 
 /// As in "2026-11-28 01:15:33".
-fn since(unix_s: u64) -> String {
+pub(super) fn since(unix_s: u64) -> String {
     let at = UNIX_EPOCH.checked_add(Duration::from_secs(unix_s));
     let text = at.map(|at| humantime::format_rfc3339_seconds(at).to_string()).unwrap_or_default();
     text.replace('T', " ").trim_end_matches('Z').to_owned()

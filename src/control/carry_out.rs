@@ -6,10 +6,12 @@ use tollgate_config::{ConfigError, ServerConfig};
 use tracing::info;
 
 use super::orders::{self, Origin, StatusFor, Survey, Whom};
-use super::protocol::{Answer, Request};
-use super::{ControlLoop, DRAIN_MAX, Phase, survey, watch_users_file, watched_file};
+use super::protocol::{Answer, Place, Request};
+use super::usage::Bookkeeping;
+use super::{ControlLoop, DRAIN_MAX, Phase, survey, usage, watch_users_file, watched_file};
 use crate::gateway::{Completed, DrainPlan, NotUpgraded, Status};
 use crate::supervisor;
+use crate::usage::{Ask, Day, Query};
 
 impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     /// Ends orders that are completed, and begins the next ones as long as none is pending.
@@ -83,6 +85,15 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 }
                 orders.begin_survey(gateway, Survey { origin, whom: Whom::Connections { user, after } });
             }
+            Request::Usage { user, period, since, after } => {
+                if self.usage.is_none() {
+                    return Some(usage::refuse());
+                }
+                let after = after.map(|Place { user, begin, .. }| (user, begin.unwrap_or(Day(0))));
+                let whom = Whom::Usage(Query { user, period, since, after });
+                orders.begin_survey(gateway, Survey { origin, whom });
+            }
+            Request::ForgetUsage { user } => return self.begin_usage(origin, Ask::Forget(user)),
             Request::Drain { within_ms, rate_per_s } => {
                 orders.begin_status(gateway, StatusFor::Drain(origin, drain_plan(within_ms, rate_per_s)));
             }
@@ -103,8 +114,15 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             None => {}
             Some(StatusFor::Report) => self.reports.print(status.to_json()),
             Some(StatusFor::Answer(origin, with_shards)) => {
-                let answer = self.orders.with_ordered(&self.gateway, orders::standing(&self.gateway, &status));
+                let mut answer = self.orders.with_ordered(&self.gateway, orders::standing(&self.gateway, &status));
+                answer.lines.extend(self.usage.as_ref().and_then(Bookkeeping::line));
                 self.answer(origin, &if with_shards { answer.with_shards(status) } else { answer });
+            }
+            Some(StatusFor::Survey(Survey { origin, whom: Whom::Usage(query) })) => {
+                self.renew_usage(Instant::now());
+                if let Some(answer) = self.begin_usage(origin, Ask::Rows(query)) {
+                    self.answer(origin, &answer);
+                }
             }
             Some(StatusFor::Survey(Survey { origin, whom })) => {
                 let (users, order, cores) = (self.gateway.users(), self.gateway.limits(), self.gateway.usage());
@@ -113,6 +131,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     Whom::Connections { user, after } => {
                         survey::connections(users, &cores, user.as_deref(), after.as_ref())
                     }
+                    Whom::Usage(_) => return,
                 };
                 answer.lines.extend(orders::missing(&self.gateway, &status));
                 self.answer(origin, &answer);

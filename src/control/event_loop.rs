@@ -21,6 +21,8 @@ pub enum Source {
     Cores,
     /// Changes of the host's links, addresses and routes.
     Host,
+    /// The keeper of users' usage.
+    Usage,
     /// Clients of the control socket that want to connect.
     Acceptor,
     /// Clients of the metrics endpoint that want to connect.
@@ -32,8 +34,8 @@ pub enum Source {
 }
 
 /// All but the clients, by key. The keys of both kinds of clients take turns.
-const SOURCES: [Source; 6] =
-    [Source::Signals, Source::UsersFile, Source::Cores, Source::Host, Source::Acceptor, Source::Metrics];
+const SOURCES: [Source; 7] =
+    [Source::Signals, Source::UsersFile, Source::Cores, Source::Host, Source::Usage, Source::Acceptor, Source::Metrics];
 
 impl Source {
     fn key(self) -> usize {

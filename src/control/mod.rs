@@ -18,6 +18,7 @@ mod orders;
 pub mod protocol;
 mod survey;
 mod upgrade;
+mod usage;
 mod watchdog;
 
 use std::io;
@@ -45,6 +46,7 @@ use self::file_watch::FileWatch;
 use self::metrics::{Endpoint, MetricsError};
 use self::orders::{Orders, Origin};
 use self::upgrade::Leaving;
+use self::usage::Bookkeeping;
 use self::watchdog::Watchdog;
 use crate::gateway::{Gateway, GatewayError};
 use crate::io::Wake;
@@ -80,6 +82,9 @@ pub enum ControlError {
     /// The system is out of something else.
     #[error("no thread for reports can be started: {0}")]
     Reports(io::Error),
+    /// The system is out of something else.
+    #[error("no thread for users' usage can be started: {0}")]
+    Usage(io::Error),
 }
 
 /// The users file cannot be watched.
@@ -99,6 +104,8 @@ pub struct Control {
     acceptor: Option<Watched<Acceptor>>,
     users_file: Option<Watched<FileWatch>>,
     metrics: Endpoint,
+    /// `None` where usage is not kept.
+    usage: Option<Bookkeeping>,
     level: LogFilter,
     reports: Reports,
 }
@@ -117,6 +124,7 @@ impl Control {
             acceptor: acceptor(&config.control, lent.control, &event_loop)?,
             users_file: watch_users_file(config, &event_loop)?,
             metrics: Endpoint::open(&config.metrics, lent.metrics, &event_loop)?,
+            usage: Bookkeeping::open(&config.usage, &event_loop)?,
             level: config.log.level.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
             event_loop,
@@ -133,7 +141,7 @@ impl Control {
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
-        let Control { event_loop, signals, mut acceptor, users_file, metrics, level, reports } = self;
+        let Control { event_loop, signals, mut acceptor, users_file, metrics, usage, level, reports } = self;
         acceptor.iter_mut().for_each(|acceptor| acceptor.set_shared(false));
         let mut control = ControlLoop {
             cores: event_loop.watch(Source::Cores, gateway.cores_wake())?,
@@ -145,6 +153,7 @@ impl Control {
             clients: Clients::default(),
             users_file,
             metrics,
+            usage,
             gateway,
             reports,
             orders: Orders::new(log, level),
@@ -158,6 +167,7 @@ impl Control {
         while !control.has_stopped() {
             control.turn();
         }
+        control.end_usage();
         control.gateway.finish()
     }
 }
@@ -183,6 +193,7 @@ struct ControlLoop<L> {
     clients: Clients,
     users_file: Option<Watched<FileWatch>>,
     metrics: Endpoint,
+    usage: Option<Bookkeeping>,
     gateway: Gateway,
     cores: Watched<Arc<Wake>>,
     /// Watched as long as it is here; the gateway reads it.
@@ -212,6 +223,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             self.gateway.poll_timeout(),
             self.clients.poll_timeout(),
             self.metrics.poll_timeout(),
+            self.usage.as_ref().map(Bookkeeping::poll_timeout),
             users_file,
             self.accept_at,
             leaving,
@@ -253,6 +265,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 self.gateway.handle_notices(now);
             }
             Source::Host => self.gateway.handle_host(now),
+            Source::Usage => self.hear_keeper(),
             Source::Acceptor => self.accept(now),
             Source::Client(place) => self.clients.handle_ready(place, now),
             Source::Metrics => self.metrics.accept(&self.event_loop, now),
@@ -284,6 +297,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         }
         self.clients.handle_timeout(now);
         self.metrics.handle_timeout(&self.event_loop, now);
+        self.count_usage(now);
         if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {
             self.orders.push(Origin::UsersFile, Request::Reload { force: false });
         }

@@ -126,9 +126,10 @@ pub fn ask_for_all(path: &Path, request: impl Fn(Option<Place>) -> Request) -> R
         if !more.done {
             return Ok(more);
         }
-        let Answer { users, connections, next, .. } = more;
+        let Answer { users, connections, usage, next, .. } = more;
         all.users = all.users.map(|rows| [rows, users.unwrap_or_default()].concat());
         all.connections = all.connections.map(|rows| [rows, connections.unwrap_or_default()].concat());
+        all.usage = all.usage.map(|rows| [rows, usage.unwrap_or_default()].concat());
         all.next = next;
     }
     Ok(all)

@@ -13,6 +13,7 @@ use super::clients::ClientId;
 use super::protocol::{Answer, Place, Request};
 use crate::gateway::{Completed, DrainPlan, Gateway, LimitOrder, NotUpgraded, State, Status, Upgraded};
 use crate::log::{self, Kind, Log};
+use crate::usage::Query;
 
 /// Who gave an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub enum Next {
 #[derive(Debug)]
 enum Pending {
     Status(StatusFor),
+    /// The keeper's answer.
+    Usage(Origin),
     Kick(Origin),
     Limit(Origin),
     /// With lines to add to the answer.
@@ -75,8 +78,15 @@ pub struct Survey {
 /// Of whom. See [`Request`].
 #[derive(Debug)]
 pub enum Whom {
-    Users { after: Option<Place> },
-    Connections { user: Option<String>, after: Option<Place> },
+    Users {
+        after: Option<Place>,
+    },
+    Connections {
+        user: Option<String>,
+        after: Option<Place>,
+    },
+    /// What they have carried in all.
+    Usage(Query),
 }
 
 /// The orders that wait, and the one that is pending.
@@ -143,7 +153,25 @@ impl Orders {
     pub fn take_status(&mut self) -> Option<StatusFor> {
         match self.pending.take()? {
             Pending::Status(purpose) => Some(purpose),
-            Pending::Kick(_) | Pending::Limit(_) | Pending::Reload(..) | Pending::Upgrade(_) => None,
+            Pending::Usage(_) | Pending::Kick(_) | Pending::Limit(_) | Pending::Reload(..) | Pending::Upgrade(_) => {
+                None
+            }
+        }
+    }
+
+    /// The keeper of usage was asked.
+    pub fn begin_usage(&mut self, origin: Origin) {
+        self.pending = Some(Pending::Usage(origin));
+    }
+
+    /// Who has asked the keeper, which has answered.
+    pub fn take_usage(&mut self) -> Option<Origin> {
+        match self.pending.take() {
+            Some(Pending::Usage(origin)) => Some(origin),
+            other => {
+                self.pending = other;
+                None
+            }
         }
     }
 
@@ -318,6 +346,7 @@ impl Orders {
             Pending::Status(
                 StatusFor::Answer(origin, _) | StatusFor::Drain(origin, _) | StatusFor::Survey(Survey { origin, .. }),
             )
+            | Pending::Usage(origin)
             | Pending::Kick(origin)
             | Pending::Limit(origin)
             | Pending::Reload(origin, _)

@@ -68,7 +68,7 @@ pub fn users(users: &Users, order: &OrderedLimits, cores: &[CoreUsage], after: O
     let behind = after.map_or(Bound::Unbounded, |after| Bound::Excluded(&after.user[..]));
     let all: Vec<_> = all.range::<str, _>((behind, Bound::Unbounded)).map(|(name, user)| (*name, *user)).collect();
     let (rows, is_last) = page(&all, row);
-    let next = rows.last().filter(|_| !is_last).map(|row| Place { user: row.user.clone(), address: None });
+    let next = rows.last().filter(|_| !is_last).map(|row| Place { user: row.user.clone(), address: None, begin: None });
     Answer { done: true, lines, users: Some(rows), next, ..Answer::default() }
 }
 
@@ -96,7 +96,7 @@ pub fn connections(users: &Users, cores: &[CoreUsage], user: Option<&str>, after
     let behind = online.partition_point(is_before);
     let (rows, is_last) = page(&online[behind..], row);
     let next = rows.last().filter(|_| !is_last);
-    let next = next.map(|row| Place { user: row.user.clone(), address: Some(row.address) });
+    let next = next.map(|row| Place { user: row.user.clone(), address: Some(row.address), begin: None });
     Answer { done: true, lines, connections: Some(rows), next, ..Answer::default() }
 }
 

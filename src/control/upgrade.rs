@@ -67,6 +67,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     pub(super) fn begin_leaving(&mut self, process: u32) {
         supervisor::main_process(process);
         self.phase = Phase::Leaving;
+        self.renew_usage(Instant::now());
         self.users_file = None;
         self.metrics.replace(None);
         if let Some(acceptor) = &mut self.acceptor {
@@ -81,6 +82,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     pub(super) fn stay(&mut self) {
         supervisor::main_process(process::id());
         self.phase = Phase::Serving;
+        self.renew_usage(Instant::now());
         match self.leaving.take().and_then(|leaving| leaving.drained) {
             Some(within) => {
                 let pace = DrainPlan { within, rate_per_s: None };

@@ -1,10 +1,11 @@
 //! What a core has counted, for whoever looks without asking: each core publishes it from time to time, and never waits for a reader.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use tollgate_shards::{ConnectionUsage, Usage};
+use tollgate_shards::{ConnectionUsage, EndedUsage, Usage, UserIndex};
 
 use super::Report;
 
@@ -22,6 +23,10 @@ pub struct CoreUsage {
     pub clients: Vec<ConnectionUsage>,
     /// The sum of those who are gone.
     pub former: Usage,
+    /// The same by user, of those who have gone since [`Board::take_usage`], where somebody calls that.
+    pub ended: BTreeMap<UserIndex, EndedUsage>,
+    /// How many shards there were on the core before this one: their clients are not among these.
+    pub shards_before: u32,
 }
 
 /// Where the newest of a core is.
@@ -34,6 +39,8 @@ struct Places {
     usage: Mutex<CoreUsage>,
     /// Time between two usages, in milliseconds; 0 where nobody wants to know.
     usage_interval_ms: AtomicU64,
+    /// Whether somebody takes what users have carried whose connections are gone.
+    keeps_ended: AtomicBool,
 }
 
 impl Board {
@@ -47,15 +54,23 @@ impl Board {
         lock(&self.0.usage).clone()
     }
 
-    /// Says how often usage is wanted, if it is. The core follows in its next turn.
-    pub fn want_usage(&self, interval: Option<Duration>) {
+    /// The same, and those who have gone are with the caller from now on.
+    pub fn take_usage(&self) -> CoreUsage {
+        let mut place = lock(&self.0.usage);
+        let ended = std::mem::take(&mut place.ended);
+        CoreUsage { ended, ..place.clone() }
+    }
+
+    /// Says how often usage is wanted, if it is, and whether somebody [takes](Board::take_usage) it. The core follows in its next turn.
+    pub fn want_usage(&self, interval: Option<Duration>, is_taken: bool) {
+        self.0.keeps_ended.store(is_taken, Ordering::Relaxed);
         let interval_ms = interval.map_or(0, |interval| interval.as_millis() as u64);
         self.0.usage_interval_ms.store(interval_ms, Ordering::Relaxed);
     }
 
     /// The core's end.
     pub fn publisher(&self) -> Publisher {
-        Publisher { board: self.clone(), report: Rhythm::default(), usage: Rhythm::default(), spare: Vec::new() }
+        Publisher { board: self.clone(), ..Publisher::default() }
     }
 }
 
@@ -70,6 +85,10 @@ fn try_lock<T>(place: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
         Err(TryLockError::Poisoned(place)) => Some(place.into_inner()),
         Err(TryLockError::WouldBlock) => None,
     }
+}
+
+fn add(sum: &mut BTreeMap<UserIndex, EndedUsage>, more: BTreeMap<UserIndex, EndedUsage>) {
+    more.into_iter().for_each(|(user, ended)| *sum.entry(user).or_default() += ended);
 }
 
 /// When something is published.
@@ -97,19 +116,36 @@ impl Rhythm {
 }
 
 /// A core's end of its board.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Publisher {
     board: Board,
     report: Rhythm,
     usage: Rhythm,
     /// The memory of the usage before the last.
     spare: Vec<ConnectionUsage>,
+    /// What is not published yet of those who are gone.
+    ended: BTreeMap<UserIndex, EndedUsage>,
+    shards_before: u32,
 }
 
 impl Publisher {
     fn usage_interval(&self) -> Option<Duration> {
         let interval_ms = self.board.0.usage_interval_ms.load(Ordering::Relaxed);
         (interval_ms > 0).then(|| Duration::from_millis(interval_ms))
+    }
+
+    /// Another shard is on the core.
+    pub fn handle_begun_anew(&mut self) {
+        self.shards_before += 1;
+    }
+
+    /// Takes what users have carried whose connections have just ended.
+    pub fn handle_ended(&mut self, ended: BTreeMap<UserIndex, EndedUsage>) {
+        if self.board.0.keeps_ended.load(Ordering::Relaxed) {
+            add(&mut self.ended, ended);
+        } else {
+            self.ended.clear();
+        }
     }
 
     /// A turn was made: publishes what is due. Where somebody is just reading, it is tried again after the next interval.
@@ -143,12 +179,25 @@ impl Publisher {
     fn publish_usage(&mut self, now: Instant, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
         self.spare.clear();
         self.spare.extend(clients);
-        let place = try_lock(&self.board.0.usage);
+        let board = self.board.clone();
+        let place = try_lock(&board.0.usage);
         self.usage.tried(now, place.is_some());
-        if let Some(mut place) = place {
-            std::mem::swap(&mut place.clients, &mut self.spare);
-            place.former = former;
-        }
+        place.into_iter().for_each(|mut place| self.fill(&mut place, former));
+    }
+
+    /// The core ends: publishes what all have carried, and waits for whoever is just reading.
+    pub fn publish_last(&mut self, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
+        self.spare.clear();
+        self.spare.extend(clients);
+        let board = self.board.clone();
+        self.fill(&mut lock(&board.0.usage), former);
+    }
+
+    fn fill(&mut self, place: &mut CoreUsage, former: Usage) {
+        std::mem::swap(&mut place.clients, &mut self.spare);
+        place.former = former;
+        place.shards_before = self.shards_before;
+        add(&mut place.ended, std::mem::take(&mut self.ended));
     }
 
     /// When another turn is wanted, so that the last one's figures do not stay unknown for as long as the core sleeps.
@@ -196,7 +245,7 @@ mod tests {
         let (mut publisher, interval) = (board.publisher(), 10 * INTERVAL);
         turn(&mut publisher, start, 1);
         assert_eq!(board.usage(), CoreUsage::default());
-        board.want_usage(Some(interval));
+        board.want_usage(Some(interval), false);
         turn(&mut publisher, start + INTERVAL, 2);
         assert_eq!((board.usage().former.sent_bytes, publisher.poll_timeout()), (2, None));
         turn(&mut publisher, start + 2 * INTERVAL, 3);
@@ -218,9 +267,35 @@ mod tests {
     }
 
     #[test]
+    fn those_who_are_gone_are_kept_by_user_until_somebody_takes_them() {
+        let (board, start) = (Board::default(), Instant::now());
+        let mut publisher = board.publisher();
+        let ended = |bytes| {
+            let usage = Usage { sent_bytes: bytes, ..Usage::default() };
+            BTreeMap::from([(UserIndex(7), EndedUsage { usage, connections: 1, lasted: INTERVAL })])
+        };
+        publisher.handle_ended(ended(1));
+        board.want_usage(Some(INTERVAL), true);
+        [2, 3].into_iter().for_each(|bytes| publisher.handle_ended(ended(bytes)));
+        turn(&mut publisher, start, 1);
+        publisher.handle_ended(ended(4));
+        publisher.handle_begun_anew();
+        turn(&mut publisher, start + INTERVAL, 2);
+        let taken = board.take_usage();
+        let user = taken.ended[&UserIndex(7)];
+        assert_eq!((user.usage.sent_bytes, user.connections, user.lasted), (9, 3, 3 * INTERVAL));
+        assert_eq!((taken.shards_before, board.take_usage().ended.len()), (1, 0));
+        // Nobody wants them any more.
+        board.want_usage(Some(INTERVAL), false);
+        publisher.handle_ended(ended(5));
+        turn(&mut publisher, start + 2 * INTERVAL, 3);
+        assert!(board.usage().ended.is_empty());
+    }
+
+    #[test]
     fn a_core_that_finds_somebody_reading_goes_on_and_tries_again_later() {
         let (board, start) = (Board::default(), Instant::now());
-        board.want_usage(Some(INTERVAL));
+        board.want_usage(Some(INTERVAL), true);
         let mut publisher = board.publisher();
         let (readers, usage) = (lock(&board.0.report), lock(&board.0.usage));
         turn(&mut publisher, start, 1);

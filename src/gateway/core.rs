@@ -236,6 +236,7 @@ where
             .stop_by
             .is_some_and(|stop_by| shard.has_said_goodbye() && (stop_by <= now || shard.is_stopped()))
         {
+            self.publish_last();
             return Next::End;
         }
         self.report_done();
@@ -359,6 +360,7 @@ where
             }
             CoreCommand::Report { id: command, with_usage } => {
                 if with_usage && let Some(publisher) = &mut seat.publisher {
+                    publisher.handle_ended(shard.take_ended_usage());
                     publisher.handle_query(now, shard.usage(), shard.former_usage());
                 }
                 let report = Box::new(self.report(now));
@@ -433,10 +435,21 @@ where
 
     /// Has the control plane see what was counted, when that is due.
     fn publish(&mut self, now: Instant) {
+        let ended = self.life.shard.take_ended_usage();
         let Some(mut publisher) = self.seat.publisher.take() else { return };
         let shard = &self.life.shard;
+        publisher.handle_ended(ended);
         publisher.handle_turn(now, || self.report(now), shard.usage(), shard.former_usage());
         self.seat.publisher = Some(publisher);
+    }
+
+    /// Has it see what the last clients have carried.
+    fn publish_last(&mut self) {
+        let shard = &mut self.life.shard;
+        if let Some(publisher) = &mut self.seat.publisher {
+            publisher.handle_ended(shard.take_ended_usage());
+            publisher.publish_last(shard.usage(), shard.former_usage());
+        }
     }
 
     fn steer(&self, SteeringUpdate { address, owner }: SteeringUpdate) {

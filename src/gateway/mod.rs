@@ -73,6 +73,10 @@ use self::upkeep::{Beside, Upkeep};
 use crate::handshakes::{HandshakeError, Served};
 use crate::host::{self, HostError, Interface};
 use crate::io::{BindError, TunDevice, TunError, Wake};
+use crate::usage::Book;
+
+/// How often cores publish the usage of their connections where it is kept.
+pub const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long all cores together may take to say goodbye to their clients and end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -200,6 +204,8 @@ pub struct Gateway {
     /// The highest number that any incarnation of a shard has had.
     incarnations: u32,
     sibling: Sibling,
+    /// What clients of the process before this one have carried.
+    told_usage: Book,
     /// What has come to an end beside the commands.
     completed: VecDeque<Completed>,
     /// When all clients have been sent away, where no new ones are taken.
@@ -258,6 +264,7 @@ impl Gateway {
             panics,
             incarnations: 0,
             sibling: Sibling::Nobody,
+            told_usage: Book::default(),
             completed: VecDeque::new(),
             drained_by: None,
             stop_by: None,
@@ -366,10 +373,17 @@ impl Gateway {
         self.cores.iter().map(|core| core.board.usage()).collect()
     }
 
+    /// The same, with those who have gone since the last time: they are told of once.
+    pub fn take_usage(&self) -> Vec<CoreUsage> {
+        self.cores.iter().map(|core| core.board.take_usage()).collect()
+    }
+
     fn want_usage(&self) {
-        let metrics = &self.config.metrics;
-        let interval = metrics.enabled.then_some(metrics.reporting_interval);
-        self.cores.iter().for_each(|core| core.board.want_usage(interval));
+        let ServerConfig { metrics, usage, .. } = &self.config;
+        let told = metrics.enabled.then_some(metrics.reporting_interval);
+        let kept = usage.enabled.then_some(USAGE_INTERVAL);
+        let interval = [told, kept].into_iter().flatten().min();
+        self.cores.iter().for_each(|core| core.board.want_usage(interval, usage.enabled));
     }
 
     /// The number of the configuration in force.

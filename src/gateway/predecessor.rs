@@ -26,6 +26,7 @@ use super::{Gateway, GatewayError, Keys, Sibling, given_up};
 use crate::host::TunPlan;
 use crate::io::{Members, TunDevice, TunQueue, TunSteering, UdpGroup, descriptors};
 use crate::upgrade::{Handed, Introduction, Words};
+use crate::usage::{Book, Entry};
 
 /// How long the shards may take until they know what the other process's have told.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -206,6 +207,7 @@ impl Gateway {
     fn handle_predecessors_words(&mut self, other: &mut Predecessor, words: Option<Words>) {
         let (order, there) = match words {
             Some(Words::Left { clients }) => return other.clients = Some(clients),
+            Some(Words::Usage(rows)) => return self.hear_usage(rows),
             Some(Words::Done { order, closed_connections }) => (order, Ok(closed_connections)),
             Some(Words::NotDone { order, reason }) => (order, Err(reason)),
             _ => return,
@@ -213,6 +215,18 @@ impl Gateway {
         if let Some(passing) = other.passing.as_mut().filter(|passing| passing.order.0 == order) {
             passing.there = Some(there);
         }
+    }
+
+    fn hear_usage(&mut self, rows: Vec<(String, Entry)>) {
+        // Nobody takes it otherwise.
+        if self.config.usage.enabled {
+            rows.into_iter().for_each(|(user, entry)| self.told_usage.add(&user, entry));
+        }
+    }
+
+    /// What clients of the process before this one have carried, as it has told since the last time.
+    pub fn take_told_usage(&mut self) -> Book {
+        std::mem::take(&mut self.told_usage)
     }
 
     fn complete_passing(&mut self, other: &mut Predecessor) {

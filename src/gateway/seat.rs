@@ -165,6 +165,7 @@ where
         seat.standing.moderated = seat.standing.moderated + life.moderation.moderated();
         seat.params.incarnation += 1;
         seat.standing.restarts += 1;
+        seat.publisher.iter_mut().for_each(|publisher| publisher.handle_begun_anew());
         *life = Life::of(seat.shard(birth, now), seat.coalesce, now);
         life.shard.handle_drop(DropReason::ShardPanicked, seat.packet_io.forget());
         seat.client_mtus.forget();

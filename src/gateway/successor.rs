@@ -16,7 +16,10 @@ use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
 use super::upkeep::Beside;
 use super::{Gateway, Sibling};
-use crate::upgrade::{Handed, Introduction, IntroductionError, Listeners, Program, SpawnError, Successor, Words};
+use crate::upgrade::{
+    Handed, Introduction, IntroductionError, Listeners, Program, SpawnError, Successor, Words, words,
+};
+use crate::usage::Book;
 
 /// How long the next process may take until its shards are there.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -206,6 +209,13 @@ impl Gateway {
     pub fn tell_left(&self, clients: u64) {
         if let Sibling::Successor(other) = &self.sibling {
             other.say(&Words::Left { clients });
+        }
+    }
+
+    /// Tells the process that has taken over what clients have carried here.
+    pub fn tell_usage(&self, book: Book) {
+        if let Sibling::Successor(other) = &self.sibling {
+            words::usage(book).iter().for_each(|words| other.say(words));
         }
     }
 

@@ -12,4 +12,4 @@ pub use introduction::{Handed, Introduction, IntroductionError, Listeners, take_
 pub use words::Words;
 
 /// The version of [`Introduction`] and [`Words`], beside that of the messages between shards. Another one whenever either changes.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;

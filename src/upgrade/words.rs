@@ -4,8 +4,13 @@ use serde::{Deserialize, Serialize};
 use tollgate_shards::sibling::MESSAGE_BYTES_MAX;
 use tollgate_shards::{Rate, SessionLimits, User};
 
+use crate::usage::{Book, Entry};
+
 /// Of the users said at a time, in bytes: half of what the link takes.
 const USERS_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+
+/// Rows of usage said at a time: names have 128 bytes at most, and figures 80.
+const USAGE_ROWS_MAX: usize = 4096;
 
 /// One message. Orders have the numbers that the newer process has given them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +65,8 @@ pub enum Words {
         /// For people, in one line.
         reason: String,
     },
+    /// The older process: what its clients have carried, by user.
+    Usage(Vec<(String, Entry)>),
     /// The older process: so many clients are left.
     Left {
         /// Clients that have logged in.
@@ -102,6 +109,11 @@ pub fn users<'a>(users: impl Iterator<Item = &'a User>) -> Vec<Words> {
     said
 }
 
+/// `book` in messages, each within the link's bound.
+pub fn usage(mut book: Book) -> Vec<Words> {
+    book.take_rows().chunks(USAGE_ROWS_MAX).map(|rows| Words::Usage(rows.to_vec())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use tollgate_shards::Fingerprint;
@@ -125,6 +137,23 @@ mod tests {
             assert_eq!(Words::decode(&[&bytes[..], &[0]].concat()), None);
         }
         assert_eq!(Words::decode(&[200]), None);
+    }
+
+    #[test]
+    fn usage_is_said_in_parts() {
+        let mut book = Book::default();
+        let most = Entry::of_figures([u64::MAX; 8]);
+        (0..2 * USAGE_ROWS_MAX + 1).for_each(|number| book.add(&format!("{number:0>128}"), most));
+        let said = usage(book.clone());
+        assert_eq!(said.len(), 3);
+        let mut heard = Book::default();
+        for words in said {
+            let bytes = words.encode();
+            assert!(bytes.len() < MESSAGE_BYTES_MAX);
+            let Some(Words::Usage(rows)) = Words::decode(&bytes) else { panic!("something else") };
+            rows.into_iter().for_each(|(user, entry)| heard.add(&user, entry));
+        }
+        assert_eq!(heard, book);
     }
 
     #[test]

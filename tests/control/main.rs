@@ -8,3 +8,4 @@ mod orders;
 mod reload;
 mod site;
 mod top;
+mod usage;

@@ -9,3 +9,4 @@ mod orders;
 mod refusals;
 mod site;
 mod stays;
+mod usage;

@@ -94,6 +94,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("shards.count", &["\"all\"", "\"0\""]),
     ("shards.cpus", &["0", "\"a\"", "\"core\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
     ("shards.key_file", &["1", "\"\""]),
+    ("usage.file", &["1", "\"\""]),
     ("connection_ids.layout", &["1", "\"quic-lb\""]),
     ("connection_ids.server_id", &["1", "\"\"", "\"0\"", "\"0g\""]),
     ("connection_ids.key", &["1", "\"00\"", "\"é\""]),

@@ -1,6 +1,7 @@
 //! The data plane of a shard: what is done for each packet. It knows users by number, and no session: it says who has logged in, who has gone and
 //! which tokens are wanted, and is told who may stay, where addresses lead and which tokens there are.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
 use super::drain::Drain;
 use super::message::{Message, Outbox, PacketMessage};
-use super::usage::Usage;
+use super::usage::{EndedUsage, Usage};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
 use crate::drops::DropReason;
@@ -51,6 +52,8 @@ pub struct DataPlane {
     pub(super) drain: Option<Drain>,
     /// What clients have carried that had addresses and are gone.
     pub(super) former_usage: Usage,
+    /// The same by user, of those who have gone since the driver asked last.
+    pub(super) ended_usage: BTreeMap<UserIndex, EndedUsage>,
     pub here: ShardIndex,
     pub(super) now: Instant,
     /// Of the snapshot that is in force.
@@ -82,6 +85,7 @@ impl DataPlane {
             client_mtus: ClientMtus::new(params.transport.mtu_bytes, now),
             drain: None,
             former_usage: Usage::default(),
+            ended_usage: BTreeMap::new(),
             here,
             now,
             version: snapshot.version,
@@ -324,7 +328,10 @@ impl DataPlane {
             Stage::Handshaking { .. } | Stage::Closed => return,
         };
         if let Some((address, limited)) = attached {
-            self.former_usage += Usage::of(&client.tunnel.connection);
+            let (usage, lasted) =
+                (Usage::of(&client.tunnel.connection), self.now.saturating_duration_since(client.began));
+            self.former_usage += usage;
+            *self.ended_usage.entry(identity.user).or_default() += EndedUsage { usage, connections: 1, lasted };
             self.client_mtus.forget(client, address);
             if limited {
                 self.leave_queue(identity.user, connection);

@@ -1,5 +1,6 @@
 //! What each client's connection has carried, for whoever tells of single ones.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Add, AddAssign};
 use std::time::{Duration, Instant};
@@ -68,6 +69,23 @@ impl AddAssign for Usage {
     }
 }
 
+/// What connections of one user have carried that are gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EndedUsage {
+    pub usage: Usage,
+    pub connections: u64,
+    /// The sum of the times from a handshake's begin to its connection's end.
+    pub lasted: Duration,
+}
+
+impl AddAssign for EndedUsage {
+    fn add_assign(&mut self, other: EndedUsage) {
+        self.usage += other.usage;
+        self.connections += other.connections;
+        self.lasted += other.lasted;
+    }
+}
+
 /// A connection whose client has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionUsage {
@@ -111,5 +129,10 @@ impl Shard {
     /// What all clients together have carried that are gone.
     pub fn former_usage(&self) -> Usage {
         self.data.former_usage
+    }
+
+    /// What clients have carried that are gone since this was called last, by user. The driver calls it in each pass.
+    pub fn take_ended_usage(&mut self) -> BTreeMap<UserIndex, EndedUsage> {
+        std::mem::take(&mut self.data.ended_usage)
     }
 }

@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn core(clients: Vec<ConnectionUsage>, former: u64) -> CoreUsage {
-        CoreUsage { clients, former: Usage { sent_bytes: former, ..Usage::default() } }
+        CoreUsage { clients, former: Usage { sent_bytes: former, ..Usage::default() }, ..CoreUsage::default() }
     }
 
     /// A ledger that is held against what must hold at every renewal: the sum of the others never falls, and all that was carried is somewhere.

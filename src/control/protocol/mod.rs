@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::gateway::{HostReport, LimitOrder, Report, State, Status};
+use crate::usage::{Day, PAGE_ROWS_MAX, Period};
 
 pub use lines::{LineError, Lines, Next};
-pub use rows::{ConnectionRow, Place, UserRow};
+pub use rows::{ConnectionRow, Place, UsageRow, UserRow};
 
 /// The version of requests and answers. Keys and orders may be added to it.
 pub const VERSION: u32 = 1;
@@ -28,8 +29,8 @@ pub const REQUEST_BYTES_MAX: usize = 4096;
 /// shards, and [`ROWS_MAX`] rows.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// Users, or connections, in an answer.
-pub const ROWS_MAX: usize = 1000;
+/// Rows in an answer.
+pub const ROWS_MAX: usize = PAGE_ROWS_MAX;
 
 /// How the answer begins to what is no order, or one that only newer gateways know.
 pub const NO_ORDER: &str = "this is no order in JSON";
@@ -107,6 +108,26 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<Place>,
     },
+    /// Say what users have carried in all, in the order of names and days.
+    Usage {
+        /// This user's only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        /// How it is summed.
+        #[serde(default)]
+        period: Period,
+        /// Of this day (UTC) and later ones only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Day>,
+        /// Rows behind this one; without one, from the first on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Place>,
+    },
+    /// Forget what a user has carried so far.
+    ForgetUsage {
+        /// The user's name.
+        user: String,
+    },
 }
 
 /// What came of it. On the line, for example: `{"version":1,"done":true,"lines":["..."],"epoch":3}`, or `{"version":1,"done":false,"lines":["..."]}`
@@ -145,6 +166,9 @@ pub struct Answer {
     /// Connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Vec<ConnectionRow>>,
+    /// What users have carried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Vec<UsageRow>>,
     /// The last row, where there are more behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Place>,
@@ -163,6 +187,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What was done.
+    pub fn done(lines: Vec<String>) -> Self {
+        Answer { done: true, lines, ..Answer::default() }
+    }
+
     /// A refusal.
     pub fn refused(reasons: Vec<String>) -> Self {
         Answer { lines: reasons, ..Answer::default() }

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::Usage;
 
+use crate::usage::{Day, Row};
+
 /// A user who is online, or whose limit is by order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRow {
@@ -51,7 +53,42 @@ pub struct ConnectionRow {
     pub outer: Option<SocketAddr>,
 }
 
-/// A row, by what rows are sorted by: users by name, connections by the user's name, then the address.
+/// What a user has carried in some time, connections that are gone included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// The user's name.
+    pub user: String,
+    /// The first day of the month, or the day; `None` for all time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin: Option<Day>,
+    /// What was carried: UDP payload, as metrics count it.
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// Connections that have begun.
+    pub connections: u64,
+    /// The sum over connections of the time that they lasted, in seconds.
+    pub connected_s: u64,
+    /// When the first of it was counted, in seconds since 1970.
+    pub first_unix_s: u64,
+    /// When the last of it was counted.
+    pub last_unix_s: u64,
+}
+
+impl From<Row> for UsageRow {
+    fn from(Row { user, begin, entry }: Row) -> Self {
+        UsageRow {
+            user,
+            begin: (begin > Day(0)).then_some(begin),
+            usage: entry.amount.usage,
+            connections: entry.amount.connections,
+            connected_s: entry.amount.connected_ms / 1000,
+            first_unix_s: entry.first_unix_s,
+            last_unix_s: entry.last_unix_s,
+        }
+    }
+}
+
+/// A row, by what rows are sorted by: users by name, connections by the user's name, then the address, usage by the user's name, then the day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The user's name.
@@ -59,4 +96,7 @@ pub struct Place {
     /// The connection's inner address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// The first day of the usage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin: Option<Day>,
 }

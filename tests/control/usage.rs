@@ -1,0 +1,131 @@
+//! What users have carried, as `tollgate usage` says: its forms, and a file that cannot be used.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use tollgate_test_support::deployment::Deployment;
+use tollgate_test_support::tunnels::TestTunnel;
+use tollgate_test_support::{PATIENCE, eventually, turn};
+
+use crate::site::Site;
+
+const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
+
+fn keeps_usage(file: &Path) -> impl FnOnce(&Deployment) {
+    let table = format!("[usage]\nenabled = true\nfile = \"{}\"\n[control]", file.display());
+    move |deployment| deployment.edit_server("[control]", &table)
+}
+
+fn login(site: &Site, user: &str) -> TestTunnel {
+    site.topology.gateway.run(|| TestTunnel::login(&site.deployment, user, GATEWAY.into(), None))
+}
+
+/// The rows of an answer.
+fn rows(site: &Site, arguments: &[&str]) -> Vec<Value> {
+    let answer: Value = serde_json::from_str(&site.order_done(&[&["usage"], arguments, &["--json"]].concat())).unwrap();
+    answer["usage"].as_array().unwrap().clone()
+}
+
+/// A small disk, until this value is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: &Path, options: &str) -> Self {
+        fs::create_dir_all(path).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", options, "tmpfs"], path);
+        Disk(path.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        run("umount", &["-l"], &self.0);
+    }
+}
+
+fn run(program: &str, arguments: &[&str], path: &Path) {
+    let output = Command::new(program).args(arguments).arg(path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn usage_is_told_in_all_and_by_day_and_month_and_forgotten_by_order() {
+    let _turn = turn::together();
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(keeps_usage(&folder.path().join("usage")));
+    let (alice, _bob) = (login(&site, "alice"), login(&site, "bob"));
+    alice.close();
+    // Figures are a tenth of a second old at most.
+    thread::sleep(Duration::from_millis(300));
+    let all = rows(&site, &[]);
+    let names: Vec<_> = all.iter().map(|row| row["user"].clone()).collect();
+    assert_eq!((names, all[0].get("begin")), (vec!["alice".into(), "bob".into()], None), "{all:?}");
+    let [day, month] = ["--day", "--month"].map(|period| rows(&site, &["alice", period]).remove(0));
+    let begin = |row: &Value| row["begin"].as_str().unwrap().to_owned();
+    assert!(begin(&month).ends_with("-01") && begin(&day).starts_with(&begin(&month)[..8]), "{day}, {month}");
+    assert_eq!([&day["received_bytes"], &month["received_bytes"]], [&rows(&site, &["alice"])[0]["received_bytes"]; 2]);
+    assert_eq!(rows(&site, &["--since", "2999-01-01"]), Vec::<Value>::new());
+
+    let table = site.order_done(&["usage"]);
+    assert!(table.starts_with("user ") && table.contains("\nalice "), "{table}");
+    let csv = site.order_done(&["usage", "--day", "--csv"]);
+    let bytes = day["received_bytes"].as_u64().unwrap();
+    assert!(csv.starts_with("user,begin,") && csv.contains(&format!("\nalice,{},{bytes},", begin(&day))), "{csv}");
+
+    site.order_done(&["usage", "alice", "--forget"]);
+    assert_eq!(rows(&site, &["alice"]), Vec::<Value>::new());
+    let said = site.order(&["usage", "alice", "--forget"]);
+    assert!(said.code == Some(1) && said.text.contains("no usage of that user"), "{said:?}");
+    site.gateway.assert_sound();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_gateway_that_keeps_no_usage_says_how_it_would() {
+    let _turn = turn::together();
+    let site = Site::start(|_| {});
+    let said = site.order(&["usage"]);
+    assert!(said.code == Some(1) && said.text.contains("enabled = true in [usage]"), "{said:?}");
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_full_disk_costs_a_line_and_what_was_counted_is_written_when_there_is_room() {
+    let _turn = turn::together();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(&folder.path().join("disk"), "size=64k");
+    let filled = fs::write(disk.0.join("filler"), [1; 128 << 10]);
+    assert!(filled.is_err(), "the disk is not full");
+    let mut site = Site::start(keeps_usage(&disk.0.join("usage")));
+    let line = "usage is counted in memory alone";
+    site.gateway.process.wait_for_line(line, PATIENCE).unwrap();
+    login(&site, "alice").close();
+    assert!(eventually(PATIENCE, || rows(&site, &["alice"]).len() == 1));
+    let carried = rows(&site, &["alice"])[0]["received_bytes"].clone();
+    assert!(site.order_done(&["status"]).contains(line));
+    run("mount", &["-o", "remount,size=64m"], &disk.0);
+    assert!(eventually(PATIENCE, || !site.order_done(&["status"]).contains(line)));
+    assert_eq!(rows(&site, &["alice"])[0]["received_bytes"], carried);
+    assert_eq!(site.gateway.count_lines(line), 1);
+    site.gateway.assert_sound();
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_file_of_something_else_is_set_aside_and_clients_are_served() {
+    let _turn = turn::together();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("usage");
+    fs::write(&path, [0x5a; 100_000]).unwrap();
+    let mut site = Site::start(keeps_usage(&path));
+    site.gateway.process.wait_for_line("usage begins anew", PATIENCE).unwrap();
+    login(&site, "alice").close();
+    assert!(eventually(PATIENCE, || rows(&site, &["alice"]).len() == 1));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    site.gateway.assert_sound();
+}
