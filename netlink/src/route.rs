@@ -11,6 +11,7 @@ use netlink_packet_route::{
         RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
     },
 };
+use serde::{Deserialize, Serialize};
 
 use super::{Netlink, NetlinkError};
 
@@ -26,7 +27,7 @@ pub const PROTOCOL_KERNEL: u8 = 2;
 pub const PROTOCOL_STATIC: u8 = 4;
 
 /// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where it leads; prefix length 0 is the default route of its family.
     pub destination: IpNet,

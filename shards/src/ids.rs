@@ -33,7 +33,7 @@ impl ShardIndex {
 }
 
 /// Of the two processes of one gateway that may live at a time, which one. A process after another one is odd if that one is even.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Generation {
     #[default]
     Even,

@@ -20,6 +20,7 @@ use self::tables::Sort;
 use crate::control::{Control, DRAIN_MAX, Request};
 use crate::gateway::{Gateway, LimitOrder, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
+use crate::host::{Host, split};
 use crate::log::{Log, say_last};
 use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
@@ -374,20 +375,21 @@ fn clients_per_s(text: &str) -> Result<u32, String> {
 }
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
-    let (config, log) = begin(file)?;
+    let (config, host, log) = begin(file)?;
     let control = Control::open(&config, Listeners::default())?;
-    let gateway = Gateway::start(&config)?;
-    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+    let gateway = Gateway::start(&config, host)?;
+    Ok(control.run(gateway, log, || file.load())?)
 }
 
-/// Reads the configuration and starts the log, which has what is doubtful about it.
-fn begin(file: &ServerFile) -> anyhow::Result<(ServerConfig, Log)> {
+/// Reads the configuration, gives up all privileges and starts the log, which has what is doubtful about the configuration.
+fn begin(file: &ServerFile) -> anyhow::Result<(ServerConfig, Host, Log)> {
     let config = file.load()?;
+    let host = split(&config, Program::of_this_process())?;
     let log = start_log(&config.log, &config.ignored_variables)?;
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let doubts = doubts(&config)?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
-    Ok((config, log))
+    Ok((config, host, log))
 }
 
 /// Takes over from the process that has started this one, or tells it why not.
@@ -399,14 +401,14 @@ fn succeed(file: &ServerFile) -> anyhow::Result<()> {
         refuse(&told, &with_causes(error));
     }
     let (control, gateway, log) = begun?;
-    Ok(control.run(gateway, log, Program::of_this_process(), || file.load())?)
+    Ok(control.run(gateway, log, || file.load())?)
 }
 
 fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Control, Gateway, Log)> {
     let (introduction, mut handed) = Introduction::receive(&stream)?;
-    let (config, log) = begin(file)?;
+    let (config, host, log) = begin(file)?;
     let control = Control::open(&config, introduction.listeners(&mut handed))?;
-    let gateway = Gateway::succeed(&config, &introduction, handed, stream)?;
+    let gateway = Gateway::succeed(&config, &introduction, handed, stream, host)?;
     Ok((control, gateway, log))
 }
 

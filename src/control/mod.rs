@@ -54,7 +54,7 @@ use crate::log::Log;
 use crate::output::Reports;
 use crate::signals::SignalSource;
 use crate::supervisor;
-use crate::upgrade::{Listeners, Program};
+use crate::upgrade::Listeners;
 
 /// Longest drain.
 pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -132,12 +132,12 @@ impl Control {
     }
 
     /// Has `gateway` do what is asked for until somebody wants it to stop or a core has ended; then stops it. `load` reads the
-    /// configuration again; `program` is what another process starts with that is to take over.
+    /// configuration again.
     ///
     /// # Errors
     ///
     /// If a core had failed.
-    pub fn run<L>(self, gateway: Gateway, log: Log, program: Program, load: L) -> Result<(), GatewayError>
+    pub fn run<L>(self, gateway: Gateway, log: Log, load: L) -> Result<(), GatewayError>
     where
         L: Fn() -> Result<ServerConfig, ConfigError>,
     {
@@ -158,7 +158,6 @@ impl Control {
             reports,
             orders: Orders::new(log, level),
             load,
-            program,
             leaving: None,
             watchdog: Watchdog::new(Instant::now()),
             phase: Phase::Serving,
@@ -201,7 +200,6 @@ struct ControlLoop<L> {
     reports: Reports,
     orders: Orders,
     load: L,
-    program: Program,
     /// How clients leave, once there is another process.
     leaving: Option<Leaving>,
     /// For the process that serves.

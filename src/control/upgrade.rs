@@ -46,9 +46,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         program: Option<PathBuf>,
         drain: DrainPlan,
     ) -> Option<Answer> {
-        let (program, now) = (self.program.at(program.as_deref()), Instant::now());
+        let now = Instant::now();
         let begun = self.lend().map_err(NotUpgraded::from);
-        let begun = begun.and_then(|listeners| self.gateway.begin_upgrade(&program, listeners, now));
+        let begun = begun.and_then(|listeners| self.gateway.begin_upgrade(program, listeners, now));
         if let Err(error) = begun {
             return Some(self.orders.refuse_upgrade(&error));
         }

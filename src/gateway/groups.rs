@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use tollgate_shards::{Generation, Received, Steering};
 use tracing::warn;
 
+use crate::host::Host;
 use crate::io::{
     BindError, Group, Members, ReceiveBatch, ShardSockets, TunQueue, TunSteering, UdpGroup, UdpSocket, descriptors,
 };
@@ -93,8 +94,9 @@ impl Groups {
         sockets: &[ShardSockets],
         queues: &[TunQueue],
         address: SocketAddr,
+        host: &mut Host,
     ) -> Self {
-        let map = steer_tun(queues);
+        let map = steer_tun(queues, host);
         let [sockets, queues] = [descriptors(sockets), descriptors_of(queues)].map(Own::alone);
         Groups { generation, address, by, sockets, queues, map }
     }
@@ -139,9 +141,9 @@ impl Groups {
     }
 
     /// Other queues, of another device, are in the place of all that there were.
-    pub fn replace_queues(&mut self, queues: &[TunQueue]) {
+    pub fn replace_queues(&mut self, queues: &[TunQueue], host: &mut Host) {
         self.queues = Own::alone(descriptors_of(queues));
-        self.steer_queues(Group::of_one(self.queues.members));
+        self.steer_queues(Group::of_one(self.queues.members), host);
     }
 
     /// Gives this process all that is nobody's, new clients among it, and the one before its own.
@@ -149,18 +151,18 @@ impl Groups {
     /// # Errors
     ///
     /// When the kernel refuses: then nothing is steered otherwise.
-    pub fn take_over(&self, before: &Predecessors) -> Result<(), BindError> {
+    pub fn take_over(&self, before: &Predecessors, host: &mut Host) -> Result<(), BindError> {
         let of_two = |own: &Own, others: &Others| Group::of_two(self.generation, own.members, others.members);
         // Frames first: no client has anything here before it can log in here.
-        self.steer_queues(of_two(&self.queues, &before.queues));
+        self.steer_queues(of_two(&self.queues, &before.queues), host);
         self.steer_sockets(of_two(&self.sockets, &before.sockets))
     }
 
     /// The process before this one has ended: its sockets and queues, which get nothing any more, leave.
-    pub fn let_leave(&mut self, before: Predecessors) {
+    pub fn let_leave(&mut self, before: Predecessors, host: &mut Host) {
         let Predecessors { sockets, queues } = before;
         leave(queues.descriptors, &mut self.queues.members, |own| {
-            steer_queues(&self.map, self.queues.descriptors.iter(), Group::of_one(own));
+            steer_queues(&self.map, self.queues.descriptors.iter(), Group::of_one(own), host);
         });
         let socket = self.sockets.any();
         leave(sockets.descriptors, &mut self.sockets.members, |own| {
@@ -170,7 +172,7 @@ impl Groups {
             }
         });
         // Where the last step was missed.
-        self.take_all();
+        self.take_all(host);
     }
 
     /// What waits at the sockets of the process before this one, which reads nothing any more. What is refused is lost, as on the way.
@@ -178,8 +180,7 @@ impl Groups {
         let (mut waiting, mut bytes) = (Vec::new(), 0);
         let mut batch = ReceiveBatch::new(BATCH);
         for descriptor in &before.sockets.descriptors {
-            let Ok(descriptor) = descriptor.try_clone() else { continue };
-            let socket = UdpSocket::lent(descriptor, self.address);
+            let Ok(socket) = descriptor.try_clone().and_then(|copy| UdpSocket::lent(copy, false)) else { continue };
             while bytes < WAITING_BYTES_MAX
                 && let Ok(outcome) = socket.receive(&mut batch, &mut |received| waiting.push(received))
                 && outcome.messages > 0
@@ -191,8 +192,8 @@ impl Groups {
     }
 
     /// Gives this process all there is, whoever else is still in the groups.
-    pub fn take_all(&self) {
-        self.steer_queues(Group::of_one(self.queues.members));
+    pub fn take_all(&self, host: &mut Host) {
+        self.steer_queues(Group::of_one(self.queues.members), host);
         if let Err(error) = self.steer_sockets(Group::of_one(self.sockets.members)) {
             warn!("{error}");
         }
@@ -204,8 +205,8 @@ impl Groups {
         UdpGroup::steer(self.address, socket.as_fd(), group, self.by)
     }
 
-    fn steer_queues(&self, group: Group) {
-        steer_queues(&self.map, self.queues.descriptors.iter(), group);
+    fn steer_queues(&self, group: Group, host: &mut Host) {
+        steer_queues(&self.map, self.queues.descriptors.iter(), group, host);
     }
 }
 
@@ -218,10 +219,15 @@ fn leave(mut others: Vec<OwnedFd>, own: &mut Members, mut steer: impl FnMut(Memb
     }
 }
 
-fn steer_queues<'a>(map: &Option<Arc<TunSteering>>, mut queues: impl Iterator<Item = &'a Weak<OwnedFd>>, group: Group) {
+fn steer_queues<'a>(
+    map: &Option<Arc<TunSteering>>,
+    mut queues: impl Iterator<Item = &'a Weak<OwnedFd>>,
+    group: Group,
+    host: &mut Host,
+) {
     if let Some(map) = map
         && let Some(queue) = queues.find_map(Weak::upgrade)
-        && let Err(error) = map.steer(queue.as_fd(), group)
+        && let Err(error) = host.steer(map, queue.as_fd(), group)
     {
         warn!("{error}");
     }
@@ -231,12 +237,16 @@ fn descriptors_of(queues: &[TunQueue]) -> Vec<Weak<OwnedFd>> {
     queues.iter().map(TunQueue::descriptor).collect()
 }
 
-fn steer_tun(queues: &[TunQueue]) -> Option<Arc<TunSteering>> {
+fn steer_tun(queues: &[TunQueue], host: &mut Host) -> Option<Arc<TunSteering>> {
     if queues.len() < 2 {
         return None;
     }
-    match TunSteering::attach(&queues[0], Group::alone(queues.len())) {
-        Ok(steering) => Some(Arc::new(steering)),
+    let steered = host.steering_map().and_then(|map| {
+        host.steer(&map, queues[0].as_fd(), Group::alone(queues.len()))?;
+        Ok(map)
+    });
+    match steered {
+        Ok(map) => Some(Arc::new(map)),
         Err(error) => {
             warn!("{error}");
             None

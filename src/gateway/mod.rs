@@ -71,8 +71,8 @@ use self::successor::Replacement;
 use self::threads::{Pool, ThreadError};
 use self::upkeep::{Beside, Upkeep};
 use crate::handshakes::{HandshakeError, Served};
-use crate::host::{self, HostError, Interface};
-use crate::io::{BindError, TunDevice, TunError, Wake};
+use crate::host::{Host, HostError, Interface, Request};
+use crate::io::{BindError, TunDevice, Wake};
 use crate::usage::Book;
 
 /// How often cores publish the usage of their connections where it is kept.
@@ -90,10 +90,7 @@ pub enum GatewayError {
     /// The UDP socket.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The TUN device.
-    #[error(transparent)]
-    Tun(#[from] TunError),
-    /// Something else of the host.
+    /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
     /// Certificates or keys.
@@ -220,19 +217,19 @@ impl Gateway {
     /// # Errors
     ///
     /// Each with one line that says what to do.
-    pub fn start(config: &ServerConfig) -> Result<Self, GatewayError> {
+    pub fn start(config: &ServerConfig, mut host: Host) -> Result<Self, GatewayError> {
         let keys = Keys::of(&config.shards)?;
         let mut prepared = Prepared::of(config, keys, OrderedLimits::default(), Generation::Even, 0)?;
-        let bound = host::bind_sockets(&prepared.sockets)?;
+        let bound = host.bind_sockets(prepared.sockets.clone())?;
         prepared.sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
-        let (mut tun, queues) = host::make_tun(&prepared.tun)?;
+        let (tun, queues) = host.make_tun(prepared.tun.clone())?;
         let (generation, address) = (prepared.shards.generation, prepared.sockets.address);
-        let groups = Groups::alone(generation, prepared.sockets.options.steering, &bound, &queues, address);
-        tun.up()?;
+        let groups = Groups::alone(generation, prepared.sockets.options.steering, &bound, &queues, address, &mut host);
+        host.change(Request::SetUp { interface: tun.index() })?;
         let queues = queues.into_iter().map(Some).collect();
         let started = Started::of(config, &mut prepared, bound, queues, groups.map(), None)?;
         announce(config, &prepared.cpus, &tun, groups.map().is_some());
-        Ok(Gateway::of(config, prepared, started, tun, groups, Beside::Nobody))
+        Ok(Gateway::of(config, prepared, started, tun, (groups, host), Beside::Nobody))
     }
 
     fn of(
@@ -240,12 +237,12 @@ impl Gateway {
         prepared: Prepared,
         started: Started,
         tun: TunDevice,
-        groups: Groups,
+        (groups, host): (Groups, Host),
         beside: Beside,
     ) -> Self {
         let Prepared { shards, threads, master, served, snapshot, limits, tun: plan, sockets, .. } = prepared;
         let Started { cores, notices, wake, panics, client_mtus, .. } = started;
-        let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside);
+        let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside, host);
         let gateway = Gateway {
             shards,
             cores,
@@ -441,7 +438,7 @@ impl Gateway {
         self.sibling = match std::mem::replace(&mut self.sibling, Sibling::Nobody) {
             // The gateway is to stop, not to go on with another process.
             Sibling::Successor(other) if !other.is_serving() => {
-                other.give_up();
+                other.give_up(self.upkeep.host());
                 Sibling::Nobody
             }
             Sibling::Predecessor(other) => {

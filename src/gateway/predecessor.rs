@@ -23,8 +23,8 @@ use super::sibling::{self, Said, SiblingLink};
 use super::start::{Before, Prepared, Started, announce};
 use super::upkeep::Beside;
 use super::{Gateway, GatewayError, Keys, Sibling, given_up};
-use crate::host::TunPlan;
-use crate::io::{Members, TunDevice, TunQueue, TunSteering, UdpGroup, descriptors};
+use crate::host::Host;
+use crate::io::{Members, TunSteering, descriptors};
 use crate::upgrade::{Handed, Introduction, Words};
 use crate::usage::{Book, Entry};
 
@@ -115,6 +115,7 @@ impl Gateway {
         introduction: &Introduction,
         handed: Handed,
         stream: UnixStream,
+        mut host: Host,
     ) -> Result<Self, GatewayError> {
         agree(config, introduction)?;
         let (generation, before) = match introduction.is_odd {
@@ -132,9 +133,8 @@ impl Gateway {
         )?;
         prepared.sockets.address = introduction.address;
         prepared.tun.name = Some(introduction.interface.clone());
-        let (others, map) = others(introduction, handed).ok_or(GatewayError::Introduction)?;
-        let plan = &prepared.sockets;
-        let joined = UdpGroup::join(plan.address, plan.shards, &plan.options, plan.handshake_buffer_bytes)?;
+        let (others, map) = others(introduction, handed, &mut host).ok_or(GatewayError::Introduction)?;
+        let joined = host.join_sockets(prepared.sockets.clone())?;
         let sockets = descriptors(&joined);
         let queues = joined.iter().map(|_| None).collect();
         let incarnation = introduction.incarnation;
@@ -143,10 +143,10 @@ impl Gateway {
         started.panics.forbid();
         let link = started.link.take().ok_or(GatewayError::Introduction)?;
         let taken = take_memory(&started, &link).and_then(|gone| {
-            let joined = join_device(introduction, &prepared.tun)?;
+            let joined = host.join_tun(prepared.tun.clone(), introduction.is_adopted)?;
             let (by, address) = (prepared.sockets.options.steering, prepared.sockets.address);
             let groups = Groups::behind(generation, by, sockets, &joined.1, address, &others, map);
-            groups.take_over(&others)?;
+            groups.take_over(&others, &mut host)?;
             Ok((gone, joined, groups))
         });
         let (gone, (tun, queues), groups) = match taken {
@@ -162,7 +162,7 @@ impl Gateway {
         }
         link.send(Words::Serving.encode());
         announce(config, &prepared.cpus, &tun, groups.map().is_some());
-        let mut gateway = Gateway::of(config, prepared, started, tun, groups, Beside::Predecessor);
+        let mut gateway = Gateway::of(config, prepared, started, tun, (groups, host), Beside::Predecessor);
         gateway.commands.follow(CommandId(introduction.order));
         gateway.incarnations = incarnation;
         let process = introduction.process;
@@ -273,7 +273,7 @@ impl Gateway {
     /// The process before this one is gone, and its connections with it, as the cores know.
     fn outlive(&mut self, other: Predecessor, reason: &str, now: Instant) -> Sibling {
         // It may take long to die. What comes, or has come since it was killed, need not wait for that.
-        self.upkeep.groups().take_all();
+        self.upkeep.take_all();
         let waiting = self.upkeep.groups().take_waiting(&other.groups);
         if let Some(core) = self.cores.first() {
             core.send(CoreCommand::Waiting(waiting));
@@ -299,12 +299,6 @@ pub fn refuse(stream: &UnixStream, reason: &str) {
     let _ = sibling::say(stream, &Words::Refused { reason: reason.to_owned() }.encode());
 }
 
-/// Further queues of the other process's device, and the device.
-fn join_device(introduction: &Introduction, plan: &TunPlan) -> Result<(TunDevice, Vec<TunQueue>), GatewayError> {
-    let Introduction { interface, is_adopted, .. } = introduction;
-    Ok(TunDevice::join(interface, plan.queues, plan.mtu_bytes, &plan.options, *is_adopted)?)
-}
-
 /// Whether the configuration is one that this process can take over with.
 fn agree(config: &ServerConfig, introduction: &Introduction) -> Result<(), GatewayError> {
     let differs = |((key, now), (_, before)): (&(String, String), &(String, String))| {
@@ -319,16 +313,20 @@ fn agree(config: &ServerConfig, introduction: &Introduction) -> Result<(), Gatew
 }
 
 /// What the other process has lent. `None` where it cannot be.
-fn others(introduction: &Introduction, handed: Handed) -> Option<(Predecessors, Option<Arc<TunSteering>>)> {
+fn others(
+    introduction: &Introduction,
+    handed: Handed,
+    host: &mut Host,
+) -> Option<(Predecessors, Option<Arc<TunSteering>>)> {
     let Handed { sockets, queues, map, .. } = handed;
     let of = |descriptors: Vec<OwnedFd>, members: Members| {
         members.can_be_in_front().then_some(Others { descriptors, members })
     };
     let others = Predecessors { sockets: of(sockets, introduction.sockets)?, queues: of(queues, introduction.queues)? };
     let map = match map {
-        Some(map) => Some(TunSteering::lent(map)),
+        Some(map) => Some(TunSteering::with(map)),
         // One queue needs no steering, two do. Where there were more, it is not to be had.
-        None if introduction.shards == 1 => TunSteering::new().map_err(|error| warn!("{error}")).ok(),
+        None if introduction.shards == 1 => host.steering_map().map_err(|error| warn!("{error}")).ok(),
         None => None,
     };
     Some((others, map.map(Arc::new)))

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +17,8 @@ use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
 use super::upkeep::Beside;
 use super::{Gateway, Sibling};
-use crate::upgrade::{
-    Handed, Introduction, IntroductionError, Listeners, Program, SpawnError, Successor, Words, words,
-};
+use crate::host::{Host, HostError};
+use crate::upgrade::{Handed, Introduction, IntroductionError, Listeners, Words, words};
 use crate::usage::Book;
 
 /// How long the next process may take until its shards are there.
@@ -51,7 +51,7 @@ pub enum NotUpgraded {
     Replaced(u32),
     /// The program cannot be started.
     #[error(transparent)]
-    Spawn(#[from] SpawnError),
+    Host(#[from] HostError),
     /// Its first words cannot be said.
     #[error(transparent)]
     Introduction(#[from] IntroductionError),
@@ -65,7 +65,7 @@ pub enum NotUpgraded {
 
 /// The process that is to take over, or has.
 pub struct Replacement {
-    child: Successor,
+    process: u32,
     link: SiblingLink,
     /// The cores' ends of the link, until they have them.
     ends: Vec<SiblingEnd>,
@@ -103,7 +103,7 @@ impl Replacement {
 
     /// The ID of that process.
     pub fn process(&self) -> u32 {
-        self.child.process()
+        self.process
     }
 
     fn say(&self, words: &Words) {
@@ -116,20 +116,25 @@ impl Replacement {
     }
 
     /// It does not take over any more.
-    pub fn give_up(self) {
-        self.child.kill();
+    pub fn give_up(self, host: &mut Host) {
+        host.end_successor(true);
         self.link.close();
     }
 }
 
 impl Gateway {
-    /// Starts `program`, which is to take over; [`Gateway::poll_completed`] tells when it has, or that it does not. It gets
+    /// Starts `program`, or the one that this gateway was started with, which is to take over; [`Gateway::poll_completed`] tells when it has, or that it does not. It gets
     /// `listeners`.
     ///
     /// # Errors
     ///
     /// Where that cannot be: then nothing has changed.
-    pub fn begin_upgrade(&mut self, program: &Program, listeners: Listeners, now: Instant) -> Result<(), NotUpgraded> {
+    pub fn begin_upgrade(
+        &mut self,
+        program: Option<PathBuf>,
+        listeners: Listeners,
+        now: Instant,
+    ) -> Result<(), NotUpgraded> {
         match &self.sibling {
             Sibling::Nobody => {}
             Sibling::Successor(other) => return Err(NotUpgraded::Replaced(other.process())),
@@ -143,16 +148,16 @@ impl Gateway {
         let (introduction, handed) = self.introduce(order, listeners)?;
         let (here, there) = UnixStream::pair()?;
         introduction.send(&here, &handed)?;
-        let child = program.start(there)?;
+        let process = self.upkeep.host().start_successor(program, there)?;
         let wakers: Vec<_> = self.cores.iter().map(|core| core.waker.clone()).collect();
         let (link, ends) = SiblingLink::start(here, &wakers, self.wake.clone())?;
-        info!("process {} was started to take over", child.process());
+        info!("process {process} was started to take over");
         let generation = match self.shards.generation {
             Generation::Even => Generation::Odd,
             Generation::Odd => Generation::Even,
         };
         self.sibling = Sibling::Successor(Box::new(Replacement {
-            child,
+            process,
             link,
             ends,
             generation,
@@ -170,7 +175,7 @@ impl Gateway {
     fn introduce(&self, order: CommandId, listeners: Listeners) -> Result<(Introduction, Handed), NotUpgraded> {
         let groups = self.upkeep.groups();
         let [sockets, queues] = groups.lend()?;
-        let map = groups.map().map(|map| map.lend()).transpose()?;
+        let map = groups.map().map(|map| map.map().try_clone_to_owned()).transpose()?;
         let (device, plan) = self.upkeep.shared();
         let [of_sockets, of_queues] = groups.members();
         let (path, control) = listeners.control.unzip();
@@ -307,9 +312,8 @@ impl Gateway {
 
     /// Ends the other process, if it lives, and goes on as if it had never been.
     fn take_back(&mut self, other: Replacement, why: &str) -> Sibling {
-        let Replacement { child, link, stage, refusal, is_stopping, .. } = other;
-        let process = child.process();
-        let end = child.end();
+        let Replacement { process, link, stage, refusal, is_stopping, .. } = other;
+        let end = self.upkeep.host().end_successor(false);
         link.close();
         if is_stopping {
             return Sibling::Nobody;
@@ -321,7 +325,7 @@ impl Gateway {
             for core in &self.cores {
                 core.send(CoreCommand::TakeBack { id, incarnation });
             }
-            self.upkeep.groups().take_all();
+            self.upkeep.take_all();
             self.upkeep.set_beside(Beside::Nobody, Instant::now());
             self.panics.allow();
         }

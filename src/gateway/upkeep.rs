@@ -60,7 +60,7 @@ pub struct Upkeep {
     groups: Groups,
     sockets: SocketPlan,
     client_mtus: ClientMtus,
-    host: Option<Host>,
+    host: Host,
     watch: Option<Arc<NetlinkWatch>>,
     report: HostReport,
     faults: Recurrence,
@@ -103,11 +103,11 @@ impl Upkeep {
         sockets: SocketPlan,
         client_mtus: ClientMtus,
         beside: Beside,
+        mut host: Host,
     ) -> Self {
         let watch = NetlinkWatch::open().map_err(|error| unwatched(interface.name(), &error)).ok();
-        let mut host = Host::open().map_err(|error| warn!("{error}")).ok();
         if beside == Beside::Nobody {
-            remove_stale_routes(&interface, host.as_mut());
+            remove_stale_routes(&interface, &mut host);
         }
         Upkeep {
             interface,
@@ -134,6 +134,16 @@ impl Upkeep {
         &self.groups
     }
 
+    /// Has everything steered to this process again.
+    pub fn take_all(&mut self) {
+        self.groups.take_all(&mut self.host);
+    }
+
+    /// What changes the host.
+    pub fn host(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
     /// The device and the sockets.
     pub fn shared(&self) -> (&TunDevice, &SocketPlan) {
         (&self.device, &self.sockets)
@@ -149,8 +159,8 @@ impl Upkeep {
 
     /// The process before this one has ended.
     pub fn let_leave(&mut self, before: Predecessors, now: Instant) {
-        self.groups.let_leave(before);
-        remove_stale_routes(&self.interface, self.host.as_mut());
+        self.groups.let_leave(before, &mut self.host);
+        remove_stale_routes(&self.interface, &mut self.host);
         self.set_beside(Beside::Nobody, now);
     }
 
@@ -174,7 +184,7 @@ impl Upkeep {
     /// Takes the changes that the watch has seen.
     pub fn handle_host(&mut self, now: Instant) {
         // A look reads all routes there are, and clients' routes come and go with every login.
-        let own = self.host.as_ref().map(Host::port);
+        let own = self.host.port();
         let changes = self.watch.as_ref().map(|watch| watch.drain_of_others(own)).unwrap_or_default();
         if !changes.is_empty() && changes.concern(self.interface.index()) {
             self.look_soon(now);
@@ -245,12 +255,10 @@ impl Upkeep {
     }
 
     fn set_client_mtu(&mut self, client: IpAddr, mtu_bytes: Option<u32>, now: Instant) {
-        // It may be open again by the next look, which tries again and says what is in the way.
-        let Some(mut host) = self.host.take().map_or_else(Host::open, Ok).ok() else { return self.look_soon(now) };
-        if self.interface.set_client_mtu(&mut host, client, mtu_bytes).is_err() {
+        // A look tries again and says what is in the way.
+        if self.interface.set_client_mtu(&mut self.host, client, mtu_bytes).is_err() {
             self.look_soon(now);
         }
-        self.host = Some(host);
     }
 
     fn look_soon(&mut self, now: Instant) {
@@ -260,20 +268,13 @@ impl Upkeep {
 
     /// Looks at everything once, and puts back what is not as it should be.
     fn look(&mut self, now: Instant, cores: &[CoreHandle]) {
-        let mut host = match self.host.take().map_or_else(Host::open, Ok) {
-            Ok(host) => host,
-            Err(error) => return self.failed(now, &error),
-        };
         let results = match self.beside {
-            Beside::Nobody => vec![
-                self.restore_sockets(&mut host, now, cores),
-                self.restore_device(&mut host, now, cores),
-                self.restore_interface(&mut host, now),
-            ],
-            Beside::Predecessor => vec![self.restore_interface(&mut host, now)],
+            Beside::Nobody => {
+                vec![self.restore_sockets(now, cores), self.restore_device(now, cores), self.restore_interface(now)]
+            }
+            Beside::Predecessor => vec![self.restore_interface(now)],
             Beside::Successor => Vec::new(),
         };
-        self.host = Some(host);
         match results.into_iter().collect::<Result<Vec<bool>, HostError>>() {
             Ok(done) if done.contains(&true) => self.faults.happened(now),
             Ok(_) => {}
@@ -296,9 +297,9 @@ impl Upkeep {
     }
 
     /// Puts back what others have changed about the interface. Returns whether there was anything.
-    fn restore_interface(&mut self, host: &mut Host, now: Instant) -> Result<bool, HostError> {
+    fn restore_interface(&mut self, now: Instant) -> Result<bool, HostError> {
         let mut restored = Vec::new();
-        let result = self.interface.restore(host, &mut restored);
+        let result = self.interface.restore(&mut self.host, &mut restored);
         if self.beside == Beside::Predecessor {
             // That one takes the routes of its clients away when they leave it, also of those who come here.
             restored.retain(|restored| !matches!(restored, Restored::ClientRoute(_)));
@@ -316,16 +317,16 @@ impl Upkeep {
     }
 
     /// Makes the device anew where it is gone, or where a core cannot use its queue. Returns whether it did.
-    fn restore_device(&mut self, host: &mut Host, now: Instant, cores: &[CoreHandle]) -> Result<bool, HostError> {
-        let is_there = self.interface.is_there(host)?;
+    fn restore_device(&mut self, now: Instant, cores: &[CoreHandle]) -> Result<bool, HostError> {
+        let is_there = self.interface.is_there(&mut self.host)?;
         if is_there && !self.lost.tun {
             return Ok(false);
         }
         if is_there {
-            host.change(Request::RemoveLink { interface: self.interface.index() })?;
+            self.host.change(Request::RemoveLink { interface: self.interface.index() })?;
         }
-        let (device, queues) = host.make_tun(self.interface.plan())?;
-        self.groups.replace_queues(&queues);
+        let (device, queues) = self.host.make_tun(self.interface.plan())?;
+        self.groups.replace_queues(&queues, &mut self.host);
         self.interface.replaced(&device);
         self.device = device;
         self.lost.tun = false;
@@ -333,9 +334,9 @@ impl Upkeep {
         for (core, queue) in cores.iter().zip(queues) {
             core.send(CoreCommand::Tun(queue, self.tun_generation));
         }
-        host.change(Request::SetUp { interface: self.interface.index() })?;
+        self.host.change(Request::SetUp { interface: self.interface.index() })?;
         // The routes that were on it; they are no fault of their own.
-        self.interface.restore(host, &mut Vec::new())?;
+        self.interface.restore(&mut self.host, &mut Vec::new())?;
         self.report.remade_devices += 1;
         self.faults.line(now, &format!("{} was gone: made anew, with its address and queues", self.interface.name()));
         Ok(true)
@@ -343,7 +344,7 @@ impl Upkeep {
 
     /// Opens all sockets anew where a core has none that works. Steering goes by their order, and closing one changes it, so all are closed
     /// first: a later call opens them, when all cores have answered or their time is over. Returns whether it did.
-    fn restore_sockets(&mut self, host: &mut Host, now: Instant, cores: &[CoreHandle]) -> Result<bool, HostError> {
+    fn restore_sockets(&mut self, now: Instant, cores: &[CoreHandle]) -> Result<bool, HostError> {
         let Some(release) = &self.release else {
             if self.lost.udp {
                 let shards = 0..cores.len() as u16;
@@ -356,7 +357,7 @@ impl Upkeep {
             return Ok(false);
         }
         self.release = None;
-        let sockets = host.bind_sockets(self.sockets.clone())?;
+        let sockets = self.host.bind_sockets(self.sockets.clone())?;
         self.lost.udp = false;
         self.udp_generation += 1;
         self.groups.replace_sockets(&sockets);
@@ -370,10 +371,8 @@ impl Upkeep {
     }
 }
 
-fn remove_stale_routes(interface: &Interface, host: Option<&mut Host>) {
-    if let Some(host) = host
-        && let Err(error) = interface.remove_stale_routes(host)
-    {
+fn remove_stale_routes(interface: &Interface, host: &mut Host) {
+    if let Err(error) = interface.remove_stale_routes(host) {
         debug!(%error, "routes of an earlier run");
     }
 }

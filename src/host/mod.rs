@@ -1,23 +1,36 @@
-//! Everything that the running gateway changes on its host, as a fixed set of requests.
+//! Everything that the running gateway changes on its host, as a fixed set of requests to a process that may.
 //!
-//! A [`Request`] is plain data without references to anything that lives, so that it could go to another process; an answer may bring
-//! descriptors. Requests are carried out on the control plane, where they may wait for the kernel; a shard never makes one itself.
+//! A gateway is two processes from its start on. The one that was started serves; it has no capability. The [helper](helper), its child, has the few that
+//! changes of the host need. It knows the gateway's configuration, serves nobody, and carries out a [`Request`] where that is about
+//! [this gateway's own](rules). A request is plain data, in one message on a socket pair; an answer may bring descriptors. Requests are made on the
+//! control plane, which waits for the answer; a shard never makes one.
 
+mod hands;
+mod helper;
 mod interface;
+mod link;
+mod privileges;
+mod rules;
+mod split;
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
-use tracing::debug;
+use serde::{Deserialize, Serialize};
 
 pub use interface::{Interface, Restored};
+pub use link::{Host, HostError};
+pub use split::{SplitError, split};
 
-use crate::io::{BindError, ShardSockets, TunDevice, TunError, TunOptions, TunQueue, UdpGroup, UdpOptions};
-use crate::netlink::{Netlink, NetlinkError, Route};
+use crate::io::{Group, TunFacts, TunOptions, UdpOptions};
+use crate::netlink::Route;
+
+/// Longest message between the two processes, in bytes: a path may take half of it.
+const MESSAGE_BYTES_MAX: usize = 8192;
 
 /// A TUN device as the gateway wants it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunPlan {
     /// Its name; without one the next free `tollgate` and number.
     pub name: Option<String>,
@@ -32,7 +45,7 @@ pub struct TunPlan {
 }
 
 /// The sockets of a gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketPlan {
     /// The address and port to bind.
     pub address: SocketAddr,
@@ -45,10 +58,17 @@ pub struct SocketPlan {
 }
 
 /// One change of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Make a TUN device with its queues and its address. It is down.
     MakeTun(TunPlan),
+    /// Open further queues of the TUN device of that name, which the process before this one has.
+    JoinTun {
+        /// The device, its name included.
+        plan: TunPlan,
+        /// Whether it was made beforehand.
+        is_adopted: bool,
+    },
     /// Remove a network device.
     RemoveLink {
         /// The index of the interface.
@@ -105,181 +125,54 @@ pub enum Request {
     RemoveRoute(Route),
     /// Open the gateway's UDP sockets. Those before must be closed.
     BindSockets(SocketPlan),
+    /// Open further sockets of the port that the process before this one has.
+    JoinSockets(SocketPlan),
+    /// Make a map of inner addresses.
+    MakeSteeringMap,
+    /// Load the program that steers by the map that comes with this request, to the queues of this group.
+    LoadSteering(Group),
+    /// Start the process that is to take over, with the socket that comes with this request in the place of standard input.
+    StartSuccessor {
+        /// Its program; the one that this gateway was started with where there is none.
+        program: Option<PathBuf>,
+    },
+    /// Wait for the end of that process.
+    EndSuccessor {
+        /// Whether it is killed at once, and not only when it takes too long.
+        at_once: bool,
+    },
 }
 
-/// The result of a [`Request`].
-#[derive(Debug)]
-pub enum Answer {
+/// The result of a [`Request`], beside descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Answer {
     /// The change was made.
     Done,
-    /// A TUN device and its queues, in order.
-    Tun(TunDevice, Vec<TunQueue>),
-    /// Sockets, in the order of the shards.
-    Sockets(Vec<ShardSockets>),
+    /// A TUN device. Its queues come with it, in order.
+    Tun(TunFacts),
+    /// Sockets, in the order of binding, or a map, or a program.
+    Descriptors,
+    /// A process was started.
+    Started {
+        /// Its ID.
+        process: u32,
+    },
+    /// A process has ended.
+    Ended {
+        /// How, for people.
+        how: String,
+    },
 }
 
-/// Why the host was not changed.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// The TUN device.
-    #[error(transparent)]
-    Tun(#[from] TunError),
-    /// The UDP sockets.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// A link, an address or a route.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The answer was not one to the request.
-    #[error("the host's answer does not belong to the request")]
-    Answer,
-}
-
-/// Carries requests out, in the network namespace in which it was opened.
-#[derive(Debug)]
-pub struct Host {
-    netlink: Netlink,
-}
-
-impl Host {
-    /// Opens what requests need.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel gives no netlink socket.
-    pub fn open() -> Result<Host, HostError> {
-        Ok(Host { netlink: Netlink::open()? })
-    }
-
-    /// Carries `request` out.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn carry_out(&mut self, request: Request) -> Result<Answer, HostError> {
-        let result = match request {
-            Request::MakeTun(plan) => {
-                let (device, queues) = make_tun(&plan)?;
-                return Ok(Answer::Tun(device, queues));
-            }
-            Request::BindSockets(plan) => return Ok(Answer::Sockets(bind_sockets(&plan)?)),
-            Request::KeepIpv6Addresses { name } => {
-                keep_ipv6_addresses(&name);
-                Ok(())
-            }
-            Request::RemoveLink { interface } => self.netlink.remove_link(interface),
-            Request::SetName { interface, name } => self.netlink.rename_link(interface, &name),
-            Request::SetMtu { interface, mtu_bytes } => self.netlink.set_link_mtu(interface, mtu_bytes),
-            Request::SetQueueLength { interface, frames } => self.netlink.set_link_queue_length(interface, frames),
-            Request::SetUp { interface } => self.netlink.set_link_up(interface),
-            Request::AddAddress { interface, address } => {
-                unless(NetlinkError::is_exists, self.netlink.add_address(interface, address))
-            }
-            Request::RemoveAddress { interface, address } => {
-                unless(NetlinkError::is_not_found, self.netlink.remove_address(interface, address))
-            }
-            Request::SetRoute(route) => self.netlink.replace_route(&route),
-            Request::RemoveRoute(route) => unless(NetlinkError::is_not_found, self.netlink.remove_route(&route)),
-        };
-        self.checked(result)?;
-        Ok(Answer::Done)
-    }
-
-    /// Carries a request out that brings nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn change(&mut self, request: Request) -> Result<(), HostError> {
-        self.carry_out(request).map(drop)
-    }
-
-    /// Makes a TUN device; see [`Request::MakeTun`].
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn make_tun(&mut self, plan: TunPlan) -> Result<(TunDevice, Vec<TunQueue>), HostError> {
-        match self.carry_out(Request::MakeTun(plan))? {
-            Answer::Tun(device, queues) => Ok((device, queues)),
-            _ => Err(HostError::Answer),
-        }
-    }
-
-    /// Opens the gateway's sockets; see [`Request::BindSockets`].
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn bind_sockets(&mut self, plan: SocketPlan) -> Result<Vec<ShardSockets>, HostError> {
-        match self.carry_out(Request::BindSockets(plan))? {
-            Answer::Sockets(sockets) => Ok(sockets),
-            _ => Err(HostError::Answer),
-        }
-    }
-
-    /// By what notifications tell its changes from others'.
-    pub fn port(&self) -> u32 {
-        self.netlink.port()
-    }
-
-    /// Asks the kernel how things are.
-    fn look<T>(&mut self, ask: impl FnOnce(&mut Netlink) -> Result<T, NetlinkError>) -> Result<T, HostError> {
-        let answer = ask(&mut self.netlink);
-        Ok(self.checked(answer)?)
-    }
-
-    /// A netlink socket that failed, and may hold the rest of an answer, is not used again.
-    fn checked<T>(&mut self, result: Result<T, NetlinkError>) -> Result<T, NetlinkError> {
-        if let Err(NetlinkError::Socket { .. } | NetlinkError::Unreadable { .. }) = result {
-            self.netlink = Netlink::open()?;
-        }
-        result
-    }
-}
-
-/// Makes a TUN device with its address, in the calling thread's network namespace; see [`Request::MakeTun`]. It needs no netlink.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn make_tun(plan: &TunPlan) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
-    let TunPlan { name, queues, mtu_bytes, options, address } = plan;
-    let (mut device, queues) = TunDevice::create(name.as_deref(), *queues, *mtu_bytes, options)?;
-    if address.addr().is_ipv6() {
-        keep_ipv6_addresses(device.name());
-    }
-    device.configure(*address)?;
-    Ok((device, queues))
-}
-
-/// Opens the gateway's sockets, in the calling thread's network namespace; see [`Request::BindSockets`]. It needs no netlink.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn bind_sockets(plan: &SocketPlan) -> Result<Vec<ShardSockets>, BindError> {
-    let SocketPlan { address, shards, options, handshake_buffer_bytes } = plan;
-    UdpGroup::bind(*address, *shards, options, *handshake_buffer_bytes)
-}
-
-/// Where /proc/sys is read-only the kernel's defaults hold, and the upkeep of the interface puts back what they lose.
-fn keep_ipv6_addresses(name: &str) {
-    for (setting, value) in [("disable_ipv6", "0"), ("keep_addr_on_down", "1")] {
-        let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
-        let is_set = fs::read_to_string(&path).is_ok_and(|current| current.trim() == value);
-        if is_set {
-            continue;
-        }
-        if let Err(error) = fs::write(&path, value) {
-            debug!(%error, "{path} cannot be set to {value}");
-        }
-    }
-}
-
-/// Forgives the one kind of error that says that there is nothing to do.
-fn unless(forgiven: fn(&NetlinkError) -> bool, result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    result.or_else(|error| if forgiven(&error) { Ok(()) } else { Err(error) })
+/// What comes back for a [`Request`].
+#[derive(Debug, Serialize, Deserialize)]
+struct Reply {
+    /// By what notifications tell the helper's changes from others', if it has made any.
+    port: Option<u32>,
+    /// Why not, in one line.
+    result: Result<Answer, String>,
+    /// Descriptors that follow.
+    descriptors: u32,
 }
 
 /// The route to one client that takes smaller packets than the interface does.

@@ -61,7 +61,7 @@ impl Members {
 }
 
 /// The members of the processes that share a group, and who takes what belongs to neither.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     even: Members,
     odd: Members,

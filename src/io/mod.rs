@@ -3,7 +3,9 @@
 //! Everything here is a thin, counted layer over system calls. Each shard owns one [`UdpSocket`] and one [`TunQueue`] and shares
 //! neither; only [`TunSteering`] and [`Wake`] are shared. Nothing here looks at a connection, a user or a route.
 
+mod bpf;
 mod cmsg;
+pub mod descriptor_messages;
 mod members;
 mod poller;
 mod receive;
@@ -21,12 +23,13 @@ mod wake;
 #[cfg(test)]
 mod testnet;
 
+pub use bpf::BpfMap;
 pub use members::{Group, Members};
 pub use poller::{Poller, Readiness};
 pub use receive::{ReceiveBatch, ReceiveCounters, ReceiveOutcome, SLOT_BYTES};
 pub use transmit::{DATA_BYTES_MIN, SendCounters, SendOutcome, TransmitBatch};
-pub use tun::{Offloads, QUEUES_MAX, TunDevice, TunError, TunOptions};
+pub use tun::{Offloads, QUEUES_MAX, TunDevice, TunError, TunFacts, TunOptions};
 pub use tun_queue::{FRAME_BYTES_MAX, TunCounters, TunQueue, WriteOutcome};
-pub use tun_steering::{BpfMap, SteeringError, SteeringMap, TunSteering};
+pub use tun_steering::{SteeringError, SteeringMap, TunSteering};
 pub use udp::{BindError, ShardSockets, UdpGroup, UdpOptions, UdpSocket, descriptors};
 pub use wake::Wake;

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ipnet::IpNet;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use serde::{Deserialize, Serialize};
 use tollgate_config::INTERFACE_NAME;
 use tollgate_shards::packet::vnet;
 use tun::AbstractDevice;
@@ -33,7 +34,7 @@ const CLONE_DEVICE: &CStr = c"/dev/net/tun";
 pub(super) const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Settings of a TUN device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunOptions {
     /// Whether TCP super-packets may cross the device (TSO).
     pub tso: bool,
@@ -50,7 +51,7 @@ impl Default for TunOptions {
 }
 
 /// What the kernel hands over unfinished, on this device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offloads {
     /// Packets whose TCP or UDP checksum is still to be completed. The others need it.
     pub checksum: bool,
@@ -131,6 +132,21 @@ pub enum TunError {
     },
 }
 
+/// What a device is, beside its queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunFacts {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// What the kernel hands over unfinished.
+    pub offloads: Offloads,
+    /// Frames that each queue holds before it drops.
+    pub queue_frames_max: u32,
+    /// Whether it was made beforehand, and stays.
+    pub is_adopted: bool,
+}
+
 /// A multi-queue TUN device of this process. It is gone with its last queue, unless it was made beforehand.
 pub struct TunDevice {
     device: tun::Device,
@@ -197,17 +213,29 @@ impl TunDevice {
         options: &TunOptions,
         is_adopted: bool,
     ) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
-        let adopted = if is_adopted { Some(Adopted::of(&fds[0], &name)?) } else { None };
         let offloads = enable_offloads(&fds[0], &name, options)?;
         let queue_frames_max = set_queue_length(&name, options.queue_frames_max)
             .map_err(|error| refusal(&name, "SIOCGIFTXQLEN", error))?;
         let index = interface_index(&name).map_err(|error| refusal(&name, "SIOCGIFINDEX", error))?;
-        let mut configuration = tun::Configuration::default();
-        configuration.raw_fd(fds[0].as_raw_fd()).close_fd_on_drop(false).tun_name(&name).mtu(mtu);
-        let device = tun::Device::new(&configuration).map_err(|error| refusal(&name, "adoption", error.into()))?;
-        let mut device = TunDevice { device, name, index, offloads, queue_frames_max, adopted };
+        let facts = TunFacts { name, index, offloads, queue_frames_max, is_adopted };
+        let (mut device, queues) = TunDevice::lent(facts, fds)?;
         let done = device.device.set_mtu(mtu);
         device.explain("setting the MTU", done)?;
+        Ok((device, queues))
+    }
+
+    /// A device that another process has made for this one, with all its queues in their order, 1 at least.
+    ///
+    /// # Panics
+    ///
+    /// Without a queue.
+    pub fn lent(facts: TunFacts, fds: Vec<OwnedFd>) -> Result<(TunDevice, Vec<TunQueue>), TunError> {
+        let TunFacts { name, index, offloads, queue_frames_max, is_adopted } = facts;
+        let adopted = if is_adopted { Some(Adopted::of(&fds[0], &name)?) } else { None };
+        let mut configuration = tun::Configuration::default();
+        configuration.raw_fd(fds[0].as_raw_fd()).close_fd_on_drop(false).tun_name(&name);
+        let device = tun::Device::new(&configuration).map_err(|error| refusal(&name, "adoption", error.into()))?;
+        let device = TunDevice { device, name, index, offloads, queue_frames_max, adopted };
         Ok((device, fds.into_iter().map(TunQueue::new).collect()))
     }
 
@@ -220,6 +248,17 @@ impl TunDevice {
     pub fn leave(mut self) {
         if let Some(adopted) = self.adopted.take() {
             adopted.leave();
+        }
+    }
+
+    /// What another process has to know of it.
+    pub fn facts(&self) -> TunFacts {
+        TunFacts {
+            name: self.name.clone(),
+            index: self.index,
+            offloads: self.offloads,
+            queue_frames_max: self.queue_frames_max,
+            is_adopted: self.is_adopted(),
         }
     }
 

@@ -9,17 +9,18 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use tollgate_shards::{Generation, ShardIndex};
 
+use super::bpf::{self, BpfMap, Instruction};
 use super::members::{Group, Members};
-use super::tun_queue::TunQueue;
 
 /// The bit of a shard that tells its generation, as in the map's values.
 const GENERATION: i32 = 0x80;
 /// Entries for each family: one for each value of the low 16 bits.
 const FAMILY_ENTRIES: u32 = 1 << 16;
+const ENTRIES: u32 = 2 * FAMILY_ENTRIES;
 
 /// Why inner packets cannot be steered by their destination. The device works without: its driver remembers for each flow the queue
 /// that the flow's other direction was written to.
@@ -43,7 +44,7 @@ pub enum SteeringError {
     },
 }
 
-/// The steering map of a TUN device. Any thread may change it, in one system call; the program in the kernel goes with the device.
+/// The steering map of a TUN device. Any thread may change it; the program in the kernel goes with the device.
 #[derive(Debug)]
 pub struct TunSteering<M = BpfMap>(M);
 
@@ -57,58 +58,28 @@ pub trait SteeringMap {
     fn update(&self, entry: u32, value: u32) -> io::Result<()>;
 }
 
-/// A BPF array in the kernel.
-#[derive(Debug)]
-pub struct BpfMap(OwnedFd);
-
-impl SteeringMap for BpfMap {
-    fn update(&self, entry: u32, value: u32) -> io::Result<()> {
-        let mut attributes = MapElement {
-            map_fd: self.0.as_raw_fd() as u32,
-            padding: 0,
-            key: (&raw const entry) as u64,
-            value: (&raw const value) as u64,
-            flags: 0,
-        };
-        // SAFETY: key and value are as long as the map was created with, and live through the call.
-        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
-    }
-}
-
 impl TunSteering {
-    /// Makes a map that knows no address, and steers the device of `queue`, whose queues `group` are.
-    pub fn attach(queue: &TunQueue, group: Group) -> Result<TunSteering, SteeringError> {
-        let steering = TunSteering::new()?;
-        steering.steer(queue.as_fd(), group)?;
-        Ok(steering)
+    /// Over a map that [`TunSteering::create_map`] has made, in this process or another.
+    pub fn with(map: OwnedFd) -> TunSteering {
+        TunSteering::over(BpfMap::of(map, ENTRIES))
     }
 
     /// A map that knows no address, and steers nothing yet.
-    pub fn new() -> Result<TunSteering, SteeringError> {
-        let map = create_map().map_err(|error| refusal("creating the map", error))?;
-        Ok(TunSteering::over(BpfMap(map)))
+    pub fn create_map() -> Result<OwnedFd, SteeringError> {
+        bpf::create_array(ENTRIES).map_err(|error| refusal("creating the map", error))
     }
 
-    /// Over the map of another process, which it has lent.
-    pub fn lent(map: OwnedFd) -> TunSteering {
-        TunSteering::over(BpfMap(map))
+    /// Loads a program that steers by `map` to the queues of `group`.
+    ///
+    /// Addresses that nobody has set are spread over the newest process's queues by their low bits, so that a scan of unused addresses is no
+    /// shard's burden alone.
+    pub fn load(map: BorrowedFd<'_>, group: Group) -> Result<OwnedFd, SteeringError> {
+        let program = program(map.as_raw_fd(), group);
+        bpf::load_socket_filter(&program).map_err(|error| refusal("loading the program", error))
     }
 
-    /// The map, for another process.
-    ///
-    /// # Errors
-    ///
-    /// When descriptors run out.
-    pub fn lend(&self) -> io::Result<OwnedFd> {
-        self.0.0.try_clone()
-    }
-
-    /// Loads a program for the queues of `group`, and attaches it to the device of `queue`.
-    ///
-    /// From then on the driver's own flow table is out of use. Addresses that nobody has set are spread over the newest process's queues by their
-    /// low bits, so that a scan of unused addresses is no shard's burden alone.
-    pub fn steer(&self, queue: BorrowedFd<'_>, group: Group) -> Result<(), SteeringError> {
-        let program = load_program(&self.0.0, group).map_err(|error| refusal("loading the program", error))?;
+    /// Has `program` steer the device of `queue`. From then on the driver's own flow table is out of use.
+    pub fn attach(program: BorrowedFd<'_>, queue: BorrowedFd<'_>) -> Result<(), SteeringError> {
         let number: libc::c_int = program.as_raw_fd();
         // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives through the call.
         let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) };
@@ -116,6 +87,11 @@ impl TunSteering {
             return Err(refusal("TUNSETSTEERINGEBPF", io::Error::last_os_error()));
         }
         Ok(())
+    }
+
+    /// The map.
+    pub fn map(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -151,78 +127,8 @@ fn refusal(what: &'static str, source: io::Error) -> SteeringError {
     }
 }
 
-// What follows is of `linux/bpf.h`; a system call is told how much of each structure it is given, and takes the rest for 0.
-
-const BPF_MAP_CREATE: libc::c_int = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_PROG_LOAD: libc::c_int = 5;
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
-const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PSEUDO_MAP_FD: u8 = 1;
 const BPF_FUNC_MAP_LOOKUP_ELEM: i32 = 1;
-
-#[repr(C)]
-struct MapCreation {
-    map_type: u32,
-    key_bytes: u32,
-    value_bytes: u32,
-    entries_max: u32,
-}
-
-#[repr(C)]
-struct MapElement {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-struct ProgramLoad {
-    program_type: u32,
-    instructions: u32,
-    instructions_pointer: u64,
-    license: u64,
-}
-
-/// One instruction of eBPF.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-/// # Safety
-///
-/// `attributes` must be what `command` reads, and what it points to must live through the call.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads `attributes` up to the size given; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as libc::c_uint) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
-}
-
-fn create_map() -> io::Result<OwnedFd> {
-    let mut attributes =
-        MapCreation { map_type: BPF_MAP_TYPE_ARRAY, key_bytes: 4, value_bytes: 4, entries_max: 2 * FAMILY_ENTRIES };
-    // SAFETY: the attributes hold no pointers; the result is a descriptor that belongs to nobody else.
-    unsafe { bpf(BPF_MAP_CREATE, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
-}
-
-fn load_program(map: &OwnedFd, group: Group) -> io::Result<OwnedFd> {
-    let program = program(map.as_raw_fd(), group);
-    let mut attributes = ProgramLoad {
-        program_type: BPF_PROG_TYPE_SOCKET_FILTER,
-        instructions: program.len() as u32,
-        instructions_pointer: program.as_ptr() as u64,
-        license: c"Dual MIT/GPL".as_ptr() as u64,
-    };
-    // SAFETY: instructions and license live through the call; the result is a descriptor that belongs to nobody else.
-    unsafe { bpf(BPF_PROG_LOAD, &mut attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
-}
 
 const R0: u8 = 0;
 const R1: u8 = 1;
@@ -302,10 +208,21 @@ mod tests {
     use std::time::Duration;
 
     use super::super::testnet::{in_network_namespace, is_udp, tun};
-    use super::super::{FRAME_BYTES_MAX, TunDevice, TunOptions};
+    use super::super::{FRAME_BYTES_MAX, TunDevice, TunOptions, TunQueue};
     use super::*;
 
     const QUEUES: usize = 4;
+
+    fn steer(steering: &TunSteering, queue: &TunQueue, group: Group) {
+        let program = TunSteering::load(steering.map(), group).unwrap();
+        TunSteering::attach(program.as_fd(), queue.as_fd()).unwrap();
+    }
+
+    fn attach(queues: &[TunQueue]) -> TunSteering {
+        let steering = TunSteering::with(TunSteering::create_map().unwrap());
+        steer(&steering, &queues[0], Group::alone(queues.len()));
+        steering
+    }
 
     /// How many UDP packets each queue holds, once `total` are there.
     fn packets(queues: &[impl Borrow<TunQueue>], total: usize) -> Vec<usize> {
@@ -343,7 +260,7 @@ mod tests {
     fn packets_reach_the_queue_that_their_destination_is_mapped_to() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
+            let steering = attach(&queues);
             for (index, host) in (2..22).enumerate() {
                 for address in [ip(&format!("198.18.0.{host}")), ip(&format!("fd00::{host:x}"))] {
                     // The families do not share entries.
@@ -367,7 +284,7 @@ mod tests {
     fn a_route_that_moves_takes_its_packets_along() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
+            let steering = attach(&queues);
             for address in [ip("198.18.0.77"), ip("fd00::77")] {
                 for queue in [3, 0, 2, 1] {
                     steering.set(address, Some(ShardIndex(queue as u16))).unwrap();
@@ -384,7 +301,7 @@ mod tests {
     fn unknown_destinations_spread_and_each_keeps_to_one_queue() {
         in_network_namespace(|| {
             let (_device, queues) = tun(QUEUES);
-            let steering = TunSteering::attach(&queues[0], Group::alone(QUEUES)).unwrap();
+            let steering = attach(&queues);
             steering.set(ip("198.18.0.101"), Some(ShardIndex(0))).unwrap();
             steering.set(ip("198.18.0.101"), None).unwrap();
             for base in ["198.18.0.", "fd00::"] {
@@ -407,7 +324,7 @@ mod tests {
         for (old, new) in [(1, 1), (2, 2), (4, 4), (1, 4), (4, 2), (2, 3)] {
             in_network_namespace(|| {
                 let (device, mut before) = tun(old);
-                let steering = TunSteering::attach(&before[0], Group::alone(old)).unwrap();
+                let steering = attach(&before);
                 let options = TunOptions::default();
                 let (_device, joined) = TunDevice::join(device.name(), new, 1400, &options, false).unwrap();
                 let address = |shard: u16| ip(&format!("198.18.0.{}", 10 + shard));
@@ -419,7 +336,7 @@ mod tests {
                 let mut members = Members::behind(old as u32, new as u32);
                 let olds = Members::behind(0, old as u32);
                 loop {
-                    steering.steer(joined[0].as_fd(), Group::of_two(Generation::Odd, members, olds)).unwrap();
+                    steer(&steering, &joined[0], Group::of_two(Generation::Odd, members, olds));
                     let queues: Vec<_> = before.iter().chain(&joined).collect();
                     // Those of the old process that have not left, and all of the new one.
                     let present = shards[..before.len()].iter().chain(&shards[old..]);

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
+use rustix::net::{AddressFamily, sockopt};
+use serde::{Deserialize, Serialize};
 use tollgate_shards::{SHARDS_MAX, Steering};
 
 use super::cmsg::UDP_GRO;
@@ -14,7 +16,7 @@ use super::reuseport;
 use super::sockaddr::{Family, RAW_ADDRESS_BYTES, RawAddress};
 
 /// Settings of a UDP socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpOptions {
     /// Size of the kernel's send buffer, in bytes. Beyond `net.core.wmem_max` it needs CAP_NET_ADMIN.
     pub send_buffer_bytes: usize,
@@ -136,6 +138,12 @@ impl UdpGroup {
         Ok(by_shard(bound))
     }
 
+    /// Sockets that another process has opened for this one, in the order of binding: those of [`UdpGroup::bind`] or [`UdpGroup::join`].
+    pub fn lent(sockets: Vec<OwnedFd>, options: &UdpOptions) -> io::Result<Vec<ShardSockets>> {
+        let lent = sockets.into_iter().map(|fd| UdpSocket::lent(fd, options.gso)).collect::<io::Result<_>>();
+        lent.map(by_shard)
+    }
+
     /// Has the kernel steer all that comes for the group on `address`, which `socket` is in, over the sockets of `group`.
     pub fn steer(
         address: SocketAddr,
@@ -212,10 +220,13 @@ impl UdpSocket {
         UdpSocket::configure(fd, address, options)
     }
 
-    /// A socket on `address` that another process has opened, and lent to this one.
-    pub fn lent(fd: OwnedFd, address: SocketAddr) -> UdpSocket {
-        let (gso, gso_refusals) = (Cell::new(false), Cell::new(0));
-        UdpSocket { fd: Arc::new(fd), family: Family::of(address), local: address, gso, gso_refusals }
+    /// A socket that is bound, as another process has lent it to this one; `gso` says whether to send runs in one piece.
+    pub fn lent(fd: OwnedFd, gso: bool) -> io::Result<UdpSocket> {
+        let local = local_address(&fd)?;
+        // A dual-stack socket may have an IPv4 address.
+        let is_v4 = sockopt::socket_domain(&fd)? == AddressFamily::INET;
+        let family = if is_v4 { Family::V4 } else { Family::V6 };
+        Ok(UdpSocket { fd: Arc::new(fd), family, local, gso: Cell::new(gso), gso_refusals: Cell::new(0) })
     }
 
     /// Opens a socket to speak with `remote` from any address and a free port. It is not connected: an error of one path does not end
@@ -271,9 +282,7 @@ impl UdpSocket {
             let _ = option(&fd, libc::SOL_UDP, UDP_GRO, 1);
         }
         bind(&fd, address)?;
-        let local = local_address(&fd).map_err(|source| system(address, "getsockname", source))?;
-        let gso = Cell::new(options.gso);
-        Ok(UdpSocket { fd: Arc::new(fd), family, local, gso, gso_refusals: Cell::new(0) })
+        UdpSocket::lent(fd, options.gso).map_err(|source| system(address, "getsockname", source))
     }
 }
 

@@ -45,7 +45,7 @@ impl Program {
         Program { path: path.map_or_else(|| self.path.clone(), Path::to_owned), arguments: self.arguments.clone() }
     }
 
-    /// Starts it with `input` in the place of standard input: with the same privileges and in the same control group as this process.
+    /// Starts it with `input` in the place of standard input: with the privileges and in the control group of this process.
     ///
     /// # Errors
     ///
@@ -73,16 +73,18 @@ impl Successor {
         self.0.id()
     }
 
-    /// Kills it, and waits for its end.
-    pub fn kill(mut self) {
-        let _ = self.0.kill();
-        self.end();
+    /// Whether it has not ended.
+    pub fn lives(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
     }
 
-    /// Kills it if it lives, and waits for its end. Returns how it ended, for people.
-    pub fn end(mut self) -> String {
+    /// Kills it if it lives, `at_once` or when it takes too long, and waits for its end. Returns how it ended, for people.
+    pub fn end(mut self, at_once: bool) -> String {
         let deadline = Instant::now() + END_TIMEOUT;
-        let mut is_killed = false;
+        let mut is_killed = at_once;
+        if at_once {
+            let _ = self.0.kill();
+        }
         loop {
             match self.0.try_wait() {
                 Ok(Some(status)) if is_killed => return format!("it was ended ({status})"),

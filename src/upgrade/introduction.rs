@@ -3,8 +3,7 @@
 //! In bytes: magic, version and length, then the introduction by `postcard`; then the descriptors, some with each byte that follows. Both sides block, for
 //! a bounded time: the one that writes has an empty socket before it, the one that reads has nothing else to do yet.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,22 +11,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{Rate, sibling};
 use zeroize::Zeroizing;
 
 use super::VERSION;
-use crate::io::Members;
+use crate::io::{Members, descriptor_messages};
 
 const MAGIC: [u8; 8] = *b"Tollgate";
 const HEAD_BYTES: usize = MAGIC.len() + 2 + 2 + 4;
 /// Longest introduction, in bytes.
 const INTRODUCTION_BYTES_MAX: u32 = 1 << 20;
-/// Descriptors in one message: the kernel takes 253 (`SCM_MAX_FD`).
-const DESCRIPTORS_OF_A_MESSAGE: usize = 128;
 /// How long one side waits for the other's next bytes.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -161,7 +155,7 @@ impl Introduction {
         let Handed { sockets, queues, map, control, metrics } = handed;
         let all: Vec<BorrowedFd<'_>> =
             sockets.iter().chain(queues).chain(map).chain(control).chain(metrics).map(AsFd::as_fd).collect();
-        all.chunks(DESCRIPTORS_OF_A_MESSAGE).try_for_each(|some| send_descriptors(stream, some))?;
+        descriptor_messages::send(stream.as_fd(), &all)?;
         stream.set_write_timeout(None)?;
         Ok(())
     }
@@ -213,44 +207,14 @@ impl Introduction {
         let (sockets, queues) = (self.sockets.count() as usize, self.queues.count() as usize);
         let single = [self.has_map, self.control.is_some(), self.metrics.is_some()];
         let expected = sockets + queues + single.into_iter().filter(|is_there| *is_there).count();
-        let mut all = Vec::with_capacity(expected.min(1024));
-        while all.len() < expected {
-            receive_descriptors(stream, (expected - all.len()).min(DESCRIPTORS_OF_A_MESSAGE), &mut all)?;
-        }
-        let mut all = all.into_iter();
+        // Descriptors that this process may not have are left out by the kernel.
+        let missing = IntroductionError::Malformed("descriptors are missing, as where this process may open too few");
+        let mut all = descriptor_messages::receive(stream.as_fd(), expected)?.ok_or(missing)?.into_iter();
         let sockets = all.by_ref().take(sockets).collect();
         let queues = all.by_ref().take(queues).collect();
         let [map, control, metrics] = single.map(|is_there| is_there.then(|| all.next()).flatten());
         Ok(Handed { sockets, queues, map, control, metrics })
     }
-}
-
-fn send_descriptors(stream: &UnixStream, some: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_OF_A_MESSAGE))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(some));
-    rustix::net::sendmsg(stream, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-fn receive_descriptors(stream: &UnixStream, expected: usize, all: &mut Vec<OwnedFd>) -> Result<(), IntroductionError> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_OF_A_MESSAGE))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let received =
-        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-            .map_err(io::Error::from)?;
-    let before = all.len();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(some) = message {
-            all.extend(some);
-        }
-    }
-    if received.bytes != 1 || all.len() != before + expected {
-        // Descriptors that this process may not have are left out by the kernel.
-        return Err(IntroductionError::Malformed("descriptors are missing, as where this process may open too few"));
-    }
-    Ok(())
 }
 
 /// The socket that stands in the place of standard input, which is empty afterwards.

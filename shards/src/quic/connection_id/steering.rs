@@ -1,10 +1,12 @@
 //! The byte of a connection ID by which kernel and shards steer: the one place that says which it is, and what it says.
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{Generation, ShardIndex, Shards};
 
 /// The byte that steers: one bit of it is the generation, and bits below it are congruent to the owner's index modulo the number of its generation's
 /// shards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steering {
     /// Which byte of the ID it is, from 0.
     pub offset: usize,
