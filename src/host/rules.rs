@@ -14,8 +14,10 @@ use crate::netlink::Route;
 
 /// The main routing table (`RT_TABLE_MAIN`).
 const MAIN_TABLE: u32 = 254;
-/// What the names of devices begin with that have none in the configuration.
-const UNNAMED: &str = "tollgate";
+/// The name of a device that has none in the configuration.
+const UNNAMED: &str = "tollgate%d";
+/// Stands for a number, which the kernel chooses.
+const NUMBER: &str = "%d";
 const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 /// Links on the way to a program.
@@ -109,13 +111,9 @@ impl Rules {
     }
 
     fn is_own_plan(&self, plan: &TunPlan) -> bool {
-        let is_own_name = match (&plan.name, &self.interface) {
-            (name, Some(configured)) => name.as_ref() == Some(configured),
-            (Some(name), None) => {
-                let number = name.strip_prefix(UNNAMED).unwrap_or_default();
-                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-            }
-            (None, None) => true,
+        let is_own_name = match &plan.name {
+            Some(name) => can_be_name(self.interface.as_deref().unwrap_or(UNNAMED), name),
+            None => self.interface.is_none(),
         };
         is_own_name && plan.address == self.tunnel && plan.mtu_bytes == self.mtu_bytes
     }
@@ -136,6 +134,13 @@ impl Rules {
             && table.is_none_or(|table| table == MAIN_TABLE)
             && self.tunnel.trunc().contains(&destination.trunc())
     }
+}
+
+/// Whether a device that was to be called `wanted` may be called `name`.
+fn can_be_name(wanted: &str, name: &str) -> bool {
+    let Some((before, after)) = wanted.split_once(NUMBER).filter(|_| name != wanted) else { return name == wanted };
+    let number = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)).unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether only root can change which program is at `path`: the file and each folder on the way, links followed, is root's. In a folder that everybody may
@@ -172,4 +177,4 @@ fn is_of_root_after(path: &Path, links: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,6 +6,7 @@ mod devices;
 mod logs;
 mod modes;
 mod neighbours;
+mod privileges;
 mod resources;
 mod service;
 mod site;

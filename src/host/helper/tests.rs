@@ -4,26 +4,15 @@ use std::path::PathBuf;
 use std::thread;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use tollgate_config::ServerConfig;
 
 use super::*;
+use crate::host::rules::tests::rules;
 use crate::host::{Host, HostError};
-
-fn rules() -> Rules {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("users.toml"), "[users.alice]\nauthorized_keys = [\"ed25519:AAAA\"]\n").unwrap();
-    let path = folder.path().join("server.toml");
-    let text = "name = \"gateway\"\nbind_port = 55555\ntunnel_network = \"198.19.128.1/24\"\nusers_file = \"users.toml\"\n\
-                [protocol]\nmode = \"tls\"\ncertificate_file = \"c\"\ncertificate_key_file = \"k\"\n";
-    std::fs::write(&path, text).unwrap();
-    Rules::of(&ServerConfig::load(&path, std::iter::empty()).unwrap())
-}
 
 /// A helper with one end of a socket pair, on a thread that ends with it, and the other end.
 fn helper() -> (OwnedFd, thread::JoinHandle<()>) {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let rules = rules();
-    let helper = thread::spawn(move || serve(&theirs, rules, Program::of_this_process()));
+    let helper = thread::spawn(move || serve(&theirs, rules(None), Program::of_this_process()));
     (ours, helper)
 }
 

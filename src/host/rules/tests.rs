@@ -14,7 +14,8 @@ fn facts(name: &str) -> TunFacts {
     TunFacts { name: name.to_owned(), index: OWN, offloads, queue_frames_max: 1000, is_adopted: false }
 }
 
-fn rules(interface: Option<&str>) -> Rules {
+/// Of a gateway whose device has the index 7.
+pub fn rules(interface: Option<&str>) -> Rules {
     Rules {
         address: "[::]:55555".parse().unwrap(),
         tunnel: "198.19.128.1/24".parse().unwrap(),
@@ -72,7 +73,9 @@ fn what_a_gateway_asks_for_is_allowed() {
     }
     let anywhere = Rules { address: "[::]:0".parse().unwrap(), ..rules(None) };
     assert_eq!(anywhere.check(&Request::BindSockets(sockets("[::]:40000"))), Ok(()));
-    assert_eq!(rules(Some("vpn")).check(&Request::MakeTun(tun(Some("vpn")))), Ok(()));
+    for (configured, name) in [("vpn", "vpn"), ("vpn%d", "vpn%d"), ("vpn%d", "vpn3"), ("a%db", "a12b")] {
+        assert_eq!(rules(Some(configured)).check(&Request::MakeTun(tun(Some(name)))), Ok(()), "{name}");
+    }
 }
 
 #[test]
@@ -117,8 +120,16 @@ fn a_gateway_that_was_taken_over_gets_nothing_that_is_not_its_own() {
         let refused = rules(None).check(&request);
         assert!(matches!(refused, Err(Forbidden::NotItsOwn(_))), "{request:?}: {refused:?}");
     }
-    assert!(rules(Some("vpn")).check(&Request::MakeTun(tun(Some("tollgate0")))).is_err());
-    assert!(rules(Some("vpn")).check(&Request::MakeTun(tun(None))).is_err());
+    for (configured, name) in [
+        ("vpn", Some("tollgate0")),
+        ("vpn", None),
+        ("vpn%d", Some("vpn")),
+        ("vpn%d", Some("vpn1x")),
+        ("vpn%d", Some("x1")),
+        ("a%da", Some("a")),
+    ] {
+        assert!(rules(Some(configured)).check(&Request::MakeTun(tun(name))).is_err(), "{configured}: {name:?}");
+    }
     let without_device = Rules { device: None, ..rules(None) };
     assert!(without_device.check(&Request::RemoveLink { interface: OWN }).is_err());
 }

@@ -1,0 +1,133 @@
+//! What the gateway's two processes may do, as the kernel says of each of their threads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tollgate_test_support::deployment::Plan;
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::tunnels::TestTunnel;
+use tollgate_test_support::{PATIENCE, control, eventually, turn};
+
+use crate::site::{Site, ip};
+
+/// CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_BPF.
+const HELPERS: u64 = 1 << 10 | 1 << 12 | 1 << 39;
+const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
+const HELPERS_NAME: &str = "tollgate-host";
+
+/// The lines of /proc/PID/status and the like that say which capabilities a thread has.
+const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+fn field(status: &Path, name: &str) -> String {
+    let status = fs::read_to_string(status).unwrap_or_default();
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap_or_default().trim().to_owned()
+}
+
+fn threads(process: u32) -> Vec<PathBuf> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+    tasks.map(|task| task.path().join("status")).collect()
+}
+
+/// Fails unless each thread of `process` has these capabilities and can get no others.
+fn assert_capabilities(process: u32, expected: [u64; 5]) {
+    let threads = threads(process);
+    for status in &threads {
+        let has = SETS.map(|set| u64::from_str_radix(&field(status, set), 16).unwrap());
+        assert_eq!((has, &field(status, "NoNewPrivs")[..]), (expected, "1"), "{}", field(status, "Name"));
+    }
+    assert!(!threads.is_empty());
+}
+
+/// The helper of `process`.
+fn helper(process: u32) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    let is_helper = |child: &&str| field(Path::new(&format!("/proc/{child}/status")), "Name") == HELPERS_NAME;
+    let found: Vec<_> = children.split_whitespace().filter(is_helper).collect();
+    assert_eq!(found.len(), 1, "{children:?}");
+    Pid::from_raw(found[0].parse().unwrap()).unwrap()
+}
+
+fn number(process: Pid) -> u32 {
+    process.as_raw_nonzero().get() as u32
+}
+
+/// Whether it runs: one that nobody has waited for does not.
+fn lives(process: Pid) -> bool {
+    let state = field(Path::new(&format!("/proc/{}/status", number(process))), "State");
+    !state.is_empty() && !state.starts_with('Z')
+}
+
+fn login(site: &Site) -> TestTunnel {
+    site.topology.gateway.run(|| TestTunnel::login(&site.deployment, "alice", GATEWAY.into(), None))
+}
+
+fn start() -> (Site, Gateway) {
+    let site = Site::new(&Plan::default());
+    let gateway = site.start(site.command(&[]));
+    (site, gateway)
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn no_thread_that_serves_has_a_capability_and_the_helper_has_three() {
+    let _turn = turn::together();
+    let (site, gateway) = start();
+    let client = login(&site);
+    assert!(client.closed.is_none());
+    let serving = gateway.process.id();
+    assert!(threads(serving).len() > 2, "shards and the log");
+    assert_capabilities(serving, [0; 5]);
+    let first = helper(serving);
+    assert_capabilities(number(first), [0, HELPERS, HELPERS, HELPERS, 0]);
+    let open = fs::read_dir(format!("/proc/{}/fd", number(first))).unwrap().count();
+    assert_eq!((threads(number(first)).len(), open), (1, 5), "input, outputs, the link, netlink");
+
+    let answer = control::ask(&site.deployment, &["upgrade", "--within", "0s"]);
+    assert!(answer.done, "{answer:?}");
+    let line = gateway.process.wait_for_line("was started to take over", PATIENCE).unwrap();
+    let next: u32 = line.split_once("process ").unwrap().1.split_whitespace().next().unwrap().parse().unwrap();
+    assert_capabilities(next, [0; 5]);
+    assert_capabilities(number(helper(next)), [0, HELPERS, HELPERS, HELPERS, 0]);
+    assert!(eventually(PATIENCE, || !lives(first)), "the first helper ends with its gateway");
+    let last = helper(next);
+    let next = Pid::from_raw(next as i32).unwrap();
+    kill_process(next, Signal::TERM).unwrap();
+    assert!(eventually(PATIENCE, || !lives(next) && !lives(last)));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_helper_ends_with_the_gateway_and_not_by_the_signals_that_are_meant_for_it() {
+    let _turn = turn::together();
+    let (site, mut gateway) = start();
+    let helper = helper(gateway.process.id());
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
+        kill_process(helper, signal).unwrap();
+    }
+    ip(&site, &["link", "del", "tollgate0"]);
+    gateway.process.wait_for_line("was gone: made anew", PATIENCE).unwrap();
+    assert!(lives(helper));
+    gateway.process.kill().unwrap();
+    assert!(eventually(PATIENCE, || !lives(helper)));
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn a_gateway_without_its_helper_serves_and_says_what_it_cannot_do() {
+    let _turn = turn::together();
+    let (site, mut gateway) = start();
+    let helper = helper(gateway.process.id());
+    kill_process(helper, Signal::KILL).unwrap();
+    assert!(eventually(PATIENCE, || !lives(helper)));
+    let client = login(&site);
+    assert!(client.closed.is_none(), "{:?}", client.closed);
+    ip(&site, &["link", "set", "tollgate0", "mtu", "1300"]);
+    let line = gateway.process.wait_for_line("are not as they should be", PATIENCE).unwrap();
+    assert!(line.contains("the process that changes the host for this one is gone"), "{line}");
+    let answer = control::ask(&site.deployment, &["upgrade"]);
+    assert!(!answer.done && answer.said.contains("restart the gateway"), "{answer:?}");
+    gateway.assert_sound();
+    assert!(gateway.process.stop(PATIENCE).unwrap().success());
+}
