@@ -19,21 +19,27 @@ fn helper() -> (OwnedFd, thread::JoinHandle<()>) {
 #[test]
 fn what_no_gateway_says_ends_the_helper() {
     let link = postcard::to_stdvec(&Request::RemoveLink { interface: 2 }).unwrap();
-    let longest = Request::StartSuccessor { program: Some(PathBuf::from("x".repeat(MESSAGE_BYTES_MAX))) };
+    // A byte longer than there may be, and well-formed.
+    let started = |bytes| {
+        let request = Request::StartSuccessor { program: Some(PathBuf::from("x".repeat(bytes))) };
+        postcard::to_stdvec(&request).unwrap()
+    };
+    let longest = started(MESSAGE_BYTES_MAX - 3);
+    assert_eq!(longest.len(), MESSAGE_BYTES_MAX + 1);
     for said in [
         Vec::new(),
         vec![0xff; 64],
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         link[..link.len() - 1].to_vec(),
         [&link[..], &[0]].concat(),
-        postcard::to_stdvec(&longest).unwrap(),
+        longest,
         vec![0; 2 * MESSAGE_BYTES_MAX],
     ] {
         let (ours, helper) = helper();
         descriptor_messages::send_with(ours.as_fd(), &said, &[]).unwrap();
-        helper.join().unwrap();
         let end = descriptor_messages::receive_with(ours.as_fd(), &mut [0; 8], &mut Vec::new());
         assert!(matches!(end, Ok(0) | Err(_)), "{} bytes: {end:?}", said.len());
+        helper.join().unwrap();
     }
 }
 
