@@ -1,8 +1,8 @@
 //! Everything that the running gateway changes on its host, as a fixed set of requests to a process that may.
 //!
-//! A gateway is two processes from its start on. The one that was started serves; it has no capability. The [helper](helper), its child, has the few that
+//! A gateway is two processes from its start on. The one that was started serves; it has no capability. The helper, its child, has the few that
 //! changes of the host need. It knows the gateway's configuration, serves nobody, and carries out a [`Request`] where that is about
-//! [this gateway's own](rules). A request is plain data, in one message on a socket pair; an answer may bring descriptors. Requests are made on the
+//! this gateway's own. A request is plain data, in one message on a socket pair; an answer may bring descriptors. Requests are made on the
 //! control plane, which waits for the answer; a shard never makes one.
 
 mod hands;
@@ -154,7 +154,7 @@ enum Answer {
     Descriptors,
     /// A process was started.
     Started {
-        /// Its ID.
+        /// The ID that the kernel gave it.
         process: u32,
     },
     /// A process has ended.

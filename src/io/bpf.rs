@@ -31,7 +31,7 @@ pub struct BpfMap {
 }
 
 impl BpfMap {
-    /// An array of `entries` entries that [`create_array`] has made.
+    /// An array of `entries` entries that this module has made.
     pub fn of(map: OwnedFd, entries: u32) -> Self {
         let memory = Memory::of(map.as_fd(), entries as usize).ok();
         BpfMap { map, memory }

@@ -11,12 +11,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ipnet::IpNet;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use serde::{Deserialize, Serialize};
 use tollgate_config::INTERFACE_NAME;
 use tollgate_shards::packet::vnet;
 use tun::AbstractDevice;
 
 use super::tun_adopted::{Adopted, adoption_flags};
+use super::tun_facts::{Offloads, TunFacts, TunOptions};
 use super::tun_queue::TunQueue;
 use crate::netlink::Netlink;
 
@@ -32,43 +32,6 @@ const CLONE_DEVICE: &CStr = c"/dev/net/tun";
 /// The same for every queue: a queue opened with others would change the framing of all. With them `IFF_MULTI_QUEUE`, unless a device that was
 /// made beforehand has one queue only.
 pub(super) const QUEUE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-
-/// Settings of a TUN device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunOptions {
-    /// Whether TCP super-packets may cross the device (TSO).
-    pub tso: bool,
-    /// Whether UDP super-packets may cross the device (USO). Kernel 6.2 and later.
-    pub uso: bool,
-    /// Frames that each queue holds for a slow shard before it drops (`txqueuelen`), super-packets counted once.
-    pub queue_frames_max: u32,
-}
-
-impl Default for TunOptions {
-    fn default() -> TunOptions {
-        TunOptions { tso: true, uso: true, queue_frames_max: 1000 }
-    }
-}
-
-/// What the kernel hands over unfinished, on this device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offloads {
-    /// Packets whose TCP or UDP checksum is still to be completed. The others need it.
-    pub checksum: bool,
-    /// TCP super-packets of both families.
-    pub tso: bool,
-    /// UDP super-packets of both families.
-    pub uso: bool,
-}
-
-impl Offloads {
-    fn flags(self) -> libc::c_uint {
-        let flags = |on: bool, flags| if on { flags } else { 0 };
-        flags(self.checksum, libc::TUN_F_CSUM)
-            | flags(self.tso, libc::TUN_F_TSO4 | libc::TUN_F_TSO6)
-            | flags(self.uso, libc::TUN_F_USO4 | libc::TUN_F_USO6)
-    }
-}
 
 /// Why a TUN device could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -130,21 +93,6 @@ pub enum TunError {
         /// What the kernel said.
         source: io::Error,
     },
-}
-
-/// What a device is, beside its queues.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunFacts {
-    /// Its name.
-    pub name: String,
-    /// Its interface index.
-    pub index: u32,
-    /// What the kernel hands over unfinished.
-    pub offloads: Offloads,
-    /// Frames that each queue holds before it drops.
-    pub queue_frames_max: u32,
-    /// Whether it was made beforehand, and stays.
-    pub is_adopted: bool,
 }
 
 /// A multi-queue TUN device of this process. It is gone with its last queue, unless it was made beforehand.
