@@ -13,14 +13,14 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use tollgate_config::{ClientConfig, ClientProtocol, Logging, ServerConfig};
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::operator::Operator;
 use self::tables::Sort;
 use crate::control::{Control, DRAIN_MAX, Request};
 use crate::gateway::{Gateway, LimitOrder, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
-use crate::host::{Host, split};
+use crate::host::{Host, Split, split};
 use crate::log::{Log, say_last};
 use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
@@ -384,8 +384,9 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
 /// Reads the configuration, gives up all privileges and starts the log, which has what is doubtful about the configuration.
 fn begin(file: &ServerFile) -> anyhow::Result<(ServerConfig, Host, Log)> {
     let config = file.load()?;
-    let host = split(&config, Program::of_this_process())?;
+    let Split { host, left_open } = split(&config, Program::of_this_process())?;
     let log = start_log(&config.log, &config.ignored_variables)?;
+    left_open.iter().for_each(|line| info!("{line}"));
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
     let doubts = doubts(&config)?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));

@@ -5,6 +5,7 @@
 //! this gateway's own. A request is plain data, in one message on a socket pair; an answer may bring descriptors. Requests are made on the
 //! control plane, which waits for the answer; a shard never makes one.
 
+mod calls;
 mod hands;
 mod helper;
 mod interface;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use interface::{Interface, Restored};
 pub use link::{Host, HostError};
-pub use split::{SplitError, split};
+pub use split::{Split, SplitError, split};
 
 use crate::io::{Group, TunFacts, TunOptions, UdpOptions};
 use crate::netlink::Route;

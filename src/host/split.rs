@@ -14,26 +14,35 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use tollgate_config::ServerConfig;
 
 use super::rules::Rules;
-use super::{Host, helper, privileges};
+use super::{Host, calls, helper, privileges};
 use crate::upgrade::Program;
 
 /// What `ps` calls the helper's thread.
 const NAME: &CStr = c"tollgate-host";
+
+/// What the process that serves begins with.
+#[derive(Debug)]
+pub struct Split {
+    /// The way to the helper.
+    pub host: Host,
+    /// What the kernel does not close for it, each in one line for people.
+    pub left_open: Vec<String>,
+}
 
 /// There cannot be two processes.
 #[derive(Debug, thiserror::Error)]
 #[error("no process can be started that changes the host for the gateway: {0}")]
 pub struct SplitError(#[from] io::Error);
 
-/// Starts the helper of a gateway of `config`, from `program`, and gives up all privileges of this process, for good. The helper ends when this process has
-/// ended.
+/// Starts the helper of a gateway of `config`, from `program`, and gives up all privileges of this process, for good, and all system calls that it does not
+/// need. The helper ends when this process has ended.
 ///
 /// To be called before there is a second thread: each has privileges of its own.
 ///
 /// # Errors
 ///
 /// When the system is out of something.
-pub fn split(config: &ServerConfig, program: Program) -> Result<Host, SplitError> {
+pub fn split(config: &ServerConfig, program: Program) -> Result<Split, SplitError> {
     raise_limits();
     let rules = Rules::of(config);
     let (ours, theirs) =
@@ -50,7 +59,10 @@ pub fn split(config: &ServerConfig, program: Program) -> Result<Host, SplitError
         _ => {
             drop(theirs);
             privileges::keep_none()?;
-            Ok(Host::over(ours)?)
+            let host = Host::over(ours)?;
+            let unfiltered = calls::leave_few().err();
+            let note = |error| format!("system calls that the gateway does not need are not forbidden to it: {error}");
+            Ok(Split { host, left_open: unfiltered.map(note).into_iter().collect() })
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tollgate_test_support::deployment::Plan;
+use tollgate_test_support::faults::Escapes;
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_test_support::{PATIENCE, control, eventually, turn};
@@ -36,6 +37,8 @@ fn assert_capabilities(process: u32, expected: [u64; 5]) {
     for status in &threads {
         let has = SETS.map(|set| u64::from_str_radix(&field(status, set), 16).unwrap());
         assert_eq!((has, &field(status, "NoNewPrivs")[..]), (expected, "1"), "{}", field(status, "Name"));
+        let is_filtered = field(status, "Seccomp") == "2";
+        assert_eq!(is_filtered, expected[2] == 0, "{}", field(status, "Name"));
     }
     assert!(!threads.is_empty());
 }
@@ -131,4 +134,22 @@ fn a_gateway_without_its_helper_serves_and_says_what_it_cannot_do() {
     assert!(!answer.done && answer.said.contains("restart the gateway"), "{answer:?}");
     gateway.assert_sound();
     assert!(gateway.process.stop(PATIENCE).unwrap().success());
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn what_a_shards_own_thread_tries_once_somebody_has_taken_it_over_is_refused() {
+    let _turn = turn::together();
+    let (site, escapes) = (Site::new(&Plan::default()), Escapes::build());
+    let mut command = site.command(&[]);
+    escapes.prepare(&mut command);
+    let mut gateway = site.start(command);
+    escapes.arm();
+    let client = login(&site);
+    assert!(client.closed.is_none(), "{:?}", client.closed);
+    assert!(eventually(PATIENCE, || !escapes.attempts().is_empty()), "{:#?}", gateway.process.lines());
+    for (attempt, error) in escapes.attempts() {
+        assert_eq!(error, Some(libc::EPERM), "{attempt}");
+    }
+    gateway.assert_sound();
 }

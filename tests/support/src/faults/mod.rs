@@ -1,5 +1,6 @@
 //! Kernels that refuse, played by a preloaded library, and what happens to a program from outside.
 
+mod escapes;
 mod locks;
 
 use std::fs;
@@ -12,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tempfile::TempDir;
 
+pub use escapes::Escapes;
 pub use locks::{LockCounts, Locks};
 
 /// Faults of a program's system calls.
