@@ -11,14 +11,8 @@ use seccompiler::{
 };
 
 /// `TUNSETSTEERINGEBPF` and `TUNSETOFFLOAD`, and what standard libraries ask of descriptors.
-const REQUESTS: [u64; 6] = [
-    libc::TUNSETSTEERINGEBPF as u64,
-    libc::TUNSETOFFLOAD as u64,
-    libc::FIONBIO,
-    libc::FIONREAD,
-    libc::TCGETS,
-    libc::TIOCGWINSZ,
-];
+const REQUESTS: [u64; 6] =
+    [libc::TUNSETSTEERINGEBPF, libc::TUNSETOFFLOAD, libc::FIONBIO, libc::FIONREAD, libc::TCGETS, libc::TIOCGWINSZ];
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// Of prctl(2): names and timers of threads, and names of memory, which the C library gives.
 const OPTIONS: [libc::c_int; 5] =
