@@ -178,6 +178,7 @@ fn user_row() -> UserRow {
         usage: Usage::default(),
         limit_bits_per_s: Some(10_000_000),
         is_ordered: true,
+        is_over_quota: true,
         since_unix_s: Some(1),
     }
 }

@@ -44,7 +44,10 @@ impl ServerConfig {
         for (_, user) in new.users() {
             match old.find_name(&user.name).and_then(|index| old.user(index)) {
                 None => changes.added += 1,
-                Some(before) => changes.changed += usize::from(before != user),
+                Some(before) => {
+                    let quotas = [self, next].map(|config| config.quotas.get(&user.name));
+                    changes.changed += usize::from(before != user || quotas[0] != quotas[1]);
+                }
             }
         }
         changes.removed = old.users().filter(|(_, user)| new.find_name(&user.name).is_none()).count();

@@ -165,6 +165,11 @@ pub(crate) fn rate() -> Kind<Rate> {
     text(value::RATE, value::rate, |rate| value::rate_text(*rate))
 }
 
+/// An amount, in bytes.
+pub(crate) fn amount() -> Kind<u64> {
+    text(value::AMOUNT, value::amount, |bytes| value::amount_text(*bytes))
+}
+
 /// The path of a file, of which `expected` says more.
 pub(crate) fn path(expected: &'static str) -> Kind<PathBuf> {
     text(expected, value::path, |path| path.display().to_string())

@@ -57,6 +57,6 @@ pub use schema::{Entry, Origin, Section, Traits};
 pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};
 pub use shards::{Cpus, ShardCount, Shards};
-pub use usage::Usage;
+pub use usage::{Quotas, Usage};
 pub use users::{Credentials, Defaults, USERS_FILE_BYTES_MAX};
 pub use value::{INTERFACE as INTERFACE_NAME, LogFilter, interface as interface_name, rate, rate_text};

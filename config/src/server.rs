@@ -26,7 +26,7 @@ use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
 use crate::table::Table;
-use crate::usage::{USAGE_FILE_NAME, Usage};
+use crate::usage::{Quotas, USAGE_FILE_NAME, Usage};
 use crate::users::{self, Credentials, Defaults, USERS_FILE_BYTES_MAX, UsersFile};
 
 table! {
@@ -62,6 +62,8 @@ table! {
         credentials: Arc<[Credentials]> = Arc::default();
         /// The bursts of users who have one of their own.
         bursts: Arc<HashMap<String, Duration>> = Arc::default();
+        /// The quotas of users who have some of their own.
+        quotas: Arc<HashMap<String, Quotas>> = Arc::default();
         /// The handshakes that are served.
         protocol: ServerProtocol = ServerProtocol::initial();
         /// QUIC and the UDP socket.
@@ -128,6 +130,16 @@ impl ServerConfig {
         self.sessions.limit(&user, rate)
     }
 
+    /// What the user `name` may carry.
+    pub fn quotas(&self, name: &str) -> Quotas {
+        self.quotas.get(name).copied().unwrap_or(self.usage.quotas)
+    }
+
+    /// Whether any user has a quota.
+    pub fn has_quotas(&self) -> bool {
+        !self.usage.quotas.are_none() || self.quotas.values().any(|quotas| !quotas.are_none())
+    }
+
     /// Where to receive QUIC. The port is never 0.
     pub fn bind(&self) -> SocketAddr {
         SocketAddr::new(self.bind_address, self.bind_port)
@@ -145,7 +157,7 @@ impl ServerConfig {
             self.connection_ids.section("connection_ids"),
             self.data_path.section("data_path"),
             self.sessions.table(),
-            self.usage.section("usage"),
+            self.usage.table(),
             self.control.section("control"),
         ]);
         sections
@@ -155,8 +167,10 @@ impl ServerConfig {
         let mut config = ServerConfig::initial();
         config.read_keys(&mut root, report);
         config.sessions = Sessions::read_table(root.table(report, "sessions"), report);
-        let UsersFile { users, credentials, bursts, warnings } = config.read_users(&root, report, read_users);
-        (config.users, config.credentials, config.bursts, config.warnings) = (users, credentials, bursts, warnings);
+        config.usage = Usage::read_table(root.table(report, "usage"), report);
+        let UsersFile { users, credentials, bursts, quotas, warnings } = config.read_users(&root, report, read_users);
+        (config.users, config.credentials, config.warnings) = (users, credentials, warnings);
+        (config.bursts, config.quotas) = (bursts, quotas);
         config.protocol = protocol::read_server(&mut root, report);
         let inner_v6 = config.tunnel_network.addr().is_ipv6();
         config.connection = connection::read(root.table(report, "connection"), report, inner_v6);
@@ -169,7 +183,6 @@ impl ServerConfig {
         let ids = root.table(report, "connection_ids");
         config.connection_ids = ConnectionIds::read_table(ids, report, config.shards.count);
         config.data_path = DataPath::read(root.table(report, "data_path"), report);
-        config.usage = Usage::read(root.table(report, "usage"), report);
         if !config.usage.file.is_configured {
             config.usage.file = FilePlace::unconfigured(report.state_folder(), USAGE_FILE_NAME);
         }
@@ -200,7 +213,8 @@ impl ServerConfig {
         if report.is_wrong("tunnel_network") {
             return UsersFile::default();
         }
-        let defaults = Defaults { limit: self.default_bandwidth_limit, sessions: self.sessions };
+        let (sessions, &Usage { enabled: keeps_usage, quotas, .. }) = (self.sessions, &self.usage);
+        let defaults = Defaults { limit: self.default_bandwidth_limit, sessions, quotas, keeps_usage };
         users::parse(path, &text, self.tunnel_network, defaults).unwrap_or_else(|error| {
             report.absorb(error);
             UsersFile::default()

@@ -17,6 +17,7 @@ use crate::schema::{Declared, LIVE, Section, table};
 use crate::sessions::{Sessions, UserSessions};
 use crate::setting::Setting;
 use crate::table::{Table, quoted_key};
+use crate::usage::Quotas;
 use crate::value;
 
 /// Longest users file, in bytes.
@@ -62,7 +63,8 @@ table! {
 
 /// What a user's table may hold.
 pub(crate) fn table() -> Section {
-    UserKeys::initial().section("users.NAME").and(UserSessions::initial().section("users.NAME"))
+    let (sessions, quotas) = (UserSessions::initial(), Quotas::default());
+    UserKeys::initial().section("users.NAME").and(sessions.section("users.NAME")).and(quotas.section("users.NAME"))
 }
 
 /// Reads the `text` of the users file at `path` for a tunnel network whose host part is the server's address. What users do not have of
@@ -90,8 +92,9 @@ pub(crate) fn parse(path: &Path, text: &str, network: IpNet, defaults: Defaults)
             remedy: "remove one of the two".into(),
         })
     })?;
-    let (credentials, bursts) = (reading.credentials.into(), Arc::new(reading.bursts));
-    Ok(UsersFile { users: Arc::new(users), credentials, bursts, warnings: ignored.warnings })
+    let (bursts, quotas) = (Arc::new(reading.bursts), Arc::new(reading.quotas));
+    let credentials = reading.credentials.into();
+    Ok(UsersFile { users: Arc::new(users), credentials, bursts, quotas, warnings: ignored.warnings })
 }
 
 /// What a users file says.
@@ -102,6 +105,8 @@ pub(crate) struct UsersFile {
     pub credentials: Arc<[Credentials]>,
     /// Of those who have a burst of their own.
     pub bursts: Arc<HashMap<String, Duration>>,
+    /// Of those who have quotas of their own.
+    pub quotas: Arc<HashMap<String, Quotas>>,
     pub warnings: Vec<String>,
 }
 
@@ -121,6 +126,10 @@ pub struct Defaults {
     pub limit: Option<Rate>,
     /// Connections and bursts.
     pub sessions: Sessions,
+    /// What they may carry.
+    pub quotas: Quotas,
+    /// Whether usage is kept.
+    pub keeps_usage: bool,
 }
 
 #[derive(Default)]
@@ -130,6 +139,7 @@ struct Reading {
     users: Vec<User>,
     credentials: Vec<Credentials>,
     bursts: HashMap<String, Duration>,
+    quotas: HashMap<String, Quotas>,
     by_certificate: HashMap<Fingerprint, usize>,
     by_noise_key: HashMap<Fingerprint, usize>,
     claims: Vec<Claim>,
@@ -172,7 +182,12 @@ impl Reading {
             self.users[index].credentials.push(fingerprint);
         }
         self.credentials.push(credentials);
-        let Defaults { limit, sessions } = self.defaults;
+        let Defaults { limit, sessions, quotas, keeps_usage } = self.defaults;
+        let mut own_quotas = quotas;
+        own_quotas.read_own(&mut table, report, keeps_usage);
+        if own_quotas != quotas {
+            self.quotas.insert(self.users[index].name.clone(), own_quotas);
+        }
         let mut own = sessions.user;
         own.read_own(&mut table, report);
         if own.burst != sessions.user.burst {

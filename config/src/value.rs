@@ -56,6 +56,42 @@ pub fn rate_text(rate: Rate) -> String {
     format!("{} {unit}", bits_per_s / factor)
 }
 
+/// What an amount looks like.
+pub(crate) const AMOUNT: &str = "write a number and B, kB, MB, GB or TB, for example \"50 GB\"";
+
+const AMOUNT_UNITS: [(&str, u64); 5] =
+    [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000), ("B", 1)];
+
+/// Largest amount that can be configured: a million terabytes.
+const AMOUNT_BYTES_MAX: f64 = 1e18;
+
+/// An amount in bytes: a number, possibly with a fraction, and a unit.
+pub(crate) fn amount(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let Some(unit_at) = text.find(|c: char| c.is_ascii_alphabetic()) else {
+        return Err("which has no unit".into());
+    };
+    let (number, unit) = text.split_at(unit_at);
+    let Some((_, factor)) = AMOUNT_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) else {
+        return Err(format!("whose unit {unit:?} is unknown"));
+    };
+    let bytes = match number.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => (number * *factor as f64).round(),
+        _ => return Err("which does not start with a number".into()),
+    };
+    match bytes {
+        1.0..=AMOUNT_BYTES_MAX => Ok(bytes as u64),
+        ..1.0 => Err("which is nothing: leave the key out for no quota".into()),
+        _ => Err("which is more than 1000000 TB".into()),
+    }
+}
+
+/// An amount as it is written in a file.
+pub(crate) fn amount_text(bytes: u64) -> String {
+    let (unit, factor) = AMOUNT_UNITS.into_iter().find(|(_, factor)| bytes.is_multiple_of(*factor)).unwrap_or(("B", 1));
+    format!("{} {unit}", bytes / factor)
+}
+
 /// What an address range looks like.
 pub(crate) const RANGE: &str = "write a network (\"198.18.0.16/28\") or a range (\"198.18.0.16 - 198.18.0.20\")";
 

@@ -43,6 +43,7 @@ pub(super) fn users(rows: Option<&[UserRow]>) -> Option<String> {
         let [from_bytes, from_packets, to_bytes, to_packets] = carried(row.usage);
         let limit = row.limit_bits_per_s.map_or_else(|| "none".to_owned(), |rate| format!("{}b/s", scaled(rate)));
         let limit = if row.is_ordered { format!("{limit}, by order") } else { limit };
+        let limit = if row.is_over_quota { format!("{limit}, over quota") } else { limit };
         let since = row.since_unix_s.map(since).unwrap_or_default();
         vec![
             row.user.clone(),
@@ -128,7 +129,8 @@ mod tests {
     fn user(name: &str, sent_bytes: u64) -> UserRow {
         let usage = Usage { sent_bytes, sent_datagrams: 3, received_bytes: 950, received_datagrams: 1 };
         let (limit_bits_per_s, since_unix_s) = (Some(10_000_000), Some(1_795_828_533));
-        UserRow { user: name.to_owned(), connections: 1, usage, limit_bits_per_s, is_ordered: false, since_unix_s }
+        let (user, is_ordered, is_over_quota) = (name.to_owned(), false, false);
+        UserRow { user, connections: 1, usage, limit_bits_per_s, is_ordered, is_over_quota, since_unix_s }
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                 }
             }
         }
+        self.bar_users();
         while let Some(next) = self.orders.begin_next() {
             let answered = match (next, self.phase) {
                 (orders::Next::Report, Phase::Serving | Phase::Leaving) => {
@@ -127,7 +128,9 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Some(StatusFor::Survey(Survey { origin, whom })) => {
                 let (users, order, cores) = (self.gateway.users(), self.gateway.limits(), self.gateway.usage());
                 let mut answer = match &whom {
-                    Whom::Users { after } => survey::users(users, order, &cores, after.as_ref()),
+                    Whom::Users { after } => {
+                        survey::users(users, order, self.gateway.over_quota(), &cores, after.as_ref())
+                    }
                     Whom::Connections { user, after } => {
                         survey::connections(users, &cores, user.as_deref(), after.as_ref())
                     }
@@ -173,8 +176,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Ok(listening) => listening,
             Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),
         };
-        let refused = self.orders.begin_reload(&mut self.gateway, origin, next, force);
+        let over_quota = self.over_quotas_of(&next);
+        let refused = self.orders.begin_reload(&mut self.gateway, origin, (next, over_quota), force);
         if refused.is_none() {
+            self.apply_quotas();
             watch.into_iter().for_each(|watch| self.users_file = watch);
             listening.into_iter().for_each(|listening| self.metrics.replace(listening));
         }

@@ -2,7 +2,7 @@
 //!
 //! This module waits for nothing and reads no file.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Instant;
 
@@ -51,6 +51,8 @@ enum Pending {
     Status(StatusFor),
     /// The keeper's answer.
     Usage(Origin),
+    /// Nobody waits for it.
+    Bar,
     Kick(Origin),
     Limit(Origin),
     /// With lines to add to the answer.
@@ -153,10 +155,19 @@ impl Orders {
     pub fn take_status(&mut self) -> Option<StatusFor> {
         match self.pending.take()? {
             Pending::Status(purpose) => Some(purpose),
-            Pending::Usage(_) | Pending::Kick(_) | Pending::Limit(_) | Pending::Reload(..) | Pending::Upgrade(_) => {
-                None
-            }
+            Pending::Usage(_) | Pending::Bar | Pending::Kick(_) | Pending::Limit(_) => None,
+            Pending::Reload(..) | Pending::Upgrade(_) => None,
         }
+    }
+
+    /// Whether no order is pending.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// Others are over their quotas.
+    pub fn begin_bar(&mut self) {
+        self.pending = Some(Pending::Bar);
     }
 
     /// The keeper of usage was asked.
@@ -232,20 +243,21 @@ impl Orders {
             self.ordered_level.iter().map(|level| format!("log level by order, in place of the file's: {level}")),
         );
         answer.lines.extend(gateway.limits().line());
+        answer.lines.extend(gateway.over_quota_line());
         answer
     }
 
-    /// Puts `next` in force. Returns the answer if there is one already: nothing has changed then.
+    /// Puts `next` in force, with those who are over its quotas. Returns the answer if there is one already: nothing has changed then.
     pub fn begin_reload(
         &mut self,
         gateway: &mut Gateway,
         origin: Origin,
-        next: ServerConfig,
+        (next, over_quota): (ServerConfig, BTreeSet<String>),
         force: bool,
     ) -> Option<Answer> {
         let level = next.log.level.clone();
         let mut lines = next.warnings.clone();
-        if let Err(error) = gateway.begin_reload(next, force, Instant::now()) {
+        if let Err(error) = gateway.begin_reload(next, over_quota, force, Instant::now()) {
             return Some(self.refuse_reload(origin, error.0));
         }
         // Even where a shard has not said so yet, the configuration is in force from here on.
@@ -289,6 +301,13 @@ impl Orders {
                 Some((origin, Answer { done: true, lines, epoch, took_ms, ..Answer::default() }))
             }
             (Pending::Limit(origin), Completed::Limit(Err(unanswered))) => Some((origin, refuse_limit(&unanswered))),
+            (Pending::Bar, Completed::Bar(barred)) => {
+                match barred {
+                    Ok(barred) => info!("{barred}"),
+                    Err(unanswered) => error!("users over their quotas may still have connections: {unanswered}"),
+                }
+                None
+            }
             (Pending::Reload(origin, more), Completed::Reload(Ok(reloaded))) => {
                 let mut lines = vec![reloaded.to_string()];
                 lines.extend(more);
@@ -342,7 +361,7 @@ impl Orders {
     /// Gives up the pending order, and returns its answer.
     pub fn abandon(&mut self) -> Option<(Origin, Answer)> {
         match self.pending.take()? {
-            Pending::Status(StatusFor::Report) => None,
+            Pending::Status(StatusFor::Report) | Pending::Bar => None,
             Pending::Status(
                 StatusFor::Answer(origin, _) | StatusFor::Drain(origin, _) | StatusFor::Survey(Survey { origin, .. }),
             )

@@ -2,7 +2,7 @@
 //!
 //! This module asks no shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -45,13 +45,20 @@ fn online<'g>(users: &'g Users, cores: &'g [CoreUsage]) -> Vec<Online<'g>> {
     online
 }
 
-/// Users who are online, or are among those whose limits are by `order`, from behind `after` on.
-pub fn users(users: &Users, order: &OrderedLimits, cores: &[CoreUsage], after: Option<&Place>) -> Answer {
+/// Users who are online, or are among those whose limits are by `order` or who are `over` their quotas, from behind `after` on.
+pub fn users(
+    users: &Users,
+    order: &OrderedLimits,
+    over: &BTreeSet<String>,
+    cores: &[CoreUsage],
+    after: Option<&Place>,
+) -> Answer {
     let (online, clocks) = (online(users, cores), Clocks::read());
     let mut all: BTreeMap<&str, &[Online<'_>]> =
         online.chunk_by(|(first, _), (second, _)| first == second).map(|user| (user[0].0, user)).collect();
     let lines = vec![format!("users online: {}, connections: {}", all.len(), online.len())];
-    order.names().for_each(|name| _ = all.entry(name).or_default());
+    let others = order.names().chain(over.iter().map(String::as_str));
+    others.for_each(|name| _ = all.entry(name).or_default());
     let row = |&(name, connections): &(&str, &[Online<'_>])| {
         let usage = connections.iter().fold(Usage::default(), |sum, (_, client)| sum + client.usage);
         let since = connections.iter().map(|(_, client)| client.began).min();
@@ -62,6 +69,7 @@ pub fn users(users: &Users, order: &OrderedLimits, cores: &[CoreUsage], after: O
             usage,
             limit_bits_per_s: limit.map(|limit| limit.rate.bits_per_s()),
             is_ordered: order.contains(name),
+            is_over_quota: over.contains(name),
             since_unix_s: since.map(|at| clocks.unix_s(at)),
         }
     };
@@ -152,12 +160,12 @@ mod tests {
         let cores = [core(vec![client(0, 1, 10), client(1, 2, 20)]), core(vec![client(0, 3, 5)])];
         let mut order = OrderedLimits::default();
         order.set("idle", LimitOrder::Unlimited);
-        let answer = users(&all, &order, &cores, None);
+        let answer = users(&all, &order, &BTreeSet::from(["idle".to_owned()]), &cores, None);
         let told: Vec<_> = answer.users.iter().flatten().collect();
         let figures = told.iter().map(|row| (&row.user[..], row.connections, row.usage.sent_bytes));
         assert_eq!(figures.collect::<Vec<_>>(), [("alice", 1, 20), ("bob", 2, 15), ("idle", 0, 0)]);
         assert_eq!((told[0].limit_bits_per_s, told[0].is_ordered, answer.next), (Some(1_000_000), false, None));
-        assert_eq!((told[2].is_ordered, told[2].since_unix_s), (true, None));
+        assert_eq!((told[2].is_ordered, told[2].is_over_quota, told[2].since_unix_s), (true, true, None));
         assert_eq!(answer.lines, ["users online: 2, connections: 3"]);
         let only = connections(&all, &cores, Some("bob"), None);
         let addresses: Vec<_> = only.connections.iter().flatten().map(|row| row.address.to_string()).collect();
@@ -213,7 +221,7 @@ mod tests {
         assert_eq!(addresses_told.len(), count as usize);
         let cores = [core((0..count).map(|number| client(number, number, 0)).collect())];
         loop {
-            let answer = users(&all, &OrderedLimits::default(), &cores, after.as_ref());
+            let answer = users(&all, &OrderedLimits::default(), &BTreeSet::new(), &cores, after.as_ref());
             assert!(encode(&answer).len() < ANSWER_BYTES_MAX);
             names_told.extend(answer.users.into_iter().flatten().map(|row| row.user));
             after = answer.next;

@@ -46,6 +46,10 @@ pub fn log(shard: ShardIndex, event: Event, snapshot: &Snapshot) {
             let reason = "the user has all the connections that max_connections allows";
             warn!(user = name(user), reason, "client refused");
         }
+        Event::OverQuota { user } => {
+            let reason = "the user's quota is used up: raise quota_per_day or quota_per_month, or let the day or the month (UTC) end";
+            warn!(user = name(user), reason, "client refused");
+        }
         Event::CertificateEnds { user, days } => {
             let remedy = "give the user another one, and add its fingerprint to authorized_certs";
             warn!(user = name(user), days, remedy, "client's certificate ends soon, and its sessions with it");
@@ -65,6 +69,7 @@ fn kind(event: &Event) -> Option<Kind> {
         Event::UnknownCredential { .. } => Some(Kind::UnknownCredential),
         Event::PoolExhausted { .. } | Event::PoolReserved { .. } => Some(Kind::NoAddress),
         Event::TooManyConnections { .. } => Some(Kind::TooManyConnections),
+        Event::OverQuota { .. } => Some(Kind::OverQuota),
         Event::HandshakeFailed { .. } => Some(Kind::HandshakeFailed),
         Event::CertificateEnds { .. } => Some(Kind::CertificateEnds),
         // Thousands of events make one; narrowed paths are limited by the shard.

@@ -24,6 +24,7 @@ mod params;
 pub mod pending;
 mod placement;
 mod predecessor;
+mod quotas;
 mod recurrence;
 pub mod reload;
 pub mod seat;
@@ -34,6 +35,7 @@ mod successor;
 mod sync;
 mod threads;
 mod upkeep;
+mod usage;
 pub mod waker;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -54,10 +56,12 @@ pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
 pub use limits::{LimitOrder, Limited, OrderedLimits};
 pub use params::congestion;
 pub use predecessor::refuse;
+pub use quotas::Barred;
 pub use reload::{Completed, Kicked, NotLimited, Refused, ReloadUnanswered, Reloaded, Unanswered, UnknownUser};
 pub use status::Status;
 pub use successor::{NotUpgraded, Upgraded};
 pub use upkeep::HostReport;
+pub use usage::usage_interval;
 
 use self::capacity::DescriptorError;
 use self::commands::{Commands, CoreHandle};
@@ -66,7 +70,7 @@ use self::groups::Groups;
 use self::notices::Notice;
 use self::predecessor::Predecessor;
 use self::seat::{GivenUp, PANICS_MAX, PANICS_WINDOW, Panics};
-use self::start::{Prepared, Started, announce};
+use self::start::{ByOrder, Prepared, Started, announce};
 use self::successor::Replacement;
 use self::threads::{Pool, ThreadError};
 use self::upkeep::{Beside, Upkeep};
@@ -74,9 +78,6 @@ use crate::handshakes::{HandshakeError, Served};
 use crate::host::{Host, HostError, Interface, Request};
 use crate::io::{BindError, TunDevice, Wake};
 use crate::usage::Book;
-
-/// How often cores publish the usage of their connections where it is kept.
-pub const USAGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long all cores together may take to say goodbye to their clients and end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -194,6 +195,8 @@ pub struct Gateway {
     snapshot: Arc<Snapshot>,
     /// What of that is by order.
     limits: OrderedLimits,
+    /// Who is over a quota, too.
+    over_quota: BTreeSet<String>,
     served: Served,
     commands: Commands,
     upkeep: Upkeep,
@@ -219,7 +222,7 @@ impl Gateway {
     /// Each with one line that says what to do.
     pub fn start(config: &ServerConfig, mut host: Host) -> Result<Self, GatewayError> {
         let keys = Keys::of(&config.shards)?;
-        let mut prepared = Prepared::of(config, keys, OrderedLimits::default(), Generation::Even, 0)?;
+        let mut prepared = Prepared::of(config, keys, ByOrder::default(), Generation::Even, 0)?;
         let bound = host.bind_sockets(prepared.sockets.clone())?;
         prepared.sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
         let (tun, queues) = host.make_tun(prepared.tun.clone())?;
@@ -240,7 +243,8 @@ impl Gateway {
         (groups, host): (Groups, Host),
         beside: Beside,
     ) -> Self {
-        let Prepared { shards, threads, master, served, snapshot, limits, tun: plan, sockets, .. } = prepared;
+        let Prepared { shards, threads, master, served, snapshot, limits, over_quota, tun: plan, sockets, .. } =
+            prepared;
         let Started { cores, notices, wake, panics, client_mtus, .. } = started;
         let upkeep = Upkeep::new(Interface::new(plan, &tun), tun, groups, sockets, client_mtus, beside, host);
         let gateway = Gateway {
@@ -255,6 +259,7 @@ impl Gateway {
             master,
             snapshot,
             limits,
+            over_quota,
             served,
             commands: Commands::default(),
             upkeep,
@@ -362,25 +367,6 @@ impl Gateway {
     /// What each core has published, in order; a core that has not begun has nothing. Neither asks a core nor waits for one.
     pub fn reports(&self) -> Vec<Option<Report>> {
         self.cores.iter().map(|core| core.board.report()).collect()
-    }
-
-    /// What the connections of each core have carried: published when somebody [asks](Gateway::begin_survey), and as often as the configuration says
-    /// where metrics are served.
-    pub fn usage(&self) -> Vec<CoreUsage> {
-        self.cores.iter().map(|core| core.board.usage()).collect()
-    }
-
-    /// The same, with those who have gone since the last time: they are told of once.
-    pub fn take_usage(&self) -> Vec<CoreUsage> {
-        self.cores.iter().map(|core| core.board.take_usage()).collect()
-    }
-
-    fn want_usage(&self) {
-        let ServerConfig { metrics, usage, .. } = &self.config;
-        let told = metrics.enabled.then_some(metrics.reporting_interval);
-        let kept = usage.enabled.then_some(USAGE_INTERVAL);
-        let interval = [told, kept].into_iter().flatten().min();
-        self.cores.iter().for_each(|core| core.board.want_usage(interval, usage.enabled));
     }
 
     /// The number of the configuration in force.

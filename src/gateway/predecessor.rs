@@ -20,7 +20,7 @@ use super::groups::{Groups, Others, Predecessors};
 use super::notices::Notice;
 use super::reload::{Completed, Unanswered};
 use super::sibling::{self, Said, SiblingLink};
-use super::start::{Before, Prepared, Started, announce};
+use super::start::{Before, ByOrder, Prepared, Started, announce};
 use super::upkeep::Beside;
 use super::{Gateway, GatewayError, Keys, Sibling, given_up};
 use crate::host::Host;
@@ -127,7 +127,10 @@ impl Gateway {
         let mut prepared = Prepared::of(
             config,
             keys,
-            introduction.limits.iter().cloned().collect(),
+            ByOrder {
+                limits: introduction.limits.iter().cloned().collect(),
+                over_quota: introduction.over_quota.iter().cloned().collect(),
+            },
             generation,
             introduction.version,
         )?;
@@ -263,7 +266,10 @@ impl Gateway {
         let Sibling::Predecessor(other) = &mut self.sibling else { return Some(completed) };
         let process = other.process;
         let Some(passing) = &mut other.passing else { return Some(completed) };
-        if !matches!(completed, Completed::Reload(Ok(_)) | Completed::Kick(Ok(_)) | Completed::Limit(Ok(_))) {
+        if !matches!(
+            completed,
+            Completed::Reload(Ok(_)) | Completed::Kick(Ok(_)) | Completed::Limit(Ok(_)) | Completed::Bar(Ok(_))
+        ) {
             return Some(completed);
         }
         passing.here = Some((completed, now + ORDER_TIMEOUT));

@@ -17,6 +17,7 @@ use super::Gateway;
 use super::commands::CHANGE_TIMEOUT;
 use super::core::CoreCommand;
 use super::limits::{LimitOrder, Limited, ORDERED_MAX, OrderedLimits};
+use super::quotas::Barred;
 use super::status::Status;
 use super::successor::{NotUpgraded, Upgraded};
 use crate::handshakes::{Mode, Served};
@@ -142,6 +143,11 @@ pub enum Change {
         /// The number of the snapshot.
         epoch: u64,
     },
+    /// Other users are over their quotas.
+    Bar {
+        /// How many.
+        users: usize,
+    },
     /// Connections are closed.
     Kick {
         /// The user's name.
@@ -164,6 +170,8 @@ pub enum Completed {
     Kick(Result<Kicked, Unanswered>),
     /// Another limit of a user.
     Limit(Result<Limited, Unanswered>),
+    /// Other users over their quotas.
+    Bar(Result<Barred, Unanswered>),
     /// An order of the process that has taken over, with the connections that were closed for it.
     ForSuccessor {
         /// The order.
@@ -184,6 +192,7 @@ impl Completed {
     pub fn with_closed(mut self, more: u64) -> Self {
         match &mut self {
             Completed::Reload(Ok(Reloaded { closed_connections, .. }))
+            | Completed::Bar(Ok(Barred { closed_connections, .. }))
             | Completed::Kick(Ok(Kicked { closed_connections, .. })) => *closed_connections += more,
             _ => {}
         }
@@ -198,6 +207,7 @@ impl Completed {
             }
             Completed::Kick(Ok(_)) => Completed::Kick(Err(unanswered)),
             Completed::Limit(Ok(_)) => Completed::Limit(Err(unanswered)),
+            Completed::Bar(Ok(_)) => Completed::Bar(Err(unanswered)),
             completed => completed,
         }
     }
@@ -217,6 +227,9 @@ impl Change {
             Change::Limit { user, limit, is_of_file, epoch } => {
                 Completed::Limit(result.map(|(_, took)| Limited { user, limit, is_of_file, epoch, took }))
             }
+            Change::Bar { users } => {
+                Completed::Bar(result.map(|(closed_connections, took)| Barred { users, closed_connections, took }))
+            }
             Change::Kick { user } => {
                 Completed::Kick(result.map(|(closed_connections, took)| Kicked { user, closed_connections, took }))
             }
@@ -227,12 +240,18 @@ impl Change {
 impl Gateway {
     /// Puts `next` in force on every shard, as one snapshot; [`Gateway::poll_completed`] tells when that is done. Unless forced to, it does
     /// not where fewer than half of the users in force, told by their names, would remain: that is what a file looks like that was emptied,
-    /// cut off or mistaken for another one.
+    /// cut off or mistaken for another one. `over_quota` are those who are over the quotas of `next`.
     ///
     /// # Errors
     ///
     /// If it cannot be put in force while the gateway runs, or not at all: then nothing has changed.
-    pub fn begin_reload(&mut self, mut next: ServerConfig, force: bool, now: Instant) -> Result<(), Refused> {
+    pub fn begin_reload(
+        &mut self,
+        mut next: ServerConfig,
+        over_quota: BTreeSet<String>,
+        force: bool,
+        now: Instant,
+    ) -> Result<(), Refused> {
         let load = |reasons: &mut Vec<String>| {
             let served = Served::load(&next.protocol).map_err(|error| reasons.push(error.to_string())).ok()?;
             reasons.extend(other_modes(&self.served, &served));
@@ -248,6 +267,8 @@ impl Gateway {
         self.limits.retain(&next.users);
         changes.extend(self.limits.line());
         let users = self.limits.apply(&next.users, &next);
+        let users = Arc::new(users.with_quotas(|name| over_quota.contains(name)));
+        self.over_quota = over_quota;
         self.snapshot = Arc::new(Snapshot { users, ..snapshot });
         (self.config, self.served) = (next, served);
         self.want_usage();
@@ -283,7 +304,7 @@ impl Gateway {
     }
 
     /// Has every core, and the process before this one, go over to the snapshot.
-    fn put_in_force(&mut self, change: Change, now: Instant) {
+    pub(super) fn put_in_force(&mut self, change: Change, now: Instant) {
         let snapshot = &self.snapshot;
         let command = |id| CoreCommand::Apply { id, snapshot: snapshot.clone() };
         self.commands.begin_change(&self.cores, now, change, command);

@@ -1,5 +1,6 @@
 //! What a gateway starts with: what is settled before any descriptor is opened, and the cores.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -46,15 +47,24 @@ pub(super) struct Prepared {
     pub(super) served: Served,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) limits: OrderedLimits,
+    pub(super) over_quota: BTreeSet<String>,
     pub(super) sockets: SocketPlan,
     pub(super) tun: TunPlan,
+}
+
+/// What holds of users beside what the files say.
+#[derive(Default)]
+pub(super) struct ByOrder {
+    pub(super) limits: OrderedLimits,
+    /// Who is over a quota, as far as is known.
+    pub(super) over_quota: BTreeSet<String>,
 }
 
 impl Prepared {
     pub(super) fn of(
         config: &ServerConfig,
         keys: Keys,
-        mut limits: OrderedLimits,
+        by_order: ByOrder,
         generation: Generation,
         version: u64,
     ) -> Result<Self, GatewayError> {
@@ -68,8 +78,10 @@ impl Prepared {
             return Err(GatewayError::Shards { shards: count, shards_max });
         }
         let served = Served::load(&config.protocol)?;
+        let ByOrder { mut limits, over_quota } = by_order;
         limits.retain(&config.users);
         let users = limits.apply(&config.users, config);
+        let users = Arc::new(users.with_quotas(|name| over_quota.contains(name)));
         let (isolate_clients, session_limits) = (config.isolate_clients, config.sessions.limits());
         let handshakes = served.handshakes.listing(users.clone());
         let snapshot = Arc::new(Snapshot { version, users, isolate_clients, session_limits, handshakes });
@@ -82,7 +94,20 @@ impl Prepared {
         let Keys { master, reset, token, .. } = keys;
         let keys = ShardKeys { id_layout, reset, token };
         let (shards, tun) = (Shards { generation, count: count as u16 }, tun_plan(config, count));
-        Ok(Prepared { shards, cpus, threads, core_threads, master, keys, served, snapshot, limits, sockets, tun })
+        Ok(Prepared {
+            shards,
+            cpus,
+            threads,
+            core_threads,
+            master,
+            keys,
+            served,
+            snapshot,
+            limits,
+            over_quota,
+            sockets,
+            tun,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use super::core::CoreCommand;
 use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
 use super::upkeep::Beside;
-use super::{Gateway, Sibling};
+use super::{Gateway, Sibling, quotas};
 use crate::host::{Host, HostError};
 use crate::upgrade::{Handed, Introduction, IntroductionError, Listeners, Words, words};
 use crate::usage::Book;
@@ -188,6 +188,7 @@ impl Gateway {
             order: order.0,
             version: self.snapshot.version,
             limits: self.limits.told(),
+            over_quota: quotas::told(&self.over_quota),
             master: self.master.clone(),
             address: plan.address,
             interface: device.name().to_owned(),
@@ -294,6 +295,8 @@ impl Gateway {
             Ok(users) => Arc::new(users),
             Err(error) => return other.say(&Words::NotDone { order: id.0, reason: error.to_string() }),
         };
+        let over = users.users().filter(|(_, user)| user.is_over_quota).map(|(_, user)| user.name.clone());
+        self.over_quota = over.collect();
         let handshakes = self.snapshot.handshakes.listing(users.clone());
         self.snapshot = Arc::new(Snapshot { version, users, isolate_clients, session_limits, handshakes });
         let (change, snapshot) = (Change::ForSuccessor { order: id }, &self.snapshot);

@@ -25,6 +25,8 @@ pub enum Kind {
     NoAddress,
     /// A client's user had all the connections allowed.
     TooManyConnections,
+    /// A client's user had used up a quota.
+    OverQuota,
     /// A handshake came to nothing.
     HandshakeFailed,
     /// A client's certificate ends soon.
@@ -39,12 +41,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Connected,
         Kind::Disconnected,
         Kind::UnknownCredential,
         Kind::NoAddress,
         Kind::TooManyConnections,
+        Kind::OverQuota,
         Kind::HandshakeFailed,
         Kind::CertificateEnds,
         Kind::Kicked,
@@ -60,6 +63,7 @@ impl Kind {
             Kind::UnknownCredential => "clients were refused: no user has their certificates or keys",
             Kind::NoAddress => "clients were refused: no address was free for them",
             Kind::TooManyConnections => "clients were refused: their users had all the connections allowed",
+            Kind::OverQuota => "clients were refused: their users' quotas are used up",
             Kind::HandshakeFailed => "handshakes have failed",
             Kind::CertificateEnds => "clients' certificates end soon",
             Kind::Kicked => "users' connections were closed, by order",

@@ -151,7 +151,11 @@ impl Summary for Withheld {
             match kind {
                 Kind::Connected | Kind::Disconnected => info!(target: "tollgate::gateway", "{line}"),
                 Kind::Kicked => info!(target: "tollgate::control", "{line}"),
-                Kind::UnknownCredential | Kind::NoAddress | Kind::TooManyConnections | Kind::CertificateEnds => {
+                Kind::UnknownCredential
+                | Kind::NoAddress
+                | Kind::TooManyConnections
+                | Kind::OverQuota
+                | Kind::CertificateEnds => {
                     warn!(target: "tollgate::gateway", "{line}");
                 }
                 Kind::NotKicked | Kind::NotServed => warn!(target: "tollgate::control", "{line}"),

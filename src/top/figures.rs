@@ -167,7 +167,15 @@ mod tests {
     fn user(name: &str, bytes: u64) -> UserRow {
         let usage = Usage { received_bytes: bytes, sent_bytes: 3 * bytes, ..Usage::default() };
         let (limit_bits_per_s, is_ordered, since_unix_s) = (None, false, None);
-        UserRow { user: name.to_owned(), connections: 1, usage, limit_bits_per_s, is_ordered, since_unix_s }
+        UserRow {
+            user: name.to_owned(),
+            connections: 1,
+            usage,
+            limit_bits_per_s,
+            is_ordered,
+            is_over_quota: false,
+            since_unix_s,
+        }
     }
 
     fn sample(at: Instant, shards: Vec<Report>, users: Vec<UserRow>) -> Sample {

@@ -42,6 +42,8 @@ pub struct Introduction {
     pub version: u64,
     /// The users with limits by order; without a rate, of no limit.
     pub limits: Vec<(String, Option<Rate>)>,
+    /// Some of the users who are over their quotas.
+    pub over_quota: Vec<String>,
     /// The secret that all keys are derived from.
     #[serde(with = "secret")]
     pub master: Zeroizing<[u8; 32]>,
@@ -250,6 +252,7 @@ mod tests {
             order: 5,
             version: 9,
             limits: vec![("alice".to_owned(), None)],
+            over_quota: vec!["bob".to_owned()],
             master: Zeroizing::new([7; 32]),
             address: "[::]:55555".parse().unwrap(),
             interface: "tg0".to_owned(),

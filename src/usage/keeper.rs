@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, unbounded};
 use tracing::{info, warn};
 
-use super::book::Book;
+use super::book::{Book, Day};
 use super::query::{Page, Query};
 use super::store::{Store, StoreError, set_aside};
 use crate::io::Wake;
@@ -38,6 +38,8 @@ pub enum Ask {
     Rows(Query),
     /// To forget a user.
     Forget(String),
+    /// For what each user has of this day and of its month, with all that was posted.
+    Before(Day),
     /// To open the store, and write.
     Open,
     /// To write what it has and close the store: another process is to write.
@@ -55,6 +57,8 @@ pub enum Told {
     Opened,
     /// Why it cannot be written.
     Unusable(String),
+    /// What was asked for of a day and its month: of each user who has something of it, in bytes of both ways.
+    Before(Vec<(String, [u64; 2])>),
     /// What could not be written before the store was closed for another process.
     Unwritten(Book),
 }
@@ -106,6 +110,11 @@ impl Bookkeeper {
     /// What the thread has had no room for.
     pub fn take_unsent(&mut self) -> Book {
         std::mem::take(&mut self.unsent)
+    }
+
+    /// Whether the thread has, or will have, all that was posted.
+    pub fn has_sent_all(&self) -> bool {
+        self.unsent.is_empty()
     }
 
     /// Asks something. Returns whether it will be answered: not where too much waits.
@@ -204,6 +213,7 @@ impl Thread {
                 let forgotten = self.forget(&user, now);
                 self.tell(Told::Forgotten(forgotten));
             }
+            Ask::Before(day) => self.tell_before(day, now),
             Ask::Open => self.place = Place::wanted(now),
             Ask::Close => {
                 self.flush(now);
@@ -303,6 +313,16 @@ impl Thread {
             query.sum(rows.map(|(user, day, entry)| Ok::<_, std::convert::Infallible>((user.to_owned(), day, *entry))));
         let since = "the store cannot be read: these are only what could not be written yet".to_owned();
         Page { trouble: Some(since), ..page }
+    }
+
+    fn tell_before(&mut self, day: Day, now: Instant) {
+        self.flush(now);
+        // Where it is open no more, that is told.
+        let Place::Open(store, _) = &self.place else { return };
+        match store.used(day) {
+            Ok(used) => self.tell(Told::Before(used)),
+            Err(error) => self.lose(&error, now),
+        }
     }
 
     fn forget(&mut self, user: &str, now: Instant) -> Result<bool, String> {

@@ -146,6 +146,32 @@ impl Store {
         })
     }
 
+    /// What each user who has anything of the month of `day` has of the day and of the month, in bytes of both ways.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn used(&self, day: Day) -> Result<Vec<(String, [u64; 2])>, StoreError> {
+        guarded(|| {
+            let days = self.0.begin_read()?.open_table(DAYS)?;
+            let mut all: Vec<(String, [u64; 2])> = Vec::new();
+            for row in days.iter()? {
+                let (key, figures) = row?;
+                let (user, of) = key.value();
+                if Day(of) < day.month() || Day(of) > day {
+                    continue;
+                }
+                let bytes = Entry::of_figures(figures.value()).amount.usage.bytes();
+                let more = [if Day(of) == day { bytes } else { 0 }, bytes];
+                match all.last_mut().filter(|(name, _)| name == user) {
+                    Some((_, sum)) => *sum = [sum[0] + more[0], sum[1] + more[1]],
+                    None => all.push((user.to_owned(), more)),
+                }
+            }
+            Ok(all)
+        })
+    }
+
     /// Removes all rows of `user`. Returns whether there were any.
     ///
     /// # Errors
@@ -250,6 +276,12 @@ mod tests {
         let days = Query { period: Period::Day, user: Some("alice".into()), ..Query::default() };
         assert_eq!(rows(&store, &days), [row("alice", 20_000, 2), row("alice", 20_001, 4)]);
         assert_eq!(rows(&store, &Query::default()), [row("alice", 0, 6), row("bob", 0, 8)]);
+        let used = |day| store.used(Day(day)).unwrap();
+        assert_eq!(used(20_001), [("alice".to_owned(), [4, 6]), ("bob".to_owned(), [8, 8])]);
+        assert_eq!(
+            (used(20_002), used(19_999)),
+            (vec![("alice".to_owned(), [0, 6]), ("bob".to_owned(), [0, 8])], vec![])
+        );
         assert_eq!([store.forget("alice").unwrap(), store.forget("alice").unwrap()], [true, false]);
         assert_eq!(rows(&store, &Query::default()), [row("bob", 0, 8)]);
     }

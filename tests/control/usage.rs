@@ -1,15 +1,21 @@
 //! What users have carried, as `tollgate usage` says: its forms, and a file that cannot be used.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use tollgate_shards::{CloseCause, close_code};
 use tollgate_test_support::deployment::Deployment;
+use tollgate_test_support::gateway::Gateway;
+use tollgate_test_support::raw::udp_packet;
 use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_test_support::{PATIENCE, eventually, turn};
+use tollgate_testkit::SERVER_V4;
 
 use crate::site::Site;
 
@@ -128,4 +134,96 @@ fn a_file_of_something_else_is_set_aside_and_clients_are_served() {
     assert!(eventually(PATIENCE, || rows(&site, &["alice"]).len() == 1));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     site.gateway.assert_sound();
+}
+
+/// What an order may take on a machine that does nothing else.
+const ORDER_MS_MAX: f64 = 100.0;
+
+/// Whether the gateway has closed it because of a quota.
+fn is_over_quota(client: &mut TestTunnel) -> bool {
+    client.turn();
+    let code = u64::from(close_code::QUOTA);
+    matches!(&client.closed, Some(CloseCause::Gateway { code: said, .. }) if *said == code)
+}
+
+/// A login that comes to an address, or to an end.
+fn try_login(site: &Site, user: &str) -> TestTunnel {
+    let begin = || TestTunnel::start(GATEWAY.0.into(), &site.deployment, user, GATEWAY.into(), None);
+    let mut client = site.topology.gateway.run(begin);
+    assert!(eventually(PATIENCE, || {
+        client.turn();
+        client.address.is_some() || client.closed.is_some()
+    }));
+    client
+}
+
+/// The milliseconds in a line of the log that ends with the time that an order took.
+fn took_ms(line: &str) -> f64 {
+    let time = line.rsplit(' ').next().unwrap_or_default();
+    let (number, unit) = time.split_at(time.find(|c: char| c.is_alphabetic() || c == 'µ').unwrap());
+    number.parse::<f64>().unwrap()
+        * if unit == "s" {
+            1e3
+        } else if unit == "ms" {
+            1.0
+        } else {
+            1e-3
+        }
+}
+
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn whoever_has_used_a_quota_up_is_closed_on_every_shard_and_refused_until_it_is_raised() {
+    let _turn = turn::alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(|deployment| {
+        keeps_usage(&folder.path().join("usage"))(deployment);
+        deployment.edit_user("alice", "quota_per_day = \"300 kB\"");
+    });
+    let mut bob = login(&site, "bob");
+    let mut clients = [login(&site, "alice"), login(&site, "alice")];
+    assert!(eventually(PATIENCE, || told_connections(&site, "alice").len() == 2), "on two shards");
+    let packet = udp_packet(clients[0].address.unwrap(), SERVER_V4.into(), &[0; 972]);
+    clients[0].send_packet(&packet);
+    thread::sleep(Duration::from_millis(300));
+    assert!(!clients.iter_mut().any(is_over_quota), "she has carried less");
+    let first = site.gateway.process.line_count();
+    (0..400).for_each(|_| clients[0].send_packet(&packet));
+    let closed = |clients: &mut [TestTunnel; 2]| clients.iter_mut().all(is_over_quota);
+    assert!(eventually(PATIENCE, || closed(&mut clients)), "{:?}", clients.map(|client| client.closed));
+    let line = site.gateway.process.wait_for_line_from(first, "users over their quotas: 1", PATIENCE).unwrap();
+    assert!(line.contains("connections closed: 2") && took_ms(&line) < ORDER_MS_MAX, "{line}");
+
+    assert!(is_over_quota(&mut try_login(&site, "alice")));
+    assert!(site.order_done(&["status"]).contains("users over their quotas: \"alice\""));
+    assert!(site.order_done(&["users"]).contains("over quota"));
+    bob.turn();
+    assert_eq!(bob.closed, None);
+
+    // She is refused after a restart too, as soon as the file is read.
+    thread::sleep(Duration::from_secs(4));
+    site.gateway.process.signal(rustix::process::Signal::KILL).unwrap();
+    assert!(eventually(PATIENCE, || UnixStream::connect(site.deployment.path("control")).is_err()));
+    site.gateway = Gateway::start(&site.deployment, &site.topology.gateway);
+    assert!(eventually(PATIENCE, || is_over_quota(&mut try_login(&site, "alice"))));
+
+    site.deployment.edit("users.toml", "300 kB", "1 GB");
+    site.order_done(&["reload"]);
+    let mut client = login(&site, "alice");
+    thread::sleep(Duration::from_millis(300));
+    assert!(!is_over_quota(&mut client), "{:?}", client.closed);
+    site.deployment.edit("users.toml", "1 GB", "300 kB");
+    site.order_done(&["reload"]);
+    assert!(eventually(PATIENCE, || is_over_quota(&mut client)));
+    // Whoever is forgotten has the whole quota.
+    site.order_done(&["usage", "alice", "--forget"]);
+    assert!(eventually(PATIENCE, || !is_over_quota(&mut try_login(&site, "alice"))));
+    site.gateway.assert_sound();
+}
+
+/// The shards that have connections of `user`.
+fn told_connections(site: &Site, user: &str) -> BTreeSet<u64> {
+    let said = site.order_done(&["connections", "--user", user, "--json"]);
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    answer["connections"].as_array().unwrap().iter().map(|row| row["shard"].as_u64().unwrap()).collect()
 }

@@ -25,6 +25,8 @@ const VALUES: &[(&str, [&str; 2])] = &[
     ("connection_ids.server_id", ["01", "02"]),
     ("shards.key_file", ["a", "b"]),
     ("control.socket", ["a.sock", "b.sock"]),
+    ("usage.quota_per_day", ["1 GB", "2 GB"]),
+    ("usage.quota_per_month", ["1500 GB", "2 TB"]),
 ];
 
 /// Keys that have one value, whose values are masked, or that are nothing without another.

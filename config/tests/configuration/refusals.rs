@@ -95,6 +95,8 @@ const WRONG: &[(&str, &[&str])] = &[
     ("shards.cpus", &["0", "\"a\"", "\"core\"", "[]", "[-1]", "[1024]", "[0, 0]", "[\"0x\"]"]),
     ("shards.key_file", &["1", "\"\""]),
     ("usage.file", &["1", "\"\""]),
+    ("usage.quota_per_day", &["1", "\"5\"", "\"0 B\"", "\"-1 GB\"", "\"5 Gb/s\"", "\"2e6 TB\""]),
+    ("usage.quota_per_month", &["1", "\"much\""]),
     ("connection_ids.layout", &["1", "\"quic-lb\""]),
     ("connection_ids.server_id", &["1", "\"\"", "\"0\"", "\"0g\""]),
     ("connection_ids.key", &["1", "\"00\"", "\"é\""]),

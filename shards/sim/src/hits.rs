@@ -58,6 +58,7 @@ kinds! { CONTROL_MESSAGES, control_message(ControlMessage):
     M::Close { reason: CloseReason::TooManyConnections, .. } => "close_too_many_connections",
     M::Close { reason: CloseReason::Revoked, .. } => "close_revoked",
     M::Close { reason: CloseReason::Moved, .. } => "close_moved",
+    M::Close { reason: CloseReason::OverQuota, .. } => "close_over_quota",
     M::Route { .. } => "route",
     M::Unroute { .. } => "unroute",
     M::RoutesTold => "routes_told",
@@ -92,6 +93,7 @@ kinds! { EVENTS, event(Event):
     Event::PoolExhausted { .. } => "pool_exhausted",
     Event::PoolReserved { .. } => "pool_reserved",
     Event::TooManyConnections { .. } => "too_many_connections",
+    Event::OverQuota { .. } => "over_quota",
     Event::HandshakeFailed { .. } => "handshake_failed",
     Event::CertificateEnds { .. } => "certificate_ends",
     Event::Forgotten { .. } => "forgotten",
@@ -102,6 +104,7 @@ const ESTABLISHMENT_FAILED: u64 = close_code::ESTABLISHMENT_FAILED as u64;
 const SUPERSEDED: u64 = close_code::SUPERSEDED as u64;
 const REVOKED: u64 = close_code::REVOKED as u64;
 const DRAIN: u64 = close_code::DRAIN as u64;
+const QUOTA: u64 = close_code::QUOTA as u64;
 const UPGRADE: u64 = close_code::UPGRADE as u64;
 const MISUSE: u64 = close_code::MISUSE as u64;
 const SESSION_OVER: u64 = close_code::SESSION_OVER as u64;
@@ -115,6 +118,7 @@ kinds! { CLOSE_CAUSES, close_cause(CloseCause):
     CloseCause::Gateway { code: MISUSE, .. } => "gateway_misuse",
     CloseCause::Gateway { code: UPGRADE, .. } => "gateway_upgrade",
     CloseCause::Gateway { code: SESSION_OVER, .. } => "gateway_session_over",
+    CloseCause::Gateway { code: QUOTA, .. } => "gateway_quota",
     CloseCause::Gateway { .. } => "gateway_other",
     CloseCause::Reset => "reset",
     CloseCause::TimedOut => "timed_out",

@@ -10,6 +10,8 @@ pub const SUPERSEDED: u32 = 0x03;
 pub const REVOKED: u32 = 0x04;
 /// The gateway drains: the client is to come back, to another gateway if it knows one.
 pub const DRAIN: u32 = 0x05;
+/// The user has carried as much as allowed for now.
+pub const QUOTA: u32 = 0x06;
 /// Another process of the gateway takes its clients: the client is to come back, here. Or it has, and its newer connection has the address.
 pub const UPGRADE: u32 = 0x09;
 /// The session is over: it was idle for too long, has lasted as long as it may, or the certificate has expired.

@@ -147,4 +147,6 @@ pub enum CloseReason {
     Revoked,
     /// The client has moved to a newer connection, which gets the address.
     Moved,
+    /// The user has carried as much as allowed for now.
+    OverQuota,
 }

@@ -89,6 +89,8 @@ pub struct User {
     pub connection_limit: Option<ConnectionLimit>,
     /// Addresses that this user's connections get, and nobody else's; empty for the tunnel network's pool.
     pub pool: Vec<AddressRange>,
+    /// Whether the user has carried as much as allowed for now, and may have no connections.
+    pub is_over_quota: bool,
 }
 
 /// Two users claim the same thing.
@@ -155,6 +157,18 @@ impl Users {
                 && let Some(Entry::Present(user)) = next.entries.get_mut(&index)
             {
                 user.limit = limit;
+            }
+        }
+        next
+    }
+
+    /// The same users at the same indices, of whom those are over their quotas whom `is_over` names.
+    #[must_use]
+    pub fn with_quotas(&self, is_over: impl Fn(&str) -> bool) -> Self {
+        let mut next = self.clone();
+        for entry in next.entries.values_mut() {
+            if let Entry::Present(user) = entry {
+                user.is_over_quota = is_over(&user.name);
             }
         }
         next

@@ -48,6 +48,8 @@ pub enum Event {
     PoolReserved { user: UserIndex },
     /// A client was turned away after its login, because its user has all the connections allowed.
     TooManyConnections { user: UserIndex },
+    /// A client was turned away, because its user has carried as much as allowed for now.
+    OverQuota { user: UserIndex },
     /// A handshake came to nothing.
     HandshakeFailed { reason: String },
     /// The certificate of somebody who is logged in ends in so many days, and the session with it.

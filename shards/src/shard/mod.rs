@@ -285,6 +285,7 @@ impl Shard {
             CloseReason::PoolExhausted => Some(Event::PoolExhausted { user }),
             CloseReason::PoolReserved => Some(Event::PoolReserved { user }),
             CloseReason::TooManyConnections => Some(Event::TooManyConnections { user }),
+            CloseReason::OverQuota => Some(Event::OverQuota { user }),
             CloseReason::Revoked | CloseReason::Superseded | CloseReason::Moved => None,
         });
         event.into_iter().for_each(|event| self.data.outbox.tell(event));
@@ -296,6 +297,7 @@ impl Shard {
             CloseReason::Revoked => (close_code::REVOKED, "Access revoked"),
             CloseReason::Superseded => (close_code::SUPERSEDED, "Superseded by a newer connection"),
             CloseReason::Moved => (close_code::UPGRADE, "Moved to a newer connection"),
+            CloseReason::OverQuota => (close_code::QUOTA, "The quota is used up"),
         };
         self.data.close_of(Some(version), slot, code, reason);
     }

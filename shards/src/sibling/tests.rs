@@ -58,6 +58,7 @@ fn reason() -> impl Strategy<Value = CloseReason> {
         Just(CloseReason::TooManyConnections),
         Just(CloseReason::Revoked),
         Just(CloseReason::Moved),
+        Just(CloseReason::OverQuota),
     ]
 }
 

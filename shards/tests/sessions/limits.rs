@@ -87,3 +87,36 @@ fn a_lower_limit_closes_what_is_over_it() {
         assert_eq!(model.violation, None);
     }
 }
+
+#[test]
+fn a_user_over_quota_is_closed_on_every_shard_and_refused_until_there_is_more() {
+    for seed in 0..200 {
+        let over = || vec![User { is_over_quota: true, ..user(1, &[]) }, user(2, &[])];
+        let mut model = Model::new(seed, 3, "198.18.0.1/24", vec![user(1, &[]), user(2, &[])]);
+        let of_first: Vec<_> = (0..3).filter_map(|shard| model.login(shard, credential(1))).collect();
+        let of_second = model.login(0, credential(2)).unwrap();
+        if seed % 2 == 0 {
+            model.deliver_all();
+        }
+        model.announce(over());
+        for shard in [(seed % 3) as usize, ((seed + 1) % 3) as usize, ((seed + 2) % 3) as usize] {
+            model.apply_next(shard);
+            (0..seed % 7).for_each(|_| _ = model.deliver());
+        }
+        model.deliver_all();
+        let left = |model: &Model| model.live().map(|owned| owned.login.connection).collect::<Vec<_>>();
+        assert_eq!(left(&model), [of_second], "seed {seed}");
+        let late = model.login(1, credential(1)).unwrap();
+        model.deliver_all();
+        let closed = of_first.iter().chain([&late]);
+        let all_for_that = closed.into_iter().all(|one| model.closed.contains(&(*one, CloseReason::OverQuota)));
+        assert!(all_for_that && left(&model) == [of_second], "seed {seed}: {:?}", model.closed);
+        model.announce(vec![user(1, &[]), user(2, &[])]);
+        (0..3).for_each(|shard| model.apply_next(shard));
+        let again = model.login(1, credential(1)).unwrap();
+        model.deliver_all();
+        assert!(model.nodes[1].connections[&again].address.is_some(), "seed {seed}");
+        model.check_empty();
+        assert_eq!(model.violation, None, "seed {seed}");
+    }
+}

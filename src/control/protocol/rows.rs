@@ -7,7 +7,7 @@ use tollgate_shards::Usage;
 
 use crate::usage::{Day, Row};
 
-/// A user who is online, or whose limit is by order.
+/// A user who is online, whose limit is by order, or who is over a quota.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRow {
     /// The user's name.
@@ -23,6 +23,9 @@ pub struct UserRow {
     /// Whether that, or that there is none, is by order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_ordered: bool,
+    /// Whether a quota is used up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_over_quota: bool,
     /// When the oldest of the connections began, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_unix_s: Option<u64>,

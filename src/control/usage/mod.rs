@@ -3,25 +3,44 @@
 //! During an upgrade the newer process writes; the older one tells it what its clients use.
 
 mod ledger;
+mod quotas;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tollgate_config::{ConfigError, ServerConfig, Usage};
 
 use self::ledger::Ledger;
+use self::quotas::Quotas;
 use super::event_loop::{EventLoop, Source, Watched};
 use super::orders::Origin;
 use super::protocol::{Answer, Place, UsageRow};
-use super::{ControlError, ControlLoop};
-use crate::gateway::USAGE_INTERVAL;
+use super::{ControlError, ControlLoop, Phase};
+use crate::gateway::usage_interval;
 use crate::io::Wake;
-use crate::usage::{Ask, Book, Bookkeeper, Page, Told, unix_s};
+use crate::usage::{Ask, Book, Bookkeeper, Day, Page, Told, unix_s};
+
+/// What was carried before this process, or by others, as far as quotas know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Not, and the store is not open. Who was over a quota when this process took over still is.
+    Unknown,
+    /// Not, for the store cannot be read.
+    Unreadable,
+    /// The keeper is to be asked.
+    ToAsk,
+    /// The keeper was asked.
+    Asked,
+    Known,
+}
 
 /// What is kept of what users have carried.
 #[derive(Debug)]
 pub(super) struct Bookkeeping {
     ledger: Ledger,
+    quotas: Quotas,
+    before: Before,
     keeper: Bookkeeper,
     wake: Watched<Arc<Wake>>,
     renew_at: Instant,
@@ -42,6 +61,8 @@ impl Bookkeeping {
         let wake = event_loop.watch(Source::Usage, wake)?;
         Ok(Some(Bookkeeping {
             ledger: Ledger::default(),
+            quotas: Quotas::default(),
+            before: Before::Unknown,
             keeper,
             wake,
             renew_at: Instant::now(),
@@ -56,9 +77,13 @@ impl Bookkeeping {
 
     /// A line where the store cannot be written.
     pub(super) fn line(&self) -> Option<String> {
-        self.trouble
-            .as_ref()
-            .map(|trouble| format!("usage is counted in memory alone, its file cannot be used: {trouble}"))
+        self.trouble.as_ref().map(|trouble| {
+            format!("usage is counted in memory alone, its file cannot be used: {trouble}{}", self.unknown_before())
+        })
+    }
+
+    fn unknown_before(&self) -> &'static str {
+        if self.before == Before::Unreadable { "; quotas know nothing of what was before" } else { "" }
     }
 
     /// Writes `book`.
@@ -72,6 +97,22 @@ impl Bookkeeping {
         self.ask_for(false);
         book.merge(self.keeper.take_unsent());
         book
+    }
+
+    /// Asks for what was before, where that is to be done and all that this process has counted is with the keeper.
+    fn ask_before(&mut self, today: Day) {
+        if self.before == Before::ToAsk && self.keeper.has_sent_all() && self.keeper.ask(Ask::Before(today)) {
+            self.quotas.ask();
+            self.before = Before::Asked;
+        }
+    }
+
+    /// Those of whom it is known that they are `over` their quotas, and, until that is known of all, those who `were`.
+    fn over(&self, mut over: BTreeSet<String>, were: &BTreeSet<String>) -> BTreeSet<String> {
+        if matches!(self.before, Before::Unknown | Before::ToAsk | Before::Asked) {
+            over.extend(were.iter().cloned());
+        }
+        over
     }
 
     /// Says whether this process writes. Where too much waits, it is said the next time.
@@ -97,13 +138,40 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     pub(super) fn renew_usage(&mut self, now: Instant) {
         let Some(usage) = &mut self.usage else { return };
-        usage.renew_at = now + USAGE_INTERVAL;
-        let mut book = usage.ledger.renew(self.gateway.take_usage(), self.gateway.users(), now, unix_s());
+        let (unix_s, config) = (unix_s(), self.gateway.config());
+        usage.renew_at = now + usage_interval(config);
+        let mut book = usage.ledger.renew(self.gateway.take_usage(), self.gateway.users(), now, unix_s);
         book.merge(self.gateway.take_told_usage());
+        usage.quotas.add(&book, Day::of(unix_s), self.gateway.config());
         match self.gateway.successor() {
             Some(_) => self.gateway.tell_usage(usage.leave(book)),
             None => usage.keep(book),
         }
+        usage.ask_before(Day::of(unix_s));
+    }
+
+    /// Has those closed and refused who are over their quotas, where others are now.
+    pub(super) fn bar_users(&mut self) {
+        let Some(usage) = self.usage.as_ref().filter(|_| self.phase == Phase::Serving) else { return };
+        if self.orders.is_idle() && self.gateway.is_idle() {
+            let over = usage.over(usage.quotas.over().clone(), self.gateway.over_quota());
+            if over != *self.gateway.over_quota() {
+                self.gateway.begin_bar(over, Instant::now());
+                self.orders.begin_bar();
+            }
+        }
+    }
+
+    /// Who is over a quota of `next`.
+    pub(super) fn over_quotas_of(&self, next: &ServerConfig) -> BTreeSet<String> {
+        let Some(usage) = self.usage.as_ref() else { return BTreeSet::new() };
+        usage.over(usage.quotas.over_of(next), self.gateway.over_quota())
+    }
+
+    /// The configuration in force is another one.
+    pub(super) fn apply_quotas(&mut self) {
+        let config = self.gateway.config();
+        self.usage.iter_mut().for_each(|usage| usage.quotas.apply(config));
     }
 
     /// Has the keeper find rows, or forget a user. Returns the answer if there is one already.
@@ -130,11 +198,19 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
         {
             let answer = match told {
                 Told::Opened => {
-                    usage.trouble = None;
+                    (usage.trouble, usage.before) = (None, Before::ToAsk);
                     continue;
                 }
                 Told::Unusable(trouble) => {
                     usage.trouble = Some(trouble);
+                    if usage.before != Before::Known {
+                        usage.before = Before::Unreadable;
+                    }
+                    continue;
+                }
+                Told::Before(told) => {
+                    usage.quotas.load(told, self.gateway.config());
+                    usage.before = Before::Known;
                     continue;
                 }
                 Told::Unwritten(book) => {
@@ -145,7 +221,10 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
                     continue;
                 }
                 Told::Rows(page) => rows(page),
-                Told::Forgotten(Ok(true)) => Answer::done(vec!["forgotten".to_owned()]),
+                Told::Forgotten(Ok(true)) => {
+                    usage.before = Before::ToAsk;
+                    Answer::done(vec!["forgotten".to_owned()])
+                }
                 Told::Forgotten(Ok(false)) => Answer::refused(vec!["no usage of that user is known".to_owned()]),
                 Told::Forgotten(Err(reason)) => Answer::refused(vec![reason]),
             };

@@ -10,6 +10,9 @@ const UNREACHABLE: &[(Name, &str)] = &[
     (("close", "assignment"), "only another gateway assigns what a client cannot use"),
     (("close", "gateway_other"), "the gateway has no other code"),
     (("counter", "forgotten_events"), "every pass takes all events"),
+    (("close", "gateway_quota"), "the shell counts what users carry; tests of sessions bar users"),
+    (("message", "close_over_quota"), "the shell counts what users carry; tests of sessions bar users"),
+    (("event", "over_quota"), "the shell counts what users carry; tests of sessions bar users"),
     (("drop", "udp_truncated"), "no datagram is longer than what a core receives into"),
     (("event", "forgotten"), "every pass takes all events"),
 ];

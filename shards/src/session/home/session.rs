@@ -94,6 +94,14 @@ impl Member {
         users.find(&credential) == Some(user) && self.address().is_none_or(|address| users.allows(user, address))
     }
 
+    /// Why it may not stay, whoever else is there.
+    fn forbidden(&self, users: &Users) -> Option<CloseReason> {
+        if !self.is_valid(users) {
+            return Some(CloseReason::Revoked);
+        }
+        users.user(self.login.user).filter(|user| user.is_over_quota).map(|_| CloseReason::OverQuota)
+    }
+
     fn close(&mut self, context: &mut Context, reason: CloseReason) {
         self.closing = true;
         let connection = self.login.connection;
@@ -168,8 +176,8 @@ impl Session {
         if !newest.counts(context) {
             return;
         }
-        if !newest.is_valid(&context.users) {
-            return newest.close(context, CloseReason::Revoked);
+        if let Some(reason) = newest.forbidden(&context.users) {
+            return newest.close(context, reason);
         }
         let newest = self.members.len() - 1;
         self.take_over(context, newest);
@@ -180,8 +188,8 @@ impl Session {
     /// Judges all members, after the users have changed or the home has got its memory back.
     pub(super) fn review(&mut self, context: &mut Context) {
         for member in &mut self.members {
-            if member.counts(context) && !member.is_valid(&context.users) {
-                member.close(context, CloseReason::Revoked);
+            if let Some(reason) = member.forbidden(&context.users).filter(|_| member.counts(context)) {
+                member.close(context, reason);
             }
         }
         (0..self.members.len()).for_each(|place| self.take_over(context, place));
