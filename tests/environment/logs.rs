@@ -1,4 +1,4 @@
-//! What programs read of the log: objects of JSON, entries of systemd's journal.
+//! What programs read of the log, objects of JSON and entries of systemd's journal; and what nobody is to read in any.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,14 +6,20 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use tollgate_noise::Kind;
+use tollgate_test_support::client::Login;
 use tollgate_test_support::deployment::{Deployment, Plan};
 use tollgate_test_support::gateway::Gateway;
 use tollgate_test_support::mounts::after_mounts;
 use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_test_support::{PATIENCE, control, turn};
-use tollgate_testkit::{Topology, TopologyPlan};
+use tollgate_testkit::{Process, Topology, TopologyPlan};
 
 /// The gateway's own address, for clients in its namespace.
 const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
@@ -133,4 +139,107 @@ fn without_a_journal_the_gateway_says_so_and_ends() {
     let lines = gateway.lines();
     assert!(lines.len() == 1 && lines[0].contains("/run/systemd/journal/socket"), "{lines:#?}");
     assert!(lines[0].contains("write \"human\" or \"json\""), "{lines:#?}");
+}
+
+/// A secret in each form in which a line could have it.
+struct Secret {
+    of: String,
+    forms: Vec<String>,
+}
+
+impl Secret {
+    fn new(of: &str, bytes: &[u8]) -> Self {
+        // Two pieces, so that a part of it is found too: what it begins with may be the same for all of its kind.
+        let pieces = [&bytes[bytes.len() / 2..], &bytes[bytes.len() / 4..]].map(|from| &from[..from.len().min(12)]);
+        let forms = pieces.iter().flat_map(|piece| {
+            let list = format!("{piece:?}");
+            let hex: String = piece.iter().map(|byte| format!("{byte:02x}")).collect();
+            [list.trim_matches(['[', ']']).to_owned(), hex.to_uppercase(), hex, piece.escape_ascii().to_string()]
+        });
+        // What stands whole in a file, as base64.
+        let base64 = |skipped: usize| {
+            let whole = BASE64_STANDARD.encode(&bytes[bytes.len() / 2 + skipped..]);
+            whole[..whole.len().min(16)].to_owned()
+        };
+        Secret { of: of.to_owned(), forms: forms.chain([0, 1, 2].map(base64)).collect() }
+    }
+
+    fn is_in(&self, line: &str) -> bool {
+        self.forms.iter().any(|form| line.contains(form))
+    }
+}
+
+/// All that the gateway and its clients have to keep to themselves.
+fn secrets(deployment: &Deployment) -> Vec<Secret> {
+    let mut secrets = vec![Secret::new("keys", &fs::read(deployment.path("keys")).unwrap())];
+    for name in ["server", "alice", "bob"] {
+        let key = PrivateKeyDer::from_pem_file(deployment.path(&format!("{name}_key.pem"))).unwrap();
+        secrets.push(Secret::new(&format!("the key of {name}'s certificate"), key.secret_der()));
+        for kind in Kind::ALL {
+            let key = BASE64_STANDARD.decode(deployment.private_key(name, kind)).unwrap();
+            secrets.push(Secret::new(&format!("{name}'s Noise key ({kind})"), &key));
+        }
+    }
+    secrets
+}
+
+#[test]
+fn a_secret_is_found_in_each_form() {
+    let bytes: Vec<u8> = (60..124).collect();
+    let secret = Secret::new("", &bytes);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let forms = [
+        format!("{bytes:?}"),
+        hex.to_uppercase(),
+        hex,
+        bytes.escape_ascii().to_string(),
+        BASE64_STANDARD.encode(&bytes),
+    ];
+    forms.iter().for_each(|form| assert!(secret.is_in(&format!("key={form} and more")), "{form}"));
+    assert!(!secret.is_in("a line without one"));
+}
+
+/// Gateway and clients at the highest level, over a run with all that secrets take part in.
+#[test]
+#[ignore = "needs root: cargo xtask test --full"]
+fn no_secret_stands_in_a_log_of_any_level() {
+    let _turn = turn::together();
+    let mut deployment = Deployment::write(&Plan { serves_noise: true, ..Plan::default() });
+    deployment.write_identity("mallory", &[]);
+    let topology = Topology::build(&TopologyPlan { clients: 3, ..TopologyPlan::default() }).unwrap();
+    let at_trace = |mut command: Command| {
+        command.env("RUST_LOG", "trace,quinn_proto=trace,rustls=trace,glommio=trace");
+        command
+    };
+    let gateway = Gateway::start_with(at_trace(Gateway::command(&deployment)), &topology.gateway);
+    let logins = [Login::of("alice"), Login::by_noise("bob", "hybrid"), Login::of("mallory")];
+    let clients = logins.iter().zip(&topology.clients).map(|(login, at)| {
+        let mut command = Command::new(tollgate_test_support::program());
+        command.arg("connect").arg("--config").arg(deployment.write_client(*login)).current_dir(deployment.folder());
+        at.namespace.spawn(at_trace(command)).unwrap()
+    });
+    let clients: Vec<Process> = clients.collect();
+    for words in ["user=\"alice\"", "user=\"bob\"", "no user has this certificate"] {
+        gateway.process.wait_for_line(words, PATIENCE).unwrap();
+    }
+    assert!(control::ask(&deployment, &["reload"]).done);
+    gateway.status();
+    assert!(control::kick(&deployment, "alice").done);
+    let first = gateway.process.line_count();
+    let upgraded = control::ask(&deployment, &["upgrade", "--within", "0s"]);
+    assert!(upgraded.done, "{upgraded:?}");
+    for user in ["alice", "bob"] {
+        gateway.process.wait_for_line_from(first, &format!("client connected user=\"{user}\""), PATIENCE).unwrap();
+    }
+    let secrets = secrets(&deployment);
+    let mut lines = 0;
+    for process in clients.iter().chain([&gateway.process]) {
+        for line in process.lines() {
+            lines += 1;
+            let told = secrets.iter().find(|secret| secret.is_in(&line));
+            assert!(told.is_none(), "{}: {line}", told.map_or("", |secret| &secret.of));
+        }
+        assert!(process.lines().iter().any(|line| line.contains("TRACE")), "{:#?}", process.lines());
+    }
+    println!("{lines} lines, {} secrets", secrets.len());
 }

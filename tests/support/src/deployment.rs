@@ -149,7 +149,8 @@ impl Deployment {
         self.keys[name][kind as usize].public().to_string()
     }
 
-    fn private_key(&self, name: &str, kind: Kind) -> String {
+    /// As files have it.
+    pub fn private_key(&self, name: &str, kind: Kind) -> String {
         self.keys[name][kind as usize].to_base64().to_string()
     }
 
