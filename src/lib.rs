@@ -11,6 +11,7 @@ pub mod connect;
 pub mod control;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 pub mod gateway;
 pub mod handshakes;
 pub mod host;

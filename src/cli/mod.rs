@@ -201,6 +201,17 @@ enum Command {
     Connect(ClientFile),
     /// Validate a configuration file and print what it amounts to, secrets masked.
     Check(CheckedFile),
+    /// Say what this machine lacks for the gateway to work, and what costs it speed, each with the command that mends it.
+    ///
+    /// Looks at forwarding, filters, offloads and MTU of the links to clients, buffers, cores, clock and the gateway's certificate. Changes nothing.
+    /// Run it as root: some answers are root's. Exit status 1 where something is missing.
+    Doctor {
+        #[command(flatten)]
+        file: ServerFile,
+        /// Print an object of JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the script by which a shell completes commands and options of this program.
     Completions {
         /// The shell.
@@ -333,6 +344,7 @@ impl Cli {
                 Ok(crate::connect::run(&config, &terminal_signals()?)?)
             }
             Command::Check(file) => check(&file),
+            Command::Doctor { file, json } => doctor(&file, json),
             Command::Completions { shell } => Ok(print(&pages::completions(shell))?),
             Command::Man { folder } => Ok(pages::write_manual(&folder)?),
             Command::Identity(command) => Ok(print(&command.run()?)?),
@@ -423,6 +435,17 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
     let (warnings, text) = if file.client { check_client(file)? } else { check_server(file)? };
     warnings.iter().for_each(|warning| say_last(&format!("tollgate: warning: {warning}")));
     Ok(print(&format!("# {} is valid. {text}", file.config.display()))?)
+}
+
+fn doctor(file: &ServerFile, json: bool) -> anyhow::Result<()> {
+    let config = file.load()?;
+    let findings = crate::doctor::examine(&config, &doubts(&config)?);
+    print(&if json { serde_json::to_string(&findings)? } else { findings.to_string() })?;
+    anyhow::ensure!(
+        !findings.are_grave(),
+        "the gateway lacks something here: see the lines that begin with \"missing\""
+    );
+    Ok(())
 }
 
 /// Returns warnings, and what the configuration amounts to.

@@ -4,6 +4,7 @@
 //! neither; only [`TunSteering`] and [`Wake`] are shared. Nothing here looks at a connection, a user or a route.
 
 mod bpf;
+pub mod clock;
 mod cmsg;
 pub mod descriptor_messages;
 mod members;

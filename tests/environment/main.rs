@@ -3,6 +3,7 @@
 mod certificates;
 mod containers;
 mod devices;
+mod doctor;
 mod logs;
 mod modes;
 mod neighbours;
