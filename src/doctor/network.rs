@@ -164,12 +164,11 @@ pub(super) fn offloads(name: &str, features: std::io::Result<String>) -> Vec<Fin
         let mut lines = features.lines().filter_map(|line| line.trim().split_once(':'));
         lines.find(|(name, _)| *name == feature).map(|(_, state)| state.trim().to_owned())
     };
-    let findings = FEATURES.iter().filter_map(|(feature, price)| {
-        // What is fixed cannot be had.
-        (state(feature)? == "off").then(|| {
-            let told = format!("{feature} of {name} is off: {price}");
-            Finding::new(about, Verdict::Dear, told, format!("ethtool -K {name} {feature} on"))
-        })
+    // What is fixed cannot be had.
+    let are_off = FEATURES.iter().filter(|(feature, _)| state(feature).is_some_and(|state| state == "off"));
+    let findings = are_off.map(|(feature, price)| {
+        let told = format!("{feature} of {name} is off: {price}");
+        Finding::new(about, Verdict::Dear, told, format!("ethtool -K {name} {feature} on"))
     });
     let findings: Vec<Finding> = findings.collect();
     if findings.is_empty() {
