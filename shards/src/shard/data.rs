@@ -205,8 +205,9 @@ impl DataPlane {
             }
             self.close(slot, close_code::MISUSE, "too many CRYPTO frames");
         }
-        self.end_session(slot);
         let are_left = self.answer_too_large(slot) | self.take_inner_packets(slot);
+        // What has come is looked at first: a shard that could not run for a while takes nobody for idle who was not.
+        self.end_session(slot);
         if are_left {
             self.quic.connections.touch(slot);
         }
