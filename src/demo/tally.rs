@@ -104,13 +104,6 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_that_is_not_known_is_refused() {
-        let line = Status { shards: vec![report(0, 3)], ..Status::default() }.to_json().replace("isolated", "lonely");
-        let error = serde_json::from_str::<Status>(&line).unwrap_err().to_string();
-        assert!(error.contains("lonely"), "{error}");
-    }
-
-    #[test]
     fn a_tally_sums_over_shards_and_counts_from_an_earlier_one() {
         let before = Tally::of(&Status { shards: vec![report(0, 1), report(1, 2)], ..Status::default() });
         let after = Tally::of(&Status { shards: vec![report(0, 4), report(1, 6)], ..Status::default() });
