@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand::SystemRandom;
 use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustls::pki_types::CertificateDer;
-use tollgate_config::{ClientProtocol, Credentials, ServerProtocol, ServerTls};
+use tollgate_config::{ClientProtocol, Credentials, Open, ServerProtocol, ServerTls};
 use tollgate_noise::{Announcement, Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_VERSION};
 use tollgate_shards::{MovingHandshake, Users};
 
@@ -82,17 +82,17 @@ pub struct ServerIdentity {
 }
 
 impl Served {
-    /// Loads what `protocol` names.
+    /// Loads what `protocol` names, of files that `open` opens.
     ///
     /// # Errors
     ///
     /// If any of it cannot be read, or does not fit together.
-    pub fn load(protocol: &ServerProtocol) -> Result<Self, HandshakeError> {
-        let keys = noise::private_keys(&protocol.noise)?;
+    pub fn load(protocol: &ServerProtocol, open: &Open<'_>) -> Result<Self, HandshakeError> {
+        let keys = noise::private_keys(&protocol.noise, open)?;
         let noise = || ServerConfig::new(&keys, Arc::<Users>::default(), Arc::new(SystemRandom::new()));
         let noise = (!keys.is_empty()).then(noise).transpose().map_err(NoiseError::from)?.map(Arc::new);
-        let certificates = protocol.tls.as_ref().map(chain).transpose()?.unwrap_or_default();
-        let tls = protocol.tls.as_ref().map(tls::server).transpose()?.map(|tls| tls as _);
+        let certificates = protocol.tls.as_ref().map(|tls| chain(tls, open)).transpose()?.unwrap_or_default();
+        let tls = protocol.tls.as_ref().map(|tls| tls::server(tls, open)).transpose()?.map(|tls| tls as _);
         let keys = keys.iter().map(PrivateKey::public).collect();
         Ok(Served { handshakes: Handshakes { tls, noise }, identity: ServerIdentity { certificates, keys } })
     }
@@ -119,8 +119,8 @@ impl ServerIdentity {
 }
 
 /// The gateway's certificate and those that vouch for it.
-fn chain(tls: &ServerTls) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chains = tls.certificates.iter().map(|source| tls::certificates("certificate", source));
+fn chain(tls: &ServerTls, open: &Open<'_>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chains = tls.certificates.iter().map(|source| tls::certificates("certificate", source, open));
     Ok(chains.collect::<Result<Vec<_>, _>>()?.concat())
 }
 

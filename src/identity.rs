@@ -13,7 +13,7 @@ use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use tempfile::NamedTempFile;
-use tollgate_config::PemSource;
+use tollgate_config::{PemSource, open_file};
 use tollgate_shards::Fingerprint;
 use zeroize::Zeroizing;
 
@@ -241,7 +241,7 @@ pub fn gencert(
 ///
 /// If the file cannot be read or holds no certificate.
 pub fn fingerprint(certificate: &Path) -> Result<Fingerprint, IdentityError> {
-    let certificates = tls::certificates("certificate", &PemSource::File(certificate.to_owned()))?;
+    let certificates = tls::certificates("certificate", &PemSource::File(certificate.to_owned()), &open_file)?;
     Ok(Fingerprint::of(&certificates[0]))
 }
 

@@ -1,12 +1,11 @@
 //! The keys of Noise handshakes, loaded.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
-use tollgate_config::{ClientNoise, NoiseKeySource};
+use tollgate_config::{ClientNoise, NoiseKeySource, Open, open_file};
 use tollgate_noise::{ClientConfig, ClientError, DuplicateKind, KeyError, PrivateKey};
 use zeroize::Zeroizing;
 
@@ -46,13 +45,13 @@ pub enum NoiseError {
     Missing,
 }
 
-/// A gateway's private keys.
+/// A gateway's private keys, in files that `open` opens.
 ///
 /// # Errors
 ///
 /// If one cannot be read.
-pub fn private_keys(sources: &[NoiseKeySource]) -> Result<Vec<PrivateKey>, NoiseError> {
-    sources.iter().map(private_key).collect()
+pub fn private_keys(sources: &[NoiseKeySource], open: &Open<'_>) -> Result<Vec<PrivateKey>, NoiseError> {
+    sources.iter().map(|source| private_key(source, open)).collect()
 }
 
 /// A client's side of the handshake.
@@ -61,15 +60,15 @@ pub fn private_keys(sources: &[NoiseKeySource]) -> Result<Vec<PrivateKey>, Noise
 ///
 /// If its key cannot be read, or is none for the gateway's.
 pub fn client(noise: &ClientNoise) -> Result<ClientConfig, NoiseError> {
-    let own = private_key(noise.private_key.as_ref().ok_or(NoiseError::Missing)?)?;
+    let own = private_key(noise.private_key.as_ref().ok_or(NoiseError::Missing)?, &open_file)?;
     let server = noise.server_public_key.clone().ok_or(NoiseError::Missing)?;
     Ok(ClientConfig::new(&own, server, Arc::new(SystemRandom::new()))?)
 }
 
-fn private_key(source: &NoiseKeySource) -> Result<PrivateKey, NoiseError> {
+fn private_key(source: &NoiseKeySource, open: &Open<'_>) -> Result<PrivateKey, NoiseError> {
     match source {
         NoiseKeySource::Inline(key) => Ok(key.clone()),
-        NoiseKeySource::File(path) => File::open(path)
+        NoiseKeySource::File(path) => open(path)
             .and_then(read_key)
             .map_err(|error| NoiseError::Unreadable { path: path.clone(), error })?
             .map_err(|error| NoiseError::NoKey { path: path.clone(), error }),

@@ -9,7 +9,6 @@ mod inspect;
 mod validity;
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path;
@@ -32,7 +31,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InconsistentKeys, RootCertStore,
     ServerConfig, SignatureScheme, quic,
 };
-use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
+use tollgate_config::{ClientTls, KeyExchange, Open, PemSource, ServerTls, open_file};
 use tollgate_shards::{MovingHandshake, RETURNING_PROTOCOL, claim};
 use zeroize::Zeroizing;
 
@@ -130,13 +129,13 @@ pub enum TlsError {
     Refused(#[from] Error),
 }
 
-/// The gateway's side: asks every client for a certificate, and takes any whose key the client proves to hold.
+/// The gateway's side, of files that `open` opens: asks every client for a certificate, and takes any whose key the client proves to hold.
 ///
 /// # Errors
 ///
 /// If certificate or key cannot be read or do not fit together.
-pub fn server(tls: &ServerTls) -> Result<Arc<QuicServerConfig>, TlsError> {
-    let config = QuicServerConfig::with_initial(Arc::new(server_config(tls)?), initial_suite()?);
+pub fn server(tls: &ServerTls, open: &Open<'_>) -> Result<Arc<QuicServerConfig>, TlsError> {
+    let config = QuicServerConfig::with_initial(Arc::new(server_config(tls, open)?), initial_suite()?);
     config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
 }
 
@@ -233,7 +232,7 @@ impl Clients {
 fn roots(trusted: &[PemSource]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for source in trusted {
-        for certificate in certificates("trusted certificate", source)? {
+        for certificate in certificates("trusted certificate", source, &open_file)? {
             roots.add(certificate).map_err(|error| bad_certificate("trusted certificate", source, &error))?;
         }
     }
@@ -241,7 +240,7 @@ fn roots(trusted: &[PemSource]) -> Result<RootCertStore, TlsError> {
 }
 
 fn certified(chain: &[PemSource], key: &PemSource, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let own = Own::load(chain, key)?;
+    let own = Own::load(chain, key, &open_file)?;
     CertifiedKey::from_der(own.chain, own.key, provider).map_err(|error| refused_key(error, chain, key))
 }
 
@@ -267,10 +266,10 @@ fn quic_client(config: ClientConfig) -> Result<Arc<QuicClientConfig>, TlsError> 
     config.map(Arc::new).map_err(|error| Error::General(error.to_string()).into())
 }
 
-fn server_config(tls: &ServerTls) -> Result<ServerConfig, TlsError> {
+fn server_config(tls: &ServerTls, open: &Open<'_>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(provider(server_groups(tls.key_exchange)));
     let verifier = Arc::new(AnyCertificate { algorithms: provider.signature_verification_algorithms });
-    let own = Own::load(&tls.certificates, &tls.key)?;
+    let own = Own::load(&tls.certificates, &tls.key, open)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
@@ -327,22 +326,26 @@ struct Own {
 }
 
 impl Own {
-    fn load(sources: &[PemSource], key: &PemSource) -> Result<Self, TlsError> {
+    fn load(sources: &[PemSource], key: &PemSource, open: &Open<'_>) -> Result<Self, TlsError> {
         let mut chain = Vec::new();
         for source in sources {
-            chain.extend(certificates("certificate", source)?);
+            chain.extend(certificates("certificate", source, open)?);
         }
-        Ok(Own { chain, key: private_key("key", key)? })
+        Ok(Own { chain, key: private_key("key", key, open)? })
     }
 }
 
-/// The certificates in PEM data, in order: at least one. `role` says what they are for, should there be an error.
+/// The certificates in PEM data, in a file that `open` opens, in order: at least one. `role` says what they are for, should there be an error.
 ///
 /// # Errors
 ///
 /// If the data cannot be read, or any of it is damaged, or it holds no certificate.
-pub fn certificates(role: &'static str, source: &PemSource) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = read(role, source)?;
+pub fn certificates(
+    role: &'static str,
+    source: &PemSource,
+    open: &Open<'_>,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(role, source, open)?;
     let absent = || {
         wrong_form(role, source, form::instead_of_certificate(&pem, source))
             .unwrap_or_else(|| TlsError::NoCertificate { role, origin: Origin(source).to_string() })
@@ -355,8 +358,8 @@ pub fn certificates(role: &'static str, source: &PemSource) -> Result<Vec<Certif
 }
 
 /// The first private key in PEM data: PKCS #8, PKCS #1 or SEC 1. The parser's own errors quote the data, so they are not passed on.
-fn private_key(role: &'static str, source: &PemSource) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let pem = read(role, source)?;
+fn private_key(role: &'static str, source: &PemSource, open: &Open<'_>) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = read(role, source, open)?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         wrong_form(role, source, form::instead_of_key(&pem, source))
             .unwrap_or_else(|| TlsError::NoKey { role, origin: Origin(source).to_string() })
@@ -369,7 +372,7 @@ fn wrong_form(role: &'static str, source: &PemSource, found: Option<form::Form>)
 }
 
 /// PEM data, without the mark that some editors put in front of it.
-fn read(role: &'static str, source: &PemSource) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+fn read(role: &'static str, source: &PemSource, open: &Open<'_>) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let path: &Path = match source {
         PemSource::File(path) => path,
         PemSource::Inline(pem) => {
@@ -380,7 +383,7 @@ fn read(role: &'static str, source: &PemSource) -> Result<Zeroizing<Vec<u8>>, Tl
     let origin = || Origin(source).to_string();
     // Of full size from the start: growing would leave copies of a key behind.
     let mut pem = Zeroizing::new(Vec::with_capacity(PEM_BYTES_MAX as usize + 1));
-    File::open(path)
+    open(path)
         .and_then(|file| file.take(PEM_BYTES_MAX + 1).read_to_end(&mut pem))
         .map_err(|error| TlsError::Unreadable { role, origin: origin(), error })?;
     if pem.len() as u64 > PEM_BYTES_MAX {

@@ -12,6 +12,7 @@ use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::error::ConfigError;
 use crate::kind::{Kind, interface, text};
 use crate::log::Logging;
+use crate::open::open_file;
 use crate::protocol::{self, ClientProtocol};
 use crate::schema::{Declared, RESTART, Section, table};
 use crate::table::Table;
@@ -85,7 +86,7 @@ impl ClientConfig {
     ///
     /// If the file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, Self::read_file)?;
+        let (mut config, ignored) = document::load(path, FILE_BYTES_MAX, env, &open_file, Self::read_file)?;
         config.ignored_variables = ignored.variables;
         config.warnings.extend(ignored.warnings);
         Ok(config)

@@ -8,6 +8,7 @@ use crate::document::{self, FILE_BYTES_MAX};
 use crate::environment::RUNTIME_FOLDER;
 use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, switch, text};
+use crate::open::open_file;
 use crate::schema::{Declared, LIVE, RESTART, read_key, table};
 use crate::value;
 
@@ -67,7 +68,7 @@ pub fn control_socket(path: &Path, variables: impl Iterator<Item = (String, Stri
         ["_CONTROL__SOCKET", "_BIND_PORT", "_BIND_ADDRESS", "RUNTIME_DIRECTORY"].iter().any(|key| name.ends_with(key))
     };
     let variables = variables.filter(|(name, _)| concerned(&name.to_ascii_uppercase()));
-    let (control, _) = document::load(path, FILE_BYTES_MAX, variables, |mut root, report| {
+    let (control, _) = document::load(path, FILE_BYTES_MAX, variables, &open_file, |mut root, report| {
         let bind = bind::read_bind(&mut root, report);
         let mut control = Control::initial();
         let socket = read_key("socket", socket, RESTART, &mut root.table(report, "control"), report);

@@ -4,7 +4,6 @@
 //! after a problem, so that one run reports all of them. This module never shows the value of a setting that was read as a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -14,12 +13,13 @@ use zeroize::Zeroizing;
 use crate::environment::{Environment, Folders, Ignored, Override, QUINCY_PREFIX, has_prefix};
 use crate::error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 use crate::likeness::nearest;
+use crate::open::Open;
 use crate::table::Table;
 
 /// Longest server or client file, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Has `read` make a value of the file at `path`, overridden by `env`. Returns with it what in `env` was ignored.
+/// Has `read_root` make a value of the file at `path`, which `open` opens, overridden by `env`. Returns with it what in `env` was ignored.
 ///
 /// # Errors
 ///
@@ -28,9 +28,10 @@ pub(crate) fn load<T>(
     path: &Path,
     bytes_max: u64,
     env: impl Iterator<Item = (String, String)>,
+    open: &Open<'_>,
     read_root: impl FnOnce(Table<'_>, &mut Report<'_>) -> T,
 ) -> Result<(T, Ignored), ConfigError> {
-    let text = read(path, bytes_max)?;
+    let text = read(path, bytes_max, open)?;
     load_text(path, &text, env, read_root)
 }
 
@@ -55,14 +56,14 @@ pub(crate) fn load_text<T>(
 /// # Errors
 ///
 /// If it cannot be read, is too long, or is not UTF-8.
-pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, ConfigError> {
+pub(crate) fn read(path: &Path, bytes_max: u64, open: &Open<'_>) -> Result<Zeroizing<String>, ConfigError> {
     let refuse = |what: String, remedy: &str| {
         ConfigError::one(Problem { place: Place::File(path.into()), key: String::new(), what, remedy: remedy.into() })
     };
     let unreadable = |error: std::io::Error| {
         refuse(format!("cannot be read: {error}"), "name a file that exists and that this user may read")
     };
-    let file = File::open(path).map_err(unreadable)?;
+    let file = open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
     if length > bytes_max {
         return Err(refuse(format!("is {length} bytes long"), &format!("it may have at most {bytes_max} bytes")));

@@ -26,6 +26,7 @@ mod kind;
 mod likeness;
 mod log;
 mod metrics;
+mod open;
 mod protocol;
 mod schema;
 mod server;
@@ -50,6 +51,7 @@ pub use kind::FilePlace;
 pub use likeness::nearest;
 pub use log::{LogFormat, Logging};
 pub use metrics::Metrics;
+pub use open::{Open, open_file};
 pub use protocol::{
     ClientNoise, ClientProtocol, ClientTls, KeyExchange, NoiseKeySource, PemSource, ServerProtocol, ServerTls,
 };

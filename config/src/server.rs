@@ -21,6 +21,7 @@ use crate::error::ConfigError;
 use crate::kind::{FilePlace, Kind, interface, listen, path, port, rate, switch, text};
 use crate::log::Logging;
 use crate::metrics::Metrics;
+use crate::open::{Open, open_file};
 use crate::protocol::{self, ServerProtocol};
 use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
@@ -101,8 +102,22 @@ impl ServerConfig {
     ///
     /// If a file cannot be read or anything in it is wrong: see [`ConfigError`].
     pub fn load(path: &Path, env: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let read = |root: Table<'_>, report: &mut Report<'_>| Self::read_file(root, report, &read_users_text);
-        Ok(Self::with_ignored(document::load(path, FILE_BYTES_MAX, env, read)?))
+        Self::load_with(path, env, &open_file)
+    }
+
+    /// The same, of files that `open` opens.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerConfig::load`].
+    pub fn load_with(
+        path: &Path,
+        env: impl Iterator<Item = (String, String)>,
+        open: &Open<'_>,
+    ) -> Result<Self, ConfigError> {
+        let users = |path: &Path| document::read(path, USERS_FILE_BYTES_MAX, open);
+        let read = |root: Table<'_>, report: &mut Report<'_>| Self::read_file(root, report, &users);
+        Ok(Self::with_ignored(document::load(path, FILE_BYTES_MAX, env, open, read)?))
     }
 
     /// The same of `server`, the text of a server file, and of `users`, that of whatever users file it names. Nothing is read.
@@ -224,10 +239,6 @@ impl ServerConfig {
 
 /// Has the text of the users file at a path.
 type ReadUsers<'r> = dyn Fn(&Path) -> Result<Zeroizing<String>, ConfigError> + 'r;
-
-fn read_users_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
-    document::read(path, USERS_FILE_BYTES_MAX)
-}
 
 fn name() -> Kind<String> {
     let parse = |text: &str| match text.trim() {

@@ -12,15 +12,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use tollgate_config::{ClientConfig, ClientProtocol, Logging, ServerConfig};
+use tollgate_config::{ClientConfig, ClientProtocol, ConfigError, Logging, Open, ServerConfig, open_file};
 use tracing::{info, warn};
 
 use self::operator::Operator;
 use self::tables::Sort;
-use crate::control::{Control, DRAIN_MAX, Request};
-use crate::gateway::{Gateway, LimitOrder, refuse};
+use crate::control::{Control, DRAIN_MAX, Request, Sockets};
+use crate::gateway::{Gateway, KeyFile, LimitOrder, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
-use crate::host::{Host, Split, split};
+use crate::host::{Host, Load, Named, Split, split};
 use crate::log::{Log, say_last};
 use crate::output::{print, with_causes};
 use crate::signals::terminal_signals;
@@ -233,7 +233,7 @@ enum Command {
 }
 
 /// Where a gateway's configuration is.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ServerFile {
     /// The configuration file.
     #[arg(long, visible_alias = "config-path", value_name = "FILE", default_value = "server.toml")]
@@ -265,7 +265,7 @@ struct ClientFile {
     environment: Environment,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Environment {
     /// Environment variables that begin with this override keys of the file, as in QUINCY_CONNECTION__MTU=1300; those that begin with
     /// TOLLGATE_ do so always, and win.
@@ -296,13 +296,19 @@ impl Environment {
 }
 
 impl ServerFile {
-    fn load(&self) -> Result<ServerConfig, tollgate_config::ConfigError> {
+    fn load(&self) -> Result<ServerConfig, ConfigError> {
         ServerConfig::load(&self.config, self.environment.variables())
+    }
+
+    /// Reads it again whenever it is asked to.
+    fn reader(&self) -> Box<Load> {
+        let file = self.clone();
+        Box::new(move |open| ServerConfig::load_with(&file.config, file.environment.variables(), open))
     }
 }
 
 impl ClientFile {
-    fn load(&self) -> Result<ClientConfig, tollgate_config::ConfigError> {
+    fn load(&self) -> Result<ClientConfig, ConfigError> {
         ClientConfig::load(&self.config, self.environment.variables())
     }
 }
@@ -387,22 +393,25 @@ fn clients_per_s(text: &str) -> Result<u32, String> {
 }
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {
-    let (config, host, log) = begin(file)?;
-    let control = Control::open(&config, Listeners::default())?;
-    let gateway = Gateway::start(&config, host)?;
-    Ok(control.run(gateway, log, || file.load())?)
+    let config = file.load()?;
+    let sockets = Sockets::open(&config, Listeners::default())?;
+    let key_file = KeyFile::make_missing(&config.shards.key_file);
+    let (mut host, log) = begin(file, &config)?;
+    let control = Control::open(&config, sockets, &mut host)?;
+    let gateway = Gateway::start(&config, key_file, host)?;
+    Ok(control.run(gateway, log, file.reader())?)
 }
 
-/// Reads the configuration, gives up all privileges and starts the log, which has what is doubtful about the configuration.
-fn begin(file: &ServerFile) -> anyhow::Result<(ServerConfig, Host, Log)> {
-    let config = file.load()?;
-    let Split { host, left_open } = split(&config, Program::of_this_process())?;
+/// Gives up all privileges and starts the log, which has what is doubtful about the configuration.
+fn begin(file: &ServerFile, config: &ServerConfig) -> anyhow::Result<(Host, Log)> {
+    let files = Named::of(&file.config, config, file.reader());
+    let Split { mut host, left_open } = split(config, files, Program::of_this_process())?;
     let log = start_log(&config.log, &config.ignored_variables)?;
     left_open.iter().for_each(|line| info!("{line}"));
     config.warnings.iter().for_each(|warning| warn!("{warning}"));
-    let doubts = doubts(&config)?;
+    let doubts = doubts(config, &host.opener())?;
     doubts.iter().filter(|doubt| doubt.is_certain).for_each(|doubt| warn!("{}", doubt.text));
-    Ok((config, host, log))
+    Ok((host, log))
 }
 
 /// Takes over from the process that has started this one, or tells it why not.
@@ -414,20 +423,22 @@ fn succeed(file: &ServerFile) -> anyhow::Result<()> {
         refuse(&told, &with_causes(error));
     }
     let (control, gateway, log) = begun?;
-    Ok(control.run(gateway, log, || file.load())?)
+    Ok(control.run(gateway, log, file.reader())?)
 }
 
 fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Control, Gateway, Log)> {
     let (introduction, mut handed) = Introduction::receive(&stream)?;
-    let (config, host, log) = begin(file)?;
-    let control = Control::open(&config, introduction.listeners(&mut handed))?;
+    let config = file.load()?;
+    let sockets = Sockets::open(&config, introduction.listeners(&mut handed))?;
+    let (mut host, log) = begin(file, &config)?;
+    let control = Control::open(&config, sockets, &mut host)?;
     let gateway = Gateway::succeed(&config, &introduction, handed, stream, host)?;
     Ok((control, gateway, log))
 }
 
 /// What clients will find wrong with the gateway's certificate, if it shows one.
-fn doubts(config: &ServerConfig) -> anyhow::Result<Vec<Doubt>> {
-    let doubts = config.protocol.tls.as_ref().map(|tls| crate::tls::doubts(tls, SystemTime::now()));
+fn doubts(config: &ServerConfig, open: &Open<'_>) -> anyhow::Result<Vec<Doubt>> {
+    let doubts = config.protocol.tls.as_ref().map(|tls| crate::tls::doubts(tls, open, SystemTime::now()));
     Ok(doubts.transpose()?.unwrap_or_default())
 }
 
@@ -439,7 +450,7 @@ fn check(file: &CheckedFile) -> anyhow::Result<()> {
 
 fn doctor(file: &ServerFile, json: bool) -> anyhow::Result<()> {
     let config = file.load()?;
-    let findings = crate::doctor::examine(&config, &doubts(&config)?);
+    let findings = crate::doctor::examine(&config, &doubts(&config, &open_file)?);
     print(&if json { serde_json::to_string(&findings)? } else { findings.to_string() })?;
     anyhow::ensure!(
         !findings.are_grave(),
@@ -469,9 +480,9 @@ fn check_client(file: &CheckedFile) -> anyhow::Result<(Vec<String>, String)> {
 /// Likewise.
 fn check_server(file: &CheckedFile) -> anyhow::Result<(Vec<String>, String)> {
     let config = ServerConfig::load(&file.config, file.environment.variables())?;
-    let modes = Served::load(&config.protocol)?.modes();
+    let modes = Served::load(&config.protocol, &open_file)?.modes();
     let mut warnings = config.warnings.clone();
-    warnings.extend(doubts(&config)?.into_iter().map(|doubt| doubt.text));
+    warnings.extend(doubts(&config, &open_file)?.into_iter().map(|doubt| doubt.text));
     let names = config.users.users().map(|(_, user)| &user.name[..]);
     warnings.extend(shut_out(&modes, names.zip(&config.credentials[..])));
     let who = who_can_come_in(&modes, &config.credentials);

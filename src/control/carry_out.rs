@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tollgate_config::{ConfigError, ServerConfig};
 use tracing::info;
 
 use super::orders::{self, Origin, StatusFor, Survey, Whom};
@@ -13,7 +12,7 @@ use crate::gateway::{Completed, DrainPlan, NotUpgraded, Status};
 use crate::supervisor;
 use crate::usage::{Ask, Day, Query};
 
-impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
+impl ControlLoop {
     /// Ends orders that are completed, and begins the next ones as long as none is pending.
     pub(super) fn advance_orders(&mut self) {
         while let Some(completed) = self.gateway.poll_completed(Instant::now()) {
@@ -162,12 +161,17 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
 
     /// Reads the configuration again and puts it in force. Returns the answer if there is one already.
     fn begin_reload(&mut self, origin: Origin, force: bool) -> Option<Answer> {
-        let next = match (self.load)() {
+        let next = match (self.load)(&self.gateway.host().opener()) {
             Ok(next) => next,
             Err(error) => return Some(self.orders.refuse_reload(origin, orders::reasons(&error))),
         };
-        let is_watched = watched_file(&next) == self.users_file.as_ref().map(|watch| watch.path());
-        let watch = if is_watched { Ok(None) } else { watch_users_file(&next, &self.event_loop).map(Some) };
+        let wanted = watched_file(&next);
+        let is_watched = wanted.as_deref() == self.users_file.as_ref().map(|watch| watch.path());
+        let watch = if is_watched {
+            Ok(None)
+        } else {
+            watch_users_file(wanted, self.gateway.host(), &self.event_loop).map(Some)
+        };
         let watch = match watch {
             Ok(watch) => watch,
             Err(error) => return Some(self.orders.refuse_reload(origin, vec![error.to_string()])),

@@ -10,23 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::inotify;
 use rustix::io::Errno;
+use tollgate_config::Open;
 
 /// How long a file must have stayed as it is: whoever writes it may not be done.
 pub const QUIET: Duration = Duration::from_millis(200);
-
-/// Everything that may make a path mean another file, or end the watch.
-const EVENTS: WatchFlags = WatchFlags::MODIFY
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::ATTRIB)
-    .union(WatchFlags::CREATE)
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::ONLYDIR);
 
 /// A watched file. The descriptor is readable when something has happened in the file's folder.
 #[derive(Debug)]
@@ -39,16 +28,9 @@ pub struct FileWatch {
 }
 
 impl FileWatch {
-    /// Watches the file at `path`, which need not exist; its folder must.
-    ///
-    /// # Errors
-    ///
-    /// If the folder cannot be watched.
-    pub fn start(path: &Path) -> io::Result<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&inotify, folder, EVENTS)?;
-        Ok(FileWatch { path: path.to_owned(), inotify, seen: State::of(path), settled_at: None })
+    /// Watches the file at `path`, which need not exist, and which `open` opens, by a watch of its `folder` (inotify(7)).
+    pub fn start(path: &Path, folder: OwnedFd, open: &Open<'_>) -> Self {
+        FileWatch { path: path.to_owned(), inotify: folder, seen: State::of(path, open), settled_at: None }
     }
 
     /// The file's path.
@@ -56,14 +38,14 @@ impl FileWatch {
         &self.path
     }
 
-    /// Looks at the file after something has happened in its folder.
+    /// Looks at the file, which `open` opens, after something has happened in its folder.
     ///
     /// # Errors
     ///
     /// If the folder is gone, or the watch fails: it sees no further change.
-    pub fn handle_ready(&mut self, now: Instant) -> io::Result<()> {
+    pub fn handle_ready(&mut self, open: &Open<'_>, now: Instant) -> io::Result<()> {
         self.take_events()?;
-        let state = State::of(&self.path);
+        let state = State::of(&self.path, open);
         if state != self.seen {
             self.seen = state;
             self.settled_at = Some(now + QUIET);
@@ -108,12 +90,12 @@ impl AsFd for FileWatch {
 struct State(Option<[i64; 7]>);
 
 impl State {
-    fn of(path: &Path) -> Self {
+    fn of(path: &Path, open: &Open<'_>) -> Self {
         let of = |file: fs::Metadata| {
             let (device, inode, bytes) = (file.dev() as i64, file.ino() as i64, file.size() as i64);
             [device, inode, bytes, file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()]
         };
-        State(fs::metadata(path).ok().map(of))
+        State(open(path).and_then(|file| file.metadata()).ok().map(of))
     }
 }
 
@@ -122,16 +104,22 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use tollgate_config::open_file;
 
     use super::*;
+    use crate::host::watch_folder;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    fn watch(path: &Path) -> FileWatch {
+        FileWatch::start(path, watch_folder(path).unwrap(), &open_file)
+    }
 
     fn watched() -> (tempfile::TempDir, PathBuf, FileWatch) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("users.toml");
         fs::write(&path, "one").unwrap();
-        let watch = FileWatch::start(&path).unwrap();
+        let watch = watch(&path);
         (folder, path, watch)
     }
 
@@ -149,7 +137,7 @@ mod tests {
             let due = watch.poll_timeout().unwrap_or(end).min(end);
             let timeout = Timespec::try_from(due.saturating_duration_since(now)).unwrap();
             if poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&timeout)).unwrap() > 0 {
-                watch.handle_ready(Instant::now())?;
+                watch.handle_ready(&open_file, Instant::now())?;
             }
         }
     }
@@ -177,7 +165,7 @@ mod tests {
         }
         symlink("1", at("current")).unwrap();
         symlink("current/users.toml", at("users.toml")).unwrap();
-        let mut watch = FileWatch::start(&at("users.toml")).unwrap();
+        let mut watch = watch(&at("users.toml"));
         symlink("2", at("next")).unwrap();
         fs::rename(at("next"), at("current")).unwrap();
         assert!(changes_within(&mut watch, LONG).unwrap());
@@ -188,7 +176,7 @@ mod tests {
         let (folder, path, mut watch) = watched();
         for _ in 0..20 {
             fs::write(folder.path().join("other"), "x").unwrap();
-            watch.handle_ready(Instant::now()).unwrap();
+            watch.handle_ready(&open_file, Instant::now()).unwrap();
         }
         assert_eq!(watch.poll_timeout(), None);
         // Each write puts the moment off, by the times that this side tells.
@@ -196,7 +184,7 @@ mod tests {
         for bytes in 0..20 {
             fs::write(&path, "x".repeat(bytes)).unwrap();
             now += QUIET / 20;
-            watch.handle_ready(now).unwrap();
+            watch.handle_ready(&open_file, now).unwrap();
             assert!(!watch.handle_timeout(now));
         }
         assert_eq!(watch.poll_timeout(), Some(now + QUIET));
@@ -212,6 +200,6 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_missing_cannot_be_watched() {
-        assert!(FileWatch::start(Path::new("/nowhere/users.toml")).is_err());
+        assert!(watch_folder(Path::new("/nowhere/users.toml")).is_err());
     }
 }

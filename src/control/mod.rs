@@ -16,19 +16,19 @@ pub mod metrics;
 mod operator;
 mod orders;
 pub mod protocol;
+mod sockets;
 mod survey;
 mod upgrade;
 mod usage;
 mod watchdog;
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tollgate_config::{ConfigError, LogFilter, ServerConfig};
+use tollgate_config::{LogFilter, ServerConfig};
 use tollgate_netlink::NetlinkWatch;
 use tracing::warn;
 
@@ -38,6 +38,7 @@ pub use drain::{DrainError, drain};
 pub use file_watch::QUIET;
 pub use operator::{AskError, ask, ask_for_all};
 pub use protocol::{ANSWER_BYTES_MAX, Answer, REQUEST_BYTES_MAX, Request};
+pub use sockets::Sockets;
 
 use self::acceptor::Acceptor;
 use self::clients::{Clients, not_served};
@@ -49,12 +50,12 @@ use self::upgrade::Leaving;
 use self::usage::Bookkeeping;
 use self::watchdog::Watchdog;
 use crate::gateway::{Gateway, GatewayError};
+use crate::host::{Host, Load};
 use crate::io::Wake;
 use crate::log::Log;
 use crate::output::Reports;
 use crate::signals::SignalSource;
 use crate::supervisor;
-use crate::upgrade::Listeners;
 
 /// Longest drain.
 pub const DRAIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -111,19 +112,20 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens what `config` asks for, with what another process has `lent` where that is it. To be called before the
-    /// gateway starts, so that one that cannot be controlled does not.
+    /// Opens what `config` asks for beside `sockets`. To be called before the gateway starts, so that one that cannot be controlled does not.
     ///
     /// # Errors
     ///
     /// In one line that says what to do.
-    pub fn open(config: &ServerConfig, lent: Listeners) -> Result<Self, ControlError> {
+    pub fn open(config: &ServerConfig, mut sockets: Sockets, host: &mut Host) -> Result<Self, ControlError> {
         let event_loop = EventLoop::new()?;
+        let metrics = sockets.metrics.take();
+        let watch = |acceptor| event_loop.watch_once(Source::Acceptor, acceptor);
         Ok(Control {
             signals: event_loop.watch(Source::Signals, SignalSource::open().map_err(ControlError::Signals)?)?,
-            acceptor: acceptor(&config.control, lent.control, &event_loop)?,
-            users_file: watch_users_file(config, &event_loop)?,
-            metrics: Endpoint::open(&config.metrics, lent.metrics, &event_loop)?,
+            acceptor: sockets.acceptor().map(watch).transpose()?,
+            users_file: watch_users_file(watched_file(config), host, &event_loop)?,
+            metrics: Endpoint::open(metrics, &event_loop)?,
             usage: Bookkeeping::open(&config.usage, &event_loop)?,
             level: config.log.level.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
@@ -132,15 +134,12 @@ impl Control {
     }
 
     /// Has `gateway` do what is asked for until somebody wants it to stop or a core has ended; then stops it. `load` reads the
-    /// configuration again.
+    /// configuration again, of files that something opens.
     ///
     /// # Errors
     ///
     /// If a core had failed.
-    pub fn run<L>(self, gateway: Gateway, log: Log, load: L) -> Result<(), GatewayError>
-    where
-        L: Fn() -> Result<ServerConfig, ConfigError>,
-    {
+    pub fn run(self, gateway: Gateway, log: Log, load: Box<Load>) -> Result<(), GatewayError> {
         let Control { event_loop, signals, mut acceptor, users_file, metrics, usage, level, reports } = self;
         acceptor.iter_mut().for_each(|acceptor| acceptor.set_shared(false));
         let mut control = ControlLoop {
@@ -183,7 +182,7 @@ enum Phase {
     Stopping,
 }
 
-struct ControlLoop<L> {
+struct ControlLoop {
     event_loop: EventLoop,
     signals: Watched<SignalSource>,
     acceptor: Option<Watched<Acceptor>>,
@@ -199,7 +198,7 @@ struct ControlLoop<L> {
     _host: Option<Watched<Arc<NetlinkWatch>>>,
     reports: Reports,
     orders: Orders,
-    load: L,
+    load: Box<Load>,
     /// How clients leave, once there is another process.
     leaving: Option<Leaving>,
     /// For the process that serves.
@@ -207,7 +206,7 @@ struct ControlLoop<L> {
     phase: Phase,
 }
 
-impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
+impl ControlLoop {
     fn has_stopped(&self) -> bool {
         self.phase == Phase::Stopping && self.gateway.has_stopped(Instant::now())
     }
@@ -251,7 +250,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Source::Signals => self.handle_signals(),
             Source::UsersFile => {
                 if let Some(watch) = &mut self.users_file
-                    && let Err(error) = watch.handle_ready(now)
+                    && let Err(error) = watch.handle_ready(&self.gateway.host().opener(), now)
                 {
                     warn!(%error, "{} is watched no more", watch.path().display());
                     // The next reload watches again where there is a folder.
@@ -343,41 +342,19 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
     }
 }
 
-/// Opens the control socket. A gateway serves its clients without one, unless its configuration names it.
-fn acceptor(
-    config: &tollgate_config::Control,
-    lent: Option<(PathBuf, OwnedFd)>,
-    event_loop: &EventLoop,
-) -> Result<Option<Watched<Acceptor>>, ControlError> {
-    let path = &config.socket.path;
-    let opened = match lent {
-        Some((lent, socket)) if lent == *path => Acceptor::inherit(path, socket),
-        _ => Acceptor::listen(path),
-    };
-    match opened {
-        Ok(acceptor) => Ok(Some(event_loop.watch_once(Source::Acceptor, acceptor)?)),
-        Err(error) if config.socket.is_configured => Err(error.into()),
-        Err(error @ SocketError::InUse { .. }) => {
-            warn!(
-                "`tollgate reload` and `tollgate kick` reach the gateway that has the control socket, whichever --config they are given, and not \
-                 this one, which SIGHUP and SIGTERM reach: {error}"
-            );
-            Ok(None)
-        }
-        Err(error) => {
-            warn!("`tollgate reload` and `tollgate kick` cannot reach this gateway, SIGHUP and SIGTERM can: {error}");
-            Ok(None)
-        }
-    }
-}
-
 /// The file whose change is to be noticed.
-fn watched_file(config: &ServerConfig) -> Option<&Path> {
-    config.control.watch_users_file.then_some(&config.users_file)
+fn watched_file(config: &ServerConfig) -> Option<PathBuf> {
+    config.control.watch_users_file.then(|| config.users_file.clone())
 }
 
-fn watch_users_file(config: &ServerConfig, event_loop: &EventLoop) -> Result<Option<Watched<FileWatch>>, WatchError> {
-    let Some(path) = watched_file(config) else { return Ok(None) };
-    let watch = FileWatch::start(path).and_then(|watch| event_loop.watch(Source::UsersFile, watch));
-    watch.map(Some).map_err(|source| WatchError { path: path.to_owned(), source })
+fn watch_users_file(
+    path: Option<PathBuf>,
+    host: &mut Host,
+    event_loop: &EventLoop,
+) -> Result<Option<Watched<FileWatch>>, WatchError> {
+    let Some(path) = path else { return Ok(None) };
+    let folder = host.watch_folder(&path);
+    let watch = folder.map(|folder| FileWatch::start(&path, folder, &host.opener()));
+    let watch = watch.and_then(|watch| event_loop.watch(Source::UsersFile, watch));
+    watch.map(Some).map_err(|source| WatchError { path, source })
 }

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::process;
 use std::time::{Duration, Instant};
 
-use tollgate_config::{ConfigError, ServerConfig};
 use tracing::warn;
 
 use super::event_loop::Interest;
 use super::orders::Origin;
 use super::protocol::Answer;
-use super::{ControlLoop, Phase, watch_users_file};
+use super::{ControlLoop, Phase, watch_users_file, watched_file};
 use crate::gateway::{DrainPlan, NotUpgraded, Status};
 use crate::supervisor;
 use crate::upgrade::Listeners;
@@ -38,7 +37,7 @@ impl Leaving {
     }
 }
 
-impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
+impl ControlLoop {
     /// Starts the process that is to take over. Returns the answer if there is one already.
     pub(super) fn begin_upgrade(
         &mut self,
@@ -102,7 +101,7 @@ impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
             Ok(listening) => self.metrics.replace(listening.flatten()),
             Err(error) => warn!("{error}"),
         }
-        self.users_file = watch_users_file(self.gateway.config(), &self.event_loop)
+        self.users_file = watch_users_file(watched_file(self.gateway.config()), self.gateway.host(), &self.event_loop)
             .inspect_err(|error| warn!("the users file is not watched any more: {error}"))
             .unwrap_or_default();
     }

@@ -1,8 +1,7 @@
 //! The machine's own: its cores, its clock, what the kernel grants.
 
-use std::fs;
-
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::machine::Machine;
 use super::{Finding, Verdict};
@@ -87,16 +86,12 @@ pub(super) fn of_clock(is_synchronized: bool) -> Finding {
     Finding::new(about, Verdict::Dear, told, "timedatectl set-ntp true, or a daemon such as chrony")
 }
 
-/// Bit of CAP_NET_ADMIN (`linux/capability.h`), with which a program has any buffer it asks for.
-const NET_ADMIN: u64 = 1 << 12;
 /// What the gateway asks for by default, in bytes.
 const BUFFER_BYTES: u64 = 2 << 20;
 
 fn socket_buffers(machine: &Machine) -> Finding {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    buffers(machine, capabilities & NET_ADMIN != 0)
+    let may_have_any = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+    buffers(machine, may_have_any)
 }
 
 pub(super) fn buffers(machine: &Machine, may_have_any: bool) -> Finding {

@@ -1,7 +1,9 @@
 //! What the process may have of descriptors and locked memory: asked, and raised as far as it may, before anything is opened.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
+
+use crate::host::raise_to_hard;
 
 /// Locked memory that an executor takes at most, and the least that glommio starts with, in bytes.
 const EXECUTOR_MEMLOCK_BYTES: u64 = 512 * 1024;
@@ -29,7 +31,7 @@ pub struct DescriptorError {
 /// If that is still too little for `shards` shards.
 pub fn allow_descriptors(shards: usize) -> Result<(), DescriptorError> {
     let needed = SHARD_DESCRIPTORS * shards as u64 + OTHER_DESCRIPTORS;
-    match raised(Resource::Nofile) {
+    match raise_to_hard(Resource::Nofile) {
         Some(limit) if limit < needed => Err(DescriptorError { shards, needed, limit }),
         _ => Ok(()),
     }
@@ -41,22 +43,10 @@ pub fn allow_executors(shards: usize) -> Result<(), String> {
     let is_unbounded =
         rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
     let needed = EXECUTOR_MEMLOCK_BYTES * if is_unbounded { 1 } else { shards as u64 };
-    match raised(Resource::Memlock) {
+    match raise_to_hard(Resource::Memlock) {
         Some(limit) if limit < needed => {
             Err(format!("{} KiB of memory may be locked, and executors need {}", limit / 1024, needed / 1024))
         }
         _ => Ok(()),
-    }
-}
-
-/// The limit of `resource` after the soft one was raised to the hard one; `None` for no limit.
-fn raised(resource: Resource) -> Option<u64> {
-    let Rlimit { current, maximum } = getrlimit(resource);
-    if current == maximum {
-        return current;
-    }
-    match setrlimit(resource, Rlimit { current: maximum, maximum }) {
-        Ok(()) => maximum,
-        Err(_) => current,
     }
 }

@@ -6,14 +6,14 @@
 //! This module never prints a key.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::{hkdf, hmac};
 use quinn_proto::crypto::HmacKey;
-use tollgate_config::Shards;
+use tollgate_config::{FilePlace, Open};
 use tollgate_shards::{ConnectionIdKey, TokenKey};
 use tracing::warn;
 use zeroize::Zeroizing;
@@ -66,6 +66,23 @@ pub enum KeyError {
     },
 }
 
+/// The key file, as it is found or made before the process gives up its privileges. Its keys are not kept here.
+#[derive(Debug)]
+pub struct KeyFile(Result<(), KeyError>);
+
+impl KeyFile {
+    /// Has one made where there is none, with new keys, readable by their owner only.
+    pub fn make_missing(place: &FilePlace) -> Self {
+        let path = &place.path;
+        let unusable = |action| move |source| KeyError::Unusable { path: path.to_owned(), action, source };
+        KeyFile(match fs::exists(path) {
+            Ok(true) => Ok(()),
+            Ok(false) => create(path, &random()).map_err(unusable("cannot be created")),
+            Err(error) => Err(unusable("cannot be read")(error)),
+        })
+    }
+}
+
 impl KeyError {
     /// Whether the place is to blame, and not what was found there.
     fn is_of_the_place(&self) -> bool {
@@ -74,15 +91,15 @@ impl KeyError {
 }
 
 impl Keys {
-    /// The keys that `config` asks for: those of its file, or else, where no file is configured and none can be read or made, new ones that
-    /// this process takes with it.
+    /// The keys in the `file` at `place`, which `open` opens, or else, where no file is configured and none can be read or made,
+    /// new ones that this process takes with it.
     ///
     /// # Errors
     ///
-    /// As of [`Keys::load_or_create`].
-    pub fn of(config: &Shards) -> Result<Self, KeyError> {
-        match Keys::load_or_create(&config.key_file.path) {
-            Err(error) if error.is_of_the_place() && !config.key_file.is_configured => {
+    /// If the file is unusable, open to others, or something else.
+    pub fn of(place: &FilePlace, file: KeyFile, open: &Open<'_>) -> Result<Self, KeyError> {
+        match file.0.and_then(|()| Keys::load(&place.path, open)) {
+            Err(error) if error.is_of_the_place() && !place.is_configured => {
                 warn!(
                     "clients will notice a restart of this gateway only by its silence, for its keys end with it: {error}"
                 );
@@ -92,33 +109,22 @@ impl Keys {
         }
     }
 
-    /// Reads the keys from `path`, or makes new ones there, readable by their owner only.
-    ///
-    /// # Errors
-    ///
-    /// If the file is unusable, open to others, or something else.
-    pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
-        let unusable = |action| move |source| KeyError::Unusable { path: path.to_owned(), action, source };
-        match fs::metadata(path) {
-            Ok(metadata) => {
-                let mode = metadata.permissions().mode() & 0o777;
-                if mode & 0o077 != 0 {
-                    return Err(KeyError::Exposed { path: path.to_owned(), mode });
-                }
-                if metadata.len() > FILE_BYTES_MAX {
-                    return Err(KeyError::Malformed { path: path.to_owned() });
-                }
-                let line = Zeroizing::new(fs::read_to_string(path).map_err(unusable("cannot be read"))?);
-                let master = parse(&line).ok_or_else(|| KeyError::Malformed { path: path.to_owned() })?;
-                Ok(Keys::derive(&master))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let master = random();
-                create(path, &master).map_err(unusable("cannot be created"))?;
-                Ok(Keys::derive(&master))
-            }
-            Err(error) => Err(unusable("cannot be read")(error)),
+    fn load(path: &Path, open: &Open<'_>) -> Result<Self, KeyError> {
+        let unusable = |source| KeyError::Unusable { path: path.to_owned(), action: "cannot be read", source };
+        let malformed = || KeyError::Malformed { path: path.to_owned() };
+        let file = open(path).map_err(unusable)?;
+        let mode = file.metadata().map_err(unusable)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
+        // Of full size from the start: growing would leave copies of a key behind.
+        let mut line = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX as usize + 1));
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut line).map_err(unusable)?;
+        if line.len() as u64 > FILE_BYTES_MAX {
+            return Err(malformed());
+        }
+        let text = std::str::from_utf8(&line).map_err(|_| malformed())?;
+        Ok(Keys::derive(&*parse(text).ok_or_else(malformed)?))
     }
 
     /// Those of a master secret.
@@ -194,7 +200,14 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
+    use tollgate_config::open_file;
+
     use super::*;
+
+    fn load_or_create(path: &Path) -> Result<Keys, KeyError> {
+        let place = FilePlace { path: path.to_owned(), is_configured: true };
+        Keys::of(&place, KeyFile::make_missing(&place), &open_file)
+    }
 
     fn tag_of(keys: &Keys) -> Vec<u8> {
         let mut tag = vec![0; keys.reset.signature_len()];
@@ -207,11 +220,11 @@ mod tests {
     fn keys_survive_a_restart_and_are_nobody_elses() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state/keys");
-        let first = Keys::load_or_create(&path).unwrap();
+        let first = load_or_create(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = Keys::load_or_create(&path).unwrap();
+        let second = load_or_create(&path).unwrap();
         assert_eq!(tag_of(&first), tag_of(&second));
-        let other = Keys::load_or_create(&folder.path().join("other")).unwrap();
+        let other = load_or_create(&folder.path().join("other")).unwrap();
         assert_ne!(tag_of(&first), tag_of(&other));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing half-written is left");
     }
@@ -220,9 +233,9 @@ mod tests {
     fn a_file_that_others_may_read_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
-        Keys::load_or_create(&path).unwrap();
+        load_or_create(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = Keys::load_or_create(&path).err().unwrap().to_string();
+        let error = load_or_create(&path).err().unwrap().to_string();
         assert!(error.contains("chmod 600") && error.contains("0644"), "{error}");
     }
 
@@ -235,7 +248,7 @@ mod tests {
             let mut file =
                 fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).unwrap();
             file.write_all(content.as_bytes()).unwrap();
-            let error = Keys::load_or_create(&path).err().unwrap();
+            let error = load_or_create(&path).err().unwrap();
             assert!(matches!(error, KeyError::Malformed { .. }), "{error}");
         }
     }

@@ -52,7 +52,7 @@ use zeroize::Zeroizing;
 pub use self::core::Report;
 pub use board::CoreUsage;
 pub use drain::{DrainPlan, State};
-pub use keys::{KeyError, Keys, ephemeral_reset_key, random};
+pub use keys::{KeyError, KeyFile, Keys, ephemeral_reset_key, random};
 pub use limits::{LimitOrder, Limited, OrderedLimits};
 pub use params::congestion;
 pub use predecessor::refuse;
@@ -220,9 +220,9 @@ impl Gateway {
     /// # Errors
     ///
     /// Each with one line that says what to do.
-    pub fn start(config: &ServerConfig, mut host: Host) -> Result<Self, GatewayError> {
-        let keys = Keys::of(&config.shards)?;
-        let mut prepared = Prepared::of(config, keys, ByOrder::default(), Generation::Even, 0)?;
+    pub fn start(config: &ServerConfig, key_file: KeyFile, mut host: Host) -> Result<Self, GatewayError> {
+        let keys = Keys::of(&config.shards.key_file, key_file, &host.opener())?;
+        let mut prepared = Prepared::of(config, keys, ByOrder::default(), (Generation::Even, 0), &host.opener())?;
         let bound = host.bind_sockets(prepared.sockets.clone())?;
         prepared.sockets.address = bound.first().map_or(config.bind(), |bound| bound.live.local_address());
         let (tun, queues) = host.make_tun(prepared.tun.clone())?;
@@ -372,6 +372,11 @@ impl Gateway {
     /// The number of the configuration in force.
     pub fn epoch(&self) -> u64 {
         self.snapshot.version
+    }
+
+    /// The host, as far as it is this gateway's.
+    pub fn host(&mut self) -> &mut Host {
+        self.upkeep.host()
     }
 
     /// What was put back on the host.

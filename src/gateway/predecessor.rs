@@ -131,8 +131,8 @@ impl Gateway {
                 limits: introduction.limits.iter().cloned().collect(),
                 over_quota: introduction.over_quota.iter().cloned().collect(),
             },
-            generation,
-            introduction.version,
+            (generation, introduction.version),
+            &host.opener(),
         )?;
         prepared.sockets.address = introduction.address;
         prepared.tun.name = Some(introduction.interface.clone());

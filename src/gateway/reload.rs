@@ -252,13 +252,16 @@ impl Gateway {
         force: bool,
         now: Instant,
     ) -> Result<(), Refused> {
+        let open = self.upkeep.host().opener();
         let load = |reasons: &mut Vec<String>| {
-            let served = Served::load(&next.protocol).map_err(|error| reasons.push(error.to_string())).ok()?;
+            let served = Served::load(&next.protocol, &open).map_err(|error| reasons.push(error.to_string())).ok()?;
             reasons.extend(other_modes(&self.served, &served));
             let handshakes = served.handshakes.clone();
             Some((served, handshakes))
         };
-        let (snapshot, served) = successor(&self.snapshot, &self.config, &next, force, load).map_err(Refused)?;
+        let succeeded = successor(&self.snapshot, &self.config, &next, force, load);
+        drop(open);
+        let (snapshot, served) = succeeded.map_err(Refused)?;
 
         let mut changes = self.changes(&next, &served);
         let epoch = snapshot.version;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
-use tollgate_config::ServerConfig;
+use tollgate_config::{Open, ServerConfig};
 use tollgate_shards::{Generation, Params, ShardKeys, Shards, Snapshot, Steering};
 use tracing::info;
 use zeroize::Zeroizing;
@@ -65,8 +65,8 @@ impl Prepared {
         config: &ServerConfig,
         keys: Keys,
         by_order: ByOrder,
-        generation: Generation,
-        version: u64,
+        (generation, version): (Generation, u64),
+        open: &Open<'_>,
     ) -> Result<Self, GatewayError> {
         let cpus = placement::place(config.shards.count, config.shards.cpus.as_ref())?;
         let count = cpus.len();
@@ -77,7 +77,7 @@ impl Prepared {
         if count > usize::from(shards_max) {
             return Err(GatewayError::Shards { shards: count, shards_max });
         }
-        let served = Served::load(&config.protocol)?;
+        let served = Served::load(&config.protocol, open)?;
         let ByOrder { mut limits, over_quota } = by_order;
         limits.retain(&config.users);
         let users = limits.apply(&config.users, config);

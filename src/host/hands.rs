@@ -9,7 +9,7 @@ use std::sync::Weak;
 
 use tracing::debug;
 
-use super::{Answer, Request, SocketPlan, TunPlan};
+use super::{Answer, Request, SocketPlan, TunPlan, files};
 use crate::io::{
     BindError, ShardSockets, SteeringError, TunDevice, TunError, TunQueue, TunSteering, UdpGroup, descriptors,
 };
@@ -74,6 +74,8 @@ impl Hands {
                 let SocketPlan { address, shards, options, handshake_buffer_bytes } = plan;
                 lend_sockets(UdpGroup::join(address, shards, &options, handshake_buffer_bytes)?)
             }
+            Request::OpenFile { path } => opened(files::open(&path)),
+            Request::WatchFolder { file } => opened(files::watch_folder(&file)),
             Request::MakeSteeringMap => Ok((Answer::Descriptors, vec![TunSteering::create_map()?])),
             Request::LoadSteering(group) => {
                 let map = with.ok_or(Refusal::NoDescriptor)?;
@@ -115,6 +117,13 @@ impl Hands {
         }
         Ok(result?)
     }
+}
+
+fn opened(result: io::Result<OwnedFd>) -> Outcome {
+    Ok(match result {
+        Ok(descriptor) => (Answer::Descriptors, vec![descriptor]),
+        Err(error) => (Answer::Unopened { errno: error.raw_os_error().unwrap_or(libc::EIO) }, Vec::new()),
+    })
 }
 
 fn change(netlink: &mut Netlink, request: Request) -> Result<(), NetlinkError> {

@@ -1,12 +1,15 @@
 //! The helper as the process sees it that serves.
 
+use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use tollgate_config::open_file;
 
 use super::{Answer, MESSAGE_BYTES_MAX, Reply, Request, SocketPlan, TunPlan};
 use crate::io::{
@@ -166,6 +169,46 @@ impl Host {
             Ok((Answer::Ended { how }, _)) => how,
             Ok(_) => HostError::Answer.to_string(),
             Err(error) => format!("nobody knows how it ended ({error})"),
+        }
+    }
+
+    /// Opens the file at `path`, which the configuration names, for reading.
+    ///
+    /// # Errors
+    ///
+    /// When neither this process nor the helper may.
+    pub fn open(&mut self, path: &Path) -> io::Result<File> {
+        match open_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.opened(&Request::OpenFile { path: path.to_owned() }).map(File::from)
+            }
+            opened => opened,
+        }
+    }
+
+    /// The same for whoever reads several.
+    pub fn opener(&mut self) -> impl Fn(&Path) -> io::Result<File> + '_ {
+        let host = RefCell::new(self);
+        move |path| host.borrow_mut().open(path)
+    }
+
+    /// Watches the folder of a file that the configuration names. See [`Request::WatchFolder`].
+    ///
+    /// # Errors
+    ///
+    /// When the helper may not, or there is no such folder.
+    pub fn watch_folder(&mut self, file: &Path) -> io::Result<OwnedFd> {
+        self.opened(&Request::WatchFolder { file: file.to_owned() })
+    }
+
+    fn opened(&mut self, request: &Request) -> io::Result<OwnedFd> {
+        match self.ask(request, None) {
+            Ok((Answer::Descriptors, mut lent)) => {
+                lent.pop().filter(|_| lent.is_empty()).ok_or_else(|| io::Error::other(HostError::Answer))
+            }
+            Ok((Answer::Unopened { errno }, _)) => Err(io::Error::from_raw_os_error(errno)),
+            Ok(_) => Err(io::Error::other(HostError::Answer)),
+            Err(error) => Err(io::Error::other(error)),
         }
     }
 

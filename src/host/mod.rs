@@ -6,10 +6,12 @@
 //! control plane, which waits for the answer; a shard never makes one.
 
 mod calls;
+mod files;
 mod hands;
 mod helper;
 mod interface;
 mod link;
+mod paths;
 mod privileges;
 mod rules;
 mod split;
@@ -20,9 +22,10 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use files::{Load, Named, watch_folder};
 pub use interface::{Interface, Restored};
 pub use link::{Host, HostError};
-pub use split::{Split, SplitError, split};
+pub use split::{Split, SplitError, raise_to_hard, split};
 
 use crate::io::{Group, TunFacts, TunOptions, UdpOptions};
 use crate::netlink::Route;
@@ -128,6 +131,16 @@ pub enum Request {
     BindSockets(SocketPlan),
     /// Open further sockets of the port that the process before this one has.
     JoinSockets(SocketPlan),
+    /// Open a file that the configuration names, for reading.
+    OpenFile {
+        /// Its path, as the configuration has it.
+        path: PathBuf,
+    },
+    /// Watch the folder of a file that the configuration names.
+    WatchFolder {
+        /// The path of the file, as the configuration has it.
+        file: PathBuf,
+    },
     /// Make a map of inner addresses.
     MakeSteeringMap,
     /// Load the program that steers by the map that comes with this request, to the queues of this group.
@@ -151,8 +164,13 @@ enum Answer {
     Done,
     /// A TUN device. Its queues come with it, in order.
     Tun(TunFacts),
-    /// Sockets, in the order of binding, or a map, or a program.
+    /// Sockets, in the order of binding, or a map, a program, a file, a watch.
     Descriptors,
+    /// A file or a folder is not to be had.
+    Unopened {
+        /// The system's error number.
+        errno: i32,
+    },
     /// A process was started.
     Started {
         /// The ID that the kernel gave it.

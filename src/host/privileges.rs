@@ -7,9 +7,11 @@ use rustix::thread::{
     set_capabilities, set_no_new_privs,
 };
 
-/// What changes of the host need: devices, addresses and routes; steering by eBPF; ports below 1024.
-const HELPERS: CapabilitySet =
-    CapabilitySet::NET_ADMIN.union(CapabilitySet::BPF).union(CapabilitySet::NET_BIND_SERVICE);
+/// What changes of the host need: devices, addresses and routes; steering by eBPF; ports below 1024. And what files need that are another user's.
+const HELPERS: CapabilitySet = CapabilitySet::NET_ADMIN
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::DAC_READ_SEARCH);
 /// Capabilities that a kernel may know.
 const NUMBERS: u32 = 64;
 

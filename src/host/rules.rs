@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use tollgate_config::ServerConfig;
 
-use super::{Request, SocketPlan, TunPlan};
+use super::{Named, Request, SocketPlan, TunPlan};
 use crate::io::{TunFacts, UdpOptions};
 use crate::netlink::Route;
 
@@ -28,6 +28,8 @@ const LINKS_MAX: usize = 32;
 pub enum Forbidden {
     #[error("the gateway has asked for a change of what is not its own: {0}")]
     NotItsOwn(&'static str),
+    #[error("{} is not opened for the gateway: its configuration does not name it", .0.display())]
+    File(PathBuf),
     #[error(
         "{} cannot be started: whoever can change it, or a folder that leads there, may be the gateway itself; have root own them, and nobody else \
          write them, or put the program in the place of the one that was started",
@@ -37,8 +39,9 @@ pub enum Forbidden {
 }
 
 /// What is this gateway's own.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Rules {
+    files: Named,
     address: SocketAddr,
     tunnel: IpNet,
     interface: Option<String>,
@@ -50,9 +53,10 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Those of a gateway of `config`.
-    pub fn of(config: &ServerConfig) -> Self {
+    /// Those of a gateway of `config`, which names `files`.
+    pub fn of(config: &ServerConfig, files: Named) -> Self {
         Rules {
+            files,
             address: config.bind(),
             tunnel: config.tunnel_network,
             interface: config.interface_name.clone(),
@@ -73,7 +77,7 @@ impl Rules {
     /// # Errors
     ///
     /// Why not.
-    pub fn check(&self, request: &Request) -> Result<(), Forbidden> {
+    pub fn check(&mut self, request: &Request) -> Result<(), Forbidden> {
         let (is_allowed, what) = match request {
             Request::MakeTun(plan) | Request::JoinTun { plan, .. } => (self.is_own_plan(plan), "a device"),
             Request::BindSockets(plan) | Request::JoinSockets(plan) => (self.are_own_sockets(plan), "sockets"),
@@ -91,6 +95,9 @@ impl Rules {
                 (self.is_own(*interface) && *address == self.tunnel, "an address")
             }
             Request::SetRoute(route) | Request::RemoveRoute(route) => (self.is_own_route(route), "a route"),
+            Request::OpenFile { path } | Request::WatchFolder { file: path } => {
+                return if self.files.has(path) { Ok(()) } else { Err(Forbidden::File(path.clone())) };
+            }
             Request::StartSuccessor { program: Some(program) } if !is_of_root(program) => {
                 return Err(Forbidden::Program(program.clone()));
             }

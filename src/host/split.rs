@@ -13,8 +13,9 @@ use rustix::thread::{CapabilitySet, capabilities};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use tollgate_config::ServerConfig;
 
+use super::paths::Paths;
 use super::rules::Rules;
-use super::{Host, calls, helper, privileges};
+use super::{Host, Named, calls, helper, privileges};
 use crate::upgrade::Program;
 
 /// What `ps` calls the helper's thread.
@@ -34,7 +35,7 @@ pub struct Split {
 #[error("no process can be started that changes the host for the gateway: {0}")]
 pub struct SplitError(#[from] io::Error);
 
-/// Starts the helper of a gateway of `config`, from `program`, and gives up all privileges of this process, for good, and all system calls that it does not
+/// Starts the helper of a gateway of `config`, which names `files`, from `program`, and gives up all privileges of this process, for good, and all system calls that it does not
 /// need. The helper ends when this process has ended.
 ///
 /// To be called before there is a second thread: each has privileges of its own.
@@ -42,9 +43,9 @@ pub struct SplitError(#[from] io::Error);
 /// # Errors
 ///
 /// When the system is out of something.
-pub fn split(config: &ServerConfig, program: Program) -> Result<Split, SplitError> {
+pub fn split(config: &ServerConfig, files: Named, program: Program) -> Result<Split, SplitError> {
     raise_limits();
-    let rules = Rules::of(config);
+    let (rules, paths) = (Rules::of(config, files), Paths::of(config));
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(io::Error::from)?;
     // SAFETY: the process has one thread, so nothing is held by another one that the child would miss.
@@ -60,11 +61,25 @@ pub fn split(config: &ServerConfig, program: Program) -> Result<Split, SplitErro
             drop(theirs);
             privileges::keep_none()?;
             let host = Host::over(ours)?;
-            let unfiltered = calls::leave_few().err();
-            let note = |error| format!("system calls that the gateway does not need are not forbidden to it: {error}");
-            Ok(Split { host, left_open: unfiltered.map(note).into_iter().collect() })
+            Ok(Split { host, left_open: [unlocked(&paths), unfiltered()].into_iter().flatten().collect() })
         }
     }
+}
+
+/// What is to be said of files, if anything.
+fn unlocked(paths: &Paths) -> Option<String> {
+    let why = match paths.leave() {
+        Ok(true) => return None,
+        Ok(false) => "this kernel has no Landlock".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Some(format!("files that are not the gateway's own are not forbidden to it: {why}"))
+}
+
+/// Likewise of system calls.
+fn unfiltered() -> Option<String> {
+    let error = calls::leave_few().err()?;
+    Some(format!("system calls that the gateway does not need are not forbidden to it: {error}"))
 }
 
 fn be_helper(link: &OwnedFd, rules: Rules, program: Program) -> io::Result<()> {
@@ -96,12 +111,23 @@ fn close_all_but(link: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What only a privileged process may raise: both have many descriptors to pass, and executors look at the limit of locked memory, which does not bind who
-/// has CAP_IPC_LOCK.
+/// Both processes have many descriptors to pass. Executors look at the limit of locked memory, which does not bind who has CAP_IPC_LOCK, as long as this
+/// process may.
 fn raise_limits() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    raise_to_hard(Resource::Nofile);
     if capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK)) {
         let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+    }
+}
+
+/// The limit of `resource` after the soft one was raised to the hard one; `None` for no limit.
+pub fn raise_to_hard(resource: Resource) -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    if current == maximum {
+        return current;
+    }
+    match setrlimit(resource, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(_) => current,
     }
 }

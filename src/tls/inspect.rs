@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
-use tollgate_config::{ClientTls, ServerTls};
+use tollgate_config::{ClientTls, Open, ServerTls, open_file};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::x509::X509Version;
@@ -22,16 +22,17 @@ pub struct Doubt {
     pub text: String,
 }
 
-/// What clients will find wrong with the gateway's certificate, and those that vouch for it, at the time `now`.
+/// What clients will find wrong with the gateway's certificate, and those that vouch for it, in files that `open` opens, at the time `now`.
 ///
 /// # Errors
 ///
 /// If they cannot be read.
-pub fn doubts(tls: &ServerTls, now: SystemTime) -> Result<Vec<Doubt>, TlsError> {
+pub fn doubts(tls: &ServerTls, open: &Open<'_>, now: SystemTime) -> Result<Vec<Doubt>, TlsError> {
     let mut chain = Vec::new();
     for source in &tls.certificates {
         let origin = Origin(source).to_string();
-        chain.extend(certificates("certificate", source)?.into_iter().map(|certificate| (origin.clone(), certificate)));
+        let found = certificates("certificate", source, open)?;
+        chain.extend(found.into_iter().map(|certificate| (origin.clone(), certificate)));
     }
     // One that cannot be parsed is refused by TLS itself.
     let parsed: Vec<_> = chain.iter().filter_map(|(origin, der)| Some((&origin[..], parse(der)?))).collect();
@@ -66,7 +67,7 @@ pub fn doubts_of_trusted(tls: &ClientTls, host: &str, now: SystemTime) -> Result
     let mut trusted = Vec::new();
     for source in &tls.trusted {
         let origin = Origin(source).to_string();
-        let found = certificates("trusted certificate", source)?;
+        let found = certificates("trusted certificate", source, &open_file)?;
         trusted.extend(found.into_iter().map(|certificate| (origin.clone(), certificate)));
     }
     let parsed: Vec<_> = trusted.iter().filter_map(|(origin, der)| Some((&origin[..], der, parse(der)?))).collect();

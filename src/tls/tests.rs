@@ -43,7 +43,7 @@ fn client_identity() -> Identity {
 /// The beginning of a client's configuration that [`client_config`] would not make.
 fn trusting(server: &Identity, provider: CryptoProvider) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = RootCertStore::empty();
-    roots.add(certificates("certificate", &inline(&server.certificate_pem)).unwrap().remove(0)).unwrap();
+    roots.add(certificates("certificate", &inline(&server.certificate_pem), &open_file).unwrap().remove(0)).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&TLS13]).unwrap();
     builder.with_root_certificates(roots)
 }
@@ -86,7 +86,7 @@ fn handshake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<D
 fn connect(offers: KeyExchange, accepts: Option<KeyExchange>, name: &str) -> Result<Done, Error> {
     let (server, client) = (server_identity(), client_identity());
     let config = client_config(&client_tls(&client, &server, offers)).unwrap();
-    let done = handshake(config, server_config(&server_tls(&server, accepts)).unwrap(), name)?;
+    let done = handshake(config, server_config(&server_tls(&server, accepts), &open_file).unwrap(), name)?;
     assert_eq!((done.shown, &done.protocol[..]), (client.fingerprint, ALPN));
     Ok(done)
 }
@@ -96,7 +96,7 @@ fn connect(offers: KeyExchange, accepts: Option<KeyExchange>, name: &str) -> Res
 fn a_client_that_comes_back_by_itself_says_so_to_servers_that_know_of_that() {
     let (server, identity) = (server_identity(), client_identity());
     let tls = client_tls(&identity, &server, KeyExchange::Hybrid);
-    let gateways = server_config(&server_tls(&server, None)).unwrap();
+    let gateways = server_config(&server_tls(&server, None), &open_file).unwrap();
     let mut quincys = gateways.clone();
     quincys.alpn_protocols = vec![ALPN.to_vec()];
     let returning = returning_client_config(&tls).unwrap();
@@ -146,10 +146,10 @@ fn every_elliptic_curve_and_chacha20_are_accepted() {
     for (group, name) in [(SECP256R1, NamedGroup::secp256r1), (SECP384R1, NamedGroup::secp384r1)] {
         let mut provider = provider(vec![group]);
         provider.cipher_suites = vec![TLS13_CHACHA20_POLY1305_SHA256];
-        let own = Own::load(&[inline(&client.certificate_pem)], &inline(&client.key_pem)).unwrap();
+        let own = Own::load(&[inline(&client.certificate_pem)], &inline(&client.key_pem), &open_file).unwrap();
         let mut config = trusting(&server, provider).with_client_auth_cert(own.chain, own.key).unwrap();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        let done = handshake(config, server_config(&server_tls(&server, None)).unwrap(), NAME).unwrap();
+        let done = handshake(config, server_config(&server_tls(&server, None), &open_file).unwrap(), NAME).unwrap();
         assert_eq!((done.group, done.suite), (name, rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256));
     }
 }
@@ -172,7 +172,7 @@ fn the_client_checks_the_servers_name_and_certificate() {
     // A certificate with the right name that nobody trusts.
     let (server, client) = (server_identity(), client_identity());
     let config = client_config(&client_tls(&client, &server_identity(), KeyExchange::Hybrid)).unwrap();
-    let error = handshake(config, server_config(&server_tls(&server, None)).unwrap(), NAME).unwrap_err();
+    let error = handshake(config, server_config(&server_tls(&server, None), &open_file).unwrap(), NAME).unwrap_err();
     assert!(matches!(error, Error::InvalidCertificate(_)), "{error:?}");
 }
 
@@ -182,7 +182,7 @@ fn a_client_without_a_certificate_or_without_the_protocol_is_refused() {
     let bare = |alpn: &[u8]| {
         let mut config = trusting(&server, provider(vec![X25519MLKEM768])).with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
-        handshake(config, server_config(&server_tls(&server, None)).unwrap(), NAME).unwrap_err()
+        handshake(config, server_config(&server_tls(&server, None), &open_file).unwrap(), NAME).unwrap_err()
     };
     assert_eq!(bare(ALPN), Error::NoCertificatesPresented);
     assert_eq!(bare(b"h3"), Error::NoApplicationProtocol);
@@ -201,11 +201,12 @@ fn a_client_that_shows_a_certificate_without_its_key_is_refused() {
         }
     }
     let (server, victim, thief) = (server_identity(), client_identity(), client_identity());
-    let stolen = certificates("certificate", &inline(&victim.certificate_pem)).unwrap();
-    let key = aws_lc_rs::sign::any_supported_type(&private_key("key", &inline(&thief.key_pem)).unwrap()).unwrap();
+    let stolen = certificates("certificate", &inline(&victim.certificate_pem), &open_file).unwrap();
+    let key =
+        aws_lc_rs::sign::any_supported_type(&private_key("key", &inline(&thief.key_pem), &open_file).unwrap()).unwrap();
     let mut config = client_config(&client_tls(&thief, &server, KeyExchange::Hybrid)).unwrap();
     config.client_auth_cert_resolver = Arc::new(Thief(Arc::new(rustls::sign::CertifiedKey::new(stolen, key))));
-    let error = handshake(config, server_config(&server_tls(&server, None)).unwrap(), NAME).unwrap_err();
+    let error = handshake(config, server_config(&server_tls(&server, None), &open_file).unwrap(), NAME).unwrap_err();
     assert_eq!(error, Error::InvalidCertificate(CertificateError::BadSignature));
 }
 
@@ -219,14 +220,15 @@ fn an_expired_client_certificate_is_taken() {
     let mut tls = client_tls(&client_identity(), &server, KeyExchange::Hybrid);
     (tls.certificates, tls.key) = (vec![inline(&certificate.pem())], inline(&key.serialize_pem()));
     let done =
-        handshake(client_config(&tls).unwrap(), server_config(&server_tls(&server, None)).unwrap(), NAME).unwrap();
+        handshake(client_config(&tls).unwrap(), server_config(&server_tls(&server, None), &open_file).unwrap(), NAME)
+            .unwrap();
     assert_eq!(done.shown, Fingerprint::of(certificate.der()));
 }
 
 #[test]
 fn quic_connects_and_the_gateway_sees_the_clients_certificate() {
     let (server, client) = (server_identity(), client_identity());
-    let server_crypto = super::server(&server_tls(&server, None)).unwrap();
+    let server_crypto = super::server(&server_tls(&server, None), &open_file).unwrap();
     let client_crypto = super::client(&client_tls(&client, &server, KeyExchange::Hybrid)).unwrap();
     let config = Arc::new(quinn_proto::ServerConfig::with_crypto(server_crypto));
     let mut listener = Endpoint::new(Arc::new(EndpointConfig::default()), Some(config), true, None);
@@ -309,7 +311,7 @@ fn unusable_pem_data_is_refused_with_its_file_and_without_its_contents() {
         (&certificate, &other, &["the key '", "other.pem' does not match the certificate '", "c.pem'"]),
     ] {
         let tls = ServerTls { key_exchange: None, certificates: vec![certificate.clone()], key: key.clone() };
-        let error = super::server(&tls).err().expect("a refusal");
+        let error = super::server(&tls, &open_file).err().expect("a refusal");
         let shown = error.to_string();
         for part in parts {
             assert!(shown.contains(part), "{part}: {shown}");
@@ -353,7 +355,7 @@ fn keys_and_certificates_in_other_forms_are_named_with_the_command_that_mends_th
         ("blank.key", b"\n \r\n", &["is empty"]),
     ] {
         let tls = ServerTls { key_exchange: None, certificates: vec![certificate.clone()], key: write(name, data) };
-        let shown = super::server(&tls).err().expect("a refusal").to_string();
+        let shown = super::server(&tls, &open_file).err().expect("a refusal").to_string();
         for part in parts {
             assert!(shown.contains(part), "{name}: {part}: {shown}");
         }
@@ -372,7 +374,7 @@ fn keys_and_certificates_in_other_forms_are_named_with_the_command_that_mends_th
         ("c.csr", &block("CERTIFICATE REQUEST"), &["is a request and no certificate"]),
     ] {
         let tls = ServerTls { key_exchange: None, certificates: vec![write(name, data)], key: key.clone() };
-        let shown = super::server(&tls).err().expect("a refusal").to_string();
+        let shown = super::server(&tls, &open_file).err().expect("a refusal").to_string();
         for part in parts {
             assert!(shown.contains(part), "{name}: {part}: {shown}");
         }
@@ -387,6 +389,6 @@ fn keys_and_certificates_in_other_forms_are_named_with_the_command_that_mends_th
         (inline(&marked(&identity.certificate_pem)), inline(&marked(&identity.key_pem))),
     ] {
         let tls = ServerTls { key_exchange: None, certificates: vec![certificate], key };
-        assert!(super::server(&tls).is_ok());
+        assert!(super::server(&tls, &open_file).is_ok());
     }
 }

@@ -168,6 +168,7 @@ fn under_the_shipped_unit_the_gateway_serves_reloads_repairs_and_is_upgraded_wit
     assert_eq!((&manager.kernel_says("NoNewPrivs")[..], &manager.kernel_says("Seccomp")[..]), ("1", "2"));
     let log = manager.log();
     assert!(!log.contains("WARN") && log.contains("TUN steered by inner destination (eBPF"), "{log}");
+    assert!(!log.contains("not forbidden"), "{log}");
 
     let inside = &site.topology.clients[0].namespace;
     let client = Client::start(&peers, &site.deployment, inside, Login::of("alice"));

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tollgate::identity::Identity;
 use tollgate::tls;
-use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls};
+use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls, open_file};
 use tollgate_shards::{
     Action, Congestion, Event, Handshakes, Limits, Machine, Message, Output, Received, SessionLimits, ShardIndex,
     Snapshot, Transmit, User, Users,
@@ -40,11 +40,14 @@ impl Credentials {
     pub fn generate() -> Result<Self> {
         let (gateway, user) = (Identity::generate(SERVER_NAME, &[SERVER_NAME])?, Identity::generate("user", &[])?);
         let inline = |pem: &str| PemSource::Inline(Zeroizing::new(pem.to_owned()));
-        let server = tls::server(&ServerTls {
-            key_exchange: None,
-            certificates: vec![inline(&gateway.certificate_pem)],
-            key: inline(&gateway.key_pem),
-        })?;
+        let server = tls::server(
+            &ServerTls {
+                key_exchange: None,
+                certificates: vec![inline(&gateway.certificate_pem)],
+                key: inline(&gateway.key_pem),
+            },
+            &open_file,
+        )?;
         let client = tls::client(&ClientTls {
             key_exchange: KeyExchange::Standard,
             trusted: vec![inline(&gateway.certificate_pem)],

@@ -5,6 +5,8 @@
 mod noise;
 mod tls;
 
+use std::path::Path;
+
 use crate::document::Report;
 use crate::error::Place;
 use crate::kind::{Kind, choice};
@@ -115,6 +117,20 @@ impl ServerProtocol {
         let noise = ServerNoise::of(&self.noise);
         let tables = [tls.section(TLS_TABLE), noise.section(NOISE_TABLE)];
         std::iter::once(one).chain(tables.map(|table| Section { is_alternative: true, ..table })).collect()
+    }
+
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let of_tls = self.tls.iter().flat_map(|tls| tls.certificates.iter().chain([&tls.key]));
+        let of_tls = of_tls.filter_map(|source| match source {
+            PemSource::File(path) => Some(path),
+            PemSource::Inline(_) => None,
+        });
+        let of_noise = self.noise.iter().filter_map(|key| match key {
+            NoiseKeySource::File(path) => Some(path),
+            NoiseKeySource::Inline(_) => None,
+        });
+        of_tls.chain(of_noise).map(|path| &**path)
     }
 
     /// Hides what of `section` does not hold in this form and these modes.

@@ -42,21 +42,24 @@ impl Drain {
         now: Instant,
         over: Duration,
         within: Duration,
-        going: Vec<ConnectionKey>,
-        staying: Vec<ConnectionKey>,
+        clients: impl Iterator<Item = (ConnectionKey, Reconnects)>,
         is_to_successor: bool,
     ) -> Self {
-        let count = going.len();
-        Drain {
-            began: now,
-            over,
-            until: now + within,
-            left: going,
-            count,
-            asked: VecDeque::new(),
-            staying,
-            is_to_successor,
+        let (left, staying) = (Vec::new(), Vec::new());
+        let asked = VecDeque::new();
+        let mut drain =
+            Drain { began: now, over, until: now + within, left, count: 0, asked, staying, is_to_successor };
+        for (connection, reconnects) in clients {
+            let group = if drain.may_stay(reconnects) { &mut drain.staying } else { &mut drain.left };
+            group.push(connection);
         }
+        drain.count = drain.left.len();
+        drain
+    }
+
+    /// Whether such a client stays to the end: where another process serves, one that never comes back would be lost for good.
+    fn may_stay(&self, reconnects: Reconnects) -> bool {
+        self.is_to_successor && reconnects == Reconnects::Never
     }
 
     /// When the next one is due.
@@ -84,7 +87,7 @@ impl Drain {
 
     /// A client has logged in meanwhile. Returns whether it stays for a while.
     fn lets_stay(&mut self, now: Instant, connection: ConnectionKey, reconnects: Reconnects) -> bool {
-        let stays = self.is_to_successor && reconnects == Reconnects::Never && now < self.until;
+        let stays = self.may_stay(reconnects) && now < self.until;
         if stays {
             self.staying.push(connection);
         }
@@ -107,11 +110,8 @@ impl DataPlane {
     pub fn drain(&mut self, over: Duration, within: Duration, to_successor: bool) {
         if self.quic.intake != Intake::Closed {
             self.quic.intake = if to_successor { Intake::Ending } else { Intake::Refusing };
-            let clients = self.clients().into_iter();
-            let (staying, going): (Vec<_>, Vec<_>) =
-                clients.partition(|(_, identity, _)| to_successor && identity.reconnects == Reconnects::Never);
-            let [going, staying] = [going, staying].map(|clients| clients.into_iter().map(|(key, ..)| key).collect());
-            self.drain = Some(Drain::new(self.now, over, within, going, staying, to_successor));
+            let clients = self.clients().into_iter().map(|(connection, identity, _)| (connection, identity.reconnects));
+            self.drain = Some(Drain::new(self.now, over, within, clients, to_successor));
             self.send_away();
         }
     }
@@ -184,14 +184,9 @@ mod tests {
     fn drain(over_ms: u64, within_ms: u64, clients: u32, stays: bool) -> Drain {
         let key = |slot| ConnectionKey { owner: ShardIndex(0), slot, generation: 0 };
         let [over, within] = [over_ms, within_ms].map(Duration::from_millis);
-        Drain::new(
-            origin(),
-            over,
-            within,
-            (0..clients).map(key).collect(),
-            (clients..2 * clients).filter(|_| stays).map(key).collect(),
-            stays,
-        )
+        let going = (0..clients).map(|slot| (key(slot), Reconnects::ByItself));
+        let staying = (clients..2 * clients).filter(|_| stays).map(|slot| (key(slot), Reconnects::Never));
+        Drain::new(origin(), over, within, going.chain(staying), stays)
     }
 
     /// When each client is sent away, in milliseconds.

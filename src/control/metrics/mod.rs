@@ -59,19 +59,9 @@ impl Endpoint {
     /// # Errors
     ///
     /// If it cannot.
-    pub fn open(
-        config: &Metrics,
-        lent: Option<(SocketAddr, OwnedFd)>,
-        event_loop: &EventLoop,
-    ) -> Result<Self, MetricsError> {
-        let listening = match (wanted(config), lent) {
-            (Some(address), Some((lent, socket))) if lent == address => {
-                Some(listening(address, TcpListener::from(socket), event_loop)?)
-            }
-            (Some(address), _) => Some(listen(address, event_loop)?),
-            (None, _) => None,
-        };
-        Ok(Endpoint { listening, ..Endpoint::default() })
+    pub fn open(bound: Option<(SocketAddr, TcpListener)>, event_loop: &EventLoop) -> Result<Self, MetricsError> {
+        let listening = bound.map(|(address, listener)| listening(address, listener, event_loop));
+        Ok(Endpoint { listening: listening.transpose()?, ..Endpoint::default() })
     }
 
     /// What another configuration changes: `None` for nothing.
@@ -84,7 +74,8 @@ impl Endpoint {
         if wanted == self.listening.as_ref().map(|listening| listening.address) {
             return Ok(None);
         }
-        wanted.map(|address| listen(address, event_loop)).transpose().map(Some)
+        let bound = wanted.map(|address| Ok((address, listen(address)?))).transpose()?;
+        bound.map(|(address, listener)| listening(address, listener, event_loop)).transpose().map(Some)
     }
 
     /// Puts in force what was prepared. Whoever is being served still is.
@@ -196,9 +187,25 @@ fn wanted(config: &Metrics) -> Option<SocketAddr> {
     config.enabled.then(|| SocketAddr::new(config.address, config.port))
 }
 
-fn listen(address: SocketAddr, event_loop: &EventLoop) -> Result<Listening, MetricsError> {
-    let listener = TcpListener::bind(address).map_err(|source| MetricsError { address, source })?;
-    listening(address, listener, event_loop)
+/// Where `config` has metrics served, with a socket that listens there: the one that another process has `lent`, if it does.
+///
+/// # Errors
+///
+/// If it cannot be listened there.
+pub fn bind(
+    config: &Metrics,
+    lent: Option<(SocketAddr, OwnedFd)>,
+) -> Result<Option<(SocketAddr, TcpListener)>, MetricsError> {
+    let Some(address) = wanted(config) else { return Ok(None) };
+    let listener = match lent {
+        Some((lent, socket)) if lent == address => TcpListener::from(socket),
+        _ => listen(address)?,
+    };
+    Ok(Some((address, listener)))
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
+    TcpListener::bind(address).map_err(|source| MetricsError { address, source })
 }
 
 fn listening(address: SocketAddr, listener: TcpListener, event_loop: &EventLoop) -> Result<Listening, MetricsError> {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tollgate_config::{ConfigError, ServerConfig, Usage};
+use tollgate_config::{ServerConfig, Usage};
 
 use self::ledger::Ledger;
 use self::quotas::Quotas;
@@ -128,7 +128,7 @@ pub(super) fn refuse() -> Answer {
     Answer::refused(vec!["usage is not kept: set enabled = true in [usage], then `tollgate upgrade`".to_owned()])
 }
 
-impl<L: Fn() -> Result<ServerConfig, ConfigError>> ControlLoop<L> {
+impl ControlLoop {
     /// Hands on what users have carried, when that is due.
     pub(super) fn count_usage(&mut self, now: Instant) {
         if self.usage.as_ref().is_some_and(|usage| usage.renew_at <= now) {

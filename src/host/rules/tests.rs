@@ -14,9 +14,19 @@ fn facts(name: &str) -> TunFacts {
     TunFacts { name: name.to_owned(), index: OWN, offloads, queue_frames_max: 1000, is_adopted: false }
 }
 
+fn config(users: &str) -> ServerConfig {
+    let text = format!(
+        "name = \"x\"\ntunnel_network = \"198.19.128.1/24\"\nusers_file = {users:?}\n[protocol]\nmode = \"tls\"\n\
+         certificate_file = \"cert.pem\"\ncertificate_key_file = \"key.pem\"\n[shards]\nkey_file = \"keys\"\n"
+    );
+    ServerConfig::from_texts(&text, "").unwrap()
+}
+
 /// Of a gateway whose device has the index 7.
 pub fn rules(interface: Option<&str>) -> Rules {
+    let files = Named::of(Path::new("server.toml"), &config("users.toml"), Box::new(|_| Ok(config("other.toml"))));
     Rules {
+        files,
         address: "[::]:55555".parse().unwrap(),
         tunnel: "198.19.128.1/24".parse().unwrap(),
         interface: interface.map(str::to_owned),
@@ -71,7 +81,7 @@ fn what_a_gateway_asks_for_is_allowed() {
     ] {
         assert_eq!(rules(None).check(&request), Ok(()), "{request:?}");
     }
-    let anywhere = Rules { address: "[::]:0".parse().unwrap(), ..rules(None) };
+    let mut anywhere = Rules { address: "[::]:0".parse().unwrap(), ..rules(None) };
     assert_eq!(anywhere.check(&Request::BindSockets(sockets("[::]:40000"))), Ok(()));
     for (configured, name) in [("vpn", "vpn"), ("vpn%d", "vpn%d"), ("vpn%d", "vpn3"), ("a%db", "a12b")] {
         assert_eq!(rules(Some(configured)).check(&Request::MakeTun(tun(Some(name)))), Ok(()), "{name}");
@@ -130,7 +140,7 @@ fn a_gateway_that_was_taken_over_gets_nothing_that_is_not_its_own() {
     ] {
         assert!(rules(Some(configured)).check(&Request::MakeTun(tun(name))).is_err(), "{configured}: {name:?}");
     }
-    let without_device = Rules { device: None, ..rules(None) };
+    let mut without_device = Rules { device: None, ..rules(None) };
     assert!(without_device.check(&Request::RemoveLink { interface: OWN }).is_err());
 }
 
@@ -160,4 +170,19 @@ fn only_a_program_that_nobody_but_root_can_change_is_started_in_the_place_of_its
     let forbidden = rules(None).check(&Request::StartSuccessor { program: Some(circle.clone()) }).unwrap_err();
     assert_eq!(forbidden, Forbidden::Program(circle));
     assert!(forbidden.to_string().contains("root") && !forbidden.to_string().contains('\n'), "{forbidden}");
+}
+
+#[test]
+fn files_are_opened_that_the_configuration_names_now() {
+    let mut rules = rules(None);
+    let mut may = |path: &str| {
+        let watch = Request::WatchFolder { file: path.into() };
+        let open = rules.check(&Request::OpenFile { path: path.into() });
+        assert_eq!(open, rules.check(&watch));
+        open.is_ok()
+    };
+    assert!(["server.toml", "users.toml", "cert.pem", "key.pem", "keys"].into_iter().all(&mut may));
+    // It is looked at again, and names another one now.
+    assert!(may("other.toml") && !may("users.toml"));
+    assert!(!may("/etc/shadow") && !may("./cert.pem") && !may(""));
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tempfile::TempDir;
 use tollgate::control::protocol::{Answer, LineError, Lines, Next, REQUEST_BYTES_MAX, Request, decode, encode};
 use tollgate::tls;
-use tollgate_config::{ClientConfig, ConfigError, PROBLEMS_MAX, PemSource, ServerConfig, ServerTls};
+use tollgate_config::{ClientConfig, ConfigError, PROBLEMS_MAX, PemSource, ServerConfig, ServerTls, open_file};
 use tollgate_shards::Assignment;
 
 use crate::input::Input;
@@ -171,10 +171,10 @@ pub fn pem(data: &[u8]) {
         let secrets = key.as_bytes().windows(24).filter(|window| window.iter().all(|byte| is_base64(*byte)));
         assert!(!secrets.map(String::from_utf8_lossy).any(|window| text.contains(&*window)), "{text}");
     };
-    let _ = tls::server(&server).inspect_err(shows);
+    let _ = tls::server(&server, &open_file).inspect_err(shows);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    let _ = tls::doubts(&server, now).inspect_err(shows);
-    let trusted = tls::certificates("trusted certificate", &chain);
+    let _ = tls::doubts(&server, &open_file, now).inspect_err(shows);
+    let trusted = tls::certificates("trusted certificate", &chain, &open_file);
     if let Ok(trusted) = trusted {
         assert!(!trusted.is_empty());
     }

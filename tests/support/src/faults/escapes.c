@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -16,6 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -52,6 +54,22 @@ static long load_program(void) {
     return syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
 }
 
+static long open_of(pid_t process, const char *name) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", process, name);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static long connect_out(void) {
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int stream = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    long result = connect(stream, (struct sockaddr *)&there, sizeof there);
+    int error = errno;
+    close(stream);
+    errno = error;
+    return result;
+}
+
 static void try_all(void) {
     tell("fork", fork_bare());
     tell("execve", execute());
@@ -70,6 +88,16 @@ static void try_all(void) {
     tell("personality", syscall(SYS_personality, 0xffffffff));
     tell("chroot", chroot("/"));
     tell("TIOCSTI", syscall(SYS_ioctl, 0, 0x5412, "x"));
+    const char *own = getenv("ESCAPES_REPORT");
+    tell("path: read a file", open("/etc/passwd", O_RDONLY | O_CLOEXEC));
+    tell("path: read a folder", open("/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    tell("path: read what this user owns", open(own, O_RDONLY | O_CLOEXEC));
+    tell("path: write what this user owns", open(own, O_WRONLY | O_CLOEXEC));
+    tell("path: read another process's memory", open_of(getppid(), "mem"));
+    tell("path: make a file", open("/tmp/escaped", O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    tell("path: make a folder", mkdir("/tmp/escaped", 0700));
+    tell("path: remove a file", unlink(own));
+    tell("path: connect by TCP", connect_out());
     tell("end", 0);
 }
 

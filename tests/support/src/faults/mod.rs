@@ -5,6 +5,7 @@ mod locks;
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,6 +16,16 @@ use tempfile::TempDir;
 
 pub use escapes::Escapes;
 pub use locks::{LockCounts, Locks};
+
+/// Words of the state that the library shares with the test, in its order, and how many there are.
+const STILL_NS: usize = 0;
+const AHEAD_S: usize = 1;
+const ARMED: usize = 2;
+const REFUSALS: usize = 3;
+const CLOSES: usize = 4;
+const LIES: usize = 7;
+const SHARDS: usize = 64;
+const STATE_WORDS: usize = LIES + SHARDS;
 
 /// Faults of a program's system calls.
 #[derive(Debug)]
@@ -28,7 +39,7 @@ impl Faults {
     pub fn build() -> Faults {
         let folder = tempfile::tempdir().unwrap();
         compile("preload.c", &folder.path().join("faults.so"));
-        fs::write(folder.path().join("clock"), [0; 16]).unwrap();
+        fs::write(folder.path().join("state"), [0; STATE_WORDS * 8]).unwrap();
         Faults { folder, variables: Vec::new() }
     }
 
@@ -59,45 +70,51 @@ impl Faults {
 
     /// Has `command` suffer the faults, once they are armed.
     pub fn prepare(&self, command: &mut Command) {
-        command.env("LD_PRELOAD", self.path("faults.so")).env("FAULTS_ARMED", self.path("armed"));
-        command.env("FAULTS_REFUSALS", self.path("refusals")).env("FAULTS_CLOSE", self.path("close"));
-        command.env("FAULTS_CLOCK", self.path("clock")).env("FAULTS_LIE", self.path("lie"));
+        command.env("LD_PRELOAD", self.path("faults.so")).env("FAULTS_STATE", self.path("state"));
         command.envs(self.variables.iter().map(|(variable, value)| (variable, value)));
     }
 
     /// Makes the faults happen from now on.
     pub fn arm(&self) {
-        fs::write(self.path("armed"), "").unwrap();
+        self.write(ARMED, 1);
     }
 
     /// Closes the descriptor that `call` uses next: `recvmmsg`, `sendmmsg`, or `writev` to a TUN queue.
     pub fn close_at(&self, call: &str) {
-        fs::write(self.path(&format!("close.{call}")), "").unwrap();
+        let call = ["recvmmsg", "sendmmsg", "writev"].iter().position(|known| *known == call);
+        self.write(CLOSES + call.expect("a call that is closed at"), 1);
     }
 
     /// Has shard `index` panic in its next send: the kernel claims to have sent more than it was given.
     pub fn panic_shard(&self, index: usize) {
-        fs::write(self.path(&format!("lie.tollgate-{index}")), "").unwrap();
+        assert!(index < SHARDS);
+        self.write(LIES + index, 1);
     }
 
     /// The monotonic clock has stood still for so long in all, as while a machine sleeps.
     pub fn stop_clock(&self, still: Duration) {
-        self.write_clock((still.as_nanos() as u64).to_ne_bytes(), 0);
+        self.write(STILL_NS, still.as_nanos() as u64);
     }
 
     /// The wall clock is so many seconds ahead of the machine's.
     pub fn set_wall_clock(&self, ahead_s: i64) {
-        self.write_clock(ahead_s.to_ne_bytes(), 8);
+        self.write(AHEAD_S, ahead_s as u64);
     }
 
-    fn write_clock(&self, value: [u8; 8], at: u64) {
-        // In place: the file is mapped.
-        let file = fs::OpenOptions::new().write(true).open(self.path("clock")).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &value, at).unwrap();
-    }
-
+    /// How many merged frames were refused.
     pub fn refusals(&self) -> u64 {
-        fs::metadata(self.path("refusals")).map_or(0, |file| file.len())
+        let mut word = [0; 8];
+        self.state().read_exact_at(&mut word, REFUSALS as u64 * 8).unwrap();
+        u64::from_ne_bytes(word)
+    }
+
+    fn write(&self, word: usize, value: u64) {
+        // In place: the file is mapped.
+        self.state().write_all_at(&value.to_ne_bytes(), word as u64 * 8).unwrap();
+    }
+
+    fn state(&self) -> fs::File {
+        fs::OpenOptions::new().read(true).write(true).open(self.path("state")).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-/* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once the file $FAULTS_ARMED is there. Also a
+/* A kernel that refuses: chosen calls of the program that this library is preloaded into fail once they are armed. Also a
    program that closes what it still uses, a clock that stood still, and a kernel that says what cannot be. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,9 +18,45 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Shards that a test may have. */
+#define SHARDS 64
+
+/* What the test tells and hears, in the file $FAULTS_STATE. It is mapped before the program gives up its right to open files. */
+static struct {
+    /* For how many nanoseconds the monotonic clock has stood still, as it does while a machine sleeps. */
+    volatile int64_t still_ns;
+    /* By how many seconds the wall clock is ahead. */
+    volatile int64_t ahead_s;
+    volatile uint64_t is_armed;
+    /* How many merged frames were refused. */
+    atomic_ullong refusals;
+    /* Whose next descriptor is to be closed: recvmmsg, sendmmsg, writev. */
+    atomic_ullong closes[3];
+    /* Whose next sendmmsg is to lie: by the number in the thread's name. */
+    atomic_ullong lies[SHARDS];
+} *state;
+
+enum call { RECVMMSG, SENDMMSG, WRITEV };
+
+__attribute__((constructor)) static void map_state(void) {
+    const char *path = getenv("FAULTS_STATE");
+    if (state || !path)
+        return;
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    void *shared = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (shared == MAP_FAILED)
+        abort();
+    state = shared;
+    close(file);
+}
+
 static int is_armed(void) {
-    const char *path = getenv("FAULTS_ARMED");
-    return path && access(path, F_OK) == 0;
+    return state && state->is_armed;
+}
+
+/* Whether `wish` was set, once. */
+static int take(atomic_ullong *wish) {
+    return atomic_exchange(wish, 0) != 0;
 }
 
 /* The next error number of a list in the environment, as in "12,105"; 0 behind its end. */
@@ -41,26 +77,23 @@ static int next_error(const char *variable, atomic_int *taken) {
     return error;
 }
 
-/* Closes `fd`, which `call` is about to use, once for each time that somebody makes the file "$FAULTS_CLOSE.call". The number stays taken,
-   for a descriptor that no call can use (EBADF): otherwise the next file that is opened would get it. */
-static void close_if_asked(const char *call, int fd) {
-    const char *prefix = getenv("FAULTS_CLOSE");
-    char path[4096];
-    if (!prefix || snprintf(path, sizeof path, "%s.%s", prefix, call) >= (int)sizeof path || unlink(path) != 0)
+/* Closes `fd`, which `call` is about to use, where that is wished. The number stays taken, for a descriptor that no call can use (EBADF): otherwise
+   the next file that is opened would get it. */
+static void close_if_asked(enum call call, int fd) {
+    if (!state || !take(&state->closes[call]))
         return;
     int nothing = open("/", O_PATH | O_CLOEXEC);
     dup3(nothing, fd, O_CLOEXEC);
     close(nothing);
 }
 
-/* By how many the number of messages sent is too high: by one, once for each time that somebody makes the file "$FAULTS_LIE.THREAD" for the
-   thread of that name. */
+/* By how many the number of messages sent is too high: by one, where that is wished of the thread "tollgate-NUMBER". */
 static int lies(void) {
-    const char *prefix = getenv("FAULTS_LIE");
-    char thread[16], path[4096];
-    if (!prefix || prctl(PR_GET_NAME, thread) != 0 || snprintf(path, sizeof path, "%s.%s", prefix, thread) >= (int)sizeof path)
+    char thread[16];
+    unsigned shard;
+    if (!state || prctl(PR_GET_NAME, thread) != 0 || sscanf(thread, "tollgate-%u", &shard) != 1 || shard >= SHARDS)
         return 0;
-    return unlink(path) == 0;
+    return take(&state->lies[shard]);
 }
 
 int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout) {
@@ -73,7 +106,7 @@ int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, st
         errno = error;
         return -1;
     }
-    close_if_asked("recvmmsg", fd);
+    close_if_asked(RECVMMSG, fd);
     return real(fd, messages, count, flags, timeout);
 }
 
@@ -87,7 +120,7 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
         errno = error;
         return -1;
     }
-    close_if_asked("sendmmsg", fd);
+    close_if_asked(SENDMMSG, fd);
     int sent = real(fd, messages, count, flags);
     /* Whoever asks for a lie must not hide what the kernel refused. */
     return sent < 0 ? sent : sent + lies();
@@ -111,44 +144,28 @@ ssize_t writev(int fd, const struct iovec *vectors, int count) {
         int is_merged = header[1] != 0 && segment_bytes != 0;
         int is_short = is_merged && (bytes - 10 - header_bytes) % segment_bytes != 0;
         if (is_merged && (is_short || strcmp(refused, "all") == 0)) {
-            int log = open(getenv("FAULTS_REFUSALS"), O_WRONLY | O_CREAT | O_APPEND, 0600);
-            if (log >= 0) {
-                if (write(log, "x", 1) < 0) { }
-                close(log);
-            }
+            atomic_fetch_add(&state->refusals, 1);
             errno = EINVAL;
             return -1;
         }
     }
     struct stat file;
     if (fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) && file.st_rdev == makedev(10, 200))
-        close_if_asked("writev", fd);
+        close_if_asked(WRITEV, fd);
     return real(fd, vectors, count);
 }
 
-/* $FAULTS_CLOCK is a file of two numbers of 8 bytes: for how many nanoseconds the monotonic clock has stood still, as it does while a machine
-   sleeps, and by how many seconds the wall clock is ahead. */
 int clock_gettime(clockid_t clock, struct timespec *time) {
     static int (*real)(clockid_t, struct timespec *);
-    static volatile int64_t *clocks;
     if (!real)
         real = dlsym(RTLD_NEXT, "clock_gettime");
-    const char *path = getenv("FAULTS_CLOCK");
-    if (!clocks && path) {
-        int file = open(path, O_RDONLY | O_CLOEXEC);
-        void *shared = mmap(NULL, 2 * sizeof *clocks, PROT_READ, MAP_SHARED, file, 0);
-        if (shared == MAP_FAILED)
-            abort();
-        clocks = shared;
-        close(file);
-    }
     int result = real(clock, time);
-    if (result == 0 && clock == CLOCK_MONOTONIC && clocks) {
-        int64_t now_ns = (int64_t)time->tv_sec * 1000000000 + time->tv_nsec - clocks[0];
+    if (result == 0 && clock == CLOCK_MONOTONIC && state) {
+        int64_t now_ns = (int64_t)time->tv_sec * 1000000000 + time->tv_nsec - state->still_ns;
         time->tv_sec = now_ns / 1000000000;
         time->tv_nsec = now_ns % 1000000000;
     }
-    if (result == 0 && clock == CLOCK_REALTIME && clocks)
-        time->tv_sec += clocks[1];
+    if (result == 0 && clock == CLOCK_REALTIME && state)
+        time->tv_sec += state->ahead_s;
     return result;
 }
