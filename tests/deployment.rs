@@ -25,7 +25,7 @@ const BEHIND: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 2);
 const INSIDE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
 /// Folders of a machine that the documents write to.
-const FOLDERS: [&str; 2] = ["/etc/tollgate", "/etc/sysctl.d"];
+const FOLDERS: [&str; 1] = ["/etc/tollgate"];
 
 /// A machine on which commands are run: a network namespace, and folders in place of the system's.
 struct Machine {
@@ -36,14 +36,11 @@ struct Machine {
 
 impl Machine {
     fn new(name: &str, programs: &Path) -> Self {
-        let machine = Machine {
+        Machine {
             namespace: Namespace::new(name).unwrap(),
             files: tempfile::tempdir().unwrap(),
             programs: programs.to_owned(),
-        };
-        // The first one is the documents' to make.
-        FOLDERS[1..].iter().for_each(|folder| fs::create_dir_all(machine.path(folder)).unwrap());
-        machine
+        }
     }
 
     /// Where a file of the machine is.

@@ -5,7 +5,7 @@
 //! is a problem: a setting with a typo would otherwise be a setting that silently does nothing.
 //!
 //! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`,
-//! `[connection_ids]`, `[data_path]`, `[sessions]`, `[usage]` and `[control]`.
+//! `[connection_ids]`, `[data_path]`, `[sessions]`, `[usage]`, `[host]` and `[control]`.
 //!
 //! This crate opens the configuration file and the users file and nothing else: certificates and keys stay paths until the shell reads
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
@@ -22,6 +22,7 @@ mod effective;
 mod environment;
 mod error;
 mod files;
+mod host;
 mod kind;
 mod likeness;
 mod log;
@@ -47,6 +48,7 @@ pub use document::FILE_BYTES_MAX;
 pub use effective::{Changed, UserChanges, needs_restart};
 pub use error::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use files::files;
+pub use host::HostSettings;
 pub use kind::FilePlace;
 pub use likeness::nearest;
 pub use log::{LogFormat, Logging};

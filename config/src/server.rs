@@ -18,6 +18,7 @@ use crate::data_path::DataPath;
 use crate::document::{self, FILE_BYTES_MAX, Report};
 use crate::environment::Ignored;
 use crate::error::ConfigError;
+use crate::host::HostSettings;
 use crate::kind::{FilePlace, Kind, interface, listen, path, port, rate, switch, text};
 use crate::log::Logging;
 use crate::metrics::Metrics;
@@ -83,6 +84,8 @@ table! {
         sessions: Sessions = Sessions::initial();
         /// What is kept of what users have carried.
         usage: Usage = Usage::initial();
+        /// What is set up on the machine.
+        host: HostSettings = HostSettings::initial();
         /// How the running gateway is told what to do.
         control: Control = Control::initial();
         /// Environment variables that begin like ours, but that a container platform set, or that name nothing at all.
@@ -173,6 +176,7 @@ impl ServerConfig {
             self.data_path.section("data_path"),
             self.sessions.table(),
             self.usage.table(),
+            self.host.section("host"),
             self.control.section("control"),
         ]);
         sections
@@ -201,6 +205,7 @@ impl ServerConfig {
         if !config.usage.file.is_configured {
             config.usage.file = FilePlace::unconfigured(report.state_folder(), USAGE_FILE_NAME);
         }
+        config.host = HostSettings::read(root.table(report, "host"), report);
         let control = Control::read(root.table(report, "control"), report);
         config.control = control.locate(report.runtime_folder(), config.bind());
         root.finish(report);

@@ -24,6 +24,11 @@ impl Machine {
         self.root.join(path.trim_start_matches('/'))
     }
 
+    /// Whether there is such a file.
+    pub fn has(&self, path: &str) -> bool {
+        self.path(path).exists()
+    }
+
     /// What a file says, without the end of its line.
     pub fn read(&self, path: &str) -> Option<String> {
         Some(fs::read_to_string(self.path(path)).ok()?.trim_end().to_owned())

@@ -1,5 +1,6 @@
 //! The network: what is forwarded, what is thrown away on the way, what links carry, what they do in hardware or in one piece.
 
+use std::io;
 use std::net::IpAddr;
 
 use serde_json::Value;
@@ -23,7 +24,13 @@ const FEATURES: [(&str, &str); 3] = [
 
 pub fn examine(config: &ServerConfig, machine: &Machine) -> Vec<Finding> {
     let is_v6 = config.tunnel_network.addr().is_ipv6();
-    let mut findings = vec![forwarding(machine, is_v6), firewall(say("nft", &["--json", "list", "ruleset"]))];
+    let ruleset = say("nft", &["--json", "list", "ruleset"]);
+    let mut findings = vec![forwarding(machine, is_v6, config.host.needs_forwarding())];
+    if config.host.needs_rules() {
+        let interface = config.interface_name.as_deref().filter(|name| machine.has(&format!("/sys/class/net/{name}")));
+        findings.push(own_rules(interface, ruleset.as_deref()));
+    }
+    findings.push(firewall(ruleset));
     match uplinks(config.bind_address) {
         Ok(uplinks) => {
             findings.extend(reverse_path(machine, is_v6, &uplinks));
@@ -61,7 +68,8 @@ fn uplinks(address: IpAddr) -> Result<Vec<Link>, NetlinkError> {
     Ok(uplinks)
 }
 
-pub(super) fn forwarding(machine: &Machine, is_v6: bool) -> Finding {
+/// `is_turned_on` by the gateway itself, when it starts.
+pub(super) fn forwarding(machine: &Machine, is_v6: bool, is_turned_on: bool) -> Finding {
     let about = "forwarding";
     let (path, key) = if is_v6 {
         ("/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding")
@@ -69,9 +77,10 @@ pub(super) fn forwarding(machine: &Machine, is_v6: bool) -> Finding {
         ("/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward")
     };
     match machine.number(path) {
+        Some(0) if is_turned_on => Finding::fine(about, format!("{key} is 0, and the gateway turns it on")),
         Some(0) => {
             let told = format!("{key} is 0: clients reach the gateway itself and nothing behind it");
-            Finding::new(about, Verdict::Missing, told, format!("sysctl -w {key}=1"))
+            Finding::new(about, Verdict::Missing, told, format!("sysctl -w {key}=1, or forwarding = true in [host]"))
         }
         Some(_) => Finding::fine(about, format!("{key} is on")),
         None => Finding { about, verdict: Verdict::Unknown, told: format!("{path} cannot be read"), mend: None },
@@ -101,8 +110,36 @@ pub(super) fn reverse_path(machine: &Machine, is_v6: bool, uplinks: &[Link]) -> 
     })
 }
 
+/// The rules that the gateway sets up itself; `interface` is there where the gateway runs.
+pub(super) fn own_rules(interface: Option<&str>, ruleset: Result<&str, &io::Error>) -> Finding {
+    let about = "rules of [host]";
+    let ruleset = match ruleset {
+        Ok(ruleset) => ruleset,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let told = "masquerade and mss_clamp need the program nft: the gateway does not start without it";
+            return Finding::new(about, Verdict::Missing, told, "apt-get install nftables");
+        }
+        Err(error) => {
+            let told = format!("nft says nothing of them: {error}");
+            return Finding { about, verdict: Verdict::Unknown, told, mend: None };
+        }
+    };
+    let ruleset: Value = serde_json::from_str(ruleset).unwrap_or_default();
+    let tables = || ruleset["nftables"].as_array().into_iter().flatten().map(|object| &object["table"]["name"]);
+    match interface.map(|interface| format!("tollgate_{interface}")) {
+        Some(table) if !tables().any(|name| *name == table[..]) => {
+            let told = format!(
+                "the gateway's table {table} is gone, as after a reload of nftables that begins with 'flush ruleset'"
+            );
+            Finding::new(about, Verdict::Missing, told, "tollgate upgrade, which sets it up again")
+        }
+        Some(table) => Finding::fine(about, format!("they are in nftables' table {table}")),
+        None => Finding::fine(about, "nft is there, and the gateway sets them up when it starts"),
+    }
+}
+
 /// Chains that drop what no rule of theirs accepts.
-pub(super) fn firewall(ruleset: std::io::Result<String>) -> Finding {
+pub(super) fn firewall(ruleset: io::Result<String>) -> Finding {
     let about = "firewall";
     let unknown = |told: String| {
         Finding::new(about, Verdict::Unknown, told, "nft list ruleset, as root, and look for 'policy drop'")
@@ -151,7 +188,7 @@ fn carries(config: &ServerConfig, link: &Link) -> Finding {
 }
 
 /// What `ethtool` says of the features of interface `name`.
-pub(super) fn offloads(name: &str, features: std::io::Result<String>) -> Vec<Finding> {
+pub(super) fn offloads(name: &str, features: io::Result<String>) -> Vec<Finding> {
     let about = "offloads";
     let features = match features {
         Ok(features) => features,

@@ -4,7 +4,7 @@ use std::io::{Error, ErrorKind};
 use tempfile::TempDir;
 
 use super::machine::Machine;
-use super::network::{firewall, forwarding, offloads, reverse_path};
+use super::network::{firewall, forwarding, offloads, own_rules, reverse_path};
 use super::resources::{buffers, governor, memlock, of_clock};
 use super::*;
 use crate::netlink::Link;
@@ -36,11 +36,13 @@ fn link(name: &str) -> Link {
 #[test]
 fn forwarding_is_that_of_the_tunnels_family() {
     let (_root, it) = machine(&[("proc/sys/net/ipv4/ip_forward", "0"), ("proc/sys/net/ipv6/conf/all/forwarding", "1")]);
-    let found = forwarding(&it, false);
-    assert_eq!((found.verdict, found.mend.as_deref()), (Verdict::Missing, Some("sysctl -w net.ipv4.ip_forward=1")));
-    assert_eq!(forwarding(&it, true).verdict, Verdict::Fine);
+    let found = forwarding(&it, false, false);
+    let mend = found.mend.as_deref().unwrap_or_default();
+    assert!(found.verdict == Verdict::Missing && mend.starts_with("sysctl -w net.ipv4.ip_forward=1"), "{found:?}");
+    assert_eq!(forwarding(&it, false, true).verdict, Verdict::Fine);
+    assert_eq!(forwarding(&it, true, false).verdict, Verdict::Fine);
     let (_root, bare) = machine(&[]);
-    assert_eq!(forwarding(&bare, true).verdict, Verdict::Unknown);
+    assert_eq!(forwarding(&bare, true, false).verdict, Verdict::Unknown);
 }
 
 #[test]
@@ -68,6 +70,16 @@ fn a_chain_that_drops_by_default_is_named() {
     assert!(found.verdict == Verdict::Unknown && found.told.starts_with("inet filter through drops"), "{found:?}");
     assert_eq!(firewall(Ok(r#"{"nftables":[]}"#.to_owned())).verdict, Verdict::Fine);
     assert_eq!(firewall(Err(Error::from(ErrorKind::NotFound))).verdict, Verdict::Unknown);
+}
+
+#[test]
+fn rules_of_the_gateway_that_are_gone_are_missed() {
+    let ruleset = Ok(r#"{"nftables":[{"metainfo":{}},{"table":{"family":"ip","name":"tollgate_tun0"}}]}"#);
+    let verdicts = [Some("tun0"), Some("tun1"), None].map(|interface| own_rules(interface, ruleset).verdict);
+    assert_eq!(verdicts, [Verdict::Fine, Verdict::Missing, Verdict::Fine]);
+    let without = Err(&Error::from(ErrorKind::NotFound));
+    let found = own_rules(None, without);
+    assert_eq!((found.verdict, found.mend.as_deref()), (Verdict::Missing, Some("apt-get install nftables")));
 }
 
 #[test]

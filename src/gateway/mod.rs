@@ -70,7 +70,7 @@ use self::groups::Groups;
 use self::notices::Notice;
 use self::predecessor::Predecessor;
 use self::seat::{GivenUp, PANICS_MAX, PANICS_WINDOW, Panics};
-use self::start::{ByOrder, Prepared, Started, announce};
+use self::start::{ByOrder, Prepared, Started, announce, forward};
 use self::successor::Replacement;
 use self::threads::{Pool, ThreadError};
 use self::upkeep::{Beside, Upkeep};
@@ -229,6 +229,7 @@ impl Gateway {
         let (generation, address) = (prepared.shards.generation, prepared.sockets.address);
         let groups = Groups::alone(generation, prepared.sockets.options.steering, &bound, &queues, address, &mut host);
         host.change(Request::SetUp { interface: tun.index() })?;
+        forward(config, tun.name(), &mut host)?;
         let queues = queues.into_iter().map(Some).collect();
         let started = Started::of(config, &mut prepared, bound, queues, groups.map(), None)?;
         announce(config, &prepared.cpus, &tun, groups.map().is_some());

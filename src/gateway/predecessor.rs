@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tollgate_config::ServerConfig;
 use tollgate_shards::{CommandId, Generation, Shards, Snapshot};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::commands::CoreHandle;
 use super::core::CoreCommand;
@@ -20,10 +20,10 @@ use super::groups::{Groups, Others, Predecessors};
 use super::notices::Notice;
 use super::reload::{Completed, Unanswered};
 use super::sibling::{self, Said, SiblingLink};
-use super::start::{Before, ByOrder, Prepared, Started, announce};
+use super::start::{Before, ByOrder, Prepared, Started, announce, forward};
 use super::upkeep::Beside;
 use super::{Gateway, GatewayError, Keys, Sibling, given_up};
-use crate::host::Host;
+use crate::host::{ForwardingPlan, Host, Request};
 use crate::io::{Members, TunSteering, descriptors};
 use crate::upgrade::{Handed, Introduction, Words};
 use crate::usage::{Book, Entry};
@@ -149,6 +149,9 @@ impl Gateway {
             let joined = host.join_tun(prepared.tun.clone(), introduction.is_adopted)?;
             let (by, address) = (prepared.sockets.options.steering, prepared.sockets.address);
             let groups = Groups::behind(generation, by, sockets, &joined.1, address, &others, map);
+            // Had the other process lost its rules to one that then does not get ready, it would have to set them up again.
+            let plan = ForwardingPlan::of(&config.host, config.tunnel_network, &introduction.interface);
+            plan.map_or(Ok(()), |plan| host.change(Request::SetForwarding { plan, is_tried: true }))?;
             groups.take_over(&others, &mut host)?;
             Ok((gone, joined, groups))
         });
@@ -162,6 +165,9 @@ impl Gateway {
         };
         for (core, queue) in started.cores.iter().zip(queues) {
             core.send(CoreCommand::Tun(queue, 0));
+        }
+        if let Err(error) = forward(config, tun.name(), &mut host) {
+            error!("{error}: clients' packets are forwarded only while process {} is there", introduction.process);
         }
         link.send(Words::Serving.encode());
         announce(config, &prepared.cpus, &tun, groups.map().is_some());

@@ -28,7 +28,7 @@ use super::threads::{self, CoreThread, Pool};
 use super::waker::Waker;
 use super::{GatewayError, OrderedLimits, capacity, events, params};
 use crate::handshakes::Served;
-use crate::host::{SocketPlan, TunPlan};
+use crate::host::{ForwardingPlan, Host, HostError, SocketPlan, TunPlan};
 use crate::io::{Offloads, ShardSockets, TunDevice, TunOptions, TunQueue, TunSteering, UdpOptions, Wake};
 use crate::packet_io::PacketIo;
 
@@ -109,6 +109,15 @@ impl Prepared {
             tun,
         })
     }
+}
+
+/// Has the packets of clients behind `interface` forwarded as `config` says.
+pub(super) fn forward(config: &ServerConfig, interface: &str, host: &mut Host) -> Result<(), HostError> {
+    let Some(plan) = ForwardingPlan::of(&config.host, config.tunnel_network, interface) else { return Ok(()) };
+    if host.set_forwarding(plan)? {
+        info!("the kernel forwarded no packets: it does from now on, and will when this gateway has ended");
+    }
+    Ok(())
 }
 
 /// The cores, and what the control plane has of them.

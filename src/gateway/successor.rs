@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate_shards::{CommandId, Generation, SessionLimits, Shards, Snapshot, User};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::core::CoreCommand;
 use super::reload::{Change, Completed, Unanswered};
 use super::sibling::{Said, SiblingEnd, SiblingLink};
+use super::start::forward;
 use super::upkeep::Beside;
 use super::{Gateway, Sibling, quotas};
 use crate::host::{Host, HostError};
@@ -329,6 +330,10 @@ impl Gateway {
                 core.send(CoreCommand::TakeBack { id, incarnation });
             }
             self.upkeep.take_all();
+            let interface = self.upkeep.shared().0.name().to_owned();
+            if let Err(error) = forward(&self.config, &interface, self.upkeep.host()) {
+                warn!("{error}");
+            }
             self.upkeep.set_beside(Beside::Nobody, Instant::now());
             self.panics.allow();
         }

@@ -9,6 +9,7 @@ use std::sync::Weak;
 
 use tracing::debug;
 
+use super::forwarding::{Forwarding, ForwardingError};
 use super::{Answer, Request, SocketPlan, TunPlan, files};
 use crate::io::{
     BindError, ShardSockets, SteeringError, TunDevice, TunError, TunQueue, TunSteering, UdpGroup, descriptors,
@@ -28,6 +29,8 @@ pub enum Refusal {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
+    Forwarding(#[from] ForwardingError),
+    #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("the descriptors of the host's changes run out: {0}")]
     System(#[from] io::Error),
@@ -45,6 +48,7 @@ pub struct Hands {
     /// Opened when it is needed: some surroundings forbid it.
     netlink: Option<Netlink>,
     successor: Option<Successor>,
+    forwarding: Option<Forwarding>,
 }
 
 /// What a request has come to, and the descriptors that it brings.
@@ -53,7 +57,7 @@ type Outcome = Result<(Answer, Vec<OwnedFd>), Refusal>;
 impl Hands {
     /// `program` is what is started to take over.
     pub fn new(program: Program) -> Self {
-        Hands { program, netlink: None, successor: None }
+        Hands { program, netlink: None, successor: None, forwarding: None }
     }
 
     /// By what notifications tell its changes from others', if it has made any.
@@ -89,12 +93,26 @@ impl Hands {
                 let successor = self.successor.take().ok_or(Refusal::NoSuccessor)?;
                 Ok((Answer::Ended { how: successor.end(at_once) }, Vec::new()))
             }
+            Request::SetForwarding { plan, is_tried: true } => {
+                Forwarding::try_out(&plan)?;
+                Ok((Answer::Done, Vec::new()))
+            }
+            Request::SetForwarding { plan, is_tried: false } => {
+                let (forwarding, was_off) = Forwarding::set_up(&plan)?;
+                self.forwarding = forwarding;
+                Ok((Answer::Forwarding { was_off }, Vec::new()))
+            }
             Request::KeepIpv6Addresses { name } => {
                 keep_ipv6_addresses(&name);
                 Ok((Answer::Done, Vec::new()))
             }
             request => self.change(request).map(|()| (Answer::Done, Vec::new())),
         }
+    }
+
+    /// Undoes what is not to outlive the gateway.
+    pub fn undo(self) {
+        self.forwarding.into_iter().for_each(Forwarding::undo);
     }
 
     fn start(&mut self, program: Option<&Path>, input: UnixStream) -> Outcome {

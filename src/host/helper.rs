@@ -19,9 +19,10 @@ pub fn serve(link: &OwnedFd, mut rules: Rules, program: Program) {
     let mut hands = Hands::new(program);
     while let Ok(Some((request, with))) = receive(link) {
         if answer(link, &mut rules, &mut hands, request, with).is_err() {
-            return;
+            break;
         }
     }
+    hands.undo();
 }
 
 /// The next request with its descriptor. `None` at the end, and for what is none.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use tollgate_config::open_file;
 
-use super::{Answer, MESSAGE_BYTES_MAX, Reply, Request, SocketPlan, TunPlan};
+use super::{Answer, ForwardingPlan, MESSAGE_BYTES_MAX, Reply, Request, SocketPlan, TunPlan};
 use crate::io::{
     Group, ShardSockets, SteeringError, TunDevice, TunError, TunQueue, TunSteering, UdpGroup, descriptor_messages,
 };
@@ -143,6 +143,18 @@ impl Host {
     pub fn steer(&mut self, map: &TunSteering, queue: BorrowedFd<'_>, group: Group) -> Result<(), HostError> {
         let program = self.one(&Request::LoadSteering(group), Some(map.map()))?;
         Ok(TunSteering::attach(program.as_fd(), queue)?)
+    }
+
+    /// Has clients' packets forwarded, and returns whether the kernel forwarded none before; see [`Request::SetForwarding`].
+    ///
+    /// # Errors
+    ///
+    /// When the helper, nft or the kernel refuses.
+    pub fn set_forwarding(&mut self, plan: ForwardingPlan) -> Result<bool, HostError> {
+        match self.ask(&Request::SetForwarding { plan, is_tried: false }, None)? {
+            (Answer::Forwarding { was_off }, _) => Ok(was_off),
+            _ => Err(HostError::Answer),
+        }
     }
 
     fn one(&mut self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<OwnedFd, HostError> {

@@ -7,6 +7,7 @@
 
 mod calls;
 mod files;
+mod forwarding;
 mod hands;
 mod helper;
 mod interface;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use files::{Load, Named, watch_folder};
+pub use forwarding::ForwardingPlan;
 pub use interface::{Interface, Restored};
 pub use link::{Host, HostError};
 pub use split::{Split, SplitError, raise_to_hard, split};
@@ -127,6 +129,13 @@ pub enum Request {
     SetRoute(Route),
     /// Remove a route. One that is not there is no error.
     RemoveRoute(Route),
+    /// Have clients' packets forwarded, in place of what was set up before. It is undone when the helper ends, unless another one has set it up since.
+    SetForwarding {
+        /// What is to hold from then on.
+        plan: ForwardingPlan,
+        /// Whether it is only tried out.
+        is_tried: bool,
+    },
     /// Open the gateway's UDP sockets. Those before must be closed.
     BindSockets(SocketPlan),
     /// Open further sockets of the port that the process before this one has.
@@ -162,6 +171,11 @@ pub enum Request {
 enum Answer {
     /// The change was made.
     Done,
+    /// Packets are forwarded.
+    Forwarding {
+        /// Whether the kernel forwarded none before.
+        was_off: bool,
+    },
     /// A TUN device. Its queues come with it, in order.
     Tun(TunFacts),
     /// Sockets, in the order of binding, or a map, a program, a file, a watch.

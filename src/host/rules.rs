@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use tollgate_config::ServerConfig;
+use tollgate_config::{HostSettings, ServerConfig};
 
-use super::{Named, Request, SocketPlan, TunPlan};
+use super::{ForwardingPlan, Named, Request, SocketPlan, TunPlan};
 use crate::io::{TunFacts, UdpOptions};
 use crate::netlink::Route;
 
@@ -48,6 +48,7 @@ pub struct Rules {
     mtu_bytes: u16,
     send_buffer_bytes: usize,
     receive_buffer_bytes: usize,
+    host: HostSettings,
     /// Once there is one.
     device: Option<TunFacts>,
 }
@@ -63,6 +64,7 @@ impl Rules {
             mtu_bytes: config.connection.mtu_bytes,
             send_buffer_bytes: config.connection.send_buffer_bytes,
             receive_buffer_bytes: config.connection.recv_buffer_bytes,
+            host: config.host,
             device: None,
         }
     }
@@ -90,6 +92,7 @@ impl Rules {
                 let is_former = self.device.as_ref().is_some_and(|device| device.queue_frames_max == *frames);
                 (self.is_own(*interface) && is_former, "the length of a queue")
             }
+            Request::SetForwarding { plan, .. } => (self.is_own_forwarding(plan), "what is forwarded"),
             Request::KeepIpv6Addresses { name } => (self.is_own_name(name), "a setting"),
             Request::AddAddress { interface, address } | Request::RemoveAddress { interface, address } => {
                 (self.is_own(*interface) && *address == self.tunnel, "an address")
@@ -131,6 +134,11 @@ impl Rules {
             && (plan.address.port() == self.address.port() || self.address.port() == 0)
             && send_buffer_bytes <= self.send_buffer_bytes
             && receive_buffer_bytes <= self.receive_buffer_bytes
+    }
+
+    fn is_own_forwarding(&self, plan: &ForwardingPlan) -> bool {
+        let own = |device: &TunFacts| ForwardingPlan::of(&self.host, self.tunnel, &device.name);
+        self.device.as_ref().and_then(own).is_some_and(|own| own == *plan)
     }
 
     fn is_own_route(&self, route: &Route) -> bool {

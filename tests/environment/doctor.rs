@@ -32,7 +32,8 @@ fn what_is_missing_is_named_with_the_command_that_mends_it() {
     assert!(said.starts_with("missing forwarding: net.ipv4.ip_forward is 0"), "{said}");
     let forwarding = found("forwarding");
     assert_eq!(forwarding["verdict"], "missing");
-    let words: Vec<&str> = forwarding["mend"].as_str().unwrap().split(' ').collect();
+    let (command, _) = forwarding["mend"].as_str().unwrap().split_once(", or ").unwrap();
+    let words: Vec<&str> = command.split(' ').collect();
     assert!(machine.run(|| Command::new(words[0]).args(&words[1..]).status()).unwrap().success());
     assert_eq!(found("forwarding")["verdict"], "fine");
     assert_eq!(examine(&[]).status.code(), Some(0), "{}", String::from_utf8_lossy(&examine(&[]).stdout));

@@ -24,6 +24,8 @@ const EXPOSURE_MAX: f64 = 2.5;
 const CAPABILITIES: u64 = 1 << 10 | 1 << 12 | 1 << 39;
 const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
 
+const RULES: &str = "nft list table ip tollgate_tollgate0";
+
 /// What only the test needs: it sees what the gateway says, and starts nothing but the gateway.
 const DROP_IN: &str =
     "[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/out/log\nStandardError=append:/out/log\n";
@@ -62,9 +64,11 @@ impl Manager {
     }
 
     fn install(&self, site: &Site, settings: &str) {
+        // The gateway turns it on.
+        site.topology.gateway.sysctl("net/ipv4/ip_forward", "0").unwrap();
         let folder = site.deployment.folder().display();
         self.run_done(&format!(
-            "sed -i 's#{folder}#/etc/tollgate#' /etc/tollgate/server.toml; : > /etc/tollgate/nat.nft"
+            "sed -i 's#{folder}#/etc/tollgate#' /etc/tollgate/server.toml; printf '[host]\nmasquerade = true\n' >> /etc/tollgate/server.toml"
         ));
         let drop_in = format!("{DROP_IN}{settings}");
         let folder = "/etc/systemd/system/tollgate.service.d";
@@ -80,6 +84,7 @@ impl Manager {
             "--target",
             &self.first,
             "--mount",
+            "--net",
             "--pid",
             "--root",
             "--cgroup",
@@ -185,9 +190,11 @@ fn under_the_shipped_unit_the_gateway_serves_reloads_repairs_and_is_upgraded_wit
     assert!(eventually(PATIENCE, || manager.show("MainPID") != before), "{}", manager.log());
     assert_eq!(u64::from_str_radix(&manager.kernel_says("CapEff"), 16), Ok(0));
     assert_pings(inside, SERVER_V4);
+    manager.run_done(RULES);
     assert_eq!((&manager.show("ActiveState")[..], &manager.show("NRestarts")[..]), ("active", "0"));
     manager.run_done("systemctl stop tollgate");
     assert_eq!((&manager.show("ActiveState")[..], &manager.show("Result")[..]), ("inactive", "success"));
+    assert!(!manager.run(RULES).0, "{}", manager.log());
     assert!(manager.run("ip link show tollgate0").1.contains("does not exist"), "{}", manager.log());
 }
 

@@ -3,6 +3,7 @@
 mod clients;
 mod crowd;
 mod deaths;
+mod forwarding;
 mod metrics;
 mod moves;
 mod orders;

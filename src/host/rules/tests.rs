@@ -33,6 +33,7 @@ pub fn rules(interface: Option<&str>) -> Rules {
         mtu_bytes: 1400,
         send_buffer_bytes: 1 << 20,
         receive_buffer_bytes: 1 << 20,
+        host: HostSettings { masquerade: true, forwarding: false, mss_clamp: false },
         device: Some(facts(interface.unwrap_or("tollgate0"))),
     }
 }
@@ -57,6 +58,12 @@ fn route(destination: &str, interface: u32) -> Route {
     Route::on_link(destination.parse().unwrap(), interface)
 }
 
+fn forwarding(network: &str, interface: &str, masquerade: bool) -> Request {
+    let (interface, network) = (interface.to_owned(), network.parse().unwrap());
+    let plan = ForwardingPlan { interface, network, forwards: true, masquerade, mss_clamp: false };
+    Request::SetForwarding { plan, is_tried: false }
+}
+
 #[test]
 fn what_a_gateway_asks_for_is_allowed() {
     let own = "198.19.128.1/24".parse().unwrap();
@@ -77,6 +84,7 @@ fn what_a_gateway_asks_for_is_allowed() {
         Request::SetRoute(client_route("198.19.128.9".parse().unwrap(), OWN, 1280)),
         Request::RemoveRoute(Route { table: Some(MAIN_TABLE), ..route("198.19.128.9/32", OWN) }),
         Request::SetRoute(route("198.19.128.0/24", OWN)),
+        forwarding("198.19.128.0/24", "tollgate0", true),
         Request::StartSuccessor { program: None },
     ] {
         assert_eq!(rules(None).check(&request), Ok(()), "{request:?}");
@@ -126,6 +134,9 @@ fn a_gateway_that_was_taken_over_gets_nothing_that_is_not_its_own() {
         Request::SetRoute(Route { unreachable: true, ..route("198.19.128.9/32", OWN) }),
         Request::SetRoute(to_gateway),
         Request::RemoveRoute(route("0.0.0.0/0", OTHER)),
+        forwarding("198.19.0.0/16", "tollgate0", true),
+        forwarding("198.19.128.0/24", "eth0", true),
+        forwarding("198.19.128.0/24", "tollgate0", false),
     ] {
         let refused = rules(None).check(&request);
         assert!(matches!(refused, Err(Forbidden::NotItsOwn(_))), "{request:?}: {refused:?}");
