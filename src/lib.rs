@@ -26,6 +26,7 @@ pub mod signals;
 pub mod supervisor;
 pub mod tls;
 pub mod top;
+mod trace;
 pub mod upgrade;
 pub mod usage;
 pub mod whole_file;

@@ -192,6 +192,13 @@ fn connection_row() -> ConnectionRow {
         since_unix_s: 1,
         heard_ms: 1,
         rtt_us: 1,
+        rtt_min_us: 1,
+        window_bytes: 1,
+        mtu_bytes: 1,
+        sent_packets: 1,
+        lost_packets: 1,
+        congestion_events: 1,
+        queued_bytes: 1,
         usage: Usage::default(),
         outer: Some(([198, 18, 0, 2], 4433).into()),
     }

@@ -132,7 +132,7 @@ pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError,
 pub use shard::Shard;
 pub use shard::action::{Action, ClientMtu, Command, Event};
 pub use shard::message::{Message, PacketMessage};
-pub use shard::usage::{ConnectionUsage, EndedUsage, Usage};
+pub use shard::usage::{ConnectionUsage, EndedUsage, PathState, Usage};
 pub use tollgate_noise::{Handshakes, TLS_VERSION};
 
 /// The engine's inside, for tests and for those who check from outside that shards agree. Nothing here is for the data path.

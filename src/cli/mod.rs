@@ -4,6 +4,7 @@ mod operator;
 mod pages;
 mod tables;
 mod usage;
+mod values;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -17,7 +18,8 @@ use tracing::{info, warn};
 
 use self::operator::Operator;
 use self::tables::Sort;
-use crate::control::{Control, DRAIN_MAX, Request, Sockets};
+use self::values::{clients_per_s, drain_time, interval, limit};
+use crate::control::{Control, Request, Sockets};
 use crate::gateway::{Gateway, KeyFile, LimitOrder, refuse};
 use crate::handshakes::{Served, Spoken, shut_out, who_can_come_in};
 use crate::host::{Host, Load, Named, Split, split};
@@ -76,6 +78,24 @@ enum Command {
         /// How often it is asked, as in 500ms or 2s.
         #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
         interval: Duration,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Follow the connections of a user at a running gateway: round trips, losses, window, queue and rates, a line whenever they change.
+    ///
+    /// Until SIGINT, or the time is up. Times are UTC. With --json each line is an object, with the keys of `connections --json`.
+    Trace {
+        /// The user's name.
+        user: String,
+        /// How long, as in 30s or 10m.
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        length: Option<Duration>,
+        /// How often to look, as in 500ms or 2s. Figures are no newer than a tenth of a second.
+        #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = interval)]
+        interval: Duration,
+        /// Also write qlog's events of QUIC (recovery metrics, ends) to this file, for the tools that draw them.
+        #[arg(long, value_name = "FILE")]
+        qlog: Option<PathBuf>,
         #[command(flatten)]
         operator: Operator,
     },
@@ -275,10 +295,6 @@ struct Environment {
 
 const QUINCY_PREFIX: &str = "QUINCY_";
 
-/// Between two looks at a gateway: shorter than figures are published, nothing would have moved.
-const INTERVAL_MIN: Duration = Duration::from_millis(200);
-const INTERVAL_MAX: Duration = Duration::from_secs(3600);
-
 /// Variables by which systemd tells a service where to keep its files (systemd.exec(5)).
 const SYSTEMD_FOLDERS: [&str; 2] = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY"];
 
@@ -326,6 +342,7 @@ impl Cli {
             Command::Reload { force, operator } => operator.order(&Request::Reload { force }),
             Command::Kick { user, operator } => operator.order(&Request::Kick { user }),
             Command::Top { interval, operator } => operator.top(interval),
+            Command::Trace { user, length, interval, qlog, operator } => operator.trace(user, length, interval, qlog),
             Command::Limit { user, rate, file: _, operator } => {
                 operator.order(&Request::Limit { user, to: rate.unwrap_or(LimitOrder::File) })
             }
@@ -358,38 +375,6 @@ impl Cli {
             Command::Demo(options) => Ok(crate::demo::run(&options)?),
         }
     }
-}
-
-/// The length of a drain, as in "90s", "10m" or "1h".
-fn drain_time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match time <= DRAIN_MAX {
-        true => Ok(time),
-        false => Err(format!("it is longer than {}", humantime::format_duration(DRAIN_MAX))),
-    }
-}
-
-/// A user's limit, as in "10 mbps", or "none".
-fn limit(text: &str) -> Result<LimitOrder, String> {
-    match text.parse()? {
-        LimitOrder::File => Err("write --file".to_owned()),
-        order => Ok(order),
-    }
-}
-
-/// A pause between two looks at a gateway, as in "500ms" or "2s".
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match time >= INTERVAL_MIN && time <= INTERVAL_MAX {
-        true => Ok(time),
-        false => Err("write a time from 200ms to 1h".to_owned()),
-    }
-}
-
-/// A rate as in "200/s" or "200".
-fn clients_per_s(text: &str) -> Result<u32, String> {
-    let rate = text.trim().strip_suffix("/s").unwrap_or(text).trim().parse().ok().filter(|rate| *rate > 0);
-    rate.ok_or_else(|| "write a number of clients in a second, for example 200/s".to_owned())
 }
 
 fn serve(file: &ServerFile) -> anyhow::Result<()> {

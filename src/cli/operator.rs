@@ -15,7 +15,9 @@ use crate::control::{Answer, Request, ask, ask_for_all, drain};
 use crate::gateway::State;
 use crate::log::say_last;
 use crate::output::print;
+use crate::signals::terminal_signals;
 use crate::top;
+use crate::trace::{self, Plan};
 use crate::usage::{Day, Period};
 
 /// How orders find the running gateway.
@@ -105,6 +107,17 @@ impl Operator {
 
     pub(super) fn top(&self, interval: Duration) -> anyhow::Result<()> {
         Ok(top::run(&self.socket()?, interval)?)
+    }
+
+    pub(super) fn trace(
+        &self,
+        user: String,
+        length: Option<Duration>,
+        interval: Duration,
+        qlog: Option<PathBuf>,
+    ) -> anyhow::Result<()> {
+        let plan = Plan { user, length, interval, json: self.json, qlog };
+        Ok(trace::run(&self.socket()?, &plan, &terminal_signals()?)?)
     }
 
     pub(super) fn drain(&self, within: Duration, rate_per_s: Option<u32>) -> anyhow::Result<()> {

@@ -155,6 +155,13 @@ bob              1        950 B        1    5.00 kB        3       none  2026-11
             since_unix_s: 1_795_828_533,
             heard_ms: 120,
             rtt_us: 1_234,
+            rtt_min_us: 1,
+            window_bytes: 1,
+            mtu_bytes: 1,
+            sent_packets: 1,
+            lost_packets: 1,
+            congestion_events: 1,
+            queued_bytes: 1,
             usage: Usage::default(),
             outer: None,
         };

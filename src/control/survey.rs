@@ -94,7 +94,14 @@ pub fn connections(users: &Users, cores: &[CoreUsage], user: Option<&str>, after
         mode: mode(client.kind).to_string(),
         since_unix_s: clocks.unix_s(client.began),
         heard_ms: clocks.now.duration_since(client.heard_at).as_millis() as u64,
-        rtt_us: client.rtt.as_micros() as u64,
+        rtt_us: client.path.rtt.as_micros() as u64,
+        rtt_min_us: client.path.rtt_min.as_micros() as u64,
+        window_bytes: client.path.window_bytes,
+        mtu_bytes: client.path.mtu_bytes,
+        sent_packets: client.path.sent_packets,
+        lost_packets: client.path.lost_packets,
+        congestion_events: client.path.congestion_events,
+        queued_bytes: client.queued_bytes as u64,
         usage: client.usage,
         outer: shows_outer.then_some(client.remote),
     };
@@ -124,7 +131,7 @@ fn mode(kind: CredentialKind) -> Mode {
 mod tests {
     use std::net::IpAddr;
 
-    use tollgate_shards::{ConnectionKey, Limit, Rate, ShardIndex, User, UserIndex};
+    use tollgate_shards::{ConnectionKey, Limit, PathState, Rate, ShardIndex, User, UserIndex};
 
     use super::*;
     use crate::control::protocol::{ANSWER_BYTES_MAX, encode};
@@ -144,7 +151,8 @@ mod tests {
             address: IpAddr::from((0xc613_0000 + address).to_be_bytes()),
             remote: ([198, 18, 0, 1], 4433).into(),
             usage: Usage { sent_bytes: bytes, ..Usage::default() },
-            rtt: Duration::from_millis(1),
+            path: PathState::default(),
+            queued_bytes: 0,
             began: Instant::now(),
             heard_at: Instant::now(),
         }
@@ -200,7 +208,16 @@ mod tests {
                 sent_datagrams: u64::MAX / 4000,
                 received_datagrams: u64::MAX / 4000,
             },
-            rtt: Duration::from_secs(1 << 40),
+            path: PathState {
+                rtt: Duration::from_secs(1 << 40),
+                rtt_min: Duration::from_secs(1 << 40),
+                window_bytes: u64::MAX,
+                mtu_bytes: u16::MAX,
+                sent_packets: u64::MAX,
+                lost_packets: u64::MAX,
+                congestion_events: u64::MAX,
+            },
+            queued_bytes: usize::MAX,
             ..client(number, number, 0)
         };
         let cores = [core((0..count).map(longest).collect())];

@@ -8,4 +8,5 @@ mod orders;
 mod reload;
 mod site;
 mod top;
+mod trace;
 mod usage;

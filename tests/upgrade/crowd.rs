@@ -20,6 +20,8 @@ const CLIENTS: usize = 50;
 const PINGS: u32 = 800;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 const QUIET: Duration = Duration::from_secs(2);
+/// Of the pings of a client that moves, what may be lost however short round trips are.
+const QUIET_LOSS_MAX: u32 = 50;
 /// Clients that move data too.
 const BUSY: usize = 4;
 const BULK_BYTES: u64 = 50_000_000;
@@ -71,8 +73,9 @@ fn of_fifty_clients_on_a_quiet_machine_none_who_stays_loses_a_ping() {
     println!("round trips of whoever has the longest: median {:.1} ms, 99 % {:.1} ms", quantile(0.5), quantile(0.99));
     println!("lost by those who stay: {:?}; by those who move: {:?}", lost(&stayed), lost(&came));
     assert!(lost(&stayed).iter().all(|lost| *lost == 0));
-    // What is in the queues of two cores that move data: half a second's worth.
-    assert!(lost(&came).iter().all(|lost| *lost <= 50));
+    // Two round trips' worth, however long those are with what is in the queues of two cores that move data.
+    let worth = (2.0 * quantile(0.99) / PING_INTERVAL.as_secs_f64() / 1e3).ceil() as u32;
+    assert!(lost(&came).iter().all(|lost| *lost <= worth.max(QUIET_LOSS_MAX)), "{worth}");
     assert!(site.first().is_gone_within(2 * PATIENCE), "{}", site.gateway.process.last_lines());
     site.assert_no_panic();
 }

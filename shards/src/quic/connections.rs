@@ -159,6 +159,11 @@ impl ClientConnection {
         memory.backlogs.set(self.key.slot, self.tunnel.backlog_bytes);
     }
 
+    /// What its queue holds, as of the last account, in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     /// What quinn-proto may have of this connection, in bytes.
     #[inline]
     pub fn handed_bytes_max(&self, memory: &Memory) -> usize {

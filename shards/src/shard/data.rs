@@ -330,7 +330,7 @@ impl DataPlane {
         };
         if let Some((address, limited)) = attached {
             let (usage, lasted) =
-                (Usage::of(&client.tunnel.connection), self.now.saturating_duration_since(client.began));
+                (Usage::of(&client.tunnel.connection.stats()), self.now.saturating_duration_since(client.began));
             self.former_usage += usage;
             *self.ended_usage.entry(identity.user).or_default() += EndedUsage { usage, connections: 1, lasted };
             self.client_mtus.forget(client, address);

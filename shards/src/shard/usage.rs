@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::{Add, AddAssign};
 use std::time::{Duration, Instant};
 
-use quinn_proto::Connection;
+use quinn_proto::{ConnectionStats, PathStats};
 use serde::{Deserialize, Serialize};
 
 use super::Shard;
@@ -23,8 +23,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub(super) fn of(connection: &Connection) -> Self {
-        let stats = connection.stats();
+    pub(super) fn of(stats: &ConnectionStats) -> Self {
         Usage {
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,
@@ -86,6 +85,37 @@ impl AddAssign for EndedUsage {
     }
 }
 
+/// How the path to a client stands (RFC 9002).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathState {
+    /// Smoothed round-trip time (section 5.3).
+    pub rtt: Duration,
+    /// The least one (section 5.2).
+    pub rtt_min: Duration,
+    /// The congestion window.
+    pub window_bytes: u64,
+    /// The longest UDP payload that gets through.
+    pub mtu_bytes: u16,
+    /// QUIC packets, probes of the MTU left out of those lost.
+    pub sent_packets: u64,
+    pub lost_packets: u64,
+    pub congestion_events: u64,
+}
+
+impl PathState {
+    fn of(stats: &PathStats) -> Self {
+        PathState {
+            rtt: stats.rtt,
+            rtt_min: stats.min_rtt,
+            window_bytes: stats.cwnd,
+            mtu_bytes: stats.current_mtu,
+            sent_packets: stats.sent_packets,
+            lost_packets: stats.lost_packets,
+            congestion_events: stats.congestion_events,
+        }
+    }
+}
+
 /// A connection whose client has an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionUsage {
@@ -98,8 +128,9 @@ pub struct ConnectionUsage {
     /// Where its datagrams come from. Not for everybody who reads the others.
     pub remote: SocketAddr,
     pub usage: Usage,
-    /// Smoothed round-trip time of its path (RFC 9002, section 5.3).
-    pub rtt: Duration,
+    pub path: PathState,
+    /// What waits to be sent to it, with what holds it, in bytes.
+    pub queued_bytes: usize,
     /// When its handshake began.
     pub began: Instant,
     /// When the last datagram of it came.
@@ -111,15 +142,16 @@ impl Shard {
     pub fn usage(&self) -> impl Iterator<Item = ConnectionUsage> {
         self.data.quic.connections.iter().filter_map(|client| {
             let (identity, address, connection) = (client.identity()?, client.address()?, &client.tunnel.connection);
-            let (usage, rtt) = (Usage::of(connection), connection.rtt());
+            let stats = connection.stats();
             Some(ConnectionUsage {
                 connection: client.key,
                 user: identity.user,
                 kind: identity.kind,
                 address,
                 remote: connection.remote_address(),
-                usage,
-                rtt,
+                usage: Usage::of(&stats),
+                path: PathState::of(&stats.path),
+                queued_bytes: client.queued_bytes(),
                 began: client.began,
                 heard_at: client.heard_at,
             })

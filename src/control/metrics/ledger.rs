@@ -101,7 +101,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use tollgate_shards::{CredentialKind, ShardIndex, UserIndex};
+    use tollgate_shards::{CredentialKind, PathState, ShardIndex, UserIndex};
 
     use super::*;
 
@@ -113,7 +113,8 @@ mod tests {
             remote: ([198, 18, 0, 1], 4433).into(),
             address: IpAddr::from((0xc613_0000 + slot).to_be_bytes()),
             usage: Usage { sent_bytes: bytes, ..Usage::default() },
-            rtt: Duration::from_millis(1),
+            path: PathState::default(),
+            queued_bytes: 0,
             began: Instant::now(),
             heard_at: Instant::now(),
         }

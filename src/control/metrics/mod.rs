@@ -160,7 +160,7 @@ impl Told {
                 user: config.users.name(told.newest.user).to_owned(),
                 connection: told.newest.address.to_string(),
                 usage: told.usage(),
-                path: Some((told.newest.rtt, now.duration_since(told.newest.began))),
+                path: Some((told.newest.path.rtt, now.duration_since(told.newest.began))),
             });
             let usage = self.ledger.others();
             let others = Client { user: OTHER.into(), connection: OTHER.into(), usage, path: None };

@@ -46,8 +46,29 @@ pub struct ConnectionRow {
     pub since_unix_s: u64,
     /// Since the client's last datagram, in milliseconds.
     pub heard_ms: u64,
-    /// Smoothed round-trip time of the path, in microseconds.
+    /// Smoothed round-trip time of the path (RFC 9002), in microseconds.
     pub rtt_us: u64,
+    /// The least one.
+    #[serde(default)]
+    pub rtt_min_us: u64,
+    /// The congestion window towards the client.
+    #[serde(default)]
+    pub window_bytes: u64,
+    /// The longest UDP payload that gets through to the client.
+    #[serde(default)]
+    pub mtu_bytes: u16,
+    /// QUIC packets sent to the client.
+    #[serde(default)]
+    pub sent_packets: u64,
+    /// Those of them that were lost, but for probes of the MTU.
+    #[serde(default)]
+    pub lost_packets: u64,
+    /// How often the window was made smaller for losses, or for marks of congestion.
+    #[serde(default)]
+    pub congestion_events: u64,
+    /// What waits to be sent to the client.
+    #[serde(default)]
+    pub queued_bytes: u64,
     /// What it has carried: UDP payload, as metrics count it.
     #[serde(flatten)]
     pub usage: Usage,

@@ -80,7 +80,9 @@ impl Core {
 mod tests {
     use std::time::Duration;
 
-    use tollgate_shards::{ConnectionKey, ConnectionUsage, CredentialKind, EndedUsage, ShardIndex, Usage, User};
+    use tollgate_shards::{
+        ConnectionKey, ConnectionUsage, CredentialKind, EndedUsage, PathState, ShardIndex, Usage, User,
+    };
 
     use super::*;
 
@@ -100,7 +102,8 @@ mod tests {
             remote: ([198, 18, 0, 1], 4433).into(),
             address: [198, 19, 0, 2].into(),
             usage: usage(bytes),
-            rtt: Duration::from_millis(1),
+            path: PathState::default(),
+            queued_bytes: 0,
             began,
             heard_at: began,
         }

@@ -1,5 +1,6 @@
 //! The gateway stops for good: every client is told, nobody comes in and nothing passes from then on, and nothing is left.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tollgate_shards::{ClientEvent, CloseCause, Command, close_code};
@@ -79,11 +80,17 @@ impl World {
         let present = self.devices.iter().zip(0..).filter_map(|(device, index)| {
             let session = device.session.as_ref().filter(|session| !session.over)?;
             let (session, events_before) = (session.number, device.events.len());
-            // The others are about to leave.
-            let is_attached = device.wanted && device.address().is_some();
+            // The others are about to leave, or a clock that leapt has made them idle to the gateway.
+            let is_attached = device.wanted && device.address().is_some_and(|address| self.serves(address));
             Some(Present { device: index, session, events_before, is_attached })
         });
         present.collect()
+    }
+
+    /// Whether the gateway has a connection with this address.
+    fn serves(&self, address: IpAddr) -> bool {
+        let mut clients = self.gateway.cores.iter().flat_map(|core| core.shard().usage());
+        clients.any(|client| client.address == address)
     }
 
     fn is_told(&self, present: &Present) -> bool {
