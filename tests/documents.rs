@@ -15,8 +15,20 @@ use tollgate_test_support::pages::{Page, all, page, root};
 use tollgate_test_support::queries;
 
 /// The folders that documents name files of.
-const FOLDERS: [&str; 11] =
-    ["src/", "shards/", "config/", "netlink/", "bench/", "xtask/", "tests/", "docs/", ".ci/", ".cargo/", ".config/"];
+const FOLDERS: [&str; 12] = [
+    "packages/",
+    "src/",
+    "shards/",
+    "config/",
+    "netlink/",
+    "bench/",
+    "xtask/",
+    "tests/",
+    "docs/",
+    ".ci/",
+    ".cargo/",
+    ".config/",
+];
 
 /// The parts of `text` between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
@@ -40,6 +52,25 @@ fn sources_contain(folder: &Path, text: &str) -> bool {
         }
         path.extension().is_some_and(|extension| extension == "rs") && fs::read_to_string(&path).unwrap().contains(text)
     })
+}
+
+#[test]
+fn examples_for_containers_are_of_this_version_and_call_what_there_is() {
+    let root = root();
+    let mut checker = Checker::of(&root, "tollgate", env!("CARGO_BIN_EXE_tollgate"));
+    for name in ["compose.yml", "kubernetes.yml"] {
+        let example = page(&root, &format!("packages/containers/{name}"));
+        let image = format!("image: tollgate:{}\n", env!("CARGO_PKG_VERSION"));
+        assert!(example.text.contains(&image), "{name} is of another version");
+        let lists = example.text.lines().filter_map(|line| line.split_once('[').zip(line.rsplit_once(']')));
+        let commands = lists.map(|((_, rest), _)| rest.split(']').next().unwrap_or_default().replace(['"', ','], ""));
+        let calls = commands.filter_map(|command| {
+            let (_, arguments) = command.split_once("/usr/bin/tollgate ")?;
+            Some(format!("tollgate {arguments}\n"))
+        });
+        checker.check(&Page { text: format!("```sh\n{}```\n", calls.collect::<String>()), ..example });
+    }
+    assert!(checker.checked >= 4, "{}", checker.checked);
 }
 
 #[test]

@@ -167,7 +167,13 @@ enum Command {
     /// Say how a running gateway stands: what it is about, and how many clients it has.
     ///
     /// With --json also all counters of every shard.
-    Status(Operator),
+    Status {
+        /// End with status 1 unless the gateway takes new clients: for probes of readiness.
+        #[arg(long)]
+        ready: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Say which users are online at a running gateway: with how many connections, since when, and what these have carried.
     ///
     /// Bytes and packets are UDP payload and datagrams, as the quincy_* metrics count them, of the connections that are there now.
@@ -350,7 +356,7 @@ impl Cli {
             Command::Drain { within, rate, operator } => operator.drain(within, rate),
             Command::Resume(operator) => operator.order(&Request::Resume),
             Command::Upgrade { binary, within, rate, operator } => operator.upgrade(binary, within, rate),
-            Command::Status(operator) => operator.status(),
+            Command::Status { ready, operator } => operator.status(ready),
             Command::Users { sort, operator } => operator.users(sort),
             Command::Connections { user, sort, operator } => operator.connections(user.as_deref(), sort),
             Command::Usage { user: Some(user), forget: true, operator, .. } => {

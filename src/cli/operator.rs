@@ -61,8 +61,11 @@ impl Operator {
         Ok(())
     }
 
-    pub(super) fn status(&self) -> anyhow::Result<()> {
-        self.order(&Request::Status { shards: self.json })
+    /// Where the gateway `must_be_ready`, one that takes no new clients is an error.
+    pub(super) fn status(&self, must_be_ready: bool) -> anyhow::Result<()> {
+        let answer = ask(&self.socket()?, &Request::Status { shards: self.json })?;
+        let is_ready = answer.state == Some(State::Serving);
+        self.show(&Answer { done: answer.done && (is_ready || !must_be_ready), ..answer })
     }
 
     pub(super) fn users(&self, sort: Sort) -> anyhow::Result<()> {

@@ -331,9 +331,11 @@ impl Gateway {
             }
             self.upkeep.take_all();
             let interface = self.upkeep.shared().0.name().to_owned();
-            if let Err(error) = forward(&self.config, &interface, self.upkeep.host()) {
-                warn!("{error}");
-            }
+            let forwarded = match self.stop_by {
+                None => forward(&self.config, &interface, self.upkeep.host()),
+                Some(_) => Ok(()),
+            };
+            forwarded.unwrap_or_else(|error| warn!("{error}"));
             self.upkeep.set_beside(Beside::Nobody, Instant::now());
             self.panics.allow();
         }

@@ -165,7 +165,11 @@ impl Upkeep {
     }
 
     /// Leaves the device as it is to the process that has taken over, if there is one.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
+        // Where this process is the first one of a container, the helper does not outlive it.
+        if let Err(error) = self.host.change(Request::UndoForwarding) {
+            debug!("{error}");
+        }
         if self.beside == Beside::Successor {
             self.device.leave();
         }

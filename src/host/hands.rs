@@ -102,6 +102,10 @@ impl Hands {
                 self.forwarding = forwarding;
                 Ok((Answer::Forwarding { was_off }, Vec::new()))
             }
+            Request::UndoForwarding => {
+                self.undo();
+                Ok((Answer::Done, Vec::new()))
+            }
             Request::KeepIpv6Addresses { name } => {
                 keep_ipv6_addresses(&name);
                 Ok((Answer::Done, Vec::new()))
@@ -111,8 +115,8 @@ impl Hands {
     }
 
     /// Undoes what is not to outlive the gateway.
-    pub fn undo(self) {
-        self.forwarding.into_iter().for_each(Forwarding::undo);
+    pub fn undo(&mut self) {
+        self.forwarding.take().into_iter().for_each(Forwarding::undo);
     }
 
     fn start(&mut self, program: Option<&Path>, input: UnixStream) -> Outcome {

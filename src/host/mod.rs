@@ -136,6 +136,8 @@ pub enum Request {
         /// Whether it is only tried out.
         is_tried: bool,
     },
+    /// Take away what forwards them, unless another helper has set it up since.
+    UndoForwarding,
     /// Open the gateway's UDP sockets. Those before must be closed.
     BindSockets(SocketPlan),
     /// Open further sockets of the port that the process before this one has.

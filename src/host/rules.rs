@@ -104,7 +104,8 @@ impl Rules {
             Request::StartSuccessor { program: Some(program) } if !is_of_root(program) => {
                 return Err(Forbidden::Program(program.clone()));
             }
-            Request::MakeSteeringMap
+            Request::UndoForwarding
+            | Request::MakeSteeringMap
             | Request::LoadSteering(_)
             | Request::StartSuccessor { .. }
             | Request::EndSuccessor { .. } => return Ok(()),

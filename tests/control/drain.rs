@@ -100,5 +100,10 @@ fn a_second_drain_is_faster_and_whoever_is_left_at_its_deadline_goes_at_once() {
     assert!((80..=98).contains(&at_once), "{closed:?}");
     // A busy machine starts programs late.
     assert!((1.4..4.0).contains(&last.as_secs_f64()), "{last:?}");
+    // As a probe asks.
+    let is_ready = || site.order(&["status", "--ready"]).code == Some(0);
+    assert!(!is_ready());
+    site.order_done(&["resume"]);
+    assert!(is_ready());
     site.gateway.assert_sound();
 }

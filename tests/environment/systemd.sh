@@ -1,7 +1,8 @@
 # Starts the system's own systemd as the first process of namespaces of its own, in a control group of its own, on a root whose changes are lost.
 #
-# In the environment: `group`, the control group's name; `out`, a folder that is /out inside; `files`, which become /etc/tollgate; `program`, which
-# becomes /usr/local/bin/tollgate; `source`, the repository, which is /source inside. In a network namespace already.
+# In the environment: `group`, the control group's name; `out`, a folder that is /out inside; `source`, the repository, which is /source inside; where
+# they are set, `lower`, the root that is not this machine's, `files`, which become /etc/tollgate, and `program`, which becomes /usr/local/bin/tollgate.
+# In a network namespace already.
 
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
   hierarchies=/sys/fs/cgroup
@@ -18,7 +19,7 @@ exec unshare --cgroup --mount --propagation private --pid --fork --kill-child --
   mkdir $root $out/changes
   mount -t tmpfs none $out/changes
   mkdir $out/changes/upper $out/changes/work
-  mount -t overlay -o lowerdir=/,upperdir=$out/changes/upper,workdir=$out/changes/work none $root
+  mount -t overlay -o lowerdir=${lower:-/},upperdir=$out/changes/upper,workdir=$out/changes/work none $root
   mount -t proc none $root/proc
   mount -t sysfs -o ro none $root/sys
   if [ "$hierarchies" = /sys/fs/cgroup ]; then
@@ -41,10 +42,14 @@ exec unshare --cgroup --mount --propagation private --pid --fork --kill-child --
     mount --bind /dev/$device $root/dev/$device
   done
   mknod -m 666 $root/dev/net/tun c 10 200
-  touch $root/usr/local/bin/tollgate
-  mount --bind $program $root/usr/local/bin/tollgate
-  mkdir -p $root/etc/tollgate
-  cp -r $files/. $root/etc/tollgate/
+  if [ -n "${program:-}" ]; then
+    touch $root/usr/local/bin/tollgate
+    mount --bind $program $root/usr/local/bin/tollgate
+  fi
+  if [ -n "${files:-}" ]; then
+    mkdir -p $root/etc/tollgate
+    cp -r $files/. $root/etc/tollgate/
+  fi
   rm -rf $root/etc/systemd/system $root/var/lib/tollgate
   mkdir $root/etc/systemd/system
   printf "[Unit]\nDefaultDependencies=no\n" >$root/etc/systemd/system/ready.target

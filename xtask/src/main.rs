@@ -5,6 +5,7 @@ mod fuzz;
 mod guards;
 mod house;
 mod nightly;
+mod release;
 mod smoke;
 mod suite;
 mod worktree;
@@ -40,6 +41,10 @@ enum Task {
     Demo,
     /// Install the programs that tests and benchmarks compare with into .peers
     Peers,
+    /// Make the clean Debian that tests install the package in, in target/debian
+    Debian,
+    /// Check the tree, build the program and make the packages of a release: for Debian, as an archive, as an image of a container
+    Release(release::Options),
     /// Build the documentation of all crates
     Docs,
     /// Take guards out, one at a time, and see that each is missed
@@ -97,6 +102,8 @@ fn main() -> Result<()> {
         Task::Smoke => smoke::all(&root),
         Task::Demo => cargo(&root, ["run", "--release", "--locked", "--", "demo"]),
         Task::Peers => run(Command::new("sh").arg("bench/install-peers.sh").current_dir(root)),
+        Task::Debian => run(Command::new("sh").arg("tests/environment/debian.sh").current_dir(root)),
+        Task::Release(options) => release::run_all(&root, &options),
         Task::Docs => docs(&root),
         Task::Guards { names, by, sample } => guards::run(&root, &names, &by, sample.map(Duration::from_secs)),
         Task::Fuzz { names, seconds: core_seconds, quiet_seconds: quiet_core_seconds, jobs } => {

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{Block, Page};
 
 /// Programs of others in the documents, whose options nobody checks here.
-const PROGRAMS_OF_OTHERS: &str = "apt-get cat cd chgrp chmod cp echo git install ip kill mkdir nft pkill quincy-client quincy-server scp sed sysctl systemctl \
+const PROGRAMS_OF_OTHERS: &str = "apt-get cat cd chgrp chmod cp echo git install ip kill mkdir nft pkill quincy-client quincy-server rm scp sed sysctl systemctl \
      systemd-sysusers";
 
 /// Subcommands of cargo in the documents.
@@ -148,7 +148,8 @@ impl Checker {
                 Some(option) => tasks.contains(&format!(" {option}: ")),
                 None => tasks
                     .lines()
-                    .any(|known| known.trim_end_matches([',', ' ', '{']).trim().eq_ignore_ascii_case(argument)),
+                    .filter_map(|known| known.trim().split(['(', ',', ' ', '{']).next())
+                    .any(|known| known.eq_ignore_ascii_case(argument)),
             };
             assert!(is_known, "{place}: {line}: cargo xtask does not know {argument}");
         }
