@@ -81,8 +81,10 @@ fn a_limit_by_order_holds_at_once_on_what_is_there_and_until_it_is_taken_back() 
 
     site.order_done(&["limit", "alice", "none"]);
     assert_eq!(passing(&site, &mut first), PACKETS);
-    first.close();
-    second.close();
+    let kicked = site.order_done(&["kick", "alice", "--json"]);
+    let answer: Value = serde_json::from_str(&kicked).unwrap();
+    assert_eq!(answer["closed_connections"], 2, "{kicked}");
+    assert!(took_ms(&kicked) < ORDER_MS_MAX, "{kicked}");
     // Who is not online is told of as long as the limit is by order.
     assert!(eventually(PATIENCE, || row(&site).is_some_and(|row| row["connections"] == 0)));
     let said = site.order_done(&["limit", "alice", "--file"]);
