@@ -8,7 +8,7 @@ use quinn_proto::crypto::ClientConfig as CryptoConfig;
 use rustls::pki_types::CertificateDer;
 use tollgate_config::{ClientProtocol, Credentials, Open, ServerProtocol, ServerTls};
 use tollgate_noise::{Announcement, Handshakes, Kind, PrivateKey, PublicKey, ServerConfig, TLS_VERSION};
-use tollgate_shards::{MovingHandshake, Users};
+use tollgate_shards::{CredentialKind, MovingHandshake, Users};
 
 use crate::noise::{self, NoiseError};
 use crate::tls::{self, ReturningClient, TlsError, ValidityNote};
@@ -46,6 +46,14 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
+    /// That of whoever logs in with such a credential.
+    pub fn of(kind: CredentialKind) -> Self {
+        match kind {
+            CredentialKind::Certificate => Mode::Tls,
+            CredentialKind::NoiseKey(kind) => Mode::Noise(kind),
+        }
+    }
+
     /// The version of QUIC that says so on the wire.
     pub fn quic_version(self) -> u32 {
         match self {

@@ -22,6 +22,7 @@ pub mod noise;
 pub mod output;
 pub mod packet_io;
 pub mod progress;
+pub mod records;
 pub mod signals;
 pub mod supervisor;
 pub mod tls;

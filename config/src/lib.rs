@@ -5,7 +5,7 @@
 //! is a problem: a setting with a typo would otherwise be a setting that silently does nothing.
 //!
 //! Files written for Quincy 3 are read unchanged. Tollgate's own settings live in the tables `[shards]`,
-//! `[connection_ids]`, `[data_path]`, `[sessions]`, `[usage]`, `[host]` and `[control]`.
+//! `[connection_ids]`, `[data_path]`, `[sessions]`, `[usage]`, `[audit]`, `[events]`, `[host]` and `[control]`.
 //!
 //! This crate opens the configuration file and the users file and nothing else: certificates and keys stay paths until the shell reads
 //! them, and whether a CPU or an interface exists is the shell's to find out. It never reads the environment by itself.
@@ -29,6 +29,7 @@ mod log;
 mod metrics;
 mod open;
 mod protocol;
+mod records;
 mod schema;
 mod server;
 mod sessions;
@@ -57,6 +58,7 @@ pub use open::{Open, open_file};
 pub use protocol::{
     ClientNoise, ClientProtocol, ClientTls, KeyExchange, NoiseKeySource, PemSource, ServerProtocol, ServerTls,
 };
+pub use records::{Audit, Events, Sync};
 pub use schema::{Entry, Origin, Section, Traits};
 pub use server::ServerConfig;
 pub use sessions::{Sessions, UserSessions};

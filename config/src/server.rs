@@ -24,6 +24,7 @@ use crate::log::Logging;
 use crate::metrics::Metrics;
 use crate::open::{Open, open_file};
 use crate::protocol::{self, ServerProtocol};
+use crate::records::{AUDIT_FILE_NAME, Audit, EVENTS_FILE_NAME, Events};
 use crate::schema::{Declared, LIVE, RESTART, Section, table};
 use crate::sessions::Sessions;
 use crate::shards::{KEY_FILE_NAME, Shards};
@@ -84,6 +85,10 @@ table! {
         sessions: Sessions = Sessions::initial();
         /// What is kept of what users have carried.
         usage: Usage = Usage::initial();
+        /// Who has connected, left, been refused and given orders.
+        audit: Audit = Audit::initial();
+        /// When sessions have begun and ended.
+        events: Events = Events::initial();
         /// What is set up on the machine.
         host: HostSettings = HostSettings::initial();
         /// How the running gateway is told what to do.
@@ -176,6 +181,8 @@ impl ServerConfig {
             self.data_path.section("data_path"),
             self.sessions.table(),
             self.usage.table(),
+            self.audit.section("audit"),
+            self.events.section("events"),
             self.host.section("host"),
             self.control.section("control"),
         ]);
@@ -204,6 +211,12 @@ impl ServerConfig {
         config.data_path = DataPath::read(root.table(report, "data_path"), report);
         if !config.usage.file.is_configured {
             config.usage.file = FilePlace::unconfigured(report.state_folder(), USAGE_FILE_NAME);
+        }
+        config.audit = Audit::read(root.table(report, "audit"), report);
+        config.events = Events::read(root.table(report, "events"), report);
+        let records = [(&mut config.audit.file, AUDIT_FILE_NAME), (&mut config.events.file, EVENTS_FILE_NAME)];
+        for (file, name) in records.into_iter().filter(|(file, _)| !file.is_configured) {
+            *file = FilePlace::unconfigured(report.state_folder(), name);
         }
         config.host = HostSettings::read(root.table(report, "host"), report);
         let control = Control::read(root.table(report, "control"), report);

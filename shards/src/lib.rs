@@ -132,6 +132,7 @@ pub use session::users::{AddressRange, ConnectionLimit, User, Users, UsersError,
 pub use shard::Shard;
 pub use shard::action::{Action, ClientMtu, Command, Event};
 pub use shard::message::{Message, PacketMessage};
+pub use shard::told::{End, Peer, Told};
 pub use shard::usage::{ConnectionUsage, EndedUsage, PathState, Usage};
 pub use tollgate_noise::{Handshakes, TLS_VERSION};
 

@@ -389,7 +389,7 @@ fn serve(file: &ServerFile) -> anyhow::Result<()> {
     let key_file = KeyFile::make_missing(&config.shards.key_file);
     let (mut host, log) = begin(file, &config)?;
     let control = Control::open(&config, sockets, &mut host)?;
-    let gateway = Gateway::start(&config, key_file, host)?;
+    let gateway = Gateway::start(&config, key_file, host, control.recorder())?;
     Ok(control.run(gateway, log, file.reader())?)
 }
 
@@ -423,7 +423,7 @@ fn begin_succession(file: &ServerFile, stream: UnixStream) -> anyhow::Result<(Co
     let sockets = Sockets::open(&config, introduction.listeners(&mut handed))?;
     let (mut host, log) = begin(file, &config)?;
     let control = Control::open(&config, sockets, &mut host)?;
-    let gateway = Gateway::succeed(&config, &introduction, handed, stream, host)?;
+    let gateway = Gateway::succeed(&config, &introduction, handed, stream, host, control.recorder())?;
     Ok((control, gateway, log))
 }
 

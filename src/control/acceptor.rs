@@ -9,13 +9,14 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use super::clients::CLIENTS_MAX;
+use crate::records::Process;
 
 /// Of whoever runs the gateway, and of nobody else.
 const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -185,10 +186,17 @@ fn open(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener.into())
 }
 
+/// The process at the other end, as the kernel knows it; 0 is the number of one that is not in the gateway's namespace.
+pub fn peer(stream: &UnixStream) -> Option<Process> {
+    // By nix: rustix has no number 0.
+    let peer = getsockopt(stream, PeerCredentials).ok()?;
+    Some(Process { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
+}
+
 /// Whether this process's user or root is at the other end: the second guard, for whoever has come past the file's mode.
 pub fn may_control(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid();
-    sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == own)
+    let own = rustix::process::geteuid().as_raw();
+    peer(stream).is_some_and(|peer| peer.uid == 0 || peer.uid == own)
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ impl ControlLoop {
         }
         self.bar_users();
         while let Some(next) = self.orders.begin_next() {
+            if let orders::Next::Order(origin, request) = &next {
+                self.record_order(*origin, request);
+            }
             let answered = match (next, self.phase) {
                 (orders::Next::Report, Phase::Serving | Phase::Leaving) => {
                     self.gateway.begin_status(Instant::now());
@@ -191,6 +194,7 @@ impl ControlLoop {
     }
 
     pub(super) fn answer(&mut self, origin: Origin, answer: &Answer) {
+        self.records.answered(answer);
         if let Origin::Client(client) = origin {
             self.clients.answer(client, answer, Instant::now());
             while let Some((client, request)) = self.clients.poll_request() {

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::acceptor::may_control;
+use super::acceptor::{may_control, peer};
 use super::event_loop::{EventLoop, Interest, Source, Watched};
 use super::protocol::{
     Answer, LineError, Lines, MessageError, NO_ORDER, Next, REQUEST_BYTES_MAX, Request, decode, encode,
 };
 use crate::log::{self, Kind};
+use crate::records::Process;
 
 /// Clients at once. A request takes milliseconds.
 pub const CLIENTS_MAX: usize = 8;
@@ -46,6 +47,8 @@ pub struct Clients {
 #[derive(Debug)]
 struct Client {
     id: ClientId,
+    /// Who is at the other end.
+    process: Option<Process>,
     stream: Watched<UnixStream>,
     lines: Lines,
     state: State,
@@ -74,9 +77,11 @@ impl Clients {
                 self.number += 1;
                 let id = ClientId { place, number: self.number };
                 let state = State::Reading { deadline: now + CLIENT_TIMEOUT };
+                let process = peer(&stream);
                 match event_loop.watch_once(Source::Client(place), stream) {
                     Ok(stream) => {
-                        self.places[place] = Some(Client { id, stream, lines: Lines::new(REQUEST_BYTES_MAX), state });
+                        self.places[place] =
+                            Some(Client { id, process, stream, lines: Lines::new(REQUEST_BYTES_MAX), state });
                     }
                     Err(error) => not_served(&error),
                 }
@@ -100,6 +105,11 @@ impl Clients {
                 self.places[place] = None;
             }
         }
+    }
+
+    /// Who `client` is, if it is still there.
+    pub fn process(&self, client: ClientId) -> Option<Process> {
+        self.places[client.place].as_ref().filter(|at| at.id == client)?.process
     }
 
     /// The next request, in the order of their coming.

@@ -16,6 +16,7 @@ pub mod metrics;
 mod operator;
 mod orders;
 pub mod protocol;
+mod records;
 mod sockets;
 mod survey;
 mod upgrade;
@@ -46,6 +47,7 @@ use self::event_loop::{EventLoop, Interest, Source, Watched};
 use self::file_watch::FileWatch;
 use self::metrics::{Endpoint, MetricsError};
 use self::orders::{Orders, Origin};
+use self::records::Records;
 use self::upgrade::Leaving;
 use self::usage::Bookkeeping;
 use self::watchdog::Watchdog;
@@ -54,6 +56,7 @@ use crate::host::{Host, Load};
 use crate::io::Wake;
 use crate::log::Log;
 use crate::output::Reports;
+use crate::records::Recorder;
 use crate::signals::SignalSource;
 use crate::supervisor;
 
@@ -86,6 +89,9 @@ pub enum ControlError {
     /// The system is out of something else.
     #[error("no thread for users' usage can be started: {0}")]
     Usage(io::Error),
+    /// The system is out of something else.
+    #[error("no thread for the audit log and the events of sessions can be started: {0}")]
+    Records(io::Error),
 }
 
 /// The users file cannot be watched.
@@ -107,6 +113,8 @@ pub struct Control {
     metrics: Endpoint,
     /// `None` where usage is not kept.
     usage: Option<Bookkeeping>,
+    /// `None` where none are kept.
+    recorder: Option<Recorder>,
     level: LogFilter,
     reports: Reports,
 }
@@ -127,10 +135,16 @@ impl Control {
             users_file: watch_users_file(watched_file(config), host, &event_loop)?,
             metrics: Endpoint::open(metrics, &event_loop)?,
             usage: Bookkeeping::open(&config.usage, &event_loop)?,
+            recorder: Recorder::start(config).map_err(ControlError::Records)?,
             level: config.log.level.clone(),
             reports: Reports::start().map_err(ControlError::Reports)?,
             event_loop,
         })
+    }
+
+    /// What the gateway's shards are to tell of clients to, where records are kept.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// Has `gateway` do what is asked for until somebody wants it to stop or a core has ended; then stops it. `load` reads the
@@ -140,7 +154,7 @@ impl Control {
     ///
     /// If a core had failed.
     pub fn run(self, gateway: Gateway, log: Log, load: Box<Load>) -> Result<(), GatewayError> {
-        let Control { event_loop, signals, mut acceptor, users_file, metrics, usage, level, reports } = self;
+        let Control { event_loop, signals, mut acceptor, users_file, metrics, usage, recorder, level, reports } = self;
         acceptor.iter_mut().for_each(|acceptor| acceptor.set_shared(false));
         let mut control = ControlLoop {
             cores: event_loop.watch(Source::Cores, gateway.cores_wake())?,
@@ -153,6 +167,7 @@ impl Control {
             users_file,
             metrics,
             usage,
+            records: Records::new(recorder),
             gateway,
             reports,
             orders: Orders::new(log, level),
@@ -161,11 +176,13 @@ impl Control {
             watchdog: Watchdog::new(Instant::now()),
             phase: Phase::Serving,
         };
+        control.records.begin(control.gateway.predecessor().map(|(process, _)| process));
         supervisor::ready();
         while !control.has_stopped() {
             control.turn();
         }
         control.end_usage();
+        control.end_records();
         control.gateway.finish()
     }
 }
@@ -192,6 +209,7 @@ struct ControlLoop {
     users_file: Option<Watched<FileWatch>>,
     metrics: Endpoint,
     usage: Option<Bookkeeping>,
+    records: Records,
     gateway: Gateway,
     cores: Watched<Arc<Wake>>,
     /// Watched as long as it is here; the gateway reads it.
@@ -221,6 +239,7 @@ impl ControlLoop {
             self.clients.poll_timeout(),
             self.metrics.poll_timeout(),
             self.usage.as_ref().map(Bookkeeping::poll_timeout),
+            self.records.poll_timeout(),
             users_file,
             self.accept_at,
             leaving,
@@ -295,6 +314,7 @@ impl ControlLoop {
         self.clients.handle_timeout(now);
         self.metrics.handle_timeout(&self.event_loop, now);
         self.count_usage(now);
+        self.record_sessions(now);
         if self.users_file.as_mut().is_some_and(|watch| watch.handle_timeout(now)) {
             self.orders.push(Origin::UsersFile, Request::Reload { force: false });
         }

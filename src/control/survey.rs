@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tollgate_shards::{ConnectionUsage, CredentialKind, Usage, Users};
+use tollgate_shards::{ConnectionUsage, Usage, Users};
 use tracing::{Level, enabled};
 
 use super::protocol::{Answer, ConnectionRow, Place, ROWS_MAX, UserRow};
@@ -91,7 +91,7 @@ pub fn connections(users: &Users, cores: &[CoreUsage], user: Option<&str>, after
         user: (*name).to_owned(),
         address: client.address,
         shard: client.connection.owner.place() as u16,
-        mode: mode(client.kind).to_string(),
+        mode: Mode::of(client.kind).to_string(),
         since_unix_s: clocks.unix_s(client.began),
         heard_ms: clocks.now.duration_since(client.heard_at).as_millis() as u64,
         rtt_us: client.path.rtt.as_micros() as u64,
@@ -120,18 +120,11 @@ fn page<T, R>(all: &[T], row: impl Fn(&T) -> R) -> (Vec<R>, bool) {
     (all.iter().take(ROWS_MAX).map(row).collect(), all.len() <= ROWS_MAX)
 }
 
-fn mode(kind: CredentialKind) -> Mode {
-    match kind {
-        CredentialKind::Certificate => Mode::Tls,
-        CredentialKind::NoiseKey(kind) => Mode::Noise(kind),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
 
-    use tollgate_shards::{ConnectionKey, Limit, PathState, Rate, ShardIndex, User, UserIndex};
+    use tollgate_shards::{ConnectionKey, CredentialKind, Limit, PathState, Rate, ShardIndex, User, UserIndex};
 
     use super::*;
     use crate::control::protocol::{ANSWER_BYTES_MAX, encode};

@@ -19,6 +19,8 @@ const FRESH: Duration = Duration::from_millis(100);
 /// What a core's connections have carried.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CoreUsage {
+    /// When that was; `None` before the first time.
+    pub published: Option<Instant>,
     /// Each client's that has an address.
     pub clients: Vec<ConnectionUsage>,
     /// The sum of those who are gone.
@@ -182,18 +184,19 @@ impl Publisher {
         let board = self.board.clone();
         let place = try_lock(&board.0.usage);
         self.usage.tried(now, place.is_some());
-        place.into_iter().for_each(|mut place| self.fill(&mut place, former));
+        place.into_iter().for_each(|mut place| self.fill(&mut place, now, former));
     }
 
     /// The core ends: publishes what all have carried, and waits for whoever is just reading.
-    pub fn publish_last(&mut self, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
+    pub fn publish_last(&mut self, now: Instant, clients: impl Iterator<Item = ConnectionUsage>, former: Usage) {
         self.spare.clear();
         self.spare.extend(clients);
         let board = self.board.clone();
-        self.fill(&mut lock(&board.0.usage), former);
+        self.fill(&mut lock(&board.0.usage), now, former);
     }
 
-    fn fill(&mut self, place: &mut CoreUsage, former: Usage) {
+    fn fill(&mut self, place: &mut CoreUsage, now: Instant, former: Usage) {
+        place.published = Some(now);
         std::mem::swap(&mut place.clients, &mut self.spare);
         place.former = former;
         place.shards_before = self.shards_before;

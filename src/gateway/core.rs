@@ -11,7 +11,7 @@ use crossbeam_channel::TryRecvError;
 use serde::{Deserialize, Serialize};
 use tollgate_shards::{
     Action, Command, CommandId, Counters, DropReason, Event, Held, Machine, Received, ShardIndex, Shards, Snapshot,
-    SteeringUpdate, UserIndex,
+    SteeringUpdate, Told, UserIndex,
 };
 use tracing::{debug, error};
 
@@ -162,7 +162,7 @@ pub struct Core<D: Descriptors, E> {
 
 impl<E> Core<Kernel, E>
 where
-    E: FnMut(ShardIndex, Event, &Snapshot) + Send + 'static,
+    E: FnMut(ShardIndex, Told, &Snapshot) + Send + 'static,
 {
     /// Runs the core on `thread` until it is told to stop.
     pub fn start(mut self, thread: CoreThread) {
@@ -222,7 +222,7 @@ where
 impl<D, E> Core<D, E>
 where
     D: Descriptors<Wake: Notify>,
-    E: FnMut(ShardIndex, Event, &Snapshot),
+    E: FnMut(ShardIndex, Told, &Snapshot),
 {
     /// One turn: a pass, and what is to be done until the next one.
     pub fn turn(&mut self, now: Instant) -> Next {
@@ -236,7 +236,7 @@ where
             .stop_by
             .is_some_and(|stop_by| shard.has_said_goodbye() && (stop_by <= now || shard.is_stopped()))
         {
-            self.publish_last();
+            self.publish_last(now);
             return Next::End;
         }
         self.report_done();
@@ -304,18 +304,18 @@ where
                     0 => {}
                     lost => self.life.shard.handle_drop(DropReason::MeshFull, lost),
                 },
-                Action::Log(event) => self.take_event(event),
+                Action::Tell(told) => self.take_told(told),
             }
         }
         self.report_lost(Lost::default());
         more
     }
 
-    fn take_event(&mut self, event: Event) {
-        if let Event::Detached { user, version, .. } = event {
+    fn take_told(&mut self, told: Told) {
+        if let Event::Detached { user, version, .. } = told.event {
             self.seat.pending.count_closed(user, version, self.seat.snapshot.version);
         }
-        (self.seat.tell)(self.life.shard.index(), event, &self.seat.snapshot);
+        (self.seat.tell)(self.life.shard.index(), told, &self.seat.snapshot);
     }
 
     /// Tells which descriptors are out of order, and which could not be replaced (`refused`).
@@ -444,11 +444,11 @@ where
     }
 
     /// Has it see what the last clients have carried.
-    fn publish_last(&mut self) {
+    fn publish_last(&mut self, now: Instant) {
         let shard = &mut self.life.shard;
         if let Some(publisher) = &mut self.seat.publisher {
             publisher.handle_ended(shard.take_ended_usage());
-            publisher.publish_last(shard.usage(), shard.former_usage());
+            publisher.publish_last(now, shard.usage(), shard.former_usage());
         }
     }
 

@@ -77,6 +77,7 @@ use self::upkeep::{Beside, Upkeep};
 use crate::handshakes::{HandshakeError, Served};
 use crate::host::{Host, HostError, Interface, Request};
 use crate::io::{BindError, TunDevice, Wake};
+use crate::records::Recorder;
 use crate::usage::Book;
 
 /// How long all cores together may take to say goodbye to their clients and end.
@@ -220,7 +221,12 @@ impl Gateway {
     /// # Errors
     ///
     /// Each with one line that says what to do.
-    pub fn start(config: &ServerConfig, key_file: KeyFile, mut host: Host) -> Result<Self, GatewayError> {
+    pub fn start(
+        config: &ServerConfig,
+        key_file: KeyFile,
+        mut host: Host,
+        recorder: Option<&Recorder>,
+    ) -> Result<Self, GatewayError> {
         let keys = Keys::of(&config.shards.key_file, key_file, &host.opener())?;
         let mut prepared = Prepared::of(config, keys, ByOrder::default(), (Generation::Even, 0), &host.opener())?;
         let bound = host.bind_sockets(prepared.sockets.clone())?;
@@ -231,7 +237,7 @@ impl Gateway {
         host.change(Request::SetUp { interface: tun.index() })?;
         forward(config, tun.name(), &mut host)?;
         let queues = queues.into_iter().map(Some).collect();
-        let started = Started::of(config, &mut prepared, bound, queues, groups.map(), None)?;
+        let started = Started::of(config, &mut prepared, bound, queues, groups.map(), None, recorder)?;
         announce(config, &prepared.cpus, &tun, groups.map().is_some());
         Ok(Gateway::of(config, prepared, started, tun, (groups, host), Beside::Nobody))
     }
@@ -397,7 +403,7 @@ impl Gateway {
     }
 
     /// The users in force.
-    pub fn users(&self) -> &Users {
+    pub fn users(&self) -> &Arc<Users> {
         &self.snapshot.users
     }
 

@@ -25,6 +25,7 @@ use super::upkeep::Beside;
 use super::{Gateway, GatewayError, Keys, Sibling, given_up};
 use crate::host::{ForwardingPlan, Host, Request};
 use crate::io::{Members, TunSteering, descriptors};
+use crate::records::Recorder;
 use crate::upgrade::{Handed, Introduction, Words};
 use crate::usage::{Book, Entry};
 
@@ -116,6 +117,7 @@ impl Gateway {
         handed: Handed,
         stream: UnixStream,
         mut host: Host,
+        recorder: Option<&Recorder>,
     ) -> Result<Self, GatewayError> {
         agree(config, introduction)?;
         let (generation, before) = match introduction.is_odd {
@@ -142,7 +144,7 @@ impl Gateway {
         let queues = joined.iter().map(|_| None).collect();
         let incarnation = introduction.incarnation;
         let before = Before { shards: before, incarnation, stream };
-        let mut started = Started::of(config, &mut prepared, joined, queues, map.as_ref(), Some(before))?;
+        let mut started = Started::of(config, &mut prepared, joined, queues, map.as_ref(), Some(before), recorder)?;
         started.panics.forbid();
         let link = started.link.take().ok_or(GatewayError::Introduction)?;
         let taken = take_memory(&started, &link).and_then(|gone| {

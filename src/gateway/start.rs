@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
 use tollgate_config::{Open, ServerConfig};
-use tollgate_shards::{Generation, Params, ShardKeys, Shards, Snapshot, Steering};
+use tollgate_shards::{Generation, Params, ShardIndex, ShardKeys, Shards, Snapshot, Steering, Told};
 use tracing::info;
 use zeroize::Zeroizing;
 
@@ -31,6 +31,7 @@ use crate::handshakes::Served;
 use crate::host::{ForwardingPlan, Host, HostError, SocketPlan, TunPlan};
 use crate::io::{Offloads, ShardSockets, TunDevice, TunOptions, TunQueue, TunSteering, UdpOptions, Wake};
 use crate::packet_io::PacketIo;
+use crate::records::Recorder;
 
 /// Kernel buffer for what comes before a handshake, of each shard, in bytes: what a core answers in a tenth of a second beside live traffic.
 const HANDSHAKE_BUFFER_BYTES: usize = 512 << 10;
@@ -146,6 +147,7 @@ impl Started {
         queues: Vec<Option<TunQueue>>,
         map: Option<&Arc<TunSteering>>,
         before: Option<Before>,
+        recorder: Option<&Recorder>,
     ) -> Result<Self, GatewayError> {
         let Prepared { shards, cpus, core_threads, keys, snapshot, .. } = prepared;
         let (sender, notices) = notices::channel(Wake::new()?);
@@ -187,7 +189,7 @@ impl Started {
                 notices: sender.clone(),
                 generations: Generations::default(),
                 client_mtus: client_mtus.sender(wake.clone()),
-                tell: events::log,
+                tell: teller(recorder.cloned()),
                 standing: Standing::default(),
                 panics: panics.clone(),
                 publisher: Some(Box::new(board.publisher())),
@@ -196,6 +198,14 @@ impl Started {
             cores.push(CoreHandle { commands, waker, board });
         }
         Ok(Started { cores, notices, wake, panics, client_mtus, link })
+    }
+}
+
+/// Takes what a shard tells: to the log, and to the records where some are kept.
+fn teller(recorder: Option<Recorder>) -> impl FnMut(ShardIndex, Told, &Snapshot) + Send + 'static {
+    move |shard, told, snapshot| {
+        recorder.iter().for_each(|recorder| recorder.tell(&told, &snapshot.users));
+        events::log(shard, told.event, snapshot);
     }
 }
 

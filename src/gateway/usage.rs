@@ -29,10 +29,11 @@ impl Gateway {
     }
 
     pub(super) fn want_usage(&self) {
-        let ServerConfig { metrics, usage, .. } = &self.config;
+        let ServerConfig { metrics, usage, audit, events, .. } = &self.config;
         let told = metrics.enabled.then_some(metrics.reporting_interval);
         let kept = usage.enabled.then(|| usage_interval(&self.config));
-        let interval = [told, kept].into_iter().flatten().min();
+        let recorded = (audit.enabled || events.enabled).then_some(USAGE_INTERVAL);
+        let interval = [told, kept, recorded].into_iter().flatten().min();
         self.cores.iter().for_each(|core| core.board.want_usage(interval, usage.enabled));
     }
 }

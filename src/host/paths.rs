@@ -10,7 +10,7 @@ use landlock::{
 };
 use tollgate_config::ServerConfig;
 
-use crate::whole_file;
+use crate::{records, whole_file};
 
 /// Rights that this program knows of. An older kernel has some of them.
 const KNOWN: ABI = ABI::V6;
@@ -22,6 +22,8 @@ const WRITTEN: BitFlags<AccessFs> =
 /// What a process that serves has of the file system for good.
 #[derive(Debug)]
 pub struct Paths {
+    /// Beside what libraries read.
+    read: Option<&'static str>,
     /// What is in them is written, made and removed.
     written: Vec<PathBuf>,
     /// What is in them is removed.
@@ -32,8 +34,8 @@ impl Paths {
     /// Those of a gateway of `config`. Makes the folders that are missing, as far as that is possible.
     pub fn of(config: &ServerConfig) -> Self {
         let usage = config.usage.enabled.then_some(&*config.usage.file.path);
-        let written = usage.into_iter().flat_map(folders).collect();
-        Paths { written, emptied: folders(&config.control.socket.path).collect() }
+        let written = usage.into_iter().chain(records::files(config)).flat_map(folders).collect();
+        Paths { read: records::read_file(config), written, emptied: folders(&config.control.socket.path).collect() }
     }
 
     /// Leaves the calling thread, and those that it starts, nothing else. Says whether the kernel sees to that.
@@ -42,7 +44,7 @@ impl Paths {
     ///
     /// Those of the kernel.
     pub fn leave(&self) -> Result<bool, RulesetError> {
-        let read = READ.iter().map(Path::new);
+        let read = READ.into_iter().chain(self.read).map(Path::new);
         let ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(KNOWN))?
             .handle_access(AccessNet::ConnectTcp)?

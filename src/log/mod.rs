@@ -21,11 +21,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-pub use limits::{Kind, LINES_BURST, LINES_PER_S};
+pub use limits::{Kind, LINES_BURST, LINES_PER_S, Limits, Verdict};
 pub use writer::{LINE_BYTES_MAX, LINES_MAX};
 
 use self::form::ToJournal;
-use self::limits::{Limits, Verdict};
 use self::sink::{Journal, Stream};
 use self::writer::{Lines, Summary};
 use crate::output::write_all;

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tollgate_test_support::tunnels::TestTunnel;
 use tollgate_test_support::{PATIENCE, eventually, turn};
 use tollgate_testkit::SERVER_V4;
 
+use crate::disk::{Disk, run};
 use crate::site::Site;
 
 const GATEWAY: ([u8; 4], u16) = ([127, 0, 0, 1], 55555);
@@ -34,28 +34,6 @@ fn login(site: &Site, user: &str) -> TestTunnel {
 fn rows(site: &Site, arguments: &[&str]) -> Vec<Value> {
     let answer: Value = serde_json::from_str(&site.order_done(&[&["usage"], arguments, &["--json"]].concat())).unwrap();
     answer["usage"].as_array().unwrap().clone()
-}
-
-/// A small disk, until this value is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(path: &Path, options: &str) -> Self {
-        fs::create_dir_all(path).unwrap();
-        run("mount", &["-t", "tmpfs", "-o", options, "tmpfs"], path);
-        Disk(path.to_owned())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        run("umount", &["-l"], &self.0);
-    }
-}
-
-fn run(program: &str, arguments: &[&str], path: &Path) {
-    let output = Command::new(program).args(arguments).arg(path).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tollgate::tls;
 use tollgate_config::{ClientTls, KeyExchange, PemSource, ServerTls, open_file};
 use tollgate_shards::{
     Action, Congestion, Event, Handshakes, Limits, Machine, Message, Output, Received, SessionLimits, ShardIndex,
-    Snapshot, Transmit, User, Users,
+    Snapshot, Told, Transmit, User, Users,
 };
 use tollgate_sim::LinkPlan;
 use tollgate_sim::world::{GATEWAY, Setup, UserSpec, World};
@@ -159,7 +159,7 @@ impl Wire {
                     output.sends.push((transmit, std::mem::replace(&mut buf, spare)));
                 }
                 Output::Action(Action::Send(to, message)) => output.messages.push((to, message)),
-                Output::Action(Action::Log(event)) => {
+                Output::Action(Action::Tell(Told { event, .. })) => {
                     output.attached += u64::from(matches!(event, Event::Attached { .. }))
                 }
                 Output::Action(_) => {}

@@ -18,7 +18,7 @@ use super::initial::{self, CHOSEN_ID_BYTES_MIN, INITIAL_BYTES_MIN, Initial, Vers
 use super::intake::Intake;
 use super::keys::ShardKeys;
 use super::moves::Moves;
-use super::peer::Failure;
+use super::peer::{Failed, Failure};
 use super::placement::Placement;
 use super::responses::Responses;
 use super::retry::{self, Claim, Retries};
@@ -73,7 +73,7 @@ pub struct QuicEndpoint {
     /// Whether handshakes begin.
     pub intake: Intake,
     /// Handshakes that have failed and nobody was told of yet.
-    pub failed: VecDeque<Failure>,
+    pub failed: VecDeque<Failed>,
     /// What became of all that are over.
     pub handshake_ends: HandshakeCounts,
     pub session_limits: SessionLimits,
@@ -294,7 +294,7 @@ impl QuicEndpoint {
                 self.failures.count(now, address, cost);
                 accounts.counters.drops.count(DropReason::Undecryptable);
                 self.handshake_ends.count(kind, outcome(&error.cause));
-                self.failed.push_back(Failure::of(&error.cause));
+                self.failed.push_back(Failed { remote, kind, failure: Failure::of(&error.cause) });
                 if let Some(transmit) = error.response {
                     self.responses.respond(outgoing(&transmit), &answer, &mut accounts.counters);
                 }

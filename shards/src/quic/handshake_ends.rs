@@ -10,7 +10,7 @@ use super::close_code;
 use super::connections::Stage;
 use super::endpoint::{HELLO_TIMEOUT, QuicEndpoint};
 use super::failures::{COST_OF_FAILURE, COST_OF_HALF};
-use super::peer::{Failure, credential, reconnects};
+use super::peer::{Failed, Failure, credential, reconnects};
 use crate::drops::DropReason;
 use crate::handshake_counts::HandshakeOutcome;
 use crate::ids::{Credential, Reconnects};
@@ -63,10 +63,11 @@ impl QuicEndpoint {
         let Some(client) = self.connections.at(slot) else { return false };
         let Stage::Handshaking { place, .. } = client.stage else { return false };
         client.stage = Stage::Closed;
-        self.handshake_ends.count(client.kind, outcome);
+        let (remote, kind) = (client.tunnel.connection.remote_address(), client.kind);
+        self.handshake_ends.count(kind, outcome);
         self.admission.release(place);
         self.count_failure(now, slot, if place.has_hello { COST_OF_FAILURE } else { cost });
-        self.failed.push_back(failure);
+        self.failed.push_back(Failed { remote, kind, failure });
         true
     }
 

@@ -1,6 +1,6 @@
 //! Who the other side of a connection is, and why a connection is over.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use quinn_proto::crypto::rustls::HandshakeData;
@@ -64,6 +64,15 @@ pub fn claim(address: IpAddr) -> CertificateDer<'static> {
 
 fn claimed(chain: &[CertificateDer<'_>]) -> Option<IpAddr> {
     str::from_utf8(chain.last()?.strip_prefix(CLAIM)?).ok()?.parse().ok()
+}
+
+/// A handshake that has come to nothing.
+#[derive(Debug)]
+pub struct Failed {
+    pub remote: SocketAddr,
+    /// What its version of QUIC says that the client would have logged in with.
+    pub kind: CredentialKind,
+    pub failure: Failure,
 }
 
 /// Why a handshake has come to nothing.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::Message;
+use super::told::Told;
 use crate::ids::{CommandId, ConnectionKey, CredentialKind, Fingerprint, ShardIndex, Shards, UserIndex};
 use crate::session::addresses::SteeringUpdate;
 use crate::session::snapshot::Snapshot;
@@ -65,7 +66,7 @@ pub enum Action {
     ClientMtu(ClientMtu),
     /// May release what a steering update before it has held.
     Send(ShardIndex, Message),
-    Log(Event),
+    Tell(Told),
 }
 
 /// What the path to one client carries, for the kernel's route to its inner address.

@@ -13,6 +13,7 @@ use super::client_mtus::ClientMtus;
 use super::downlink::Downlink;
 use super::drain::Drain;
 use super::message::{Message, Outbox, PacketMessage};
+use super::told::{End, Peer};
 use super::usage::{EndedUsage, Usage};
 use crate::assignment::Assignment;
 use crate::counters::Counters;
@@ -37,7 +38,7 @@ use crate::quic::endpoint::QuicEndpoint;
 use crate::quic::failures::COST_OF_FAILURE;
 use crate::quic::intake::Intake;
 use crate::quic::keys::ShardKeys;
-use crate::quic::peer::{Failure, words};
+use crate::quic::peer::{Failed, Failure, words};
 use crate::session::message::ControlMessage;
 use crate::session::snapshot::Snapshot;
 
@@ -222,7 +223,9 @@ impl DataPlane {
         self.quic.count_failure(self.now, slot, COST_OF_FAILURE);
         self.quic.handshake_ends.count(login.credential.kind, HandshakeOutcome::UnknownCredential);
         let Credential { kind, fingerprint } = login.credential;
-        self.tell(Event::UnknownCredential { kind, fingerprint });
+        let peer = self.quic.connections.at(slot).map(|client| Peer::of(client));
+        let peer = peer.map(|peer| Peer { credential: Some(fingerprint), ..peer });
+        self.outbox.tell(Event::UnknownCredential { kind, fingerprint }, peer);
         self.close(slot, close_code::ESTABLISHMENT_FAILED, "Session establishment failed");
     }
 
@@ -269,7 +272,8 @@ impl DataPlane {
         if let Some(limit) = limit {
             self.limits.join(user, identity.home, limit);
         }
-        self.tell(Event::Attached { user, connection, address });
+        let peer = Peer::of(client);
+        self.outbox.tell(Event::Attached { user, connection, address }, Some(peer));
         self.follow_path(slot);
         self.quic.connections.touch(slot);
     }
@@ -280,8 +284,12 @@ impl DataPlane {
 
     /// Likewise, because another `version` of the snapshot wants it.
     pub fn close_of(&mut self, version: Option<u64>, slot: u32, code: u32, reason: &'static str) {
+        self.end(version, slot, (code, reason), End::Gateway(code));
+    }
+
+    pub(super) fn end(&mut self, version: Option<u64>, slot: u32, (code, reason): (u32, &'static str), end: End) {
         self.quic.close(self.now, slot, code, reason);
-        self.leave(slot, version, &format!("closed by the gateway: {reason} (code {code:#04x})"));
+        self.leave(slot, version, &format!("closed by the gateway: {reason} (code {code:#04x})"), end);
     }
 
     /// Closes every connection, and takes no new ones.
@@ -314,23 +322,22 @@ impl DataPlane {
         if self.quic.handshake_lost(self.now, slot, reason) {
             return self.tell_failed();
         }
-        self.leave(slot, None, &words(reason));
+        self.leave(slot, None, &words(reason), End::of(reason));
     }
 
-    fn leave(&mut self, slot: u32, version: Option<u64>, reason: &str) {
+    fn leave(&mut self, slot: u32, version: Option<u64>, reason: &str, end: End) {
         if self.quic.handshake_closed(self.now, slot, reason) {
             return self.tell_failed();
         }
         let Some(client) = self.quic.connections.at(slot) else { return };
-        let connection = client.key;
+        let (connection, peer) = (client.key, Peer { end: Some(end), ..Peer::of(client) });
         let (identity, attached) = match std::mem::replace(&mut client.stage, Stage::Closed) {
             Stage::LoggedIn(identity) => (identity, None),
             Stage::Attached { identity, address, limited } => (identity, Some((address, limited))),
             Stage::Handshaking { .. } | Stage::Closed => return,
         };
         if let Some((address, limited)) = attached {
-            let (usage, lasted) =
-                (Usage::of(&client.tunnel.connection.stats()), self.now.saturating_duration_since(client.began));
+            let (usage, lasted) = (peer.usage, self.now.saturating_duration_since(client.began));
             self.former_usage += usage;
             *self.ended_usage.entry(identity.user).or_default() += EndedUsage { usage, connections: 1, lasted };
             self.client_mtus.forget(client, address);
@@ -343,7 +350,7 @@ impl DataPlane {
         self.outbox.send(identity.home, ControlMessage::Gone { user, connection });
         if attached.is_some() {
             let (reason, version) = (reason.to_owned(), version.unwrap_or(self.version));
-            self.tell(Event::Detached { user, connection, reason, version });
+            self.outbox.tell(Event::Detached { user, connection, reason, version }, Some(peer));
         }
     }
 
@@ -367,16 +374,17 @@ impl DataPlane {
     }
 
     fn tell_failed(&mut self) {
-        while let Some(failure) = self.quic.failed.pop_front() {
-            self.tell(match failure {
-                Failure::Unlisted(Credential { kind, fingerprint }) => Event::UnknownCredential { kind, fingerprint },
+        while let Some(Failed { remote, kind, failure }) = self.quic.failed.pop_front() {
+            let mut peer = Peer::stranger(remote, kind);
+            let event = match failure {
+                Failure::Unlisted(Credential { kind, fingerprint }) => {
+                    peer.credential = Some(fingerprint);
+                    Event::UnknownCredential { kind, fingerprint }
+                }
                 Failure::Other(reason) => Event::HandshakeFailed { reason },
-            });
+            };
+            self.outbox.tell(event, Some(peer));
         }
-    }
-
-    fn tell(&mut self, event: Event) {
-        self.outbox.tell(event);
     }
 
     // Inner packets of clients.
@@ -580,7 +588,7 @@ impl DataPlane {
         let Stage::Attached { identity, address, .. } = client.stage else { return };
         let (who, counters) = ((identity.user, address), &mut self.accounts.counters);
         let event = self.client_mtus.set(self.now, client, who, carried_bytes, counters);
-        event.into_iter().for_each(|event| self.outbox.tell(event));
+        event.into_iter().for_each(|event| self.outbox.tell(event, None));
         let has_unanswered = client.tunnel.path.has_unanswered();
         let (tunnel, mtu_bytes) = (&self.forward.policy.tunnel, client.tunnel.inner_mtu_bytes());
         if client.tunnel.path.has_confirmation(|| unasked_reply(tunnel.addr(), address, mtu_bytes)) {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::action::Event;
+use super::told::{Peer, Told};
 use crate::ids::{ConnectionKey, ShardIndex};
 use crate::io::Received;
 use crate::packet::vnet::VnetHeader;
@@ -78,7 +79,7 @@ pub struct Outbox {
     hairpin_packets_max: usize,
     pub remote: VecDeque<(ShardIndex, Message)>,
     pub local: VecDeque<Message>,
-    events: VecDeque<Event>,
+    events: VecDeque<Told>,
     /// How many events were only counted, and of how many of those nobody was told yet.
     pub forgotten_events: u64,
     untold_events: u64,
@@ -110,19 +111,19 @@ impl Outbox {
         }
     }
 
-    pub fn tell(&mut self, event: Event) {
+    pub fn tell(&mut self, event: Event, peer: Option<Peer>) {
         if self.events.len() < EVENTS_MAX || matches!(event, Event::Detached { .. }) {
-            self.events.push_back(event);
+            self.events.push_back(Told { event, peer });
         } else {
             self.forgotten_events += 1;
             self.untold_events += 1;
         }
     }
 
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_told(&mut self) -> Option<Told> {
         match std::mem::take(&mut self.untold_events) {
             0 => self.events.pop_front(),
-            events => Some(Event::Forgotten { events }),
+            events => Some(Told { event: Event::Forgotten { events }, peer: None }),
         }
     }
 }
@@ -134,8 +135,9 @@ mod tests {
     #[test]
     fn of_too_many_events_only_the_ends_of_connections_are_kept_and_the_others_counted() {
         let mut outbox = Outbox::new(ShardIndex(0), 1);
-        (0..EVENTS_MAX + 7).for_each(|_| outbox.tell(Event::HandshakeFailed { reason: String::new() }));
-        assert_eq!((outbox.events.len(), outbox.poll_event()), (EVENTS_MAX, Some(Event::Forgotten { events: 7 })));
+        (0..EVENTS_MAX + 7).for_each(|_| outbox.tell(Event::HandshakeFailed { reason: String::new() }, None));
+        let told = outbox.poll_told().map(|told| told.event);
+        assert_eq!((outbox.events.len(), told), (EVENTS_MAX, Some(Event::Forgotten { events: 7 })));
     }
 
     #[test]

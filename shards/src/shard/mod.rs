@@ -20,6 +20,7 @@ pub mod message;
 mod sessions;
 #[cfg(feature = "inspect")]
 pub mod states;
+pub mod told;
 pub mod usage;
 
 use std::collections::BTreeSet;
@@ -280,15 +281,20 @@ impl Shard {
     /// The home wants a connection closed.
     fn close(&mut self, connection: ConnectionKey, reason: CloseReason, version: u64) {
         let Some(slot) = self.data.quic.connections.find(connection) else { return };
-        let user = self.data.quic.connections.at(slot).and_then(|client| Some(client.identity()?.user));
-        let event = user.and_then(|user| match reason {
-            CloseReason::PoolExhausted => Some(Event::PoolExhausted { user }),
-            CloseReason::PoolReserved => Some(Event::PoolReserved { user }),
-            CloseReason::TooManyConnections => Some(Event::TooManyConnections { user }),
-            CloseReason::OverQuota => Some(Event::OverQuota { user }),
+        let who = self
+            .data
+            .quic
+            .connections
+            .at(slot)
+            .and_then(|client| Some((client.identity()?.user, told::Peer::of(client))));
+        let refused = who.and_then(|(user, peer)| match reason {
+            CloseReason::PoolExhausted => Some((Event::PoolExhausted { user }, peer)),
+            CloseReason::PoolReserved => Some((Event::PoolReserved { user }, peer)),
+            CloseReason::TooManyConnections => Some((Event::TooManyConnections { user }, peer)),
+            CloseReason::OverQuota => Some((Event::OverQuota { user }, peer)),
             CloseReason::Revoked | CloseReason::Superseded | CloseReason::Moved => None,
         });
-        event.into_iter().for_each(|event| self.data.outbox.tell(event));
+        refused.into_iter().for_each(|(event, peer)| self.data.outbox.tell(event, Some(peer)));
         let (code, reason) = match reason {
             CloseReason::PoolExhausted | CloseReason::PoolReserved => {
                 (close_code::ESTABLISHMENT_FAILED, "Session establishment failed")
@@ -422,7 +428,7 @@ impl Machine for Shard {
             self.data.accounts.counters.messages += 1;
             Action::Send(to, message)
         } else {
-            Action::Log(self.data.outbox.poll_event()?)
+            Action::Tell(self.data.outbox.poll_told()?)
         };
         Some(Output::Action(action))
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::action::Event;
 use super::data::DataPlane;
+use super::told::End;
 use crate::deadlines::{SessionLimits, SessionTimes};
 use crate::ids::UserIndex;
 use crate::quic::close_code;
@@ -26,7 +27,7 @@ impl DataPlane {
         client.deadlines = Some(SessionTimes::new(self.now, until));
         let told = certificate_ends(client, &self.quic.session_limits, self.now);
         if let Some((user, days)) = told {
-            self.outbox.tell(Event::CertificateEnds { user, days });
+            self.outbox.tell(Event::CertificateEnds { user, days }, None);
         }
     }
 
@@ -59,7 +60,7 @@ impl DataPlane {
             users.entry(user).and_modify(|first: &mut u64| *first = days.min(*first)).or_insert(days);
         }
         for (user, days) in users.into_iter().take(TOLD_MAX) {
-            self.outbox.tell(Event::CertificateEnds { user, days });
+            self.outbox.tell(Event::CertificateEnds { user, days }, None);
         }
     }
 
@@ -71,7 +72,7 @@ impl DataPlane {
             && at <= self.now
         {
             self.accounts.counters.session_ends.count(why);
-            self.close(slot, close_code::SESSION_OVER, why.words());
+            self.end(None, slot, (close_code::SESSION_OVER, why.words()), End::Session(why));
         }
     }
 }

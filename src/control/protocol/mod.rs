@@ -130,6 +130,20 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether more than an answer comes of it.
+    pub fn changes_something(&self) -> bool {
+        match self {
+            Request::Status { .. } | Request::Users { .. } | Request::Connections { .. } | Request::Usage { .. } => {
+                false
+            }
+            Request::Reload { .. } | Request::Kick { .. } | Request::Drain { .. } | Request::Resume => true,
+            Request::Limit { .. } | Request::LogLevel { .. } | Request::Upgrade { .. } => true,
+            Request::ForgetUsage { .. } => true,
+        }
+    }
+}
+
 /// What came of it. On the line, for example: `{"version":1,"done":true,"lines":["..."],"epoch":3}`, or `{"version":1,"done":false,"lines":["..."]}`
 /// with every reason why not.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tollgate_shards::{Command, CommandId, Event, Message, ShardIndex, Shards, Snapshot};
+use tollgate_shards::{Command, CommandId, Message, ShardIndex, Shards, Snapshot, Told};
 
 use crate::gateway::core::Core;
 use crate::gateway::notices::Notice;
@@ -42,7 +42,7 @@ where
 impl<D, E> Core<D, E>
 where
     D: Descriptors<Wake: Notify>,
-    E: FnMut(ShardIndex, Event, &Snapshot),
+    E: FnMut(ShardIndex, Told, &Snapshot),
 {
     /// Takes a bounded batch of what the other process says. Returns whether there may be more.
     pub(in crate::gateway) fn hear_sibling(&mut self, now: Instant) -> bool {

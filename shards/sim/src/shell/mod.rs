@@ -36,7 +36,7 @@ type Told = Rc<RefCell<Vec<Event>>>;
 /// Places where a core may panic.
 pub const FATES: usize = 6;
 
-type Tell = Box<dyn FnMut(ShardIndex, Event, &Snapshot)>;
+type Tell = Box<dyn FnMut(ShardIndex, tollgate_shards::Told, &Snapshot)>;
 
 /// What a core does between two turns.
 #[derive(Debug, Clone, Copy)]
@@ -213,9 +213,9 @@ impl Shell {
             packet_io.set_handshakes(sockets.handshakes, waker.descriptor()).expect("descriptors do not run out");
             let (told, tells) = (told.clone(), Rc::new(Fate::default()));
             let fate = tells.clone();
-            let tell: Tell = Box::new(move |_, event, _| {
+            let tell: Tell = Box::new(move |_, told_now, _| {
                 fate.ask();
-                told.borrow_mut().push(event);
+                told.borrow_mut().push(told_now.event);
             });
             let seat = Seat {
                 cpu: 0,

@@ -60,7 +60,7 @@ impl World {
                     buf.clear();
                 }
                 Output::Frame(frame) => outputs.frames.push([frame.header, &frame.payloads.concat()].concat()),
-                Output::Action(Action::Log(event)) => outputs.events.push(event),
+                Output::Action(Action::Tell(told)) => outputs.events.push(told.event),
                 Output::Action(Action::Steering(update)) => outputs.steers.push(update),
                 Output::Action(Action::Send(to, message)) => outputs.messages.push((to, message)),
                 Output::Action(Action::ClientMtu(mtu)) => outputs.client_mtus.push(mtu),
