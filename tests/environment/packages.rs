@@ -79,6 +79,7 @@ fn the_package_is_installed_upgraded_removed_and_purged_and_leaves_what_is_the_o
     for file in [
         "/usr/share/man/man1/tollgate-serve.1.gz",
         "/usr/share/bash-completion/completions/tollgate",
+        "/usr/share/doc/tollgate/THIRD-PARTY",
         "/usr/share/doc/tollgate/examples/server.toml",
     ] {
         assert!(installed.lines().any(|line| line == file), "{file} is not among\n{installed}");

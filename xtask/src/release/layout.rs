@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::notices::notices;
 use super::{run, say};
 
 /// Files of the repository, and where they go.
@@ -55,6 +56,7 @@ impl Layout {
         for (from, to) in FILES {
             layout.put(to, &fs::read(root.join(from)).with_context(|| from.to_owned())?, 0o644)?;
         }
+        layout.put("usr/share/doc/tollgate/THIRD-PARTY", notices(root)?.as_bytes(), 0o644)?;
         for (shell, to) in COMPLETIONS {
             let script = say(Command::new(&program).args(["completions", shell]))?;
             layout.put(to, format!("{script}\n").as_bytes(), 0o644)?;

@@ -5,6 +5,7 @@
 mod debian;
 mod image;
 mod layout;
+mod notices;
 
 use std::fs;
 use std::path::{Path, PathBuf};
