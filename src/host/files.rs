@@ -31,6 +31,8 @@ pub type Load = dyn Fn(&Open<'_>) -> Result<ServerConfig, ConfigError> + Send;
 
 /// What the configuration names, as it was when it was last looked at.
 pub struct Named {
+    /// The configuration file.
+    path: PathBuf,
     files: BTreeSet<PathBuf>,
     load: Box<Load>,
 }
@@ -44,8 +46,7 @@ impl fmt::Debug for Named {
 impl Named {
     /// What the file at `path` names, which says `config` now, and whatever `load` says later.
     pub fn of(path: &Path, config: &ServerConfig, load: Box<Load>) -> Self {
-        let files = [path, &config.users_file, &config.shards.key_file.path].into_iter().chain(config.protocol.files());
-        Named { files: files.map(Path::to_owned).collect(), load }
+        Named { path: path.to_owned(), files: named(path, config), load }
     }
 
     /// Whether the configuration names the file at `path`: looks at it again where it did not.
@@ -63,17 +64,16 @@ impl Named {
             opened.borrow_mut().insert(path.to_owned());
             open_file(path)
         };
-        let config = (self.load)(&open);
-        let mut files = opened.into_inner();
-        match config {
-            Ok(config) => {
-                files.extend(config.protocol.files().map(Path::to_owned));
-                files.insert(config.shards.key_file.path);
-                self.files = files;
-            }
-            Err(_) => self.files.extend(files),
+        match (self.load)(&open) {
+            Ok(config) => self.files = named(&self.path, &config),
+            Err(_) => self.files.append(&mut opened.borrow_mut()),
         }
     }
+}
+
+fn named(path: &Path, config: &ServerConfig) -> BTreeSet<PathBuf> {
+    let files = [path, &config.users_file, &config.shards.key_file.path].into_iter().chain(config.protocol.files());
+    files.map(Path::to_owned).collect()
 }
 
 /// Opens the file at `path` for reading. One that is a pipe is not waited for.
