@@ -377,9 +377,12 @@ impl World {
 
     fn strike(&mut self, sent: Option<Sent>) {
         let Some((from, shown, datagram)) = sent else { return };
-        if self.floods.begun.contains_key(&from) {
-            // With a token, or soon.
+        let holds = self.floods.begun.contains_key(&from);
+        // With a token, or soon. One that is shown with another ID is of its address all the same, should that ID pass for the gateway's.
+        if holds || shown == Some(Shown::Misled) {
             self.strangers.proves(from);
+        }
+        if holds {
             self.oracle.proofs.proves(from);
         }
         if let Some(shown) = shown {
