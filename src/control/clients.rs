@@ -68,16 +68,16 @@ impl Clients {
     /// Lets a client in, or tells it why not.
     pub fn add(&mut self, stream: UnixStream, event_loop: &EventLoop, now: Instant) {
         let place = self.places.iter().position(Option::is_none);
+        let process = peer(&stream);
         let refusal = match place {
             None => format!("the gateway has {CLIENTS_MAX} others at its control socket: try again"),
-            Some(_) if !may_control(&stream) => {
+            Some(_) if !process.is_some_and(may_control) => {
                 "only root and the user whom the gateway runs as may control it".to_owned()
             }
             Some(place) => {
                 self.number += 1;
                 let id = ClientId { place, number: self.number };
                 let state = State::Reading { deadline: now + CLIENT_TIMEOUT };
-                let process = peer(&stream);
                 match event_loop.watch_once(Source::Client(place), stream) {
                     Ok(stream) => {
                         self.places[place] =

@@ -159,8 +159,7 @@ impl Host {
 
     fn one(&mut self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<OwnedFd, HostError> {
         let (_, lent) = self.ask(request, with)?;
-        let [one] = <[OwnedFd; 1]>::try_from(lent).map_err(|_| HostError::Answer)?;
-        Ok(one)
+        only(lent)
     }
 
     /// Starts the process that is to take over, and returns its ID; see [`Request::StartSuccessor`].
@@ -215,9 +214,7 @@ impl Host {
 
     fn opened(&mut self, request: &Request) -> io::Result<OwnedFd> {
         match self.ask(request, None) {
-            Ok((Answer::Descriptors, mut lent)) => {
-                lent.pop().filter(|_| lent.is_empty()).ok_or_else(|| io::Error::other(HostError::Answer))
-            }
+            Ok((Answer::Descriptors, lent)) => only(lent).map_err(io::Error::other),
             Ok((Answer::Unopened { errno }, _)) => Err(io::Error::from_raw_os_error(errno)),
             Ok(_) => Err(io::Error::other(HostError::Answer)),
             Err(error) => Err(io::Error::other(error)),
@@ -250,6 +247,12 @@ impl Host {
         self.port = reply.port.or(self.port);
         reply.result.map(|answer| (answer, descriptors)).map_err(HostError::Refused)
     }
+}
+
+/// The one descriptor that was lent.
+fn only(lent: Vec<OwnedFd>) -> Result<OwnedFd, HostError> {
+    let [one] = <[OwnedFd; 1]>::try_from(lent).map_err(|_| HostError::Answer)?;
+    Ok(one)
 }
 
 fn exchange(

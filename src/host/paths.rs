@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, make_bitflags,
+    ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    make_bitflags, path_beneath_rules,
 };
 use tollgate_config::ServerConfig;
 
@@ -14,7 +14,7 @@ use crate::{records, whole_file};
 
 /// Rights that this program knows of. An older kernel has some of them.
 const KNOWN: ABI = ABI::V6;
-/// Of the kernel: CPUs, memory, the control group, and this process. The last one is another for each process.
+/// Of the kernel: this process, memory, CPUs, the control group, and what takes a descriptor's place.
 const READ: [&str; 5] = ["/proc/self", "/proc/meminfo", "/sys/devices/system", "/sys/fs/cgroup", "/dev/null"];
 const WRITTEN: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | MakeReg | RemoveFile | Truncate});
@@ -44,14 +44,16 @@ impl Paths {
     ///
     /// Those of the kernel.
     pub fn leave(&self) -> Result<bool, RulesetError> {
-        let read = READ.into_iter().chain(self.read).map(Path::new);
+        // A path that is not there has no rule.
+        let read =
+            path_beneath_rules(READ.into_iter().chain(self.read), AccessFs::from_read(KNOWN) & !AccessFs::Execute);
         let ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(KNOWN))?
             .handle_access(AccessNet::ConnectTcp)?
             .create()?
-            .add_rules(rules(read, AccessFs::from_read(KNOWN) & !AccessFs::Execute))?
-            .add_rules(rules(self.written.iter().map(PathBuf::as_path), WRITTEN))?
-            .add_rules(rules(self.emptied.iter().map(PathBuf::as_path), AccessFs::RemoveFile.into()))?;
+            .add_rules(read)?
+            .add_rules(path_beneath_rules(&self.written, WRITTEN))?
+            .add_rules(path_beneath_rules(&self.emptied, AccessFs::RemoveFile))?;
         Ok(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
     }
 }
@@ -62,12 +64,4 @@ fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
     let _ = fs::create_dir_all(folder);
     let linked = fs::canonicalize(path).ok().map(|real| whole_file::folder(&real).to_owned());
     [folder.to_owned()].into_iter().chain(linked)
-}
-
-/// A path that is not there has no rule.
-fn rules<'p>(
-    paths: impl Iterator<Item = &'p Path>,
-    access: BitFlags<AccessFs>,
-) -> impl Iterator<Item = Result<PathBeneath<PathFd>, RulesetError>> {
-    landlock::path_beneath_rules(paths, access)
 }

@@ -74,8 +74,7 @@ impl Endpoint {
         if wanted == self.listening.as_ref().map(|listening| listening.address) {
             return Ok(None);
         }
-        let bound = wanted.map(|address| Ok((address, listen(address)?))).transpose()?;
-        bound.map(|(address, listener)| listening(address, listener, event_loop)).transpose().map(Some)
+        wanted.map(|address| listening(address, listen(address)?, event_loop)).transpose().map(Some)
     }
 
     /// Puts in force what was prepared. Whoever is being served still is.
